@@ -1,0 +1,20 @@
+"""Exact meta-gradients by Algorithm 1 of GIMLI: an explicit unroll, then a hand-written second-order backward sweep."""
+
+from gimli_core import errors, memory, optimizers
+from gimli_core.autograd_bridge import unroll
+from gimli_core.meta_gradient import MetaGradient, meta_gradient
+from gimli_core.meta_parameters import per_step
+from gimli_core.problem import Problem
+from gimli_core.requirements import check_requirements
+
+__all__ = [
+    "MetaGradient",
+    "Problem",
+    "check_requirements",
+    "errors",
+    "memory",
+    "meta_gradient",
+    "optimizers",
+    "per_step",
+    "unroll",
+]

@@ -1,0 +1,133 @@
+"""The meta-gradient as one node of autograd's graph: `loss.backward()` runs the backward sweep."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core.errors import SecondDerivativeError
+from gimli_core.inputs import prepare
+from gimli_core.memory.actions import Schedule
+from gimli_core.meta_gradient import Execution, MetaGradient, check_schedule
+from gimli_core.meta_parameters import look_up, tensor_paths
+from gimli_core.optimizers.interface import State
+from gimli_core.problem import Problem
+from gimli_core.requirements import require
+
+__all__ = ["unroll"]
+
+
+def unroll(
+    problem: Problem,
+    theta_0: Mapping[str, Tensor],
+    train_batches: Sequence[Any] | Callable[[int], Any],
+    val_batch: Any,
+    *,
+    steps: int | None = None,
+    phi_opt: Mapping[str, Any] | None = None,
+    phi_loss: Mapping[str, Tensor] | None = None,
+    state_0: State | None = None,
+    val_weights: Sequence[float] | Tensor | None = None,
+    memory: Schedule | None = None,
+    recurrence: str = "augmented",
+    check: bool = True,
+    with_trajectory: bool = False,
+) -> Any:
+    """The validation loss after J inner steps, tied into autograd.
+
+    `loss.backward()` runs the backward sweep once and fills the gradients of phi_opt, phi_loss,
+    theta_0, state_0 and val_weights, and of whatever computed them (a hypernetwork, `log_lr.exp()`).
+
+    Args: as in `meta_gradient`, and
+        with_trajectory: return `(loss, trajectory)`, with a `Trajectory` of detached results.
+
+    Returns:
+        Tensor: L, a scalar.
+
+    Raises:
+        what `meta_gradient` raises, and
+        RequirementError: a loss that reaches a tensor which requires grad and is in none of the arguments: its
+            gradient would be missing.
+        SecondDerivativeError: when a second derivative is asked for through L (`create_graph=True`
+            alone is harmless).
+
+    Cost: forwards 3F·J, backwards the rest of what `meta_gradient` costs.
+    Source: Grefenstette et al. 2019, Algorithm 1.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, target):
+    ...     return ((theta["w"] - target) ** 2).sum() / 2
+    >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
+    >>> log_lr = torch.tensor(0.5).log().requires_grad_()
+    >>> L = gimli.unroll(problem, {"w": torch.zeros(2)}, [torch.ones(2)] * 2, torch.ones(2), phi_opt={"lr": log_lr.exp()})
+    >>> L.backward()
+    >>> log_lr.grad                       # lr · dL/dlr
+    tensor(-0.2500)
+    """
+    schedule = check_schedule(memory)
+    inputs = prepare(
+        problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
+        state_0=state_0, val_weights=val_weights, recurrence=recurrence,
+    )  # fmt: skip
+    if check:
+        require(inputs, replays=schedule.replays, tied=True)
+    execution = Execution(inputs, schedule)
+    arguments = {
+        "A_opt": phi_opt or {},
+        "A_loss": phi_loss or {},
+        "B_0": {k: theta_0[k] for k in inputs.theta_0},
+        "S_0": {slot: held for slot, held in (state_0 or {}).items() if slot != "step"},
+        "val_losses": val_weights,
+    }
+    paths, tied = zip(*tensor_paths(arguments), strict=True)
+    loss: Tensor = _Unrolled.apply(execution, paths, *tied)
+    return (loss, execution.trajectory()) if with_trajectory else loss
+
+
+class _Unrolled(torch.autograd.Function):
+    """Forward: lines 2-9. Backward: lines 10-15, once, times the gradient that arrives."""
+
+    @staticmethod
+    def forward(ctx: Any, execution: Execution, paths: Sequence[tuple[Any, ...]], *tied: Tensor) -> Tensor:
+        deque(execution.forward(), maxlen=0)
+        ctx.execution, ctx.paths, ctx.gradients = execution, paths, None
+        ctx.save_for_backward(*tied)
+        return execution.val_loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, arriving: Tensor) -> tuple[Tensor | None, ...]:
+        tied = ctx.saved_tensors  # raises if one was changed in place since the forward unroll
+        if ctx.gradients is None:
+            deque(ctx.execution.backward(), maxlen=0)
+            result = ctx.execution.result()
+            ctx.gradients = [_gradient_at(result, path, t) for path, t in zip(ctx.paths, tied, strict=True)]
+            ctx.execution = None
+        scaled = [(arriving * g).to(t) for g, t in zip(ctx.gradients, tied, strict=True)]
+        if torch.is_grad_enabled():
+            scaled = list(_Once.apply(len(scaled), *scaled, *tied, arriving))
+        return (None, None, *scaled)
+
+
+class _Once(torch.autograd.Function):
+    """The identity on gradients; differentiating it again is refused, never silently wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.clone() for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[None, ...]:
+        raise SecondDerivativeError(
+            "unroll: expected one derivative of the validation loss; got a request for a second one. The backward sweep gives exact first "
+            "derivatives only: for a second, differentiate a plain unroll with autograd, or put the outer derivative into val_loss."
+        )
+
+
+def _gradient_at(result: MetaGradient, path: tuple[Any, ...], tied: Tensor) -> Tensor:
+    gradient: Tensor = look_up(vars(result), path)
+    # val_weights may start at theta_1; val_losses always starts at theta_0.
+    return gradient[-len(tied) :] if path == ("val_losses",) else gradient

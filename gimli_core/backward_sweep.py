@@ -1,0 +1,59 @@
+"""Lines 8-14: the validation loss, and one step of the backward sweep. Nothing of the unroll is known here.
+
+With B' = B_{j+1} and S' = S_{j+1} the adjoints of what step j returned:
+
+    V_j     = B' dtheta'/dG + S' ds'/dG                              # line 11
+    A_opt  += B' dtheta'/dphi_opt + S' ds'/dphi_opt                  # line 12
+    A_loss += V_j grad_phi grad_theta ell_j                          # line 13
+    B_j     = B' dtheta'/dtheta + S' ds'/dtheta + V_j Hessian ell_j  # line 14
+    S_j     = B' dtheta'/ds + S' ds'/ds
+
+Derivation: appendix_proofs/augmented_state.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import NamedTuple
+
+import torch
+
+from gimli_core.derivatives import Gradient, gradient, second_order_products
+from gimli_core.inputs import Inputs
+from gimli_core.optimizers.interface import State, Tensors
+from gimli_core.record import Event, Point
+
+__all__ = ["Swept", "step", "validation_gradient"]
+
+
+class Swept(NamedTuple):
+    """What the sweep of one step returns."""
+
+    B: Tensors  # B_j
+    S: State  # S_j
+    A_opt: dict[str, Tensors]  # the increment of line 12, {tensor: {hyperparameter: adjoint}}
+    A_loss: Tensors  # the increment of line 13
+
+
+def validation_gradient(inputs: Inputs, point: Point) -> Gradient:
+    """Lines 8 and 9: L_val, its explicit derivative in phi_loss, and grad_theta L_val. Cost 3F."""
+    return gradient(
+        inputs.problem.val_loss, "val_loss", point.theta, inputs.phi_loss, inputs.val_batch, frozen=inputs.frozen, of_phi=True
+    )
+
+
+def step(
+    inputs: Inputs, point: Point, G_j: Gradient, B: Tensors, S: State, *, replay: bool
+) -> Generator[Event, None, Swept]:
+    """Lines 11-14: from B_{j+1}, S_{j+1} to B_j, S_j and the increments of A. Frees the graph of G_j. Cost 6F."""
+    j, optimizer = point.j, inputs.optimizer
+    assert G_j.graph is not None
+    pulled = optimizer.pullback(point.theta, point.state, G_j.theta, inputs.hyper.at(j), B, S, inputs.hyper.wanted)
+    yield Event(11, j, {"V": pulled.V}, replay)                                                            # line 11
+    yield Event(12, j, {"A_opt": pulled.A}, replay)                                                        # line 12
+    curvature, mixed = second_order_products(G_j.graph, pulled.V)
+    yield Event(13, j, {"A_loss": mixed}, replay)                                                          # line 13
+    B_j = {k: torch.add(direct, curvature[k]) for k, direct in pulled.B.items()}                           # line 14
+    S_j = pulled.S if inputs.recurrence == "augmented" else optimizer.zero_adjoint(point.state)
+    yield Event(14, j, {"B": B_j, "S": S_j, "direct": pulled.B, "curvature": curvature}, replay)
+    return Swept(B_j, S_j, pulled.A, mixed)

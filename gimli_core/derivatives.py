@@ -1,0 +1,109 @@
+"""The only production caller of autograd: gradients of the losses, and products with their second derivatives.
+
+Nothing here differentiates an optimizer. Autograd is asked for
+
+    G_j                        line 5     gradient(...)
+    V_j Hessian, V_j mixed     13, 14     second_order_products(...), one reverse pass for both
+    B_J, A_loss's first term   8, 9       gradient(..., of_phi=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gimli_core.errors import ArgumentError, explain
+from gimli_core.optimizers.interface import Tensors
+from gimli_core.problem import Loss
+
+__all__ = ["Gradient", "Graph", "gradient", "second_order_products"]
+
+
+class Graph(NamedTuple):
+    """A gradient that can still be differentiated, and the leaves it hangs from."""
+
+    G: tuple[Tensor, ...]
+    theta: Tensors
+    phi_loss: Tensors
+
+
+class Gradient(NamedTuple):
+    """A loss and its gradient at one point, detached, and the graph if it was kept."""
+
+    loss: Tensor
+    theta: Tensors  # G_j for the inner loss, a term of B_j for the validation loss
+    phi_loss: Tensors  # explicit dependence on phi_loss; empty unless asked for
+    graph: Graph | None
+
+
+def gradient(
+    loss_function: Loss,
+    name: str,
+    theta: Tensors,
+    phi_loss: Tensors,
+    batch: Any,
+    *,
+    frozen: Mapping[str, Tensor] | None = None,
+    of_phi: bool = False,
+    keep_graph: bool = False,
+) -> Gradient:
+    """The loss and its gradient with respect to theta (and to phi_loss, if `of_phi`).
+
+    An entry that the loss does not depend on has gradient 0.
+
+    Cost: 3F; with `keep_graph` the activations of the gradient stay until the graph goes.
+    """
+    with torch.enable_grad():
+        theta_leaf = {k: v.detach().requires_grad_() for k, v in theta.items()}
+        phi_leaf = {k: v.detach().requires_grad_(keep_graph or of_phi) for k, v in phi_loss.items()}
+        loss = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch)
+        inputs = [*theta_leaf.values(), *(phi_leaf.values() if of_phi else ())]
+        found = differentiate(loss, inputs, create_graph=keep_graph)
+        if all(g is None for g in found[: len(theta_leaf)]):
+            raise ArgumentError(
+                explain(name, "a loss that depends on theta", "a loss with no gradient path to any entry of theta",
+                        "Compute it from the theta it is called with, without .detach(), .item() or torch.no_grad().")
+            )  # fmt: skip
+        G = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True))
+    values = [g.detach() for g in G]
+    return Gradient(
+        loss.detach(),
+        dict(zip(theta, values, strict=False)),
+        dict(zip(phi_loss, values[len(theta) :], strict=True)) if of_phi else {},
+        Graph(G, theta_leaf, phi_leaf) if keep_graph else None,
+    )
+
+
+def second_order_products(graph: Graph, V: Tensors) -> tuple[Tensors, Tensors]:
+    """V_j times the Hessian (line 14) and V_j times the mixed derivative (line 13), in one reverse pass.
+
+    Frees the graph. Cost: 6F.
+    """
+    inputs = [*graph.theta.values(), *graph.phi_loss.values()]
+    # A gradient that is constant in theta and phi_loss (a linear loss) carries no graph: its products are 0.
+    pairs = [(g, V[k]) for k, g in zip(graph.theta, graph.G, strict=True) if g.requires_grad]
+    found: tuple[Tensor | None, ...] = (None,) * len(inputs)
+    if pairs:
+        found = torch.autograd.grad([g for g, _ in pairs], inputs, [v for _, v in pairs], allow_unused=True)
+    products = [torch.zeros_like(x) if p is None else p for p, x in zip(found, inputs, strict=True)]
+    n = len(graph.theta)
+    return dict(zip(graph.theta, products[:n], strict=True)), dict(zip(graph.phi_loss, products[n:], strict=True))
+
+
+def evaluate(loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
+    """Call a loss and check that it is a scalar tensor."""
+    loss = loss_function(theta, phi_loss, batch)
+    if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.is_floating_point():
+        came = f"a {loss.dtype} tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ArgumentError(explain(name, "to return a scalar floating-point tensor (shape [])", came, "Reduce it with .mean() or .sum()."))
+    return loss
+
+
+def differentiate(loss: Tensor, inputs: list[Tensor], *, create_graph: bool = False) -> tuple[Tensor | None, ...]:
+    """`torch.autograd.grad` with None for every input that the loss does not reach."""
+    if not loss.requires_grad:
+        return (None,) * len(inputs)
+    return torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)

@@ -1,0 +1,67 @@
+"""Every kind of failure, and how its message is put together.
+
+A message's first line is enough to mend the call: which argument, what was
+expected, what came, and what to do. All failures derive from `GimliError`
+and from the built-in exception that a caller would reach for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArgumentError",
+    "GimliError",
+    "NotFiniteError",
+    "ReplayError",
+    "RequirementError",
+    "SecondDerivativeError",
+    "VerificationError",
+]
+
+
+class GimliError(Exception):
+    """Base of every error that gimli_core raises on purpose."""
+
+
+class ArgumentError(GimliError, ValueError):
+    """An argument has the wrong type, shape, dtype, device, name or length."""
+
+
+class RequirementError(GimliError, ValueError):
+    """The problem fails one of the paper's requirements I, II, IIIa, IIIb."""
+
+
+class NotFiniteError(GimliError, ArithmeticError):
+    """A loss, a gradient or an update became infinite or not a number."""
+
+
+class ReplayError(GimliError, RuntimeError):
+    """A loss returned something else when a step was replayed."""
+
+
+class SecondDerivativeError(GimliError, RuntimeError):
+    """A second derivative was asked for through a finished backward sweep."""
+
+
+class VerificationError(GimliError, AssertionError):
+    """A meta-gradient disagrees with an oracle."""
+
+
+def explain(argument: str, expected: str, came: str, do: str) -> str:
+    """One sentence that says what to mend: argument, expectation, arrival, remedy."""
+    return f"{argument}: expected {expected}; got {came}. {do}"
+
+
+def closest(name: object, candidates: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for a near miss, else the empty string."""
+    match = difflib.get_close_matches(str(name), list(candidates), n=1)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def listing(names: Iterable[object], limit: int = 6) -> str:
+    """The first few names, quoted, and how many more there are."""
+    every = [repr(name) for name in names]
+    more = f" and {len(every) - limit} more" if len(every) > limit else ""
+    return ", ".join(every[:limit]) + more if every else "none"

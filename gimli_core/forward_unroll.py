@@ -1,0 +1,77 @@
+"""Lines 4-7: one step of the inner loop forwards. Nothing of the backward sweep is known here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+
+import torch
+
+from gimli_core.derivatives import Gradient, gradient
+from gimli_core.errors import NotFiniteError
+from gimli_core.inputs import Inputs
+from gimli_core.optimizers.interface import Tensors
+from gimli_core.record import Event, Point
+
+__all__ = ["inner_gradient", "step"]
+
+
+def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradient:
+    """Line 5: G_j = grad_theta ell_j(theta_j, phi_loss). Cost 3F."""
+    j = point.j
+    try:
+        G_j = gradient(
+            inputs.problem.train_loss, "train_loss", point.theta, inputs.phi_loss, inputs.batch(j),
+            frozen=inputs.frozen, keep_graph=keep_graph,
+        )  # fmt: skip
+    except Exception as error:
+        error.add_note(f"at inner step j = {j} of {inputs.steps}")
+        raise
+    if point.theta[next(iter(point.theta))].device.type == "cpu":  # elsewhere a look would stall the device
+        check_finite(point, G_j)
+    return G_j
+
+
+def step(inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool) -> Generator[Event, None, tuple[Gradient, Point]]:
+    """Lines 5 and 6: from (theta_j, s_j) to G_j and (theta_{j+1}, s_{j+1})."""
+    j = point.j
+    G_j = inner_gradient(inputs, point, keep_graph=keep_graph)                                             # line 5
+    yield Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay)
+    theta, s = inputs.optimizer.step(point.theta, point.state, G_j.theta, inputs.hyper.at(j))              # line 6
+    yield Event(6, j, {"theta": theta, "s": s}, replay)
+    return G_j, Point(j + 1, theta, s, None)
+
+
+def check_finite(point: Point, G_j: Gradient) -> None:
+    """Raise `NotFiniteError`, naming the step and what broke first, unless the loss and G_j are finite."""
+    sound = math.isfinite(G_j.loss.item()) and math.isfinite(sum(g.sum().item() for g in G_j.theta.values()))
+    if sound:
+        return
+    j, bad_theta, bad_G = point.j, broken(point.theta), broken(G_j.theta)
+    if bad_theta:
+        came = f"theta_{j} of {bad_theta} is not finite already: the update of step {j - 1} broke it, from a finite G_{j - 1}"
+    elif bad_G:
+        came = f"G_{j} of {bad_G} is not finite, the first quantity to break"
+    elif math.isfinite(G_j.loss.item()):
+        return  # only the sum overflowed
+    else:
+        came = f"theta_{j} and G_{j} are finite"
+    raise NotFiniteError(
+        f"train_loss at inner step j = {j}: expected a finite loss and gradient; got a loss of {G_j.loss.item():g}, and {came}. "
+        "Lower the learning rate, or keep the loss away from log(0), sqrt(0) and 0/0."
+    )
+
+
+def check_end(theta_J: Tensors, train_losses: list[Tensor]) -> None:
+    """Raise `NotFiniteError` unless theta_J is finite; where steps were not looked at, say which loss broke first."""
+    names = broken(theta_J)
+    if not names:
+        return
+    finite = torch.isfinite(torch.stack(train_losses)).tolist() if train_losses else []
+    first = f"train_loss broke first at inner step j = {finite.index(False)}" if False in finite else "every train_loss was finite"
+    raise NotFiniteError(f"theta_{len(finite)} of {names}: expected finite values; got inf or nan, and {first}. Lower the learning rate.")
+
+
+def broken(tensors: Tensors) -> str:
+    """The names of the entries that are not finite, or the empty string."""
+    return ", ".join(repr(k) for k, v in tensors.items() if not bool(torch.isfinite(v).all()))

@@ -1,0 +1,206 @@
+"""The public edge: every argument of a meta-gradient checked and put into one shape, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.meta_parameters import Hyperparameters, expand_betas
+from gimli_core.modules import Environment, discover, split_frozen
+from gimli_core.optimizers.interface import Optimizer, State, Tensors
+from gimli_core.problem import Problem
+
+__all__ = ["RECURRENCES", "Inputs", "prepare"]
+
+RECURRENCES = ("augmented", "theta_only")
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """A problem with all that one run of Algorithm 1 needs, checked."""
+
+    problem: Problem
+    optimizer: Optimizer  # the problem's, with phi_opt's values in place of its own
+    theta_0: Tensors
+    frozen: Tensors  # entries of theta_0 that are held constant
+    state_0: State
+    warm: bool  # whether state_0 was given
+    phi_loss: Tensors
+    hyper: Hyperparameters
+    batch: Callable[[int], Any]
+    val_batch: Any
+    steps: int
+    weights: tuple[float | None, ...]  # w_0 … w_J of L = Σ_j w_j L_val(theta_j); None: L_val is not evaluated there
+    environment: Environment
+    recurrence: str
+
+
+def prepare(
+    problem: Problem,
+    theta_0: Mapping[str, Tensor],
+    train_batches: Sequence[Any] | Callable[[int], Any],
+    val_batch: Any,
+    *,
+    steps: int | None = None,
+    phi_opt: Mapping[str, Any] | None = None,
+    phi_loss: Mapping[str, Tensor] | None = None,
+    state_0: State | None = None,
+    val_weights: Sequence[float] | Tensor | None = None,
+    recurrence: str = "augmented",
+) -> Inputs:
+    """Check the arguments of `meta_gradient` and put them into one shape. Raises ArgumentError."""
+    if not isinstance(problem, Problem):
+        raise ArgumentError(explain("problem", "a gimli.Problem", type(problem).__name__, "Build one from two losses and an optimizer."))
+    if recurrence not in RECURRENCES:
+        raise ArgumentError(explain("recurrence", listing(RECURRENCES), repr(recurrence), "The exact one is 'augmented'."))
+    trained, frozen = _check_theta(theta_0)
+    batch, J = _check_batches(train_batches, steps)
+    anywhere = next(iter(trained.values()))
+    loss_parameters = _check_phi_loss(phi_loss, anywhere)
+    if phi_opt is not None and not isinstance(phi_opt, Mapping):
+        raise ArgumentError(explain("phi_opt", "a dict {hyperparameter: value}", type(phi_opt).__name__, "For example {'lr': lr}."))
+    hyper = Hyperparameters(problem.optimizer, phi_opt or {}, trained, J)
+    optimizer = problem.optimizer.bind(expand_betas(phi_opt or {}))
+    cold = optimizer.initial_state(trained, hyper.at(0))
+    modules = discover([problem.train_loss, problem.val_loss]) if problem.modules is None else problem.modules
+    return Inputs(
+        problem=problem,
+        optimizer=optimizer,
+        theta_0=trained,
+        frozen=frozen,
+        state_0=cold if state_0 is None else _check_state(state_0, cold),
+        warm=state_0 is not None,
+        phi_loss=loss_parameters,
+        hyper=hyper,
+        batch=batch,
+        val_batch=val_batch,
+        steps=J,
+        weights=_check_weights(val_weights, J),
+        environment=Environment(modules, anywhere.device),
+        recurrence=recurrence,
+    )
+
+
+def _check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
+    if not isinstance(theta_0, Mapping) or not theta_0:
+        came = "an empty dict" if isinstance(theta_0, Mapping) else type(theta_0).__name__
+        raise ArgumentError(explain("theta_0", "a dict {name: floating-point tensor}", came, "For a module: dict(module.named_parameters())."))
+    seen: dict[int, str] = {}
+    for k, v in theta_0.items():
+        _check_tensor(f"theta_0[{k!r}]", v)
+        if not isinstance(k, str):
+            raise ArgumentError(explain("theta_0", "names that are strings", f"the key {k!r}", "Rename it."))
+        if id(v) in seen:
+            raise ArgumentError(
+                explain(f"theta_0[{k!r}]", "each tensor once", f"the tensor of {seen[id(v)]!r} again", "For tied weights give one "
+                        "name, as named_parameters() does; functional_call fills in the others.")
+            )  # fmt: skip
+        seen[id(v)] = k
+    trained, frozen = split_frozen(theta_0)
+    if not trained:
+        raise ArgumentError(explain("theta_0", "at least one trained entry", "only frozen parameters", "Call .requires_grad_() on what is trained."))
+    first_name, first = next(iter(trained.items()))
+    for k, v in trained.items():
+        if (v.dtype, v.device) != (first.dtype, first.device):
+            raise ArgumentError(
+                explain(f"theta_0[{k!r}]", f"{first.dtype} on {first.device}, as theta_0[{first_name!r}] is",
+                        f"{v.dtype} on {v.device}", "Bring all entries to one dtype and device.")
+            )  # fmt: skip
+    return trained, frozen
+
+
+def _check_tensor(argument: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
+        came = f"a {value.dtype} tensor, layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+        raise ArgumentError(explain(argument, "a dense floating-point tensor", came, "Convert it, or leave it out."))
+    if not bool(torch.isfinite(value).all()):
+        raise ArgumentError(explain(argument, "finite values", "inf or nan", "Find out where it was computed."))
+
+
+def _check_phi_loss(phi_loss: Any, theta: Tensor) -> Tensors:
+    if phi_loss is None:
+        return {}
+    if not isinstance(phi_loss, Mapping):
+        raise ArgumentError(explain("phi_loss", "a dict {name: tensor}", type(phi_loss).__name__, "For a module: dict(module.named_parameters())."))
+    checked = {}
+    for k, v in phi_loss.items():
+        argument = f"phi_loss[{k!r}]"
+        if isinstance(v, (int, float)) and not isinstance(v, bool):
+            v = torch.tensor(float(v), dtype=theta.dtype, device=theta.device)
+        _check_tensor(argument, v)
+        half = theta.dtype in (torch.float16, torch.bfloat16) and v.dtype == torch.float32
+        if v.ndim > 0 and ((v.dtype != theta.dtype and not half) or v.device != theta.device):
+            raise ArgumentError(
+                explain(argument, f"{theta.dtype} on {theta.device}, as theta_0 is", f"{v.dtype} on {v.device}", "Convert it with .to(...).")
+            )
+        checked[k] = v.detach()
+    return checked
+
+
+def _check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any], int]:
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
+        raise ArgumentError(explain("steps", "a whole number J >= 0", repr(steps), "steps=0 gives the plain gradient of val_loss."))
+    if isinstance(train_batches, Iterator) or (hasattr(train_batches, "__iter__") and not hasattr(train_batches, "__getitem__")):
+        raise ArgumentError(
+            explain("train_batches", "a sequence, or a function of j: the sweep may ask for a batch again",
+                    f"a {type(train_batches).__name__}, which can be read only in order", "Wrap it in list(...), cut to the steps you need.")
+        )  # fmt: skip
+    if isinstance(train_batches, Mapping) or not (hasattr(train_batches, "__len__") or callable(train_batches)):
+        raise ArgumentError(
+            explain("train_batches", "a sequence of batches, or a function j -> batch", type(train_batches).__name__,
+                    "One batch for every step: lambda j: batch.")
+        )  # fmt: skip
+    if not hasattr(train_batches, "__len__"):
+        if steps is None:
+            raise ArgumentError(explain("steps", "a number, since train_batches is a function", "None", "Say how many steps to run."))
+        return train_batches, steps
+    held = len(train_batches)
+    J = held if steps is None else steps
+    if held < J:
+        raise ArgumentError(
+            explain("train_batches", f"a batch for each of the {J} steps", f"{held}", "Give more, lower steps, or use a function of j: "
+                    "lambda j: batch uses one batch for every step.")
+        )  # fmt: skip
+    return lambda j: train_batches[j], J
+
+
+def _check_weights(val_weights: Any, steps: int) -> tuple[float | None, ...]:
+    if val_weights is None:
+        return (None,) * steps + (1.0,)
+    try:
+        weights = [float(w) for w in val_weights]
+    except (TypeError, ValueError):
+        weights = []
+    if len(weights) not in (steps, steps + 1) or not weights:
+        raise ArgumentError(
+            explain("val_weights", f"{steps} numbers (for theta_1 … theta_{steps}) or {steps + 1} (from theta_0 on)",
+                    f"{len(weights)} from {type(val_weights).__name__}", "w_j weighs L_val(theta_j).")
+        )  # fmt: skip
+    if not all(abs(w) < float("inf") for w in weights):
+        raise ArgumentError(explain("val_weights", "finite numbers", repr(weights), "Find out where they were computed."))
+    if not any(weights):
+        raise ArgumentError(explain("val_weights", "at least one weight that is not 0", "zeros only", "The loss would be 0."))
+    learned = isinstance(val_weights, Tensor) and val_weights.requires_grad  # then a weight of 0 has a derivative too
+    return (None,) * (steps + 1 - len(weights)) + tuple(w if w or learned else None for w in weights)
+
+
+def _check_state(state_0: Any, like: State, path: str = "state_0") -> State:
+    """`state_0`, detached, if it has the structure of `like`."""
+    if isinstance(like, Tensor):
+        value = torch.as_tensor(state_0, dtype=like.dtype) if isinstance(state_0, (int, float)) else state_0
+        if not isinstance(value, Tensor) or value.shape != like.shape:
+            came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ArgumentError(explain(path, f"a tensor of shape {list(like.shape)}", came, "Take it from a result's state_J."))
+        if not bool(torch.isfinite(value).all()):
+            raise ArgumentError(explain(path, "finite values", "inf or nan", "Find out where it was computed."))
+        return value.detach().to(like.dtype)
+    if not isinstance(state_0, Mapping) or set(state_0) != set(like):
+        came = listing(state_0) if isinstance(state_0, Mapping) else type(state_0).__name__
+        near = "".join(closest(k, like) for k in state_0 if k not in like) if isinstance(state_0, Mapping) else ""
+        raise ArgumentError(explain(path, f"a dict with the keys {listing(like)}", came, f"A result's state_J has this form.{near}"))
+    return {k: _check_state(state_0[k], like[k], f"{path}[{k!r}]") for k in like}

@@ -1,0 +1,69 @@
+"""What a memory schedule can ask of the engine.
+
+A schedule decides; it touches no tensor. `schedule.actions(J)` yields actions, and the engine executes
+them in order on one working point, which starts at (theta_0, s_0):
+
+    Advance(j, keep)   run step j forwards from the working point j; the working point becomes j+1.
+                       keep: what stays of the step: nothing, or its record with the graph of G_j
+    Store(j)           keep a copy of the working point j
+    Restore(j)         the stored point j becomes the working point
+    Drop(j)            forget the stored point j
+    Validate(J)        lines 8 and 9 at the working point J; once, before any sweep
+    Sweep(j)           lines 11-14 of step j, from its kept record or else from the working point j
+
+Sweeps come in the order J-1 ... 0, each once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from enum import Enum
+from typing import NamedTuple
+
+__all__ = ["Action", "Advance", "Drop", "Keep", "Restore", "Schedule", "Store", "Sweep", "Validate"]
+
+
+class Keep(Enum):
+    """What stays of a step that is run forwards."""
+
+    NOTHING = "nothing"
+    GRAPH = "graph"
+
+
+class Advance(NamedTuple):
+    j: int
+    keep: Keep = Keep.NOTHING
+
+
+class Store(NamedTuple):
+    j: int
+
+
+class Restore(NamedTuple):
+    j: int
+
+
+class Drop(NamedTuple):
+    j: int
+
+
+class Validate(NamedTuple):
+    j: int
+
+
+class Sweep(NamedTuple):
+    j: int
+
+
+Action = Advance | Store | Restore | Drop | Validate | Sweep
+
+
+class Schedule(ABC):
+    """How a meta-gradient spends memory and time; see the module's docstring for the actions."""
+
+    replays: bool = True  # whether a step may be run more than once
+
+    @abstractmethod
+    def actions(self, steps: int) -> Iterator[Action]:
+        """The actions of a run with `steps` = J."""

@@ -1,0 +1,28 @@
+"""Line 5 as written: keep the graph of every G_j."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gimli_core.memory.actions import Action, Advance, Keep, Schedule, Sweep, Validate
+
+__all__ = ["RetainGraphs"]
+
+
+@dataclass(frozen=True)
+class RetainGraphs(Schedule):
+    """Keep every step's graph from the forward unroll to the backward sweep; nothing is run twice.
+
+    Cost: time 9F a step, the floor of exact differentiation; memory J times (theta, s, and the
+    activations of a gradient).
+    """
+
+    replays = False
+
+    def actions(self, steps: int) -> Iterator[Action]:
+        for j in range(steps):
+            yield Advance(j, Keep.GRAPH)
+        yield Validate(steps)
+        for j in reversed(range(steps)):
+            yield Sweep(j)

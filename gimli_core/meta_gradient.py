@@ -1,0 +1,339 @@
+"""Algorithm 1 whole: a memory schedule's actions run over the unroll and the sweep, and the public entry."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core import backward_sweep, forward_unroll
+from gimli_core.derivatives import Gradient, evaluate
+from gimli_core.errors import ArgumentError, NotFiniteError, ReplayError, explain
+from gimli_core.inputs import Inputs, prepare
+from gimli_core.memory.actions import Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
+from gimli_core.memory.retain_graphs import RetainGraphs
+from gimli_core.modules import Snapshot
+from gimli_core.optimizers.interface import State, Tensors
+from gimli_core.problem import Problem
+from gimli_core.record import Event, Point, Record
+from gimli_core.requirements import require
+
+__all__ = ["Execution", "MetaGradient", "Trajectory", "check_schedule", "meta_gradient"]
+
+Events = Generator[Event, None, None]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trajectory:
+    """Where the inner loop went. All tensors are detached."""
+
+    val_loss: Tensor  # L = Σ_j w_j L_val(theta_j), by default L_val(theta_J)
+    theta_J: Tensors  # frozen entries included
+    state_J: State
+    buffers_J: Tensors  # module buffers after the last step
+    train_losses: Tensor  # [J], ell_j(theta_j)
+    val_losses: Tensor  # [J + 1], L_val(theta_j) where it has a weight, else nan
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MetaGradient(Trajectory):
+    """What Algorithm 1 returns, by the paper's names and keyed as the inputs were."""
+
+    A_opt: dict[str, Any]  # dL/dphi_opt
+    A_loss: Tensors  # dL/dphi_loss
+    B_0: Tensors  # dL/dtheta_0
+    S_0: State  # dL/ds_0
+    recurrence: str = "augmented"
+
+    def __repr__(self) -> str:
+        note = "" if self.recurrence == "augmented" else ", recurrence='theta_only' (an ablation, not the exact gradient)"
+        return (
+            f"MetaGradient(val_loss={self.val_loss.item():.6g}, steps={len(self.train_losses)}, A_opt: {list(self.A_opt)}, "
+            f"A_loss: {list(self.A_loss)}, B_0: {list(self.B_0)}{note})"
+        )
+
+
+def meta_gradient(
+    problem: Problem,
+    theta_0: Mapping[str, Tensor],
+    train_batches: Sequence[Any] | Callable[[int], Any],
+    val_batch: Any,
+    *,
+    steps: int | None = None,
+    phi_opt: Mapping[str, Any] | None = None,
+    phi_loss: Mapping[str, Tensor] | None = None,
+    state_0: State | None = None,
+    val_weights: Sequence[float] | Tensor | None = None,
+    memory: Schedule | None = None,
+    recurrence: str = "augmented",
+    check: bool = True,
+) -> MetaGradient:
+    """The exact meta-gradient of the validation loss after J inner steps (Algorithm 1, lines 2-16).
+
+        theta_{j+1}, s_{j+1} = opt(theta_j, s_j, phi_opt, grad ell_j(theta_j, phi_loss)),   j = 0 … J-1
+        L = Σ_j w_j L_val(theta_j, phi_loss),   by default L_val(theta_J, phi_loss)
+
+    Args:
+        problem: the two losses and the optimizer.
+        theta_0: `{name: floating tensor}`, for a module `dict(module.named_parameters())`. An
+            `nn.Parameter` that does not require grad is held constant.
+        train_batches: a sequence with one batch a step, or a function `j -> batch`.
+        val_batch: what `val_loss` is called with.
+        steps: J; by default the length of `train_batches`. 0 gives the plain gradient.
+        phi_opt: hyperparameters that are meta-parameters: `{"lr": value, …}`. A value is a number or
+            tensor for all, `[J]` one a step, `{name: …}` one a tensor or (shaped like it) one an element,
+            each also with a leading J; with optimizer groups `[groups]` or `{group: …}`.
+        phi_loss: `{name: tensor}`, handed to both losses.
+        state_0: a warm optimizer state, in the form of `result.state_J`; a cold start by default.
+        val_weights: w_j, J numbers for theta_1 … theta_J or J + 1 from theta_0 on.
+        memory: a schedule of `gimli.memory`; `RetainGraphs()` by default.
+        recurrence: "augmented", which is exact, or "theta_only", the paper's lines 11-14 read
+            without the optimizer state: an ablation that shows what is missed.
+        check: test requirements I-III when a problem is first met with these shapes (12F, once).
+
+    Returns:
+        MetaGradient: `val_loss`, `A_opt`, `A_loss`, `B_0`, `S_0`, `theta_J`, `state_J`,
+        `buffers_J`, `train_losses`, `val_losses`. Buffers of modules are left as they were found.
+
+    Raises:
+        ArgumentError, RequirementError: before any work. NotFiniteError: a loss or gradient that is
+        not finite, with its step. ReplayError: a replayed step that returned another loss.
+
+    Cost: see the schedule; `RetainGraphs` takes 9F·J and keeps J graphs.
+    Source: Grefenstette et al. 2019, Algorithm 1.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, target):
+    ...     return ((theta["w"] - target) ** 2).sum() / 2
+    >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
+    >>> result = gimli.meta_gradient(
+    ...     problem, {"w": torch.zeros(2)}, lambda j: torch.ones(2), torch.ones(2), steps=2, phi_opt={"lr": 0.5}
+    ... )
+    >>> result.val_loss, result.A_opt["lr"]    # w_J - 1 = -(1 - lr)^J, so L = (1 - lr)^2J
+    (tensor(0.0625), tensor(-0.5000, dtype=torch.float64))
+    """
+    schedule = check_schedule(memory)
+    inputs = prepare(
+        problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
+        state_0=state_0, val_weights=val_weights, recurrence=recurrence,
+    )  # fmt: skip
+    if check:
+        require(inputs, replays=schedule.replays)
+    execution = Execution(inputs, schedule)
+    deque(execution.forward(), maxlen=0)
+    deque(execution.backward(), maxlen=0)
+    return execution.result()
+
+
+def check_schedule(memory: Schedule | None) -> Schedule:
+    """The schedule to run; `RetainGraphs()` by default."""
+    if memory is None:
+        return RetainGraphs()
+    if not isinstance(memory, Schedule):
+        hint = "Call it: memory=gimli.memory.StoreStates()." if isinstance(memory, type) else "For example gimli.memory.StoreStates()."
+        raise ArgumentError(explain("memory", "a schedule of gimli.memory", repr(memory), hint))
+    return memory
+
+
+class Execution:
+    """One run of Algorithm 1: `forward()` to the validation loss, then `backward()`, each a stream of events.
+
+    The stream is what the step-through and the progress display consume; drained, it costs nothing.
+    """
+
+    def __init__(self, inputs: Inputs, schedule: Schedule) -> None:
+        self.inputs = inputs
+        self._replays = schedule.replays
+        self._actions = schedule.actions(inputs.steps)
+        self._point = Point(0, inputs.theta_0, inputs.state_0, None)
+        self._stored: dict[int, Point] = {}
+        self._records: dict[int, Record] = {}
+        self._train_losses: list[Tensor] = []
+        self._val_losses: dict[int, Tensor] = {}
+        self._last_snapshot: Snapshot | None = None
+        self._end: tuple[Tensors, State, Tensors] | None = None
+        self._B: Tensors = {}
+        self._S: State = {}
+        self._A_opt = inputs.hyper.zeros()
+        self._A_loss = {
+            k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32)) for k, v in inputs.phi_loss.items()
+        }
+
+    def forward(self) -> Events:
+        """Lines 4-9: up to L_val and B_J."""
+        environment = self.inputs.environment
+        found = environment.capture()
+        self._last_snapshot = found
+        try:
+            for action in self._actions:
+                yield from self._run(action)
+                if isinstance(action, Validate):
+                    break
+        finally:
+            environment.restore_buffers(found)
+
+    def backward(self) -> Events:
+        """Lines 10-14: from B_J to B_0. Random number generators and buffers are left as found."""
+        environment = self.inputs.environment
+        found = environment.capture(self._last_snapshot)
+        try:
+            for action in self._actions:
+                yield from self._run(action)
+        finally:
+            if self._replays:
+                environment.restore(found)
+            else:
+                environment.restore_buffers(found)
+        first = self.inputs.hyper.at(0)
+        if not self.inputs.warm:  # s_0 = s_0(phi_opt)
+            self.inputs.hyper.accumulate(
+                self._A_opt, 0, self.inputs.optimizer.initial_state_pullback(self._S, first, self.inputs.hyper.wanted)
+            )
+
+    @property
+    def val_loss(self) -> Tensor:
+        """L = Σ_j w_j L_val(theta_j), once `forward` is through."""
+        return torch.stack([w * self._val_losses[j] for j, w in enumerate(self.inputs.weights) if w is not None]).sum()
+
+    def trajectory(self) -> Trajectory:
+        """Where the inner loop went, once `forward` is through."""
+        assert self._end is not None
+        theta_J, state_J, buffers_J = self._end
+        nan = torch.full_like(self.val_loss, float("nan"))
+        return Trajectory(
+            val_loss=self.val_loss,
+            theta_J={**self.inputs.frozen, **theta_J},
+            state_J=state_J,
+            buffers_J=buffers_J,
+            train_losses=torch.stack(self._train_losses) if self._train_losses else nan.new_empty(0),
+            val_losses=torch.stack([self._val_losses.get(j, nan) for j in range(self.inputs.steps + 1)]),
+        )
+
+    def result(self) -> MetaGradient:
+        """The result, once `backward` is through."""
+        return MetaGradient(
+            **vars(self.trajectory()),
+            A_opt=self.inputs.hyper.join(self._A_opt),
+            A_loss=self._A_loss,
+            B_0=self._B,
+            S_0=self._S,
+            recurrence=self.inputs.recurrence,
+        )
+
+    def _run(self, action: Any) -> Events:
+        match action:
+            case Advance(_, keep):
+                yield from self._advance(keep is Keep.GRAPH)
+            case Store(j):
+                self._stored[j] = self._marked()
+            case Restore(j):
+                self._point = self._stored[j]
+                self._return_to(self._point)
+            case Drop(j):
+                del self._stored[j]
+            case Validate():
+                yield from self._validate()
+            case Sweep(j):
+                yield from self._sweep(j)
+
+    def _marked(self) -> Point:
+        """The working point with a snapshot of the environment."""
+        if self._point.snapshot is None:
+            self._last_snapshot = self.inputs.environment.capture(self._last_snapshot)
+            self._point = self._point._replace(snapshot=self._last_snapshot)
+        return self._point
+
+    def _return_to(self, point: Point) -> None:
+        assert point.snapshot is not None
+        self.inputs.environment.restore(point.snapshot)
+
+    def _advance(self, keep_graph: bool) -> Events:
+        j, point = self._point.j, self._point
+        replay = j < len(self._train_losses)
+        validation = None
+        if self.inputs.weights[j] is not None and (keep_graph or not replay):
+            point = self._marked()
+            if keep_graph:
+                validation = backward_sweep.validation_gradient(self.inputs, point)
+            self._val_losses[j] = self._validation_value(point) if validation is None else validation.loss
+            self._return_to(point)
+        G_j, self._point = yield from forward_unroll.step(self.inputs, point, keep_graph=keep_graph, replay=replay)
+        self._note_loss(j, G_j)
+        if keep_graph:
+            self._records[j] = Record(point, G_j, validation)
+
+    def _validation_value(self, point: Point) -> Tensor:
+        inputs = self.inputs
+        with torch.no_grad():
+            theta = {**inputs.frozen, **point.theta}
+            return evaluate(inputs.problem.val_loss, "val_loss", theta, inputs.phi_loss, inputs.val_batch)
+
+    def _note_loss(self, j: int, G_j: Gradient) -> None:
+        """Keep the loss of a first run; hold a replay against it."""
+        if j == len(self._train_losses):
+            self._train_losses.append(G_j.loss)
+            return
+        first = self._train_losses[j]
+        if G_j.loss.device.type == "cpu":
+            same = torch.equal(first, G_j.loss)
+        else:  # atomic additions may change the last bits there
+            same = torch.allclose(first, G_j.loss, rtol=1e-3)
+        if not same:
+            raise ReplayError(
+                f"train_loss at inner step j = {j}: expected {first.item()!r} again when the step is replayed; got {G_j.loss.item()!r}. "
+                "Make the loss a function of its arguments, torch's global generator and module buffers, or use memory=RetainGraphs()."
+            )
+
+    def _validate(self) -> Events:
+        inputs, J = self.inputs, self.inputs.steps
+        point = self._point
+        buffers = zip(inputs.environment.names, inputs.environment.buffers, strict=True)
+        self._end = (point.theta, point.state, {name: b.detach().clone() for name, b in buffers})
+        self._S = inputs.optimizer.zero_adjoint(point.state)
+        forward_unroll.check_end(point.theta, self._train_losses)
+        self._B = {k: torch.zeros_like(v) for k, v in point.theta.items()}
+        if inputs.weights[J] is not None:
+            L = backward_sweep.validation_gradient(inputs, point)
+            self._val_losses[J] = L.loss
+            self._add_validation(J, L)
+        if not bool(torch.isfinite(self.val_loss)):
+            raise NotFiniteError(
+                f"val_loss: expected a finite number; got {self.val_loss.item():g}, though theta_{J} is finite. Look at val_loss and val_batch."
+            )
+        yield Event(8, J, {"loss": self.val_loss, "A_opt": self._A_opt, "A_loss": self._A_loss})
+        yield Event(9, J, {"B": self._B, "S": self._S})
+
+    def _add_validation(self, j: int, L: Gradient) -> None:
+        """B_j += w_j grad_theta L_val(theta_j), and A_loss its explicit part."""
+        w = self.inputs.weights[j]
+        assert w is not None
+        self._B = {k: torch.add(v, L.theta[k], alpha=w) for k, v in self._B.items()}
+        for k, explicit in L.phi_loss.items():
+            self._A_loss[k].add_(explicit, alpha=w)
+
+    def _sweep(self, j: int) -> Events:
+        inputs = self.inputs
+        record = self._records.pop(j, None)
+        replay = record is None
+        if record is None:
+            point = self._point if inputs.weights[j] is None else self._marked()
+            G_j = forward_unroll.inner_gradient(inputs, point, keep_graph=True)
+            self._note_loss(j, G_j)
+            yield Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay)
+            record = Record(point, G_j, None)
+        point, G_j, validation = record
+        del record
+        swept = yield from backward_sweep.step(inputs, point, G_j, self._B, self._S, replay=replay)
+        self._B, self._S = swept.B, swept.S
+        inputs.hyper.accumulate(self._A_opt, j, swept.A_opt)
+        for k, increment in swept.A_loss.items():
+            self._A_loss[k] += increment
+        if inputs.weights[j] is not None:
+            if validation is None:
+                self._return_to(point)
+                validation = backward_sweep.validation_gradient(inputs, point)
+            self._add_validation(j, validation)

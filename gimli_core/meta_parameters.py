@@ -1,0 +1,311 @@
+"""Lines 2 and 16: phi_opt split into the value each tensor uses at each step, and its adjoints joined again.
+
+A hyperparameter can be one number, one per parameter group, one per tensor, one per element, and each of
+these per step. Whatever its form, it is a list of leaves; a leaf knows which tensors it serves, and the
+shape says how:
+
+    shape          meaning for a tensor of shape p         with J steps
+    []             one value                               [J]       one value a step
+    [groups]       one value a group                       [J, groups]
+    p              one value an element                    [J, *p]
+
+A dict keyed by tensor names (or group names) gives each its own leaf. A shape that could be read in two
+ways is refused; `per_step` settles it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.optimizers.interface import Hyper, Optimizer, Tensors
+
+__all__ = ["Hyperparameters", "PerStep", "expand_betas", "look_up", "per_step", "resolve_groups", "tensor_paths"]
+
+
+@dataclass(frozen=True, eq=False)
+class PerStep:
+    """A value whose leading dimension counts the steps; made by `per_step`."""
+
+    value: Any
+
+
+def per_step(value: Tensor | Mapping[str, Tensor]) -> PerStep:
+    """Mark a hyperparameter's leading dimension as the steps, where its shape alone is ambiguous.
+
+    Args:
+        value: a tensor `[J, ...]`, or a dict of such tensors keyed by tensor or group names.
+
+    >>> import torch, gimli_core as gimli
+    >>> phi_opt = {"lr": gimli.per_step({"w": torch.full((3,), 0.1)})}   # w has 3 elements, and J = 3
+    """
+    return PerStep(value)
+
+
+class Leaf(NamedTuple):
+    """One tensor of phi_opt, and how it is spread over tensors, elements and steps."""
+
+    hyperparameter: str
+    label: str  # as in an error message: phi_opt['lr']['fc.weight']
+    value: Tensor
+    serves: tuple[str, ...]  # names of the tensors of theta
+    by_step: bool
+    group_index: tuple[int, ...] | None  # for a vector over groups: the entry that each of `serves` uses
+
+    def at(self, j: int, position: int) -> Tensor:
+        value = self.value[j] if self.by_step else self.value
+        return value if self.group_index is None else value[self.group_index[position]]
+
+
+def expand_betas(phi_opt: Mapping[str, Any]) -> dict[str, Any]:
+    """phi_opt with the pair "betas" written as "beta1" and "beta2"."""
+    expanded: dict[str, Any] = {}
+    for name, value in phi_opt.items():
+        if name != "betas":
+            expanded[name] = value
+            continue
+        if not isinstance(value, (tuple, list)) or len(value) != 2 or {"beta1", "beta2"} & set(phi_opt):
+            raise ArgumentError(
+                explain("phi_opt['betas']", "a pair (beta1, beta2), without 'beta1' or 'beta2' beside it",
+                        f"{type(value).__name__} beside {listing(phi_opt)}", "Give the pair, or the two by name.")
+            )  # fmt: skip
+        expanded["beta1"], expanded["beta2"] = value
+    return expanded
+
+
+def tensor_paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """(path, tensor) for every tensor in nested dicts and pairs, such as a phi_opt; `look_up` follows a path."""
+    tree = tree.value if isinstance(tree, PerStep) else tree
+    if isinstance(tree, Tensor):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from tensor_paths(value, (*path, key))
+    elif isinstance(tree, (tuple, list)):
+        for key, value in enumerate(tree):
+            yield from tensor_paths(value, (*path, key))
+
+
+def look_up(tree: Any, path: tuple[Any, ...]) -> Any:
+    """What stands at `path` in nested dicts and pairs."""
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def resolve_groups(optimizer: Optimizer, theta: Tensors) -> dict[str, tuple[str, ...]]:
+    """{group: tensor names}; every tensor must be in exactly one group, if there are any."""
+    if not optimizer.groups:
+        return {}
+    groups = {
+        group: tuple(k for k in theta if any(fnmatchcase(k, p) for p in patterns))
+        for group, patterns in optimizer.groups.items()
+    }
+    for k in theta:
+        homes = [group for group, members in groups.items() if k in members]
+        if len(homes) != 1:
+            raise ArgumentError(
+                explain(f"optimizer groups: {k!r}", "to be in exactly one group", f"it in {listing(homes)}",
+                        "Add it to a group's names or patterns, or make the patterns disjoint.")
+            )  # fmt: skip
+    return groups
+
+
+class Hyperparameters:
+    """Every hyperparameter of a bound optimizer, resolved against theta and the number of steps.
+
+    Args:
+        optimizer: supplies the values that phi_opt does not.
+        phi_opt: `{hyperparameter: value}`; these are meta-parameters.
+        theta: `{name: tensor}`.
+        steps: J.
+
+    Raises:
+        ArgumentError: an unknown name, a shape that fits nothing or fits twice, an integer tensor,
+            another device, a value that is not finite or out of range.
+    """
+
+    def __init__(self, optimizer: Optimizer, phi_opt: Mapping[str, Any], theta: Tensors, steps: int) -> None:
+        self.steps = steps
+        self.theta = theta
+        self.groups = resolve_groups(optimizer, theta)
+        self.given = phi_opt
+        meta = expand_betas(phi_opt)
+        self.wanted = tuple(meta)
+        for name in meta:
+            _check_name(name, optimizer)
+        fixed = [self._resolve(type(optimizer), n, v, f"{type(optimizer).__name__}({n}=…)") for n, v in optimizer.hyperparameters().items()]
+        learned = [self._resolve(type(optimizer), n, v, f"phi_opt[{n!r}]") for n, v in meta.items()]
+        self.leaves = [leaf for leaves in learned for leaf in leaves]
+        # Later entries win: a phi_opt that covers some tensors leaves the others to the optimizer's own value.
+        self._home: dict[str, dict[str, tuple[Leaf, int, int | None]]] = {k: {} for k in theta}
+        for leaves, learning in ((fixed, False), (learned, True)):
+            number = 0
+            for leaf in (leaf for group in leaves for leaf in group):
+                for position, k in enumerate(leaf.serves):
+                    self._home[k][leaf.hyperparameter] = (leaf, position, number if learning else None)
+                number += 1
+        self._cached: Hyper | None = None
+        for name in optimizer.continuous():
+            missing = [k for k in theta if name not in self._home[k]]
+            if missing:
+                raise ArgumentError(
+                    explain(name, "a value for every tensor of theta", f"none for {listing(missing)}", "Add the missing names.")
+                )
+
+    def at(self, j: int) -> Hyper:
+        """{tensor: {hyperparameter: value}} of step j."""
+        if self._cached is not None:
+            return self._cached
+        # The last step's values stand for a state or an inspection after the end.
+        j = min(j, max(self.steps - 1, 0))
+        hyper = {
+            k: {name: _as_used(leaf.at(j, position), self.theta[k]) for name, (leaf, position, _) in homes.items()}
+            for k, homes in self._home.items()
+        }
+        if not any(leaf.by_step for homes in self._home.values() for leaf, _, _ in homes.values()):
+            self._cached = hyper
+        return hyper
+
+    def zeros(self) -> list[Tensor]:
+        """A_opt = 0, one accumulator a leaf, in float32 at least (line 8)."""
+        return [torch.zeros_like(leaf.value, dtype=torch.promote_types(leaf.value.dtype, torch.float32)) for leaf in self.leaves]
+
+    def accumulate(self, A_opt: list[Tensor], j: int, increments: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """A_opt += the increments of step j, in place (line 12)."""
+        for k, by_name in increments.items():
+            for name, increment in by_name.items():
+                leaf, position, number = self._home[k][name]
+                if number is None:
+                    continue
+                target = A_opt[number][j] if leaf.by_step else A_opt[number]
+                target = target if leaf.group_index is None else target[leaf.group_index[position]]
+                target += increment if increment.shape == target.shape else increment.sum()
+
+    def join(self, A_opt: Sequence[Tensor]) -> dict[str, Any]:
+        """A_opt in the structure that phi_opt came in (line 16)."""
+        remaining = iter(A_opt)
+
+        def fill(value: Any) -> Any:
+            value = value.value if isinstance(value, PerStep) else value
+            if isinstance(value, Mapping):
+                return {key: fill(v) for key, v in value.items()}
+            if isinstance(value, (tuple, list)):
+                return type(value)([fill(v) for v in value])
+            return next(remaining)
+
+        return {name: fill(value) for name, value in self.given.items()}
+
+    def _resolve(self, rule: type[Optimizer], name: str, value: Any, label: str, inside_step: bool = False) -> list[Leaf]:
+        if isinstance(value, PerStep):
+            return self._resolve(rule, name, value.value, label, inside_step=True)
+        if not isinstance(value, Mapping):
+            return [self._leaf(rule, name, value, label, tuple(self.theta), inside_step, whole=True)]
+        by_group = bool(self.groups) and set(value) <= set(self.groups)
+        leaves = []
+        for key, one in value.items():
+            stepwise = inside_step or isinstance(one, PerStep)
+            one = one.value if isinstance(one, PerStep) else one
+            known = self.groups if by_group else self.theta
+            if key not in known:
+                what = "names of theta" + (" or of parameter groups" if self.groups else "")
+                raise ArgumentError(
+                    explain(label, f"a dict keyed by {what} ({listing(known)})", f"the key {key!r}",
+                            f"Rename it.{closest(key, known)}")
+                )  # fmt: skip
+            serves = self.groups[key] if by_group else (key,)
+            leaves.append(self._leaf(rule, name, one, f"{label}[{key!r}]", serves, stepwise, whole=False))
+        return leaves
+
+    def _leaf(
+        self, rule: type[Optimizer], name: str, value: Any, label: str, serves: tuple[str, ...], stepwise: bool, whole: bool
+    ) -> Leaf:
+        value = _as_tensor(value, label)
+        reading = self._read(value.shape, label, serves, stepwise, whole)
+        anywhere = next(iter(self.theta.values()))
+        if value.device != anywhere.device and value.ndim > 0:
+            raise ArgumentError(explain(label, f"a tensor on theta's device {anywhere.device}", f"one on {value.device}", "Move it with .to(...)."))
+        if not bool(torch.isfinite(value).all()):
+            raise ArgumentError(explain(label, "finite values", "inf or nan", "Find out where it was computed."))
+        if name in ("beta1", "beta2"):
+            for extreme in (value.min().item(), value.max().item()) if value.numel() else ():
+                rule.check_range(name, extreme, label)
+        by_step, groups = reading
+        index = None
+        if groups:
+            order = {k: i for i, members in enumerate(self.groups.values()) for k in members}
+            index = tuple(order[k] for k in serves)
+        return Leaf(name, label, value, serves, by_step, index)
+
+    def _read(self, shape: torch.Size, label: str, serves: tuple[str, ...], stepwise: bool, whole: bool) -> tuple[bool, bool]:
+        """(by step, by group): the one reading that a shape allows."""
+        elementwise = {tuple(self.theta[k].shape) for k in serves}
+        J, n = self.steps, len(self.groups)
+        readings: dict[tuple[int, ...], list[tuple[str, bool, bool]]] = {}
+
+        def allow(allowed: tuple[int, ...], meaning: str, by_step: bool, by_group: bool) -> None:
+            if by_step or not stepwise:
+                readings.setdefault(allowed, []).append((meaning, by_step, by_group))
+
+        allow((), "one value", False, False)
+        allow((J,), "one per step", True, False)
+        if whole and self.groups:
+            allow((n,), "one per group", False, True)
+            allow((J, n), "one per step and group", True, True)
+        if len(elementwise) == 1 and elementwise != {()}:
+            p = next(iter(elementwise))
+            allow(p, "one per element", False, False)
+            allow((J, *p), "one per step and element", True, False)
+        found = readings.get(tuple(shape), [])
+        if not found:
+            fits = ", ".join(f"{list(s)} ({r[0][0]})" for s, r in readings.items())
+            raise ArgumentError(
+                explain(label, f"a shape among {fits}", str(list(shape)), f"Here J = {J}; for several tensors use a dict keyed by names.")
+            )
+        if len(found) > 1:
+            raise ArgumentError(
+                explain(label, "a shape with one reading", f"{list(shape)}, which is {' or '.join(r[0] for r in found)}",
+                        "Wrap it in gimli.per_step(...) if its first dimension counts steps; else give a dict keyed by names, "
+                        "or expand it over the elements and steps.")
+            )  # fmt: skip
+        return found[0][1], found[0][2]
+
+
+def _check_name(name: str, optimizer: Optimizer) -> None:
+    rule = type(optimizer)
+    if name in rule.continuous():
+        return
+    if hasattr(optimizer, name) and name in getattr(rule, "__dataclass_fields__", {}):
+        raise ArgumentError(
+            explain(f"phi_opt[{name!r}]", f"a continuous hyperparameter ({listing(rule.continuous())})",
+                    "a switch, which has no derivative", f"Give {name}= to {rule.__name__}(...) instead.")
+        )  # fmt: skip
+    raise ArgumentError(
+        explain("phi_opt", f"hyperparameters of {rule.__name__} ({listing(rule.continuous())})", repr(name),
+                f"Rename or remove it.{closest(name, rule.continuous())}")
+    )  # fmt: skip
+
+
+def _as_tensor(value: Any, label: str) -> Tensor:
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        raise ArgumentError(
+            explain(label, "a number, a floating-point tensor, or a dict of them keyed by names", type(value).__name__, "Convert it.")
+        )
+    if isinstance(value, (int, float)):
+        return torch.tensor(float(value), dtype=torch.float64)
+    if not value.is_floating_point():
+        raise ArgumentError(
+            explain(label, "a floating-point tensor", f"{value.dtype} of shape {list(value.shape)}, which is not continuous", "Convert it with .float().")
+        )
+    return value.detach()
+
+
+def _as_used(value: Tensor, theta: Tensor) -> Tensor:
+    """Scalars in float64, so that 1 - beta^t is as exact as torch.optim's; per-element values in theta's dtype."""
+    return value.to(torch.float64) if value.ndim == 0 else value.to(theta.dtype)

@@ -1,0 +1,141 @@
+"""Any nn.Module as a function of its parameters: frozen parameters, buffers and random numbers.
+
+`torch.func.functional_call(module, theta, args)` is the whole story of stateless modules; this file
+looks after what it leaves out. Buffers are treated as constants of the differentiation, exactly as
+autograd treats them, but they move: a replayed step must find them, and the random number
+generators, as the first run did. `Environment` takes snapshots of both and restores them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gimli_core.optimizers.interface import Tensors
+
+__all__ = ["Environment", "Snapshot", "discover", "split_frozen"]
+
+
+def split_frozen(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+    """(trained, frozen): an `nn.Parameter` with `requires_grad=False` is held constant."""
+    frozen = {k: v.detach() for k, v in theta_0.items() if isinstance(v, nn.Parameter) and not v.requires_grad}
+    return {k: v.detach() for k, v in theta_0.items() if k not in frozen}, frozen
+
+
+def discover(functions: Iterable[Callable[..., Any]]) -> list[nn.Module]:
+    """The modules that functions can see: closures, globals they name, defaults, partials, `self`."""
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+
+    def visit(thing: Any, depth: int) -> None:
+        if id(thing) in seen or depth > 4:
+            return
+        seen.add(id(thing))
+        if isinstance(thing, nn.Module):
+            found[id(thing)] = thing
+        elif isinstance(thing, functools.partial):
+            visit([thing.func, *thing.args, *thing.keywords.values()], depth)
+        elif inspect.ismethod(thing):
+            visit([thing.__self__, thing.__func__], depth)
+        elif inspect.isfunction(thing):
+            names = thing.__code__.co_names
+            visit([thing.__globals__[n] for n in names if n in thing.__globals__], depth + 1)
+            visit([c.cell_contents for c in thing.__closure__ or () if _filled(c)], depth + 1)
+            visit([*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()], depth + 1)
+        elif isinstance(thing, Mapping):
+            visit(list(thing.values()), depth + 1)
+        elif isinstance(thing, (list, tuple, set)):
+            for item in thing if len(thing) <= 256 else ():  # a longer one holds data, not modules
+                visit(item, depth)
+        elif not isinstance(thing, (type, Tensor)) and hasattr(thing, "__dict__") and not inspect.ismodule(thing):
+            visit(list(vars(thing).values()), depth + 1)
+            if callable(thing):
+                visit(getattr(type(thing), "__call__", None), depth + 1)
+
+    for function in functions:
+        visit(function, 0)
+    return list(found.values())
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+class Snapshot(NamedTuple):
+    """Random number generators and buffers at one moment. Unchanged parts are shared between snapshots."""
+
+    generators: tuple[Any, ...]
+    buffers: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+
+class Environment:
+    """What a loss may read besides its arguments: global random number generators and module buffers.
+
+    Restores to the bit: torch's CPU generator, the current CUDA device's where CUDA is in use, NumPy's and
+    Python's global generators, and every buffer of `modules`. A `torch.Generator` of the user's
+    own is not seen; the replay check says so when that matters.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
+        self.device = device
+        named: dict[int, tuple[str, Tensor]] = {}
+        for number, module in enumerate(modules):
+            for name, buffer in module.named_buffers():
+                named.setdefault(id(buffer), (f"{number}:{name}" if number else name, buffer))
+        self.names = tuple(name for name, _ in named.values())
+        self.buffers = tuple(buffer for _, buffer in named.values())
+
+    def capture(self, previous: Snapshot | None = None) -> Snapshot:
+        """A snapshot of now; parts equal to `previous` are shared with it, not copied."""
+        generators: list[Any] = [torch.get_rng_state(), _numpy_state(), random.getstate()]
+        if self.device.type == "cuda":
+            generators.append(torch.cuda.get_rng_state(self.device))
+        versions = tuple(b._version for b in self.buffers)
+        if previous is None:
+            return Snapshot(tuple(generators), tuple(b.detach().clone() for b in self.buffers), versions)
+        shared = [old if _same(old, new) else new for old, new in zip(previous.generators, generators, strict=True)]
+        kept = zip(self.buffers, previous.buffers, versions, previous.versions, strict=True)
+        buffers = tuple(old if now == then else b.detach().clone() for b, old, now, then in kept)
+        return Snapshot(tuple(shared), buffers, versions)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put generators and buffers back, bit for bit."""
+        torch.set_rng_state(snapshot.generators[0])
+        np.random.set_state(snapshot.generators[1])
+        random.setstate(snapshot.generators[2])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(snapshot.generators[3], self.device)
+        self.restore_buffers(snapshot)
+
+    def restore_buffers(self, snapshot: Snapshot) -> None:
+        """Put only the buffers back."""
+        with torch.no_grad():
+            for buffer, old in zip(self.buffers, snapshot.buffers, strict=True):
+                if not torch.equal(buffer, old):
+                    buffer.copy_(old)
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    state = np.random.get_state(legacy=True)
+    assert isinstance(state, tuple)
+    return state
+
+
+def _same(old: Any, new: Any) -> bool:
+    if isinstance(old, Tensor):
+        return torch.equal(old, new)
+    if isinstance(old, tuple) and len(old) == 5:  # NumPy's state holds an array
+        return bool(old[2] == new[2]) and bool(np.array_equal(old[1], new[1])) and old[3:] == new[3:]
+    return bool(old == new)

@@ -1,0 +1,174 @@
+"""Adam and AdamW, as in `torch.optim.Adam` and `torch.optim.AdamW`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gimli_core.errors import ArgumentError, explain
+from gimli_core.optimizers.interface import ElementwiseOptimizer, Tensors, Thunks, hyperparameter
+from gimli_core.optimizers.singular import sqrt_slope
+
+__all__ = ["Adam", "AdamW"]
+
+
+class _Moments(NamedTuple):
+    g: Tensor  # the gradient after sign and coupled weight decay
+    m: Tensor  # m', the first moment
+    v: Tensor  # v', the second moment
+    x: Tensor  # v', or its running maximum under amsgrad
+    root: Tensor  # sqrt(x)
+    c1: Tensor  # bias corrections 1 - beta^t
+    c2: Tensor
+    d: Tensor  # the denominator sqrt(x / c2) + eps
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Adam(ElementwiseOptimizer):
+    """Adam (Kingma and Ba 2015), with amsgrad and coupled weight decay.
+
+        g  = ±G + weight_decay·theta                    (minus when maximize)
+        m' = beta1·m + (1 - beta1)·g
+        v' = beta2·v + (1 - beta2)·g²
+        x  = max(x, v') if amsgrad else v'
+        theta' = theta - lr / (1 - beta1^t) · m' / (sqrt(x / (1 - beta2^t)) + eps)
+
+    Args:
+        lr, eps, weight_decay: numbers, or any form that a meta-parameter takes.
+        betas: the pair (beta1, beta2), likewise. As meta-parameters they are named
+            `"beta1"` and `"beta2"`, or `"betas"` for a pair of both.
+        amsgrad, maximize: switches, not differentiable.
+
+    Raises:
+        ArgumentError: a number out of range.
+
+    Cost: state 2|theta|, 3|theta| under amsgrad. Where max ties with v' its derivative goes
+    half to each, as in torch.
+    Source: `torch.optim.Adam`; proof in appendix_proofs/adam.py, NOTE [derivative at zero].
+
+    >>> import torch, gimli_core as gimli
+    >>> adam = gimli.optimizers.Adam(lr=0.5, eps=0.25)
+    >>> adam.jacobians({"w": torch.zeros(1)})["theta"]["G"]["w"]   # -lr / eps at G = 0
+    tensor([-2.])
+    """
+
+    lr: Any = hyperparameter(1e-3)
+    beta1: Any = hyperparameter(0.9, below=1.0)
+    beta2: Any = hyperparameter(0.999, below=1.0)
+    eps: Any = hyperparameter(1e-8)
+    weight_decay: Any = hyperparameter(0.0)
+    amsgrad: bool = False
+    maximize: bool = False
+
+    decoupled: ClassVar[bool] = False  # the weight decay of AdamW
+    default_weight_decay: ClassVar[float] = 0.0
+
+    def __init__(
+        self,
+        lr: Any = 1e-3,
+        betas: Any = (0.9, 0.999),
+        eps: Any = 1e-8,
+        weight_decay: Any = None,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        groups: Any = None,
+    ) -> None:
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ArgumentError(
+                explain(f"{type(self).__name__}(betas=…)", "a pair (beta1, beta2)", repr(betas), "Give two numbers.")
+            )
+        values = {
+            "lr": lr,
+            "beta1": betas[0],
+            "beta2": betas[1],
+            "eps": eps,
+            "weight_decay": self.default_weight_decay if weight_decay is None else weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "groups": groups,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+
+    def slots(self) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq") + (("max_exp_avg_sq",) if self.amsgrad else ())
+
+    def _moments(self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor) -> _Moments:
+        g = -G if self.maximize else G
+        if self.uses("weight_decay") and not self.decoupled:
+            g = g + h["weight_decay"] * theta
+        # torch.optim's own order of operations, so that forward results agree to the last bits.
+        m = torch.lerp(s["exp_avg"], g, (1 - h["beta1"]).to(g))
+        v = torch.addcmul(s["exp_avg_sq"] * h["beta2"], (1 - h["beta2"]) * g, g)
+        x = torch.maximum(s["max_exp_avg_sq"], v) if self.amsgrad else v
+        c1, c2 = 1 - h["beta1"] ** t, 1 - h["beta2"] ** t
+        root = x.sqrt()
+        return _Moments(g, m, v, x, root, c1, c2, root / c2.sqrt() + h["eps"])
+
+    def _step(self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor) -> tuple[Tensor, Tensors]:
+        g, m, v, x, _, c1, _, d = self._moments(theta, s, G, h, t)
+        if self.uses("weight_decay") and self.decoupled:
+            theta = theta * (1 - h["lr"] * h["weight_decay"])
+        new = {"exp_avg": m, "exp_avg_sq": v}
+        if self.amsgrad:
+            new["max_exp_avg_sq"] = x
+        return torch.addcdiv(theta, m * -(h["lr"] / c1), d), new
+
+    def _pullback(
+        self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor, B: Tensor, S: Tensors
+    ) -> tuple[Tensor, Tensor, Tensors, Thunks]:
+        g, m, v, x, root, c1, c2, d = self._moments(theta, s, G, h, t)
+        lr, beta1, beta2, decay = h["lr"], h["beta1"], h["beta2"], h["weight_decay"]
+        decays = self.uses("weight_decay")
+        rate = lr / c1
+        B_d = B / d
+        m_bar = S["exp_avg"] - rate * B_d
+        d_bar = rate * B_d * (m / d)
+        x_bar = d_bar * sqrt_slope(root) / c2.sqrt()
+        S_j: Tensors = {}
+        if self.amsgrad:
+            x_bar = x_bar + S["max_exp_avg_sq"]
+            kept = (1 + torch.sign(s["max_exp_avg_sq"] - v)) / 2
+            S_j["max_exp_avg_sq"] = x_bar * kept
+            x_bar = x_bar * (1 - kept)
+        v_bar = S["exp_avg_sq"] + x_bar
+        g_bar = (1 - beta1) * m_bar + (2 * (1 - beta2)) * g * v_bar
+        S_j["exp_avg"], S_j["exp_avg_sq"] = beta1 * m_bar, beta2 * v_bar
+        A: Thunks = {
+            "lr": lambda: -B_d * m / c1 - (decay * B * theta if decays and self.decoupled else 0),
+            "beta1": lambda: m_bar * (s["exp_avg"] - g) - B_d * m * (rate / c1 * t * beta1 ** (t - 1)),
+            "beta2": lambda: v_bar * (s["exp_avg_sq"] - g * g) + d_bar * root * (t * beta2 ** (t - 1) / (2 * c2**1.5)),
+            "eps": lambda: d_bar,
+            "weight_decay": lambda: -lr * B * theta if self.decoupled else g_bar * theta,
+        }
+        V = -g_bar if self.maximize else g_bar
+        B_j = B
+        if decays:
+            B_j = B * (1 - lr * decay) if self.decoupled else B + decay * g_bar
+        return V, B_j, S_j, A
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class AdamW(Adam):
+    """AdamW (Loshchilov and Hutter 2019): Adam with decoupled weight decay.
+
+        theta' = theta·(1 - lr·weight_decay) - lr / (1 - beta1^t) · m' / (sqrt(x / (1 - beta2^t)) + eps)
+
+    with g = ±G, and m', v', x as in `Adam`; `weight_decay` is 1e-2 by default.
+
+    Arguments, errors and cost as in `Adam`.
+    Source: `torch.optim.AdamW`; proof in appendix_proofs/adamw.py, NOTE [derivative at zero].
+
+    >>> import torch, gimli_core as gimli
+    >>> adamw = gimli.optimizers.AdamW(lr=0.5, weight_decay=0.5)
+    >>> adamw.jacobians({"w": torch.ones(1)})["theta"]["theta"]["w"]   # 1 - lr·weight_decay
+    tensor([0.7500])
+    """
+
+    decoupled: ClassVar[bool] = True
+    default_weight_decay: ClassVar[float] = 1e-2

@@ -1,0 +1,228 @@
+"""What an optimizer is to the engine: a step and its analytic pullback.
+
+With z = (theta, s) the augmented state, one optimizer step is
+`theta', s' = opt(theta, s, G, phi_opt)`. Its pullback takes the adjoints
+B' = dL/dtheta' and S' = dL/ds' of what came out to those of what went in:
+
+    V = B' dtheta'/dG     + S' ds'/dG          line 11
+    A = B' dtheta'/dphi   + S' ds'/dphi        line 12
+    B = B' dtheta'/dtheta + S' ds'/dtheta      line 14, the direct part
+    S = B' dtheta'/ds     + S' ds'/ds
+
+Every method is a pure function of tensors: no autograd, no hidden state, no
+branch on a value. A new rule derives from `ElementwiseOptimizer` (one tensor at
+a time, diagonal Jacobians) or from `Optimizer` (anything else).
+
+State is slot-major: `{"step": t, "exp_avg": {name: tensor}, ...}`. `step`
+counts finished steps, a float64 number that nothing is differentiated by.
+Hyperparameters arrive as `{tensor name: {hyperparameter: value}}`, each value
+0-dimensional or of the tensor's shape.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gimli_core.errors import ArgumentError, explain
+
+__all__ = ["ElementwiseOptimizer", "Hyper", "Optimizer", "Pulled", "State", "Tensors", "hyperparameter"]
+
+Tensors = dict[str, Tensor]
+State = dict[str, Any]
+Hyper = dict[str, dict[str, Tensor]]
+Thunks = dict[str, Callable[[], Tensor]]
+
+
+class Pulled(NamedTuple):
+    """The adjoints of one optimizer step's inputs."""
+
+    V: Tensors
+    B: Tensors
+    S: State
+    A: dict[str, dict[str, Tensor]]
+
+
+def hyperparameter(default: Any, low: float = 0.0, below: float = float("inf")) -> Any:
+    """A dataclass field for a continuous hyperparameter within [low, below)."""
+    return field(default=default, metadata={"continuous": True, "low": low, "below": below})
+
+
+@dataclass(frozen=True, eq=False)
+class Optimizer(ABC):
+    """An inner-loop optimizer: pure `step`, analytic `pullback`.
+
+    Args:
+        groups: parameter groups, `{group name: [tensor names or shell patterns]}`. A
+            hyperparameter may then be given as `{group name: value}` or as a vector
+            with one entry a group, in this order.
+    """
+
+    groups: Mapping[str, Sequence[str]] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name, value in self.hyperparameters().items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self.check_range(name, value, f"{type(self).__name__}({name}=…)")
+
+    @classmethod
+    def continuous(cls) -> tuple[str, ...]:
+        """Names of the hyperparameters that a meta-gradient can be taken of."""
+        return tuple(f.name for f in fields(cls) if f.metadata.get("continuous"))
+
+    @classmethod
+    def check_range(cls, name: str, value: float, argument: str) -> None:
+        """Raise `ArgumentError` unless `value` lies in the range of hyperparameter `name`."""
+        meta = next(f.metadata for f in fields(cls) if f.name == name)
+        if not meta["low"] <= value < meta["below"]:
+            raise ArgumentError(
+                explain(argument, f"a number in [{meta['low']:g}, {meta['below']:g})", repr(value), "Choose one inside.")
+            )
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Every continuous hyperparameter with the value given at construction."""
+        return {name: getattr(self, name) for name in self.continuous()}
+
+    def bind(self, values: Mapping[str, Any]) -> Optimizer:
+        """A copy in which `values` (meta-parameters, say) stand for the hyperparameters of those names."""
+        bound = copy.copy(self)
+        for name, value in values.items():
+            object.__setattr__(bound, name, value)
+        return bound
+
+    def uses(self, name: str) -> bool:
+        """False where a hyperparameter is the plain number 0, so that its term can be left out."""
+        value = getattr(self, name)
+        return not (isinstance(value, (int, float)) and value == 0)
+
+    @abstractmethod
+    def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
+        """s_0 before the first step."""
+
+    def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
+        """A = S_0 ds_0/dphi_opt, for initial states that depend on a hyperparameter."""
+        return {}
+
+    @abstractmethod
+    def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        """Line 6: theta', s' = opt(theta, s, G, phi_opt)."""
+
+    @abstractmethod
+    def pullback(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
+    ) -> Pulled:
+        """Lines 11, 12 and the direct part of 14; `wanted` names the hyperparameters of A."""
+
+    def zero_adjoint(self, state: State) -> State:
+        """S_J = 0 for every differentiable slot of `state`."""
+        return {slot: {k: torch.zeros_like(v) for k, v in held.items()} for slot, held in state.items() if slot != "step"}
+
+
+class ElementwiseOptimizer(Optimizer):
+    """A rule that treats every element alone; its Jacobians are diagonal.
+
+    A subclass says which slots it keeps and writes two functions of single tensors:
+    `_step(theta, s, G, h, t) -> (theta', s')` and
+    `_pullback(theta, s, G, h, t, B, S) -> (V, B, S, A)`, with t the number of this step
+    counted from 1 and A a dict of functions, so that only what is asked for is computed.
+    """
+
+    def slots(self) -> tuple[str, ...]:
+        """Names of the state tensors kept for each tensor of theta."""
+        return ()
+
+    def _initial(self, slot: str, theta: Tensor, h: dict[str, Tensor]) -> Tensor:
+        return torch.zeros_like(theta)
+
+    @abstractmethod
+    def _step(
+        self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor
+    ) -> tuple[Tensor, Tensors]: ...
+
+    @abstractmethod
+    def _pullback(
+        self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor, B: Tensor, S: Tensors
+    ) -> tuple[Tensor, Tensor, Tensors, Thunks]: ...
+
+    def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
+        state: State = {"step": torch.zeros((), dtype=torch.float64)}
+        for slot in self.slots():
+            state[slot] = {k: self._initial(slot, v, hyper[k]) for k, v in theta.items()}
+        return state
+
+    def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        t = state["step"] + 1
+        new_theta: Tensors = {}
+        new_state: State = {"step": t} | {slot: {} for slot in self.slots()}
+        for k, theta_k in theta.items():
+            s = {slot: state[slot][k] for slot in self.slots()}
+            new_theta[k], s = self._step(theta_k, s, G[k], hyper[k], t)
+            for slot, value in s.items():
+                new_state[slot][k] = value
+        return new_theta, new_state
+
+    def pullback(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
+    ) -> Pulled:
+        t = state["step"] + 1
+        pulled = Pulled({}, {}, {slot: {} for slot in self.slots()}, {})
+        for k, theta_k in theta.items():
+            s = {slot: state[slot][k] for slot in self.slots()}
+            S_k = {slot: S[slot][k] for slot in self.slots()}
+            pulled.V[k], pulled.B[k], S_k, thunks = self._pullback(theta_k, s, G[k], hyper[k], t, B[k], S_k)
+            for slot, value in S_k.items():
+                pulled.S[slot][k] = value
+            pulled.A[k] = {name: reduce_like(thunks[name](), hyper[k][name]) for name in wanted if name in thunks}
+        return pulled
+
+    def jacobians(
+        self, theta: Tensors, state: State | None = None, G: Tensors | None = None, hyper: Hyper | None = None
+    ) -> dict[str, dict[str, Tensors]]:
+        """The diagonal Jacobians of one step, for inspection.
+
+        `jacobians(...)[output][input][name]` is d output / d input, elementwise: the
+        paper's O_j is `["theta"]["G"]`. Outputs are theta and the state slots; inputs are
+        G, theta, the slots and every hyperparameter.
+
+        Args:
+            theta: `{name: tensor}`.
+            state: s_j; the initial state by default.
+            G: inner gradient, shaped like theta; zero by default.
+            hyper: `{name: {hyperparameter: value}}`; the values given at construction by default.
+
+        Cost: one pullback for each output.
+
+        >>> import torch, gimli_core as gimli
+        >>> adam = gimli.optimizers.Adam(lr=0.5, eps=0.25)
+        >>> adam.jacobians({"w": torch.zeros(1)})["theta"]["G"]["w"]   # -lr / eps at G = 0
+        tensor([-2.])
+        """
+        if hyper is None:
+            hyper = {k: {n: torch.as_tensor(v, dtype=torch.float64) for n, v in self.hyperparameters().items()} for k in theta}
+        # Spread every hyperparameter over the elements, so that nothing is summed away.
+        hyper = {k: {n: h.to(theta[k]).expand_as(theta[k]) for n, h in per.items()} for k, per in hyper.items()}
+        state = self.initial_state(theta, hyper) if state is None else state
+        G = {k: torch.zeros_like(v) for k, v in theta.items()} if G is None else G
+        result = {}
+        for output in ("theta", *self.slots()):
+            B = {k: torch.full_like(v, float(output == "theta")) for k, v in theta.items()}
+            S = {slot: {k: torch.full_like(v, float(output == slot)) for k, v in theta.items()} for slot in self.slots()}
+            pulled = self.pullback(theta, state, G, hyper, B, S, self.continuous())
+            by_input: dict[str, Tensors] = {"G": pulled.V, "theta": pulled.B, **pulled.S}
+            for name in self.continuous():
+                by_input[name] = {k: A[name] for k, A in pulled.A.items() if name in A}
+            result[output] = by_input
+        return result
+
+
+def reduce_like(product: Tensor, value: Tensor) -> Tensor:
+    """Sum an elementwise adjoint to the shape of the hyperparameter it belongs to."""
+    if product.shape == value.shape:
+        return product
+    return product.sum(dtype=torch.promote_types(product.dtype, torch.float32))

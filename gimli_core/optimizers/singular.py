@@ -1,0 +1,24 @@
+"""The square root where its argument is exactly zero.
+
+NOTE [derivative at zero]
+Adam and Adagrad divide by sqrt(x) + eps, with x a sum of squared gradients. At
+x = 0 the factor d sqrt(x)/dx is infinite, but it only ever multiplies a term
+that is exactly zero there (the numerator, or the factor 2g of dx/dg), and the
+product tends to 0: near g = 0 the update is linear in g with slope -lr/eps. The
+derivative therefore exists, and setting the factor to 0 gives it exactly: no mask
+on the result, no shifted root. Where the numerator is not zero (x = 0 with a warm
+first moment, or beta2 = 0) the update has a kink, and the same choice gives the mean of
+its two one-sided derivatives. Proof: appendix_proofs/zero_gradient.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["sqrt_slope"]
+
+
+def sqrt_slope(root: Tensor) -> Tensor:
+    """d sqrt(x)/dx = 1 / (2 sqrt(x)), and 0 at x = 0, given root = sqrt(x)."""
+    return torch.where(root > 0, 0.5 / root, 0.0)

@@ -1,0 +1,75 @@
+"""The problem that Algorithm 1 is run on: two losses and an optimizer.
+
+The symbols, here and everywhere, are the paper's:
+
+    theta_j   parameters after j inner steps          phi_opt    optimizer meta-parameters
+    s_j       optimizer state                         phi_loss   loss meta-parameters
+    ell_j     inner loss of step j                    G_j        its gradient
+    L_val     validation loss                         J          number of inner steps
+    B_j, S_j  dL/dtheta_j, dL/ds_j                    V_j        dL/dG_j, the paper's B O
+    A_opt     dL/dphi_opt                             A_loss     dL/dphi_loss
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from gimli_core.errors import ArgumentError, explain
+from gimli_core.optimizers.interface import Optimizer
+
+__all__ = ["Loss", "Problem"]
+
+Loss = Callable[[dict[str, Tensor], dict[str, Tensor], Any], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """An inner optimisation and the validation loss at its end.
+
+        theta_{j+1}, s_{j+1} = opt(theta_j, s_j, phi_opt, grad ell(theta_j, phi_loss, batch_j))
+
+    Args:
+        train_loss: `(theta, phi_loss, batch) -> scalar tensor`, the inner loss ell. `theta` and
+            `phi_loss` are flat dicts of tensors; `batch` is whatever `train_batches` holds.
+        val_loss: likewise, the validation loss L_val.
+        optimizer: one of `gimli.optimizers`, or your own `Optimizer`.
+        modules: the `nn.Module`s whose buffers (BatchNorm statistics, say) the losses use. By
+            default they are found in the losses' closures, globals, arguments and attributes.
+
+    Raises:
+        ArgumentError: a loss that cannot be called, something that is not an optimizer.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, batch):
+    ...     return ((theta["w"] - batch) ** 2).sum()
+    >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.25))
+    >>> result = gimli.meta_gradient(problem, {"w": torch.zeros(1)}, [torch.ones(1)], torch.ones(1))
+    >>> result.B_0["w"]       # theta_1 = (theta_0 + 1) / 2, so dL/dtheta_0 = 2 (theta_1 - 1) / 2
+    tensor([-0.5000])
+    """
+
+    train_loss: Loss
+    val_loss: Loss
+    optimizer: Optimizer
+    modules: Sequence[nn.Module] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("train_loss", "val_loss"):
+            loss = getattr(self, name)
+            if not callable(loss):
+                raise ArgumentError(
+                    explain(name, "a function (theta, phi_loss, batch) -> scalar tensor", type(loss).__name__, "Pass the function itself.")
+                )
+        if not isinstance(self.optimizer, Optimizer):
+            raise ArgumentError(
+                explain(
+                    "optimizer",
+                    "an optimizer of gimli_core, such as gimli.optimizers.Adam(lr=1e-3)",
+                    f"{type(self.optimizer).__module__}.{type(self.optimizer).__qualname__}",
+                    "Construct one without parameters: theta_0 goes to meta_gradient.",
+                )
+            )

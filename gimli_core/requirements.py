@@ -1,0 +1,269 @@
+"""The paper's requirements, tested before any work.
+
+    I      L_val is differentiable in theta
+    II     opt_j is differentiable in theta_j and G_j, and ell_j twice differentiable in theta_j, so that B_j can pass
+    IIIa   opt_j is differentiable in phi_opt, where there is one
+    IIIb   G_j is differentiable in phi_loss, or L_val is, where there is one
+
+What each is needed for: appendix_proofs/requirements.py.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gimli_core.derivatives import differentiate, evaluate, gradient, second_order_products
+from gimli_core.errors import ReplayError, RequirementError
+from gimli_core.inputs import Inputs, prepare
+from gimli_core.optimizers.interface import State
+from gimli_core.problem import Problem
+
+__all__ = ["Requirement", "Requirements", "check_requirements", "require"]
+
+
+class Requirement(NamedTuple):
+    """One requirement and whether the problem meets it."""
+
+    name: str
+    holds: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """The verdict on I, II, IIIa and IIIb."""
+
+    entries: tuple[Requirement, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all requirements hold."""
+        return all(entry.holds for entry in self.entries)
+
+    def assert_ok(self) -> None:
+        """Raise `RequirementError`, naming every requirement that fails and why."""
+        failed = [f"requirement {entry.name} fails: {entry.why}" for entry in self.entries if not entry.holds]
+        if failed:
+            raise RequirementError("; ".join(failed))
+
+    def __str__(self) -> str:
+        return "\n".join(f"{e.name:5}{'holds' if e.holds else 'FAILS':7}{e.why}" for e in self.entries)
+
+
+def check_requirements(
+    problem: Problem,
+    theta_0: Mapping[str, Tensor],
+    train_batches: Sequence[Any] | Callable[[int], Any],
+    val_batch: Any,
+    *,
+    steps: int | None = None,
+    phi_opt: Mapping[str, Any] | None = None,
+    phi_loss: Mapping[str, Tensor] | None = None,
+    state_0: State | None = None,
+) -> Requirements:
+    """Which of requirements I, II, IIIa and IIIb a problem meets, judged at theta_0 and the first batch.
+
+    Arguments as in `meta_gradient`, which runs this by itself when it first meets a problem.
+
+    Returns:
+        Requirements: `.entries`, `.ok`, `.assert_ok()`; printing it gives a table.
+
+    Raises:
+        ArgumentError: an argument that is wrong by itself.
+
+    Cost: 12F, and the memory of one step. Source: Grefenstette et al. 2019, Section 2.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, batch):
+    ...     return theta["w"].sum() + phi["c"]            # c shifts the loss, and never its gradient
+    >>> problem = gimli.Problem(loss, lambda theta, phi, batch: theta["w"].sum() ** 2, gimli.optimizers.SGD(lr=0.1))
+    >>> theta_0, phi_loss = {"w": torch.ones(2)}, {"c": torch.tensor(1.0)}
+    >>> gimli.check_requirements(problem, theta_0, lambda j: None, None, steps=2, phi_loss=phi_loss).ok
+    False
+    """
+    inputs = prepare(problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss, state_0=state_0)
+    return examine(inputs)
+
+
+def examine(inputs: Inputs) -> Requirements:
+    """The verdict for checked inputs. Random numbers and buffers are left as found."""
+    environment = inputs.environment
+    found = environment.capture()
+    try:
+        first, explicit = _requirement_I(inputs)
+        entries = [first]
+        if inputs.steps > 0:
+            second, linear, reached = _requirement_II(inputs)
+            entries += [second, _requirement_IIIa(inputs), _requirement_IIIb(inputs, explicit, linear, reached)]
+        return Requirements(tuple(entries))
+    finally:
+        environment.restore(found)
+
+
+# Problems already examined, with the names and shapes they were examined with.
+_examined: weakref.WeakKeyDictionary[Problem, set[Any]] = weakref.WeakKeyDictionary()
+
+
+def require(inputs: Inputs, *, replays: bool, tied: bool = False) -> None:
+    """Raise unless the requirements hold; once per problem and shapes.
+
+    With `replays`, the inner loss must also be replayable; when `tied` into autograd, the losses must
+    not reach tensors whose gradient would be missing.
+    """
+    seen = _examined.setdefault(inputs.problem, set())
+    shapes = tuple((k, v.shape) for k, v in (*inputs.theta_0.items(), *inputs.phi_loss.items()))
+    signature = (shapes, inputs.hyper.wanted, inputs.steps > 0, replays, tied)
+    if signature in seen:
+        return
+    examine(inputs).assert_ok()
+    if replays and inputs.steps > 0:
+        probe_replay(inputs)
+    if tied:
+        refuse_stray_tensors(inputs)
+    seen.add(signature)
+
+
+def probe_replay(inputs: Inputs) -> None:
+    """Evaluate the first inner loss twice from the same random numbers and buffers; raise `ReplayError` if it differs. Cost 2F."""
+    environment = inputs.environment
+    found = environment.capture()
+    values = []
+    try:
+        for _ in range(2):
+            environment.restore(found)
+            with torch.no_grad():
+                theta = {**inputs.frozen, **inputs.theta_0}
+                values.append(evaluate(inputs.problem.train_loss, "train_loss", theta, inputs.phi_loss, inputs.batch(0)))
+    finally:
+        environment.restore(found)
+    if not torch.equal(*values) and not bool(torch.isnan(values[0])):
+        raise ReplayError(
+            f"train_loss: expected the same value twice from the same theta, batch and random state, since this memory schedule replays "
+            f"steps; got {values[0].item()!r}, then {values[1].item()!r}. Draw random numbers from torch's global generator "
+            "(or numpy's, or Python's), return the same batch for the same j, or use memory=RetainGraphs()."
+        )
+
+
+def refuse_stray_tensors(inputs: Inputs) -> None:
+    """Raise if a loss reaches a tensor that requires grad and is neither in theta_0 nor in phi_loss. Cost 2F."""
+    environment = inputs.environment
+    found = environment.capture()
+    losses = [("val_loss", inputs.problem.val_loss, lambda: inputs.val_batch)]
+    if inputs.steps > 0:
+        losses.append(("train_loss", inputs.problem.train_loss, lambda: inputs.batch(0)))
+    try:
+        for name, loss_function, batch in losses:
+            with torch.enable_grad():
+                theta = {k: v.detach().requires_grad_() for k, v in inputs.theta_0.items()}
+                phi = {k: v.detach().requires_grad_() for k, v in inputs.phi_loss.items()}
+                loss = evaluate(loss_function, name, {**inputs.frozen, **theta}, phi, batch())
+            stray = leaves_of(loss) - {id(t) for t in (*theta.values(), *phi.values())}
+            if stray:
+                raise RequirementError(
+                    f"{name}: expected to depend on theta, phi_loss and constants; got {len(stray)} more tensor(s) that require grad, whose "
+                    "gradient unroll(...).backward() would not fill. Pass them in phi_loss or theta_0, or detach them."
+                )
+    finally:
+        environment.restore(found)
+
+
+def leaves_of(loss: Tensor) -> set[int]:
+    """The ids of the leaf tensors that autograd would reach from `loss`."""
+    leaves, seen, todo = set(), set(), [loss.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        todo.extend(following for following, _ in node.next_functions)
+    return leaves
+
+
+def _requirement_I(inputs: Inputs) -> tuple[Requirement, frozenset[str]]:
+    """I, and the names in phi_loss that L_val depends on explicitly."""
+    with torch.enable_grad():
+        theta = {k: v.detach().requires_grad_() for k, v in inputs.theta_0.items()}
+        phi = {k: v.detach().requires_grad_() for k, v in inputs.phi_loss.items()}
+        L = evaluate(inputs.problem.val_loss, "val_loss", {**inputs.frozen, **theta}, phi, inputs.val_batch)
+        found = differentiate(L, [*theta.values(), *phi.values()])
+    explicit = frozenset(k for k, g in zip(phi, found[len(theta) :], strict=True) if g is not None)
+    if any(g is not None for g in found[: len(theta)]):
+        return Requirement("I", True, "val_loss is differentiable in theta"), explicit
+    why = (
+        "val_loss has no gradient path to theta. Compute it from the theta it is called with, without .detach(), .item(), "
+        "argmax or torch.no_grad()"
+    )
+    return Requirement("I", False, why), explicit
+
+
+def _requirement_II(inputs: Inputs) -> tuple[Requirement, bool, frozenset[str]]:
+    """II, whether the inner loss is linear in theta, and the names in phi_loss that G depends on."""
+    G = gradient(
+        inputs.problem.train_loss, "train_loss", inputs.theta_0, inputs.phi_loss, inputs.batch(0),
+        frozen=inputs.frozen, keep_graph=True,
+    )  # fmt: skip
+    assert G.graph is not None
+    graph = G.graph
+    paths = [g for g in graph.G if g.requires_grad]
+    try:
+        total = torch.stack([g.sum() for g in paths]).sum() if paths else torch.zeros(())
+        found = differentiate(total, [*graph.theta.values(), *graph.phi_loss.values()])
+    except (RuntimeError, NotImplementedError) as error:
+        why = (
+            f"train_loss has no second derivative: {str(error).splitlines()[0]}. Use operations that autograd can differentiate twice "
+            "(for attention: torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
+        )
+        return Requirement("II", False, why), False, frozenset()
+    curved = found[: len(graph.theta)]
+    reached = frozenset(k for k, p in zip(graph.phi_loss, found[len(graph.theta) :], strict=True) if p is not None)
+    linear = all(p is None for p in curved)
+    note = "; train_loss is linear in theta, so line 14's curvature is 0" if linear else ""
+    return Requirement("II", True, f"the step is differentiable in theta and G{note}"), linear, reached
+
+
+def _requirement_IIIa(inputs: Inputs) -> Requirement:
+    """IIIa: every hyperparameter in phi_opt moves the update."""
+    optimizer, hyper = inputs.optimizer, inputs.hyper
+    if not hyper.wanted:
+        return Requirement("IIIa", True, "no phi_opt")
+    ones = {k: torch.ones_like(v) for k, v in inputs.theta_0.items()}
+    zero = optimizer.zero_adjoint(inputs.state_0)
+    S = {slot: {k: torch.ones_like(v) for k, v in held.items()} for slot, held in zero.items()}
+    pulled = optimizer.pullback(inputs.theta_0, inputs.state_0, ones, hyper.at(0), ones, S, hyper.wanted)
+    moved = {name for increments in pulled.A.values() for name in increments}
+    if not inputs.warm:
+        first = optimizer.initial_state_pullback(S, hyper.at(0), hyper.wanted)
+        moved |= {name for increments in first.values() for name in increments}
+    idle = [name for name in hyper.wanted if name not in moved]
+    if not idle:
+        return Requirement("IIIa", True, f"the update is differentiable in {', '.join(hyper.wanted)}")
+    rule = type(optimizer).__name__
+    start = " with a given state_0" if inputs.warm else ""
+    why = f"the update of {rule}, as it is set up{start}, does not use {', '.join(repr(n) for n in idle)}. Remove it from phi_opt, or switch on what uses it"
+    return Requirement("IIIa", False, why)
+
+
+def _requirement_IIIb(inputs: Inputs, explicit: frozenset[str], linear: bool, reached: frozenset[str]) -> Requirement:
+    """IIIb: every entry of phi_loss reaches G or L_val."""
+    idle = [k for k in inputs.phi_loss if k not in reached | explicit]
+    if not inputs.phi_loss:
+        return Requirement("IIIb", True, "no phi_loss")
+    if not idle:
+        return Requirement("IIIb", True, "the inner gradient or val_loss depends on every entry of phi_loss")
+    names = ", ".join(repr(k) for k in idle)
+    if linear:
+        because = (
+            "train_loss is linear in theta, so its gradient is constant and its second derivative, which alone could carry phi_loss, is 0. "
+            "Let it multiply theta, or leave it out"
+        )
+    else:
+        because = "the gradient of train_loss in theta does not depend on it, so its mixed second derivative is 0. Let it act on theta, or leave it out"
+    return Requirement("IIIb", False, f"phi_loss {names}: val_loss does not depend on it, and {because}")

@@ -77,7 +77,6 @@ class Snapshot(NamedTuple):
 
     generators: tuple[Any, ...]
     buffers: tuple[Tensor, ...]
-    versions: tuple[int, ...]
 
 
 class Environment:
@@ -102,13 +101,12 @@ class Environment:
         generators: list[Any] = [torch.get_rng_state(), _numpy_state(), random.getstate()]
         if self.device.type == "cuda":
             generators.append(torch.cuda.get_rng_state(self.device))
-        versions = tuple(b._version for b in self.buffers)
         if previous is None:
-            return Snapshot(tuple(generators), tuple(b.detach().clone() for b in self.buffers), versions)
+            return Snapshot(tuple(generators), tuple(b.detach().clone() for b in self.buffers))
         shared = [old if _same(old, new) else new for old, new in zip(previous.generators, generators, strict=True)]
-        kept = zip(self.buffers, previous.buffers, versions, previous.versions, strict=True)
-        buffers = tuple(old if now == then else b.detach().clone() for b, old, now, then in kept)
-        return Snapshot(tuple(shared), buffers, versions)
+        # By value: BatchNorm's kernels move its running statistics without counting a version.
+        pairs = zip(previous.buffers, self.buffers, strict=True)
+        return Snapshot(tuple(shared), tuple(old if torch.equal(old, b) else b.detach().clone() for old, b in pairs))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Put generators and buffers back, bit for bit."""
@@ -121,10 +119,10 @@ class Environment:
 
     def restore_buffers(self, snapshot: Snapshot) -> None:
         """Put only the buffers back."""
-        with torch.no_grad():
-            for buffer, old in zip(self.buffers, snapshot.buffers, strict=True):
-                if not torch.equal(buffer, old):
-                    buffer.copy_(old)
+        for buffer, old in zip(self.buffers, snapshot.buffers, strict=True):
+            if not torch.equal(buffer, old):
+                # Through .data: retained graphs of BatchNorm hold the buffer, and would refuse a counted change.
+                buffer.data.copy_(old)
 
 
 def _numpy_state() -> tuple[Any, ...]:

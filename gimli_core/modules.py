@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import random
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,12 +33,12 @@ def split_frozen(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
 def discover(functions: Iterable[Callable[..., Any]]) -> list[nn.Module]:
     """The modules that functions can see: closures, globals they name, defaults, partials, `self`."""
     found: dict[int, nn.Module] = {}
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}  # holds what was seen, so that no id is used twice
 
     def visit(thing: Any, depth: int) -> None:
         if id(thing) in seen or depth > 4:
             return
-        seen.add(id(thing))
+        seen[id(thing)] = thing
         if isinstance(thing, nn.Module):
             found[id(thing)] = thing
         elif isinstance(thing, functools.partial):
@@ -45,8 +46,7 @@ def discover(functions: Iterable[Callable[..., Any]]) -> list[nn.Module]:
         elif inspect.ismethod(thing):
             visit([thing.__self__, thing.__func__], depth)
         elif inspect.isfunction(thing):
-            names = thing.__code__.co_names
-            visit([thing.__globals__[n] for n in names if n in thing.__globals__], depth + 1)
+            visit(_globals_of(thing), depth + 1)
             visit([c.cell_contents for c in thing.__closure__ or () if _filled(c)], depth + 1)
             visit([*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()], depth + 1)
         elif isinstance(thing, Mapping):
@@ -62,6 +62,18 @@ def discover(functions: Iterable[Callable[..., Any]]) -> list[nn.Module]:
     for function in functions:
         visit(function, 0)
     return list(found.values())
+
+
+def _globals_of(function: types.FunctionType) -> list[Any]:
+    """The globals that a function names, in inner functions and as `python_module.name` too."""
+    codes, names = [function.__code__], set[str]()
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes.extend(inner for inner in code.co_consts if isinstance(inner, types.CodeType))
+    things = [function.__globals__[n] for n in sorted(names) if n in function.__globals__]
+    held = [vars(thing).get(n) for thing in things if inspect.ismodule(thing) for n in sorted(names)]
+    return [*things, *(thing for thing in held if isinstance(thing, nn.Module))]
 
 
 def _filled(cell: Any) -> bool:

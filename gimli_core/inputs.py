@@ -27,7 +27,7 @@ class Inputs:
     problem: Problem
     optimizer: Optimizer  # the problem's, with phi_opt's values in place of its own
     theta_0: Tensors
-    frozen: Tensors  # entries of theta_0 that are held constant
+    frozen: Tensors  # what the trained entries are laid over: all of theta_0, in the order given, if some are held constant
     state_0: State
     warm: bool  # whether state_0 was given
     phi_loss: Tensors
@@ -111,7 +111,8 @@ def _check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
                 explain(f"theta_0[{k!r}]", f"{first.dtype} on {first.device}, as theta_0[{first_name!r}] is",
                         f"{v.dtype} on {v.device}", "Bring all entries to one dtype and device.")
             )  # fmt: skip
-    return trained, frozen
+    # The losses see the order in which theta_0 was given: some take theta.values() apart by it.
+    return trained, {k: v.detach() for k, v in theta_0.items()} if frozen else {}
 
 
 def _check_tensor(argument: str, value: Any) -> None:

@@ -1,0 +1,29 @@
+"""What every test stands on: float64, fixed seeds, one thread. Warnings are errors (pyproject.toml)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+collect_ignore = ["benchmarks"]  # programs, not tests; some need packages of the `bench` extra
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("project", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True)
+def same_start() -> Iterator[None]:
+    """Each test starts from the same random state, with float64 the default, and leaves the default as it was."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries still draw from it
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

@@ -90,10 +90,14 @@ class Optimizer(ABC):
         return {name: getattr(self, name) for name in self.continuous()}
 
     def bind(self, values: Mapping[str, Any]) -> Optimizer:
-        """A copy in which `values` (meta-parameters, say) stand for the hyperparameters of those names."""
+        """A copy in which `values` (meta-parameters, say) stand for the hyperparameters of those names.
+
+        Numbers become tensors: a meta-parameter of value 0 has a derivative, and so is used.
+        """
         bound = copy.copy(self)
         for name, value in values.items():
-            object.__setattr__(bound, name, value)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            object.__setattr__(bound, name, torch.tensor(value, dtype=torch.float64) if number else value)
         return bound
 
     def uses(self, name: str) -> bool:
@@ -161,10 +165,11 @@ class ElementwiseOptimizer(Optimizer):
         new_theta: Tensors = {}
         new_state: State = {"step": t} | {slot: {} for slot in self.slots()}
         for k, theta_k in theta.items():
-            s = {slot: state[slot][k] for slot in self.slots()}
-            new_theta[k], s = self._step(theta_k, s, G[k], hyper[k], t)
+            s = {slot: lifted(state[slot][k]) for slot in self.slots()}
+            new, s = self._step(lifted(theta_k), s, lifted(G[k]), hyper[k], t)
+            new_theta[k] = new.reshape(theta_k.shape)
             for slot, value in s.items():
-                new_state[slot][k] = value
+                new_state[slot][k] = value.reshape(theta_k.shape)
         return new_theta, new_state
 
     def pullback(
@@ -173,11 +178,12 @@ class ElementwiseOptimizer(Optimizer):
         t = state["step"] + 1
         pulled = Pulled({}, {}, {slot: {} for slot in self.slots()}, {})
         for k, theta_k in theta.items():
-            s = {slot: state[slot][k] for slot in self.slots()}
-            S_k = {slot: S[slot][k] for slot in self.slots()}
-            pulled.V[k], pulled.B[k], S_k, thunks = self._pullback(theta_k, s, G[k], hyper[k], t, B[k], S_k)
+            s = {slot: lifted(state[slot][k]) for slot in self.slots()}
+            S_k = {slot: lifted(S[slot][k]) for slot in self.slots()}
+            V, B_k, S_k, thunks = self._pullback(lifted(theta_k), s, lifted(G[k]), hyper[k], t, lifted(B[k]), S_k)
+            pulled.V[k], pulled.B[k] = V.reshape(theta_k.shape), B_k.reshape(theta_k.shape)
             for slot, value in S_k.items():
-                pulled.S[slot][k] = value
+                pulled.S[slot][k] = value.reshape(theta_k.shape)
             pulled.A[k] = {name: reduce_like(thunks[name](), hyper[k][name]) for name in wanted if name in thunks}
         return pulled
 
@@ -219,6 +225,11 @@ class ElementwiseOptimizer(Optimizer):
                 by_input[name] = {k: A[name] for k, A in pulled.A.items() if name in A}
             result[output] = by_input
         return result
+
+
+def lifted(x: Tensor) -> Tensor:
+    """A 0-dimensional tensor as a vector of one element, which keeps its dtype beside float64 hyperparameters."""
+    return x.reshape(1) if x.ndim == 0 else x
 
 
 def reduce_like(product: Tensor, value: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def unroll(
         "A_loss": phi_loss or {},
         "B_0": {k: theta_0[k] for k in inputs.theta_0},
         "S_0": {slot: held for slot, held in (state_0 or {}).items() if slot != "step"},
-        "val_losses": val_weights,
+        "val_losses": _from_the_end(val_weights),
     }
     paths, tied = zip(*tensor_paths(arguments), strict=True)
     loss: Tensor = _Unrolled.apply(execution, paths, *tied)
@@ -125,6 +125,13 @@ class _Once(torch.autograd.Function):
             "unroll: expected one derivative of the validation loss; got a request for a second one. The backward sweep gives exact first "
             "derivatives only: for a second, differentiate a plain unroll with autograd, or put the outer derivative into val_loss."
         )
+
+
+def _from_the_end(val_weights: Any) -> Any:
+    """Weights that are single numbers, keyed by -1 for w_J, -2 …: the first may be w_0 or w_1."""
+    if val_weights is None or isinstance(val_weights, Tensor):
+        return val_weights
+    return dict(enumerate(val_weights, start=-len(val_weights)))
 
 
 def _gradient_at(result: MetaGradient, path: tuple[Any, ...], tied: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +58,8 @@ def prepare(
     """Check the arguments of `meta_gradient` and put them into one shape. Raises ArgumentError."""
     if not isinstance(problem, Problem):
         raise ArgumentError(explain("problem", "a gimli.Problem", type(problem).__name__, "Build one from two losses and an optimizer."))
+    if torch.is_inference_mode_enabled():
+        raise ArgumentError(explain("torch.inference_mode", "it to be off", "it on", "Its tensors have no derivatives: use torch.no_grad() instead."))
     if recurrence not in RECURRENCES:
         raise ArgumentError(explain("recurrence", listing(RECURRENCES), repr(recurrence), "The exact one is 'augmented'."))
     trained, frozen = _check_theta(theta_0)
@@ -144,18 +148,20 @@ def _check_phi_loss(phi_loss: Any, theta: Tensor) -> Tensors:
 
 
 def _check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any], int]:
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 0):
         raise ArgumentError(explain("steps", "a whole number J >= 0", repr(steps), "steps=0 gives the plain gradient of val_loss."))
     if isinstance(train_batches, Iterator) or (hasattr(train_batches, "__iter__") and not hasattr(train_batches, "__getitem__")):
         raise ArgumentError(
             explain("train_batches", "a sequence, or a function of j: the sweep may ask for a batch again",
                     f"a {type(train_batches).__name__}, which can be read only in order", "Wrap it in list(...), cut to the steps you need.")
         )  # fmt: skip
-    if isinstance(train_batches, Mapping) or not (hasattr(train_batches, "__len__") or callable(train_batches)):
+    scalar = isinstance(train_batches, (Tensor, np.ndarray)) and train_batches.ndim == 0
+    if scalar or isinstance(train_batches, (Mapping, str)) or not (hasattr(train_batches, "__len__") or callable(train_batches)):
         raise ArgumentError(
             explain("train_batches", "a sequence of batches, or a function j -> batch", type(train_batches).__name__,
                     "One batch for every step: lambda j: batch.")
         )  # fmt: skip
+    steps = None if steps is None else int(steps)
     if not hasattr(train_batches, "__len__"):
         if steps is None:
             raise ArgumentError(explain("steps", "a number, since train_batches is a function", "None", "Say how many steps to run."))
@@ -174,7 +180,7 @@ def _check_weights(val_weights: Any, steps: int) -> tuple[float | None, ...]:
     if val_weights is None:
         return (None,) * steps + (1.0,)
     try:
-        weights = [float(w) for w in val_weights]
+        weights = [float(w.detach() if isinstance(w, Tensor) else w) for w in val_weights]
     except (TypeError, ValueError):
         weights = []
     if len(weights) not in (steps, steps + 1) or not weights:
@@ -186,7 +192,8 @@ def _check_weights(val_weights: Any, steps: int) -> tuple[float | None, ...]:
         raise ArgumentError(explain("val_weights", "finite numbers", repr(weights), "Find out where they were computed."))
     if not any(weights):
         raise ArgumentError(explain("val_weights", "at least one weight that is not 0", "zeros only", "The loss would be 0."))
-    learned = isinstance(val_weights, Tensor) and val_weights.requires_grad  # then a weight of 0 has a derivative too
+    # A weight of 0 that is learned has a derivative too.
+    learned = any(isinstance(w, Tensor) and w.requires_grad for w in (val_weights, *val_weights))
     return (None,) * (steps + 1 - len(weights)) + tuple(w if w or learned else None for w in weights)
 
 
@@ -199,6 +206,10 @@ def _check_state(state_0: Any, like: State, path: str = "state_0") -> State:
             raise ArgumentError(explain(path, f"a tensor of shape {list(like.shape)}", came, "Take it from a result's state_J."))
         if not bool(torch.isfinite(value).all()):
             raise ArgumentError(explain(path, "finite values", "inf or nan", "Find out where it was computed."))
+        if value.ndim > 0 and value.device != like.device:
+            raise ArgumentError(explain(path, f"a tensor on theta's device {like.device}", f"one on {value.device}", "Move it with .to(...)."))
+        if path == "state_0['step']" and (value < 0 or value != value.round()):
+            raise ArgumentError(explain(path, "a whole number of finished steps, 0 or more", f"{value.item():g}", "A result's state_J counts them."))
         return value.detach().to(like.dtype)
     if not isinstance(state_0, Mapping) or set(state_0) != set(like):
         came = listing(state_0) if isinstance(state_0, Mapping) else type(state_0).__name__

@@ -103,6 +103,12 @@ def resolve_groups(optimizer: Optimizer, theta: Tensors) -> dict[str, tuple[str,
     """{group: tensor names}; every tensor must be in exactly one group, if there are any."""
     if not optimizer.groups:
         return {}
+    for group, patterns in optimizer.groups.items():
+        if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
+            raise ArgumentError(
+                explain(f"optimizer groups[{group!r}]", "a list of tensor names or shell patterns", repr(patterns),
+                        "One pattern alone is a list of one: ['conv*'].")
+            )  # fmt: skip
     groups = {
         group: tuple(k for k in theta if any(fnmatchcase(k, p) for p in patterns))
         for group, patterns in optimizer.groups.items()
@@ -250,7 +256,7 @@ class Hyperparameters:
         readings: dict[tuple[int, ...], list[tuple[str, bool, bool]]] = {}
 
         def allow(allowed: tuple[int, ...], meaning: str, by_step: bool, by_group: bool) -> None:
-            if by_step or not stepwise:
+            if (J > 0 or not by_step) and (by_step or not stepwise):
                 readings.setdefault(allowed, []).append((meaning, by_step, by_group))
 
         allow((), "one value", False, False)

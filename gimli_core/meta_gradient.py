@@ -268,9 +268,9 @@ class Execution:
 
     def _validation_value(self, point: Point) -> Tensor:
         inputs = self.inputs
-        with torch.no_grad():
-            theta = {**inputs.frozen, **point.theta}
-            return evaluate(inputs.problem.val_loss, "val_loss", theta, inputs.phi_loss, inputs.val_batch)
+        with torch.enable_grad():  # without it some modules take another path, and the last bits change
+            theta = {**inputs.frozen, **{k: v.detach().requires_grad_() for k, v in point.theta.items()}}
+            return evaluate(inputs.problem.val_loss, "val_loss", theta, inputs.phi_loss, inputs.val_batch).detach()
 
     def _note_loss(self, j: int, G_j: Gradient) -> None:
         """Keep the loss of a first run; hold a replay against it."""

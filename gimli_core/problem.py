@@ -73,3 +73,9 @@ class Problem:
                     "Construct one without parameters: theta_0 goes to meta_gradient.",
                 )
             )
+        if self.modules is not None:
+            came = type(self.modules).__name__
+            if isinstance(self.modules, nn.Module) or not isinstance(self.modules, Sequence):
+                raise ArgumentError(explain("modules", "a list of nn.Modules", came, "One module alone is a list of one: [net]."))
+            if not all(isinstance(module, nn.Module) for module in self.modules):
+                raise ArgumentError(explain("modules", "a list of nn.Modules", f"a {came} with something else in it", "Pass the modules themselves."))

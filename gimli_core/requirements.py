@@ -21,6 +21,7 @@ from torch import Tensor
 from gimli_core.derivatives import differentiate, evaluate, gradient, second_order_products
 from gimli_core.errors import ReplayError, RequirementError
 from gimli_core.inputs import Inputs, prepare
+from gimli_core.meta_parameters import tensor_paths
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
 
@@ -151,7 +152,16 @@ def probe_replay(inputs: Inputs) -> None:
 
 
 def refuse_stray_tensors(inputs: Inputs) -> None:
-    """Raise if a loss reaches a tensor that requires grad and is neither in theta_0 nor in phi_loss. Cost 2F."""
+    """Raise if a tensor that requires grad has a part in L and is in none of the arguments. Cost 2F.
+
+    Looked for in the losses (at the first batch) and in the optimizer's own hyperparameters.
+    """
+    for hyperparameter, value in inputs.problem.optimizer.hyperparameters().items():
+        if hyperparameter not in inputs.hyper.wanted and any(t.requires_grad for _, t in tensor_paths(value)):
+            raise RequirementError(
+                f"optimizer: expected constants for what is not in phi_opt; got a {hyperparameter} that requires grad, whose gradient "
+                f"unroll(...).backward() would not fill. Pass it as phi_opt={{{hyperparameter!r}: …}}, or detach it."
+            )
     environment = inputs.environment
     found = environment.capture()
     losses = [("val_loss", inputs.problem.val_loss, lambda: inputs.val_batch)]

@@ -20,10 +20,8 @@ class _Moments(NamedTuple):
     m: Tensor  # m', the first moment
     v: Tensor  # v', the second moment
     x: Tensor  # v', or its running maximum under amsgrad
-    root: Tensor  # sqrt(x)
     c1: Tensor  # bias corrections 1 - beta^t
     c2: Tensor
-    d: Tensor  # the denominator sqrt(x / c2) + eps
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -102,34 +100,36 @@ class Adam(ElementwiseOptimizer):
         g = -G if self.maximize else G
         if self.uses("weight_decay") and not self.decoupled:
             g = g + h["weight_decay"] * theta
-        # torch.optim's own order of operations, so that forward results agree to the last bits.
+        # torch.optim's own order of operations, so that forward results agree to the last bits. In-place
+        # operations below act on fresh tensors only: a buffer saved is memory that need not be touched.
         m = torch.lerp(s["exp_avg"], g, (1 - h["beta1"]).to(g))
-        v = torch.addcmul(s["exp_avg_sq"] * h["beta2"], (1 - h["beta2"]) * g, g)
+        v = (s["exp_avg_sq"] * h["beta2"]).addcmul_(g * (1 - h["beta2"]), g)
         x = torch.maximum(s["max_exp_avg_sq"], v) if self.amsgrad else v
-        c1, c2 = 1 - h["beta1"] ** t, 1 - h["beta2"] ** t
-        root = x.sqrt()
-        return _Moments(g, m, v, x, root, c1, c2, root / c2.sqrt() + h["eps"])
+        return _Moments(g, m, v, x, 1 - h["beta1"] ** t, 1 - h["beta2"] ** t)
 
     def _step(self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor) -> tuple[Tensor, Tensors]:
-        g, m, v, x, _, c1, _, d = self._moments(theta, s, G, h, t)
+        _, m, v, x, c1, c2 = self._moments(theta, s, G, h, t)
         if self.uses("weight_decay") and self.decoupled:
             theta = theta * (1 - h["lr"] * h["weight_decay"])
         new = {"exp_avg": m, "exp_avg_sq": v}
         if self.amsgrad:
             new["max_exp_avg_sq"] = x
+        d = x.sqrt().div_(c2.sqrt()).add_(h["eps"])
         return torch.addcdiv(theta, m * -(h["lr"] / c1), d), new
 
     def _pullback(
         self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor, B: Tensor, S: Tensors
     ) -> tuple[Tensor, Tensor, Tensors, Thunks]:
-        g, m, v, x, root, c1, c2, d = self._moments(theta, s, G, h, t)
+        g, m, v, x, c1, c2 = self._moments(theta, s, G, h, t)
+        root = x.sqrt()
+        d = (root / c2.sqrt()).add_(h["eps"])
         lr, beta1, beta2, decay = h["lr"], h["beta1"], h["beta2"], h["weight_decay"]
-        decays = self.uses("weight_decay")
-        rate = lr / c1
-        B_d = B / d
-        m_bar = S["exp_avg"] - rate * B_d
-        d_bar = rate * B_d * (m / d)
-        x_bar = d_bar * sqrt_slope(root) / c2.sqrt()
+        decays, rate = self.uses("weight_decay"), lr / c1
+        q = B / d
+        u = q * m  # B times the normalised update m'/d
+        m_bar = S["exp_avg"] - q * rate
+        w = u / d  # d_bar = rate·w
+        x_bar = w * sqrt_slope(root) * (rate / c2.sqrt())
         S_j: Tensors = {}
         if self.amsgrad:
             x_bar = x_bar + S["max_exp_avg_sq"]
@@ -137,14 +137,14 @@ class Adam(ElementwiseOptimizer):
             S_j["max_exp_avg_sq"] = x_bar * kept
             x_bar = x_bar * (1 - kept)
         v_bar = S["exp_avg_sq"] + x_bar
-        g_bar = (1 - beta1) * m_bar + (2 * (1 - beta2)) * g * v_bar
-        S_j["exp_avg"], S_j["exp_avg_sq"] = beta1 * m_bar, beta2 * v_bar
+        g_bar = m_bar * (1 - beta1) + g * v_bar * (2 * (1 - beta2))
+        S_j["exp_avg"], S_j["exp_avg_sq"] = m_bar * beta1, v_bar * beta2
         A: Thunks = {
-            "lr": lambda: -B_d * m / c1 - (decay * B * theta if decays and self.decoupled else 0),
-            "beta1": lambda: m_bar * (s["exp_avg"] - g) - B_d * m * (rate / c1 * t * beta1 ** (t - 1)),
-            "beta2": lambda: v_bar * (s["exp_avg_sq"] - g * g) + d_bar * root * (t * beta2 ** (t - 1) / (2 * c2**1.5)),
-            "eps": lambda: d_bar,
-            "weight_decay": lambda: -lr * B * theta if self.decoupled else g_bar * theta,
+            "lr": lambda: u * (-1 / c1) - (B * theta * decay if decays and self.decoupled else 0),
+            "beta1": lambda: m_bar * (s["exp_avg"] - g) - u * (rate / c1 * t * beta1 ** (t - 1)),
+            "beta2": lambda: v_bar * (s["exp_avg_sq"] - g * g) + w * root * (rate * t * beta2 ** (t - 1) / (2 * c2**1.5)),
+            "eps": lambda: w * rate,
+            "weight_decay": lambda: B * theta * -lr if self.decoupled else g_bar * theta,
         }
         V = -g_bar if self.maximize else g_bar
         B_j = B

@@ -13,7 +13,6 @@ its two one-sided derivatives. Proof: appendix_proofs/zero_gradient.py.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 __all__ = ["sqrt_slope"]
@@ -21,4 +20,5 @@ __all__ = ["sqrt_slope"]
 
 def sqrt_slope(root: Tensor) -> Tensor:
     """d sqrt(x)/dx = 1 / (2 sqrt(x)), and 0 at x = 0, given root = sqrt(x)."""
-    return torch.where(root > 0, 0.5 / root, 0.0)
+    # 0.5 / root is infinite at root = 0 alone: the root of the smallest number is far from 0. A nan stays.
+    return (0.5 / root).nan_to_num_(nan=float("nan"), posinf=0.0)

@@ -1,0 +1,78 @@
+"""The `gimli` command: one table of subcommands, one place where errors become exit codes.
+
+A subcommand is a module with `add_arguments(parser)` and `run(arguments) -> exit code`.
+Only the module that is asked for is imported, so an optional package is needed only by the
+subcommand that uses it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NamedTuple
+
+from gimli_core.errors import GimliError
+
+__all__ = ["main"]
+
+
+class _Command(NamedTuple):
+    module: str
+    extra: str  # of setup.cfg, that brings the packages which the module needs
+    summary: str
+
+
+COMMANDS = {
+    "demo": _Command("gimli_core.demo.command", "demo", "learn a small network's hyperparameters on real data"),
+    "verify": _Command("gimli_core.verification.command", "verify", "check meta-gradients against every oracle"),
+}
+
+FAILED, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `gimli` with `argv` and return its exit code.
+
+    0 done, 1 a check disagreed, 2 bad input (one line on stderr), 130 interrupted. `--help`, `--version`
+    and usage errors leave through `SystemExit`, as argparse does.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        arguments = _parser(argv).parse_args(argv)
+        code = importlib.import_module(COMMANDS[arguments.command].module).run(arguments)
+        sys.stdout.flush()
+        return int(code)
+    except GimliError as error:
+        return _complain(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "gimli_core").startswith("gimli_core"):
+            raise
+        extra = next((COMMANDS[name].extra for name in argv if name in COMMANDS), "demo")
+        return _complain(f"the package {error.name!r} is missing. Install it with pip install 'gimli_core[{extra}]'.")
+    except KeyboardInterrupt:
+        print("gimli: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`, say) has what it wants; keep the interpreter's last flush quiet too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gimli", description="Exact meta-gradients, shown and verified.")
+    parser.add_argument("--version", action="version", version=f"gimli_core {version('gimli_core')}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=command.summary, description=f"{command.summary.capitalize()}.")
+        if name in argv:
+            importlib.import_module(command.module).add_arguments(subparser)
+    return parser
+
+
+def _complain(message: str) -> int:
+    print(f"gimli: {' '.join(message.split())}", file=sys.stderr)
+    return FAILED

@@ -1,0 +1,231 @@
+"""Real data for the demo: scikit-learn's handwritten digits, or a user's own table.
+
+Three splits with three uses: the inner loop trains on the training rows, the outer loop
+learns from the validation rows, and the test rows are looked at once, for the final table.
+"""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gimli_core.errors import ArgumentError, explain, listing
+
+__all__ = ["Labelled", "Splits", "load", "split"]
+
+LEAST_ROWS = 40
+LEAST_ROWS_A_CLASS = 4
+MOST_ROWS = 10_000
+MOST_CLASSES = 1000
+
+# Names of the arrays in an .npz file: features, labels, and both again for a ready-made test set.
+ARRAY_NAMES = (
+    ("X", "y", None, None),
+    ("x", "y", None, None),
+    ("data", "target", None, None),
+    ("features", "labels", None, None),
+    ("images", "labels", None, None),
+    ("X_train", "y_train", "X_test", "y_test"),
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("train_images", "train_labels", "test_images", "test_labels"),
+)
+
+
+class Labelled(NamedTuple):
+    """Rows with labels: `x` is [rows, features], `y` is [rows] with classes 0 … classes-1."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Table(NamedTuple):
+    """What a file holds: features, labels as they were written, and which rows are a ready-made test set."""
+
+    features: NDArray[Any]
+    labels: NDArray[Any]
+    is_test: NDArray[np.bool_]
+
+
+class Splits(NamedTuple):
+    """The three splits, standardised by the training rows' mean and deviation."""
+
+    name: str
+    classes: int
+    train: Labelled
+    val: Labelled
+    test: Labelled
+
+
+def load(path: str | None, seed: int = 0) -> Splits:
+    """The digits when `path` is None, else the table in an `.npz` or CSV file, split by `seed`.
+
+    An `.npz` file holds features and labels under one of the pairs of names in `ARRAY_NAMES`;
+    features of any shape are flattened. In a CSV file the last column is the label and the
+    first row may be a header. Labels are whole numbers or text.
+
+    Raises:
+        ArgumentError: what cannot be read, is not numeric or finite, or is too little to learn from.
+    """
+    if path is None:
+        return split("handwritten digits (scikit-learn)", _digits(), seed)
+    file = Path(path)
+    if not file.is_file():
+        came = "a directory" if file.is_dir() else "no such file"
+        raise _error(file, "an .npz or CSV file", came, "Check the path.")
+    table = _read_npz(file) if zipfile.is_zipfile(file) else _read_csv(file)
+    return split(file.name, _checked(file, table), seed)
+
+
+def split(name: str, table: Table, seed: int) -> Splits:
+    """Half of each class to train on, a quarter to validate, a quarter to test, drawn at random.
+
+    A ready-made test set is kept, and then a third validates. Of large tables an even share of
+    each class is used, `MOST_ROWS` rows in all.
+    """
+    rng = np.random.default_rng(seed)
+    classes, y = np.unique(table.labels, return_inverse=True)
+    share = min(1.0, MOST_ROWS / len(y))
+    given_test = bool(table.is_test.any())
+    train, val, test = [], [], []
+    for c in range(len(classes)):
+        members = _drawn(np.flatnonzero((y == c) & ~table.is_test), share, rng)
+        if given_test:
+            test.append(_drawn(np.flatnonzero((y == c) & table.is_test), share, rng))
+        else:
+            test.append(members[len(members) * 3 // 4 :])
+            members = members[: len(members) * 3 // 4]
+        train.append(members[: len(members) * 2 // 3])
+        val.append(members[len(members) * 2 // 3 :])
+    rows = {"train": np.concatenate(train), "val": np.concatenate(val), "test": np.concatenate(test)}
+    features = table.features[rows["train"]].astype(np.float64)
+    mean, deviation = features.mean(0), features.std(0)
+
+    def labelled(part: str) -> Labelled:
+        x = (table.features[rows[part]] - mean) / np.where(deviation > 0, deviation, 1)
+        return Labelled(torch.tensor(x, dtype=torch.get_default_dtype()), torch.tensor(y[rows[part]]))
+
+    used = sum(map(len, rows.values()))
+    name = name if used == len(y) else f"{name}, {used} of its {len(y)} rows"
+    return Splits(name, len(classes), labelled("train"), labelled("val"), labelled("test"))
+
+
+def _drawn(members: NDArray[np.intp], share: float, rng: np.random.Generator) -> NDArray[np.intp]:
+    """That share of `members` in random order, `LEAST_ROWS_A_CLASS` or all of them at least."""
+    return rng.permutation(members)[: max(LEAST_ROWS_A_CLASS, round(share * len(members)))]
+
+
+def _digits() -> Table:
+    from sklearn.datasets import load_digits  # only the demo needs scikit-learn
+
+    features, labels = load_digits(return_X_y=True)
+    return Table(features, labels, np.zeros(len(labels), dtype=bool))
+
+
+def _read_npz(file: Path) -> Table:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            held = {name: archive[name] for names in ARRAY_NAMES for name in names if name in archive.files}
+            every = archive.files
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise _error(file, "plain arrays of numbers or text", str(error), "Save it with np.savez.") from error
+    for x_name, y_name, x_test_name, y_test_name in ARRAY_NAMES:
+        if x_name not in held or y_name not in held:
+            continue
+        parts = [_flattened(file, x_name, held[x_name], y_name, held[y_name])]
+        if x_test_name is not None and y_test_name is not None and x_test_name in held and y_test_name in held:
+            parts.append(_flattened(file, x_test_name, held[x_test_name], y_test_name, held[y_test_name]))
+        features, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return Table(features, labels, np.arange(len(labels)) >= len(parts[0][1]))
+    pairs = ", ".join(f"{x}/{y}" for x, y, *_ in ARRAY_NAMES)
+    raise _error(file, f"arrays named as one of {pairs}", listing(every), "Rename them and save again.")
+
+
+def _flattened(
+    file: Path, x_name: str, x: NDArray[Any], y_name: str, y: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    if x.dtype.kind not in "buif":
+        raise _error(file, f"numbers in {x_name}", str(x.dtype), "Encode the features as numbers.")
+    if x.ndim < 2:
+        raise _error(file, f"{x_name} of shape [rows, …]", f"shape {list(x.shape)}", "Give one row an example.")
+    if y.shape not in ((len(x),), (len(x), 1)):
+        shapes = f"{list(y.shape)} for {x_name} of shape {list(x.shape)}"
+        raise _error(file, f"{y_name} with one label a row", shapes, "Give one class a row.")
+    return x.reshape(len(x), -1), y.reshape(-1)
+
+
+def _read_csv(file: Path) -> Table:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        lines = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _error(file, "an .npz or CSV file", f"something else ({error})", "Save it as one of these.") from error
+    numbered = [(number, row) for number, row in enumerate(lines, 1) if any(row)]
+    if not numbered or len(numbered[0][1]) < 2:
+        raise _error(file, "columns of features and, last, the label", "one column or none", "Separate by commas.")
+    width, first, second = len(numbered[0][1]), numbered[0][1], numbered[min(1, len(numbered) - 1)][1]
+    header = [f"column {i + 1}" for i in range(width)]
+    # A header is a first line with text above a number.
+    if any(_number(above) is None and _number(below) is not None for above, below in zip(first, second, strict=False)):
+        header = [f"column {name!r}" for name in numbered.pop(0)[1]]
+    features = np.empty((len(numbered), width - 1))
+    for i, (number, row) in enumerate(numbered):
+        if len(row) != width:
+            raise _error(file, f"{width} columns in line {number}", f"{len(row)}", "Complete that line.")
+        for column, cell in enumerate(row[:-1]):
+            value = _number(cell)
+            if value is None:
+                do = "Encode it as numbers or leave the column out."
+                raise _error(file, f"numbers in {header[column]}", f"{cell!r} in line {number}", do)
+            features[i, column] = value
+    labels = [row[-1] for _, row in numbered]
+    if "" in labels:
+        raise _error(file, "a label in every line", f"none in line {numbered[labels.index('')][0]}", "Complete it.")
+    values = [_number(label) for label in labels]
+    numeric = [value for value in values if value is not None]
+    return Table(features, np.array(numeric if len(numeric) == len(labels) else labels), np.zeros(len(labels), bool))
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell) if cell else float("nan")  # an empty cell is a missing value
+    except ValueError:
+        return None
+
+
+def _checked(file: Path, table: Table) -> Table:
+    features, labels, is_test = table
+    if len(labels) < LEAST_ROWS:
+        raise _error(file, f"at least {LEAST_ROWS} rows", f"{len(labels)}", "Bring more data.")
+    broken = np.argwhere(~np.isfinite(features))
+    if len(broken):
+        row, column = broken[0] + 1
+        came = f"a missing or infinite value in row {row}, column {column} ({len(broken)} in all)"
+        raise _error(file, "finite numbers", came, "Fill such values in, or leave their rows out.")
+    if labels.dtype.kind == "f" and not np.array_equal(labels, np.round(labels)):
+        came = "missing values" if np.isnan(labels.astype(float)).any() else "fractions"
+        raise _error(file, "labels that are classes", came, "Give whole numbers or text.")
+    if labels.dtype.kind not in "buifUS":
+        raise _error(file, "labels that are whole numbers or text", str(labels.dtype), "Convert them.")
+    classes, counts = np.unique(labels[~is_test], return_counts=True)
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        do = "The last column (or y) must hold the class."
+        raise _error(file, f"between 2 and {MOST_CLASSES} classes", f"{len(classes)}", do)
+    if counts.min() < LEAST_ROWS_A_CLASS:
+        came = f"{counts.min()} of class {str(classes[counts.argmin()])!r}"
+        raise _error(file, f"at least {LEAST_ROWS_A_CLASS} rows of each class", came, "Leave rare classes out.")
+    unknown = np.setdiff1d(labels[is_test], classes)
+    if len(unknown):
+        raise _error(file, "test classes that occur in training", listing(map(str, unknown)), "Leave those rows out.")
+    return table
+
+
+def _error(file: Path, expected: str, came: str, do: str) -> ArgumentError:
+    return ArgumentError(explain(f"--data {file}", expected, came, do))

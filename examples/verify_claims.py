@@ -1,0 +1,114 @@
+"""Judge meta-gradients that came from elsewhere: `higher` and `torchopt` on a small network, real data.
+
+    pip install 'gimli_core[verify,bench]' scikit-learn
+    python examples/verify_claims.py
+
+Three findings, each measured here:
+1. `higher` 0.2.1 adds Adam's eps before the bias correction of the second moment, as PyTorch did before 1.3. Its
+   trajectory is not that of today's `torch.optim.Adam`, so none of its meta-gradients are either.
+2. Where eps is too small to matter the trajectories agree, and so do the gradients, but for beta2: a `math.sqrt`
+   detaches it from the bias correction, and the gradient is wrong by orders of magnitude, without a sign of it.
+3. `torchopt` 0.7.3 gives NaN for every parameter upstream of one dead unit, since G = 0 there and `eps_root` is 0 by
+   default. Without the dead unit it is right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sklearn.datasets import load_diabetes
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import gimli_core as gimli
+
+LR, BETA1, BETA2, STEPS = 0.05, 0.9, 0.99, 4
+
+
+def network(*, dead_unit: bool = False) -> nn.Module:
+    """10-4-1; with `dead_unit`, one ReLU never fires."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 4), nn.ReLU() if dead_unit else nn.Tanh(), nn.Linear(4, 1)).double()
+    if dead_unit:
+        with torch.no_grad():
+            net[0].bias[1] = -50.0
+    return net
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    """One batch of 16 patients a step, and one for validation."""
+    X, y = (torch.from_numpy(v) for v in load_diabetes(return_X_y=True))
+    X, y = (X - X.mean(0)) / X.std(0), ((y - y.mean()) / y.std())[:, None]
+    return list(zip(X[: 16 * (STEPS + 1)].split(16), y[: 16 * (STEPS + 1)].split(16), strict=True))
+
+
+def question(net: nn.Module, eps: float, phi_opt: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The same meta-gradient in the words of `gimli.verify`."""
+
+    def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        return ((functional_call(net, theta, batch[0]) - batch[1]) ** 2).mean()
+
+    adam = gimli.optimizers.Adam(lr=LR, betas=(BETA1, BETA2), eps=eps)
+    *train, validation = batches()
+    return {
+        "problem": gimli.Problem(loss, loss, adam), "theta_0": dict(net.named_parameters()),
+        "train_batches": train, "val_batch": validation, "phi_opt": phi_opt or {},
+    }  # fmt: skip
+
+
+def claim_of_higher(net: nn.Module, eps: float) -> dict[str, Any]:
+    """dL/dlr, dL/dbeta1, dL/dbeta2 and dL/dtheta_0 by `higher`."""
+    import higher
+
+    *train, (X, y) = batches()
+    lr, beta1, beta2 = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (LR, BETA1, BETA2))
+    adam = torch.optim.Adam(net.parameters(), lr=LR, betas=(BETA1, BETA2), eps=eps)
+    override = {"lr": [lr], "betas": [(beta1, beta2)]}
+    with higher.innerloop_ctx(net, adam, copy_initial_weights=False, override=override) as (inner, inner_adam):
+        for x, target in train:
+            inner_adam.step(((inner(x) - target) ** 2).mean())
+        L = ((inner(X) - y) ** 2).mean()
+        d_lr, d_beta1, d_beta2, *d_theta = torch.autograd.grad(L, [lr, beta1, beta2, *net.parameters()])
+    names = [name for name, _ in net.named_parameters()]
+    return {"A_opt": {"lr": d_lr, "beta1": d_beta1, "beta2": d_beta2}, "B_0": dict(zip(names, d_theta, strict=True))}
+
+
+def claim_of_torchopt(net: nn.Module, eps: float) -> dict[str, Any]:
+    """dL/dtheta_0 by `torchopt`."""
+    import torchopt
+
+    *train, (X, y) = batches()
+    theta_0 = dict(net.named_parameters())
+    names, theta = list(theta_0), tuple(theta_0.values())
+    adam = torchopt.adam(LR, (BETA1, BETA2), eps, moment_requires_grad=True)
+    state = adam.init(theta)
+    for x, target in train:
+        loss = ((functional_call(net, dict(zip(names, theta, strict=True)), x) - target) ** 2).mean()
+        updates, state = adam.update(torch.autograd.grad(loss, theta, create_graph=True), state, inplace=False)
+        theta = torchopt.apply_updates(theta, updates, inplace=False)
+    L = ((functional_call(net, dict(zip(names, theta, strict=True)), X) - y) ** 2).mean()
+    return {"B_0": dict(zip(names, torch.autograd.grad(L, list(theta_0.values())), strict=True))}
+
+
+def main() -> None:
+    learned = {"lr": LR, "beta1": BETA1, "beta2": BETA2}
+    for title, eps in (("higher, eps = 1e-3", 1e-3), ("higher, eps = 1e-15, too small to matter", 1e-15)):
+        net = network()
+        show(title, gimli.verify(**question(net, eps, learned), claimed=claim_of_higher(net, eps)))
+    for title, dead in (("torchopt", False), ("torchopt, one dead unit", True)):
+        net = network(dead_unit=dead)
+        show(title, gimli.verify(**question(net, 1e-3), claimed=claim_of_torchopt(net, 1e-3)))
+
+
+def show(title: str, report: Any) -> None:
+    print(f"\n{title}")
+    for check in report.checks:
+        if check.subject == "claimed" and check.oracle == "engine":
+            line = f"{check.value:12.6g}, the engine {check.expected:12.6g}, relative error {check.error:.0e}"
+            print(f"  {check.name:16} {line}: {check.verdict.value}")
+    print(f"  the engine itself: {report.of('engine').headline}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""`gimli verify`: the bundled cases, or a user's own problem, against every oracle."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.verification.cases import CASES
+from gimli_core.verification.report import Report
+from gimli_core.verification.verify import verify
+
+__all__ = ["add_arguments", "run"]
+
+FAMILIES = ("autograd", "finite differences", "dense chain", "closed form")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "exit code: 0 everything agrees, 1 something disagrees, 2 bad input\n\ncases:\n"
+        + "\n".join(f"  {name:20} {case.about}" for name, case in CASES.items())
+    )
+    parser.add_argument(
+        "problem", nargs="?", metavar="MODULE:FUNCTION",
+        help="a function of no arguments that returns the arguments of gimli.verify as a dict, or (problem, dict of the others)",
+    )  # fmt: skip
+    parser.add_argument("--case", action="append", metavar="NAME", help="only this bundled case, with its whole table; may be repeated")
+    parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="write the reports as JSON to PATH, or to standard output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.problem and arguments.case:
+        raise ArgumentError(explain("gimli verify", "MODULE:FUNCTION or --case", "both", "Leave one out."))
+    names = [arguments.problem] if arguments.problem else arguments.case or list(CASES)
+    in_full, show = bool(arguments.problem or arguments.case), arguments.json != "-"
+    if show and not in_full:
+        print(_row("case", ["entries", *FAMILIES], "verdict"))
+    reports: dict[str, Report] = {}
+    with torch.random.fork_rng():
+        for name in names:
+            torch.manual_seed(0)
+            reports[name] = report = verify(**(_own(name) if arguments.problem else _bundled(name)))
+            if show and not in_full:
+                errors = [report.worst(family) for family in FAMILIES]
+                cells = [str(report.entries), *("-" if e is None else f"{e:.0e}" for e in errors)]
+                print(_row(name, cells, "ok" if report.ok else "WRONG"), flush=True)
+            if show and (in_full or not report.ok):
+                print(name if arguments.problem else f"{name}: {CASES[name].about}")
+                _print(report)
+    ok = all(report.ok for report in reports.values())
+    if show and not in_full:
+        print("\nEach figure is the largest relative error against that oracle; one case in full: gimli verify --case NAME")
+    if arguments.json:
+        _write({"ok": ok, "cases": {name: report.to_dict() for name, report in reports.items()}}, arguments.json)
+    return 0 if ok else 1
+
+
+def _bundled(name: str) -> dict[str, Any]:
+    if name not in CASES:
+        raise ArgumentError(explain("--case", f"one of {', '.join(CASES)}", repr(name), f"See gimli verify --help.{closest(name, CASES)}"))
+    return CASES[name].build()
+
+
+def _own(target: str) -> dict[str, Any]:
+    """The arguments of `verify` that MODULE:FUNCTION returns."""
+    module_name, _, function_name = target.partition(":")
+    if not module_name or not function_name:
+        raise ArgumentError(explain("gimli verify", "MODULE:FUNCTION", repr(target), "For example my_package.problem:build."))
+    sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except ModuleNotFoundError as error:
+        raise ArgumentError(explain("gimli verify", "a module that can be imported from here", str(error), "Check the name.")) from error
+    except AttributeError as error:
+        raise ArgumentError(explain("gimli verify", f"a function of {module_name}", str(error), "Check the name.")) from error
+    finally:
+        sys.path.pop(0)
+    came = function()
+    if isinstance(came, tuple) and len(came) == 2 and isinstance(came[1], Mapping):
+        came = {"problem": came[0], **came[1]}
+    if not isinstance(came, Mapping):
+        raise ArgumentError(
+            explain(target, "to return a dict of gimli.verify's arguments, or (problem, dict)", type(came).__name__, "Return one of these.")
+        )
+    try:
+        inspect.signature(verify).bind(**came)
+    except TypeError as error:
+        raise ArgumentError(
+            explain(target, f"arguments of gimli.verify ({listing(inspect.signature(verify).parameters, 20)})", str(error), "Rename it.")
+        ) from error
+    return dict(came)
+
+
+def _row(name: str, cells: Sequence[str], verdict: str) -> str:
+    return f"{name:18}  {cells[0]:>7}" + "".join(f"  {cell:>{len(f)}}" for cell, f in zip(cells[1:], FAMILIES, strict=True)) + f"  {verdict}"
+
+
+def _print(report: Report) -> None:
+    try:
+        from rich.console import Console
+    except ModuleNotFoundError:
+        print(report)
+    else:
+        Console(width=max(Console().width, report.width)).print(report)
+
+
+def _write(found: dict[str, Any], path: str) -> None:
+    text = json.dumps(found, indent=2, allow_nan=False)
+    if path == "-":
+        print(text)
+        return
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ArgumentError(explain("--json", "a path that can be written", f"{path!r} ({error.strerror})", "Choose another.")) from error

@@ -1,0 +1,138 @@
+"""The optimizers as their papers and `torch.optim` write them, for autograd to differentiate.
+
+Independent of `gimli_core.optimizers`: only their options are read. A rule maps
+(options, theta, s, G, hyperparameters, t) of one tensor to (theta', s'), with t counted from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core.meta_parameters import PerStep, expand_betas
+from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
+from gimli_core.optimizers.interface import Hyper, State, Tensors
+from gimli_core.verification.question import Entries, Question, rebuild
+
+__all__ = ["RULES", "Root", "flat_root", "initial_state", "plain_step", "values_at"]
+
+Root = Callable[[Tensor], Tensor]
+Rule = Callable[[Any, Tensor, Tensors, Tensor, Tensors, int, Root], tuple[Tensor, Tensors]]
+
+
+def flat_root(x: Tensor) -> Tensor:
+    """sqrt(x), with derivative 0 at x = 0, where sqrt itself has none: see NOTE [derivative at zero]."""
+    positive = x > 0
+    return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), 0.0)
+
+
+def sgd(opt: SGD, w: Tensor, s: Tensors, G: Tensor, h: Tensors, t: int, root: Root) -> tuple[Tensor, Tensors]:
+    g = (-G if opt.maximize else G) + h["weight_decay"] * w
+    if not s:
+        return w - h["lr"] * g, {}
+    b = h["momentum"] * s["momentum_buffer"] + (g if t == 1 else (1 - h["dampening"]) * g)
+    return w - h["lr"] * (g + h["momentum"] * b if opt.nesterov else b), {"momentum_buffer": b}
+
+
+def adagrad(opt: Adagrad, w: Tensor, s: Tensors, G: Tensor, h: Tensors, t: int, root: Root) -> tuple[Tensor, Tensors]:
+    g = (-G if opt.maximize else G) + h["weight_decay"] * w
+    x = s["sum"] + g**2
+    return w - h["lr"] / (1 + (t - 1) * h["lr_decay"]) * g / (root(x) + h["eps"]), {"sum": x}
+
+
+def adam(opt: Adam, w: Tensor, s: Tensors, G: Tensor, h: Tensors, t: int, root: Root) -> tuple[Tensor, Tensors]:
+    g = -G if opt.maximize else G
+    if isinstance(opt, AdamW):
+        w = w - h["lr"] * h["weight_decay"] * w
+    else:
+        g = g + h["weight_decay"] * w
+    m = h["beta1"] * s["exp_avg"] + (1 - h["beta1"]) * g
+    v = h["beta2"] * s["exp_avg_sq"] + (1 - h["beta2"]) * g**2
+    new = {"exp_avg": m, "exp_avg_sq": v}
+    if opt.amsgrad:
+        v = new["max_exp_avg_sq"] = torch.maximum(s["max_exp_avg_sq"], v)
+    m_hat, v_hat = m / (1 - h["beta1"] ** t), v / (1 - h["beta2"] ** t)
+    return w - h["lr"] * m_hat / (root(v_hat) + h["eps"]), new
+
+
+def slots_of(opt: Optimizer) -> tuple[str, ...]:
+    if isinstance(opt, SGD):
+        return ("momentum_buffer",) if opt.uses("momentum") else ()
+    if isinstance(opt, Adagrad):
+        return ("sum",)
+    return ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if getattr(opt, "amsgrad", False) else ()))
+
+
+# By exact type: a subclass may do something else. Without a rule here, autograd differentiates the optimizer's own
+# `step`, which checks its pullback but not its step; the report says so.
+RULES: dict[type[Optimizer], Rule] = {SGD: sgd, Adagrad: adagrad, Adam: adam, AdamW: adam}
+
+
+def plain_step(
+    question: Question, theta: Tensors, state: State, G: Tensors, hyper: Hyper, root: Root = torch.sqrt
+) -> tuple[Tensors, State]:
+    """theta_{j+1}, s_{j+1} from theta_j, s_j, G_j and the hyperparameters of step j."""
+    optimizer = question.optimizer
+    if type(optimizer) not in RULES:
+        return optimizer.step(theta, state, G, hyper)
+    t = int(state["step"]) + 1
+    new_theta: Tensors = {}
+    new_state: State = {"step": t} | {slot: {} for slot in slots_of(optimizer)}
+    for k, w in theta.items():
+        s = {slot: state[slot][k] for slot in slots_of(optimizer)}
+        new_theta[k], s = RULES[type(optimizer)](optimizer, w, s, G[k], hyper[k], t, root)
+        for slot, value in s.items():
+            new_state[slot][k] = value
+    return new_theta, new_state
+
+
+def initial_state(question: Question, leaves: Entries, theta: Tensors) -> State:
+    """s_0: the warm state, or zeros (Adagrad: its initial accumulator value)."""
+    optimizer = question.optimizer
+    if question.state_0 is not None:
+        held = {slot: value for slot, value in question.state_0.items() if slot != "step"}
+        return {"step": question.state_0["step"], **rebuild(held, ("S_0",), leaves)}
+    hyper = values_at(question, leaves, theta, 0)
+    if type(optimizer) not in RULES:
+        return optimizer.initial_state(theta, hyper)
+    start = {slot: "initial_accumulator_value" for slot in ("sum",)}
+    return {"step": 0} | {
+        slot: {k: torch.zeros_like(v) + (hyper[k][start[slot]] if slot in start else 0) for k, v in theta.items()}
+        for slot in slots_of(optimizer)
+    }
+
+
+def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hyper:
+    """The hyperparameters that each tensor uses at step j, read off the shapes alone."""
+    optimizer, J = question.problem.optimizer, question.steps
+    learned = expand_betas(rebuild(question.phi_opt, ("A_opt",), leaves))
+    order = list(optimizer.groups or {})
+    home = {k: n for k in theta for n in order if any(fnmatchcase(k, p) for p in (optimizer.groups or {})[n])}
+
+    def read(value: Any, k: str, served: Collection[str], by_step: bool = False) -> Tensor | None:
+        if isinstance(value, PerStep):
+            return read(value.value, k, served, by_step=True)
+        if isinstance(value, Mapping):
+            by_group = bool(order) and set(value) <= set(order)
+            key = home[k] if by_group else k
+            return read(value[key], k, [n for n in theta if by_group and home[n] == key] or [k], by_step) if key in value else None
+        value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
+        shapes = {tuple(theta[n].shape) for n in served}
+        p = shapes.pop() if len(shapes) == 1 else ()  # one value an element, only where all elements are alike
+        if by_step or (value.shape != p and value.shape in ((J,), (J, *p), (J, len(order)))):
+            value = value[j]
+        if value.ndim and value.shape != p:
+            value = value[order.index(home[k])]
+        return value.to(torch.float64 if value.ndim == 0 else theta[k].dtype)
+
+    def choose(name: str, k: str) -> Tensor:
+        value = read(learned[name], k, theta) if name in learned else None
+        value = read(optimizer.hyperparameters()[name], k, theta) if value is None else value
+        assert value is not None  # the engine has checked that every tensor has a value
+        return value
+
+    return {k: {name: choose(name, k) for name in optimizer.continuous()} for k in theta}

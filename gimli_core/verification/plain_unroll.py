@@ -1,0 +1,168 @@
+"""Oracle (a): autograd through a plainly written unroll.
+
+Nothing of the engine's arithmetic is used. Each optimizer is its textbook update, written so that autograd can
+differentiate it (`plain_rules`). Every intermediate quantity is kept as a node of the graph, so that one call of
+`torch.autograd.grad` gives the total derivative of L with respect to each theta_j, s_j, G_j and each step's use
+of phi: what B_j, S_j, V_j and the increments of A_opt and A_loss must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core.modules import Environment, split_frozen
+from gimli_core.optimizers.interface import State, Tensors
+from gimli_core.verification.plain_rules import Root, initial_state, plain_step, values_at
+from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness
+
+__all__ = ["Rounding", "Totals", "autograd_gradient", "inner_gradient", "loss_value", "random_rounding", "slots"]
+
+Rounding = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What autograd found: the meta-gradient, and every quantity of Algorithm 1 by symbol, step and name."""
+
+    loss: Tensor
+    gradient: Entries
+    forward: Entries  # ("loss", J), ("G", j, name), ("theta", j, name), ("s", j, slot, name)
+    backward: Entries  # ("V", j, name), ("B", j, name), ("S", j, slot, name), ("A_opt", j, name, h), ("A_loss", j, name)
+
+
+@dataclass
+class _Unroll:
+    """One run of the loop; `nodes` and `forward` are filled as it goes, if a graph is kept."""
+
+    question: Question
+    leaves: Entries
+    environment: Environment
+    graph: bool
+    root: Root = torch.sqrt
+    rounding: Rounding | None = None
+    nodes: Entries = field(default_factory=dict)
+    forward: Entries = field(default_factory=dict)
+
+    def run(self) -> Tensor:
+        """L, the weighted sum of validation losses."""
+        question, weights = self.question, self.question.weights()
+        frozen = split_frozen(question.theta_0)[1]
+        theta: Tensors = {key[1]: leaf for key, leaf in self.leaves.items() if key[0] == "B_0"}
+        phi = rebuild(question.phi_loss, ("A_loss",), self.leaves)
+        L: Any = 0.0
+        s = initial_state(question, self.leaves, theta)
+        for j in range(question.steps):
+            theta = self._rounded(theta)
+            if weights[j]:
+                with same_randomness(self.environment):
+                    L = L + weights[j] * question.problem.val_loss({**frozen, **theta}, phi, question.val_batch)
+            theta_j, phi_j = self._noted("B", j, theta), self._noted("A_loss", j, phi)
+            s_j: State = {"step": s["step"], **self._noted("S", j, slots(s))}
+            G_j = self._rounded(inner_gradient(question, theta_j, phi_j, j, frozen, graph=self.graph))
+            self._seen("G", j, G_j)
+            G_j = self._noted("V", j, G_j)
+            hyper = self._noted("A_opt", j, values_at(question, self.leaves, theta, j), learned_only=True)
+            theta, s = plain_step(question, theta_j, s_j, G_j, hyper, self.root)
+            s = {"step": s["step"], **self._rounded(slots(s))}
+            self._seen("theta", j + 1, theta)
+            self._seen("s", j + 1, slots(s))
+        J = question.steps
+        if weights[J]:
+            theta_J, phi_J = self._noted("B", J, self._rounded(theta)), self._noted("A_loss", J, phi)
+            L = L + weights[J] * question.problem.val_loss({**frozen, **theta_J}, phi_J, question.val_batch)
+        self._seen("loss", J, L)
+        assert isinstance(L, Tensor)
+        return L
+
+    def _seen(self, symbol: str, j: int, tree: Any) -> None:
+        if self.graph:
+            self.forward.update({key: value.detach() for key, value in flatten(tree, (symbol, j)).items()})
+
+    def _noted(self, symbol: str, j: int, tree: Any, learned_only: bool = False) -> Any:
+        """`tree` with every tensor passed through a node of its own, whose derivative is this use's."""
+        if not self.graph:
+            return tree
+
+        def visit(branch: Any, path: tuple[Any, ...]) -> Any:
+            if isinstance(branch, dict):
+                return {name: visit(below, (*path, name)) for name, below in branch.items()}
+            if not branch.requires_grad:
+                if learned_only:
+                    return branch
+                branch = branch.detach().requires_grad_()
+            self.nodes[path] = branch.view_as(branch)
+            return self.nodes[path]
+
+        return visit(tree, (symbol, j))
+
+    def _rounded(self, tree: Any) -> Any:
+        if self.rounding is None:
+            return tree
+        return {name: self._rounded(branch) for name, branch in tree.items()} if isinstance(tree, dict) else self.rounding(tree)
+
+
+def slots(s: State) -> State:
+    """The state without its step counter."""
+    return {slot: held for slot, held in s.items() if slot != "step"}
+
+
+def inner_gradient(question: Question, theta: Tensors, phi: Tensors, j: int, frozen: Tensors, graph: bool) -> Tensors:
+    """G_j, with its graph or without."""
+    if not graph:
+        theta = {k: v.detach().requires_grad_() for k, v in theta.items()}
+    loss = question.problem.train_loss({**frozen, **theta}, phi, question.batch(j))
+    G = torch.autograd.grad(loss, list(theta.values()), create_graph=graph, allow_unused=True)
+    return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(theta.items(), G, strict=True)}
+
+
+def loss_value(question: Question, leaves: Entries, environment: Environment) -> float:
+    """L at `leaves`, for finite differences. Random numbers and buffers are left as found."""
+    with same_randomness(environment):
+        return float(_Unroll(question, leaves, environment, graph=False).run().detach())
+
+
+def random_rounding(dtype: torch.dtype, seed: int) -> Rounding:
+    """Every number moved up or down by one unit in the last place of `dtype`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rounding(x: Tensor) -> Tensor:
+        up = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
+        return x * (1 + up * torch.finfo(dtype).eps)
+
+    return rounding
+
+
+def autograd_gradient(
+    question: Question, environment: Environment, *, root: Root = torch.sqrt, rounding: Rounding | None = None
+) -> Totals:
+    """The meta-gradient by autograd, with every quantity on the way.
+
+    Args:
+        question: what to differentiate.
+        environment: random numbers and buffers; left as found.
+        root: the square root of the adaptive rules; `flat_root` where an element of v is 0.
+        rounding: applied to every theta_j, G_j and s_j. How far `random_rounding` moves the result is what
+            rounding alone can do to it: the conditioning bound of the report.
+
+    Cost: 9F·J, and the whole graph in memory.
+    """
+    leaves = {key: value.detach().requires_grad_() for key, value in question.entries().items()}
+    with same_randomness(environment):
+        unroll = _Unroll(question, leaves, environment, graph=True, root=root, rounding=rounding)
+        L = unroll.run()
+        inputs = {**leaves, **{("node", *path): node for path, node in unroll.nodes.items()}}
+        found = torch.autograd.grad(L, list(inputs.values()), allow_unused=True)
+    derivatives = {
+        key: torch.zeros_like(x) if g is None else g for (key, x), g in zip(inputs.items(), found, strict=True)
+    }
+    return Totals(
+        loss=L.detach(),
+        gradient={key: g for key, g in derivatives.items() if key[0] != "node"},
+        forward=unroll.forward,
+        backward={key[1:]: g for key, g in derivatives.items() if key[0] == "node"},
+    )

@@ -1,0 +1,137 @@
+"""What is verified: the arguments of one meta-gradient, and its meta-parameters as one flat dict.
+
+Every oracle is a function of a `Question`. An entry is named by the result that holds its derivative and its
+path in there: `("A_opt", "lr")`, `("A_loss", "log_l2")`, `("B_0", "fc1.weight")`, `("S_0", "exp_avg", "w")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core.meta_parameters import PerStep, expand_betas
+from gimli_core.modules import Environment, discover, split_frozen
+from gimli_core.optimizers.interface import Optimizer
+from gimli_core.problem import Problem
+
+__all__ = ["Entries", "Key", "Question", "flatten", "label", "rebuild", "same_randomness"]
+
+Key = tuple[Any, ...]
+Entries = dict[Key, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """The arguments of `gimli.meta_gradient`, as they were given."""
+
+    problem: Problem
+    theta_0: Mapping[str, Tensor]
+    train_batches: Sequence[Any] | Callable[[int], Any]
+    val_batch: Any
+    steps: int
+    phi_opt: Mapping[str, Any] = field(default_factory=dict)
+    phi_loss: Mapping[str, Any] = field(default_factory=dict)
+    state_0: Mapping[str, Any] | None = None
+    val_weights: Any = None
+
+    def entries(self) -> Entries:
+        """Every meta-parameter: phi_opt, phi_loss, the trained part of theta_0, and a warm state."""
+        warm = {slot: held for slot, held in (self.state_0 or {}).items() if slot != "step"}
+        trained = split_frozen(self.theta_0)[0]
+        by_result = {"A_opt": self.phi_opt, "A_loss": self.phi_loss, "B_0": trained, "S_0": warm}
+        return {key: leaf.detach() for name, tree in by_result.items() for key, leaf in flatten(tree, (name,)).items()}
+
+    def batch(self, j: int) -> Any:
+        return self.train_batches[j] if hasattr(self.train_batches, "__len__") else self.train_batches(j)
+
+    def weights(self) -> list[float]:
+        """How much L_val(theta_j) counts, for j = 0 ... J."""
+        if self.val_weights is None:
+            return [0.0] * self.steps + [1.0]
+        given = [float(w) for w in self.val_weights]
+        return given if len(given) == self.steps + 1 else [0.0, *given]
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The problem's, knowing which of its hyperparameters are meta-parameters."""
+        return self.problem.optimizer.bind(expand_betas(self.phi_opt))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(iter(self.theta_0.values())).dtype
+
+    def environment(self) -> Environment:
+        """The random number generators and buffers that the losses may read."""
+        losses = [self.problem.train_loss, self.problem.val_loss]
+        modules = discover(losses) if self.problem.modules is None else self.problem.modules
+        return Environment(modules, next(iter(self.theta_0.values())).device)
+
+    def in_double(self) -> Question:
+        """The same question with every floating tensor in float64."""
+        batches = self.train_batches
+        return replace(
+            self,
+            theta_0=_double(self.theta_0),
+            train_batches=_double(batches) if hasattr(batches, "__len__") else lambda j: _double(batches(j)),
+            val_batch=_double(self.val_batch),
+            phi_opt=_double(self.phi_opt),
+            phi_loss=_double(self.phi_loss),
+            state_0=_double(self.state_0),
+        )
+
+
+def flatten(tree: Any, path: Key) -> Entries:
+    """The leaves of nested dicts, tuples and lists, keyed by their paths."""
+    if isinstance(tree, PerStep):
+        return flatten(tree.value, path)
+    if isinstance(tree, (Mapping, tuple, list)):
+        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+        return {key: leaf for name, branch in items for key, leaf in flatten(branch, (*path, name)).items()}
+    return {path: torch.as_tensor(tree, dtype=None if isinstance(tree, Tensor) else torch.float64)}
+
+
+def rebuild(tree: Any, path: Key, leaves: Mapping[Key, Tensor]) -> Any:
+    """`tree` with every leaf replaced by the entry of its path."""
+    if isinstance(tree, PerStep):
+        return PerStep(rebuild(tree.value, path, leaves))
+    if isinstance(tree, Mapping):
+        return {name: rebuild(branch, (*path, name), leaves) for name, branch in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return [rebuild(branch, (*path, i), leaves) for i, branch in enumerate(tree)]
+    return leaves[path]
+
+
+def label(key: Key) -> str:
+    """`A_opt["lr"]["fc1.weight"]`."""
+    return str(key[0]) + "".join(f'["{part}"]' if isinstance(part, str) else f"[{part}]" for part in key[1:])
+
+
+@contextmanager
+def same_randomness(environment: Environment) -> Iterator[None]:
+    """Random number generators and buffers are put back as they were, however the block ends."""
+    snapshot = environment.capture()
+    try:
+        yield
+    finally:
+        environment.restore(snapshot)
+
+
+def _double(tree: Any) -> Any:
+    if isinstance(tree, torch.nn.Parameter):
+        return torch.nn.Parameter(tree.detach().double(), requires_grad=tree.requires_grad)
+    if isinstance(tree, Tensor):
+        return tree.double() if tree.is_floating_point() else tree
+    if isinstance(tree, PerStep):
+        return PerStep(_double(tree.value))
+    if isinstance(tree, Mapping):
+        return {name: _double(branch) for name, branch in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*map(_double, tree))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(map(_double, tree))
+    return tree

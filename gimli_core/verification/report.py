@@ -1,0 +1,200 @@
+"""What a verification found: one check for each meta-parameter and oracle, as a table, a dict, or an exception."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gimli_core.errors import VerificationError
+from gimli_core.verification.localise import Finding
+from gimli_core.verification.question import Key, label
+
+__all__ = ["Check", "Report", "Verdict"]
+
+
+class Verdict(Enum):
+    OK = "ok"
+    DISAGREES = "DISAGREES"
+    UNDEFINED = "undefined here"  # the oracle is not finite
+    INCONCLUSIVE = "inconclusive"  # the oracle's uncertainty is too large
+
+
+class Check(NamedTuple):
+    """One entry of a meta-gradient against one oracle."""
+
+    subject: str  # "engine" or "claimed"
+    key: Key
+    oracle: str
+    value: float  # the number, or the norm of a tensor (for finite differences: of the slopes)
+    expected: float  # likewise, by the oracle
+    error: float  # largest difference, relative to the oracle's largest element
+    uncertainty: float  # the oracle's own, relative likewise
+    allowed: float  # relative likewise
+    verdict: Verdict
+
+    @property
+    def name(self) -> str:
+        return label(self.key)
+
+    @property
+    def family(self) -> str:
+        """The oracle without its particulars."""
+        return self.oracle.split(",")[0]
+
+    def __str__(self) -> str:
+        return f"{self.subject} {self.name} = {self.value:.6g} where {self.oracle} gives {self.expected:.6g} (relative error {self.error:.1e})"
+
+
+def judge(subject: str, key: Key, oracle: str, value: Tensor, expected: Tensor, uncertainty: float, allowed: float) -> Check:
+    """Compare elementwise; `uncertainty` and `allowed` are absolute bounds of an element's error.
+
+    Ten uncertainties are granted, since they are estimates. An oracle that cannot see one percent is inconclusive.
+    """
+    value, expected = value.detach().to("cpu", torch.float64), expected.detach().to("cpu", torch.float64)
+    size = _largest(expected)
+    bound = allowed + 10 * uncertainty
+    difference = _largest(value - expected)
+    if not (math.isfinite(size) and math.isfinite(bound)):
+        verdict = Verdict.UNDEFINED
+    elif not difference <= bound:
+        verdict = Verdict.DISAGREES
+    elif 10 * uncertainty > 0.01 * size and difference > allowed:
+        verdict = Verdict.INCONCLUSIVE
+    else:
+        verdict = Verdict.OK
+
+    def relative(x: float) -> float:
+        return 0.0 if x == 0 else x / size if size else math.inf
+
+    return Check(
+        subject, key, oracle, _summary(value), _summary(expected),
+        relative(difference), relative(uncertainty), relative(allowed), verdict,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdicts of `gimli.verify`. Print it, assert it, or turn it into a dict."""
+
+    checks: tuple[Check, ...]
+    finding: Finding | None = None  # the first wrong step and quantity, where the engine disagrees
+    notes: tuple[str, ...] = ()
+
+    @property
+    def disagreements(self) -> tuple[Check, ...]:
+        return tuple(c for c in self.checks if c.verdict is Verdict.DISAGREES)
+
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        """Entries that no oracle could judge."""
+        judged = {(c.subject, c.key) for c in self.checks if c.verdict in (Verdict.OK, Verdict.DISAGREES)}
+        return tuple(dict.fromkeys(f"{c.subject} {c.name}" for c in self.checks if (c.subject, c.key) not in judged))
+
+    @property
+    def ok(self) -> bool:
+        """Nothing disagrees, and at least one oracle confirms every entry."""
+        return not self.disagreements and not self.unjudged
+
+    @property
+    def headline(self) -> str:
+        """One line: agreement, or what is wrong and where it went wrong first."""
+        if self.disagreements:
+            first = f"first wrong: {self.finding}; " if self.finding else ""
+            others = len(self.disagreements) - 1
+            return f"DISAGREES: {first}{self.disagreements[0]}" + (f", and {others} more" if others else "")
+        if self.unjudged:
+            return f"not verified: no oracle could judge {', '.join(self.unjudged)}"
+        return f"ok: {self.entries} entries agree with {', '.join(dict.fromkeys(c.family for c in self.checks))}"
+
+    def of(self, subject: str) -> Report:
+        """The checks of "engine" or of "claimed" alone."""
+        return replace(self, checks=tuple(c for c in self.checks if c.subject == subject))
+
+    @property
+    def entries(self) -> int:
+        return len({(c.subject, c.key) for c in self.checks})
+
+    def worst(self, family: str) -> float | None:
+        """The largest relative error against one oracle, of what it can see to one percent; None if it was not asked."""
+        errors = [c.error for c in self.checks if c.family == family and max(c.uncertainty, c.allowed) < 0.01]
+        return max(errors) if errors else None
+
+    def assert_ok(self) -> None:
+        """Raise `VerificationError`, with the first wrong step and quantity in its first line, unless `ok`."""
+        if not self.ok:
+            raise VerificationError(str(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, for JSON; a number that is not finite becomes a string."""
+
+        def plain(x: float) -> float | str:
+            return x if math.isfinite(x) else str(x)
+
+        def row(c: Check) -> dict[str, Any]:
+            numbers = {f: plain(getattr(c, f)) for f in ("value", "expected", "error", "uncertainty", "allowed")}
+            return {"subject": c.subject, "entry": c.name, "oracle": c.oracle, **numbers, "verdict": c.verdict.value}
+
+        return {
+            "ok": self.ok,
+            "headline": self.headline,
+            "first_wrong": self.finding and {**self.finding._asdict(), "error": plain(self.finding.error)},
+            "notes": list(self.notes),
+            "checks": [row(c) for c in self.checks],
+        }
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """The table's cells; an entry is named in the first of its rows only."""
+        entry = value = ""
+        for c in self.checks:
+            cells = (c.name if c.subject == "engine" else f"{c.subject} {c.name}", f"{c.value:.8g}")
+            shown = tuple("" if new == old else new for new, old in zip(cells, (entry, value), strict=True))
+            entry, value = cells
+            sizes = (f"{x:.1e}" if math.isfinite(x) else "-" for x in (c.error, c.uncertainty, c.allowed))
+            yield (shown[0], cells[1] if shown[0] else shown[1], c.oracle, f"{c.expected:.8g}", *sizes, c.verdict.value)
+
+    def __str__(self) -> str:
+        return "\n".join([self.headline, *_columns([HEADER, *self.rows()]), *self.notes])
+
+    @property
+    def width(self) -> int:
+        """Columns that the rich table needs; a narrower console cuts numbers."""
+        return sum(_widths([HEADER, *self.rows()])) + 2 * len(HEADER)
+
+    def __rich__(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*HEADER, box=None, padding=(0, 2, 0, 0))
+        for number, column in enumerate(table.columns):
+            column.no_wrap, column.justify = True, "right" if number in (1, 3, 4, 5, 6) else "left"
+        for cells, c in zip(self.rows(), self.checks, strict=True):
+            table.add_row(*map(Text, cells[:-1]), Text(cells[-1], STYLES[c.verdict]))
+        return Group(Text(self.headline, "green" if self.ok else "bold red"), table, *map(Text, self.notes))
+
+
+HEADER = ("meta-parameter", "value or norm", "oracle", "its value", "rel. error", "its uncertainty", "allowed", "verdict")
+STYLES = {Verdict.OK: "green", Verdict.DISAGREES: "bold red", Verdict.UNDEFINED: "yellow", Verdict.INCONCLUSIVE: "yellow"}
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, _widths(rows), strict=True)).rstrip()
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def _largest(x: Tensor) -> float:
+    return x.abs().max().item() if x.numel() else 0.0
+
+
+def _summary(x: Tensor) -> float:
+    return x.item() if x.numel() == 1 else torch.linalg.vector_norm(x).item()

@@ -1,0 +1,176 @@
+"""The one table that the contract tests run on: rules x problems x starts x schedules x dtypes.
+
+A new optimizer, switch, problem or memory schedule inherits every test of the contract by adding a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import gimli_core as gimli
+from gimli_core.memory import RetainGraphs, Schedule, StoreStates
+from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
+from gimli_core.verification.question import Entries, Question, flatten
+
+__all__ = ["PROBLEMS", "RULES", "SCHEDULES", "STARTS", "Rule", "arguments", "distance", "entries", "question"]
+
+
+class Rule(NamedTuple):
+    """An optimizer with its switches, and a value for every continuous hyperparameter that it uses."""
+
+    name: str
+    optimizer: Optimizer
+    learned: dict[str, float]
+
+
+_SGD = {"lr": 0.1, "weight_decay": 0.05}
+_NESTEROV = {**_SGD, "momentum": 0.8}
+_MOMENTUM = {**_NESTEROV, "dampening": 0.1}
+_ADAGRAD = {"lr": 0.2, "lr_decay": 0.1, "weight_decay": 0.05, "initial_accumulator_value": 0.3, "eps": 1e-3}
+_ADAM = {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.05}
+
+RULES = [
+    Rule("sgd", SGD(), _SGD),
+    Rule("sgd-maximize", SGD(maximize=True), _SGD),
+    Rule("momentum", SGD(), _MOMENTUM),
+    Rule("momentum-maximize", SGD(maximize=True), _MOMENTUM),
+    Rule("nesterov", SGD(momentum=0.5, nesterov=True), _NESTEROV),
+    Rule("nesterov-maximize", SGD(momentum=0.5, nesterov=True, maximize=True), _NESTEROV),
+    Rule("adagrad", Adagrad(), _ADAGRAD),
+    Rule("adagrad-maximize", Adagrad(maximize=True), _ADAGRAD),
+    Rule("adam", Adam(), _ADAM),
+    Rule("adam-maximize", Adam(maximize=True), _ADAM),
+    Rule("amsgrad", Adam(amsgrad=True), _ADAM),
+    Rule("amsgrad-maximize", Adam(amsgrad=True, maximize=True), _ADAM),
+    Rule("adamw", AdamW(), _ADAM),
+    Rule("adamw-maximize", AdamW(maximize=True), _ADAM),
+    Rule("adamw-amsgrad", AdamW(amsgrad=True), _ADAM),
+    Rule("adamw-amsgrad-maximize", AdamW(amsgrad=True, maximize=True), _ADAM),
+]
+
+# The first is the one that the others must equal, bit for bit.
+SCHEDULES: list[Schedule] = [RetainGraphs(), StoreStates()]
+
+STARTS = ["cold", "warm"]
+
+
+def _random(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64).to(dtype)
+
+
+def coupled_cubic(dtype: torch.dtype) -> dict[str, Any]:
+    """A dense, varying Hessian; scalar, non-contiguous, expanded and empty tensors; losses along the way."""
+    steps = 5
+    theta_0 = {
+        "scalar": torch.tensor(0.7, dtype=dtype),
+        "matrix": _random(3, 2, dtype=dtype).t(),
+        "expanded": torch.tensor([0.4], dtype=dtype).expand(3),
+        "empty": torch.zeros(0, 2, dtype=dtype),
+    }
+    mixing = 0.3 * _random(10, 10, dtype=dtype)
+
+    def flat(theta: dict[str, Tensor]) -> Tensor:
+        return torch.cat([v.reshape(-1) for v in theta.values()])
+
+    def train_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
+        x = mixing @ flat(theta)
+        return (phi["scale"].exp() * (x - batch) ** 2).mean() + 0.1 * (x**3).sum() + phi["shift"] * x.sum() * batch[0]
+
+    def val_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
+        return ((flat(theta) - batch) ** 2).sum() + phi["shift"] ** 2 * flat(theta)[0]
+
+    return {
+        "losses": (train_loss, val_loss),
+        "theta_0": theta_0,
+        "train_batches": _random(steps, 10, dtype=dtype),
+        "val_batch": _random(10, dtype=dtype),
+        "steps": steps,
+        "phi_loss": {"scale": 0.3 * _random(10, dtype=dtype), "shift": torch.tensor(0.2, dtype=dtype)},
+        "val_weights": [0.1, 0.0, 0.3, -0.2, 0.5, 0.4],
+    }
+
+
+def network_with_dropout(dtype: torch.dtype) -> dict[str, Any]:
+    """A small network, a learned penalty for each tensor, random masks; the validation loss sees phi_loss too."""
+    steps = 4
+    theta_0 = {
+        "W": 0.5 * _random(4, 3, dtype=dtype),
+        "b": 0.1 * _random(4, dtype=dtype),
+        "U": 0.5 * _random(2, 4, dtype=dtype),
+    }
+
+    def loss(theta: dict[str, Tensor], x: Tensor, y: Tensor, mask: Tensor | float) -> Tensor:
+        hidden = torch.tanh(x @ theta["W"].t() + theta["b"]) * mask
+        return torch.nn.functional.cross_entropy(hidden @ theta["U"].t(), y)
+
+    def train_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        mask = (torch.rand(4) < 0.7).to(dtype)
+        return loss(theta, *batch, mask) + sum(phi[k].exp() * (v**2).sum() for k, v in theta.items())
+
+    def val_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        return loss(theta, *batch, 0.7) + 0.01 * phi["W"]
+
+    labels = torch.randint(0, 2, (steps + 1, 6))
+    batches = [(_random(6, 3, dtype=dtype), y) for y in labels]
+    return {
+        "losses": (train_loss, val_loss),
+        "theta_0": theta_0,
+        "train_batches": batches[:-1].__getitem__,
+        "val_batch": batches[-1],
+        "steps": steps,
+        "phi_loss": {k: torch.tensor(-2.0 - i, dtype=dtype) for i, k in enumerate(theta_0)},
+    }
+
+
+PROBLEMS: list[Callable[[torch.dtype], dict[str, Any]]] = [coupled_cubic, network_with_dropout]
+
+
+def arguments(
+    rule: Rule, problem: Callable[[torch.dtype], dict[str, Any]], start: str, dtype: torch.dtype = torch.float64
+) -> dict[str, Any]:
+    """The keyword arguments of `gimli.meta_gradient` for one row; the same numbers at each call."""
+    torch.manual_seed(1)
+    made = problem(dtype)
+    train_loss, val_loss = made.pop("losses")
+    phi_opt = {name: torch.tensor(value, dtype=torch.float64) for name, value in rule.learned.items()}
+    if start == "warm":
+        phi_opt.pop("initial_accumulator_value", None)  # a given state leaves it nothing to do
+        made["state_0"] = warm_state(rule, made["theta_0"])
+    return {"problem": gimli.Problem(train_loss, val_loss, rule.optimizer), "phi_opt": phi_opt, **made}
+
+
+def warm_state(rule: Rule, theta_0: dict[str, Tensor]) -> dict[str, Any]:
+    """As after three steps: positive numbers in every slot, so that running maxima are kept in some places only."""
+    bound = rule.optimizer.bind(rule.learned)
+    hyper = {k: {n: torch.tensor(float(v)) for n, v in bound.hyperparameters().items()} for k in theta_0}
+    cold = bound.initial_state(theta_0, hyper)
+    return {"step": 3} | {
+        slot: {k: 0.05 + 0.3 * torch.rand(v.shape, dtype=torch.float64).to(v) for k, v in held.items()}
+        for slot, held in cold.items()
+        if slot != "step"
+    }
+
+
+def question(made: dict[str, Any]) -> Question:
+    """The same row, as the oracles take it."""
+    return Question(**made)
+
+
+def entries(result: gimli.MetaGradient, like: Entries) -> Entries:
+    """The parts of a meta-gradient that `like` has."""
+    parts = {"A_opt": result.A_opt, "A_loss": result.A_loss, "B_0": result.B_0, "S_0": result.S_0}
+    found = {key: value for name, tree in parts.items() for key, value in flatten(tree, (name,)).items()}
+    return {key: found[key] for key in like}
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest expected number; 0 for two empty or two zero tensors."""
+    assert found.shape == expected.shape
+    difference = (found.double() - expected.double()).abs()
+    if difference.numel() == 0 or difference.max() == 0:
+        return 0.0
+    return float(difference.max() / expected.abs().max())

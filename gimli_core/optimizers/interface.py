@@ -211,10 +211,14 @@ class ElementwiseOptimizer(Optimizer):
         """
         if hyper is None:
             hyper = {k: {n: torch.as_tensor(v, dtype=torch.float64) for n, v in self.hyperparameters().items()} for k in theta}
+        # In float64, as scalars are in a step: beta2 = 0.999 is 1 in bfloat16.
+        dtypes = {k: v.dtype for k, v in theta.items()}
+        theta = {k: v.double() for k, v in theta.items()}
         # Spread every hyperparameter over the elements, so that nothing is summed away.
         hyper = {k: {n: h.to(theta[k]).expand_as(theta[k]) for n, h in per.items()} for k, per in hyper.items()}
         state = self.initial_state(theta, hyper) if state is None else state
-        G = {k: torch.zeros_like(v) for k, v in theta.items()} if G is None else G
+        state = {"step": state["step"]} | {slot: {k: v.double() for k, v in state[slot].items()} for slot in self.slots()}
+        G = {k: torch.zeros_like(v) if G is None else G[k].double() for k, v in theta.items()}
         result = {}
         for output in ("theta", *self.slots()):
             B = {k: torch.full_like(v, float(output == "theta")) for k, v in theta.items()}
@@ -223,7 +227,7 @@ class ElementwiseOptimizer(Optimizer):
             by_input: dict[str, Tensors] = {"G": pulled.V, "theta": pulled.B, **pulled.S}
             for name in self.continuous():
                 by_input[name] = {k: A[name] for k, A in pulled.A.items() if name in A}
-            result[output] = by_input
+            result[output] = {name: {k: d.to(dtypes[k]) for k, d in held.items()} for name, held in by_input.items()}
         return result
 
 

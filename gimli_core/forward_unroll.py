@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from contextlib import nullcontext
 
 import torch
+from torch import Tensor
 
 from gimli_core.derivatives import Gradient, gradient
 from gimli_core.errors import NotFiniteError
 from gimli_core.inputs import Inputs
+from gimli_core.modules import keeping_buffers
 from gimli_core.optimizers.interface import Tensors
 from gimli_core.record import Event, Point
 
@@ -18,12 +21,13 @@ __all__ = ["inner_gradient", "step"]
 
 def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradient:
     """Line 5: G_j = grad_theta ell_j(theta_j, phi_loss). Cost 3F."""
-    j = point.j
+    j, buffers = point.j, inputs.environment.buffers
     try:
-        G_j = gradient(
-            inputs.problem.train_loss, "train_loss", point.theta, inputs.phi_loss, inputs.batch(j),
-            frozen=inputs.frozen, keep_graph=keep_graph,
-        )  # fmt: skip
+        with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
+            G_j = gradient(
+                inputs.problem.train_loss, "train_loss", point.theta, inputs.phi_loss, inputs.batch(j),
+                frozen=inputs.frozen, keep_graph=keep_graph,
+            )  # fmt: skip
     except Exception as error:
         error.add_note(f"at inner step j = {j} of {inputs.steps}")
         raise

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from gimli_core.optimizers.interface import Tensors
 
-__all__ = ["Environment", "Snapshot", "discover", "split_frozen"]
+__all__ = ["Environment", "Snapshot", "discover", "keeping_buffers", "split_frozen"]
 
 
 def split_frozen(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
@@ -101,12 +102,21 @@ class Environment:
 
     def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
         self.device = device
-        named: dict[int, tuple[str, Tensor]] = {}
+        self._homes: list[tuple[nn.Module, str, Tensor]] = []  # module, attribute, the tensor that was found there
+        names = []
         for number, module in enumerate(modules):
-            for name, buffer in module.named_buffers():
-                named.setdefault(id(buffer), (f"{number}:{name}" if number else name, buffer))
-        self.names = tuple(name for name, _ in named.values())
-        self.buffers = tuple(buffer for _, buffer in named.values())
+            for path, owner in module.named_modules():
+                for key, buffer in owner.named_buffers(recurse=False):
+                    if not any(owner is other and key == name for other, name, _ in self._homes):
+                        self._homes.append((owner, key, buffer))
+                        names.append(".".join(part for part in (path, key) if part))
+                        names[-1] = f"{number}:{names[-1]}" if number else names[-1]
+        self.names = tuple(names)
+
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """The buffers as they are now: a module may replace one instead of changing it in place."""
+        return tuple(getattr(owner, key) for owner, key, _ in self._homes)
 
     def capture(self, previous: Snapshot | None = None) -> Snapshot:
         """A snapshot of now; parts equal to `previous` are shared with it, not copied."""
@@ -131,10 +141,41 @@ class Environment:
 
     def restore_buffers(self, snapshot: Snapshot) -> None:
         """Put only the buffers back."""
-        for buffer, old in zip(self.buffers, snapshot.buffers, strict=True):
-            if not torch.equal(buffer, old):
+        for (owner, key, buffer), now, old in zip(self._homes, self.buffers, snapshot.buffers, strict=True):
+            if now is not buffer:
+                setattr(owner, key, buffer)
+            if buffer.shape != old.shape:
+                setattr(owner, key, old.clone())
+            elif not torch.equal(buffer, old):
                 # Through .data: retained graphs of BatchNorm hold the buffer, and would refuse a counted change.
                 buffer.data.copy_(old)
+
+
+class keeping_buffers(saved_tensors_hooks):  # noqa: N801 - a context manager
+    """Graphs recorded in here keep copies of the buffers they need, and so outlive later changes of them.
+
+    BatchNorm's kernels change its running statistics without counting a version: a retained graph that read
+    them (a BatchNorm in eval mode) would be differentiated with later ones, silently. Other tensors that a
+    graph saves are watched by their version, as autograd does by itself.
+    """
+
+    def __init__(self, buffers: Iterable[Tensor]) -> None:
+        places = {buffer.untyped_storage().data_ptr() for buffer in buffers} - {0}
+
+        def pack(saved: Tensor) -> tuple[Tensor, int]:
+            kept = saved.clone() if saved.untyped_storage().data_ptr() in places else saved
+            return kept, kept._version
+
+        def unpack(packed: tuple[Tensor, int]) -> Tensor:
+            kept, version = packed
+            if kept._version != version:
+                raise RuntimeError(
+                    f"a tensor of shape {list(kept.shape)} that the inner loss used has been changed in place before the backward "
+                    "sweep. Leave batches and parameters as they are until then, or pass copies."
+                )
+            return kept
+
+        super().__init__(pack, unpack)
 
 
 def _numpy_state() -> tuple[Any, ...]:

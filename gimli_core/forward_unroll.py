@@ -20,20 +20,24 @@ __all__ = ["inner_gradient", "step"]
 
 
 def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradient:
-    """Line 5: G_j = grad_theta ell_j(theta_j, phi_loss). Cost 3F."""
+    """Line 5: G_j = grad_theta ell_j(theta_j, phi_loss). Cost 3F.
+
+    The graph is always recorded, and dropped at once if it is not to be kept: without it normalisations and other
+    modules take another kernel, and theta_{j+1} would depend on the memory schedule in the last bits.
+    """
     j, buffers = point.j, inputs.environment.buffers
     try:
         with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
             G_j = gradient(
                 inputs.problem.train_loss, "train_loss", point.theta, inputs.phi_loss, inputs.batch(j),
-                frozen=inputs.frozen, keep_graph=keep_graph,
+                frozen=inputs.frozen, keep_graph=True,
             )  # fmt: skip
     except Exception as error:
         error.add_note(f"at inner step j = {j} of {inputs.steps}")
         raise
     if point.theta[next(iter(point.theta))].device.type == "cpu":  # elsewhere a look would stall the device
         check_finite(point, G_j)
-    return G_j
+    return G_j if keep_graph else G_j._replace(graph=None)
 
 
 def step(inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool) -> Generator[Event, None, tuple[Gradient, Point]]:

@@ -1,11 +1,12 @@
 """Exact meta-gradients by Algorithm 1 of GIMLI: an explicit unroll, then a hand-written second-order backward sweep."""
 
-from gimli_core import errors, memory, optimizers
+from gimli_core import errors, memory, optimizers, verification
 from gimli_core.autograd_bridge import unroll
 from gimli_core.meta_gradient import MetaGradient, meta_gradient
 from gimli_core.meta_parameters import per_step
 from gimli_core.problem import Problem
 from gimli_core.requirements import check_requirements
+from gimli_core.verification import verify
 
 __all__ = [
     "MetaGradient",
@@ -17,4 +18,6 @@ __all__ = [
     "optimizers",
     "per_step",
     "unroll",
+    "verification",
+    "verify",
 ]

@@ -167,6 +167,8 @@ def _check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any]
             raise ArgumentError(explain("steps", "a number, since train_batches is a function", "None", "Say how many steps to run."))
         return train_batches, steps
     held = len(train_batches)
+    if held == 0 and steps is None:
+        raise ArgumentError(explain("train_batches", "at least one batch", "none", "For no inner step at all say steps=0."))
     J = held if steps is None else steps
     if held < J:
         raise ArgumentError(

@@ -30,14 +30,17 @@ def _network(*layers: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Modul
     return network
 
 
-def _regression(network: nn.Module, optimizer: Any, steps: int, dtype: torch.dtype = torch.float64, **more: Any) -> dict[str, Any]:
+def _regression(
+    network: nn.Module, optimizer: Any, steps: int, dtype: torch.dtype = torch.float64, **more: Any
+) -> dict[str, Any]:
     """The network on real data, with a learned L2 penalty for each of its tensors."""
 
     def val_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-        return ((functional_call(network, theta, batch[0]) - batch[1]) ** 2).mean()
+        predicted: Tensor = functional_call(network, theta, batch[0])
+        return ((predicted - batch[1]) ** 2).mean()
 
     def train_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-        return val_loss(theta, phi, batch) + sum(phi[k].exp() * (v**2).sum() for k, v in theta.items())
+        return val_loss(theta, phi, batch) + torch.stack([phi[k].exp() * (v**2).sum() for k, v in theta.items()]).sum()
 
     *train, validation = _batches(steps + 1, dtype=dtype)
     theta_0 = dict(network.named_parameters())
@@ -54,7 +57,12 @@ def _regression(network: nn.Module, optimizer: Any, steps: int, dtype: torch.dty
 
 def small_network() -> dict[str, Any]:
     network = _network(nn.Linear(10, 4), nn.Tanh(), nn.Linear(4, 1))
-    phi_opt = {"lr": {k: 0.05 for k, _ in network.named_parameters()}, "betas": (0.9, 0.99), "eps": 1e-2, "weight_decay": 0.01}
+    phi_opt = {
+        "lr": {k: 0.05 for k, _ in network.named_parameters()},
+        "betas": (0.9, 0.99),
+        "eps": 1e-2,
+        "weight_decay": 0.01,
+    }
     return _regression(network, AdamW(amsgrad=True), 4, phi_opt=phi_opt)
 
 
@@ -65,7 +73,10 @@ def single_precision() -> dict[str, Any]:
 
 def per_element_and_step() -> dict[str, Any]:
     network = _network(nn.Linear(10, 2), nn.Tanh(), nn.Linear(2, 1))
-    rates = {k: torch.linspace(0.05, 0.2, 3 * v.numel(), dtype=torch.float64).reshape(3, *v.shape) for k, v in network.named_parameters()}
+    rates = {
+        k: torch.linspace(0.05, 0.2, 3 * v.numel(), dtype=torch.float64).reshape(3, *v.shape)
+        for k, v in network.named_parameters()
+    }
     momentum = torch.tensor([0.9, 0.8, 0.7], dtype=torch.float64)
     return _regression(network, SGD(nesterov=True, momentum=0.9), 3, phi_opt={"lr": rates, "momentum": momentum})
 
@@ -73,14 +84,19 @@ def per_element_and_step() -> dict[str, Any]:
 def along_the_way() -> dict[str, Any]:
     network = _network(nn.Linear(10, 3), nn.Tanh(), nn.Linear(3, 1))
     weights = [0.1, 0.2, 0.0, 0.3, 0.4]
-    return _regression(network, SGD(momentum=0.9, dampening=0.1), 4, phi_opt={"lr": 0.1, "dampening": 0.1}, val_weights=weights)
+    return _regression(
+        network, SGD(momentum=0.9, dampening=0.1), 4, phi_opt={"lr": 0.1, "dampening": 0.1}, val_weights=weights
+    )
 
 
 def warm_adam() -> dict[str, Any]:
     network = _network(nn.Linear(10, 3), nn.Tanh(), nn.Linear(3, 1))
-    m, v = ({k: scale * (1 + torch.arange(p.numel(), dtype=torch.float64)).cos().reshape(p.shape) for k, p in network.named_parameters()}
-            for scale in (0.1, 0.3))  # fmt: skip
-    state = {"step": 7, "exp_avg": m, "exp_avg_sq": {k: x**2 for k, x in v.items()}}
+    theta_0 = dict(network.named_parameters())
+
+    def waves(size: float) -> dict[str, Tensor]:
+        return {k: size * torch.arange(1.0, p.numel() + 1).double().cos().reshape(p.shape) for k, p in theta_0.items()}
+
+    state = {"step": 7, "exp_avg": waves(0.1), "exp_avg_sq": {k: x**2 for k, x in waves(0.3).items()}}
     return _regression(network, Adam(), 3, phi_opt={"lr": 0.05, "betas": (0.9, 0.99)}, state_0=state)
 
 
@@ -88,10 +104,11 @@ def dead_unit() -> dict[str, Any]:
     """A ReLU that never fires: its weights have G = 0 exactly, at every step. Autograd gives NaN."""
     network = _network(nn.Linear(10, 3), nn.ReLU(), nn.Linear(3, 1))
     with torch.no_grad():
-        network[0].bias[1] = -50.0  # type: ignore[index, union-attr]
+        network[0].bias[1] = -50.0  # type: ignore[index]
 
     def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-        return (phi["scale"] * (functional_call(network, theta, batch[0]) - batch[1]) ** 2).mean()
+        predicted: Tensor = functional_call(network, theta, batch[0])
+        return (phi["scale"] * (predicted - batch[1]) ** 2).mean()
 
     *train, validation = _batches(4)
     return {
@@ -134,9 +151,13 @@ def noisy_network() -> dict[str, Any]:
 
 CASES = {
     **CLOSED_FORMS,
-    "network": Case("real-data network, AdamW with amsgrad: lr and L2 for each tensor, betas, eps, decay", small_network),
+    "network": Case(
+        "real-data network, AdamW with amsgrad: lr and L2 for each tensor, betas, eps, decay", small_network
+    ),
     "float32": Case("the same in float32, Adam", single_precision),
-    "per-element-step": Case("learning rates for each element and step, Nesterov momentum for each step", per_element_and_step),
+    "per-element-step": Case(
+        "learning rates for each element and step, Nesterov momentum for each step", per_element_and_step
+    ),
     "along-the-way": Case("validation losses along the way, dampened momentum", along_the_way),
     "warm-state": Case("Adam from a warm state, differentiated", warm_adam),
     "dead-unit": Case("G = 0 in a dead unit under Adam, where autograd gives NaN", dead_unit),

@@ -169,7 +169,8 @@ def constant_gradient_adamw() -> dict[str, Any]:
     d_r = g * J * r ** (J - 1) * (W_0 + u / decay)
     d_u = g * (r**J - 1) / decay
     return _elementwise(
-        Problem(slope, distance, AdamW()), J, g, {"lr": lr, "betas": (0.8, 0.9), "eps": eps, "weight_decay": decay}, {"g": s},
+        Problem(slope, distance, AdamW()), J, g,
+        {"lr": lr, "betas": (0.8, 0.9), "eps": eps, "weight_decay": decay}, {"g": s},
         A_opt={
             "lr": -decay * d_r.sum(), "betas": (0.0, 0.0), "eps": -(d_u * s / d**2).sum(),
             "weight_decay": (-lr * d_r + g * (1 - r**J) * u / decay**2).sum(),
@@ -203,10 +204,12 @@ def constant_gradient_adagrad() -> dict[str, Any]:
 def zero_gradient_adam() -> dict[str, Any]:
     """One Adam step from w_0 = c, where G = 0 exactly: w_1 = w_0, and dw_1/dG = -lr / eps."""
     lr, eps, h, g = 0.1, 0.5, CURVATURE, CENTRE - TARGET
-    O = -lr / eps
+    O_0 = -lr / eps
     return _elementwise(
-        Problem(bowl, distance, Adam()), 1, g, {"lr": lr, "betas": (0.9, 0.99), "eps": eps}, {"log_h": np.log(h), "c": CENTRE},
-        A_opt={"lr": 0.0, "betas": (0.0, 0.0), "eps": 0.0}, A_loss={"log_h": 0 * g, "c": -g * O * h}, w=g * (1 + O * h), w_0=CENTRE,
+        Problem(bowl, distance, Adam()), 1, g,
+        {"lr": lr, "betas": (0.9, 0.99), "eps": eps}, {"log_h": np.log(h), "c": CENTRE},
+        A_opt={"lr": 0.0, "betas": (0.0, 0.0), "eps": 0.0}, A_loss={"log_h": 0 * g, "c": -g * O_0 * h},
+        w=g * (1 + O_0 * h), w_0=CENTRE,
     )  # fmt: skip
 
 
@@ -238,10 +241,16 @@ def implicit_limit() -> dict[str, Any]:
         "train_batches": lambda j: batch,
         "val_batch": torch.from_numpy(target),
         "steps": J,
-        "phi_loss": {"importance": torch.from_numpy(importance), "log_alpha": torch.tensor(log_alpha, dtype=torch.float64)},
+        "phi_loss": {
+            "importance": torch.from_numpy(importance),
+            "log_alpha": torch.tensor(log_alpha, dtype=torch.float64),
+        },
         "closed_form": {
             "val_loss": (w - target) @ (w - target) / 2,
-            "A_loss": {"log_alpha": alpha * (backward @ w), "importance": torch.from_numpy(-(X @ backward) * p * y / len(y))},
+            "A_loss": {
+                "log_alpha": alpha * (backward @ w),
+                "importance": torch.from_numpy(-(X @ backward) * p * y / len(y)),
+            },
         },
     }
 
@@ -265,7 +274,12 @@ def _elementwise(
         "steps": J,
         "phi_opt": tensors(phi_opt),
         "phi_loss": tensors(phi_loss),
-        "closed_form": {"val_loss": g @ g / 2, "A_opt": tensors(A_opt), "A_loss": tensors(A_loss), "B_0": {"w": torch.from_numpy(w)}},
+        "closed_form": {
+            "val_loss": g @ g / 2,
+            "A_opt": tensors(A_opt),
+            "A_loss": tensors(A_loss),
+            "B_0": {"w": torch.from_numpy(w)},
+        },
     }
 
 
@@ -275,7 +289,9 @@ CLOSED_FORMS = {
     "quadratic-momentum": Case("quadratic under SGD with momentum, from a warm buffer", quadratic_momentum),
     "ridge": Case("ridge regression by gradient descent, on real data: lr, penalty, init", ridge_regression),
     "constant-adamw": Case("a constant gradient under AdamW: the betas do not matter", constant_gradient_adamw),
-    "constant-adagrad": Case("a constant gradient under Adagrad, initial accumulator included", constant_gradient_adagrad),
+    "constant-adagrad": Case(
+        "a constant gradient under Adagrad, initial accumulator included", constant_gradient_adagrad
+    ),
     "zero-adam": Case("Adam where G = 0 exactly: slope -lr/eps", zero_gradient_adam),
     "implicit": Case("J -> infinity: the implicit-function gradient of penalised logistic regression", implicit_limit),
 }

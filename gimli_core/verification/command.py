@@ -26,16 +26,19 @@ FAMILIES = ("autograd", "finite differences", "dense chain", "closed form")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = (
-        "exit code: 0 everything agrees, 1 something disagrees, 2 bad input\n\ncases:\n"
-        + "\n".join(f"  {name:20} {case.about}" for name, case in CASES.items())
+    parser.epilog = "exit code: 0 everything agrees, 1 something disagrees, 2 bad input\n\ncases:\n" + "\n".join(
+        f"  {name:20} {case.about}" for name, case in CASES.items()
     )
     parser.add_argument(
         "problem", nargs="?", metavar="MODULE:FUNCTION",
-        help="a function of no arguments that returns the arguments of gimli.verify as a dict, or (problem, dict of the others)",
+        help="a function without arguments that returns those of gimli.verify: a dict, or (problem, dict of the rest)",
     )  # fmt: skip
-    parser.add_argument("--case", action="append", metavar="NAME", help="only this bundled case, with its whole table; may be repeated")
-    parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="write the reports as JSON to PATH, or to standard output")
+    parser.add_argument(
+        "--case", action="append", metavar="NAME", help="only this bundled case, with its whole table; may be repeated"
+    )
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="PATH", help="write the reports as JSON to PATH, or to standard output"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
                 _print(report)
     ok = all(report.ok for report in reports.values())
     if show and not in_full:
-        print("\nEach figure is the largest relative error against that oracle; one case in full: gimli verify --case NAME")
+        print("\nEach figure is the largest relative error against that oracle. In full: gimli verify --case NAME")
     if arguments.json:
         _write({"ok": ok, "cases": {name: report.to_dict() for name, report in reports.items()}}, arguments.json)
     return 0 if ok else 1
@@ -67,7 +70,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _bundled(name: str) -> dict[str, Any]:
     if name not in CASES:
-        raise ArgumentError(explain("--case", f"one of {', '.join(CASES)}", repr(name), f"See gimli verify --help.{closest(name, CASES)}"))
+        raise ArgumentError(
+            explain(
+                "--case", f"one of {', '.join(CASES)}", repr(name), f"See gimli verify --help.{closest(name, CASES)}"
+            )
+        )
     return CASES[name].build()
 
 
@@ -75,14 +82,20 @@ def _own(target: str) -> dict[str, Any]:
     """The arguments of `verify` that MODULE:FUNCTION returns."""
     module_name, _, function_name = target.partition(":")
     if not module_name or not function_name:
-        raise ArgumentError(explain("gimli verify", "MODULE:FUNCTION", repr(target), "For example my_package.problem:build."))
+        raise ArgumentError(
+            explain("gimli verify", "MODULE:FUNCTION", repr(target), "For example my_package.problem:build.")
+        )
     sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except ModuleNotFoundError as error:
-        raise ArgumentError(explain("gimli verify", "a module that can be imported from here", str(error), "Check the name.")) from error
+        raise ArgumentError(
+            explain("gimli verify", "a module that can be imported from here", str(error), "Check the name.")
+        ) from error
     except AttributeError as error:
-        raise ArgumentError(explain("gimli verify", f"a function of {module_name}", str(error), "Check the name.")) from error
+        raise ArgumentError(
+            explain("gimli verify", f"a function of {module_name}", str(error), "Check the name.")
+        ) from error
     finally:
         sys.path.pop(0)
     came = function()
@@ -90,19 +103,33 @@ def _own(target: str) -> dict[str, Any]:
         came = {"problem": came[0], **came[1]}
     if not isinstance(came, Mapping):
         raise ArgumentError(
-            explain(target, "to return a dict of gimli.verify's arguments, or (problem, dict)", type(came).__name__, "Return one of these.")
+            explain(
+                target,
+                "to return a dict of gimli.verify's arguments, or (problem, dict)",
+                type(came).__name__,
+                "Return one of these.",
+            )
         )
     try:
         inspect.signature(verify).bind(**came)
     except TypeError as error:
         raise ArgumentError(
-            explain(target, f"arguments of gimli.verify ({listing(inspect.signature(verify).parameters, 20)})", str(error), "Rename it.")
+            explain(
+                target,
+                f"arguments of gimli.verify ({listing(inspect.signature(verify).parameters, 20)})",
+                str(error),
+                "Rename it.",
+            )
         ) from error
     return dict(came)
 
 
 def _row(name: str, cells: Sequence[str], verdict: str) -> str:
-    return f"{name:18}  {cells[0]:>7}" + "".join(f"  {cell:>{len(f)}}" for cell, f in zip(cells[1:], FAMILIES, strict=True)) + f"  {verdict}"
+    return (
+        f"{name:18}  {cells[0]:>7}"
+        + "".join(f"  {cell:>{len(f)}}" for cell, f in zip(cells[1:], FAMILIES, strict=True))
+        + f"  {verdict}"
+    )
 
 
 def _print(report: Report) -> None:
@@ -122,4 +149,6 @@ def _write(found: dict[str, Any], path: str) -> None:
     try:
         Path(path).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise ArgumentError(explain("--json", "a path that can be written", f"{path!r} ({error.strerror})", "Choose another.")) from error
+        raise ArgumentError(
+            explain("--json", "a path that can be written", f"{path!r} ({error.strerror})", "Choose another.")
+        ) from error

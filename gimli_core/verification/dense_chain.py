@@ -13,6 +13,7 @@ small problems only.
 from __future__ import annotations
 
 from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.functional import jacobian

@@ -88,6 +88,8 @@ def finite_differences(question: Question, environment: Environment) -> dict[Key
 
 def _lines(question: Question, leaves: Entries, key: Key, number: int, eps: float) -> list[_Line]:
     x = leaves[key].detach().to("cpu", torch.float64)
+    if x.numel() == 0:
+        return []
     if x.numel() <= COORDINATES:
         directions = list(torch.eye(x.numel(), dtype=torch.float64).reshape(-1, *x.shape))
     else:

@@ -20,20 +20,23 @@ from gimli_core.verification.question import Key, flatten
 __all__ = ["Finding", "first_disagreement"]
 
 # What each line of Algorithm 1 writes: symbol in the event, and how far its index is ahead of the step's.
-WRITES = {5: {"G": 0}, 6: {"theta": 1, "s": 1}, 8: {"loss": 0, "A_loss": 0}, 9: {"B": 0}, 11: {"V": 0}, 12: {"A_opt": 0},
-          13: {"A_loss": 0}, 14: {"B": 0, "S": 0}}  # fmt: skip
+WRITES = {
+    5: {"G": 0}, 6: {"theta": 1, "s": 1}, 8: {"loss": 0, "A_loss": 0}, 9: {"B": 0},
+    11: {"V": 0}, 12: {"A_opt": 0}, 13: {"A_loss": 0}, 14: {"B": 0, "S": 0},
+}  # fmt: skip
 
 
 class Finding(NamedTuple):
     """A quantity of one line that disagrees with autograd's."""
 
     line: int
-    step: int
+    step: int | None  # None where the fault is in no single step
     quantity: str
     error: float  # relative
 
     def __str__(self) -> str:
-        return f"{self.quantity} (line {self.line} of step {self.step}, relative error {self.error:.1e})"
+        step = "" if self.step is None else f" of step {self.step}"
+        return f"{self.quantity} (line {self.line}{step}, relative error {self.error:.1e})"
 
 
 def first_disagreement(execution: Execution, totals: Totals, allowed: Callable[[Key], float]) -> Finding | None:
@@ -80,4 +83,8 @@ def _describe(key: Key, event: Event) -> str:
         case "A_opt":
             return f"A_opt increment of {path[1]} at step {j}, for {path[0]}"
         case _:
-            return f"A_loss, explicit part of {path[0]}" if event.line == 8 else f"A_loss increment of {path[0]} at step {j}"
+            return (
+                f"A_loss, explicit part of {path[0]}"
+                if event.line == 8
+                else f"A_loss increment of {path[0]} at step {j}"
+            )

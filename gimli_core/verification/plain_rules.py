@@ -99,7 +99,7 @@ def initial_state(question: Question, leaves: Entries, theta: Tensors) -> State:
     hyper = values_at(question, leaves, theta, 0)
     if type(optimizer) not in RULES:
         return optimizer.initial_state(theta, hyper)
-    start = {slot: "initial_accumulator_value" for slot in ("sum",)}
+    start = dict.fromkeys(("sum",), "initial_accumulator_value")
     return {"step": 0} | {
         slot: {k: torch.zeros_like(v) + (hyper[k][start[slot]] if slot in start else 0) for k, v in theta.items()}
         for slot in slots_of(optimizer)
@@ -119,15 +119,17 @@ def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hy
         if isinstance(value, Mapping):
             by_group = bool(order) and set(value) <= set(order)
             key = home[k] if by_group else k
-            return read(value[key], k, [n for n in theta if by_group and home[n] == key] or [k], by_step) if key in value else None
-        value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
+            served = [n for n in theta if home[n] == key] if by_group else [k]
+            return read(value[key], k, served, by_step) if key in value else None
+        value = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
         shapes = {tuple(theta[n].shape) for n in served}
         p = shapes.pop() if len(shapes) == 1 else ()  # one value an element, only where all elements are alike
         if by_step or (value.shape != p and value.shape in ((J,), (J, *p), (J, len(order)))):
             value = value[j]
         if value.ndim and value.shape != p:
             value = value[order.index(home[k])]
-        return value.to(torch.float64 if value.ndim == 0 else theta[k].dtype)
+        used: Tensor = value.to(torch.float64 if value.ndim == 0 else theta[k].dtype)
+        return used
 
     def choose(name: str, k: str) -> Tensor:
         value = read(learned[name], k, theta) if name in learned else None

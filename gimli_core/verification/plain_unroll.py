@@ -32,7 +32,9 @@ class Totals:
     loss: Tensor
     gradient: Entries
     forward: Entries  # ("loss", J), ("G", j, name), ("theta", j, name), ("s", j, slot, name)
-    backward: Entries  # ("V", j, name), ("B", j, name), ("S", j, slot, name), ("A_opt", j, name, h), ("A_loss", j, name)
+    backward: (
+        Entries  # ("V", j, name), ("B", j, name), ("S", j, slot, name), ("A_opt", j, name, h), ("A_loss", j, name)
+    )
 
 
 @dataclass
@@ -103,7 +105,11 @@ class _Unroll:
     def _rounded(self, tree: Any) -> Any:
         if self.rounding is None:
             return tree
-        return {name: self._rounded(branch) for name, branch in tree.items()} if isinstance(tree, dict) else self.rounding(tree)
+        return (
+            {name: self._rounded(branch) for name, branch in tree.items()}
+            if isinstance(tree, dict)
+            else self.rounding(tree)
+        )
 
 
 def slots(s: State) -> State:

@@ -19,10 +19,13 @@ from gimli_core.modules import Environment, discover, split_frozen
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
 
-__all__ = ["Entries", "Key", "Question", "flatten", "label", "rebuild", "same_randomness"]
+__all__ = ["RESULTS", "VAL_LOSS", "Entries", "Key", "Question", "flatten", "label", "rebuild", "same_randomness"]
 
 Key = tuple[Any, ...]
 Entries = dict[Key, Tensor]
+
+RESULTS = ("A_opt", "A_loss", "B_0", "S_0")
+VAL_LOSS: Key = ("val_loss",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +46,12 @@ class Question:
         """Every meta-parameter: phi_opt, phi_loss, the trained part of theta_0, and a warm state."""
         warm = {slot: held for slot, held in (self.state_0 or {}).items() if slot != "step"}
         trained = split_frozen(self.theta_0)[0]
-        by_result = {"A_opt": self.phi_opt, "A_loss": self.phi_loss, "B_0": trained, "S_0": warm}
-        return {key: leaf.detach() for name, tree in by_result.items() for key, leaf in flatten(tree, (name,)).items()}
+        trees = dict(zip(RESULTS, (self.phi_opt, self.phi_loss, trained, warm), strict=True))
+        return {key: leaf.detach() for key, leaf in flatten(trees, ()).items()}
 
     def batch(self, j: int) -> Any:
-        return self.train_batches[j] if hasattr(self.train_batches, "__len__") else self.train_batches(j)
+        batches: Any = self.train_batches
+        return batches[j] if hasattr(batches, "__len__") else batches(j)
 
     def weights(self) -> list[float]:
         """How much L_val(theta_j) counts, for j = 0 ... J."""
@@ -73,11 +77,10 @@ class Question:
 
     def in_double(self) -> Question:
         """The same question with every floating tensor in float64."""
-        batches = self.train_batches
         return replace(
             self,
             theta_0=_double(self.theta_0),
-            train_batches=_double(batches) if hasattr(batches, "__len__") else lambda j: _double(batches(j)),
+            train_batches=lambda j: _double(self.batch(j)),
             val_batch=_double(self.val_batch),
             phi_opt=_double(self.phi_opt),
             phi_loss=_double(self.phi_loss),

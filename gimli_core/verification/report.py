@@ -48,23 +48,39 @@ class Check(NamedTuple):
         return self.oracle.split(",")[0]
 
     def __str__(self) -> str:
-        return f"{self.subject} {self.name} = {self.value:.6g} where {self.oracle} gives {self.expected:.6g} (relative error {self.error:.1e})"
+        found, expected = f"{self.subject} {self.name} = {self.value:.6g}", f"{self.oracle} gives {self.expected:.6g}"
+        return f"{found} where {expected} (relative error {self.error:.1e})"
 
 
-def judge(subject: str, key: Key, oracle: str, value: Tensor, expected: Tensor, uncertainty: float, allowed: float) -> Check:
+def judge(
+    subject: str,
+    key: Key,
+    oracle: str,
+    value: Tensor,
+    expected: Tensor,
+    *,
+    uncertainty: float,
+    allowed: float,
+    scale: float,
+) -> Check:
     """Compare elementwise; `uncertainty` and `allowed` are absolute bounds of an element's error.
 
-    Ten uncertainties are granted, since they are estimates. An oracle that cannot see one percent is inconclusive.
+    Ten uncertainties are granted, since they are estimates. Where they, or what rounding alone does, exceed a percent
+    both of the entry and of its natural `scale`, nothing can be said; nor can an oracle confirm an entry of which it
+    cannot see a percent.
     """
     value, expected = value.detach().to("cpu", torch.float64), expected.detach().to("cpu", torch.float64)
-    size = _largest(expected)
+    size, difference = _largest(expected), _largest(value - expected)
     bound = allowed + 10 * uncertainty
-    difference = _largest(value - expected)
     if not (math.isfinite(size) and math.isfinite(bound)):
         verdict = Verdict.UNDEFINED
-    elif not difference <= bound:
+    elif not math.isfinite(difference):
         verdict = Verdict.DISAGREES
-    elif 10 * uncertainty > 0.01 * size and difference > allowed:
+    elif bound > 0.01 * max(size, scale):
+        verdict = Verdict.INCONCLUSIVE
+    elif difference > bound:
+        verdict = Verdict.DISAGREES
+    elif difference > allowed and 10 * uncertainty > 0.01 * size:
         verdict = Verdict.INCONCLUSIVE
     else:
         verdict = Verdict.OK
@@ -121,7 +137,7 @@ class Report:
         return len({(c.subject, c.key) for c in self.checks})
 
     def worst(self, family: str) -> float | None:
-        """The largest relative error against one oracle, of what it can see to one percent; None if it was not asked."""
+        """The largest relative error against one oracle, of what it sees to a percent; None if it was not asked."""
         errors = [c.error for c in self.checks if c.family == family and max(c.uncertainty, c.allowed) < 0.01]
         return max(errors) if errors else None
 
@@ -179,8 +195,22 @@ class Report:
         return Group(Text(self.headline, "green" if self.ok else "bold red"), table, *map(Text, self.notes))
 
 
-HEADER = ("meta-parameter", "value or norm", "oracle", "its value", "rel. error", "its uncertainty", "allowed", "verdict")
-STYLES = {Verdict.OK: "green", Verdict.DISAGREES: "bold red", Verdict.UNDEFINED: "yellow", Verdict.INCONCLUSIVE: "yellow"}
+HEADER = (
+    "meta-parameter",
+    "value or norm",
+    "oracle",
+    "its value",
+    "rel. error",
+    "its uncertainty",
+    "allowed",
+    "verdict",
+)
+STYLES = {
+    Verdict.OK: "green",
+    Verdict.DISAGREES: "bold red",
+    Verdict.UNDEFINED: "yellow",
+    Verdict.INCONCLUSIVE: "yellow",
+}
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.inputs import Inputs, prepare
 from gimli_core.memory import Schedule
-from gimli_core.meta_gradient import Execution, MetaGradient, check_schedule, meta_gradient
+from gimli_core.meta_gradient import Execution, check_schedule, meta_gradient
 from gimli_core.modules import Environment
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
+from gimli_core.verification.bounds import Bounds
+from gimli_core.verification.claims import entries_of
 from gimli_core.verification.dense_chain import LIMIT, dense_chain
 from gimli_core.verification.finite_differences import Slopes, finite_differences
 from gimli_core.verification.localise import Finding, first_disagreement
-from gimli_core.verification.plain_rules import RULES, flat_root
-from gimli_core.verification.plain_unroll import Totals, autograd_gradient, loss_value, random_rounding
-from gimli_core.verification.question import Entries, Key, Question, flatten, label, same_randomness
+from gimli_core.verification.plain_rules import RULES
+from gimli_core.verification.plain_unroll import loss_value
+from gimli_core.verification.question import RESULTS, VAL_LOSS, Key, Question, flatten, same_randomness
 from gimli_core.verification.report import Check, Report, Verdict, judge
 
 __all__ = ["ORACLES", "verify"]
 
 ORACLES = ("autograd", "finite_differences", "dense_chain")
-PROBES = 2
-VAL_LOSS: Key = ("val_loss",)
+Answers = Mapping[Key, Tensor | Slopes]
 
 
 def verify(
@@ -57,7 +58,7 @@ def verify(
 
     An entry agrees if its largest error is at most
 
-        tolerance · |entry|  +  16 · (change when every theta_j, G_j, s_j is rounded at random by one unit)
+        tolerance · |entry|  +  16 · (change when every theta_j, G_j, s_j moves at random by one unit in the last place)
 
     plus ten times the oracle's own uncertainty; |·| is the largest element. The second term is the
     conditioning bound: it counts only where rounding alone moves the result that much. The oracles
@@ -98,99 +99,40 @@ def verify(
     """
     unknown = [name for name in oracles if name not in ORACLES]
     if unknown:
-        raise ArgumentError(explain("oracles", f"some of {listing(ORACLES)}", listing(unknown), "The closed form has its own argument."))
-    schedule = check_schedule(memory)
-    arguments: dict[str, Any] = {
-        "steps": steps, "phi_opt": phi_opt, "phi_loss": phi_loss, "state_0": state_0, "val_weights": val_weights, "recurrence": recurrence,
-    }  # fmt: skip
-    inputs = prepare(problem, theta_0, train_batches, val_batch, **arguments)
-    asked = Question(problem, theta_0, train_batches, val_batch, inputs.steps, phi_opt or {}, phi_loss or {}, state_0, val_weights)
-    entries = asked.entries()
-    claims = _entries_of(claimed, entries, "claimed")
-    known = _entries_of(closed_form, {**entries, VAL_LOSS: torch.zeros(())}, "closed_form")
-    environment = inputs.environment
-
-    with same_randomness(environment):
-        result = meta_gradient(problem, theta_0, train_batches, val_batch, memory=schedule, **arguments)
-    question, notes = _precise(asked, environment)
-    bounds = _Bounds(asked, question, environment, tolerance)
-    truths: dict[str, Mapping[Key, Tensor | Slopes]] = {"autograd": _with_loss(bounds.strict)}
-    if bounds.reference is not bounds.strict:
-        truths["autograd, sqrt'(0) = 0"] = _with_loss(bounds.reference)
-        notes.append("autograd gives NaN where sqrt meets 0 and its factor is 0; the second autograd takes the limit of the product, 0.")
-    if "finite_differences" in oracles:
-        truths["finite differences"] = finite_differences(question, environment)
-    if "dense_chain" in oracles:
-        found = dense_chain(question, environment, root=bounds.root)
-        truths["dense chain"] = found or {}
-        if found is None:
-            notes.append(f"the dense chain is left out: more than {LIMIT} elements of state and meta-parameters.")
-    truths["closed form"] = known
-    if type(problem.optimizer) not in RULES:
-        notes.append(
-            f"{type(problem.optimizer).__name__} has no plain rule here: autograd goes through its own step, which checks its pullback, not its step."
+        raise ArgumentError(
+            explain("oracles", f"some of {listing(ORACLES)}", listing(unknown), "The closed form has its own argument.")
         )
+    schedule = check_schedule(memory)
+    inputs = prepare(
+        problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
+        state_0=state_0, val_weights=val_weights, recurrence=recurrence,
+    )  # fmt: skip
+    asked = Question(
+        problem, theta_0, train_batches, val_batch, inputs.steps, phi_opt or {}, phi_loss or {}, state_0, val_weights
+    )
+    entries = {VAL_LOSS: torch.zeros(()), **asked.entries()}
+    claims, known = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")
 
-    engine = {VAL_LOSS: result.val_loss, **{k: v for k, v in _flat_result(result).items() if k in entries}}
+    with same_randomness(inputs.environment):
+        result = meta_gradient(
+            problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
+            state_0=state_0, val_weights=val_weights, memory=schedule, recurrence=recurrence,
+        )  # fmt: skip
+    found = {VAL_LOSS: result.val_loss, **flatten({name: getattr(result, name) for name in RESULTS}, ())}
+    engine = {key: found[key] for key in entries}
+
+    question, notes = _precise(asked, inputs.environment)
+    bounds = Bounds(question, inputs.environment, asked.dtype, tolerance)
+    truths, more = _ask(question, inputs.environment, bounds, oracles)
+    truths["closed form"] = known
     checks: list[Check] = []
     for key, value in engine.items():
-        checks += [_check("engine", key, value, oracle, held[key], bounds) for oracle, held in truths.items() if key in held]
+        checks += _against(truths, "engine", key, value, bounds)
         if key in claims:
-            against = {**truths, "engine": engine}
-            checks += [_check("claimed", key, claims[key], oracle, held[key], bounds) for oracle, held in against.items() if key in held]
+            checks += _against({**truths, "engine": engine}, "claimed", key, claims[key], bounds)
     wrong = [c for c in checks if c.subject == "engine" and c.verdict is Verdict.DISAGREES]
     finding = _locate(inputs, schedule, bounds, wrong) if wrong else None
-    return Report(tuple(checks), finding, (bounds.statement(), *notes))
-
-
-class _Bounds:
-    """How far two right answers may lie apart, entry by entry and quantity by quantity."""
-
-    def __init__(self, asked: Question, question: Question, environment: Environment, tolerance: float | None) -> None:
-        eps = torch.finfo(asked.dtype).eps
-        self.dtype = asked.dtype
-        self.tolerance = max(1e-10, 1000 * eps) if tolerance is None else tolerance
-        self.strict = self.reference = autograd_gradient(question, environment)
-        self.root = torch.sqrt
-        if not all(bool(torch.isfinite(g).all()) for g in self.strict.gradient.values()):
-            self.root = flat_root
-            self.reference = autograd_gradient(question, environment, root=flat_root)
-        self.sizes = _largest(_quantities(self.reference))
-        self.moved = dict.fromkeys(self.sizes, 0.0)
-        for seed in range(PROBES):
-            probe = autograd_gradient(question, environment, root=self.root, rounding=random_rounding(asked.dtype, seed))
-            reference = _quantities(self.reference)
-            change = _largest({key: value - reference[key] for key, value in _quantities(probe).items()})
-            self.moved = {key: max(before, change[key]) for key, before in self.moved.items()}
-
-    def rounding(self, key: Key) -> float:
-        return self.moved[key]
-
-    def allowed(self, key: Key) -> float:
-        return self.tolerance * self.sizes[key] + 16 * self.moved[key]
-
-    def statement(self) -> str:
-        return (
-            f"allowed: {self.tolerance:.1e} relative, and 16 times what rounding every theta_j, G_j and s_j at random by one unit "
-            f"of {str(self.dtype).removeprefix('torch.')} changes; finite differences: and 10 times their uncertainty."
-        )
-
-
-def _check(subject: str, key: Key, value: Tensor, oracle: str, truth: Tensor | Slopes, bounds: _Bounds) -> Check:
-    if isinstance(truth, Slopes):
-        longest = truth.directions.abs().sum(1).max().item()
-        name = oracle if truth.directions.shape[0] == value.numel() else f"{oracle}, {truth.directions.shape[0]} directions"
-        return judge(subject, key, name, truth.of(value), truth.values, truth.uncertainty.max().item(), bounds.allowed(key) * longest)
-    own = 0.0 if oracle in ("closed form", "engine") else bounds.rounding(key)
-    return judge(subject, key, oracle, value, truth, own, bounds.allowed(key))
-
-
-def _locate(inputs: Inputs, schedule: Schedule, bounds: _Bounds, wrong: Sequence[Check]) -> Finding | None:
-    with same_randomness(inputs.environment):
-        found = first_disagreement(Execution(inputs, schedule), bounds.reference, bounds.allowed)
-    if found is None and any(c.oracle.startswith("autograd") for c in wrong):
-        return Finding(16, 0, f"{wrong[0].name}: every increment agrees, but not their sum", wrong[0].error)
-    return found
+    return Report(tuple(checks), finding, (str(bounds), *notes, *more))
 
 
 def _precise(asked: Question, environment: Environment) -> tuple[Question, list[str]]:
@@ -202,47 +144,56 @@ def _precise(asked: Question, environment: Environment) -> tuple[Question, list[
     try:
         loss_value(doubled, doubled.entries(), environment)
     except RuntimeError:
-        return asked, [f"the oracles work in {name}, as the engine does: the losses hold tensors of their own that refuse float64."]
+        return asked, [f"the oracles work in {name}, as the engine does: the losses hold tensors that refuse float64."]
     return doubled, [f"the engine works in {name}, the oracles in float64."]
 
 
-def _entries_of(given: Mapping[str, Any] | None, entries: Entries, argument: str) -> Entries:
-    """`given`, keyed like a result or by flat names, as entries of the same shapes."""
-    results = {key[0] for key in entries} | {"A_opt", "A_loss", "B_0", "S_0"}
-    found: Entries = {}
-    for name, tree in (given or {}).items():
-        homes = [name] if name in results else [r for r in ("A_opt", "A_loss", "B_0", "S_0") if any(k[:2] == (r, name) for k in entries)]
-        if len(homes) != 1:
-            names = list(dict.fromkeys(key[1] for key in entries if len(key) > 1))
-            came = f"{name!r}, which is in {listing(homes)}" if homes else repr(name)
-            raise ArgumentError(
-                explain(argument, f"names of one meta-parameter each ({listing(names)}), or A_opt, A_loss, B_0, S_0", came,
-                        f"Nest it under the result that it belongs to.{closest(name, names)}")
+def _ask(
+    question: Question, environment: Environment, bounds: Bounds, oracles: Collection[str]
+) -> tuple[dict[str, Answers], list[str]]:
+    """What each oracle says, and notes on what it cannot say."""
+    answers: dict[str, Answers] = {"autograd": {VAL_LOSS: bounds.strict.loss, **bounds.strict.gradient}}
+    notes = []
+    if bounds.reference is not bounds.strict:
+        answers["autograd, sqrt'(0) = 0"] = {VAL_LOSS: bounds.reference.loss, **bounds.reference.gradient}
+        notes.append(
+            "autograd gives NaN where sqrt meets 0 and its factor is 0; the second takes the product's limit, 0."
+        )
+    if "finite_differences" in oracles:
+        answers["finite differences"] = finite_differences(question, environment)
+    if "dense_chain" in oracles:
+        chain = dense_chain(question, environment, root=bounds.root)
+        answers["dense chain"] = chain or {}
+        if chain is None:
+            notes.append(f"the dense chain is left out: more than {LIMIT} elements of state and meta-parameters.")
+    rule = type(question.problem.optimizer)
+    if rule not in RULES:
+        notes.append(
+            f"{rule.__name__} has no plain rule here: every oracle runs its own step, which checks its pullback only."
+        )
+    return answers, notes
+
+
+def _against(truths: Mapping[str, Answers], subject: str, key: Key, value: Tensor, bounds: Bounds) -> Iterator[Check]:
+    """`value` held against each oracle that knows the entry."""
+    allowed, scale = bounds.allowed(key), bounds.scale(key)
+    for oracle, answers in truths.items():
+        truth = answers.get(key)
+        if isinstance(truth, Slopes):
+            count, longest = truth.directions.shape[0], truth.directions.abs().sum(1).max().item()
+            yield judge(
+                subject, key, oracle if count == value.numel() else f"{oracle}, {count} directions",
+                truth.of(value), truth.values, uncertainty=truth.uncertainty.max().item(),
+                allowed=allowed * longest, scale=scale * longest,
             )  # fmt: skip
-        path: Key = (name,) if name in results else (homes[0], name)
-        found.update(flatten(tree, path))
-    for key, value in found.items():
-        if key not in entries:
-            raise ArgumentError(explain(argument, f"entries among {listing(map(label, entries))}", label(key), "Key it as the inputs are."))
-        if value.shape != entries[key].shape:
-            raise ArgumentError(
-                explain(f"{argument}: {label(key)}", f"shape {list(entries[key].shape)}, as its meta-parameter has", str(list(value.shape)),
-                        "Give the derivative with respect to all of it.")
-            )  # fmt: skip
+        elif truth is not None:
+            own = 0.0 if oracle in ("closed form", "engine") else bounds.moved[key]
+            yield judge(subject, key, oracle, value, truth, uncertainty=own, allowed=allowed, scale=scale)
+
+
+def _locate(inputs: Inputs, schedule: Schedule, bounds: Bounds, wrong: Sequence[Check]) -> Finding | None:
+    with same_randomness(inputs.environment):
+        found = first_disagreement(Execution(inputs, schedule), bounds.reference, bounds.allowed)
+    if found is None and any(c.family == "autograd" for c in wrong):
+        return Finding(16, None, f"{wrong[0].name}: every increment agrees, but not their sum", wrong[0].error)
     return found
-
-
-def _flat_result(result: MetaGradient) -> Entries:
-    return {key: v for name in ("A_opt", "A_loss", "B_0", "S_0") for key, v in flatten(getattr(result, name), (name,)).items()}
-
-
-def _with_loss(totals: Totals) -> Entries:
-    return {VAL_LOSS: totals.loss, **totals.gradient}
-
-
-def _quantities(totals: Totals) -> Entries:
-    return {**_with_loss(totals), **totals.forward, **totals.backward}
-
-
-def _largest(entries: Entries) -> dict[Key, float]:
-    return {key: v.abs().max().item() if v.numel() else 0.0 for key, v in entries.items()}

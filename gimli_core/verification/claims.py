@@ -1,0 +1,44 @@
+"""Values from elsewhere, keyed like a result or by flat names, as entries of a question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.verification.question import RESULTS, Entries, Key, flatten, label
+
+__all__ = ["entries_of"]
+
+
+def entries_of(given: Mapping[str, Any] | None, entries: Entries, argument: str) -> Entries:
+    """`given`, keyed like a result or by flat names, as entries of the same shapes.
+
+    Raises:
+        ArgumentError: a name that belongs to no meta-parameter or to several, or another shape.
+    """
+    found: Entries = {}
+    for name, tree in (given or {}).items():
+        found.update(flatten(tree, _path(name, entries, argument)))
+    for key, value in found.items():
+        if key not in entries:
+            known = listing(map(label, entries))
+            raise ArgumentError(explain(argument, f"entries among {known}", label(key), "Key it as the inputs are."))
+        if value.shape != entries[key].shape:
+            expected = f"shape {list(entries[key].shape)}, as its meta-parameter has"
+            remedy = "Give the derivative with respect to all of it."
+            raise ArgumentError(explain(f"{argument}: {label(key)}", expected, str(list(value.shape)), remedy))
+    return found
+
+
+def _path(name: str, entries: Entries, argument: str) -> Key:
+    if name in RESULTS or (name,) in entries:
+        return (name,)
+    homes = [result for result in RESULTS if any(key[:2] == (result, name) for key in entries)]
+    if len(homes) == 1:
+        return homes[0], name
+    names = list(dict.fromkeys(key[1] for key in entries if len(key) > 1))
+    expected = f"names of one meta-parameter each ({listing(names)}), or {', '.join(RESULTS)}"
+    came = f"{name!r}, which is in {listing(homes)}" if homes else repr(name)
+    remedy = f"Nest it under the result that it belongs to.{closest(name, names)}"
+    raise ArgumentError(explain(argument, expected, came, remedy))

@@ -144,6 +144,40 @@ def test_bundled_cases_agree(name: str) -> None:
         assert len(confirmed) >= 2, (key, confirmed)
 
 
+def _rates(*shape: int) -> Tensor:
+    return 0.05 + 0.1 * torch.rand(shape)
+
+
+FORMS: dict[str, Any] = {
+    "number": lambda: 0.1,
+    "step": lambda: _rates(4),
+    "group": lambda: _rates(2),
+    "step-group": lambda: _rates(4, 2),
+    "groups": lambda: {"first": 0.1, "rest": _rates(4)},
+    "tensors": lambda: {"a": _rates(3), "b": 0.1, "c": _rates(4, 3)},
+    "some-tensors": lambda: {"b": _rates()},
+    "marked": lambda: gimli.per_step({"d": _rates(4)}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_hyperparameter(form: str) -> None:
+    """The oracle reads the forms by itself; d has 4 elements, as many as there are steps."""
+
+    def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], x: Tensor) -> Tensor:
+        return ((theta["a"] * x).sum() * theta["b"] + theta["c"] @ x - theta["d"].sum()).square().sum() / 4
+
+    theta_0 = {"a": torch.randn(3), "b": torch.randn(()), "c": torch.randn(2, 3), "d": torch.randn(4)}
+    if form == "tensors":
+        theta_0["c"] = torch.randn(3)
+    optimizer = SGD(lr=0.1, momentum=0.5, groups={"first": ["a", "b"], "rest": ["[cd]"]})
+    torch.manual_seed(2)
+    phi_opt = {"lr": FORMS[form](), "momentum": 0.4}
+    report = verify(gimli.Problem(loss, loss, optimizer), theta_0, torch.randn(4, 3), torch.randn(3), phi_opt=phi_opt)
+    report.assert_ok()
+    assert {c.family for c in report.checks} == {"autograd", "finite differences", "dense chain"}
+
+
 def test_dead_unit_is_undefined_for_autograd_only() -> None:
     report = verify(**CASES["dead-unit"].build())
     undefined = {c.oracle for c in report.checks if c.verdict is Verdict.UNDEFINED}
@@ -248,6 +282,17 @@ def test_an_optimizer_of_ones_own() -> None:
     assert any("Halving has no plain rule here" in note for note in right.notes)
     assert wrong.finding is not None
     assert wrong.finding.quantity == "V_2 of w"
+
+
+class Detached(Halving):
+    def step(self, theta: Any, state: Any, G: Any, hyper: Any) -> Any:
+        return {k: v.detach() - G[k].detach() / 2 for k, v in theta.items()}, {"step": state["step"] + 1}
+
+
+def test_a_step_that_autograd_cannot_follow_is_refused() -> None:
+    """Rather than to accuse the pullback on the word of a broken graph."""
+    with pytest.raises(ArgumentError, match=r"Detached\.step: expected a step that autograd can differentiate"):
+        verify(gimli.Problem(bowl, bowl, Detached()), {"w": torch.randn(3)}, lambda j: None, None, steps=2)
 
 
 @pytest.mark.parametrize("schedule", [None, StoreStates()], ids=["retain", "store"])

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gimli_core.errors import ArgumentError, explain
 from gimli_core.modules import Environment, split_frozen
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.verification.plain_rules import Root, initial_state, plain_step, values_at
@@ -31,10 +32,10 @@ class Totals:
 
     loss: Tensor
     gradient: Entries
-    forward: Entries  # ("loss", J), ("G", j, name), ("theta", j, name), ("s", j, slot, name)
-    backward: (
-        Entries  # ("V", j, name), ("B", j, name), ("S", j, slot, name), ("A_opt", j, name, h), ("A_loss", j, name)
-    )
+    # ("loss", J), ("G", j, name), ("theta", j, name), ("s", j, slot, name)
+    forward: Entries
+    # ("V", j, name), ("B", j, name), ("S", j, slot, name), ("A_opt", j, name, hyperparameter), ("A_loss", j, name)
+    backward: Entries
 
 
 @dataclass
@@ -70,6 +71,7 @@ class _Unroll:
             G_j = self._noted("V", j, G_j)
             hyper = self._noted("A_opt", j, values_at(question, self.leaves, theta, j), learned_only=True)
             theta, s = plain_step(question, theta_j, s_j, G_j, hyper, self.root)
+            self._check_differentiable(theta)
             s = {"step": s["step"], **self._rounded(slots(s))}
             self._seen("theta", j + 1, theta)
             self._seen("s", j + 1, slots(s))
@@ -80,6 +82,13 @@ class _Unroll:
         self._seen("loss", J, L)
         assert isinstance(L, Tensor)
         return L
+
+    def _check_differentiable(self, theta: Tensors) -> None:
+        if self.graph and not all(v.requires_grad for v in theta.values()):
+            raise ArgumentError(
+                explain(f"{type(self.question.optimizer).__name__}.step", "a step that autograd can differentiate",
+                        "theta' without a gradient path", "Compute it without .detach(), .item() or torch.no_grad().")
+            )  # fmt: skip
 
     def _seen(self, symbol: str, j: int, tree: Any) -> None:
         if self.graph:
@@ -105,11 +114,9 @@ class _Unroll:
     def _rounded(self, tree: Any) -> Any:
         if self.rounding is None:
             return tree
-        return (
-            {name: self._rounded(branch) for name, branch in tree.items()}
-            if isinstance(tree, dict)
-            else self.rounding(tree)
-        )
+        if isinstance(tree, dict):
+            return {name: self._rounded(branch) for name, branch in tree.items()}
+        return self.rounding(tree)
 
 
 def slots(s: State) -> State:

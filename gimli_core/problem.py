@@ -65,12 +65,16 @@ class Problem:
                     explain(name, "a function (theta, phi_loss, batch) -> scalar tensor", type(loss).__name__, "Pass the function itself.")
                 )
         if not isinstance(self.optimizer, Optimizer):
+            kind = type(self.optimizer)
+            came, do = f"{kind.__module__}.{kind.__qualname__}", "Construct one without parameters: theta_0 goes to meta_gradient."
+            if isinstance(self.optimizer, type):
+                came, do = f"the class {self.optimizer.__name__}", f"Construct it: {self.optimizer.__name__}(...)."
             raise ArgumentError(
                 explain(
                     "optimizer",
                     "an optimizer of gimli_core, such as gimli.optimizers.Adam(lr=1e-3)",
-                    f"{type(self.optimizer).__module__}.{type(self.optimizer).__qualname__}",
-                    "Construct one without parameters: theta_0 goes to meta_gradient.",
+                    came,
+                    do,
                 )
             )
         if self.modules is not None:

@@ -1,0 +1,303 @@
+"""Bad input is refused before any work; the message's first line names argument, expectation, arrival and remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gimli_core as gimli
+from gimli_core.errors import ArgumentError, GimliError, NotFiniteError, ReplayError
+from gimli_core.memory import RetainGraphs, StoreStates
+from gimli_core.optimizers import SGD, Adagrad, Adam
+
+
+def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+    return ((theta["w"] - batch) ** 2).sum()
+
+
+def arguments(**changed: Any) -> dict[str, Any]:
+    problem = gimli.Problem(
+        changed.pop("train_loss", loss), changed.pop("val_loss", loss), changed.pop("optimizer", SGD(lr=0.1))
+    )
+    return {
+        "problem": problem,
+        "theta_0": {"w": torch.tensor([1.0, 2.0])},
+        "train_batches": [0.0, 1.0, 2.0],
+        "val_batch": 0.5,
+        **changed,
+    }
+
+
+W = torch.zeros(2, dtype=torch.float64)
+WARM = {"step": 1, "momentum_buffer": {"w": W}}
+MOMENTUM = {"optimizer": SGD(momentum=0.9)}
+
+CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    # theta that is not a dict of floating tensors
+    "theta, a module": ({"theta_0": nn.Linear(2, 2)}, ["theta_0: expected a dict", "got Linear", "named_parameters()"]),
+    "theta, a generator": (
+        {"theta_0": nn.Linear(2, 2).named_parameters()},
+        ["theta_0: expected a dict", "got generator"],
+    ),
+    "theta, a list": ({"theta_0": [W]}, ["theta_0: expected a dict", "got list"]),
+    "theta, empty": ({"theta_0": {}}, ["theta_0: expected a dict", "an empty dict"]),
+    "theta, integers": (
+        {"theta_0": {"w": torch.tensor([1, 2])}},
+        ["theta_0['w']: expected a dense floating", "torch.int64"],
+    ),
+    "theta, a number": ({"theta_0": {"w": 1.0}}, ["theta_0['w']", "got float"]),
+    "theta, complex": ({"theta_0": {"w": W + 0j}}, ["theta_0['w']", "complex"]),
+    "theta, sparse": ({"theta_0": {"w": torch.eye(2).to_sparse()}}, ["theta_0['w']", "sparse"]),
+    "theta, nan": ({"theta_0": {"w": W / 0}}, ["theta_0['w']: expected finite values", "inf or nan"]),
+    "theta, a key": ({"theta_0": {0: W}}, ["theta_0: expected names that are strings", "the key 0"]),
+    "theta, nested": ({"theta_0": {"w": {"v": W}}}, ["theta_0['w']", "got dict"]),
+    "theta, all frozen": ({"theta_0": {"w": nn.Parameter(W, False)}}, ["theta_0: expected at least one trained entry"]),
+    "theta, twice": ({"theta_0": {"w": W, "v": W}}, ["theta_0['v']: expected each tensor once", "'w' again"]),
+    "theta, two dtypes": (
+        {"theta_0": {"w": W, "v": W.float()}},
+        ["theta_0['v']: expected torch.float64 on cpu", "torch.float32"],
+    ),
+    # losses
+    "loss, a vector": (
+        {"train_loss": lambda t, p, b: t["w"]},
+        ["train_loss: expected to return a scalar", "shape [2]", ".sum()"],
+    ),
+    "loss, shape [1]": ({"train_loss": lambda t, p, b: t["w"][:1]}, ["train_loss", "shape [1]"]),
+    "loss, a float": ({"train_loss": lambda t, p, b: 1.0}, ["train_loss", "got float"]),
+    "loss, none": ({"val_loss": lambda t, p, b: None}, ["val_loss", "got NoneType"]),
+    "loss, an integer": ({"val_loss": lambda t, p, b: (t["w"] > 0).sum()}, ["val_loss", "torch.int64"]),
+    "loss without theta": (
+        {"train_loss": lambda t, p, b: torch.ones((), requires_grad=True) * 2},
+        ["train_loss: expected a loss that depends on theta", "no gradient path", ".detach()"],
+    ),
+    "loss, detached": ({"train_loss": lambda t, p, b: t["w"].detach().sum()}, ["train_loss", "no gradient path"]),
+    # batches
+    "batches run out": ({"steps": 5}, ["train_batches: expected a batch for each of the 5 steps", "got 3", "lambda j"]),
+    "batches, a generator": (
+        {"train_batches": (b for b in [1.0])},
+        ["train_batches: expected a sequence", "generator", "list(...)"],
+    ),
+    "batches, an iterator": ({"train_batches": iter([1.0])}, ["train_batches", "list_iterator"]),
+    "batches, zipped": ({"train_batches": zip([1.0], [2.0], strict=True), "steps": 1}, ["train_batches", "a zip"]),
+    "batches, a loader": (
+        {"train_batches": torch.utils.data.DataLoader([1.0, 2.0])},
+        ["train_batches", "DataLoader", "only in order"],
+    ),
+    "batches, a dict": ({"train_batches": {0: 1.0}, "steps": 1}, ["train_batches", "got dict"]),
+    "batches, a number": ({"train_batches": 1.0, "steps": 1}, ["train_batches", "got float", "lambda j: batch"]),
+    "batches, a scalar": ({"train_batches": torch.tensor(1.0), "steps": 1}, ["train_batches", "got Tensor"]),
+    "batches, none": ({"train_batches": None, "steps": 1}, ["train_batches", "got NoneType"]),
+    "batches, empty": ({"train_batches": []}, ["train_batches: expected at least one batch", "steps=0"]),
+    "a function without steps": ({"train_batches": lambda j: 1.0}, ["steps: expected a number", "got None"]),
+    # steps
+    "steps < 0": ({"steps": -1}, ["steps: expected a whole number J >= 0", "got -1", "steps=0"]),
+    "steps, a float": ({"steps": 2.0}, ["steps", "got 2.0"]),
+    "steps, a switch": ({"steps": True}, ["steps", "got True"]),
+    # phi_loss
+    "phi_loss, a tensor": ({"phi_loss": W}, ["phi_loss: expected a dict", "got Tensor"]),
+    "phi_loss, a list": ({"phi_loss": {"a": [1.0]}}, ["phi_loss['a']", "got list"]),
+    "phi_loss, an integer": ({"phi_loss": {"a": torch.tensor(1)}}, ["phi_loss['a']", "torch.int64"]),
+    "phi_loss, a switch": ({"phi_loss": {"a": True}}, ["phi_loss['a']", "got bool"]),
+    "phi_loss, another dtype": (
+        {"phi_loss": {"a": W.float()}},
+        ["phi_loss['a']: expected torch.float64", "torch.float32"],
+    ),
+    "phi_loss, nan": ({"phi_loss": {"a": float("nan")}}, ["phi_loss['a']: expected finite"]),
+    # state_0
+    "state, a tensor": ({**MOMENTUM, "state_0": W}, ["state_0: expected a dict with the keys", "got Tensor"]),
+    "state, torch.optim's": (
+        {**MOMENTUM, "state_0": {0: {"momentum_buffer": W}}},
+        ["state_0", "'step', 'momentum_buffer'"],
+    ),
+    "state, a misspelt slot": (
+        {**MOMENTUM, "state_0": {"step": 1, "momentum_bufer": {"w": W}}},
+        ["state_0", "Did you mean 'momentum_buffer'?"],
+    ),
+    "state, another tensor": (
+        {**MOMENTUM, "state_0": {**WARM, "momentum_buffer": {"v": W}}},
+        ["state_0['momentum_buffer']", "'w'"],
+    ),
+    "state, a shape": (
+        {**MOMENTUM, "state_0": {**WARM, "momentum_buffer": {"w": torch.zeros(3)}}},
+        ["state_0['momentum_buffer']['w']: expected a tensor of shape [2]", "[3]"],
+    ),
+    "state, nan": ({**MOMENTUM, "state_0": {**WARM, "momentum_buffer": {"w": W / 0}}}, ["state_0", "finite"]),
+    "state, steps < 0": (
+        {**MOMENTUM, "state_0": {**WARM, "step": -1}},
+        ["state_0['step']: expected a whole number", "got -1"],
+    ),
+    "state, half a step": ({**MOMENTUM, "state_0": {**WARM, "step": 0.5}}, ["state_0['step']", "got 0.5"]),
+    "state of a rule that keeps none": ({"state_0": WARM}, ["state_0", "'step'"]),
+    # val_weights
+    "weights, too few": (
+        {"val_weights": [1.0]},
+        ["val_weights: expected 3 numbers (for theta_1 … theta_3) or 4", "got 1"],
+    ),
+    "weights, zeros": ({"val_weights": [0.0] * 3}, ["val_weights", "not 0"]),
+    "weights, nan": ({"val_weights": [1.0, float("nan"), 1.0]}, ["val_weights: expected finite"]),
+    "weights, a number": ({"val_weights": 1.0}, ["val_weights", "float"]),
+    "weights, a matrix": ({"val_weights": torch.ones(3, 2)}, ["val_weights", "Tensor"]),
+    # the rest
+    "memory, a class": ({"memory": StoreStates}, ["memory: expected a schedule", "Call it"]),
+    "memory, a string": ({"memory": "512MiB"}, ["memory", "'512MiB'"]),
+    "recurrence": ({"recurrence": "exact"}, ["recurrence: expected 'augmented', 'theta_only'", "'exact'"]),
+    "problem": ({"problem": loss}, ["problem: expected a gimli.Problem", "got function"]),
+}
+
+
+@pytest.mark.parametrize("call", [gimli.meta_gradient, gimli.unroll], ids=["meta_gradient", "unroll"])
+@pytest.mark.parametrize("case", CASES)
+def test_refused(case: str, call: Any) -> None:
+    changed, says = CASES[case]
+    with pytest.raises(ArgumentError) as caught:
+        call(**arguments(**changed))
+    assert isinstance(caught.value, (GimliError, ValueError))
+    first_line = str(caught.value).splitlines()[0]
+    assert all(part in first_line for part in says), first_line
+    assert ": expected " in first_line
+    assert "; got " in first_line
+    assert not first_line.rstrip().endswith("; got")
+
+
+def test_a_refused_iterator_is_not_read() -> None:
+    iterator = iter([1.0, 2.0])
+    with pytest.raises(ArgumentError):
+        gimli.meta_gradient(**arguments(train_batches=iterator))
+    assert list(iterator) == [1.0, 2.0]
+
+
+def test_nothing_is_run_before_the_check() -> None:
+    def never(theta: Any, phi: Any, batch: Any) -> Tensor:
+        raise AssertionError("the loss was called")
+
+    for changed in ({"steps": -1}, {"theta_0": {}}, {"phi_opt": {"rate": 1.0}}, {"memory": 3}, {"val_weights": [1.0]}):
+        with pytest.raises(ArgumentError):
+            gimli.meta_gradient(**arguments(train_loss=never, val_loss=never, **changed))
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: SGD(lr=-0.1), ["SGD(lr=…)", "[0, inf)", "-0.1"]),
+        (lambda: SGD(lr=float("nan")), ["SGD(lr=…)", "nan"]),
+        (lambda: SGD(nesterov=True), ["SGD(nesterov=True)", "momentum > 0"]),
+        (lambda: SGD(momentum=0.9, dampening=0.1, nesterov=True), ["dampening=0.1"]),
+        (lambda: Adam(betas=(0.9, 1.0)), ["Adam(beta2=…)", "[0, 1)", "1.0"]),
+        (lambda: Adam(betas=0.9), ["Adam(betas=…)", "a pair", "0.9"]),
+        (lambda: Adagrad(eps=-1.0), ["Adagrad(eps=…)", "-1.0"]),
+        (lambda: gimli.Problem(3, loss, SGD()), ["train_loss: expected a function", "got int"]),
+        (lambda: gimli.Problem(loss, None, SGD()), ["val_loss: expected a function", "got NoneType"]),
+        (
+            lambda: gimli.Problem(loss, loss, SGD),
+            ["optimizer: expected an optimizer of gimli_core", "the class SGD", "SGD(...)"],
+        ),
+        (
+            lambda: gimli.Problem(loss, loss, torch.optim.SGD([W.clone().requires_grad_()], lr=0.1)),
+            ["optimizer: expected an optimizer of gimli_core", "torch.optim.sgd.SGD", "without parameters"],
+        ),
+        (
+            lambda: gimli.Problem(loss, loss, SGD(), modules=nn.Linear(1, 1)),
+            ["modules", "a list", "got Linear", "[net]"],
+        ),
+        (lambda: gimli.Problem(loss, loss, SGD(), modules=[loss]), ["modules", "something else"]),
+    ],
+)
+def test_refused_when_built(build: Any, says: list[str]) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        build()
+    assert all(part in str(caught.value).splitlines()[0] for part in says), str(caught.value)
+
+
+def test_inference_mode_is_refused() -> None:
+    with torch.inference_mode(), pytest.raises(ArgumentError, match=r"torch.inference_mode: expected it to be off"):
+        gimli.meta_gradient(**arguments())
+
+
+# --- what breaks on the way --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", [RetainGraphs(), StoreStates()], ids=str)
+@pytest.mark.parametrize(
+    ("train_loss", "batches", "says"),
+    [
+        (lambda t, p, b: (t["w"] * b).sum(), [1.0, float("nan"), 1.0], ["j = 1", "loss of nan", "G_1 of 'w'"]),
+        (lambda t, p, b: (t["w"].exp() ** b).sum(), [1.0, 1.0, 1e6], ["j = 2", "loss of inf"]),
+        # sqrt has slope infinity at 0: the loss is finite, and the gradient is what breaks, in one parameter only
+        (lambda t, p, b: (t["v"] * b).sqrt().sum() + t["w"].sum(), [1.0, 0.0, 1.0], ["j = 1", "G_1 of 'v'", "first"]),
+        (lambda t, p, b: (1e200 * t["v"] * b).sum() ** 2 + t["w"].sum(), [0.0, 1.0, 1.0], ["j = 1", "'v'"]),
+    ],
+)
+def test_not_finite_names_the_step_and_the_parameter(
+    memory: Any, train_loss: Any, batches: Any, says: list[str]
+) -> None:
+    theta_0 = {"w": torch.tensor([1.0, 2.0]), "v": torch.tensor([4.0])}
+    keep = {"val_loss": lambda t, p, b: t["w"].sum() + t["v"].sum()}
+    # "w" alone in the first two
+    wrapped = lambda t, p, b: train_loss(t, p, b) + 0 * t["v"].sum()  # noqa: E731
+    with pytest.raises(NotFiniteError) as caught:
+        gimli.meta_gradient(
+            **arguments(theta_0=theta_0, train_loss=wrapped, train_batches=batches, memory=memory, **keep)
+        )
+    first_line = str(caught.value).splitlines()[0]
+    assert all(part in first_line for part in ["train_loss at inner step", *says]), first_line
+
+
+def test_an_update_that_breaks_is_named() -> None:
+    """A finite gradient, and a step that overflows."""
+    with pytest.raises(NotFiniteError, match=r"theta_1 of 'w' is not finite already: the update of step 0 broke it"):
+        gimli.meta_gradient(**arguments(optimizer=SGD(lr=1e308), train_batches=[1e3, 1.0]))
+    with pytest.raises(NotFiniteError, match=r"theta_1 of 'w': expected finite values"):
+        gimli.meta_gradient(**arguments(optimizer=SGD(lr=1e308), train_batches=[1e3]))
+
+
+def test_a_validation_loss_that_breaks_is_named() -> None:
+    with pytest.raises(NotFiniteError, match=r"val_loss: expected a finite number; got nan, though theta_3 is finite"):
+        gimli.meta_gradient(**arguments(val_batch=float("nan")))
+
+
+def test_a_large_sum_is_not_taken_for_infinity() -> None:
+    """The entries are finite, though their sum is not."""
+    huge = {"train_loss": lambda t, p, b: (t["w"] * 1e308).sum() * 1.0}
+    result = gimli.meta_gradient(
+        **arguments(theta_0={"w": torch.full((4,), 1e-10)}, optimizer=SGD(lr=1e-308), train_batches=[0.0], **huge)
+    )
+    assert bool(torch.isfinite(result.B_0["w"]).all())
+
+
+def test_a_loss_that_is_not_deterministic() -> None:
+    """Refused where steps are replayed; welcome where they are not."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        return ((theta["w"] - torch.rand((), generator=generator)) ** 2).sum()
+
+    with pytest.raises(ReplayError, match=r"train_loss: expected the same value twice.*RetainGraphs\(\)"):
+        gimli.meta_gradient(**arguments(train_loss=noisy, memory=StoreStates()))
+    with pytest.raises(ReplayError, match=r"train_loss at inner step j = 1: expected .* again"):
+        gimli.meta_gradient(**arguments(train_loss=noisy, memory=StoreStates(), check=False))
+    assert gimli.meta_gradient(**arguments(train_loss=noisy, memory=RetainGraphs())).B_0["w"].any()
+
+
+def test_batches_that_change_on_replay() -> None:
+    seen: list[int] = []
+
+    def batch(j: int) -> float:
+        seen.append(j)
+        return float(len(seen))
+
+    with pytest.raises(ReplayError):
+        gimli.meta_gradient(**arguments(train_batches=batch, steps=3, memory=StoreStates()))
+
+
+def test_an_error_in_the_loss_tells_the_step() -> None:
+    def fails(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: float) -> Tensor:
+        if batch == 2.0:
+            raise KeyError("labels")
+        return loss(theta, phi, batch)
+
+    with pytest.raises(KeyError, match="labels") as caught:
+        gimli.meta_gradient(**arguments(train_loss=fails))
+    assert caught.value.__notes__ == ["at inner step j = 2 of 3"]

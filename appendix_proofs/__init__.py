@@ -1,0 +1,21 @@
+"""Executable proofs of the mathematics that gimli_core runs on.
+
+Each module states a theorem in its docstring and proves it in `prove()`, which returns
+the proved statements and raises AssertionError at the first that fails.
+
+    python -m appendix_proofs          every proof, as a table of statements
+    python -m appendix_proofs.adam     one of them
+"""
+
+PROOFS = (
+    "sgd",
+    "momentum",
+    "nesterov",
+    "adagrad",
+    "adam",
+    "amsgrad",
+    "adamw",
+    "augmented_state",
+    "zero_gradient",
+    "requirements",
+)

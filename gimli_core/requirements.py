@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from gimli_core.derivatives import differentiate, evaluate, gradient, second_order_products
+from gimli_core.derivatives import differentiate, evaluate, gradient
 from gimli_core.errors import ReplayError, RequirementError
 from gimli_core.inputs import Inputs, prepare
 from gimli_core.meta_parameters import tensor_paths
@@ -183,18 +184,41 @@ def refuse_stray_tensors(inputs: Inputs) -> None:
         environment.restore(found)
 
 
-def leaves_of(loss: Tensor) -> set[int]:
-    """The ids of the leaf tensors that autograd would reach from `loss`."""
-    leaves, seen, todo = set(), set(), [loss.grad_fn]
+def nodes_of(tensor: Tensor) -> set[Any]:
+    """Every node of autograd's graph behind `tensor`."""
+    seen: set[Any] = set()
+    todo: list[Any] = [tensor.grad_fn]
     while todo:
         node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.add(id(node.variable))
-        todo.extend(following for following, _ in node.next_functions)
-    return leaves
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo.extend(following for following, _ in node.next_functions)
+    return seen
+
+
+# Every function that `once_differentiable` wraps shares this code.
+_ONCE = once_differentiable(lambda ctx: None).__code__
+
+
+def refuse_once_differentiable(inputs: Inputs) -> None:
+    """Raise NotImplementedError if train_loss uses a custom function whose backward cannot be differentiated. Cost F.
+
+    Autograd itself may say nothing: what such a backward returns can look like a constant, of derivative 0.
+    """
+    with torch.enable_grad():
+        theta = {k: v.detach().requires_grad_() for k, v in inputs.theta_0.items()}
+        loss = evaluate(
+            inputs.problem.train_loss, "train_loss", {**inputs.frozen, **theta}, inputs.phi_loss, inputs.batch(0)
+        )
+    for node in nodes_of(loss):
+        function = getattr(type(node), "_forward_cls", None)
+        if getattr(getattr(function, "backward", None), "__code__", None) is _ONCE:
+            raise NotImplementedError(f"the backward of {node.name().removesuffix('Backward')} is marked once_differentiable")
+
+
+def leaves_of(loss: Tensor) -> set[int]:
+    """The ids of the leaf tensors that autograd would reach from `loss`."""
+    return {id(node.variable) for node in nodes_of(loss) if hasattr(node, "variable")}
 
 
 def _requirement_I(inputs: Inputs) -> tuple[Requirement, frozenset[str]]:
@@ -225,6 +249,7 @@ def _requirement_II(inputs: Inputs) -> tuple[Requirement, bool, frozenset[str]]:
     paths = [g for g in graph.G if g.requires_grad]
     try:
         total = torch.stack([g.sum() for g in paths]).sum() if paths else torch.zeros(())
+        refuse_once_differentiable(inputs)
         found = differentiate(total, [*graph.theta.values(), *graph.phi_loss.values()])
     except (RuntimeError, NotImplementedError) as error:
         why = (

@@ -114,7 +114,7 @@ class Adam(ElementwiseOptimizer):
         new = {"exp_avg": m, "exp_avg_sq": v}
         if self.amsgrad:
             new["max_exp_avg_sq"] = x
-        d = x.sqrt().div_(c2.sqrt()).add_(h["eps"])
+        d = (x.sqrt() / c2.sqrt()).add_(h["eps"])  # sqrt is left whole: verification may differentiate a step
         return torch.addcdiv(theta, m * -(h["lr"] / c1), d), new
 
     def _pullback(

@@ -85,7 +85,7 @@ def amsgrad(sign: int | Symbol, branch: str) -> Rule:
 
 
 def cases() -> Iterator[Case]:
-    """Every combination of options with amsgrad, on every branch."""
+    """Amsgrad of both rules with weight decay, minimising and maximising, on every branch."""
     for maximize in (False, True):
         for branch in SHARE:
             rule = amsgrad(-1 if maximize else 1, branch)

@@ -48,12 +48,23 @@ def step(
     """Lines 11-14: from B_{j+1}, S_{j+1} to B_j, S_j and the increments of A. Frees the graph of G_j. Cost 6F."""
     j, optimizer = point.j, inputs.optimizer
     assert G_j.graph is not None
-    pulled = optimizer.pullback(point.theta, point.state, G_j.theta, inputs.hyper.at(j), B, S, inputs.hyper.wanted)
-    yield Event(11, j, {"V": pulled.V}, replay)                                                            # line 11
-    yield Event(12, j, {"A_opt": pulled.A}, replay)                                                        # line 12
-    curvature, mixed = second_order_products(G_j.graph, pulled.V)
-    yield Event(13, j, {"A_loss": mixed}, replay)                                                          # line 13
+    phi_opt = inputs.hyper.at(j)
+    pulled = optimizer.pullback(point.theta, point.state, G_j.theta, phi_opt, B, S, inputs.hyper.wanted)
+    given = {
+        "theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt, "B": B, "S": S, "graph": G_j.graph,
+    }  # fmt: skip
+    computed = Event(11, j, {"V": pulled.V}, replay, given)                                                # line 11
+    yield computed
+    V = computed.values["V"]
+    computed = Event(12, j, {"A_opt": pulled.A}, replay)                                                   # line 12
+    yield computed
+    A_opt = computed.values["A_opt"]
+    curvature, mixed = second_order_products(G_j.graph, V)
+    computed = Event(13, j, {"A_loss": mixed}, replay)                                                     # line 13
+    yield computed
+    A_loss = computed.values["A_loss"]
     B_j = {k: torch.add(direct, curvature[k]) for k, direct in pulled.B.items()}                           # line 14
     S_j = pulled.S if inputs.recurrence == "augmented" else optimizer.zero_adjoint(point.state)
-    yield Event(14, j, {"B": B_j, "S": S_j, "direct": pulled.B, "curvature": curvature}, replay)
-    return Swept(B_j, S_j, pulled.A, mixed)
+    computed = Event(14, j, {"B": B_j, "S": S_j, "direct": pulled.B, "curvature": curvature}, replay)
+    yield computed
+    return Swept(computed.values["B"], computed.values["S"], A_opt, A_loss)

@@ -19,7 +19,7 @@ from gimli_core.errors import ArgumentError, explain
 from gimli_core.optimizers.interface import Tensors
 from gimli_core.problem import Loss
 
-__all__ = ["Gradient", "Graph", "gradient", "second_order_products"]
+__all__ = ["Gradient", "Graph", "gradient", "hessian", "second_order_products"]
 
 
 class Graph(NamedTuple):
@@ -91,6 +91,21 @@ def second_order_products(graph: Graph, V: Tensors) -> tuple[Tensors, Tensors]:
     products = [torch.zeros_like(x) if p is None else p for p, x in zip(found, inputs, strict=True)]
     n = len(graph.theta)
     return dict(zip(graph.theta, products[:n], strict=True)), dict(zip(graph.phi_loss, products[n:], strict=True))
+
+
+def hessian(graph: Graph) -> Tensor:
+    """The whole Hessian [n, n] of the inner loss, theta flattened in its own order; for looking at small problems.
+
+    Keeps the graph. Cost: 6F a row.
+    """
+    leaves = list(graph.theta.values())
+    rows = []
+    for g in (entry for G in graph.G for entry in G.reshape(-1)):
+        found: tuple[Tensor | None, ...] = (None,) * len(leaves)
+        if g.requires_grad:
+            found = torch.autograd.grad(g, leaves, retain_graph=True, allow_unused=True)
+        rows.append(torch.cat([(torch.zeros_like(x) if p is None else p).reshape(-1) for p, x in zip(found, leaves, strict=True)]))
+    return torch.stack(rows)
 
 
 def evaluate(loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:

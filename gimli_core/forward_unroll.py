@@ -44,10 +44,15 @@ def step(inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool) -> Gen
     """Lines 5 and 6: from (theta_j, s_j) to G_j and (theta_{j+1}, s_{j+1})."""
     j = point.j
     G_j = inner_gradient(inputs, point, keep_graph=keep_graph)                                             # line 5
-    yield Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay)
-    theta, s = inputs.optimizer.step(point.theta, point.state, G_j.theta, inputs.hyper.at(j))              # line 6
-    yield Event(6, j, {"theta": theta, "s": s}, replay)
-    return G_j, Point(j + 1, theta, s, None)
+    computed = Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay, {"theta": point.theta})
+    yield computed
+    G_j = G_j._replace(theta=computed.values["G"])
+    phi_opt = inputs.hyper.at(j)
+    theta, s = inputs.optimizer.step(point.theta, point.state, G_j.theta, phi_opt)                         # line 6
+    given = {"theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt}
+    computed = Event(6, j, {"theta": theta, "s": s}, replay, given)
+    yield computed
+    return G_j, Point(j + 1, computed.values["theta"], computed.values["s"], None)
 
 
 def check_finite(point: Point, G_j: Gradient) -> None:

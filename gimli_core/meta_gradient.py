@@ -50,7 +50,7 @@ class MetaGradient(Trajectory):
     recurrence: str = "augmented"
 
     def __repr__(self) -> str:
-        note = "" if self.recurrence == "augmented" else ", recurrence='theta_only' (an ablation, not the exact gradient)"
+        note = "" if self.recurrence == "augmented" else f", recurrence={self.recurrence!r} (not the exact gradient)"
         return (
             f"MetaGradient(val_loss={self.val_loss.item():.6g}, steps={len(self.train_losses)}, A_opt: {list(self.A_opt)}, "
             f"A_loss: {list(self.A_loss)}, B_0: {list(self.B_0)}{note})"
@@ -195,6 +195,11 @@ class Execution:
             )
 
     @property
+    def held(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What memory holds now: the steps whose point is stored, and those whose graph is kept."""
+        return tuple(self._stored), tuple(self._records)
+
+    @property
     def val_loss(self) -> Tensor:
         """L = Σ_j w_j L_val(theta_j), once `forward` is through."""
         return torch.stack([w * self._val_losses[j] for j, w in enumerate(self.inputs.weights) if w is not None]).sum()
@@ -305,7 +310,13 @@ class Execution:
                 f"val_loss: expected a finite number; got {self.val_loss.item():g}, though theta_{J} is finite. Look at val_loss and val_batch."
             )
         yield Event(8, J, {"loss": self.val_loss, "A_opt": self._A_opt, "A_loss": self._A_loss})
-        yield Event(9, J, {"B": self._B, "S": self._S})
+        yield from self._announce(J)
+
+    def _announce(self, j: int) -> Events:
+        """Line 9: B_j and S_j with the gradient of L_val(theta_j) in them."""
+        computed = Event(9, j, {"B": self._B, "S": self._S})
+        yield computed
+        self._B, self._S = computed.values["B"], computed.values["S"]
 
     def _add_validation(self, j: int, L: Gradient) -> None:
         """B_j += w_j grad_theta L_val(theta_j), and A_loss its explicit part."""
@@ -323,8 +334,10 @@ class Execution:
             point = self._point if inputs.weights[j] is None else self._marked()
             G_j = forward_unroll.inner_gradient(inputs, point, keep_graph=True)
             self._note_loss(j, G_j)
-            yield Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay)
-            record = Record(point, G_j, None)
+            computed = Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay, {"theta": point.theta})
+            yield computed
+            record = Record(point, G_j._replace(theta=computed.values["G"]), None)
+            del computed
         point, G_j, validation = record
         del record
         swept = yield from backward_sweep.step(inputs, point, G_j, self._B, self._S, replay=replay)
@@ -337,3 +350,4 @@ class Execution:
                 self._return_to(point)
                 validation = backward_sweep.validation_gradient(inputs, point)
             self._add_validation(j, validation)
+            yield from self._announce(j)

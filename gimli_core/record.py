@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from gimli_core.derivatives import Gradient
@@ -32,10 +34,13 @@ class Event(NamedTuple):
     """One line of Algorithm 1 as it ran.
 
     `values` is keyed by the paper's symbols, with the index that the line gives them: at line 6 of step j,
-    "theta" is theta_{j+1}; at line 14, "B" is B_j. `replay` tells a step that had been run before.
+    "theta" is theta_{j+1}; at line 14, "B" is B_j. The engine goes on with what it finds in `values` when
+    it is resumed: a consumer that puts another tensor there intervenes. `given` is what the line used.
+    `replay` tells a step that had been run before.
     """
 
     line: int
     j: int
     values: dict[str, Any]
     replay: bool = False
+    given: Mapping[str, Any] = MappingProxyType({})

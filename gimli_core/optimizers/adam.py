@@ -45,7 +45,8 @@ class Adam(ElementwiseOptimizer):
 
     Cost: state 2|theta|, 3|theta| under amsgrad. Where max ties with v' its derivative goes
     half to each, as in torch.
-    Source: `torch.optim.Adam`; proof in appendix_proofs/adam.py, NOTE [derivative at zero].
+    Source: `torch.optim.Adam`; proofs in appendix_proofs/adam.py and appendix_proofs/amsgrad.py,
+    NOTE [derivative at zero].
 
     >>> import torch, gimli_core as gimli
     >>> adam = gimli.optimizers.Adam(lr=0.5, eps=0.25)

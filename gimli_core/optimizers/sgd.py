@@ -33,7 +33,8 @@ class SGD(ElementwiseOptimizer):
         ArgumentError: a number out of range, or nesterov without momentum or with dampening.
 
     Cost: state |theta| with momentum, else none.
-    Source: `torch.optim.SGD`; proof in appendix_proofs/sgd.py.
+    Source: `torch.optim.SGD`; proofs in appendix_proofs/sgd.py, appendix_proofs/momentum.py and
+    appendix_proofs/nesterov.py.
 
     >>> import torch, gimli_core as gimli
     >>> gimli.optimizers.SGD(lr=0.5).jacobians({"w": torch.ones(1)})["theta"]["G"]["w"]

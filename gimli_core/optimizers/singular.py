@@ -8,7 +8,8 @@ product tends to 0: near g = 0 the update is linear in g with slope -lr/eps. The
 derivative therefore exists, and setting the factor to 0 gives it exactly: no mask
 on the result, no shifted root. Where the numerator is not zero (x = 0 with a warm
 first moment, or beta2 = 0) the update has a kink, and the same choice gives the mean of
-its two one-sided derivatives. Proof: appendix_proofs/zero_gradient.py.
+its two one-sided derivatives by g; by x itself, and by beta2 = 0, there is none (it is infinite), and 0 is returned.
+Proof: appendix_proofs/zero_gradient.py.
 """
 
 from __future__ import annotations

@@ -31,14 +31,14 @@ COMMANDS = {
     "verify": _Command("gimli_core.verification.command", "verify", "check meta-gradients against every oracle"),
 }
 
-FAILED, INTERRUPTED = 2, 130
+FAILED, INTERRUPTED, CUT_OFF = 2, 130, 141  # the latter two as a shell reports SIGINT and SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `gimli` with `argv` and return its exit code.
 
-    0 done, 1 a check disagreed, 2 bad input (one line on stderr), 130 interrupted. `--help`, `--version`
-    and usage errors leave through `SystemExit`, as argparse does.
+    0 done, 1 a check disagreed, 2 bad input (one line on stderr), 130 interrupted, 141 nobody reads on.
+    `--help`, `--version` and usage errors leave through `SystemExit`, as argparse does.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (`| head`, say) has what it wants; keep the interpreter's last flush quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return CUT_OFF
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

@@ -14,11 +14,10 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILIN
 COMMANDS = re.findall(r"^```sh\n(.*?)\n```$", README, re.DOTALL | re.MULTILINE)
 
 
-def test_the_example_runs_as_printed(tmp_path: Path) -> None:
+def test_the_example_runs_as_printed() -> None:
     (example,) = EXAMPLES
-    file = tmp_path / "example.py"
-    file.write_text(example, encoding="utf-8")
-    done = subprocess.run([sys.executable, "-W", "error", file], capture_output=True, text=True, cwd=ROOT, check=False)
+    command = [sys.executable, "-W", "error", "-c", example]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     printed = re.findall(r"#> (.*)", example)
     assert printed

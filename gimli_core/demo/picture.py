@@ -41,11 +41,10 @@ def save(
         (betas, "Betas"),
         (penalties, "L2 penalties"),
     ):
-        axes.set(title=title, xlabel="outer step")
+        axes.set(title=title, xlabel="outer step", yscale="log")
         axes.grid(alpha=0.3)
     loss.plot(range(1, len(losses) + 1), losses, label="learned so far")
     loss.axhline(grid_loss, color="gray", linestyle="--", label="best fixed learning rate")
-    loss.set_yscale("log")
     for name in learned[0].lr:
         _curve(rates, name, START_LR, [values.lr[name].item() for values in learned])
         _curve(penalties, name, START_L2, [values.log_l2[name].exp().item() for values in learned])
@@ -64,4 +63,3 @@ def save(
 
 def _curve(axes: Axes, label: str, start: float, values: Sequence[float]) -> None:
     axes.plot(range(len(values) + 1), [start, *values], label=label)
-    axes.set_yscale("log")

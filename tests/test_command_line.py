@@ -1,0 +1,114 @@
+"""`gimli` turns what happens into exit codes, with one clear line for the user."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gimli_core import command_line
+from gimli_core.errors import ArgumentError
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = [sys.executable, "-c", "import sys; from gimli_core.command_line import main; sys.exit(main())"]
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, outcome: object) -> None:
+    """Put a command `pretended` into the table that returns, or raises, `outcome`."""
+
+    def run(arguments: argparse.Namespace) -> object:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    module = SimpleNamespace(add_arguments=lambda parser: parser.add_argument("--size", type=int), run=run)
+    monkeypatch.setitem(sys.modules, "pretended_module", module)  # type: ignore[misc]
+    monkeypatch.setitem(
+        command_line.COMMANDS, "pretended", command_line._Command("pretended_module", "bench", "not a real one")
+    )
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_commands_exit_code_is_the_programs(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    pretend(monkeypatch, code)
+    assert command_line.main(["pretended", "--size", "3"]) == code
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "line"),
+    [
+        (ArgumentError("steps: expected more;\n got less."), 2, "gimli: steps: expected more; got less.\n"),
+        (KeyboardInterrupt(), 130, "gimli: interrupted\n"),
+        (
+            ModuleNotFoundError("No module named 'higher'", name="higher"),
+            2,
+            "gimli: the package 'higher' is missing. Install it with pip install 'gimli_core[bench]'.\n",
+        ),
+    ],
+)
+def test_failures_are_one_line_on_stderr(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], outcome: BaseException, code: int, line: str
+) -> None:
+    pretend(monkeypatch, outcome)
+    assert command_line.main(["pretended"]) == code
+    printed = capsys.readouterr()
+    assert printed.err == line
+    assert printed.out == ""
+
+
+def test_a_fault_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, ModuleNotFoundError("No module named 'gimli_core.nowhere'", name="gimli_core.nowhere"))
+    with pytest.raises(ModuleNotFoundError):
+        command_line.main(["pretended"])
+
+
+@pytest.mark.parametrize("argv", [[], ["dance"], ["demo", "--seed", "many"], ["--jump"]])
+def test_wrong_usage_exits_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        command_line.main(argv)
+    assert left.value.code == 2
+    assert "usage: gimli" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["--help"], *([name, "--help"] for name in command_line.COMMANDS)])
+def test_help_names_what_there_is(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        command_line.main(argv)
+    assert left.value.code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in (command_line.COMMANDS if argv == ["--help"] else argv[:1]))
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        command_line.main(["--version"])
+    assert left.value.code == 0
+    config = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    name, version = capsys.readouterr().out.split()
+    assert name == "gimli_core"
+    assert f"\nversion = {version}\n" in config
+
+
+def test_a_reader_that_leaves_early_ends_it_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head` does once it has enough
+    try:
+        done = subprocess.run(
+            [*PROGRAM, "verify"], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_bad_data_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    command = [*PROGRAM, "demo", "--data", str(tmp_path / "absent.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "absent.csv: expected an .npz or CSV file; got no such file. Check the path." in done.stderr

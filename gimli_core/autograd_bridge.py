@@ -63,7 +63,8 @@ def unroll(
     ...     return ((theta["w"] - target) ** 2).sum() / 2
     >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
     >>> log_lr = torch.tensor(0.5).log().requires_grad_()
-    >>> L = gimli.unroll(problem, {"w": torch.zeros(2)}, [torch.ones(2)] * 2, torch.ones(2), phi_opt={"lr": log_lr.exp()})
+    >>> theta_0, batches = {"w": torch.zeros(2)}, [torch.ones(2)] * 2
+    >>> L = gimli.unroll(problem, theta_0, batches, torch.ones(2), phi_opt={"lr": log_lr.exp()})
     >>> L.backward()
     >>> log_lr.grad                       # lr · dL/dlr
     tensor(-0.2500)
@@ -122,8 +123,10 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *arriving: Tensor) -> tuple[None, ...]:
         raise SecondDerivativeError(
-            "unroll: expected one derivative of the validation loss; got a request for a second one. The backward sweep gives exact first "
-            "derivatives only: for a second, differentiate a plain unroll with autograd, or put the outer derivative into val_loss."
+            "unroll: expected one derivative of the validation loss; got a request for a second one. The "
+            "backward sweep gives exact first "
+            "derivatives only: for a second, differentiate a plain unroll with autograd, or put the outer "
+            "derivative into val_loss."
         )
 
 

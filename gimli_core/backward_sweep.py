@@ -38,7 +38,13 @@ class Swept(NamedTuple):
 def validation_gradient(inputs: Inputs, point: Point) -> Gradient:
     """Lines 8 and 9: L_val, its explicit derivative in phi_loss, and grad_theta L_val. Cost 3F."""
     return gradient(
-        inputs.problem.val_loss, "val_loss", point.theta, inputs.phi_loss, inputs.val_batch, frozen=inputs.frozen, of_phi=True
+        inputs.problem.val_loss,
+        "val_loss",
+        point.theta,
+        inputs.phi_loss,
+        inputs.val_batch,
+        frozen=inputs.frozen,
+        of_phi=True,
     )
 
 
@@ -53,17 +59,17 @@ def step(
     given = {
         "theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt, "B": B, "S": S, "graph": G_j.graph,
     }  # fmt: skip
-    computed = Event(11, j, {"V": pulled.V}, replay, given)                                                # line 11
+    computed = Event(11, j, {"V": pulled.V}, replay, given)  # line 11
     yield computed
     V = computed.values["V"]
-    computed = Event(12, j, {"A_opt": pulled.A}, replay)                                                   # line 12
+    computed = Event(12, j, {"A_opt": pulled.A}, replay)  # line 12
     yield computed
     A_opt = computed.values["A_opt"]
     curvature, mixed = second_order_products(G_j.graph, V)
-    computed = Event(13, j, {"A_loss": mixed}, replay)                                                     # line 13
+    computed = Event(13, j, {"A_loss": mixed}, replay)  # line 13
     yield computed
     A_loss = computed.values["A_loss"]
-    B_j = {k: torch.add(direct, curvature[k]) for k, direct in pulled.B.items()}                           # line 14
+    B_j = {k: torch.add(direct, curvature[k]) for k, direct in pulled.B.items()}  # line 14
     S_j = pulled.S if inputs.recurrence == "augmented" else optimizer.zero_adjoint(point.state)
     computed = Event(14, j, {"B": B_j, "S": S_j, "direct": pulled.B, "curvature": curvature}, replay)
     yield computed

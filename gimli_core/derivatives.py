@@ -104,7 +104,11 @@ def hessian(graph: Graph) -> Tensor:
         found: tuple[Tensor | None, ...] = (None,) * len(leaves)
         if g.requires_grad:
             found = torch.autograd.grad(g, leaves, retain_graph=True, allow_unused=True)
-        rows.append(torch.cat([(torch.zeros_like(x) if p is None else p).reshape(-1) for p, x in zip(found, leaves, strict=True)]))
+        rows.append(
+            torch.cat(
+                [(torch.zeros_like(x) if p is None else p).reshape(-1) for p, x in zip(found, leaves, strict=True)]
+            )
+        )
     return torch.stack(rows)
 
 
@@ -113,7 +117,11 @@ def evaluate(loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, 
     loss = loss_function(theta, phi_loss, batch)
     if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.is_floating_point():
         came = f"a {loss.dtype} tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ArgumentError(explain(name, "to return a scalar floating-point tensor (shape [])", came, "Reduce it with .mean() or .sum()."))
+        raise ArgumentError(
+            explain(
+                name, "to return a scalar floating-point tensor (shape [])", came, "Reduce it with .mean() or .sum()."
+            )
+        )
     return loss
 
 

@@ -40,15 +40,17 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     return G_j if keep_graph else G_j._replace(graph=None)
 
 
-def step(inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool) -> Generator[Event, None, tuple[Gradient, Point]]:
+def step(
+    inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool
+) -> Generator[Event, None, tuple[Gradient, Point]]:
     """Lines 5 and 6: from (theta_j, s_j) to G_j and (theta_{j+1}, s_{j+1})."""
     j = point.j
-    G_j = inner_gradient(inputs, point, keep_graph=keep_graph)                                             # line 5
+    G_j = inner_gradient(inputs, point, keep_graph=keep_graph)  # line 5
     computed = Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay, {"theta": point.theta})
     yield computed
     G_j = G_j._replace(theta=computed.values["G"])
     phi_opt = inputs.hyper.at(j)
-    theta, s = inputs.optimizer.step(point.theta, point.state, G_j.theta, phi_opt)                         # line 6
+    theta, s = inputs.optimizer.step(point.theta, point.state, G_j.theta, phi_opt)  # line 6
     given = {"theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt}
     computed = Event(6, j, {"theta": theta, "s": s}, replay, given)
     yield computed
@@ -62,7 +64,8 @@ def check_finite(point: Point, G_j: Gradient) -> None:
         return
     j, bad_theta, bad_G = point.j, broken(point.theta), broken(G_j.theta)
     if bad_theta:
-        came = f"theta_{j} of {bad_theta} is not finite already: the update of step {j - 1} broke it, from a finite G_{j - 1}"
+        broke = f"the update of step {j - 1} broke it, from a finite G_{j - 1}"
+        came = f"theta_{j} of {bad_theta} is not finite already: {broke}"
     elif bad_G:
         came = f"G_{j} of {bad_G} is not finite, the first quantity to break"
     elif math.isfinite(G_j.loss.item()):
@@ -70,7 +73,8 @@ def check_finite(point: Point, G_j: Gradient) -> None:
     else:
         came = f"theta_{j} and G_{j} are finite"
     raise NotFiniteError(
-        f"train_loss at inner step j = {j}: expected a finite loss and gradient; got a loss of {G_j.loss.item():g}, and {came}. "
+        f"train_loss at inner step j = {j}: expected a finite loss and gradient; got a loss of "
+        f"{G_j.loss.item():g}, and {came}. "
         "Lower the learning rate, or keep the loss away from log(0), sqrt(0) and 0/0."
     )
 
@@ -81,8 +85,14 @@ def check_end(theta_J: Tensors, train_losses: list[Tensor]) -> None:
     if not names:
         return
     finite = torch.isfinite(torch.stack(train_losses)).tolist() if train_losses else []
-    first = f"train_loss broke first at inner step j = {finite.index(False)}" if False in finite else "every train_loss was finite"
-    raise NotFiniteError(f"theta_{len(finite)} of {names}: expected finite values; got inf or nan, and {first}. Lower the learning rate.")
+    first = (
+        f"train_loss broke first at inner step j = {finite.index(False)}"
+        if False in finite
+        else "every train_loss was finite"
+    )
+    raise NotFiniteError(
+        f"theta_{len(finite)} of {names}: expected finite values; got inf or nan, and {first}. Lower the learning rate."
+    )
 
 
 def broken(tensors: Tensors) -> str:

@@ -29,7 +29,9 @@ class Inputs:
     problem: Problem
     optimizer: Optimizer  # the problem's, with phi_opt's values in place of its own
     theta_0: Tensors
-    frozen: Tensors  # what the trained entries are laid over: all of theta_0, in the order given, if some are held constant
+    frozen: (
+        Tensors  # what the trained entries are laid over: all of theta_0, in the order given, if some are held constant
+    )
     state_0: State
     warm: bool  # whether state_0 was given
     phi_loss: Tensors
@@ -57,17 +59,30 @@ def prepare(
 ) -> Inputs:
     """Check the arguments of `meta_gradient` and put them into one shape. Raises ArgumentError."""
     if not isinstance(problem, Problem):
-        raise ArgumentError(explain("problem", "a gimli.Problem", type(problem).__name__, "Build one from two losses and an optimizer."))
+        raise ArgumentError(
+            explain("problem", "a gimli.Problem", type(problem).__name__, "Build one from two losses and an optimizer.")
+        )
     if torch.is_inference_mode_enabled():
-        raise ArgumentError(explain("torch.inference_mode", "it to be off", "it on", "Its tensors have no derivatives: use torch.no_grad() instead."))
+        raise ArgumentError(
+            explain(
+                "torch.inference_mode",
+                "it to be off",
+                "it on",
+                "Its tensors have no derivatives: use torch.no_grad() instead.",
+            )
+        )
     if recurrence not in RECURRENCES:
-        raise ArgumentError(explain("recurrence", listing(RECURRENCES), repr(recurrence), "The exact one is 'augmented'."))
+        raise ArgumentError(
+            explain("recurrence", listing(RECURRENCES), repr(recurrence), "The exact one is 'augmented'.")
+        )
     trained, frozen = _check_theta(theta_0)
     batch, J = _check_batches(train_batches, steps)
     anywhere = next(iter(trained.values()))
     loss_parameters = _check_phi_loss(phi_loss, anywhere)
     if phi_opt is not None and not isinstance(phi_opt, Mapping):
-        raise ArgumentError(explain("phi_opt", "a dict {hyperparameter: value}", type(phi_opt).__name__, "For example {'lr': lr}."))
+        raise ArgumentError(
+            explain("phi_opt", "a dict {hyperparameter: value}", type(phi_opt).__name__, "For example {'lr': lr}.")
+        )
     hyper = Hyperparameters(problem.optimizer, phi_opt or {}, trained, J)
     optimizer = problem.optimizer.bind(expand_betas(phi_opt or {}))
     cold = optimizer.initial_state(trained, hyper.at(0))
@@ -93,7 +108,14 @@ def prepare(
 def _check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
     if not isinstance(theta_0, Mapping) or not theta_0:
         came = "an empty dict" if isinstance(theta_0, Mapping) else type(theta_0).__name__
-        raise ArgumentError(explain("theta_0", "a dict {name: floating-point tensor}", came, "For a module: dict(module.named_parameters())."))
+        raise ArgumentError(
+            explain(
+                "theta_0",
+                "a dict {name: floating-point tensor}",
+                came,
+                "For a module: dict(module.named_parameters()).",
+            )
+        )
     seen: dict[int, str] = {}
     for k, v in theta_0.items():
         _check_tensor(f"theta_0[{k!r}]", v)
@@ -101,13 +123,24 @@ def _check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
             raise ArgumentError(explain("theta_0", "names that are strings", f"the key {k!r}", "Rename it."))
         if id(v) in seen:
             raise ArgumentError(
-                explain(f"theta_0[{k!r}]", "each tensor once", f"the tensor of {seen[id(v)]!r} again", "For tied weights give one "
-                        "name, as named_parameters() does; functional_call fills in the others.")
-            )  # fmt: skip
+                explain(
+                    f"theta_0[{k!r}]",
+                    "each tensor once",
+                    f"the tensor of {seen[id(v)]!r} again",
+                    "For tied weights give one name, as named_parameters() does; functional_call fills in the others.",
+                )
+            )
         seen[id(v)] = k
     trained, frozen = split_frozen(theta_0)
     if not trained:
-        raise ArgumentError(explain("theta_0", "at least one trained entry", "only frozen parameters", "Call .requires_grad_() on what is trained."))
+        raise ArgumentError(
+            explain(
+                "theta_0",
+                "at least one trained entry",
+                "only frozen parameters",
+                "Call .requires_grad_() on what is trained.",
+            )
+        )
     first_name, first = next(iter(trained.items()))
     for k, v in trained.items():
         if (v.dtype, v.device) != (first.dtype, first.device):
@@ -131,7 +164,14 @@ def _check_phi_loss(phi_loss: Any, theta: Tensor) -> Tensors:
     if phi_loss is None:
         return {}
     if not isinstance(phi_loss, Mapping):
-        raise ArgumentError(explain("phi_loss", "a dict {name: tensor}", type(phi_loss).__name__, "For a module: dict(module.named_parameters())."))
+        raise ArgumentError(
+            explain(
+                "phi_loss",
+                "a dict {name: tensor}",
+                type(phi_loss).__name__,
+                "For a module: dict(module.named_parameters()).",
+            )
+        )
     checked = {}
     for k, v in phi_loss.items():
         argument = f"phi_loss[{k!r}]"
@@ -141,7 +181,12 @@ def _check_phi_loss(phi_loss: Any, theta: Tensor) -> Tensors:
         half = theta.dtype in (torch.float16, torch.bfloat16) and v.dtype == torch.float32
         if v.ndim > 0 and ((v.dtype != theta.dtype and not half) or v.device != theta.device):
             raise ArgumentError(
-                explain(argument, f"{theta.dtype} on {theta.device}, as theta_0 is", f"{v.dtype} on {v.device}", "Convert it with .to(...).")
+                explain(
+                    argument,
+                    f"{theta.dtype} on {theta.device}, as theta_0 is",
+                    f"{v.dtype} on {v.device}",
+                    "Convert it with .to(...).",
+                )
             )
         checked[k] = v.detach()
     return checked
@@ -149,14 +194,23 @@ def _check_phi_loss(phi_loss: Any, theta: Tensor) -> Tensors:
 
 def _check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any], int]:
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 0):
-        raise ArgumentError(explain("steps", "a whole number J >= 0", repr(steps), "steps=0 gives the plain gradient of val_loss."))
-    if isinstance(train_batches, Iterator) or (hasattr(train_batches, "__iter__") and not hasattr(train_batches, "__getitem__")):
+        raise ArgumentError(
+            explain("steps", "a whole number J >= 0", repr(steps), "steps=0 gives the plain gradient of val_loss.")
+        )
+    if isinstance(train_batches, Iterator) or (
+        hasattr(train_batches, "__iter__") and not hasattr(train_batches, "__getitem__")
+    ):
         raise ArgumentError(
             explain("train_batches", "a sequence, or a function of j: the sweep may ask for a batch again",
-                    f"a {type(train_batches).__name__}, which can be read only in order", "Wrap it in list(...), cut to the steps you need.")
+                    f"a {type(train_batches).__name__}, which can be read only in order", "Wrap it in "
+                    "list(...), cut to the steps you need.")
         )  # fmt: skip
     scalar = isinstance(train_batches, (Tensor, np.ndarray)) and train_batches.ndim == 0
-    if scalar or isinstance(train_batches, (Mapping, str)) or not (hasattr(train_batches, "__len__") or callable(train_batches)):
+    if (
+        scalar
+        or isinstance(train_batches, (Mapping, str))
+        or not (hasattr(train_batches, "__len__") or callable(train_batches))
+    ):
         raise ArgumentError(
             explain("train_batches", "a sequence of batches, or a function j -> batch", type(train_batches).__name__,
                     "One batch for every step: lambda j: batch.")
@@ -164,17 +218,25 @@ def _check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any]
     steps = None if steps is None else int(steps)
     if not hasattr(train_batches, "__len__"):
         if steps is None:
-            raise ArgumentError(explain("steps", "a number, since train_batches is a function", "None", "Say how many steps to run."))
+            raise ArgumentError(
+                explain("steps", "a number, since train_batches is a function", "None", "Say how many steps to run.")
+            )
         return train_batches, steps
     held = len(train_batches)
     if held == 0 and steps is None:
-        raise ArgumentError(explain("train_batches", "at least one batch", "none", "For no inner step at all say steps=0."))
+        raise ArgumentError(
+            explain("train_batches", "at least one batch", "none", "For no inner step at all say steps=0.")
+        )
     J = held if steps is None else steps
     if held < J:
         raise ArgumentError(
-            explain("train_batches", f"a batch for each of the {J} steps", f"{held}", "Give more, lower steps, or use a function of j: "
-                    "lambda j: batch uses one batch for every step.")
-        )  # fmt: skip
+            explain(
+                "train_batches",
+                f"a batch for each of the {J} steps",
+                f"{held}",
+                "Give more, lower steps, or use a function of j: lambda j: batch uses one batch for every step.",
+            )
+        )
     return lambda j: train_batches[j], J
 
 
@@ -191,9 +253,13 @@ def _check_weights(val_weights: Any, steps: int) -> tuple[float | None, ...]:
                     f"{len(weights)} from {type(val_weights).__name__}", "w_j weighs L_val(theta_j).")
         )  # fmt: skip
     if not all(abs(w) < float("inf") for w in weights):
-        raise ArgumentError(explain("val_weights", "finite numbers", repr(weights), "Find out where they were computed."))
+        raise ArgumentError(
+            explain("val_weights", "finite numbers", repr(weights), "Find out where they were computed.")
+        )
     if not any(weights):
-        raise ArgumentError(explain("val_weights", "at least one weight that is not 0", "zeros only", "The loss would be 0."))
+        raise ArgumentError(
+            explain("val_weights", "at least one weight that is not 0", "zeros only", "The loss would be 0.")
+        )
     # A weight of 0 that is learned has a derivative too.
     learned = any(isinstance(w, Tensor) and w.requires_grad for w in (val_weights, *val_weights))
     return (None,) * (steps + 1 - len(weights)) + tuple(w if w or learned else None for w in weights)
@@ -205,16 +271,34 @@ def _check_state(state_0: Any, like: State, path: str = "state_0") -> State:
         value = torch.as_tensor(state_0, dtype=like.dtype) if isinstance(state_0, (int, float)) else state_0
         if not isinstance(value, Tensor) or value.shape != like.shape:
             came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ArgumentError(explain(path, f"a tensor of shape {list(like.shape)}", came, "Take it from a result's state_J."))
+            raise ArgumentError(
+                explain(path, f"a tensor of shape {list(like.shape)}", came, "Take it from a result's state_J.")
+            )
         if not bool(torch.isfinite(value).all()):
             raise ArgumentError(explain(path, "finite values", "inf or nan", "Find out where it was computed."))
         if value.ndim > 0 and value.device != like.device:
-            raise ArgumentError(explain(path, f"a tensor on theta's device {like.device}", f"one on {value.device}", "Move it with .to(...)."))
+            raise ArgumentError(
+                explain(
+                    path,
+                    f"a tensor on theta's device {like.device}",
+                    f"one on {value.device}",
+                    "Move it with .to(...).",
+                )
+            )
         if path == "state_0['step']" and (value < 0 or value != value.round()):
-            raise ArgumentError(explain(path, "a whole number of finished steps, 0 or more", f"{value.item():g}", "A result's state_J counts them."))
+            raise ArgumentError(
+                explain(
+                    path,
+                    "a whole number of finished steps, 0 or more",
+                    f"{value.item():g}",
+                    "A result's state_J counts them.",
+                )
+            )
         return value.detach().to(like.dtype)
     if not isinstance(state_0, Mapping) or set(state_0) != set(like):
         came = listing(state_0) if isinstance(state_0, Mapping) else type(state_0).__name__
         near = "".join(closest(k, like) for k in state_0 if k not in like) if isinstance(state_0, Mapping) else ""
-        raise ArgumentError(explain(path, f"a dict with the keys {listing(like)}", came, f"A result's state_J has this form.{near}"))
+        raise ArgumentError(
+            explain(path, f"a dict with the keys {listing(like)}", came, f"A result's state_J has this form.{near}")
+        )
     return {k: _check_state(state_0[k], like[k], f"{path}[{k!r}]") for k in like}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,8 @@ class MetaGradient(Trajectory):
     def __repr__(self) -> str:
         note = "" if self.recurrence == "augmented" else f", recurrence={self.recurrence!r} (not the exact gradient)"
         return (
-            f"MetaGradient(val_loss={self.val_loss.item():.6g}, steps={len(self.train_losses)}, A_opt: {list(self.A_opt)}, "
+            f"MetaGradient(val_loss={self.val_loss.item():.6g}, steps={len(self.train_losses)}, A_opt: "
+            f"{list(self.A_opt)}, "
             f"A_loss: {list(self.A_loss)}, B_0: {list(self.B_0)}{note})"
         )
 
@@ -134,7 +135,11 @@ def check_schedule(memory: Schedule | None) -> Schedule:
     if memory is None:
         return RetainGraphs()
     if not isinstance(memory, Schedule):
-        hint = "Call it: memory=gimli.memory.StoreStates()." if isinstance(memory, type) else "For example gimli.memory.StoreStates()."
+        hint = (
+            "Call it: memory=gimli.memory.StoreStates()."
+            if isinstance(memory, type)
+            else "For example gimli.memory.StoreStates()."
+        )
         raise ArgumentError(explain("memory", "a schedule of gimli.memory", repr(memory), hint))
     return memory
 
@@ -160,7 +165,8 @@ class Execution:
         self._S: State = {}
         self._A_opt = inputs.hyper.zeros()
         self._A_loss = {
-            k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32)) for k, v in inputs.phi_loss.items()
+            k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32))
+            for k, v in inputs.phi_loss.items()
         }
 
     def forward(self) -> Events:
@@ -289,8 +295,10 @@ class Execution:
             same = torch.allclose(first, G_j.loss, rtol=1e-3)
         if not same:
             raise ReplayError(
-                f"train_loss at inner step j = {j}: expected {first.item()!r} again when the step is replayed; got {G_j.loss.item()!r}. "
-                "Make the loss a function of its arguments, torch's global generator and module buffers, or use memory=RetainGraphs()."
+                f"train_loss at inner step j = {j}: expected {first.item()!r} again when the step is replayed; "
+                f"got {G_j.loss.item()!r}. "
+                "Make the loss a function of its arguments, torch's global generator and module buffers, or "
+                "use memory=RetainGraphs()."
             )
 
     def _validate(self) -> Events:
@@ -307,7 +315,8 @@ class Execution:
             self._add_validation(J, L)
         if not bool(torch.isfinite(self.val_loss)):
             raise NotFiniteError(
-                f"val_loss: expected a finite number; got {self.val_loss.item():g}, though theta_{J} is finite. Look at val_loss and val_batch."
+                f"val_loss: expected a finite number; got {self.val_loss.item():g}, though theta_{J} is finite. "
+                "Look at val_loss and val_batch."
             )
         yield Event(8, J, {"loss": self.val_loss, "A_opt": self._A_opt, "A_loss": self._A_loss})
         yield from self._announce(J)

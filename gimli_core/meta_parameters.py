@@ -146,23 +146,29 @@ class Hyperparameters:
         self.wanted = tuple(meta)
         for name in meta:
             _check_name(name, optimizer)
-        fixed = [self._resolve(type(optimizer), n, v, f"{type(optimizer).__name__}({n}=…)") for n, v in optimizer.hyperparameters().items()]
+        fixed = [
+            self._resolve(type(optimizer), n, v, f"{type(optimizer).__name__}({n}=…)")
+            for n, v in optimizer.hyperparameters().items()
+        ]
         learned = [self._resolve(type(optimizer), n, v, f"phi_opt[{n!r}]") for n, v in meta.items()]
         self.leaves = [leaf for leaves in learned for leaf in leaves]
         # Later entries win: a phi_opt that covers some tensors leaves the others to the optimizer's own value.
         self._home: dict[str, dict[str, tuple[Leaf, int, int | None]]] = {k: {} for k in theta}
         for leaves, learning in ((fixed, False), (learned, True)):
-            number = 0
-            for leaf in (leaf for group in leaves for leaf in group):
+            for number, leaf in enumerate(leaf for group in leaves for leaf in group):
                 for position, k in enumerate(leaf.serves):
                     self._home[k][leaf.hyperparameter] = (leaf, position, number if learning else None)
-                number += 1
         self._cached: Hyper | None = None
         for name in optimizer.continuous():
             missing = [k for k in theta if name not in self._home[k]]
             if missing:
                 raise ArgumentError(
-                    explain(name, "a value for every tensor of theta", f"none for {listing(missing)}", "Add the missing names.")
+                    explain(
+                        name,
+                        "a value for every tensor of theta",
+                        f"none for {listing(missing)}",
+                        "Add the missing names.",
+                    )
                 )
 
     def at(self, j: int) -> Hyper:
@@ -181,7 +187,10 @@ class Hyperparameters:
 
     def zeros(self) -> list[Tensor]:
         """A_opt = 0, one accumulator a leaf, in float32 at least (line 8)."""
-        return [torch.zeros_like(leaf.value, dtype=torch.promote_types(leaf.value.dtype, torch.float32)) for leaf in self.leaves]
+        return [
+            torch.zeros_like(leaf.value, dtype=torch.promote_types(leaf.value.dtype, torch.float32))
+            for leaf in self.leaves
+        ]
 
     def accumulate(self, A_opt: list[Tensor], j: int, increments: Mapping[str, Mapping[str, Tensor]]) -> None:
         """A_opt += the increments of step j, in place (line 12)."""
@@ -208,7 +217,9 @@ class Hyperparameters:
 
         return {name: fill(value) for name, value in self.given.items()}
 
-    def _resolve(self, rule: type[Optimizer], name: str, value: Any, label: str, inside_step: bool = False) -> list[Leaf]:
+    def _resolve(
+        self, rule: type[Optimizer], name: str, value: Any, label: str, inside_step: bool = False
+    ) -> list[Leaf]:
         if isinstance(value, PerStep):
             return self._resolve(rule, name, value.value, label, inside_step=True)
         if not isinstance(value, Mapping):
@@ -230,13 +241,27 @@ class Hyperparameters:
         return leaves
 
     def _leaf(
-        self, rule: type[Optimizer], name: str, value: Any, label: str, serves: tuple[str, ...], stepwise: bool, whole: bool
+        self,
+        rule: type[Optimizer],
+        name: str,
+        value: Any,
+        label: str,
+        serves: tuple[str, ...],
+        stepwise: bool,
+        whole: bool,
     ) -> Leaf:
         value = _as_tensor(value, label)
         reading = self._read(value.shape, label, serves, stepwise, whole)
         anywhere = next(iter(self.theta.values()))
         if value.device != anywhere.device and value.ndim > 0:
-            raise ArgumentError(explain(label, f"a tensor on theta's device {anywhere.device}", f"one on {value.device}", "Move it with .to(...)."))
+            raise ArgumentError(
+                explain(
+                    label,
+                    f"a tensor on theta's device {anywhere.device}",
+                    f"one on {value.device}",
+                    "Move it with .to(...).",
+                )
+            )
         if not bool(torch.isfinite(value).all()):
             raise ArgumentError(explain(label, "finite values", "inf or nan", "Find out where it was computed."))
         if name in ("beta1", "beta2"):
@@ -249,7 +274,9 @@ class Hyperparameters:
             index = tuple(order[k] for k in serves)
         return Leaf(name, label, value, serves, by_step, index)
 
-    def _read(self, shape: torch.Size, label: str, serves: tuple[str, ...], stepwise: bool, whole: bool) -> tuple[bool, bool]:
+    def _read(
+        self, shape: torch.Size, label: str, serves: tuple[str, ...], stepwise: bool, whole: bool
+    ) -> tuple[bool, bool]:
         """(by step, by group): the one reading that a shape allows."""
         elementwise = {tuple(self.theta[k].shape) for k in serves}
         J, n = self.steps, len(self.groups)
@@ -272,13 +299,18 @@ class Hyperparameters:
         if not found:
             fits = ", ".join(f"{list(s)} ({r[0][0]})" for s, r in readings.items())
             raise ArgumentError(
-                explain(label, f"a shape among {fits}", str(list(shape)), f"Here J = {J}; for several tensors use a dict keyed by names.")
+                explain(
+                    label,
+                    f"a shape among {fits}",
+                    str(list(shape)),
+                    f"Here J = {J}; for several tensors use a dict keyed by names.",
+                )
             )
         if len(found) > 1:
             raise ArgumentError(
-                explain(label, "a shape with one reading", f"{list(shape)}, which is {' or '.join(r[0] for r in found)}",
-                        "Wrap it in gimli.per_step(...) if its first dimension counts steps; else give a dict keyed by names, "
-                        "or expand it over the elements and steps.")
+                explain(label, "a shape with one reading", f"{list(shape)}: {' or '.join(r[0] for r in found)}",
+                        "Wrap it in gimli.per_step(...) if its first dimension counts steps; else give a dict "
+                        "keyed by names, or expand it over the elements and steps.")
             )  # fmt: skip
         return found[0][1], found[0][2]
 
@@ -301,13 +333,23 @@ def _check_name(name: str, optimizer: Optimizer) -> None:
 def _as_tensor(value: Any, label: str) -> Tensor:
     if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
         raise ArgumentError(
-            explain(label, "a number, a floating-point tensor, or a dict of them keyed by names", type(value).__name__, "Convert it.")
+            explain(
+                label,
+                "a number, a floating-point tensor, or a dict of them keyed by names",
+                type(value).__name__,
+                "Convert it.",
+            )
         )
     if isinstance(value, (int, float)):
         return torch.tensor(float(value), dtype=torch.float64)
     if not value.is_floating_point():
         raise ArgumentError(
-            explain(label, "a floating-point tensor", f"{value.dtype} of shape {list(value.shape)}, which is not continuous", "Convert it with .float().")
+            explain(
+                label,
+                "a floating-point tensor",
+                f"{value.dtype} of shape {list(value.shape)}, which is not continuous",
+                "Convert it with .float().",
+            )
         )
     return value.detach()
 

@@ -58,7 +58,7 @@ def discover(functions: Iterable[Callable[..., Any]]) -> list[nn.Module]:
         elif not isinstance(thing, (type, Tensor)) and hasattr(thing, "__dict__") and not inspect.ismodule(thing):
             visit(list(vars(thing).values()), depth + 1)
             if callable(thing):
-                visit(getattr(type(thing), "__call__", None), depth + 1)
+                visit(type(thing).__call__, depth + 1)
 
     for function in functions:
         visit(function, 0)
@@ -133,7 +133,7 @@ class Environment:
     def restore(self, snapshot: Snapshot) -> None:
         """Put generators and buffers back, bit for bit."""
         torch.set_rng_state(snapshot.generators[0])
-        np.random.set_state(snapshot.generators[1])
+        np.random.set_state(snapshot.generators[1])  # noqa: NPY002 - the user's losses may draw from it
         random.setstate(snapshot.generators[2])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(snapshot.generators[3], self.device)
@@ -151,7 +151,7 @@ class Environment:
                 buffer.data.copy_(old)
 
 
-class keeping_buffers(saved_tensors_hooks):  # noqa: N801 - a context manager
+class keeping_buffers(saved_tensors_hooks):
     """Graphs recorded in here keep copies of the buffers they need, and so outlive later changes of them.
 
     BatchNorm's kernels change its running statistics without counting a version: a retained graph that read
@@ -170,7 +170,8 @@ class keeping_buffers(saved_tensors_hooks):  # noqa: N801 - a context manager
             kept, version = packed
             if kept._version != version:
                 raise RuntimeError(
-                    f"a tensor of shape {list(kept.shape)} that the inner loss used has been changed in place before the backward "
+                    f"a tensor of shape {list(kept.shape)} that the inner loss used has been changed in place "
+                    "before the backward "
                     "sweep. Leave batches and parameters as they are until then, or pass copies."
                 )
             return kept
@@ -179,7 +180,7 @@ class keeping_buffers(saved_tensors_hooks):  # noqa: N801 - a context manager
 
 
 def _numpy_state() -> tuple[Any, ...]:
-    state = np.random.get_state(legacy=True)
+    state = np.random.get_state(legacy=True)  # noqa: NPY002
     assert isinstance(state, tuple)
     return state
 

@@ -62,11 +62,19 @@ class Problem:
             loss = getattr(self, name)
             if not callable(loss):
                 raise ArgumentError(
-                    explain(name, "a function (theta, phi_loss, batch) -> scalar tensor", type(loss).__name__, "Pass the function itself.")
+                    explain(
+                        name,
+                        "a function (theta, phi_loss, batch) -> scalar tensor",
+                        type(loss).__name__,
+                        "Pass the function itself.",
+                    )
                 )
         if not isinstance(self.optimizer, Optimizer):
             kind = type(self.optimizer)
-            came, do = f"{kind.__module__}.{kind.__qualname__}", "Construct one without parameters: theta_0 goes to meta_gradient."
+            came, do = (
+                f"{kind.__module__}.{kind.__qualname__}",
+                "Construct one without parameters: theta_0 goes to meta_gradient.",
+            )
             if isinstance(self.optimizer, type):
                 came, do = f"the class {self.optimizer.__name__}", f"Construct it: {self.optimizer.__name__}(...)."
             raise ArgumentError(
@@ -80,6 +88,15 @@ class Problem:
         if self.modules is not None:
             came = type(self.modules).__name__
             if isinstance(self.modules, nn.Module) or not isinstance(self.modules, Sequence):
-                raise ArgumentError(explain("modules", "a list of nn.Modules", came, "One module alone is a list of one: [net]."))
+                raise ArgumentError(
+                    explain("modules", "a list of nn.Modules", came, "One module alone is a list of one: [net].")
+                )
             if not all(isinstance(module, nn.Module) for module in self.modules):
-                raise ArgumentError(explain("modules", "a list of nn.Modules", f"a {came} with something else in it", "Pass the modules themselves."))
+                raise ArgumentError(
+                    explain(
+                        "modules",
+                        "a list of nn.Modules",
+                        f"a {came} with something else in it",
+                        "Pass the modules themselves.",
+                    )
+                )

@@ -89,7 +89,9 @@ def check_requirements(
     >>> gimli.check_requirements(problem, theta_0, lambda j: None, None, steps=2, phi_loss=phi_loss).ok
     False
     """
-    inputs = prepare(problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss, state_0=state_0)
+    inputs = prepare(
+        problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss, state_0=state_0
+    )
     return examine(inputs)
 
 
@@ -132,7 +134,8 @@ def require(inputs: Inputs, *, replays: bool, tied: bool = False) -> None:
 
 
 def probe_replay(inputs: Inputs) -> None:
-    """Evaluate the first inner loss twice from the same random numbers and buffers; raise `ReplayError` if it differs. Cost 2F."""
+    """Evaluate the first inner loss twice from the same random numbers and buffers; raise `ReplayError` if it "
+    "differs. Cost 2F."""
     environment = inputs.environment
     found = environment.capture()
     values = []
@@ -141,13 +144,17 @@ def probe_replay(inputs: Inputs) -> None:
             environment.restore(found)
             with torch.no_grad():
                 theta = {**inputs.frozen, **inputs.theta_0}
-                values.append(evaluate(inputs.problem.train_loss, "train_loss", theta, inputs.phi_loss, inputs.batch(0)))
+                values.append(
+                    evaluate(inputs.problem.train_loss, "train_loss", theta, inputs.phi_loss, inputs.batch(0))
+                )
     finally:
         environment.restore(found)
     if not torch.equal(*values) and not bool(torch.isnan(values[0])):
         raise ReplayError(
-            f"train_loss: expected the same value twice from the same theta, batch and random state, since this memory schedule replays "
-            f"steps; got {values[0].item()!r}, then {values[1].item()!r}. Draw random numbers from torch's global generator "
+            "train_loss: expected the same value twice from the same theta, batch and random state, since this "
+            "memory schedule replays "
+            f"steps; got {values[0].item()!r}, then {values[1].item()!r}. Draw random numbers from torch's "
+            "global generator "
             "(or numpy's, or Python's), return the same batch for the same j, or use memory=RetainGraphs()."
         )
 
@@ -160,7 +167,8 @@ def refuse_stray_tensors(inputs: Inputs) -> None:
     for hyperparameter, value in inputs.problem.optimizer.hyperparameters().items():
         if hyperparameter not in inputs.hyper.wanted and any(t.requires_grad for _, t in tensor_paths(value)):
             raise RequirementError(
-                f"optimizer: expected constants for what is not in phi_opt; got a {hyperparameter} that requires grad, whose gradient "
+                f"optimizer: expected constants for what is not in phi_opt; got a {hyperparameter} that "
+                "requires grad, whose gradient "
                 f"unroll(...).backward() would not fill. Pass it as phi_opt={{{hyperparameter!r}: …}}, or detach it."
             )
     environment = inputs.environment
@@ -177,7 +185,8 @@ def refuse_stray_tensors(inputs: Inputs) -> None:
             stray = leaves_of(loss) - {id(t) for t in (*theta.values(), *phi.values())}
             if stray:
                 raise RequirementError(
-                    f"{name}: expected to depend on theta, phi_loss and constants; got {len(stray)} more tensor(s) that require grad, whose "
+                    f"{name}: expected to depend on theta, phi_loss and constants; got {len(stray)} more "
+                    "tensor(s) that require grad, whose "
                     "gradient unroll(...).backward() would not fill. Pass them in phi_loss or theta_0, or detach them."
                 )
     finally:
@@ -213,7 +222,9 @@ def refuse_once_differentiable(inputs: Inputs) -> None:
     for node in nodes_of(loss):
         function = getattr(type(node), "_forward_cls", None)
         if getattr(getattr(function, "backward", None), "__code__", None) is _ONCE:
-            raise NotImplementedError(f"the backward of {node.name().removesuffix('Backward')} is marked once_differentiable")
+            raise NotImplementedError(
+                f"the backward of {node.name().removesuffix('Backward')} is marked once_differentiable"
+            )
 
 
 def leaves_of(loss: Tensor) -> set[int]:
@@ -232,7 +243,8 @@ def _requirement_I(inputs: Inputs) -> tuple[Requirement, frozenset[str]]:
     if any(g is not None for g in found[: len(theta)]):
         return Requirement("I", True, "val_loss is differentiable in theta"), explicit
     why = (
-        "val_loss has no gradient path to theta. Compute it from the theta it is called with, without .detach(), .item(), "
+        "val_loss has no gradient path to theta. Compute it from the theta it is called with, without "
+        ".detach(), .item(), "
         "argmax or torch.no_grad()"
     )
     return Requirement("I", False, why), explicit
@@ -253,7 +265,8 @@ def _requirement_II(inputs: Inputs) -> tuple[Requirement, bool, frozenset[str]]:
         found = differentiate(total, [*graph.theta.values(), *graph.phi_loss.values()])
     except (RuntimeError, NotImplementedError) as error:
         why = (
-            f"train_loss has no second derivative: {str(error).splitlines()[0]}. Use operations that autograd can differentiate twice "
+            f"train_loss has no second derivative: {str(error).splitlines()[0]}. Use operations that autograd "
+            "can differentiate twice "
             "(for attention: torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
         )
         return Requirement("II", False, why), False, frozenset()
@@ -282,7 +295,10 @@ def _requirement_IIIa(inputs: Inputs) -> Requirement:
         return Requirement("IIIa", True, f"the update is differentiable in {', '.join(hyper.wanted)}")
     rule = type(optimizer).__name__
     start = " with a given state_0" if inputs.warm else ""
-    why = f"the update of {rule}, as it is set up{start}, does not use {', '.join(repr(n) for n in idle)}. Remove it from phi_opt, or switch on what uses it"
+    why = (
+        f"the update of {rule}, as it is set up{start}, does not use {', '.join(repr(n) for n in idle)}. "
+        "Remove it from phi_opt, or switch on what uses it"
+    )
     return Requirement("IIIa", False, why)
 
 
@@ -296,9 +312,13 @@ def _requirement_IIIb(inputs: Inputs, explicit: frozenset[str], linear: bool, re
     names = ", ".join(repr(k) for k in idle)
     if linear:
         because = (
-            "train_loss is linear in theta, so its gradient is constant and its second derivative, which alone could carry phi_loss, is 0. "
-            "Let it multiply theta, or leave it out"
+            "train_loss is linear in theta, so its gradient is constant and its second derivative, which alone "
+            "could carry phi_loss, is 0"
         )
     else:
-        because = "the gradient of train_loss in theta does not depend on it, so its mixed second derivative is 0. Let it act on theta, or leave it out"
-    return Requirement("IIIb", False, f"phi_loss {names}: val_loss does not depend on it, and {because}")
+        because = "the gradient of train_loss in theta does not depend on it, so its mixed second derivative is 0"
+    why = (
+        f"phi_loss {names}: val_loss does not depend on it, and {because} (at theta_0 and the first batch). "
+        "Let it act on theta, or leave it out; check=False goes on without this test"
+    )
+    return Requirement("IIIb", False, why)

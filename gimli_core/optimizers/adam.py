@@ -143,7 +143,9 @@ class Adam(ElementwiseOptimizer):
         A: Thunks = {
             "lr": lambda: u * (-1 / c1) - (B * theta * decay if decays and self.decoupled else 0),
             "beta1": lambda: m_bar * (s["exp_avg"] - g) - u * (rate / c1 * t * beta1 ** (t - 1)),
-            "beta2": lambda: v_bar * (s["exp_avg_sq"] - g * g) + w * root * (rate * t * beta2 ** (t - 1) / (2 * c2**1.5)),
+            "beta2": lambda: (
+                v_bar * (s["exp_avg_sq"] - g * g) + w * root * (rate * t * beta2 ** (t - 1) / (2 * c2**1.5))
+            ),
             "eps": lambda: w * rate,
             "weight_decay": lambda: B * theta * -lr if self.decoupled else g_bar * theta,
         }

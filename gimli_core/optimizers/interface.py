@@ -82,7 +82,9 @@ class Optimizer(ABC):
         meta = next(f.metadata for f in fields(cls) if f.name == name)
         if not meta["low"] <= value < meta["below"]:
             raise ArgumentError(
-                explain(argument, f"a number in [{meta['low']:g}, {meta['below']:g})", repr(value), "Choose one inside.")
+                explain(
+                    argument, f"a number in [{meta['low']:g}, {meta['below']:g})", repr(value), "Choose one inside."
+                )
             )
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -125,7 +127,9 @@ class Optimizer(ABC):
 
     def zero_adjoint(self, state: State) -> State:
         """S_J = 0 for every differentiable slot of `state`."""
-        return {slot: {k: torch.zeros_like(v) for k, v in held.items()} for slot, held in state.items() if slot != "step"}
+        return {
+            slot: {k: torch.zeros_like(v) for k, v in held.items()} for slot, held in state.items() if slot != "step"
+        }
 
 
 class ElementwiseOptimizer(Optimizer):
@@ -210,19 +214,26 @@ class ElementwiseOptimizer(Optimizer):
         tensor([-2.])
         """
         if hyper is None:
-            hyper = {k: {n: torch.as_tensor(v, dtype=torch.float64) for n, v in self.hyperparameters().items()} for k in theta}
+            hyper = {
+                k: {n: torch.as_tensor(v, dtype=torch.float64) for n, v in self.hyperparameters().items()}
+                for k in theta
+            }
         # In float64, as scalars are in a step: beta2 = 0.999 is 1 in bfloat16.
         dtypes = {k: v.dtype for k, v in theta.items()}
         theta = {k: v.double() for k, v in theta.items()}
         # Spread every hyperparameter over the elements, so that nothing is summed away.
         hyper = {k: {n: h.to(theta[k]).expand_as(theta[k]) for n, h in per.items()} for k, per in hyper.items()}
         state = self.initial_state(theta, hyper) if state is None else state
-        state = {"step": state["step"]} | {slot: {k: v.double() for k, v in state[slot].items()} for slot in self.slots()}
+        state = {"step": state["step"]} | {
+            slot: {k: v.double() for k, v in state[slot].items()} for slot in self.slots()
+        }
         G = {k: torch.zeros_like(v) if G is None else G[k].double() for k, v in theta.items()}
         result = {}
         for output in ("theta", *self.slots()):
             B = {k: torch.full_like(v, float(output == "theta")) for k, v in theta.items()}
-            S = {slot: {k: torch.full_like(v, float(output == slot)) for k, v in theta.items()} for slot in self.slots()}
+            S = {
+                slot: {k: torch.full_like(v, float(output == slot)) for k, v in theta.items()} for slot in self.slots()
+            }
             pulled = self.pullback(theta, state, G, hyper, B, S, self.continuous())
             by_input: dict[str, Tensors] = {"G": pulled.V, "theta": pulled.B, **pulled.S}
             for name in self.continuous():

@@ -32,7 +32,7 @@ def median_ratio(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def peak_above_base(prepare: Callable[[], Callable[[], object]]) -> int:
-    """Bytes of resident memory that a run adds at its highest to what this process held just before; call once a process."""
+    """Bytes of resident memory that a run adds at its highest to what was held before it; call once a process."""
     run = prepare()
     gc.collect()
     base = _resident("VmRSS")

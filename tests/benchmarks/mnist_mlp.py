@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,16 @@ DATA = Path(__file__).parents[3] / "shared" / "data" / "mnist.npz"
 def load(path: Path, count: int) -> tuple[Tensor, Tensor]:
     """`count` training images [count, 784] in [0, 1], drawn at random, and their labels."""
     if not path.exists():
-        raise SystemExit(f"{path}: not found. Give --data PATH to an .npz with MNIST's images and labels (yann.lecun.com/exdb/mnist has the set).")
+        raise SystemExit(
+            f"{path}: not found. Give --data PATH to an .npz with MNIST's train_images and train_labels "
+            "(the set is at yann.lecun.com/exdb/mnist)."
+        )
     with np.load(path) as arrays:
         x, y = arrays["train_images"], arrays["train_labels"]
     drawn = torch.randperm(len(x))[:count].numpy()
-    return torch.tensor(x[drawn].reshape(count, -1), dtype=torch.float32) / 255, torch.tensor(y[drawn], dtype=torch.int64)
+    return torch.tensor(x[drawn].reshape(count, -1), dtype=torch.float32) / 255, torch.tensor(
+        y[drawn], dtype=torch.int64
+    )
 
 
 def mlp(theta: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -53,9 +59,11 @@ class Workload:
         self.steps = steps
         self.pool, self.val = (x[held_out:], y[held_out:]), (x[:held_out], y[:held_out])
         self.theta_0: dict[str, Tensor] = {}
-        for i, (fan_in, fan_out) in enumerate(zip(SIZES[:-1], SIZES[1:], strict=True)):
+        for i, (fan_in, fan_out) in enumerate(pairwise(SIZES)):
             self.theta_0[f"w{i}"] = torch.randn(fan_out, fan_in) * (2 / fan_in) ** 0.5
-            self.theta_0[f"b{i}"] = 0.01 * torch.randn(fan_out)  # not 0, so that no gradient is: autograd would give nan there
+            self.theta_0[f"b{i}"] = 0.01 * torch.randn(
+                fan_out
+            )  # not 0, so that no gradient is: autograd would give nan there
         self.lr = {k: torch.tensor(1e-3) for k in self.theta_0}
         self.log_l2 = {k: torch.tensor(-9.0) for k in self.theta_0}
         self.problem = gimli.Problem(train_loss, val_loss, gimli.optimizers.Adam())
@@ -66,7 +74,14 @@ class Workload:
 
     def engine(self, memory: Any = None) -> dict[str, Tensor]:
         result = gimli.meta_gradient(
-            self.problem, self.theta_0, self.batch, self.val, steps=self.steps, phi_opt={"lr": self.lr}, phi_loss=self.log_l2, memory=memory
+            self.problem,
+            self.theta_0,
+            self.batch,
+            self.val,
+            steps=self.steps,
+            phi_opt={"lr": self.lr},
+            phi_loss=self.log_l2,
+            memory=memory,
         )
         return result.A_opt["lr"] | {f"l2.{k}": v for k, v in result.A_loss.items()}
 

@@ -37,6 +37,7 @@ from gimli_core.verification.verify import verify
 __all__ = ["add_arguments", "run"]
 
 TABLE_RUNS = 10
+VERIFIED_STEPS = 20  # finite differences run the inner loop some 500 times
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="PATH", type=Path, default=Path("gimli_demo.png"), help="picture (%(default)s)"
     )
-    parser.add_argument("--outer-steps", metavar="N", type=int, default=80, help="meta-gradients taken (%(default)s)")
+    parser.add_argument("--outer-steps", metavar="N", type=int, default=60, help="meta-gradients taken (%(default)s)")
     parser.add_argument("--inner-steps", metavar="J", type=int, default=50, help="Adam steps under each (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the split, starts and batches (%(default)s)")
 
@@ -84,6 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     with console.status("verifying the meta-gradient"):
         report = _verification(training, learned[-1])
+    console.print(
+        f"Checked: the meta-gradient through {min(training.steps, VERIFIED_STEPS)} steps of a new run, in float64."
+    )
     console.print(_verdicts(report), Text(report.headline, "green" if report.ok else "bold red"))
     return 0 if report.ok else 1
 
@@ -138,7 +142,7 @@ def _values(learned: Hyperparameters) -> Table:
 
 
 def _verification(training: Training, values: Hyperparameters) -> Report:
-    """The engine's meta-gradient of a new run at the learned values, in float64, against two oracles."""
+    """The engine's meta-gradient of a new run's first steps at the learned values, in float64, against two oracles."""
 
     def double(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: tensor.double() for name, tensor in tensors.items()}
@@ -148,7 +152,7 @@ def _verification(training: Training, values: Hyperparameters) -> Report:
     return verify(
         training.problem,
         double(theta_0),
-        [Labelled(batch.x.double(), batch.y) for batch in batches],
+        [Labelled(batch.x.double(), batch.y) for batch in batches[:VERIFIED_STEPS]],
         Labelled(training.splits.val.x.double(), training.splits.val.y),
         phi_opt=precise.phi_opt,
         phi_loss=precise.log_l2,

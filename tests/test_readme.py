@@ -19,7 +19,7 @@ def test_the_example_runs_as_printed() -> None:
     command = [sys.executable, "-W", "error", "-c", example]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
-    printed = re.findall(r"#> (.*)", example)
+    printed = re.findall(r"^# prints: (.*)", example, re.MULTILINE)
     assert printed
     assert done.stdout.splitlines() == printed
 

@@ -140,6 +140,25 @@ def test_fault_is_caught_and_localised(fault: Fault, monkeypatch: pytest.MonkeyP
     assert f"first wrong: {fault.quantity} (line {fault.line}" in str(raised.value).splitlines()[0]
 
 
+@pytest.mark.parametrize("about", ["2.001 for 2 at one step", "the state adjoint dropped at one step"])
+def test_losses_along_the_way_do_not_mislead(about: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line 14 gives B_j without the gradient of L_val(theta_j), line 9 with it. Neither is taken for the other."""
+    fault = next(fault for fault in FAULTS if fault.about == about)
+    made = {**arguments(fault.optimizer), "val_weights": [0.1, 0.2, 0.0, 0.3, 0.4]}
+    plant(monkeypatch, fault)
+    finding = verify(**made, oracles=()).finding
+    assert finding is not None
+    assert (finding.line, finding.step, finding.quantity) == (fault.line, fault.step, fault.quantity)
+
+
+def test_a_wrong_loss_along_the_way_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, wrong = "L.theta[k], alpha=w)", "L.theta[k], alpha=w * (1 + (j == 2)))"
+    plant(monkeypatch, Fault("", MOMENTUM, Execution, "_add_validation", right, wrong, 9, 2, "B_2 of w"))
+    finding = verify(**arguments(MOMENTUM), val_weights=[0.1, 0.2, 0.1, 0.3, 0.4], oracles=()).finding
+    assert finding is not None
+    assert (finding.line, finding.step, finding.quantity) == (9, 2, "B_2 of w")
+
+
 @pytest.mark.parametrize("oracle", ["finite_differences", "dense_chain"])
 def test_every_oracle_catches_alone(oracle: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = arguments(ADAM)

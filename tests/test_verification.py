@@ -312,6 +312,29 @@ def test_random_numbers_and_buffers_are_left_alone(schedule: Any) -> None:
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
+def test_statistics_that_move() -> None:
+    """Steps in train mode, validation in eval mode along the way: the oracles too take the statistics for constants.
+
+    BatchNorm moves them without counting a version, so plain autograd would read later ones.
+    """
+    net = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1, bias=False))
+    x = torch.tensor([[0.2, -1.0], [1.5, 0.3], [-0.7, 2.0]])
+
+    def train_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
+        return torch.func.functional_call(net.train(), theta, batch * theta["1.weight"]).exp().mean()
+
+    def val_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
+        return torch.func.functional_call(net.eval(), theta, batch * theta["1.weight"]).square().mean()
+
+    report = verify(
+        gimli.Problem(train_loss, val_loss, SGD(lr=0.1)), dict(net.named_parameters()), [x, 2 * x], x,
+        phi_opt={"lr": 0.1}, val_weights=[0.2, 0.3, 0.5],
+    )  # fmt: skip
+    report.assert_ok()
+    assert {c.family for c in report.checks} == {"autograd", "finite differences", "dense chain"}
+    assert any("buffers of modules move" in note for note in report.notes)
+
+
 def test_report_forms() -> None:
     made = CASES["zero-adam"].build()
     report = verify(**made)
@@ -400,6 +423,46 @@ def test_claims_that_fit_nothing(claim: dict[str, Any], message: str) -> None:
         verify(**momentum_case(), claimed=claim)
 
 
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ([1.0], "claimed: expected a dict of derivatives, .* got list"),
+        ({"lr": None}, r'claimed: A_opt\["lr"\]: expected numbers or tensors; got .*NoneType'),
+        ({"lr": "0.1"}, r'claimed: A_opt\["lr"\]: expected numbers or tensors'),
+        ({"w": torch.zeros(4) + 0j}, r'claimed: B_0\["w"\]: expected real numbers; got torch.complex'),
+        ({"lr": 0.1, "A_opt": {"lr": 0.2}}, r'claimed: A_opt\["lr"\]: expected one value; got two'),
+    ],
+)
+def test_claims_that_are_no_numbers(claim: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        verify(**momentum_case(), claimed=claim)
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, 1.0, float("nan"), "1e-3"])
+def test_a_tolerance_that_is_none(tolerance: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"tolerance: expected a number in \[0, 1\)"):
+        verify(**momentum_case(), tolerance=tolerance)
+
+
+def test_claims_that_are_nearly_right() -> None:
+    """A sign, a millionth in one element, a transposed matrix: none is excused."""
+    A = torch.tensor([[0.3, -0.8], [0.5, 0.4]])
+
+    def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        return (theta["w"] @ A).sin().square().sum()
+
+    made = {
+        "problem": gimli.Problem(loss, loss, Adam(lr=0.1)), "theta_0": {"w": torch.tensor([[1.0, 2.0], [3.0, 5.0]])},
+        "train_batches": lambda j: None, "val_batch": None, "steps": 2, "phi_opt": {"lr": 0.1}, "oracles": (),
+    }  # fmt: skip
+    right = gimli.meta_gradient(**{k: v for k, v in made.items() if k != "oracles"}).B_0["w"]
+    off = right.clone()
+    off[0, 1] *= 1 + 1e-6
+    assert verify(**made, claimed={"w": right}).ok
+    for wrong in (-right, off, right.T, right * (1 + 1e-6)):
+        assert not verify(**made, claimed={"w": wrong}).ok
+
+
 def test_an_ambiguous_claim_is_refused() -> None:
     def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
         return (theta["w"] * phi["w"]).square().sum()
@@ -410,6 +473,8 @@ def test_an_ambiguous_claim_is_refused() -> None:
 
 
 def test_unknown_oracle() -> None:
+    with pytest.raises(ArgumentError, match=r"got 'autograd'\. Give a list of them"):
+        verify(**momentum_case(), oracles="autograd")
     with pytest.raises(ArgumentError, match="oracles: expected some of"):
         verify(**momentum_case(), oracles=("jax",))
 
@@ -515,6 +580,7 @@ def misspelt():
     return build(claim={})
 def nothing():
     pass
+three = 3
 """
 
 
@@ -541,6 +607,7 @@ def test_command_on_a_problem_of_ones_own(capsys: pytest.CaptureFixture[str]) ->
         (["users_problem"], "expected MODULE:FUNCTION; got 'users_problem'"),
         (["users_problen:build"], "No module named 'users_problen'"),
         (["users_problem:bild"], "has no attribute 'bild'"),
+        (["users_problem:three"], "users_problem:three: expected a function that can be called without arguments"),
         (["users_problem:nothing"], "users_problem:nothing: expected to return a dict"),
         (["users_problem:misspelt"], "unexpected keyword argument 'claim'"),
         (["--case", "quadratik"], "Did you mean 'quadratic'?"),

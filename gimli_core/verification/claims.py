@@ -15,11 +15,19 @@ def entries_of(given: Mapping[str, Any] | None, entries: Entries, argument: str)
     """`given`, keyed like a result or by flat names, as entries of the same shapes.
 
     Raises:
-        ArgumentError: a name that belongs to no meta-parameter or to several, or another shape.
+        ArgumentError: a name that belongs to no meta-parameter or to several, a value given twice, one that is not
+            of real numbers, or another shape.
     """
+    if not isinstance(given or {}, Mapping):
+        expected = f"a dict of derivatives, keyed by names or by {', '.join(RESULTS)}"
+        remedy = "Of a result: {'A_opt': result.A_opt, 'B_0': result.B_0}."
+        raise ArgumentError(explain(argument, expected, type(given).__name__, remedy))
     found: Entries = {}
     for name, tree in (given or {}).items():
-        found.update(flatten(tree, _path(name, entries, argument)))
+        for key, value in _flat(tree, _path(name, entries, argument), argument).items():
+            if key in found:
+                raise ArgumentError(explain(f"{argument}: {label(key)}", "one value", "two", "Leave one out."))
+            found[key] = value
     for key, value in found.items():
         if key not in entries:
             known = listing(map(label, entries))
@@ -28,6 +36,18 @@ def entries_of(given: Mapping[str, Any] | None, entries: Entries, argument: str)
             expected = f"shape {list(entries[key].shape)}, as its meta-parameter has"
             remedy = "Give the derivative with respect to all of it."
             raise ArgumentError(explain(f"{argument}: {label(key)}", expected, str(list(value.shape)), remedy))
+    return found
+
+
+def _flat(tree: Any, path: Key, argument: str) -> Entries:
+    try:
+        found = flatten(tree, path)
+    except (TypeError, ValueError, RuntimeError) as error:
+        remedy = "Convert it."
+        raise ArgumentError(explain(f"{argument}: {label(path)}", "numbers or tensors", str(error), remedy)) from error
+    for key, value in found.items():
+        if value.is_complex():
+            raise ArgumentError(explain(f"{argument}: {label(key)}", "real numbers", str(value.dtype), "Take .real."))
     return found
 
 

@@ -98,6 +98,12 @@ def _own(target: str) -> dict[str, Any]:
         ) from error
     finally:
         sys.path.pop(0)
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            explain(target, "a function that can be called without arguments", str(error), "Wrap it in one.")
+        ) from error
     came = function()
     if isinstance(came, tuple) and len(came) == 2 and isinstance(came[1], Mapping):
         came = {"problem": came[0], **came[1]}

@@ -3,7 +3,8 @@
 L is evaluated by the plain unroll, forwards only, so nothing of any derivative rule enters. A small entry is
 differentiated along each coordinate, a large one along a few fixed random directions d, where the oracle's
 value is the number dL/dx · d. `scipy.differentiate.derivative` (central differences of order 8 on shrinking
-steps) gives each its value and error estimate; rounding of L sets a floor under the estimate.
+steps) gives each its value and error estimate; rounding of L sets a floor under the estimate. Buffers of modules
+are held where the unmoved loop has them: a derivative takes them for constants.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gimli_core.modules import Environment
+from gimli_core.modules import Environment, Snapshot
 from gimli_core.verification.plain_unroll import loss_value
 from gimli_core.verification.question import Entries, Key, Question
 
@@ -58,11 +59,13 @@ def finite_differences(question: Question, environment: Environment) -> dict[Key
     lines = [line for number, key in enumerate(leaves) for line in _lines(question, leaves, key, number, eps)]
     if not lines:
         return {}
+    buffers: list[Snapshot] = []
+    size = abs(loss_value(question, leaves, environment, buffers))
 
     def L(h: float, i: int) -> float:
         line = lines[int(i)]
         x = leaves[line.key]
-        return loss_value(question, {**leaves, line.key: x + h * line.direction.to(x)}, environment)
+        return loss_value(question, {**leaves, line.key: x + h * line.direction.to(x)}, environment, buffers)
 
     with np.errstate(invalid="ignore"):  # numpy would report the floating-point flags that torch's kernels leave raised
         found = derivative(
@@ -72,7 +75,6 @@ def finite_differences(question: Question, environment: Environment) -> dict[Key
         )  # fmt: skip
     # The smallest distance from x in the stencil of the last iteration; each L there is off by about eps |L|.
     smallest = np.array([line.step for line in lines]) / 2.0 ** (found.nit - 1 + ORDER // 2 - 1)
-    size = abs(loss_value(question, leaves, environment))
     uncertainty = np.maximum(found.error, 4 * eps * size / smallest)
     slopes = {}
     for key in leaves:

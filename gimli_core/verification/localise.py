@@ -62,7 +62,8 @@ def _events(execution: Execution) -> Iterator[Event]:
 def _quantities(event: Event) -> Iterator[tuple[Key, Tensor]]:
     for symbol, ahead in WRITES.get(event.line, {}).items():
         if symbol in event.values:
-            yield from flatten(event.values[symbol], (symbol, event.j + ahead)).items()
+            name = "B with L" if event.line == 9 and symbol == "B" else symbol
+            yield from flatten(event.values[symbol], (name, event.j + ahead)).items()
 
 
 def _describe(key: Key, event: Event) -> str:
@@ -74,8 +75,10 @@ def _describe(key: Key, event: Event) -> str:
             return "L, the validation loss"
         case "G" | "theta" | "V":
             return f"{symbol}_{j} of {path[0]}{again}"
+        case "B with L":
+            return f"B_{j} of {path[0]}"
         case "B":
-            return f"B_{j} of {path[0]}" + ("" if event.line == 9 else f": the B pullback at step {j}")
+            return f"B_{j} of {path[0]}: the B pullback at step {j}"
         case "s":
             return f"s_{j}[{path[0]}] of {path[1]}{again}"
         case "S":

@@ -9,6 +9,7 @@ of phi: what B_j, S_j, V_j and the increments of A_opt and A_loss must be.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.modules import Environment, split_frozen
+from gimli_core.modules import Environment, Snapshot, keeping_buffers, split_frozen
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.verification.plain_rules import Root, initial_state, plain_step, values_at
 from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness
@@ -34,13 +35,17 @@ class Totals:
     gradient: Entries
     # ("loss", J), ("G", j, name), ("theta", j, name), ("s", j, slot, name)
     forward: Entries
-    # ("V", j, name), ("B", j, name), ("S", j, slot, name), ("A_opt", j, name, hyperparameter), ("A_loss", j, name)
+    # ("V", j, name), ("B", j, name), ("S", j, slot, name), ("A_opt", j, name, hyperparameter), ("A_loss", j, name),
+    # and ("B with L", j, name): B_j with the gradient of L_val(theta_j) in it, where that has a weight
     backward: Entries
 
 
 @dataclass
 class _Unroll:
-    """One run of the loop; `nodes` and `forward` are filled as it goes, if a graph is kept."""
+    """One run of the loop; `nodes` and `forward` are filled as it goes, if a graph is kept.
+
+    `buffers` are those of the modules before each step: filled by a first run, given back to a later one.
+    """
 
     question: Question
     leaves: Entries
@@ -48,6 +53,7 @@ class _Unroll:
     graph: bool
     root: Root = torch.sqrt
     rounding: Rounding | None = None
+    buffers: list[Snapshot] = field(default_factory=list)
     nodes: Entries = field(default_factory=dict)
     forward: Entries = field(default_factory=dict)
 
@@ -61,7 +67,9 @@ class _Unroll:
         s = initial_state(question, self.leaves, theta)
         for j in range(question.steps):
             theta = self._rounded(theta)
+            self._settle_buffers(j)
             if weights[j]:
+                theta = self._noted("B with L", j, theta)
                 with same_randomness(self.environment):
                     L = L + weights[j] * question.problem.val_loss({**frozen, **theta}, phi, question.val_batch)
             theta_j, phi_j = self._noted("B", j, theta), self._noted("A_loss", j, phi)
@@ -76,12 +84,19 @@ class _Unroll:
             self._seen("theta", j + 1, theta)
             self._seen("s", j + 1, slots(s))
         J = question.steps
+        self._settle_buffers(J)
         if weights[J]:
-            theta_J, phi_J = self._noted("B", J, self._rounded(theta)), self._noted("A_loss", J, phi)
+            theta_J, phi_J = self._noted("B with L", J, self._rounded(theta)), self._noted("A_loss", J, phi)
             L = L + weights[J] * question.problem.val_loss({**frozen, **theta_J}, phi_J, question.val_batch)
         self._seen("loss", J, L)
         assert isinstance(L, Tensor)
         return L
+
+    def _settle_buffers(self, j: int) -> None:
+        if j == len(self.buffers):
+            self.buffers.append(self.environment.capture(self.buffers[-1] if self.buffers else None))
+        else:
+            self.environment.restore_buffers(self.buffers[j])
 
     def _check_differentiable(self, theta: Tensors) -> None:
         if self.graph and not all(v.requires_grad for v in theta.values()):
@@ -133,10 +148,17 @@ def inner_gradient(question: Question, theta: Tensors, phi: Tensors, j: int, fro
     return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(theta.items(), G, strict=True)}
 
 
-def loss_value(question: Question, leaves: Entries, environment: Environment) -> float:
-    """L at `leaves`, for finite differences. Random numbers and buffers are left as found."""
+def loss_value(
+    question: Question, leaves: Entries, environment: Environment, buffers: list[Snapshot] | None = None
+) -> float:
+    """L at `leaves`, for finite differences. Random numbers and buffers are left as found.
+
+    A derivative takes buffers for constants, though a BatchNorm in eval mode reads what earlier theta_j left in
+    them. So must a difference: the first call with an empty list `buffers` fills it, later ones find the same.
+    """
     with same_randomness(environment):
-        return float(_Unroll(question, leaves, environment, graph=False).run().detach())
+        unroll = _Unroll(question, leaves, environment, graph=False, buffers=[] if buffers is None else buffers)
+        return float(unroll.run().detach())
 
 
 def random_rounding(dtype: torch.dtype, seed: int) -> Rounding:
@@ -165,7 +187,8 @@ def autograd_gradient(
     Cost: 9F·J, and the whole graph in memory.
     """
     leaves = {key: value.detach().requires_grad_() for key, value in question.entries().items()}
-    with same_randomness(environment):
+    keeping = keeping_buffers(environment.buffers) if environment.buffers else nullcontext()
+    with same_randomness(environment), keeping:
         unroll = _Unroll(question, leaves, environment, graph=True, root=root, rounding=rounding)
         L = unroll.run()
         inputs = {**leaves, **{("node", *path): node for path, node in unroll.nodes.items()}}

@@ -97,11 +97,12 @@ def verify(
     >>> report.headline.split(" (")[0]
     'DISAGREES: claimed A_opt["lr"] = -0.25 where autograd gives -0.5'
     """
-    unknown = [name for name in oracles if name not in ORACLES]
+    unknown = [oracles] if isinstance(oracles, str) else [name for name in oracles if name not in ORACLES]
     if unknown:
-        raise ArgumentError(
-            explain("oracles", f"some of {listing(ORACLES)}", listing(unknown), "The closed form has its own argument.")
-        )
+        remedy = "Give a list of them; the closed form has its own argument."
+        raise ArgumentError(explain("oracles", f"some of {listing(ORACLES)}", listing(unknown), remedy))
+    if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < 1):
+        raise ArgumentError(explain("tolerance", "a number in [0, 1)", repr(tolerance), "It is relative to an entry."))
     schedule = check_schedule(memory)
     inputs = prepare(
         problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
@@ -122,6 +123,11 @@ def verify(
     engine = {key: found[key] for key in entries}
 
     question, notes = _precise(asked, inputs.environment)
+    if not all(map(torch.equal, result.buffers_J.values(), inputs.environment.buffers)):
+        notes.append(
+            "buffers of modules move in the loop; derivatives take them for constants. Finite differences hold them "
+            "between losses, but cannot inside one that moves what it then reads, as spectral_norm does in train mode."
+        )
     bounds = Bounds(question, inputs.environment, asked.dtype, tolerance)
     truths, more = _ask(question, inputs.environment, bounds, oracles)
     truths["closed form"] = known

@@ -114,7 +114,11 @@ def hessian(graph: Graph) -> Tensor:
 
 def evaluate(loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
     """Call a loss and check that it is a scalar tensor."""
-    loss = loss_function(theta, phi_loss, batch)
+    try:
+        loss = loss_function(theta, phi_loss, batch)
+    except Exception as error:
+        error.add_note(f"in {name}")
+        raise
     if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.is_floating_point():
         came = f"a {loss.dtype} tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ArgumentError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.derivatives import Gradient, gradient
-from gimli_core.errors import NotFiniteError
+from gimli_core.errors import ArgumentError, NotFiniteError, explain
 from gimli_core.inputs import Inputs
 from gimli_core.modules import keeping_buffers
 from gimli_core.optimizers.interface import Tensors
@@ -32,6 +32,9 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
                 inputs.problem.train_loss, "train_loss", point.theta, inputs.phi_loss, inputs.batch(j),
                 frozen=inputs.frozen, keep_graph=True,
             )  # fmt: skip
+    except StopIteration as error:
+        expected, do = f"a batch for each of the {inputs.steps} steps", "A function of j gives the same batch again."
+        raise ArgumentError(explain("train_batches", expected, f"StopIteration at j = {j}", do)) from error
     except Exception as error:
         error.add_note(f"at inner step j = {j} of {inputs.steps}")
         raise

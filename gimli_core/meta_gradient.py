@@ -94,7 +94,7 @@ def meta_gradient(
         memory: a schedule of `gimli.memory`; `RetainGraphs()` by default.
         recurrence: "augmented", which is exact, or "theta_only", the paper's lines 11-14 read
             without the optimizer state: an ablation that shows what is missed.
-        check: test requirements I-III when a problem is first met with these shapes (12F, once).
+        check: test requirements I-III when a problem is first met with these shapes (13F, once).
 
     Returns:
         MetaGradient: `val_loss`, `A_opt`, `A_loss`, `B_0`, `S_0`, `theta_J`, `state_J`,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gimli_core.derivatives import differentiate, evaluate, gradient
+from gimli_core.derivatives import Graph, differentiate, evaluate, gradient
 from gimli_core.errors import ReplayError, RequirementError
 from gimli_core.inputs import Inputs, prepare
 from gimli_core.meta_parameters import tensor_paths
@@ -71,6 +71,8 @@ def check_requirements(
 ) -> Requirements:
     """Which of requirements I, II, IIIa and IIIb a problem meets, judged at theta_0 and the first batch.
 
+    An entry of phi_loss may matter at a later step only: IIIb asks every batch before it refuses one.
+
     Arguments as in `meta_gradient`, which runs this by itself when it first meets a problem.
 
     Returns:
@@ -79,7 +81,8 @@ def check_requirements(
     Raises:
         ArgumentError: an argument that is wrong by itself.
 
-    Cost: 12F, and the memory of one step. Source: Grefenstette et al. 2019, Section 2.
+    Cost: 13F, and the memory of one step; 9F more a step while an entry of phi_loss is not yet seen to matter.
+    Source: Grefenstette et al. 2019, Section 2.
 
     >>> import torch, gimli_core as gimli
     >>> def loss(theta, phi, batch):
@@ -104,8 +107,13 @@ def examine(inputs: Inputs) -> Requirements:
         entries = [first]
         if inputs.steps > 0:
             second, linear, reached = _requirement_II(inputs)
-            entries += [second, _requirement_IIIa(inputs), _requirement_IIIb(inputs, explicit, linear, reached)]
+            entries += [second, _requirement_IIIa(inputs)]
+            if second.holds:  # without a second derivative IIIb cannot be asked
+                entries.append(_requirement_IIIb(inputs, explicit, linear, reached))
         return Requirements(tuple(entries))
+    except Exception as error:
+        error.add_note("while the requirements were tested, at theta_0, before any step")
+        raise
     finally:
         environment.restore(found)
 
@@ -252,17 +260,10 @@ def _requirement_I(inputs: Inputs) -> tuple[Requirement, frozenset[str]]:
 
 def _requirement_II(inputs: Inputs) -> tuple[Requirement, bool, frozenset[str]]:
     """II, whether the inner loss is linear in theta, and the names in phi_loss that G depends on."""
-    G = gradient(
-        inputs.problem.train_loss, "train_loss", inputs.theta_0, inputs.phi_loss, inputs.batch(0),
-        frozen=inputs.frozen, keep_graph=True,
-    )  # fmt: skip
-    assert G.graph is not None
-    graph = G.graph
-    paths = [g for g in graph.G if g.requires_grad]
+    G = _recorded(inputs, 0)
     try:
-        total = torch.stack([g.sum() for g in paths]).sum() if paths else torch.zeros(())
         refuse_once_differentiable(inputs)
-        found = differentiate(total, [*graph.theta.values(), *graph.phi_loss.values()])
+        linear, reached = _differentiated_again(G)
     except (RuntimeError, NotImplementedError) as error:
         why = (
             f"train_loss has no second derivative: {str(error).splitlines()[0]}. Use operations that autograd "
@@ -270,11 +271,27 @@ def _requirement_II(inputs: Inputs) -> tuple[Requirement, bool, frozenset[str]]:
             "(for attention: torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
         )
         return Requirement("II", False, why), False, frozenset()
-    curved = found[: len(graph.theta)]
-    reached = frozenset(k for k, p in zip(graph.phi_loss, found[len(graph.theta) :], strict=True) if p is not None)
-    linear = all(p is None for p in curved)
     note = "; train_loss is linear in theta, so line 14's curvature is 0" if linear else ""
     return Requirement("II", True, f"the step is differentiable in theta and G{note}"), linear, reached
+
+
+def _recorded(inputs: Inputs, j: int) -> Graph:
+    """The gradient of the inner loss at theta_0 and batch j, with its graph. Cost 3F."""
+    G = gradient(
+        inputs.problem.train_loss, "train_loss", inputs.theta_0, inputs.phi_loss, inputs.batch(j),
+        frozen=inputs.frozen, keep_graph=True,
+    )  # fmt: skip
+    assert G.graph is not None
+    return G.graph
+
+
+def _differentiated_again(graph: Graph) -> tuple[bool, frozenset[str]]:
+    """Whether G is constant in theta, and the names in phi_loss that it depends on. Cost 6F."""
+    paths = [g for g in graph.G if g.requires_grad]
+    total = torch.stack([g.sum() for g in paths]).sum() if paths else torch.zeros(())
+    found = differentiate(total, [*graph.theta.values(), *graph.phi_loss.values()])
+    reached = frozenset(k for k, p in zip(graph.phi_loss, found[len(graph.theta) :], strict=True) if p is not None)
+    return all(p is None for p in found[: len(graph.theta)]), reached
 
 
 def _requirement_IIIa(inputs: Inputs) -> Requirement:
@@ -305,6 +322,11 @@ def _requirement_IIIa(inputs: Inputs) -> Requirement:
 def _requirement_IIIb(inputs: Inputs, explicit: frozenset[str], linear: bool, reached: frozenset[str]) -> Requirement:
     """IIIb: every entry of phi_loss reaches G or L_val."""
     idle = [k for k in inputs.phi_loss if k not in reached | explicit]
+    for j in range(1, inputs.steps):
+        if not idle:
+            break
+        seen = _differentiated_again(_recorded(inputs, j))[1]
+        idle = [k for k in idle if k not in seen]
     if not inputs.phi_loss:
         return Requirement("IIIb", True, "no phi_loss")
     if not idle:
@@ -318,7 +340,7 @@ def _requirement_IIIb(inputs: Inputs, explicit: frozenset[str], linear: bool, re
     else:
         because = "the gradient of train_loss in theta does not depend on it, so its mixed second derivative is 0"
     why = (
-        f"phi_loss {names}: val_loss does not depend on it, and {because} (at theta_0 and the first batch). "
+        f"phi_loss {names}: val_loss does not depend on it, and {because} (at theta_0, with any batch). "
         "Let it act on theta, or leave it out; check=False goes on without this test"
     )
     return Requirement("IIIb", False, why)

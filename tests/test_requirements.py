@@ -70,6 +70,11 @@ FAILING: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         "II",
         ["train_loss has no second derivative", "differentiate twice"],
     ),
+    "no second derivative, with a phi_loss": (
+        {"train_loss": with_phi(lambda w, c: Once.apply(w * c).sum()), **C},
+        "II",
+        ["train_loss has no second derivative"],
+    ),
     "momentum is off": ({"phi_opt": {"dampening": 0.1}}, "IIIa", ["SGD", "'dampening'", "does not use"]),
     "a given state has no start": (
         {"optimizer": Adagrad(), "phi_opt": {"initial_accumulator_value": 0.1}, "state_0": WARM},
@@ -110,10 +115,17 @@ def test_failing(case: str) -> None:
         assert all(part in str(caught.value) for part in says), str(caught.value)
 
 
+LAST = object()
+
 HOLDING: dict[str, dict[str, Any]] = {
     "plain": {},
     "a linear inner loss": {"train_loss": linear, "phi_opt": {"lr": 0.1}},
     "phi scales a linear loss": {"train_loss": with_phi(lambda w, c: w.sum() * c), **C},
+    "phi at the last step only": {
+        "train_loss": lambda t, p, b: (t["w"] ** 2).sum() * (p["c"] if b is LAST else 1.0),
+        "train_batches": [None, None, LAST],
+        **C,
+    },
     "phi only in val_loss": {"val_loss": with_phi(lambda w, c: (w * c).sum()), **C},
     "momentum of value 0": {"phi_opt": {"momentum": 0.0, "dampening": 0.0}},
     "every hyperparameter": {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.meta_parameters import Hyperparameters, expand_betas
@@ -156,6 +157,10 @@ def _check_tensor(argument: str, value: Any) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
         came = f"a {value.dtype} tensor, layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
         raise ArgumentError(explain(argument, "a dense floating-point tensor", came, "Convert it, or leave it out."))
+    if value.is_meta or isinstance(value, UninitializedParameter):
+        came = "one on the meta device" if value.is_meta else "a parameter that a lazy module has not made yet"
+        do = "Materialize it: run the module once, or .to_empty(device=...) and initialise it."
+        raise ArgumentError(explain(argument, "a tensor that holds values", came, do))
     if not bool(torch.isfinite(value).all()):
         raise ArgumentError(explain(argument, "finite values", "inf or nan", "Find out where it was computed."))
 
@@ -178,6 +183,8 @@ def _check_phi_loss(phi_loss: Any, theta: Tensor) -> Tensors:
         if isinstance(v, (int, float)) and not isinstance(v, bool):
             v = torch.tensor(float(v), dtype=theta.dtype, device=theta.device)
         _check_tensor(argument, v)
+        if not isinstance(k, str):
+            raise ArgumentError(explain("phi_loss", "names that are strings", f"the key {k!r}", "Rename it."))
         half = theta.dtype in (torch.float16, torch.bfloat16) and v.dtype == torch.float32
         if v.ndim > 0 and ((v.dtype != theta.dtype and not half) or v.device != theta.device):
             raise ArgumentError(

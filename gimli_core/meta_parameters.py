@@ -103,6 +103,11 @@ def resolve_groups(optimizer: Optimizer, theta: Tensors) -> dict[str, tuple[str,
     """{group: tensor names}; every tensor must be in exactly one group, if there are any."""
     if not optimizer.groups:
         return {}
+    if not isinstance(optimizer.groups, Mapping):
+        came = type(optimizer.groups).__name__
+        raise ArgumentError(
+            explain("optimizer groups", "a dict {group: [tensor names]}", came, "For example {'body': ['conv*']}.")
+        )
     for group, patterns in optimizer.groups.items():
         if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
             raise ArgumentError(
@@ -264,10 +269,12 @@ class Hyperparameters:
             )
         if not bool(torch.isfinite(value).all()):
             raise ArgumentError(explain(label, "finite values", "inf or nan", "Find out where it was computed."))
-        if name in ("beta1", "beta2"):
-            for extreme in (value.min().item(), value.max().item()) if value.numel() else ():
-                rule.check_range(name, extreme, label)
         by_step, groups = reading
+        if name in ("beta1", "beta2") and value.numel():
+            rounds = value.ndim > by_step + groups and anywhere.dtype != value.dtype  # 0.999 is 1 in bfloat16
+            used = value.to(anywhere.dtype) if rounds else value
+            for extreme in (used.min().item(), used.max().item()):
+                rule.check_range(name, extreme, f"{label}, rounded to {anywhere.dtype}" if rounds else label)
         index = None
         if groups:
             order = {k: i for i, members in enumerate(self.groups.values()) for k in members}
@@ -296,6 +303,8 @@ class Hyperparameters:
             allow(p, "one per element", False, False)
             allow((J, *p), "one per step and element", True, False)
         found = readings.get(tuple(shape), [])
+        if not readings:
+            raise ArgumentError(explain(label, "no value per step, as J = 0", str(list(shape)), "Give one value."))
         if not found:
             fits = ", ".join(f"{list(s)} ({r[0][0]})" for s, r in readings.items())
             raise ArgumentError(

@@ -51,6 +51,14 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "theta, a number": ({"theta_0": {"w": 1.0}}, ["theta_0['w']", "got float"]),
     "theta, complex": ({"theta_0": {"w": W + 0j}}, ["theta_0['w']", "complex"]),
     "theta, sparse": ({"theta_0": {"w": torch.eye(2).to_sparse()}}, ["theta_0['w']", "sparse"]),
+    "theta, without values": (
+        {"theta_0": {"w": W.to("meta")}},
+        ["theta_0['w']: expected a tensor that holds values", "meta device"],
+    ),
+    "theta, of a lazy module": (
+        {"theta_0": dict(nn.LazyLinear(2).named_parameters())},
+        ["theta_0['weight']: expected a tensor that holds values", "lazy module"],
+    ),
     "theta, nan": ({"theta_0": {"w": W / 0}}, ["theta_0['w']: expected finite values", "inf or nan"]),
     "theta, a key": ({"theta_0": {0: W}}, ["theta_0: expected names that are strings", "the key 0"]),
     "theta, nested": ({"theta_0": {"w": {"v": W}}}, ["theta_0['w']", "got dict"]),
@@ -105,7 +113,22 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"phi_loss": {"a": W.float()}},
         ["phi_loss['a']: expected torch.float64", "torch.float32"],
     ),
+    "phi_loss, a key": ({"phi_loss": {0: W}}, ["phi_loss: expected names that are strings", "the key 0"]),
     "phi_loss, nan": ({"phi_loss": {"a": float("nan")}}, ["phi_loss['a']: expected finite"]),
+    # hyperparameters
+    "beta2, 1 in theta's dtype": (
+        {
+            "theta_0": {"w": W.bfloat16()},
+            "optimizer": Adam(),
+            "phi_opt": {"beta2": torch.full((2,), 0.999)},
+        },
+        ["phi_opt['beta2'], rounded to torch.bfloat16: expected a number in [0, 1); got 1.0"],
+    ),
+    "a value per step, and no step": (
+        {"steps": 0, "phi_opt": {"lr": gimli.per_step(torch.zeros(0))}},
+        ["phi_opt['lr']: expected no value per step, as J = 0", "[0]"],
+    ),
+    "groups, a number": ({"optimizer": SGD(groups=3)}, ["optimizer groups: expected a dict", "got int"]),  # type: ignore[arg-type]
     # state_0
     "state, a tensor": ({**MOMENTUM, "state_0": W}, ["state_0: expected a dict with the keys", "got Tensor"]),
     "state, torch.optim's": (
@@ -211,6 +234,26 @@ def test_refused_when_built(build: Any, says: list[str]) -> None:
     assert all(part in str(caught.value).splitlines()[0] for part in says), str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"theta": [W]}, ["theta: expected a dict", "got list"]),
+        ({"theta": {"w": 1.0}}, ["theta: expected a dict {name: floating-point tensor}"]),
+        ({"G": {"v": W}}, ["G: expected a dict", "'v'"]),
+        ({"G": {"w": torch.zeros(())}}, ["G['w']: expected shape [2]", "got []"]),
+        ({"state": {"step": 0}}, ["state: expected a dict with the keys 'step', 'exp_avg', 'exp_avg_sq'"]),
+        ({"hyper": {"w": {"lr": 0.1}}}, ["hyper: expected {name: {hyperparameter: value}} with 'lr', 'beta1'"]),
+        ({"hyper": {"lr": 0.1}}, ["hyper: expected"]),
+        ({"lr": {"w": 0.1}}, ["hyper: expected the values of one step", "'lr'"]),
+    ],
+)
+def test_jacobians_refuse(given: dict[str, Any], says: list[str]) -> None:
+    optimizer = Adam(lr=given.pop("lr", 0.1))
+    with pytest.raises(ArgumentError) as caught:
+        optimizer.jacobians(**{"theta": {"w": W}, **given})
+    assert all(part in str(caught.value) for part in says), str(caught.value)
+
+
 def test_inference_mode_is_refused() -> None:
     with torch.inference_mode(), pytest.raises(ArgumentError, match=r"torch.inference_mode: expected it to be off"):
         gimli.meta_gradient(**arguments())
@@ -300,4 +343,14 @@ def test_an_error_in_the_loss_tells_the_step() -> None:
 
     with pytest.raises(KeyError, match="labels") as caught:
         gimli.meta_gradient(**arguments(train_loss=fails))
-    assert caught.value.__notes__ == ["at inner step j = 2 of 3"]
+    assert caught.value.__notes__ == ["in train_loss", "at inner step j = 2 of 3"]
+    with pytest.raises(KeyError, match="absent") as caught:
+        gimli.meta_gradient(**arguments(val_loss=lambda t, p, b: t["absent"]))
+    assert caught.value.__notes__[0] == "in val_loss"
+    assert caught.value.__notes__[1].startswith("while the requirements were tested")
+
+
+def test_a_function_of_j_that_reads_an_iterator() -> None:
+    read = iter([0.0] * 9)
+    with pytest.raises(ArgumentError, match=r"train_batches: expected a batch for each of the 20 steps; got StopIter"):
+        gimli.meta_gradient(**arguments(train_batches=lambda j: next(read), steps=20))

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import ArgumentError, explain, listing
 
 __all__ = ["ElementwiseOptimizer", "Hyper", "Optimizer", "Pulled", "State", "Tensors", "hyperparameter"]
 
@@ -206,6 +206,9 @@ class ElementwiseOptimizer(Optimizer):
             G: inner gradient, shaped like theta; zero by default.
             hyper: `{name: {hyperparameter: value}}`; the values given at construction by default.
 
+        Raises:
+            ArgumentError: an argument of another form.
+
         Cost: one pullback for each output.
 
         >>> import torch, gimli_core as gimli
@@ -213,6 +216,7 @@ class ElementwiseOptimizer(Optimizer):
         >>> adam.jacobians({"w": torch.zeros(1)})["theta"]["G"]["w"]   # -lr / eps at G = 0
         tensor([-2.])
         """
+        self._check_inspected(theta, state, G, hyper)
         if hyper is None:
             hyper = {
                 k: {n: torch.as_tensor(v, dtype=torch.float64) for n, v in self.hyperparameters().items()}
@@ -222,7 +226,10 @@ class ElementwiseOptimizer(Optimizer):
         dtypes = {k: v.dtype for k, v in theta.items()}
         theta = {k: v.double() for k, v in theta.items()}
         # Spread every hyperparameter over the elements, so that nothing is summed away.
-        hyper = {k: {n: h.to(theta[k]).expand_as(theta[k]) for n, h in per.items()} for k, per in hyper.items()}
+        hyper = {
+            k: {n: torch.as_tensor(h).to(theta_k).expand_as(theta_k) for n, h in hyper[k].items()}
+            for k, theta_k in theta.items()
+        }
         state = self.initial_state(theta, hyper) if state is None else state
         state = {"step": state["step"]} | {
             slot: {k: v.double() for k, v in state[slot].items()} for slot in self.slots()
@@ -240,6 +247,42 @@ class ElementwiseOptimizer(Optimizer):
                 by_input[name] = {k: A[name] for k, A in pulled.A.items() if name in A}
             result[output] = {name: {k: d.to(dtypes[k]) for k, d in held.items()} for name, held in by_input.items()}
         return result
+
+    def _check_inspected(self, theta: Any, state: Any, G: Any, hyper: Any) -> None:
+        """Raise unless the arguments of `jacobians` fit together."""
+        _check_tensors("theta", theta, theta)
+        if G is not None:
+            _check_tensors("G", G, theta)
+        if state is not None:
+            if not isinstance(state, Mapping) or set(state) != {"step", *self.slots()}:
+                expected = f"a dict with the keys {listing(('step', *self.slots()))}"
+                raise ArgumentError(explain("state", expected, repr(state), "A result's state_J has this form."))
+            for slot in self.slots():
+                _check_tensors(f"state[{slot!r}]", state[slot], theta)
+        names = self.continuous()
+        if hyper is None:
+            several = [n for n, v in self.hyperparameters().items() if not isinstance(v, (int, float, Tensor))]
+            if several:
+                do = "Give hyper={name: {hyperparameter: value}}."
+                raise ArgumentError(explain("hyper", "the values of one step", f"a dict for {listing(several)}", do))
+        elif not isinstance(hyper, Mapping) or not all(
+            isinstance(hyper.get(k), Mapping) and set(hyper[k]) == set(names) for k in theta
+        ):
+            expected = f"{{name: {{hyperparameter: value}}}} with {listing(names)} for each name of theta"
+            raise ArgumentError(explain("hyper", expected, repr(hyper), "Add what is missing."))
+
+
+def _check_tensors(argument: str, held: Any, theta: Any) -> None:
+    """Raise unless `held` is a dict of floating-point tensors with theta's names and shapes."""
+    sound = isinstance(held, Mapping) and isinstance(theta, Mapping) and set(held) == set(theta)
+    if not sound or not all(isinstance(v, Tensor) and v.is_floating_point() for v in held.values()):
+        came = f"a dict with {', '.join(map(repr, held))}" if isinstance(held, Mapping) else type(held).__name__
+        expected = "a dict {name: floating-point tensor} with the names of theta"
+        raise ArgumentError(explain(argument, expected, came, "Key it as theta is."))
+    for k, v in held.items():
+        if v.shape != theta[k].shape:
+            expected = f"shape {list(theta[k].shape)}, as theta[{k!r}] has"
+            raise ArgumentError(explain(f"{argument}[{k!r}]", expected, str(list(v.shape)), "Expand it."))
 
 
 def lifted(x: Tensor) -> Tensor:

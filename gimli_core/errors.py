@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "ArgumentError",
+    "ClosedError",
     "GimliError",
     "NotFiniteError",
     "ReplayError",
@@ -27,6 +28,10 @@ class GimliError(Exception):
 
 class ArgumentError(GimliError, ValueError):
     """An argument has the wrong type, shape, dtype, device, name or length."""
+
+
+class ClosedError(GimliError, RuntimeError):
+    """Something was used after what it belongs to had been closed and released."""
 
 
 class RequirementError(GimliError, ValueError):

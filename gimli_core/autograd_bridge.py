@@ -18,7 +18,12 @@ from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
 from gimli_core.requirements import require
 
-__all__ = ["unroll"]
+__all__ = ["Once", "unroll"]
+
+_SECOND = (
+    "unroll: expected one derivative of the validation loss; got a request for a second one. The backward sweep gives exact first "
+    "derivatives only: for a second, differentiate a plain unroll with autograd, or put the outer derivative into val_loss."
+)
 
 
 def unroll(
@@ -109,25 +114,24 @@ class _Unrolled(torch.autograd.Function):
             ctx.execution = None
         scaled = [(arriving * g).to(t) for g, t in zip(ctx.gradients, tied, strict=True)]
         if torch.is_grad_enabled():
-            scaled = list(_Once.apply(len(scaled), *scaled, *tied, arriving))
+            scaled = list(Once.apply(_SECOND, len(scaled), *scaled, *tied, arriving))
         return (None, None, *scaled)
 
 
-class _Once(torch.autograd.Function):
-    """The identity on gradients; differentiating it again is refused, never silently wrong."""
+class Once(torch.autograd.Function):
+    """The identity on `count` gradients; differentiating them again raises `message`, and is never silently wrong.
+
+    The tensors after the first `count` are what the gradients depend on.
+    """
 
     @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, message: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.message = message
         return tuple(t.clone() for t in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *arriving: Tensor) -> tuple[None, ...]:
-        raise SecondDerivativeError(
-            "unroll: expected one derivative of the validation loss; got a request for a second one. The "
-            "backward sweep gives exact first "
-            "derivatives only: for a second, differentiate a plain unroll with autograd, or put the outer "
-            "derivative into val_loss."
-        )
+        raise SecondDerivativeError(ctx.message)
 
 
 def _from_the_end(val_weights: Any) -> Any:

@@ -1,0 +1,137 @@
+"""An optimizer's options as tensors: taken out to be learned, put back when they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core.errors import ArgumentError, explain
+from gimli_core.optimizers.interface import Hyper
+
+__all__ = ["Override", "apply_trainable_opt_params", "as_hyper", "get_trainable_opt_params", "value_for_group"]
+
+Override = Mapping[str, Sequence[Any]]
+
+
+def get_trainable_opt_params(opt: torch.optim.Optimizer, device: torch.device | str | None = None) -> dict[str, list[Any]]:
+    """Every number among an optimizer's options as a tensor that requires grad, in the form of an `override`.
+
+    Pairs such as betas stay pairs. Switches (True, False) and what is not made of numbers are left out.
+
+    Args:
+        opt: the optimizer; it is left as it is.
+        device: where the tensors go.
+
+    >>> import torch, gimli_core.inner_loop as inner_loop
+    >>> opt = torch.optim.SGD([torch.zeros(1)], lr=0.5, momentum=0.25)
+    >>> inner_loop.get_trainable_opt_params(opt)["lr"]
+    [tensor(0.5000, requires_grad=True)]
+    """
+    override: dict[str, list[Any]] = {}
+    for group in opt.param_groups:
+        for name, value in group.items():
+            if name != "params" and _all_numbers(value):
+                override.setdefault(name, []).append(_mapped(value, lambda x: torch.as_tensor(x, device=device).detach().clone()))
+    for values in override.values():
+        values[:] = [_mapped(v, lambda x: (x if x.is_floating_point() else x.to(torch.get_default_dtype())).requires_grad_()) for v in values]
+    return override
+
+
+def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -> None:
+    """Put learned options back into an optimizer's groups, as numbers (or as tensors, where it had tensors).
+
+    Args:
+        opt: the optimizer; its groups change.
+        override: `{name: [value]}` or `{name: [a value for each group]}`.
+
+    Raises:
+        ArgumentError: a list of another length, a value of another structure, more than one number for one.
+    """
+    for name, values in override.items():
+        for i, group in enumerate(opt.param_groups):
+            value = value_for_group(name, values, i, len(opt.param_groups), group.get(name))
+            group[name] = _put_back(f"override[{name!r}]", value, group.get(name))
+
+
+def value_for_group(name: str, values: Any, i: int, groups: int, present: Any) -> Any:
+    """The entry of an override's list that group i uses."""
+    sequence = isinstance(values, Sequence) and not isinstance(values, str) or isinstance(values, Tensor) and values.ndim > 0
+    if not sequence or len(values) not in (1, groups):
+        came = f"{len(values)} values" if sequence else type(values).__name__
+        raise ArgumentError(explain(f"override[{name!r}]", f"a list with one value, or one for each of the {groups} groups", came, "Write [value]."))
+    value = values[0] if len(values) == 1 else values[i]
+    if isinstance(present, bool) and isinstance(value, Tensor):
+        raise ArgumentError(explain(f"override[{name!r}]", "True or False, since it is a switch", "a tensor", "It has no derivative: leave it out."))
+    return value
+
+
+def as_hyper(values: Mapping[str, Any], thetas: Mapping[str, Tensor], label: str) -> Hyper:
+    """A group's options as the rules take them: 0-dimensional in float64, or of a tensor's own shape and dtype.
+
+    Scalars are held in float64, so that 1 - beta^t is as exact as torch.optim's; the tensors of a device share them.
+    """
+    scalars: dict[tuple[str, torch.device], Tensor] = {}
+    hyper: Hyper = {}
+    for k, theta in thetas.items():
+        hyper[k] = {}
+        for name, value in values.items():
+            if isinstance(value, Tensor) and not value.is_floating_point():
+                raise ArgumentError(explain(f"{name} {label}", "a floating-point tensor", f"{value.dtype}", "Convert it with .float()."))
+            if isinstance(value, Tensor) and value.numel() > 1:
+                hyper[k][name] = _expanded(value, theta, f"{name} {label}")
+            else:
+                place = (name, theta.device)
+                if place not in scalars:
+                    scalars[place] = _scalar(value, theta.device)
+                hyper[k][name] = scalars[place]
+    return hyper
+
+
+def _scalar(value: float | Tensor, device: torch.device) -> Tensor:
+    if not isinstance(value, Tensor):
+        return torch.tensor(float(value), dtype=torch.float64)
+    return value.to(value.device if value.device.type == "cpu" else device, torch.float64).reshape(())
+
+
+def _expanded(value: Tensor, theta: Tensor, label: str) -> Tensor:
+    try:
+        return value.to(theta).expand_as(theta)
+    except RuntimeError:
+        raise ArgumentError(
+            explain(label, f"one number, or a shape that broadcasts to {list(theta.shape)}", f"{list(value.shape)}",
+                    "Give parameters of other shapes a group of their own.")
+        ) from None  # fmt: skip
+
+
+def _all_numbers(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return bool(value) and all(_all_numbers(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(_all_numbers(v) for v in value)
+    return isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
+
+
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _mapped(v, function) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(v, function) for v in value)
+    return function(value)
+
+
+def _put_back(label: str, value: Any, target: Any) -> Any:
+    """`value` in the form that `target` has: numbers for numbers, tensors for tensors, the same containers."""
+    if isinstance(target, (list, tuple)) and isinstance(value, (list, tuple)) and len(value) == len(target):
+        return type(target)(_put_back(f"{label}[{i}]", v, t) for i, (v, t) in enumerate(zip(value, target, strict=True)))
+    if isinstance(target, Mapping) and isinstance(value, Mapping) and set(value) == set(target):
+        return {k: _put_back(f"{label}[{k!r}]", value[k], t) for k, t in target.items()}
+    if isinstance(target, Tensor) and isinstance(value, Tensor) and value.numel() == target.numel():
+        return value.detach().reshape(target.shape).to(target)
+    if isinstance(target, (int, float)) and isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, type(target)) and not isinstance(value, (Tensor, list, tuple, Mapping)):
+        return value
+    raise ArgumentError(explain(label, f"a value in the form of {target!r}", type(value).__name__, "Take the form from get_trainable_opt_params."))

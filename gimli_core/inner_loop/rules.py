@@ -1,0 +1,90 @@
+"""Which rule of gimli_core stands for which class of `torch.optim`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
+
+__all__ = ["REGISTRY", "register_optim", "registered", "rule_of"]
+
+Maker = Callable[..., Optimizer]
+
+
+def _adam(group: Mapping[str, Any]) -> Optimizer:
+    return _construct(AdamW if group.get("decoupled_weight_decay") else Adam, group)
+
+
+# An Optimizer class takes a group's options by name; a function takes the whole group; a subclass of
+# DifferentiableOptimizer does all by itself. Looked up by exact class: a subclass may step differently.
+REGISTRY: dict[type[torch.optim.Optimizer], Any] = {
+    torch.optim.SGD: SGD,
+    torch.optim.Adam: _adam,
+    torch.optim.AdamW: AdamW,
+    torch.optim.Adagrad: Adagrad,
+}
+
+
+def register_optim(optim_type: type[torch.optim.Optimizer], diff_optim_type: Any) -> None:
+    """Say how an optimizer class is differentiated.
+
+    Args:
+        optim_type: a subclass of `torch.optim.Optimizer`.
+        diff_optim_type: a class of `gimli_core.optimizers`, or your own `Optimizer`, which is constructed with those
+            options of a parameter group that it knows by name; or a function from a parameter group's options (a
+            dict) to such an optimizer; or a subclass of `inner_loop.optim.DifferentiableOptimizer`.
+
+    Raises:
+        ArgumentError: something else.
+
+    >>> import torch, gimli_core as gimli, gimli_core.inner_loop as inner_loop
+    >>> class MySGD(torch.optim.SGD):
+    ...     pass
+    >>> inner_loop.register_optim(MySGD, gimli.optimizers.SGD)
+    """
+    if not (isinstance(optim_type, type) and issubclass(optim_type, torch.optim.Optimizer)):
+        raise ArgumentError(explain("optim_type", "a subclass of torch.optim.Optimizer", repr(optim_type), "Pass the class itself."))
+    if not callable(diff_optim_type):
+        raise ArgumentError(
+            explain("diff_optim_type", "an Optimizer class, a DifferentiableOptimizer class, or a function from a group's options to an "
+                    "Optimizer", type(diff_optim_type).__name__, "Pass the class or function itself.")
+        )  # fmt: skip
+    REGISTRY[optim_type] = diff_optim_type
+
+
+def registered(optim_type: type[torch.optim.Optimizer]) -> Any:
+    """What was registered for a class. Raises ArgumentError, which says how to register one, for others."""
+    try:
+        return REGISTRY[optim_type]
+    except (KeyError, TypeError):
+        known = listing(kind.__name__ for kind in REGISTRY)
+        name = getattr(optim_type, "__qualname__", repr(optim_type))
+        raise ArgumentError(
+            explain("optimizer", f"one with a rule ({known})", name,
+                    f"Give it one: register_optim({name}, rule), where rule is a gimli_core.optimizers.Optimizer class, or a function "
+                    "from a parameter group's options to an Optimizer.")
+        ) from None  # fmt: skip
+
+
+def rule_of(optim_type: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> Optimizer:
+    """The rule for one parameter group, with the group's options; tensors among them stay what they are."""
+    maker = registered(optim_type)
+    if isinstance(maker, type):
+        return _construct(maker, group)
+    rule: Optimizer = maker(group)
+    return rule
+
+
+def _construct(kind: type[Optimizer], group: Mapping[str, Any]) -> Optimizer:
+    return kind(**{name: group[name] for name in _options(kind) if name in group})
+
+
+@lru_cache(maxsize=128)
+def _options(kind: type[Optimizer]) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(kind).parameters if name != "groups")

@@ -1,0 +1,116 @@
+"""One optimizer step as one node of autograd's graph: `step` forwards, the analytic `pullback` backwards.
+
+    forwards     theta', s' = opt(theta, s, G, phi_opt)                        line 6
+    backwards    B', S'  ->  V, A_opt, the direct part of B, S                 lines 11, 12, 14
+
+No graph is recorded inside. Autograd does the rest of lines 13 and 14, since G hangs from the graph of the inner
+loss: V flows into it, and comes out as V times the Hessian and V times the mixed derivative.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gimli_core.autograd_bridge import Once
+from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW
+from gimli_core.optimizers.interface import Hyper, Optimizer, State, Tensors
+
+__all__ = ["TWICE", "differentiable_step"]
+
+# Rules whose pullback is itself traceable by autograd, so that second derivatives are exact. A test holds each to it.
+TWICE: set[type[Optimizer]] = {SGD, Adam, AdamW, Adagrad}
+
+
+def differentiable_step(rule: Optimizer, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+    """`rule.step(theta, state, G, hyper)`, tied into autograd by `rule.pullback`.
+
+    Second derivatives are exact for the rules in `TWICE`; for others they raise SecondDerivativeError.
+
+    Cost: the step; backwards one pullback. Keeps theta, state and G.
+    """
+    learned = {id(h): h for per in hyper.values() for h in per.values() if h.requires_grad}  # each once, though many tensors share it
+    place = {k: {name: list(learned).index(id(h)) for name, h in per.items() if id(h) in learned} for k, per in hyper.items()}
+    fixed = {k: {name: h for name, h in per.items() if id(h) not in learned} for k, per in hyper.items()}
+    plan = _Plan(rule, tuple(theta), tuple(slot for slot in state if slot != "step"), state["step"], fixed, place)
+    outputs = _Step.apply(plan, *theta.values(), *G.values(), *(state[slot][k] for slot in plan.slots for k in theta), *learned.values())
+    n = len(theta)
+    new_theta = dict(zip(theta, outputs[:n], strict=True))
+    return new_theta, {"step": state["step"] + 1, **plan.by_slot(outputs[n:])}
+
+
+class _Plan(NamedTuple):
+    """How the flat list of tensors that autograd passes around is read."""
+
+    rule: Optimizer
+    names: tuple[str, ...]
+    slots: tuple[str, ...]
+    t: Tensor  # the finished steps
+    fixed: Hyper  # hyperparameters that do not require grad
+    place: dict[str, dict[str, int]]  # where among the tensors' last ones each of the others is
+
+    def arguments(self, tensors: tuple[Tensor, ...]) -> tuple[Tensors, State, Tensors, Hyper]:
+        """theta, s, G, phi_opt."""
+        n, m = len(self.names), len(self.names) * (2 + len(self.slots))
+        theta, G = dict(zip(self.names, tensors[:n], strict=True)), dict(zip(self.names, tensors[n : 2 * n], strict=True))
+        state = {"step": self.t, **self.by_slot(tensors[2 * n : m])}
+        hyper = {k: {**self.fixed[k], **{name: tensors[m + i] for name, i in self.place[k].items()}} for k in self.names}
+        return theta, state, G, hyper
+
+    def by_slot(self, tensors: tuple[Tensor, ...]) -> dict[str, Tensors]:
+        """Tensors in the order of slots and names, as a state without its step."""
+        n = len(self.names)
+        return {slot: dict(zip(self.names, tensors[i * n : (i + 1) * n], strict=True)) for i, slot in enumerate(self.slots)}
+
+
+class _Step(torch.autograd.Function):
+    """Tensors in: theta, G, s slot by slot, learned hyperparameters. Out: theta', s' slot by slot."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.plan = plan
+        ctx.save_for_backward(*tensors)
+        theta, s, G, hyper = plan.arguments(tensors)
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            theta, s = plan.rule.step(theta, s, G, hyper)                                                  # line 6
+        return (*(theta[k] for k in plan.names), *(s[slot][k] for slot in plan.slots for k in plan.names))
+
+    @staticmethod
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor | None, ...]:
+        plan: _Plan = ctx.plan
+        tensors = ctx.saved_tensors  # raises if one was changed in place since the step
+        n = len(plan.names)
+        B, S = dict(zip(plan.names, arriving[:n], strict=True)), plan.by_slot(arriving[n:])
+        once = torch.is_grad_enabled() and type(plan.rule) not in TWICE
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not once), torch.autocast(tensors[0].device.type, enabled=False):
+            wanted = {name for places in plan.place.values() for name in places}
+            pulled = plan.rule.pullback(*plan.arguments(tensors), B, S, wanted)                            # lines 11, 12, 14
+            A: list[Tensor | None] = [None] * (len(tensors) - n * (2 + len(plan.slots)))
+            for k, places in plan.place.items():
+                for name, i in places.items():
+                    increment = pulled.A[k].get(name)
+                    if increment is not None:
+                        sofar = A[i]
+                        A[i] = increment if sofar is None else sofar + increment
+            found = [
+                *(pulled.B[k] for k in plan.names),
+                *(pulled.V[k] for k in plan.names),
+                *(pulled.S[slot][k] for slot in plan.slots for k in plan.names),
+                *A,
+            ]
+            gradients = [None if g is None else g.to(t) for g, t in zip(found, tensors, strict=True)]
+        if once:
+            gradients = _guarded(type(plan.rule).__name__, gradients, (*tensors, *arriving))
+        return (None, *gradients)
+
+
+def _guarded(rule: str, gradients: list[Tensor | None], sources: tuple[Tensor, ...]) -> list[Tensor | None]:
+    message = (
+        f"step: expected one derivative through the inner loop; got a request for a second one through a step of {rule}. "
+        f"Second derivatives are exact for {', '.join(sorted(kind.__name__ for kind in TWICE))}; for others, differentiate a plain unroll."
+    )
+    present = [g for g in gradients if g is not None]
+    guarded = iter(Once.apply(message, len(present), *present, *sources))
+    return [None if g is None else next(guarded) for g in gradients]

@@ -33,8 +33,8 @@ def innerloop_ctx(
         track_higher_grads: as in both.
 
     Yields:
-        (fmodel, diffopt): compute an inner loss with `fmodel`, pass it to `diffopt.step`, again and again; then compute an
-        outer loss with `fmodel`, and differentiate it.
+        (fmodel, diffopt): compute an inner loss with `fmodel`, pass it to `diffopt.step`, again and again; then compute
+        an outer loss with `fmodel`, and differentiate it.
 
     Raises:
         ArgumentError: what these two raise; and a parameter that requires grad, is in no group, and is copied: it would
@@ -48,14 +48,17 @@ def innerloop_ctx(
     >>> model = torch.nn.Linear(1, 1, bias=False)
     >>> _ = torch.nn.init.zeros_(model.weight)
     >>> x = torch.ones(1)
-    >>> with inner_loop.innerloop_ctx(model, torch.optim.SGD(model.parameters(), lr=0.25), copy_initial_weights=False) as (fmodel, diffopt):
+    >>> opt = torch.optim.SGD(model.parameters(), lr=0.25)
+    >>> with inner_loop.innerloop_ctx(model, opt, copy_initial_weights=False) as (fmodel, diffopt):
     ...     for _ in range(2):
     ...         _ = diffopt.step(((fmodel(x) - 1) ** 2).sum())
     ...     ((fmodel(x) - 1) ** 2).sum().backward()
     >>> model.weight.grad      # 1 - w_2 = (1 - w_0) / 4, so dL/dw_0 = -2 (1 - w_0) / 16
     tensor([[-0.1250]])
     """
-    fmodel = monkeypatch(model, device, copy_initial_weights=copy_initial_weights, track_higher_grads=track_higher_grads)
+    fmodel = monkeypatch(
+        model, device, copy_initial_weights=copy_initial_weights, track_higher_grads=track_higher_grads
+    )
     diffopt = get_diff_optim(
         opt, model.parameters(), fmodel=fmodel, device=device, override=override, track_higher_grads=track_higher_grads
     )
@@ -73,7 +76,11 @@ def _check_all_used(model: nn.Module, opt: torch.optim.Optimizer) -> None:
     missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in grouped]
     if missing:
         raise ArgumentError(
-            explain("opt", "every parameter that requires grad in one of the groups", f"none with {listing(missing)}",
-                    "Add them to a group, freeze them with requires_grad_(False), or pass copy_initial_weights=False to have their gradients "
-                    "arrive at the model.")
-        )  # fmt: skip
+            explain(
+                "opt",
+                "every parameter that requires grad in one of the groups",
+                f"none with {listing(missing)}",
+                "Add them to a group, freeze them with requires_grad_(False), or pass copy_initial_weights=False to "
+                "have their gradients arrive at the model.",
+            )
+        )

@@ -16,7 +16,9 @@ __all__ = ["Override", "apply_trainable_opt_params", "as_hyper", "get_trainable_
 Override = Mapping[str, Sequence[Any]]
 
 
-def get_trainable_opt_params(opt: torch.optim.Optimizer, device: torch.device | str | None = None) -> dict[str, list[Any]]:
+def get_trainable_opt_params(
+    opt: torch.optim.Optimizer, device: torch.device | str | None = None
+) -> dict[str, list[Any]]:
     """Every number among an optimizer's options as a tensor that requires grad, in the form of an `override`.
 
     Pairs such as betas stay pairs. Switches (True, False) and what is not made of numbers are left out.
@@ -34,9 +36,14 @@ def get_trainable_opt_params(opt: torch.optim.Optimizer, device: torch.device | 
     for group in opt.param_groups:
         for name, value in group.items():
             if name != "params" and _all_numbers(value):
-                override.setdefault(name, []).append(_mapped(value, lambda x: torch.as_tensor(x, device=device).detach().clone()))
+                override.setdefault(name, []).append(
+                    _mapped(value, lambda x: torch.as_tensor(x, device=device).detach().clone())
+                )
     for values in override.values():
-        values[:] = [_mapped(v, lambda x: (x if x.is_floating_point() else x.to(torch.get_default_dtype())).requires_grad_()) for v in values]
+        values[:] = [
+            _mapped(v, lambda x: (x if x.is_floating_point() else x.to(torch.get_default_dtype())).requires_grad_())
+            for v in values
+        ]
     return override
 
 
@@ -58,13 +65,27 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
 
 def value_for_group(name: str, values: Any, i: int, groups: int, present: Any) -> Any:
     """The entry of an override's list that group i uses."""
-    sequence = isinstance(values, Sequence) and not isinstance(values, str) or isinstance(values, Tensor) and values.ndim > 0
+    sequence = values.ndim > 0 if isinstance(values, Tensor) else isinstance(values, (list, tuple))
     if not sequence or len(values) not in (1, groups):
         came = f"{len(values)} values" if sequence else type(values).__name__
-        raise ArgumentError(explain(f"override[{name!r}]", f"a list with one value, or one for each of the {groups} groups", came, "Write [value]."))
+        raise ArgumentError(
+            explain(
+                f"override[{name!r}]",
+                f"a list with one value, or one for each of the {groups} groups",
+                came,
+                "Write [value].",
+            )
+        )
     value = values[0] if len(values) == 1 else values[i]
     if isinstance(present, bool) and isinstance(value, Tensor):
-        raise ArgumentError(explain(f"override[{name!r}]", "True or False, since it is a switch", "a tensor", "It has no derivative: leave it out."))
+        raise ArgumentError(
+            explain(
+                f"override[{name!r}]",
+                "True or False, since it is a switch",
+                "a tensor",
+                "It has no derivative: leave it out.",
+            )
+        )
     return value
 
 
@@ -79,7 +100,9 @@ def as_hyper(values: Mapping[str, Any], thetas: Mapping[str, Tensor], label: str
         hyper[k] = {}
         for name, value in values.items():
             if isinstance(value, Tensor) and not value.is_floating_point():
-                raise ArgumentError(explain(f"{name} {label}", "a floating-point tensor", f"{value.dtype}", "Convert it with .float()."))
+                raise ArgumentError(
+                    explain(f"{name} {label}", "a floating-point tensor", f"{value.dtype}", "Convert it with .float().")
+                )
             if isinstance(value, Tensor) and value.numel() > 1:
                 hyper[k][name] = _expanded(value, theta, f"{name} {label}")
             else:
@@ -101,9 +124,13 @@ def _expanded(value: Tensor, theta: Tensor, label: str) -> Tensor:
         return value.to(theta).expand_as(theta)
     except RuntimeError:
         raise ArgumentError(
-            explain(label, f"one number, or a shape that broadcasts to {list(theta.shape)}", f"{list(value.shape)}",
-                    "Give parameters of other shapes a group of their own.")
-        ) from None  # fmt: skip
+            explain(
+                label,
+                f"one number, or a shape that broadcasts to {list(theta.shape)}",
+                f"{list(value.shape)}",
+                "Give parameters of other shapes a group of their own.",
+            )
+        ) from None
 
 
 def _all_numbers(value: Any) -> bool:
@@ -125,7 +152,9 @@ def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
 def _put_back(label: str, value: Any, target: Any) -> Any:
     """`value` in the form that `target` has: numbers for numbers, tensors for tensors, the same containers."""
     if isinstance(target, (list, tuple)) and isinstance(value, (list, tuple)) and len(value) == len(target):
-        return type(target)(_put_back(f"{label}[{i}]", v, t) for i, (v, t) in enumerate(zip(value, target, strict=True)))
+        return type(target)(
+            _put_back(f"{label}[{i}]", v, t) for i, (v, t) in enumerate(zip(value, target, strict=True))
+        )
     if isinstance(target, Mapping) and isinstance(value, Mapping) and set(value) == set(target):
         return {k: _put_back(f"{label}[{k!r}]", value[k], t) for k, t in target.items()}
     if isinstance(target, Tensor) and isinstance(value, Tensor) and value.numel() == target.numel():
@@ -134,4 +163,11 @@ def _put_back(label: str, value: Any, target: Any) -> Any:
         return value.item()
     if isinstance(value, type(target)) and not isinstance(value, (Tensor, list, tuple, Mapping)):
         return value
-    raise ArgumentError(explain(label, f"a value in the form of {target!r}", type(value).__name__, "Take the form from get_trainable_opt_params."))
+    raise ArgumentError(
+        explain(
+            label,
+            f"a value in the form of {target!r}",
+            type(value).__name__,
+            "Take the form from get_trainable_opt_params.",
+        )
+    )

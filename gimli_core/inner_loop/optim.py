@@ -66,9 +66,13 @@ class DifferentiableOptimizer:
             for p in group["params"]:
                 if id(p) not in number:
                     raise ArgumentError(
-                        explain(f"optimizer, group {i}", "parameters of the model", f"one of shape {list(p.shape)} that is not among them",
-                                "Make the optimizer from the model's own parameters(), after any move or copy of the model.")
-                    )  # fmt: skip
+                        explain(
+                            f"optimizer, group {i}",
+                            "parameters of the model",
+                            f"one of shape {list(p.shape)} that is not among them",
+                            "Make the optimizer from the model's own parameters(), after any move or copy of it.",
+                        )
+                    )
             self._members.append([number[id(p)] for p in group["params"]])
             self.param_groups.append({**group, "params": [None] * len(group["params"])})
             self.state.append([_copied_state(other.state.get(p, {}), device) for p in group["params"]])
@@ -105,8 +109,8 @@ class DifferentiableOptimizer:
         """
         if self._closed:
             raise ClosedError(
-                "step: expected a call inside its inner loop's context; got one after the end. Indent it into the `with` block, or use "
-                "monkeypatch and get_diff_optim, which have no end."
+                "step: expected a call inside its inner loop's context; got one after the end. Indent it into the "
+                "`with` block, or use monkeypatch and get_diff_optim, which have no end."
             )
         self._apply_override(override)
         theta = self._weights(params)
@@ -135,7 +139,14 @@ class DifferentiableOptimizer:
         if params is not None:
             return list(params)
         if self._fmodel is None or self._fmodel.fast_params is None:
-            raise ArgumentError(explain("params", "fast weights, since no functional module has them", "None", "Pass step(loss, params=[...])."))
+            raise ArgumentError(
+                explain(
+                    "params",
+                    "fast weights, since no functional module has them",
+                    "None",
+                    "Pass step(loss, params=[...]).",
+                )
+            )
         self._fmodel._fast_weights.check_untouched()
         return list(self._fmodel.fast_params)
 
@@ -148,22 +159,34 @@ class DifferentiableOptimizer:
             if "second time" not in str(error):
                 raise
             raise ArgumentError(
-                explain("loss", "a loss whose graph is still there", "one that was differentiated before, which freed it",
-                        "Compute it anew from the latest fast weights, or call backward(retain_graph=True) before.")
-            ) from error  # fmt: skip
+                explain(
+                    "loss",
+                    "a loss whose graph is still there",
+                    "one that was differentiated before, which freed it",
+                    "Compute it anew from the latest fast weights, or call backward(retain_graph=True) before.",
+                )
+            ) from error
         G: list[Tensor | None] = [None] * len(theta)
         for i, g in zip(trained, found, strict=True):
             G[i] = g
             if g is not None and (g.layout != torch.strided or not g.is_floating_point()):
                 raise ArgumentError(
-                    explain("loss", "dense real gradients", f"{g.layout} of {g.dtype} for {self._name(i)}",
-                            "Construct its layer with sparse=False; write a complex parameter as a real and an imaginary one.")
-                )  # fmt: skip
+                    explain(
+                        "loss",
+                        "dense real gradients",
+                        f"{g.layout} of {g.dtype} for {self._name(i)}",
+                        "Construct its layer with sparse=False; split a complex parameter into real ones.",
+                    )
+                )
         if all(g is None for g in G):
             raise ArgumentError(
-                explain("loss", "a loss that depends on the latest fast weights", "a loss with no gradient path to any of them",
-                        "Compute it from fmodel (not from the module that it was made from), with the fast weights of this step.")
-            )  # fmt: skip
+                explain(
+                    "loss",
+                    "a loss that depends on the latest fast weights",
+                    "a loss with no gradient path to any of them",
+                    "Compute it from fmodel, not from the module that it was made from, with the latest fast weights.",
+                )
+            )
         return G
 
     def _called_back(self, callback: GradCallback, G: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
@@ -171,9 +194,23 @@ class DifferentiableOptimizer:
         for i, (g, new) in enumerate(zip(G, changed, strict=False)):
             if new is not None and (g is None or not isinstance(new, Tensor) or new.shape != g.shape):
                 came = "None, or another shape or type" if g is not None else "a gradient where there was none"
-                raise ArgumentError(explain(f"grad_callback, at {self._name(i)}", "a tensor shaped like the gradient, or None", came, "Return one for one."))
+                raise ArgumentError(
+                    explain(
+                        f"grad_callback, at {self._name(i)}",
+                        "a tensor shaped like the gradient, or None",
+                        came,
+                        "Return one for one.",
+                    )
+                )
         if len(changed) != len(G):
-            raise ArgumentError(explain("grad_callback", f"a list of {len(G)} gradients back", f"{len(changed)}", "Return one for each, in order."))
+            raise ArgumentError(
+                explain(
+                    "grad_callback",
+                    f"a list of {len(G)} gradients back",
+                    f"{len(changed)}",
+                    "Return one for each, in order.",
+                )
+            )
         return changed
 
     def _update(self, grouped_grads: list[list[Tensor | None]]) -> None:
@@ -202,7 +239,9 @@ class DifferentiableOptimizer:
         held = self.state[i][k]
         key = str(k)
         cold = None if isinstance(rule, ElementwiseOptimizer) else rule.initial_state({key: theta}, {key: hyper})
-        slots = rule.slots() if isinstance(rule, ElementwiseOptimizer) else [slot for slot in cold or {} if slot != "step"]
+        slots = (
+            rule.slots() if isinstance(rule, ElementwiseOptimizer) else [slot for slot in cold or {} if slot != "step"]
+        )
         present = [slot for slot in slots if held.get(slot) is not None]
         # torch.optim's SGD counts no steps: a momentum buffer tells that there has been one.
         finished = float(held.get("step", bool(present)))
@@ -211,9 +250,13 @@ class DifferentiableOptimizer:
             return {"step": cold["step"], **{slot: cold[slot][key] for slot in slots}}
         if len(present) < len(slots):
             raise ArgumentError(
-                explain(f"optimizer state of {self._name(self._members[i][k])}", f"the entries {listing(slots)}", listing(present),
-                        "Set such options before the first step, or start from an optimizer without state.")
-            )  # fmt: skip
+                explain(
+                    f"optimizer state of {self._name(self._members[i][k])}",
+                    f"the entries {listing(slots)}",
+                    listing(present),
+                    "Set such options before the first step, or start from an optimizer without state.",
+                )
+            )
         return {"step": torch.tensor(finished, dtype=torch.float64), **{slot: held[slot] for slot in slots}}
 
     def _apply_override(self, override: Override | None) -> None:
@@ -221,9 +264,13 @@ class DifferentiableOptimizer:
             for i, group in enumerate(self.param_groups):
                 if name not in group:
                     raise ArgumentError(
-                        explain("override", f"options of {self._kind.__name__} ({listing(o for o in group if o != 'params')})", repr(name),
-                                f"Rename or remove it.{closest(name, group)}")
-                    )  # fmt: skip
+                        explain(
+                            "override",
+                            f"options of {self._kind.__name__} ({listing(o for o in group if o != 'params')})",
+                            repr(name),
+                            f"Rename or remove it.{closest(name, group)}",
+                        )
+                    )
                 group[name] = value_for_group(name, values, i, len(self.param_groups), group[name])
 
     def _name(self, i: int) -> str:
@@ -265,10 +312,22 @@ def get_diff_optim(
     tensor(2.)
     """
     if not isinstance(opt, torch.optim.Optimizer):
-        raise ArgumentError(explain("opt", "an instance of a torch.optim class", type(opt).__name__, "For a class use create_diff_optim."))
+        raise ArgumentError(
+            explain(
+                "opt", "an instance of a torch.optim class", type(opt).__name__, "For a class use create_diff_optim."
+            )
+        )
     made = registered(type(opt))
     kind = made if isinstance(made, type) and issubclass(made, DifferentiableOptimizer) else DifferentiableOptimizer
-    return kind(opt, reference_params, fmodel=fmodel, device=device, override=override, track_higher_grads=track_higher_grads, **kwargs)
+    return kind(
+        opt,
+        reference_params,
+        fmodel=fmodel,
+        device=device,
+        override=override,
+        track_higher_grads=track_higher_grads,
+        **kwargs,
+    )
 
 
 def create_diff_optim(
@@ -296,7 +355,11 @@ def create_diff_optim(
     if params is None and fmodel is None:
         raise ArgumentError(explain("params", "tensors, or fmodel=… in their place", "neither", "Pass one of the two."))
     given = list(params if params is not None else fmodel.parameters())  # type: ignore[union-attr]
-    groups = [{**g, "params": _like(g["params"])} for g in given] if given and isinstance(given[0], Mapping) else [{"params": _like(given)}]
+    groups = (
+        [{**g, "params": _like(g["params"])} for g in given]
+        if given and isinstance(given[0], Mapping)
+        else [{"params": _like(given)}]
+    )
     opt = opt_type(groups, **(opt_kwargs or {}))
     reference = [p for group in groups for p in group["params"]]
     return get_diff_optim(

@@ -74,7 +74,9 @@ def make_functional(module: nn.Module, device: torch.device | str | None = None)
     """
     if not isinstance(module, nn.Module) or isinstance(module, (FunctionalModule, torch.jit.ScriptModule)):
         came = "one already" if isinstance(module, FunctionalModule) else f"a {type(module).__name__}"
-        raise ArgumentError(explain("module", "an nn.Module written in Python", came, "Pass the module that it was made from."))
+        raise ArgumentError(
+            explain("module", "an nn.Module written in Python", came, "Pass the module that it was made from.")
+        )
     copies: dict[int, Any] = {}
     for part in module.modules():
         kind: type[nn.Module] = _functional_class(type(part)) if part is module else type(part)  # type: ignore[arg-type]
@@ -101,13 +103,19 @@ class FunctionalModule(nn.Module):
             self.update_params(params)
         if not fast.history:
             raise ArgumentError(
-                explain("params", "fast weights", "None, and the module has none of its own", "Pass params=[...], or call update_params.")
+                explain(
+                    "params",
+                    "fast weights",
+                    "None, and the module has none of its own",
+                    "Pass params=[...], or call update_params.",
+                )
             )
         differentiable = fast.track and torch.is_grad_enabled()
         if fast.closed and differentiable:
             raise ClosedError(
-                "fmodel: expected a call inside its inner loop's context; got one after the end, where the graph of its fast weights is "
-                "released. Compute the outer loss inside the `with` block, or evaluate under torch.no_grad()."
+                "fmodel: expected a call inside its inner loop's context; got one after the end, where the graph of "
+                "its fast weights is released. Compute the outer loss inside the `with` block, or evaluate under "
+                "torch.no_grad()."
             )
         fast.check_untouched()
         with ExitStack() as kernels:
@@ -122,8 +130,16 @@ class FunctionalModule(nn.Module):
             raise ArgumentError(explain("parameters()", "fast weights", "none yet", "Call update_params first."))
         time = -1 if time is None else time
         if not -len(fast.history) <= time < len(fast.history):
-            kept = "only the latest, since higher gradients are not tracked" if not fast.track else f"{len(fast.history)} sets, from 0"
-            raise ArgumentError(explain("parameters(time=…)", f"a number within what is kept ({kept})", repr(time), "Choose one inside."))
+            kept = (
+                "only the latest, since higher gradients are not tracked"
+                if not fast.track
+                else f"{len(fast.history)} sets, from 0"
+            )
+            raise ArgumentError(
+                explain(
+                    "parameters(time=…)", f"a number within what is kept ({kept})", repr(time), "Choose one inside."
+                )
+            )
         return iter(fast.history[time])
 
     def update_params(self, params: Iterable[Tensor]) -> None:
@@ -143,7 +159,9 @@ class FunctionalModule(nn.Module):
     def init_fast_params(self) -> list[Tensor]:
         """The first fast weights."""
         if not self._fast_weights.track:
-            raise ArgumentError(explain("init_fast_params", "track_higher_grads=True", "False", "Without it only the latest are kept."))
+            raise ArgumentError(
+                explain("init_fast_params", "track_higher_grads=True", "False", "Without it only the latest are kept.")
+            )
         return self._fast_weights.history[0]
 
     @property
@@ -168,17 +186,33 @@ class _FastWeights:
         self.track = True
         self.closed = False
         self.homes: list[list[tuple[dict[str, Any], str]]] = [[] for _ in self.names]  # (a module's _parameters, key)
-        self.aliases: list[tuple[dict[str, Any], str, Any]] = []  # (a module's attributes, key, value with the originals in it)
+        self.aliases: list[
+            tuple[dict[str, Any], str, Any]
+        ] = []  # (a module's attributes, key, value with the originals in it)
         self._versions: list[int] = []
 
     def append(self, params: list[Tensor]) -> None:
         """A new set, which becomes the latest."""
         if len(params) != len(self.names):
-            raise ArgumentError(explain("params", f"{len(self.names)} tensors, one a parameter", f"{len(params)}", "Keep the order of parameters()."))
+            raise ArgumentError(
+                explain(
+                    "params",
+                    f"{len(self.names)} tensors, one a parameter",
+                    f"{len(params)}",
+                    "Keep the order of parameters().",
+                )
+            )
         for name, value, original in zip(self.names, params, self.originals, strict=True):
             if not isinstance(value, Tensor) or value.shape != original.shape:
                 came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise ArgumentError(explain(f"params, at {name!r}", f"a tensor of shape {list(original.shape)}", came, "Keep the order of parameters()."))
+                raise ArgumentError(
+                    explain(
+                        f"params, at {name!r}",
+                        f"a tensor of shape {list(original.shape)}",
+                        came,
+                        "Keep the order of parameters().",
+                    )
+                )
         if not self.track:
             self.history.clear()
         self.history.append(params)
@@ -197,14 +231,22 @@ class _FastWeights:
         for name, value, version, homes in zip(self.names, self.history[-1], self._versions, self.homes, strict=True):
             if value._version != version:
                 raise ArgumentError(
-                    explain(f"fast weight {name!r}", "no change in place, which has no derivative", "one since it was made",
-                            "Compute a new tensor, and pass the whole list to fmodel.update_params(...).")
-                )  # fmt: skip
+                    explain(
+                        f"fast weight {name!r}",
+                        "no change in place, which has no derivative",
+                        "one since it was made",
+                        "Compute a new tensor, and pass the whole list to fmodel.update_params(...).",
+                    )
+                )
             if any(home.get(key) is not value for home, key in homes):
                 raise ArgumentError(
-                    explain(f"fast weight {name!r}", "the tensor that was put there", "another one, assigned since",
-                            "Pass the whole list to fmodel.update_params(...).")
-                )  # fmt: skip
+                    explain(
+                        f"fast weight {name!r}",
+                        "the tensor that was put there",
+                        "another one, assigned since",
+                        "Pass the whole list to fmodel.update_params(...).",
+                    )
+                )
 
     def _install(self, params: list[Tensor]) -> None:
         self._versions = [p._version for p in params]
@@ -258,7 +300,11 @@ def _exchanged(value: Any, copies: dict[int, Any], depth: int = 0) -> Any:
         return value if all(a is b for a, b in zip(items, value, strict=True)) else type(value)(items)
     if type(value) in (dict, OrderedDict) and len(value) <= _LONGEST:
         items = [_exchanged(item, copies, depth + 1) for item in value.values()]
-        return value if all(a is b for a, b in zip(items, value.values(), strict=True)) else type(value)(zip(value, items, strict=True))
+        return (
+            value
+            if all(a is b for a, b in zip(items, value.values(), strict=True))
+            else type(value)(zip(value, items, strict=True))
+        )
     if isinstance(value, MethodType):
         owner = _exchanged(value.__self__, copies, depth + 1)
         return value if owner is value.__self__ else MethodType(value.__func__, owner)

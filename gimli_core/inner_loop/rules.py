@@ -49,12 +49,19 @@ def register_optim(optim_type: type[torch.optim.Optimizer], diff_optim_type: Any
     >>> inner_loop.register_optim(MySGD, gimli.optimizers.SGD)
     """
     if not (isinstance(optim_type, type) and issubclass(optim_type, torch.optim.Optimizer)):
-        raise ArgumentError(explain("optim_type", "a subclass of torch.optim.Optimizer", repr(optim_type), "Pass the class itself."))
+        raise ArgumentError(
+            explain("optim_type", "a subclass of torch.optim.Optimizer", repr(optim_type), "Pass the class itself.")
+        )
     if not callable(diff_optim_type):
         raise ArgumentError(
-            explain("diff_optim_type", "an Optimizer class, a DifferentiableOptimizer class, or a function from a group's options to an "
-                    "Optimizer", type(diff_optim_type).__name__, "Pass the class or function itself.")
-        )  # fmt: skip
+            explain(
+                "diff_optim_type",
+                "an Optimizer class, a DifferentiableOptimizer class, or a function from a group's options to an "
+                "Optimizer",
+                type(diff_optim_type).__name__,
+                "Pass the class or function itself.",
+            )
+        )
     REGISTRY[optim_type] = diff_optim_type
 
 
@@ -66,10 +73,14 @@ def registered(optim_type: type[torch.optim.Optimizer]) -> Any:
         known = listing(kind.__name__ for kind in REGISTRY)
         name = getattr(optim_type, "__qualname__", repr(optim_type))
         raise ArgumentError(
-            explain("optimizer", f"one with a rule ({known})", name,
-                    f"Give it one: register_optim({name}, rule), where rule is a gimli_core.optimizers.Optimizer class, or a function "
-                    "from a parameter group's options to an Optimizer.")
-        ) from None  # fmt: skip
+            explain(
+                "optimizer",
+                f"one with a rule ({known})",
+                name,
+                f"Give it one: register_optim({name}, rule), where rule is a gimli_core.optimizers.Optimizer class, or "
+                "a function from a parameter group's options to an Optimizer.",
+            )
+        ) from None
 
 
 def rule_of(optim_type: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> Optimizer:

@@ -24,18 +24,26 @@ __all__ = ["TWICE", "differentiable_step"]
 TWICE: set[type[Optimizer]] = {SGD, Adam, AdamW, Adagrad}
 
 
-def differentiable_step(rule: Optimizer, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+def differentiable_step(
+    rule: Optimizer, theta: Tensors, state: State, G: Tensors, hyper: Hyper
+) -> tuple[Tensors, State]:
     """`rule.step(theta, state, G, hyper)`, tied into autograd by `rule.pullback`.
 
     Second derivatives are exact for the rules in `TWICE`; for others they raise SecondDerivativeError.
 
     Cost: the step; backwards one pullback. Keeps theta, state and G.
     """
-    learned = {id(h): h for per in hyper.values() for h in per.values() if h.requires_grad}  # each once, though many tensors share it
-    place = {k: {name: list(learned).index(id(h)) for name, h in per.items() if id(h) in learned} for k, per in hyper.items()}
+    learned = {
+        id(h): h for per in hyper.values() for h in per.values() if h.requires_grad
+    }  # each once, though many tensors share it
+    place = {
+        k: {name: list(learned).index(id(h)) for name, h in per.items() if id(h) in learned} for k, per in hyper.items()
+    }
     fixed = {k: {name: h for name, h in per.items() if id(h) not in learned} for k, per in hyper.items()}
     plan = _Plan(rule, tuple(theta), tuple(slot for slot in state if slot != "step"), state["step"], fixed, place)
-    outputs = _Step.apply(plan, *theta.values(), *G.values(), *(state[slot][k] for slot in plan.slots for k in theta), *learned.values())
+    outputs = _Step.apply(
+        plan, *theta.values(), *G.values(), *(state[slot][k] for slot in plan.slots for k in theta), *learned.values()
+    )
     n = len(theta)
     new_theta = dict(zip(theta, outputs[:n], strict=True))
     return new_theta, {"step": state["step"] + 1, **plan.by_slot(outputs[n:])}
@@ -54,15 +62,22 @@ class _Plan(NamedTuple):
     def arguments(self, tensors: tuple[Tensor, ...]) -> tuple[Tensors, State, Tensors, Hyper]:
         """theta, s, G, phi_opt."""
         n, m = len(self.names), len(self.names) * (2 + len(self.slots))
-        theta, G = dict(zip(self.names, tensors[:n], strict=True)), dict(zip(self.names, tensors[n : 2 * n], strict=True))
+        theta, G = (
+            dict(zip(self.names, tensors[:n], strict=True)),
+            dict(zip(self.names, tensors[n : 2 * n], strict=True)),
+        )
         state = {"step": self.t, **self.by_slot(tensors[2 * n : m])}
-        hyper = {k: {**self.fixed[k], **{name: tensors[m + i] for name, i in self.place[k].items()}} for k in self.names}
+        hyper = {
+            k: {**self.fixed[k], **{name: tensors[m + i] for name, i in self.place[k].items()}} for k in self.names
+        }
         return theta, state, G, hyper
 
     def by_slot(self, tensors: tuple[Tensor, ...]) -> dict[str, Tensors]:
         """Tensors in the order of slots and names, as a state without its step."""
         n = len(self.names)
-        return {slot: dict(zip(self.names, tensors[i * n : (i + 1) * n], strict=True)) for i, slot in enumerate(self.slots)}
+        return {
+            slot: dict(zip(self.names, tensors[i * n : (i + 1) * n], strict=True)) for i, slot in enumerate(self.slots)
+        }
 
 
 class _Step(torch.autograd.Function):
@@ -74,7 +89,7 @@ class _Step(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         theta, s, G, hyper = plan.arguments(tensors)
         with torch.autocast(tensors[0].device.type, enabled=False):
-            theta, s = plan.rule.step(theta, s, G, hyper)                                                  # line 6
+            theta, s = plan.rule.step(theta, s, G, hyper)  # line 6
         return (*(theta[k] for k in plan.names), *(s[slot][k] for slot in plan.slots for k in plan.names))
 
     @staticmethod
@@ -84,9 +99,12 @@ class _Step(torch.autograd.Function):
         n = len(plan.names)
         B, S = dict(zip(plan.names, arriving[:n], strict=True)), plan.by_slot(arriving[n:])
         once = torch.is_grad_enabled() and type(plan.rule) not in TWICE
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not once), torch.autocast(tensors[0].device.type, enabled=False):
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and not once),
+            torch.autocast(tensors[0].device.type, enabled=False),
+        ):
             wanted = {name for places in plan.place.values() for name in places}
-            pulled = plan.rule.pullback(*plan.arguments(tensors), B, S, wanted)                            # lines 11, 12, 14
+            pulled = plan.rule.pullback(*plan.arguments(tensors), B, S, wanted)  # lines 11, 12, 14
             A: list[Tensor | None] = [None] * (len(tensors) - n * (2 + len(plan.slots)))
             for k, places in plan.place.items():
                 for name, i in places.items():
@@ -108,8 +126,9 @@ class _Step(torch.autograd.Function):
 
 def _guarded(rule: str, gradients: list[Tensor | None], sources: tuple[Tensor, ...]) -> list[Tensor | None]:
     message = (
-        f"step: expected one derivative through the inner loop; got a request for a second one through a step of {rule}. "
-        f"Second derivatives are exact for {', '.join(sorted(kind.__name__ for kind in TWICE))}; for others, differentiate a plain unroll."
+        f"step: expected one derivative through the inner loop; got a request for a second, through a step of {rule}. "
+        f"It is exact for {', '.join(sorted(kind.__name__ for kind in TWICE))}; for others, "
+        "differentiate a plain unroll."
     )
     present = [g for g in gradients if g is not None]
     guarded = iter(Once.apply(message, len(present), *present, *sources))

@@ -271,9 +271,12 @@ def test_options_per_group_per_element_and_changed_by_the_way() -> None:
         diffopt.step(fmodel[0].weight.sum() + fmodel[1].weight.sum())
         assert_close([p.detach() for p in fmodel.parameters()], [w - 2.3, v - rows.detach() - 2.4])
         sum(p.sum() for p in fmodel.parameters()).backward()
-    assert one.grad is not None and one.grad.tolist() == [-4.0]
-    assert rows.grad is not None and rows.grad.tolist() == [[-2.0], [-2.0]]
-    assert later.grad is not None and later.grad.item() == pytest.approx(-(3 * 4 + 2 * 4), rel=1e-12)
+    assert one.grad is not None
+    assert one.grad.tolist() == [-4.0]
+    assert rows.grad is not None
+    assert rows.grad.tolist() == [[-2.0], [-2.0]]
+    assert later.grad is not None
+    assert later.grad.item() == pytest.approx(-(3 * 4 + 2 * 4), rel=1e-12)
 
 
 def test_the_gradient_flows_through_a_callback() -> None:
@@ -302,14 +305,14 @@ def test_autocast_does_not_reach_into_the_optimizer() -> None:
     module, x, y = small_problem()
     module, x, y = module.float(), x.float(), y.float()
     opt = Adam(module.parameters(), lr=0.1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        with inner_loop.innerloop_ctx(module, opt, copy_initial_weights=False) as (fmodel, diffopt):
-            for _ in range(3):
-                diffopt.step((fmodel(x).float() - y).square().mean())
-            assert all(p.dtype == torch.float32 for p in fmodel.parameters())
-            assert all(s["exp_avg"].dtype == torch.float32 for s in diffopt.state[0])
-            assert fmodel(x).dtype == torch.bfloat16
-            (fmodel(x).float() - y).square().mean().backward()
+    loop = inner_loop.innerloop_ctx(module, opt, copy_initial_weights=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16), loop as (fmodel, diffopt):
+        for _ in range(3):
+            diffopt.step((fmodel(x).float() - y).square().mean())
+        assert all(p.dtype == torch.float32 for p in fmodel.parameters())
+        assert all(s["exp_avg"].dtype == torch.float32 for s in diffopt.state[0])
+        assert fmodel(x).dtype == torch.bfloat16
+        (fmodel(x).float() - y).square().mean().backward()
     assert all(
         p.grad is not None and bool(p.grad.isfinite().all()) and p.grad.abs().max() > 0 for p in module.parameters()
     )

@@ -71,7 +71,7 @@ def registered(optim_type: type[torch.optim.Optimizer]) -> Any:
         return REGISTRY[optim_type]
     except (KeyError, TypeError):
         known = listing(kind.__name__ for kind in REGISTRY)
-        name = getattr(optim_type, "__qualname__", repr(optim_type))
+        name = getattr(optim_type, "__name__", repr(optim_type))
         raise ArgumentError(
             explain(
                 "optimizer",

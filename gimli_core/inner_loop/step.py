@@ -90,7 +90,10 @@ class _Step(torch.autograd.Function):
         theta, s, G, hyper = plan.arguments(tensors)
         with torch.autocast(tensors[0].device.type, enabled=False):
             theta, s = plan.rule.step(theta, s, G, hyper)  # line 6
-        return (*(theta[k] for k in plan.names), *(s[slot][k] for slot in plan.slots for k in plan.names))
+        stepped = (*(theta[k] for k in plan.names), *(s[slot][k] for slot in plan.slots for k in plan.names))
+        return tuple(
+            x.data for x in stepped
+        )  # .data: autograd would mark a rule's reshapes as views that belong together
 
     @staticmethod
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor | None, ...]:

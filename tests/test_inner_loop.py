@@ -279,6 +279,13 @@ def test_options_per_group_per_element_and_changed_by_the_way() -> None:
     assert later.grad.item() == pytest.approx(-(3 * 4 + 2 * 4), rel=1e-12)
 
 
+def test_an_option_whose_value_is_0_has_its_derivative() -> None:
+    values = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
+    found = imperative(SGD, {}, values)
+    assert_close(found, plain(SGD, {}, values))
+    assert all(bool(g != 0) for g in found[-3:])
+
+
 def test_the_gradient_flows_through_a_callback() -> None:
     w = torch.tensor([3.0, 4.0], requires_grad=True)
     scale = torch.tensor(2.0, requires_grad=True)

@@ -13,6 +13,7 @@ submodules, methods of its own, parametrizations, recurrent layers, hooks.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -185,10 +186,10 @@ class _FastWeights:
         self.history: list[list[Tensor]] = []
         self.track = True
         self.closed = False
-        self.homes: list[list[tuple[dict[str, Any], str]]] = [[] for _ in self.names]  # (a module's _parameters, key)
-        self.aliases: list[
-            tuple[dict[str, Any], str, Any]
-        ] = []  # (a module's attributes, key, value with the originals in it)
+        # Where a parameter stands: (a module's _parameters, key). What else holds parameters: (a module, weakly since
+        # this object hangs from one; the attribute; its value with the originals in it).
+        self.homes: list[list[tuple[dict[str, Any], str]]] = [[] for _ in self.names]
+        self.aliases: list[tuple[weakref.ref[nn.Module], str, Any]] = []
         self._versions: list[int] = []
 
     def append(self, params: list[Tensor]) -> None:
@@ -254,8 +255,9 @@ class _FastWeights:
             for home, key in homes:
                 home[key] = value
         swap = {id(p): value for p, value in zip(self.originals, params, strict=True)}
-        for attributes, key, template in self.aliases:
-            attributes[key] = _exchanged(template, swap)
+        for part, key, template in self.aliases:
+            if (held := part()) is not None:
+                vars(held)[key] = _exchanged(template, swap)
 
 
 @functools.lru_cache(maxsize=128)
@@ -280,7 +282,7 @@ def _fill(part: nn.Module, original: nn.Module, copies: dict[int, Any], fast: _F
             exchanged = value.copy()
         attributes[key] = exchanged
         if key not in _INTERNAL and _exchanged(exchanged, dict.fromkeys(number)) is not exchanged:
-            fast.aliases.append((attributes, key, exchanged))
+            fast.aliases.append((weakref.ref(part), key, exchanged))
     for key, parameter in original._parameters.items():
         if parameter is not None:
             fast.homes[number[id(parameter)]].append((attributes["_parameters"], key))

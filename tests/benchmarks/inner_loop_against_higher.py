@@ -67,12 +67,10 @@ def main() -> None:
                 seconds[library].append(float(wall))
                 peaks[library].append(float(peak))
         for library in LIBRARIES:
-            print(
-                f"{library:12}{statistics.median(seconds[library]):8.2f} s{statistics.median(peaks[library]) / MIB:10.0f} MiB"
-            )
-        times = median_ratio(seconds["gimli_core"], seconds["higher"])
-        memory = median_ratio(peaks["gimli_core"], peaks["higher"])
-        print(f"ratio       {times:8.2f}  {memory:10.2f}\n", flush=True)
+            wall, memory = statistics.median(seconds[library]), statistics.median(peaks[library]) / MIB
+            print(f"{library:12}{wall:8.2f} s{memory:10.0f} MiB")
+        ratios = [median_ratio(taken["gimli_core"], taken["higher"]) for taken in (seconds, peaks)]
+        print(f"ratio       {ratios[0]:8.2f}  {ratios[1]:10.2f}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -327,64 +327,60 @@ def test_the_device_argument_moves_weights_buffers_and_state() -> None:
     assert {s["momentum_buffer"].device.type for s in diffopt.state[0]} == {"meta"}
 
 
-def small_transformer(kind: str, **options: Any) -> nn.Module:
-    transformers = pytest.importorskip("transformers")
-    config = getattr(transformers, f"{kind}Config")(**options)
-    return getattr(
-        transformers,
-        next(n for n in (f"{kind}LMHeadModel", f"{kind}ForCausalLM", f"{kind}ForMaskedLM") if hasattr(transformers, n)),
-    )(config)
-
-
-SMALL = {"vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
-GPT2 = {
-    "vocab_size": 11,
-    "n_embd": 8,
-    "n_layer": 2,
-    "n_head": 2,
-    "n_positions": 8,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
+SMALL = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+# of the `transformers` package: the model, the class of its configuration, and small options
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "GPT2LMHeadModel": (
+        "GPT2Config",
+        {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
+        | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    ),
+    "BertForMaskedLM": ("BertConfig", SMALL | NO_DROPOUT),
+    "LlamaForCausalLM": ("LlamaConfig", SMALL | {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "MambaForCausalLM": ("MambaConfig", {"hidden_size": 8, "num_hidden_layers": 1, "state_size": 4}),
+    "T5ForConditionalGeneration": (
+        "T5Config",
+        {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+        | {"dropout_rate": 0.0},
+    ),
+    "ViTModel": ("ViTConfig", SMALL | NO_DROPOUT | {"image_size": 8, "patch_size": 4}),
+    "ResNetModel": ("ResNetConfig", {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1]}),
 }
 
 
 @pytest.mark.filterwarnings("ignore")  # of the library's own
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("GPT2", GPT2 | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
-        ("Bert", SMALL | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}),
-        ("Llama", SMALL | {"num_key_value_heads": 1, "tie_word_embeddings": True}),
-    ],
-    ids=["GPT2", "Bert", "Llama"],
-)
-def test_third_party_architectures(kind: str, options: dict[str, Any]) -> None:
-    module = small_transformer(kind, **options)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_third_party_architectures(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config, options = ARCHITECTURES[name]
+    images = name in ("ViTModel", "ResNetModel")
+    module = getattr(transformers, name)(
+        getattr(transformers, config)(**options | ({} if images else {"vocab_size": 11}))
+    )
     tokens = torch.randint(11, (2, 6))
+    batch = {"pixel_values": torch.randn(2, 3, 8, 8)} if images else {"input_ids": tokens, "labels": tokens}
     theta = dict(module.named_parameters())
-    leaves = list(theta.values())
+    leaves, buffers = list(theta.values()), {k: b.clone() for k, b in module.named_buffers()}
 
-    def loss(call: Callable[..., Any]) -> Tensor:
-        value = call(input_ids=tokens, labels=tokens).loss
+    def loss(output: Any) -> Tensor:
+        value = output.last_hidden_state.square().mean() if images else output.loss
         assert isinstance(value, Tensor)
         return value
 
-    def call(theta: dict[str, Tensor], **kwargs: Any) -> Any:
-        return functional_call(module, theta, (), kwargs)
-
     with sdpa_kernel(SDPBackend.MATH):
         for _ in range(2):
-            value = loss(functools.partial(call, theta))
+            value = loss(functional_call(module, {**theta, **buffers}, (), batch))
             G = torch.autograd.grad(value, list(theta.values()), create_graph=True, allow_unused=True)
             theta = {k: p if g is None else p - LR * g for (k, p), g in zip(theta.items(), G, strict=True)}
-        outer = loss(functools.partial(call, theta))
+        outer = loss(functional_call(module, {**theta, **buffers}, (), batch))
     expected = torch.autograd.grad(outer, leaves, allow_unused=True)
 
     opt = torch.optim.SGD(module.parameters(), lr=LR)
     with inner_loop.innerloop_ctx(module, opt, copy_initial_weights=False) as (fmodel, diffopt):
         for _ in range(2):
-            diffopt.step(loss(fmodel))
-        value = loss(fmodel)
+            diffopt.step(loss(fmodel(**batch)))
+        value = loss(fmodel(**batch))
         found = torch.autograd.grad(value, leaves, allow_unused=True)
     torch.testing.assert_close(value, outer, rtol=ROUNDING, atol=0)
     for a, b in zip(found, expected, strict=True):

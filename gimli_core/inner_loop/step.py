@@ -33,20 +33,15 @@ def differentiable_step(
 
     Cost: the step; backwards one pullback. Keeps theta, state and G.
     """
-    learned = {
-        id(h): h for per in hyper.values() for h in per.values() if h.requires_grad
-    }  # each once, though many tensors share it
-    place = {
-        k: {name: list(learned).index(id(h)) for name, h in per.items() if id(h) in learned} for k, per in hyper.items()
-    }
-    fixed = {k: {name: h for name, h in per.items() if id(h) not in learned} for k, per in hyper.items()}
-    plan = _Plan(rule, tuple(theta), tuple(slot for slot in state if slot != "step"), state["step"], fixed, place)
-    outputs = _Step.apply(
-        plan, *theta.values(), *G.values(), *(state[slot][k] for slot in plan.slots for k in theta), *learned.values()
-    )
+    learned = {id(h): h for per in hyper.values() for h in per.values() if h.requires_grad}  # each once
+    place = {k: {n: list(learned).index(id(h)) for n, h in per.items() if id(h) in learned} for k, per in hyper.items()}
+    fixed = {k: {n: h for n, h in per.items() if id(h) not in learned} for k, per in hyper.items()}
+    slots = {slot: tuple(held) for slot, held in state.items() if slot != "step"}
+    plan = _Plan(rule, tuple(theta), slots, state["step"], fixed, place)
+    tensors = (*theta.values(), *(G[k] for k in theta), *plan.in_order(state), *learned.values())
+    outputs = _Step.apply(plan, *tensors)
     n = len(theta)
-    new_theta = dict(zip(theta, outputs[:n], strict=True))
-    return new_theta, {"step": state["step"] + 1, **plan.by_slot(outputs[n:])}
+    return dict(zip(theta, outputs[:n], strict=True)), {"step": state["step"] + 1, **plan.by_slot(outputs[n:])}
 
 
 class _Plan(NamedTuple):
@@ -54,30 +49,32 @@ class _Plan(NamedTuple):
 
     rule: Optimizer
     names: tuple[str, ...]
-    slots: tuple[str, ...]
+    slots: dict[str, tuple[str, ...]]  # which tensors have an entry in each slot
     t: Tensor  # the finished steps
     fixed: Hyper  # hyperparameters that do not require grad
-    place: dict[str, dict[str, int]]  # where among the tensors' last ones each of the others is
+    place: dict[str, dict[str, int]]  # the others, as positions among the last tensors
 
     def arguments(self, tensors: tuple[Tensor, ...]) -> tuple[Tensors, State, Tensors, Hyper]:
         """theta, s, G, phi_opt."""
-        n, m = len(self.names), len(self.names) * (2 + len(self.slots))
-        theta, G = (
-            dict(zip(self.names, tensors[:n], strict=True)),
-            dict(zip(self.names, tensors[n : 2 * n], strict=True)),
-        )
+        n, m = len(self.names), self.before_learned()
+        theta = dict(zip(self.names, tensors[:n], strict=True))
+        G = dict(zip(self.names, tensors[n : 2 * n], strict=True))
         state = {"step": self.t, **self.by_slot(tensors[2 * n : m])}
-        hyper = {
-            k: {**self.fixed[k], **{name: tensors[m + i] for name, i in self.place[k].items()}} for k in self.names
-        }
+        hyper = {k: self.fixed[k] | {name: tensors[m + i] for name, i in self.place[k].items()} for k in self.names}
         return theta, state, G, hyper
 
+    def before_learned(self) -> int:
+        """How many tensors come before the learned hyperparameters."""
+        return 2 * len(self.names) + sum(map(len, self.slots.values()))
+
+    def in_order(self, state: State) -> list[Tensor]:
+        """The entries of a state, slot by slot."""
+        return [state[slot][k] for slot, names in self.slots.items() for k in names]
+
     def by_slot(self, tensors: tuple[Tensor, ...]) -> dict[str, Tensors]:
-        """Tensors in the order of slots and names, as a state without its step."""
-        n = len(self.names)
-        return {
-            slot: dict(zip(self.names, tensors[i * n : (i + 1) * n], strict=True)) for i, slot in enumerate(self.slots)
-        }
+        """The inverse of `in_order`."""
+        remaining = iter(tensors)
+        return {slot: {k: next(remaining) for k in names} for slot, names in self.slots.items()}
 
 
 class _Step(torch.autograd.Function):
@@ -87,13 +84,10 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, plan: _Plan, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.plan = plan
         ctx.save_for_backward(*tensors)
-        theta, s, G, hyper = plan.arguments(tensors)
         with torch.autocast(tensors[0].device.type, enabled=False):
-            theta, s = plan.rule.step(theta, s, G, hyper)  # line 6
-        stepped = (*(theta[k] for k in plan.names), *(s[slot][k] for slot in plan.slots for k in plan.names))
-        return tuple(
-            x.data for x in stepped
-        )  # .data: autograd would mark a rule's reshapes as views that belong together
+            theta, s = plan.rule.step(*plan.arguments(tensors))  # line 6
+        # .data, since autograd would take a rule's reshapes for views that belong together.
+        return tuple(x.data for x in (*(theta[k] for k in plan.names), *plan.in_order(s)))
 
     @staticmethod
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor | None, ...]:
@@ -101,28 +95,23 @@ class _Step(torch.autograd.Function):
         tensors = ctx.saved_tensors  # raises if one was changed in place since the step
         n = len(plan.names)
         B, S = dict(zip(plan.names, arriving[:n], strict=True)), plan.by_slot(arriving[n:])
-        once = torch.is_grad_enabled() and type(plan.rule) not in TWICE
-        with (
-            torch.set_grad_enabled(torch.is_grad_enabled() and not once),
-            torch.autocast(tensors[0].device.type, enabled=False),
-        ):
+        twice = torch.is_grad_enabled() and type(plan.rule) in TWICE
+        with torch.set_grad_enabled(twice), torch.autocast(tensors[0].device.type, enabled=False):
             wanted = {name for places in plan.place.values() for name in places}
             pulled = plan.rule.pullback(*plan.arguments(tensors), B, S, wanted)  # lines 11, 12, 14
-            A: list[Tensor | None] = [None] * (len(tensors) - n * (2 + len(plan.slots)))
+            A: list[Tensor | None] = [None] * (len(tensors) - plan.before_learned())
             for k, places in plan.place.items():
                 for name, i in places.items():
-                    increment = pulled.A[k].get(name)
-                    if increment is not None:
-                        sofar = A[i]
-                        A[i] = increment if sofar is None else sofar + increment
-            found = [
+                    increment, sofar = pulled.A[k].get(name), A[i]
+                    A[i] = increment if sofar is None else sofar if increment is None else sofar + increment
+            found = (
                 *(pulled.B[k] for k in plan.names),
                 *(pulled.V[k] for k in plan.names),
-                *(pulled.S[slot][k] for slot in plan.slots for k in plan.names),
+                *plan.in_order(pulled.S),
                 *A,
-            ]
-            gradients = [None if g is None else g.to(t) for g, t in zip(found, tensors, strict=True)]
-        if once:
+            )
+            gradients = [None if g is None else g.to(x) for g, x in zip(found, tensors, strict=True)]
+        if torch.is_grad_enabled() and not twice:
             gradients = _guarded(type(plan.rule).__name__, gradients, (*tensors, *arriving))
         return (None, *gradients)
 

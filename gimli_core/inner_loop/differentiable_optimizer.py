@@ -1,0 +1,233 @@
+"""A live optimizer, made differentiable: `step(loss)` in place of zero_grad, backward and step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core.derivatives import differentiate
+from gimli_core.errors import ArgumentError, ClosedError, closest, explain, listing
+from gimli_core.inner_loop.hyperparameters import Override, value_for_group
+from gimli_core.inner_loop.patch import FunctionalModule
+from gimli_core.inner_loop.rules import rule_of
+from gimli_core.inner_loop.update import Forms, TensorState, update
+
+__all__ = ["DifferentiableOptimizer", "GradCallback"]
+
+GradCallback = Callable[[list[Tensor | None]], Sequence[Tensor | None]]
+
+
+class DifferentiableOptimizer:
+    """A live optimizer's groups, options and state, with a `step` that can be differentiated.
+
+    A subclass may write `_update(grouped_grads)` itself, which replaces `self.param_groups[i]["params"][k]` by the
+    stepped tensors, with autograd recording it; without one, the registered rule and its pullback do it.
+
+    Args: as in `get_diff_optim`.
+    """
+
+    def __init__(
+        self,
+        other: torch.optim.Optimizer,
+        reference_params: Iterable[Tensor],
+        fmodel: FunctionalModule | None = None,
+        device: torch.device | str | None = None,
+        override: Override | None = None,
+        grad_callback: GradCallback | None = None,
+        track_higher_grads: bool = True,
+    ) -> None:
+        number = {id(p): i for i, p in enumerate(reference_params)}
+        self._kind = type(other)
+        self._fmodel = fmodel
+        self._grad_callback = grad_callback
+        self._track = track_higher_grads
+        self._closed = False
+        self._forms: Forms = {}
+        self.param_groups: list[dict[str, Any]] = []
+        self.state: list[list[TensorState]] = []  # of each group's parameters; empty before the first step
+        self._members: list[list[int]] = []  # of each group, as positions among the reference parameters
+        for i, group in enumerate(other.param_groups):
+            for p in group["params"]:
+                if id(p) not in number:
+                    raise ArgumentError(
+                        explain(
+                            f"optimizer, group {i}",
+                            "parameters of the model",
+                            f"one of shape {list(p.shape)} that is not among them",
+                            "Make the optimizer from the model's own parameters(), after any move or copy of it.",
+                        )
+                    )
+            self._members.append([number[id(p)] for p in group["params"]])
+            self.param_groups.append({**group, "params": [None] * len(group["params"])})
+            self.state.append([_copied_state(other.state.get(p, {}), device) for p in group["params"]])
+        self._apply_override(override)
+
+    def step(
+        self,
+        loss: Tensor,
+        params: Iterable[Tensor] | None = None,
+        override: Override | None = None,
+        grad_callback: GradCallback | None = None,
+    ) -> list[Tensor]:
+        """One inner step: G_j of the loss, then the optimizer's update of the fast weights.
+
+            G_j = grad_theta loss;   theta_{j+1}, s_{j+1} = opt(theta_j, s_j, phi_opt, G_j)          lines 5, 6
+
+        A parameter that the loss does not reach is left alone, with its state, as `torch.optim` does for `grad=None`.
+
+        Args:
+            loss: a scalar, computed from the latest fast weights.
+            params: fast weights; by default those of the functional module.
+            override: options from this step on, `{name: [value]}` or `{name: [a value for each group]}`.
+            grad_callback: a function from the list of gradients (None where there is none) to the list to be used.
+
+        Returns:
+            list: the new fast weights, which the functional module has taken over.
+
+        Raises:
+            ArgumentError: a loss that does not depend on the fast weights or whose graph is gone, a sparse gradient,
+                fast weights that were edited in place.
+            ClosedError: after the end of the context.
+
+        Cost: 3F, and backwards 6F; keeps the loss's graph, theta, state and G until the outer loss is done with.
+        """
+        if self._closed:
+            raise ClosedError(
+                "step: expected a call inside its inner loop's context; got one after the end. Indent it into the "
+                "`with` block, or use monkeypatch and get_diff_optim, which have no end."
+            )
+        self._apply_override(override)
+        theta = self._weights(params)
+        callback = grad_callback or self._grad_callback
+        G: Sequence[Tensor | None] = self._gradients(loss, theta)
+        with torch.set_grad_enabled(self._track):
+            if callback is not None:
+                G = self._called_back(callback, G)
+            for group, members in zip(self.param_groups, self._members, strict=True):
+                group["params"] = [theta[i] for i in members]
+            self._update([[G[i] for i in members] for members in self._members])
+        for group, members in zip(self.param_groups, self._members, strict=True):
+            for i, p in zip(members, group["params"], strict=True):
+                theta[i] = p if self._track or p is theta[i] else p.detach().requires_grad_()
+            group["params"] = [None] * len(members)
+        if self._fmodel is not None:
+            self._fmodel.update_params(theta)
+        return theta
+
+    def close(self) -> None:
+        """Release the state; a later `step` raises ClosedError."""
+        self._closed = True
+        self.state = []
+
+    def _weights(self, params: Iterable[Tensor] | None) -> list[Tensor]:
+        if params is not None:
+            return list(params)
+        if self._fmodel is None or self._fmodel.fast_params is None:
+            raise ArgumentError(
+                explain(
+                    "params",
+                    "fast weights, since no functional module has them",
+                    "None",
+                    "Pass step(loss, params=[...]).",
+                )
+            )
+        self._fmodel._fast_weights.check_untouched()
+        return list(self._fmodel.fast_params)
+
+    def _gradients(self, loss: Tensor, theta: list[Tensor]) -> list[Tensor | None]:
+        """Line 5; None for a tensor that is frozen or not reached."""
+        trained = [i for i, p in enumerate(theta) if p.requires_grad]
+        try:
+            found = differentiate(loss, [theta[i] for i in trained], create_graph=self._track)
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            raise ArgumentError(
+                explain(
+                    "loss",
+                    "a loss whose graph is still there",
+                    "one that was differentiated before, which freed it",
+                    "Compute it anew from the latest fast weights, or call backward(retain_graph=True) before.",
+                )
+            ) from error
+        G: list[Tensor | None] = [None] * len(theta)
+        for i, g in zip(trained, found, strict=True):
+            G[i] = g
+            if g is not None and (g.layout != torch.strided or not g.is_floating_point()):
+                raise ArgumentError(
+                    explain(
+                        "loss",
+                        "dense real gradients",
+                        f"{g.layout} of {g.dtype} for {self._name(i)}",
+                        "Construct its layer with sparse=False; split a complex parameter into real ones.",
+                    )
+                )
+        if all(g is None for g in G):
+            raise ArgumentError(
+                explain(
+                    "loss",
+                    "a loss that depends on the latest fast weights",
+                    "a loss with no gradient path to any of them",
+                    "Compute it from fmodel, not from the module that it was made from, with the latest fast weights.",
+                )
+            )
+        return G
+
+    def _called_back(self, callback: GradCallback, G: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        changed = list(callback(list(G)))
+        for i, (g, new) in enumerate(zip(G, changed, strict=False)):
+            if new is not None and (g is None or not isinstance(new, Tensor) or new.shape != g.shape):
+                came = "None, or another shape or type" if g is not None else "a gradient where there was none"
+                raise ArgumentError(
+                    explain(
+                        f"grad_callback, at {self._name(i)}",
+                        "a tensor shaped like the gradient, or None",
+                        came,
+                        "Return one for one.",
+                    )
+                )
+        if len(changed) != len(G):
+            raise ArgumentError(
+                explain(
+                    "grad_callback",
+                    f"a list of {len(G)} gradients back",
+                    f"{len(changed)}",
+                    "Return one for each, in order.",
+                )
+            )
+        return changed
+
+    def _update(self, grouped_grads: list[list[Tensor | None]]) -> None:
+        """Line 6, with the registered rule; a subclass may put another in its place."""
+        for i, (group, grads) in enumerate(zip(self.param_groups, grouped_grads, strict=True)):
+            G = {str(k): g for k, g in enumerate(grads) if g is not None}
+            theta = {k: group["params"][int(k)] for k in G}
+            states = {k: self.state[i][int(k)] for k in G}
+            rule = rule_of(self._kind, group)
+            theta, states = update(rule, theta, G, states, self._forms, f"group {i}", self._track)
+            for k, p in theta.items():
+                group["params"][int(k)], self.state[i][int(k)] = p, states[k]
+
+    def _apply_override(self, override: Override | None) -> None:
+        for name, values in (override or {}).items():
+            for i, group in enumerate(self.param_groups):
+                if name not in group:
+                    raise ArgumentError(
+                        explain(
+                            "override",
+                            f"options of {self._kind.__name__} ({listing(o for o in group if o != 'params')})",
+                            repr(name),
+                            f"Rename or remove it.{closest(name, group)}",
+                        )
+                    )
+                group[name] = value_for_group(name, values, i, len(self.param_groups), group[name])
+
+    def _name(self, i: int) -> str:
+        return f"fast weight {self._fmodel._fast_weights.names[i]!r}" if self._fmodel is not None else f"params[{i}]"
+
+
+def _copied_state(state: Mapping[str, Any], device: torch.device | str | None) -> TensorState:
+    return {k: v.detach().clone().to(device) if isinstance(v, Tensor) else v for k, v in state.items()}

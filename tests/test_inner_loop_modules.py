@@ -274,6 +274,17 @@ def test_buffers_move_in_the_copy_and_may_carry_meta_parameters() -> None:
     assert holder.net[0].weight.grad is not None
 
 
+@pytest.mark.parametrize("track", [True, False])
+def test_frozen_parameters_stay_frozen(track: bool) -> None:
+    module = with_frozen()
+    opt = torch.optim.SGD(module.parameters(), lr=LR, weight_decay=0.1)
+    with inner_loop.innerloop_ctx(module, opt, track_higher_grads=track) as (fmodel, diffopt):
+        diffopt.step(fmodel(torch.ones(1, 5)).sum())
+        for fast, p in zip(fmodel.parameters(), module.parameters(), strict=True):
+            assert fast.requires_grad == p.requires_grad
+            assert torch.equal(fast, p) != p.requires_grad
+
+
 def test_train_and_eval_are_the_copys_own() -> None:
     module = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 1))
     fmodel = inner_loop.monkeypatch(module)

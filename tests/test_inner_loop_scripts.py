@@ -7,11 +7,14 @@ comparison is left out; that our library runs each of them is tested all the sam
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -235,6 +238,53 @@ def test_a_script_gives_the_numbers_that_it_gave(script: Callable[[Any], Numbers
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=ROUNDING, atol=ROUNDING)
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "maml_omniglot_as_for_higher.py"
+OUR_IMPORT = "import gimli_core.inner_loop as higher\n"
+
+
+def run_example(source: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    namespace = {"__name__": "example", "__file__": str(EXAMPLE)}
+    exec(compile(source, str(EXAMPLE), "exec"), namespace)
+    few = ["--epochs", "1", "--batches", "1", "--task_num", "2", "--width", "4", "--k_qry", "5"]
+    monkeypatch.setattr(sys, "argv", [EXAMPLE.name, "--data", str(data), *few])
+    namespace["main"]()  # type: ignore[operator]
+
+
+@pytest.fixture
+def drawings(tmp_path: Path) -> Path:
+    """A file in Omniglot's form: twelve characters, noise around a pattern each."""
+    torch.set_default_dtype(torch.float32)
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 200, (12, 1, 28, 28))
+    images = (patterns + rng.integers(0, 55, (12, 20, 28, 28))).astype(np.uint8).reshape(240, 28, 28)
+    character = np.arange(12).repeat(20)
+    np.savez(tmp_path / "drawings.npz", images=images, character=character, vinyals_split=np.arange(12) // 6 * 2)
+    return tmp_path / "drawings.npz"
+
+
+def test_the_example_runs(drawings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    source = EXAMPLE.read_text(encoding="utf-8")
+    run_example(source, drawings, monkeypatch)
+    said = capsys.readouterr().out
+    assert said.count("accuracy") == 2
+    with pytest.raises(SystemExit, match="--data PATH"):
+        run_example(source, drawings.parent / "nowhere.npz", monkeypatch)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the old library's own
+def test_the_example_says_the_same_with_either_library(
+    drawings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("higher")
+    source = EXAMPLE.read_text(encoding="utf-8")
+    assert source.count(OUR_IMPORT) == 1
+    said = []
+    for line in (OUR_IMPORT, "import higher\n"):
+        run_example(source.replace(OUR_IMPORT, line), drawings, monkeypatch)
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
 
 
 def test_the_public_names() -> None:

@@ -39,7 +39,8 @@ class DifferentiableOptimizer:
         grad_callback: GradCallback | None = None,
         track_higher_grads: bool = True,
     ) -> None:
-        number = {id(p): i for i, p in enumerate(reference_params)}
+        reference = list(reference_params)
+        number = {id(p): i for i, p in enumerate(reference)}
         self._kind = type(other)
         self._fmodel = fmodel
         self._grad_callback = grad_callback

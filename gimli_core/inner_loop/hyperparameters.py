@@ -32,19 +32,14 @@ def get_trainable_opt_params(
     >>> inner_loop.get_trainable_opt_params(opt)["lr"]
     [tensor(0.5000, requires_grad=True)]
     """
-    override: dict[str, list[Any]] = {}
-    for group in opt.param_groups:
-        for name, value in group.items():
-            if name != "params" and _all_numbers(value):
-                override.setdefault(name, []).append(
-                    _mapped(value, lambda x: torch.as_tensor(x, device=device).detach().clone())
-                )
-    for values in override.values():
-        values[:] = [
-            _mapped(v, lambda x: (x if x.is_floating_point() else x.to(torch.get_default_dtype())).requires_grad_())
-            for v in values
-        ]
-    return override
+
+    def trainable(x: float | Tensor) -> Tensor:
+        dtype = x.dtype if isinstance(x, Tensor) and x.is_floating_point() else torch.get_default_dtype()
+        return torch.as_tensor(x, dtype=dtype, device=device).detach().clone().requires_grad_()
+
+    groups = opt.param_groups
+    names = [n for n in groups[0] if n != "params" and all(_all_numbers(group.get(n)) for group in groups)]
+    return {name: [_mapped(group[name], trainable) for group in groups] for name in names}
 
 
 def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -> None:
@@ -56,6 +51,12 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
 
     Raises:
         ArgumentError: a list of another length, a value of another structure, more than one number for one.
+
+    >>> import torch, gimli_core.inner_loop as inner_loop
+    >>> opt = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    >>> inner_loop.apply_trainable_opt_params(opt, {"lr": [torch.tensor(0.25)]})
+    >>> opt.param_groups[0]["lr"]
+    0.25
     """
     for name, values in override.items():
         for i, group in enumerate(opt.param_groups):

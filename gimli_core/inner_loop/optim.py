@@ -97,6 +97,12 @@ def create_diff_optim(
 
     Raises:
         ArgumentError: neither params nor fmodel, and what `get_diff_optim` raises.
+
+    >>> import torch, gimli_core.inner_loop as inner_loop
+    >>> w = torch.zeros(1, requires_grad=True)
+    >>> diffopt = inner_loop.create_diff_optim(torch.optim.SGD, {"lr": 0.25}, params=[w])
+    >>> diffopt.step(((w - 1) ** 2).sum(), params=[w])
+    [tensor([0.5000], grad_fn=<_StepBackward>)]
     """
     registered(opt_type)
     if params is None and fmodel is None:

@@ -29,7 +29,8 @@ def differentiable_step(
 ) -> tuple[Tensors, State]:
     """`rule.step(theta, state, G, hyper)`, tied into autograd by `rule.pullback`.
 
-    Second derivatives are exact for the rules in `TWICE`; for others they raise SecondDerivativeError.
+    Second derivatives are exact for the rules in `TWICE`, and NaN where Adam's or Adagrad's gradient is exactly 0 (the
+    first derivative is exact there too); for other rules they raise SecondDerivativeError.
 
     Cost: the step; backwards one pullback. Keeps theta, state and G.
     """

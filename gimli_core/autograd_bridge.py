@@ -21,8 +21,9 @@ from gimli_core.requirements import require
 __all__ = ["Once", "unroll"]
 
 _SECOND = (
-    "unroll: expected one derivative of the validation loss; got a request for a second one. The backward sweep gives exact first "
-    "derivatives only: for a second, differentiate a plain unroll with autograd, or put the outer derivative into val_loss."
+    "unroll: expected one derivative of the validation loss; got a request for a second one. The backward sweep gives "
+    "exact first derivatives only: for a second, differentiate a plain unroll with autograd, or put the outer "
+    "derivative into val_loss."
 )
 
 

@@ -64,14 +64,14 @@ class OmniglotNShot:
 def network(width, n_way):
     def block(channels):
         return [
-            nn.Conv2d(channels, width, 3),
+            nn.Conv2d(channels, width, 3, padding=1),
             nn.BatchNorm2d(width, momentum=1, affine=True),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(2, 2),
         ]
 
-    last = [nn.Conv2d(width, width, 1), nn.BatchNorm2d(width, momentum=1, affine=True), nn.ReLU(inplace=True)]
-    return nn.Sequential(*block(1), *block(width), *block(width), *last, nn.Flatten(), nn.Linear(width, n_way))
+    # 28, 14, 7, 3, 1 pixels wide
+    return nn.Sequential(*block(1), *block(width), *block(width), *block(width), nn.Flatten(), nn.Linear(width, n_way))
 
 
 def train(db, net, meta_opt, epoch, batches):

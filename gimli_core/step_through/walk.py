@@ -1,0 +1,221 @@
+"""Algorithm 1 as a stream of moments: the engine's own events, timed, and open to interventions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.inputs import Inputs, prepare
+from gimli_core.memory.actions import Schedule
+from gimli_core.meta_gradient import Execution, MetaGradient, check_schedule
+from gimli_core.optimizers.interface import State
+from gimli_core.problem import Problem
+from gimli_core.record import Event
+from gimli_core.requirements import require
+
+__all__ = ["CHANGEABLE", "Intervention", "Moment", "Walk", "step_through"]
+
+# What the engine reads back when it goes on; the other values are shown only.
+CHANGEABLE = {5: ("G",), 6: ("theta", "s"), 9: ("B", "S"), 11: ("V",), 12: ("A_opt",), 13: ("A_loss",), 14: ("B", "S")}
+
+
+class Intervention(NamedTuple):
+    """A value that the caller put in place of the engine's."""
+
+    line: int
+    j: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} changed at line {self.line} of step {self.j}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Moment:
+    """One line of Algorithm 1 as it ran.
+
+    `values` are keyed by the paper's symbols, with the index that the line gives them: at line 6 of step j,
+    "theta" is theta_{j+1}; at line 14, "B" is B_j, and "direct" and "curvature" are its two terms. `given` is
+    what the line used.
+    """
+
+    line: int
+    j: int
+    values: dict[str, Any]
+    given: Mapping[str, Any]
+    replay: bool  # the step had been run before: the memory schedule runs it again
+    seconds: float  # what the engine took to come here from the line before
+    interventions: tuple[Intervention, ...]  # all that were made before this moment; it may follow from them
+    _change: Callable[[Moment, str, Any], None]
+
+    @property
+    def bytes(self) -> int:
+        """The size of what was computed."""
+        return sum(t.numel() * t.element_size() for t in tensors(self.values))
+
+    def change(self, name: str, value: Any) -> None:
+        """Put `value` in place of the one computed, and let the engine go on from there.
+
+        The change counts as a constant: the sweep differentiates the run that follows, with the Jacobians at
+        the changed values. A replay of the same line is given the same value again.
+
+        Args:
+            name: "G" at line 5; "theta", "s" at 6; "B", "S" at 9 and 14; "V" at 11; "A_opt" at 12; "A_loss" at 13.
+            value: in the form of `values[name]`; a dict may name only the entries that change.
+
+        Raises:
+            ArgumentError: a name that this line does not compute, another form or shape.
+        """
+        self._change(self, name, value)
+
+    def __repr__(self) -> str:
+        again = ", replay" if self.replay else ""
+        after = f", after {len(self.interventions)} interventions" if self.interventions else ""
+        return f"Moment(line={self.line}, j={self.j}, {', '.join(self.values)}{again}{after})"
+
+
+class Walk(Iterator[Moment]):
+    """A run of Algorithm 1 that advances by one line for each `next`. `result` stands once it is through."""
+
+    def __init__(self, inputs: Inputs, schedule: Schedule) -> None:
+        self.inputs = inputs
+        self.schedule = schedule
+        self.execution = Execution(inputs, schedule)
+        self.interventions: tuple[Intervention, ...] = ()
+        self._changed: dict[Intervention, Any] = {}
+        self._latest: Moment | None = None
+        self._result: MetaGradient | None = None
+        self._events = self._run()
+
+    @property
+    def result(self) -> MetaGradient:
+        """The meta-gradient, as `gimli.meta_gradient` returns it. After an intervention `recurrence` says so."""
+        if self._result is None:
+            raise ArgumentError(explain("result", "a walk that reached its last moment", "one under way", "Go on with next(walk)."))
+        return self._result
+
+    def close(self) -> None:
+        """Stop here. Buffers and random number generators are put back as after a whole run."""
+        self._events.close()
+
+    def __next__(self) -> Moment:
+        self._latest = None  # so that the engine can free what that moment showed
+        start = perf_counter()
+        event = next(self._events)
+        seconds = perf_counter() - start
+        for made, value in self._changed.items() if event.replay else ():
+            if (made.line, made.j) == (event.line, event.j):
+                event.values[made.name] = value
+        self._latest = Moment(
+            event.line, event.j, event.values, event.given, event.replay, seconds, self.interventions, self._intervene
+        )
+        return self._latest
+
+    def _run(self) -> Generator[Event, None, None]:
+        yield from self.execution.forward()
+        yield from self.execution.backward()
+        result = self.execution.result()
+        if self.interventions:
+            made = "; ".join(str(i) for i in self.interventions)
+            result = replace(result, recurrence=f"{result.recurrence}, with interventions: {made}")
+        self._result = result
+        joined = {"A_opt": result.A_opt, "A_loss": result.A_loss, "B": result.B_0, "S": result.S_0}
+        yield Event(16, 0, joined)
+
+    def _intervene(self, moment: Moment, name: str, value: Any) -> None:
+        if moment is not self._latest:
+            raise ArgumentError(explain("change", "the moment that came last", repr(moment), "Change it before the next one is taken."))
+        allowed = CHANGEABLE.get(moment.line, ())
+        if name not in allowed:
+            raise ArgumentError(
+                explain(f"change at line {moment.line}", f"one of {listing(allowed)}", repr(name), f"Lines are changed where they "
+                        f"compute the value.{closest(name, allowed)}")
+            )  # fmt: skip
+        made = Intervention(moment.line, moment.j, name)
+        moment.values[name] = merged(moment.values[name], value, name)
+        if moment.line in (5, 6):
+            self._changed[made] = moment.values[name]
+        if made not in self.interventions:
+            self.interventions = (*self.interventions, made)
+
+
+def step_through(
+    problem: Problem,
+    theta_0: Mapping[str, Tensor],
+    train_batches: Sequence[Any] | Callable[[int], Any],
+    val_batch: Any,
+    *,
+    steps: int | None = None,
+    phi_opt: Mapping[str, Any] | None = None,
+    phi_loss: Mapping[str, Tensor] | None = None,
+    state_0: State | None = None,
+    val_weights: Sequence[float] | Tensor | None = None,
+    memory: Schedule | None = None,
+    recurrence: str = "augmented",
+    check: bool = True,
+) -> Walk:
+    """Algorithm 1 line by line, as the engine runs it: an iterator with one `Moment` a line.
+
+    Lines 5 and 6 come for each step forwards, 8 and 9 once (9 again for losses along the way), 11 to 14 for
+    each step backwards, 16 at the end. A schedule's replayed steps come again, marked `replay`.
+
+    Args: as in `meta_gradient`.
+
+    Returns:
+        Walk: an iterator. Leave it whenever you like; `walk.close()` puts buffers back at once. At the end
+        `walk.result` is what `meta_gradient` returns.
+
+    Raises: what `meta_gradient` raises, at the moment at which it happens.
+
+    Cost: that of `meta_gradient`, and a few microseconds a line.
+    Source: Grefenstette et al. 2019, Algorithm 1.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, target):
+    ...     return ((theta["w"] - target) ** 2).sum() / 2
+    >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
+    >>> walk = gimli.step_through(problem, {"w": torch.zeros(1)}, [torch.ones(1)], torch.ones(1), phi_opt={"lr": 0.5})
+    >>> [moment.line for moment in walk]
+    [5, 6, 8, 9, 11, 12, 13, 14, 16]
+    >>> walk.result.A_opt["lr"]
+    tensor(-0.5000, dtype=torch.float64)
+    """
+    schedule = check_schedule(memory)
+    inputs = prepare(
+        problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
+        state_0=state_0, val_weights=val_weights, recurrence=recurrence,
+    )  # fmt: skip
+    if check:
+        require(inputs, replays=schedule.replays)
+    return Walk(inputs, schedule)
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Every tensor in nested dicts and lists."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from tensors(value)
+    elif isinstance(tree, (tuple, list)):
+        for value in tree:
+            yield from tensors(value)
+
+
+def merged(old: Any, new: Any, path: str) -> Any:
+    """`old` with the entries of `new` in their places; the forms must agree."""
+    if isinstance(old, Mapping):
+        if not isinstance(new, Mapping) or not set(new) <= set(old):
+            came = listing(new) if isinstance(new, Mapping) else type(new).__name__
+            raise ArgumentError(explain(path, f"a dict with keys among {listing(old)}", came, "Name only the entries that change."))
+        return {k: merged(v, new[k], f"{path}[{k!r}]") if k in new else v for k, v in old.items()}
+    value = torch.as_tensor(new, dtype=old.dtype, device=old.device).detach()
+    if value.shape != old.shape:
+        raise ArgumentError(explain(path, f"shape {list(old.shape)}", str(list(value.shape)), "Give a value for every element."))
+    return value.clone()

@@ -6,7 +6,7 @@ from gimli_core.meta_gradient import MetaGradient, meta_gradient
 from gimli_core.meta_parameters import per_step
 from gimli_core.problem import Problem
 from gimli_core.requirements import check_requirements
-from gimli_core.step_through import step_through
+from gimli_core.step_through import lessons, step_through, trace
 from gimli_core.verification import verify
 
 __all__ = [
@@ -14,11 +14,13 @@ __all__ = [
     "Problem",
     "check_requirements",
     "errors",
+    "lessons",
     "memory",
     "meta_gradient",
     "optimizers",
     "per_step",
     "step_through",
+    "trace",
     "unroll",
     "verification",
     "verify",

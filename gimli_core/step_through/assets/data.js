@@ -1,0 +1,50 @@
+// What the run kept, and small helpers. Text enters the page through textContent alone.
+const D = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+const J = D.steps;
+const E = D.events;
+const SVG = "http://www.w3.org/2000/svg";
+
+function build(space, tag, attributes, children) {
+  const element = space ? document.createElementNS(space, tag) : document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes || {})) {
+    if (typeof value === "function") element.addEventListener(key, value);
+    else if (key === "style") Object.assign(element.style, value);
+    else if (value !== null && value !== undefined && value !== false) element.setAttribute(key, value === true ? "" : value);
+  }
+  element.append(...children.flat().filter((c) => c !== null && c !== undefined));
+  return element;
+}
+const h = (tag, attributes, ...children) => build(null, tag, attributes, children);
+const s = (tag, attributes, ...children) => build(SVG, tag, attributes, children);
+
+let digits = 6;
+// A number as it is printed everywhere: JSON holds the engine's, exactly.
+function fmt(x) {
+  if (x === null || x === undefined) return "–";
+  if (typeof x === "string") return x.replace("-", "−").replace("inf", "∞");
+  let text = digits >= 17 ? String(x) : x.toPrecision(digits);
+  if (text.includes("e")) text = text.replace(/\.?0*e\+?/, "e");
+  else if (text.includes(".")) text = text.replace(/\.?0+$/, "");
+  return (Number(x) === 0 ? "0" : text).replace(/-/g, "−");
+}
+const value = (x) => (typeof x === "number" ? x : NaN);
+const subscript = (j) => String(j).replace(/\d/g, (d) => "₀₁₂₃₄₅₆₇₈₉"[d]);
+const bytes = (n) => (n < 1024 ? `${n} B` : n < 1048576 ? `${(n / 1024).toPrecision(3)} KiB` : n < 1073741824 ? `${(n / 1048576).toPrecision(3)} MiB` : `${(n / 1073741824).toPrecision(3)} GiB`);
+const micro = (us) => (us < 1000 ? `${us} µs` : us < 1e6 ? `${(us / 1000).toPrecision(3)} ms` : `${(us / 1e6).toPrecision(3)} s`);
+
+const norm = (name, j) => (D.q[name] ? D.q[name].norm[j] : null);
+const cells = (name, j) => (D.q[name] ? D.q[name].cells[j] : null);
+// Every element in one row, where the page has them all.
+function flat(name, j) {
+  const kept = cells(name, j);
+  return kept && kept.every((c) => c.v) ? kept.flatMap((c) => c.v) : null;
+}
+
+const turn = (() => { const at = E.line.findIndex((l) => l === 8 || l === 9); return at < 0 ? E.line.length : at; })();
+const backward = (i) => i >= turn;
+const count = E.line.length;
+const find = (line, j) => E.line.findIndex((l, i) => l === line && E.j[i] === j && !E.replay[i]);
+const findAny = (line, j) => { const at = find(line, j); return at >= 0 ? at : E.line.findIndex((l, i) => l === line && E.j[i] === j); };
+const sides = (i) => (E.line[i] === 16 ? "the end" : backward(i) ? "backward" : "forward");
+const place = (i) => `Line ${E.line[i]} · ${E.line[i] === 16 ? "the result" : "step " + E.j[i]} · ${sides(i)}`;

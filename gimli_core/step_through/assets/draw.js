@@ -1,0 +1,83 @@
+// Heat maps, signed bars, histograms and curves.
+const themed = new Set(); // canvases to draw again when the colours change
+let palette = null;
+function colours() {
+  if (palette) return palette;
+  const css = getComputedStyle(document.documentElement);
+  const rgb = (name) => { const x = css.getPropertyValue(name).trim(); return [1, 3, 5].map((i) => parseInt(x.slice(i, i + 2), 16)); };
+  palette = { zero: rgb("--card"), positive: rgb("--positive"), negative: rgb("--negative"), bad: rgb("--bad") };
+  return palette;
+}
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { palette = null; for (const c of themed) if (c.isConnected) c.redraw(); else themed.delete(c); });
+
+// Square root scale: small values stay visible.
+const depth = (x, peak) => (peak > 0 ? Math.sqrt(Math.min(1, Math.abs(x) / peak)) : 0);
+function heat(values, columns, description, peak) {
+  const rows = Math.ceil(values.length / columns), finite = values.map(value);
+  peak = peak || Math.max(...finite.filter(Number.isFinite).map(Math.abs), 0);
+  const canvas = h("canvas", { role: "img", "aria-label": description, width: columns, height: rows });
+  canvas.style.aspectRatio = `${columns} / ${rows}`;
+  canvas.style.maxHeight = "14rem";
+  canvas.redraw = () => {
+    const { zero, positive, negative, bad } = colours(), context = canvas.getContext("2d"), image = context.createImageData(columns, rows);
+    finite.forEach((x, i) => {
+      const to = Number.isNaN(x) ? bad : x < 0 ? negative : positive, t = Number.isNaN(x) ? 1 : depth(x, peak);
+      for (let c = 0; c < 3; c++) image.data[4 * i + c] = zero[c] + t * (to[c] - zero[c]);
+      image.data[4 * i + 3] = 255;
+    });
+    context.putImageData(image, 0, 0);
+  };
+  canvas.redraw();
+  themed.add(canvas);
+  return canvas;
+}
+function bar(x, peak) {
+  const size = peak > 0 && typeof x === "number" ? (50 * Math.abs(x)) / peak : 0, negative = value(x) < 0;
+  return h("i", { "aria-hidden": "true" }, h("b", { style: { left: `${negative ? 50 - size : 50}%`, width: `${size}%`, background: `var(--${negative ? "negative" : "positive"})` } }));
+}
+function histogram(counts, low, high) {
+  const peak = Math.max(...counts), w = 240 / counts.length;
+  return s("svg", { viewBox: "0 0 240 46", role: "img", "aria-label": `Histogram from ${fmt(low)} to ${fmt(high)}` },
+    ...counts.map((n, i) => { const t = peak ? (30 * Math.log1p(n)) / Math.log1p(peak) : 0, mid = low + ((i + 0.5) / counts.length) * (high - low); return s("rect", { x: i * w, y: 30 - t, width: w - 1, height: t, fill: `var(--${mid < 0 ? "negative" : "positive"})` }); }),
+    s("text", { x: 0, y: 43 }, fmt(low)), s("text", { x: 240, y: 43, "text-anchor": "end" }, fmt(high)));
+}
+const SERIES = ["--negative", "--positive", "--forward", "--backward", "--third", "--fourth"];
+// Curves over j with a cursor that follows the run. series: [[label, numbers]], bars: draw the first as bars.
+function curves({ series, log, x = "step j", bars = false, height = 190, cursor = true, description = "", offset = 0 }) {
+  const W = 520, H = height, left = 62, right = 10, top = 10, bottom = 26;
+  const all = series.flatMap(([, v]) => v).map(value).filter(Number.isFinite);
+  const length = Math.max(...series.map(([, v]) => v.length), 2);
+  const nonzero = all.map(Math.abs).filter((v) => v > 0);
+  if (log === undefined) log = all.every((v) => v >= 0) && nonzero.length > 1 && Math.max(...nonzero) / Math.min(...nonzero) > 300;
+  const lowest = log ? Math.max(Math.min(...nonzero, 1e300), Math.max(...nonzero, 1e-300) * 1e-16) : 0;
+  let low = log ? Math.log10(lowest) : Math.min(0, ...all), high = log ? Math.log10(Math.max(...nonzero, 1e-300)) : Math.max(0, ...all);
+  if (!(high > low)) { high = low + 1; }
+  const pad = bars ? 0.5 : 0;
+  const X = (j) => left + ((j - offset + pad) / (length - 1 + 2 * pad)) * (W - left - right);
+  const Y = (v) => top + (1 - ((log ? Math.log10(Math.max(v, lowest)) : v) - low) / (high - low)) * (H - top - bottom);
+  const short = (v) => (v === 0 ? "0" : Math.abs(v) >= 1e4 || Math.abs(v) < 1e-3 ? v.toExponential(1).replace("e+", "e") : String(Number(v.toPrecision(3)))).replace(/-/g, "−");
+  const marks = log ? [low, (low + high) / 2, high].map((t) => 10 ** t) : [...new Set([low, 0, high])];
+  const parts = marks.map((v) => [s("line", { x1: left, x2: W - right, y1: Y(v), y2: Y(v), class: "axis" }), s("text", { x: left - 6, y: Y(v) + 4, "text-anchor": "end" }, short(v))]).flat();
+  series.forEach(([, values], n) => {
+    const colour = `var(${SERIES[n % SERIES.length]})`;
+    if (bars && n === 0) {
+      const w = Math.max(1, ((W - left - right) / length) * 0.7);
+      values.forEach((v, i) => { if (typeof v === "number") parts.push(s("rect", { x: X(i + offset) - w / 2, y: Math.min(Y(v), Y(0)), width: w, height: Math.max(0.5, Math.abs(Y(v) - Y(0))), rx: 1, fill: `var(--${v < 0 ? "negative" : "positive"})`, "data-j": i + offset })); });
+      return;
+    }
+    let path = "", pen = "M";
+    values.forEach((v, i) => { if (typeof v === "number") { path += `${pen}${X(i + offset).toFixed(1)} ${Y(v).toFixed(1)}`; pen = "L"; } else pen = "M"; });
+    parts.push(s("path", { d: path, fill: "none", stroke: bars ? "var(--ink)" : colour, "stroke-width": 2, "stroke-linejoin": "round", "stroke-dasharray": n > 3 ? "4 3" : null }));
+    if (length <= 40) values.forEach((v, i) => { if (typeof v === "number") parts.push(s("circle", { cx: X(i + offset), cy: Y(v), r: 2.6, fill: bars ? "var(--ink)" : colour })); });
+  });
+  const ticks = length <= 16 ? 1 : Math.ceil(length / 10);
+  for (let i = 0; i < length; i += ticks) parts.push(s("text", { x: X(i + offset), y: H - 8, "text-anchor": "middle" }, i + offset));
+  parts.push(s("text", { x: W - right, y: H + 6, "text-anchor": "end" }, x));
+  const at = cursor ? s("line", { class: "cursor", y1: top, y2: H - bottom, x1: -9, x2: -9 }) : null;
+  const svg = s("svg", { viewBox: `0 0 ${W} ${H + 10}`, role: "img", "aria-label": description }, at, ...parts);
+  svg.move = (j) => { if (at) { const p = j >= offset && j < offset + length ? X(j) : -9; at.setAttribute("x1", p); at.setAttribute("x2", p); } };
+  return svg;
+}
+function legend(series, current) {
+  return h("ul", { class: "legend" }, ...series.map(([label, values], n) => h("li", null, h("i", { style: { background: `var(${SERIES[n % SERIES.length]})` } }), label, current === undefined || values[current] === undefined || values[current] === null ? null : h("span", { class: "value" }, " ", fmt(values[current])))));
+}

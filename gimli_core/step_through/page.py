@@ -1,0 +1,82 @@
+"""One self-contained page from what a recorder kept. It asks the network for nothing, and runs no text as code.
+
+Names and messages reach the page as JSON alone and are put there as text; a content security policy, with the
+hash of the one script, forbids everything else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from gimli_core.step_through.algorithm import LINES, MEANING
+
+__all__ = ["LIMIT", "page"]
+
+LIMIT = 9_500_000  # bytes of a page
+SCRIPTS = ("data.js", "maths.js", "draw.js", "panels.js", "main.js")
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """The document. Where it would pass 9.5 MB the steps in between lose detail, every second one at a time."""
+    text = to_json(_packed(data, 1))
+    stride = 2
+    while len(text.encode()) > LIMIT - 200_000 and stride <= 2 * data["steps"]:
+        text = to_json(_packed(data, stride))
+        stride *= 2
+    script, style = _script(), _asset("page.css")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{html.escape(data['title'])}</title>\n<style>\n{style}</style>\n</head>\n"
+        f'{_asset("body.html")}<script type="application/json" id="data">{text}</script>\n<script>{script}</script>\n</body>\n</html>\n'
+    )
+
+
+def to_json(data: Mapping[str, Any]) -> str:
+    """JSON that may stand inside a script element, whatever names it holds."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _packed(data: Mapping[str, Any], stride: int) -> dict[str, Any]:
+    """`data` with lists in place of dicts keyed by step; only every `stride`-th step keeps its cells."""
+    length = data["steps"] + 1
+    kept = {j for j in range(length) if j % stride == 0 or j >= length - 2}
+    return {
+        **data,
+        "lines": LINES,
+        "meaning": MEANING,
+        "q": {
+            name: {"norm": _row(q["norm"], range(length)), "cells": _row(q["cells"], range(length), kept)}
+            for name, q in data["q"].items()
+        },
+        "follow": [
+            {"label": one["label"], "q": {name: _row(values, range(length)) for name, values in one["q"].items()}} for one in data["follow"]
+        ],
+        **{key: [m if j in kept else None for j, m in enumerate(data[key])] for key in ("hessian", "jacobian")},
+    }
+
+
+def _row(by_step: Mapping[int, Any], steps: Iterable[int], kept: set[int] | None = None) -> list[Any]:
+    return [by_step.get(j) if kept is None or j in kept else None for j in steps]
+
+
+@cache
+def _script() -> str:
+    return '"use strict";\n(() => {\n' + "\n".join(_asset(name) for name in SCRIPTS) + "})();\n"
+
+
+def _asset(name: str) -> str:
+    return (files("gimli_core.step_through") / "assets" / name).read_text(encoding="utf-8")

@@ -41,6 +41,11 @@ function histogram(counts, low, high) {
     ...counts.map((n, i) => { const t = peak ? (30 * Math.log1p(n)) / Math.log1p(peak) : 0, mid = low + ((i + 0.5) / counts.length) * (high - low); return s("rect", { x: i * w, y: 30 - t, width: w - 1, height: t, fill: `var(--${mid < 0 ? "negative" : "positive"})` }); }),
     s("text", { x: 0, y: 43 }, fmt(low)), s("text", { x: 240, y: 43, "text-anchor": "end" }, fmt(high)));
 }
+// The ends and 0, without those that would print on top of each other.
+function ticksBetween(low, high, middle) {
+  const wide = middle || 0.12 * (high - low), ends = [low, high].filter((v) => Math.abs(v) > wide);
+  return [...new Set([0, ...ends, ...(middle ? ends.map((v) => Math.sign(v) * middle) : [])])];
+}
 const SERIES = ["--negative", "--positive", "--forward", "--backward", "--third", "--fourth"];
 // Curves over j with a cursor that follows the run. series: [[label, numbers]], bars: draw the first as bars.
 function curves({ series, log, x = "step j", bars = false, height = 190, cursor = true, description = "", offset = 0 }) {
@@ -49,14 +54,18 @@ function curves({ series, log, x = "step j", bars = false, height = 190, cursor 
   const length = Math.max(...series.map(([, v]) => v.length), 2);
   const nonzero = all.map(Math.abs).filter((v) => v > 0);
   if (log === undefined) log = all.every((v) => v >= 0) && nonzero.length > 1 && Math.max(...nonzero) / Math.min(...nonzero) > 300;
+  // A signed logarithm where both signs and many orders of magnitude meet: linear below a millionth of the peak.
+  const peak = Math.max(...nonzero, 0), signed = !log && nonzero.length > 1 && peak / [...nonzero].sort((a, b) => a - b)[nonzero.length >> 1] > 1e3;
+  const bend = (v) => (signed ? Math.sign(v) * Math.log10(1 + Math.abs(v) / (peak * 1e-6)) : v);
   const lowest = log ? Math.max(Math.min(...nonzero, 1e300), Math.max(...nonzero, 1e-300) * 1e-16) : 0;
-  let low = log ? Math.log10(lowest) : Math.min(0, ...all), high = log ? Math.log10(Math.max(...nonzero, 1e-300)) : Math.max(0, ...all);
+  const extremes = [Math.min(0, ...all), Math.max(0, ...all)];
+  let low = log ? Math.log10(lowest) : bend(extremes[0]), high = log ? Math.log10(Math.max(...nonzero, 1e-300)) : bend(extremes[1]);
   if (!(high > low)) { high = low + 1; }
   const pad = bars ? 0.5 : 0;
   const X = (j) => left + ((j - offset + pad) / (length - 1 + 2 * pad)) * (W - left - right);
-  const Y = (v) => top + (1 - ((log ? Math.log10(Math.max(v, lowest)) : v) - low) / (high - low)) * (H - top - bottom);
+  const Y = (v) => top + (1 - ((log ? Math.log10(Math.max(v, lowest)) : bend(v)) - low) / (high - low)) * (H - top - bottom);
   const short = (v) => (v === 0 ? "0" : Math.abs(v) >= 1e4 || Math.abs(v) < 1e-3 ? v.toExponential(1).replace("e+", "e") : String(Number(v.toPrecision(3)))).replace(/-/g, "−");
-  const marks = log ? [low, (low + high) / 2, high].map((t) => 10 ** t) : [...new Set([low, 0, high])];
+  const marks = log ? [low, (low + high) / 2, high].map((t) => 10 ** t) : ticksBetween(extremes[0], extremes[1], signed ? peak * 1e-3 : 0);
   const parts = marks.map((v) => [s("line", { x1: left, x2: W - right, y1: Y(v), y2: Y(v), class: "axis" }), s("text", { x: left - 6, y: Y(v) + 4, "text-anchor": "end" }, short(v))]).flat();
   series.forEach(([, values], n) => {
     const colour = `var(${SERIES[n % SERIES.length]})`;
@@ -79,5 +88,5 @@ function curves({ series, log, x = "step j", bars = false, height = 190, cursor 
   return svg;
 }
 function legend(series, current) {
-  return h("ul", { class: "legend" }, ...series.map(([label, values], n) => h("li", null, h("i", { style: { background: `var(${SERIES[n % SERIES.length]})` } }), label, current === undefined || values[current] === undefined || values[current] === null ? null : h("span", { class: "value" }, " ", fmt(values[current])))));
+  return h("ul", { class: "legend" }, ...series.map(([label, values], n) => h("li", null, h("i", { style: { background: `var(${SERIES[n % SERIES.length]})` } }), ...typeset(label), current === undefined || values[current] === undefined || values[current] === null ? null : h("span", { class: "value" }, " ", fmt(values[current])))));
 }

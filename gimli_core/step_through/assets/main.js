@@ -1,8 +1,8 @@
 // The time line, the controls, and what happens when the moment changes.
 let at = 0, timer = null;
 
-function timeline() {
-  const W = 1000, left = 74, right = 12, width = W - left - right, columns = J + 1;
+function timeline(W) {
+  const left = 74, right = 12, width = W - left - right, columns = J + 1;
   const X = (j) => left + (columns > 1 ? (j / (columns - 1)) * width : width / 2);
   const curve = (values, top, height, colour) => {
     const v = values.map(value), ok = v.filter((x) => Number.isFinite(x)), positive = ok.filter((x) => x > 0);
@@ -43,10 +43,8 @@ function timeline() {
 
 function algorithm() {
   const fill = { 5: 1, 6: 1, 8: 1, 9: 1, 11: 1, 12: 1, 13: 1, 14: 1, 16: 1 };
-  // "B_J" and "θ_j₊₁" are set with real subscripts.
-  const set = (text) => text.split(/(_(?:opt|loss|val|J|j₊₁|j))/).filter(Boolean).map((part) => part[0] === "_" ? h("sub", null, part.slice(1).replace("₊₁", "+1")) : part);
   $("algorithm").replaceChildren(...D.lines.map(([line, indent, text]) => h("li", { "data-line": line },
-    h("button", { type: "button", disabled: !(fill[line] && E.line.includes(line)), click: () => toLine(line) }, h("span", { class: "no" }, line), h("span", { class: indent ? "in" : null }, ...set(text))))));
+    h("button", { type: "button", disabled: !(fill[line] && E.line.includes(line)), click: () => toLine(line) }, h("span", { class: "no" }, line), h("span", { class: indent ? "in" : null }, ...typeset(text))))));
 }
 function toLine(line) {
   const same = E.line.findIndex((l, i) => l === line && E.j[i] === E.j[at] && backward(i) === (line > 7));
@@ -65,13 +63,13 @@ function show(i, announce) {
     if (Number(li.dataset.line) === line) li.setAttribute("aria-current", "step"); else li.removeAttribute("aria-current");
   }
   $("now-title").replaceChildren(line === 16 ? "Line 16, the result" : `Line ${line}, step ${j}`, h("span", { class: `tag ${backward(at) ? "backward" : "forward"}` }, sides(at)), E.replay[at] ? h("span", { class: "tag replay" }, "replay") : "");
-  $("meaning").textContent = MEANING[line] || "";
+  $("meaning").replaceChildren(...typeset(MEANING[line] || ""));
   const [symbols, numbers] = formula(at);
   $("formula").replaceChildren(h("div", { class: "symbols" }, ...symbols), h("div", { class: "numbers" }, ...numbers));
   $("cost").textContent = `${micro(E.us[at])} in the engine, ${bytes(E.bytes[at])} computed · moment ${at + 1} of ${count}`;
   drawQuantities(at);
   drawMatrices(at);
-  line_.move(at);
+  track_.move(at);
   for (const chart of moving) chart.move(line === 6 ? j + 1 : j);
   for (const chart of followCharts) chart.move(at);
   for (const part of growing) part.at(at);
@@ -79,6 +77,7 @@ function show(i, announce) {
   $("next").disabled = $("last").disabled = at === count - 1;
   if (announce && !timer) $("live").textContent = `${place(at)}: ${MEANING[line] || ""}. ${shown(at).filter(([, , fresh]) => fresh).map(([name, k]) => `norm of ${about(name)[0]} ${k}: ${fmt(norm(name, k))}`).join("; ")}`;
 }
+const icon = (path) => s("svg", { viewBox: "0 0 18 18", "aria-hidden": "true", class: "icon" }, s("path", { d: path, fill: "currentColor" }));
 function play(on) {
   clearInterval(timer);
   timer = null;
@@ -86,7 +85,7 @@ function play(on) {
     if (at === count - 1) show(0, false);
     timer = setInterval(() => { if (at >= count - 1) play(false); else show(at + 1, false); }, Number($("speed").value));
   }
-  $("play").textContent = on ? "❚❚" : "▶";
+  $("play").replaceChildren(icon(on ? "M4 2h4v14H4zM10 2h4v14h-4z" : "M4 2l11 7l-11 7z"));
   $("play").setAttribute("aria-label", on ? "Pause" : "Play");
 }
 function sameLine(direction) {
@@ -94,7 +93,11 @@ function sameLine(direction) {
   return direction > 0 ? count - 1 : 0;
 }
 
-const line_ = timeline();
+let track_ = null;
+function drawTimeline() {
+  track_ = timeline(Math.max(300, $("timeline").clientWidth || 1000));
+  $("timeline").replaceChildren(track_);
+}
 function begin() {
   $("title").textContent = D.title;
   const hyper = Object.entries(D.hyper).filter(([, x]) => x !== 0).map(([k, x]) => `${k} = ${fmt(x)}`).join(", ");
@@ -107,7 +110,12 @@ function begin() {
   drawLesson();
   if (!count) { for (const id of ["controls", "now", "quantities"]) $(id).hidden = true; algorithm(); return; }
   $("slider").max = count - 1;
-  $("timeline").replaceChildren(line_);
+  const icons = { first: "M3 2h2v14H3zM15 2v14L6 9z", back: "M13 2v14L3 9z", play: "M4 2l11 7l-11 7z", next: "M5 2v14l10-7z", last: "M13 2h2v14h-2zM3 2v14l9-7z" };
+  for (const [id, path] of Object.entries(icons)) $(id).replaceChildren(icon(path));
+  if (matchMedia("(max-width: 560px)").matches) $("digits").value = digits = 4;
+  drawTimeline();
+  let width = innerWidth;
+  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; drawTimeline(); track_.move(at); } });
   algorithm();
   drawGrowth();
   drawTerms();

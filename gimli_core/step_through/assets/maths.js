@@ -13,22 +13,24 @@ const vector = (xs) => m("mrow", mo("("), m("mtable", m("mtr", ...xs.map((x) => 
 const matrix = (xs, n) => m("mrow", mo("("), m("mtable", ...Array.from({ length: xs.length / n }, (_, r) => m("mtr", ...xs.slice(r * n, r * n + n).map((x) => m("mtd", mn(x)))))), mo(")"));
 const SHOWN = 4;
 const small = (name, j) => { const v = flat(name, j); return v && v.length <= SHOWN ? v : null; };
-// An equation between quantities [(symbol, name, index), …]: in full where small, else their norms.
+// An equation between quantities [(symbol, name, index), …]: in full where small, one a row where long, else their norms.
 function amounts(terms, between) {
   if (terms.every(([, name, j]) => small(name, j))) {
-    return [plain(...terms.flatMap(([symbol, name, j], i) => [...(i ? [between[i - 1]] : []), vector(small(name, j))]))];
+    const entries = terms.map(([, name, j]) => vector(small(name, j)));
+    if (terms.reduce((n, [, name, j]) => n + small(name, j).length, 0) <= 6) return [plain(...entries.flatMap((v, i) => [...(i ? [between[i - 1]] : []), v]))];
+    return entries.map((v, i) => plain(terms[i][0], "=", v));
   }
   return terms.map(([symbol, name, j]) => plain(norms(symbol), "=", mn(norm(name, j))));
 }
-const slots = (letter, j) => D.slots.map((slot) => [sub(m("msup", mi(letter), m("mtext", slot)), j), `${letter}.${slot}`, j]);
+const slots = (letter, j) => D.slots.map((slot) => [m("mrow", sub(letter, j), m("mtext", ` ${slot}`)), `${letter}.${slot}`, j]);
 const each = (terms) => terms.flatMap((t) => (small(t[1], t[2]) ? [plain(t[0], "=", vector(small(t[1], t[2])))] : amounts([t], [])));
 const partial = (top, bottom) => m("mfrac", m("mrow", mo("∂"), top), m("mrow", mo("∂"), bottom));
-const prime = (x) => m("msup", mi(x), mo("′"));
+const prime = (x) => m("mi", `${x}′`);
 
 function formula(i) {
   const line = E.line[i], j = E.j[i];
   const ell = sub("ℓ", j), theta = (k) => sub("θ", k), nabla = (...x) => m("mrow", sub(mo("∇"), "θ"), ...x);
-  const hessian = plain(m("msubsup", mo("∇"), m("mtext", "θ"), m("mn", "2")), ell);
+  const hessian = plain(m("msup", mo("∇"), m("mn", "2")), ell);
   const symbols = [], numbers = [];
   if (line === 5) {
     symbols.push(plain(sub("G", j), "=", nabla(ell), "(", theta(j), ")"));
@@ -57,7 +59,7 @@ function formula(i) {
     numbers.push(...each([[theta(j), "theta", j], [sub("B", j), "B", j]]));
   } else if (line === 11) {
     const O = [sub("O", j), "O", j], V = [sub("V", j), "V", j], B = [sub("B", j + 1), "B", j + 1];
-    symbols.push(plain(sub("V", j), "=", B[0], "·", partial(prime("θ"), sub("G", j)), ...(D.slots.length ? ["+", sub("S", j + 1), "·", partial(prime("s"), sub("G", j))] : []), ","), plain(sub("O", j), "=", partial(prime("θ"), sub("G", j))));
+    symbols.push(plain(sub("V", j), "=", sub("B", j + 1), "·", partial(prime("θ"), sub("G", j)), ...(D.slots.length ? ["+", sub("S", j + 1), "·", partial(prime("s"), sub("G", j))] : []), ",", m("mspace"), sub("O", j), "=", partial(prime("θ"), sub("G", j))));
     numbers.push(...each([B, O]));
     numbers.push(...(D.slots.length ? amounts([V, [m("mtext", "through θ"), "V_theta", j], [m("mtext", "through s"), "V_state", j]], ["=", "+"]) : each([V])));
   } else if (line === 12 || line === 13) {
@@ -74,8 +76,8 @@ function formula(i) {
   } else if (line === 14) {
     const H = D.hessian[j], v = small("V", j), direct = small("direct", j);
     symbols.push(plain(sub("B", j), "=", m("munder", m("mrow", sub("B", j + 1), mo("·"), partial(prime("θ"), theta(j)), ...(D.slots.length ? [mo("+"), sub("S", j + 1), mo("·"), partial(prime("s"), theta(j))] : [])), m("mtext", "optimizer")), "+", m("munder", m("mrow", sub("V", j), mo("·"), hessian), m("mtext", "curvature"))));
-    if (H && v && direct && v.length <= 2) numbers.push(plain(vector(small("B", j)), "=", vector(direct), "+", vector(v), matrix(H, v.length)));
     numbers.push(...amounts([[sub("B", j), "B", j], [m("mtext", "optimizer"), "direct", j], [m("mtext", "curvature"), "curvature", j]], ["=", "+"]));
+    if (H && v && direct && v.length <= 2) numbers.push(plain(m("mtext", "curvature "), vector(small("curvature", j)), "=", vector(v), matrix(H, v.length)));
     numbers.push(...each(slots("S", j)));
   } else {
     symbols.push(plain(sub("A", "opt"), ",", sub("A", "loss"), ",", sub("B", 0), ",", sub("S", 0)));

@@ -58,7 +58,7 @@ const MANY = 4;
 function drawQuantities(i) {
   const open = new Set([...document.querySelectorAll("#quantities details[open]")].map((d) => d.closest(".quantity").dataset.name));
   $("quantities").replaceChildren(...shown(i).filter(([name, j]) => norm(name, j) !== null && norm(name, j) !== undefined).map(([name, j, fresh]) => {
-    const [letter, what] = about(name), kept = cells(name, j), title = `${letter}${subscript(j)}`;
+    const [letter, what] = about(name), kept = cells(name, j), title = letter[0] + subscript(j) + letter.slice(1);
     const body = !kept ? [h("div", { class: "name" }, "only the norm is kept for this step")]
       : D.tensors.length > MANY
         ? [h("table", { "aria-label": `Norms of ${title}` }, h("tbody", null, ...normRows(kept))), tensorView(kept[chosen], D.tensors[chosen], title)]
@@ -166,13 +166,13 @@ function drawMemory() {
   for (const [kind, , from, to] of D.held.map((x) => x.length === 4 ? x : [...x, count])) for (let i = from; i < to; i++) now[i][kind === "graph" ? 1 : 0]++;
   const again = E.replay.reduce((a, r, i) => a + (r && E.line[i] === 5 ? 1 : 0), 0);
   const series = [["states stored", now.map((x) => x[0])], ["graphs kept", now.map((x) => x[1])]];
-  const marker = curves({ series, x: "moment", height: 150, log: false, description: "Stored states and kept graphs at each moment" });
-  const parts = [legend(series), marker], memory = E.memory.map((b, i) => (b ? b / 1048576 : null));
+  const marker = curves({ series, x: "moment", height: 170, log: false, description: "Stored states and kept graphs at each moment" });
+  const parts = [h("figure", null, h("h3", null, "Kept by the schedule"), legend(series), marker)], memory = E.memory.map((b, i) => (b ? b / 1048576 : null));
   growing.push({ at: (i) => marker.move(i), draw() {} });
   if (memory.some(Boolean)) {
     const chart = curves({ series: [["MiB", memory]], x: "moment", height: 120, log: false, description: "Memory of the whole process in MiB at each moment" });
     growing.push({ at: (i) => chart.move(i), draw() {} });
-    parts.push(h("h3", null, "Memory of the process, MiB"), chart);
+    parts.push(h("figure", null, h("h3", null, "Memory of the process, MiB"), chart));
   }
   $("schedule").textContent = `${D.schedule}: ${again ? `${again} gradients were computed again for the sweep.` : "no step was run twice."} The time line marks what is held now: squares are stored states, diamonds kept graphs.`;
   $("memory").replaceChildren(...parts);
@@ -182,12 +182,12 @@ function drawLesson() {
   if (notes.summary) { $("summary").textContent = notes.summary; $("summary").hidden = false; }
   if (notes.sections) {
     $("lesson").hidden = false;
-    $("lesson-body").replaceChildren(h("div", { class: "sections" }, ...notes.sections.map((part) => h("div", null, h("h3", null, part.heading), h("p", null, part.text),
-      h("div", { class: "go" }, ...part.go.map(([text, line, j]) => h("button", { type: "button", click: () => { const to = findAny(line, j); if (to >= 0) { show(to, true); $("now").scrollIntoView({ block: "center" }); } } }, text)))))));
+    $("lesson-body").replaceChildren(h("div", { class: "sections" }, ...notes.sections.map((part) => h("div", null, h("h3", null, ...typeset(part.heading)), h("p", null, ...typeset(part.text)),
+      h("div", { class: "go" }, ...part.go.map(([text, line, j]) => h("button", { type: "button", click: () => { const to = findAny(line, j); if (to >= 0) { show(to, true); $("now").scrollIntoView({ block: "center" }); } } }, ...typeset(text))))))));
   }
   if (notes.charts && notes.charts.length) {
     $("charts").hidden = false;
-    $("charts-body").replaceChildren(...notes.charts.map((c) => h("figure", null, h("h3", null, c.title), legend(c.series), (c.x === "step j" ? track : (x) => x)(curves({ series: c.series, log: c.log, x: c.x, height: 230, cursor: c.x === "step j", description: `${c.title}. ${c.caption}` })), h("figcaption", null, c.caption))));
+    $("charts-body").replaceChildren(...notes.charts.map((c) => h("figure", null, h("h3", null, ...typeset(c.title)), legend(c.series), (c.x === "step j" ? track : (x) => x)(curves({ series: c.series, log: c.log, x: c.x, height: 230, cursor: c.x === "step j", description: `${c.title}. ${c.caption}` })), h("figcaption", null, ...typeset(c.caption)))));
   }
   if (notes.checks) { $("checks").hidden = false; drawChecks(); }
 }
@@ -196,5 +196,5 @@ function drawChecks() {
   $("checks-body").replaceChildren(h("table", null,
     h("thead", null, h("tr", null, ...["", "quantity", "engine", "oracle", "difference", "allowed", "oracle from"].map((t, n) => h("th", { class: n > 1 && n < 6 ? "n" : null }, t)))),
     h("tbody", null, ...D.notes.checks.map(([name, engine, oracle, gap, allowed, source, agrees]) => h("tr", null,
-      h("td", { class: agrees ? "ok" : "wrong" }, agrees ? "✓ agrees" : "✗ differs"), h("td", null, name), h("td", { class: "n" }, fmt(engine)), h("td", { class: "n" }, fmt(oracle)), h("td", { class: "n" }, tiny(gap)), h("td", { class: "n" }, tiny(allowed)), h("td", null, source))))));
+      h("td", { class: agrees ? "ok" : "wrong" }, agrees ? "✓ agrees" : "✗ differs"), h("td", null, ...typeset(name)), h("td", { class: "n" }, fmt(engine)), h("td", { class: "n" }, fmt(oracle)), h("td", { class: "n" }, tiny(gap)), h("td", { class: "n" }, tiny(allowed)), h("td", null, ...typeset(source)))))));
 }

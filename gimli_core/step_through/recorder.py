@@ -130,8 +130,10 @@ class Recorder:
 
     def _put(self, name: str, j: int, tensors: Tensors) -> None:
         kept = self.data["q"].setdefault(name, {"norm": {}, "cells": {}})
-        kept["norm"][j] = number(total([norm(t) for t in tensors.values()]))
-        kept["cells"][j] = describe(tensors, j, self.detail)
+        sizes = [norm(t) for t in tensors.values()]
+        kept["norm"][j] = number(total(sizes))
+        detail = self.detail._replace(summarised=frozenset()) if name in ("V_theta", "V_state") else self.detail
+        kept["cells"][j] = describe(tensors, sizes, j, detail)
         for (k, i), followed in zip(self.followed, self.data["follow"], strict=True):
             followed["q"].setdefault(name, {})[j] = numbers(tensors[k].reshape(-1)[i])[0]
 

@@ -47,20 +47,19 @@ def plan(theta: Tensors, steps: int, quantities: int) -> Detail:
     return Detail(full, frozenset(every[::stride]) | {steps, max(steps - 1, 0)}, norms)
 
 
-def describe(tensors: Mapping[str, Tensor], j: int, detail: Detail) -> list[dict[str, Any]]:
-    """One dict a tensor, in order: `n` the norm, `v` every element, or the parts of a summary."""
-    return [_cell(k, t, j, detail) for k, t in tensors.items()]
+def describe(tensors: Mapping[str, Tensor], sizes: Sequence[float], j: int, detail: Detail) -> list[dict[str, Any]]:
+    """One dict a tensor, in order: `n` the norm (of `sizes`), `v` every element, or the parts of a summary."""
+    return [_cell(k, t, size, j, detail) for (k, t), size in zip(tensors.items(), sizes, strict=True)]
 
 
-def _cell(name: str, t: Tensor, j: int, detail: Detail) -> dict[str, Any]:
+def _cell(name: str, t: Tensor, size: float, j: int, detail: Detail) -> dict[str, Any]:
     if name in detail.full:
-        return {"n": number(norm(t)), "v": numbers(t)}
+        return {"n": number(size), "v": numbers(t)}
     if j not in detail.summarised:
-        return {"n": number(norm(t))} if detail.norms else {}
+        return {"n": number(size)} if detail.norms else {}
     flat = t.detach().reshape(-1)
-    cell: dict[str, Any] = {"n": number(norm(t))}
-    finite = bool(torch.isfinite(flat).all())
-    if not finite:
+    cell: dict[str, Any] = {"n": number(size)}
+    if not math.isfinite(size):
         cell["broken"] = int((~torch.isfinite(flat)).sum())
         return cell
     low, high = torch.aminmax(flat)

@@ -142,7 +142,7 @@ def _charts(trace: Any, arguments: dict[str, Any]) -> Sequence[dict[str, Any]]:
             "Three directions for θ₀, entry by entry",
             {"MAML  B_0": flat("B", 0), "FOMAML  B_J": flat("B", J), "Reptile  (θ_0 − θ_J)/(lr·J)": reptile},
             x="entry of θ",
-            caption="""FOMAML is not a small change of MAML: entries differ in size, and some in sign. Reptile follows the training
-            points, and has not seen the others.""",
+            caption="""FOMAML keeps most of MAML's direction here, but entries differ in size, and some in sign. Reptile follows the
+            training points, and has not seen the others.""",
         )
     ]

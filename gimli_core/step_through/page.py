@@ -32,7 +32,10 @@ def page(data: Mapping[str, Any]) -> str:
         stride *= 2
     script, style = _script(), _asset("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -40,7 +43,8 @@ def page(data: Mapping[str, Any]) -> str:
         '<meta name="color-scheme" content="light dark">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>{html.escape(data['title'])}</title>\n<style>\n{style}</style>\n</head>\n"
-        f'{_asset("body.html")}<script type="application/json" id="data">{text}</script>\n<script>{script}</script>\n</body>\n</html>\n'
+        f'{_asset("body.html")}<script type="application/json" id="data">{text}</script>\n'
+        f"<script>{script}</script>\n</body>\n</html>\n"
     )
 
 
@@ -63,7 +67,8 @@ def _packed(data: Mapping[str, Any], stride: int) -> dict[str, Any]:
             for name, q in data["q"].items()
         },
         "follow": [
-            {"label": one["label"], "q": {name: _row(values, range(length)) for name, values in one["q"].items()}} for one in data["follow"]
+            {"label": one["label"], "q": {name: _row(values, range(length)) for name, values in one["q"].items()}}
+            for one in data["follow"]
         ],
         **{key: [m if j in kept else None for j, m in enumerate(data[key])] for key in ("hessian", "jacobian")},
     }

@@ -35,37 +35,56 @@ class Recorder:
         self.slots = [slot for slot in inputs.state_0 if slot != "step"]
         J, n = inputs.steps, sum(t.numel() for t in self.theta.values())
         if J > MOST_STEPS:
-            raise ArgumentError(explain("steps", f"at most {MOST_STEPS} for a page", str(J), "Trace a shorter run, or use step_through."))
-        self.followed = [entry(text, self.theta) for text in follow] or [_largest(k, t) for k, t in list(self.theta.items())[:8]]
+            raise ArgumentError(
+                explain(
+                    "steps", f"at most {MOST_STEPS} for a page", str(J), "Trace a shorter run, or use step_through."
+                )
+            )
+        self.followed = [entry(text, self.theta) for text in follow] or [
+            _largest(k, t) for k, t in list(self.theta.items())[:8]
+        ]
         self.detail = plan(self.theta, J, 9 + 2 * len(self.slots))
         self.rows = n * (1 + len(self.slots)) if n * (1 + len(self.slots)) <= WHOLE_MATRIX else n
         self.matrices = n <= WHOLE_MATRIX and (n * n + self.rows**2) * J <= MATRIX_NUMBERS
         self.accumulators: dict[str, Any] = {}
         self.pending: int | None = None  # the step whose increments the engine is about to add
         self.held: dict[tuple[str, int], int] = {}
-        leaves = inputs.hyper.leaves
-        self.data: dict[str, Any] = {
-            "steps": J, "parameters": n, "dtype": str(next(iter(self.theta.values())).dtype).removeprefix("torch."),
-            "optimizer": type(inputs.optimizer).__name__, "rule": _plain_rule(inputs.optimizer), "schedule": repr(walk.schedule), "recurrence": inputs.recurrence,
+        self.data = self._empty()
+        self._put("theta", 0, self.theta)
+        self._put_state("s", 0, inputs.state_0)
+
+    def _empty(self) -> dict[str, Any]:
+        inputs, J = self.walk.inputs, self.walk.inputs.steps
+        leaves = [("A_opt", leaf.label, leaf.value) for leaf in inputs.hyper.leaves]
+        leaves += [("A_loss", f"phi_loss[{k!r}]", v) for k, v in inputs.phi_loss.items()]
+        return {
+            "steps": J,
+            "parameters": sum(t.numel() for t in self.theta.values()),
+            "dtype": str(next(iter(self.theta.values())).dtype).removeprefix("torch."),
+            "optimizer": type(inputs.optimizer).__name__,
+            "rule": _plain_rule(inputs.optimizer),
+            "hyper": _hyper_values(inputs.hyper.at(0)),
+            "schedule": repr(self.walk.schedule),
+            "recurrence": inputs.recurrence,
             "tensors": [{"name": k, "shape": list(t.shape)} for k, t in self.theta.items()],
             "slots": self.slots,
             "events": {key: [] for key in ("line", "j", "replay", "us", "bytes", "memory")},
-            "held": [],
+            "held": [],  # [kind, j, first moment, moment after the last]
             "q": {},
-            "loss": [], "val": {},
-            "hyper": _hyper_values(inputs.hyper.at(0)),
+            "loss": [],
+            "val": {},
             "A": [
-                {"kind": kind, "label": label, "shape": list(v.shape), "start": None, "inc": [None] * J, "after": [None] * J, "final": None}
-                for kind, label, v in [*(("A_opt", leaf.label, leaf.value) for leaf in leaves),
-                                       *(("A_loss", f"phi_loss[{k!r}]", v) for k, v in inputs.phi_loss.items())]
+                {"kind": kind, "label": label, "shape": list(v.shape), "inc": [None] * J, "after": [None] * J}
+                for kind, label, v in leaves
             ],
-            "hessian": [None] * J, "jacobian": [None] * J, "stretch": [None] * J, "rows": self.rows,
-            "follow": [{"label": f"{k}[{', '.join(map(str, np.unravel_index(i, t.shape)))}]" if (t := self.theta[k]).ndim else k,
-                        "q": {}} for k, i in self.followed],
-            "interventions": [], "error": None,
-        }  # fmt: skip
-        self._put("theta", 0, self.theta)
-        self._put_state("s", 0, inputs.state_0)
+            "hessian": [None] * J,
+            "jacobian": [None] * J,
+            "stretch": [None] * J,
+            "rows": self.rows,
+            "follow": [{"label": _label(k, i, self.theta[k]), "q": {}} for k, i in self.followed],
+            "interventions": [],
+            "error": None,
+        }
 
     def see(self, moment: Moment) -> None:
         """Keep what this moment shows."""
@@ -108,9 +127,15 @@ class Recorder:
     def fail(self, error: Exception) -> None:
         """Keep the error that ended the walk."""
         events = self.data["events"]
-        after = f"after line {events['line'][-1]} of step {events['j'][-1]}" if events["line"] else "before the first line"
+        after = (
+            f"after line {events['line'][-1]} of step {events['j'][-1]}" if events["line"] else "before the first line"
+        )
         notes = "; ".join(getattr(error, "__notes__", ()))
-        self.data["error"] = {"kind": type(error).__name__, "message": f"{error} {f'({notes})' if notes else ''}".strip(), "after": after}
+        self.data["error"] = {
+            "kind": type(error).__name__,
+            "message": f"{error} {f'({notes})' if notes else ''}".strip(),
+            "after": after,
+        }
 
     def _note(self, moment: Moment) -> None:
         events = self.data["events"]
@@ -122,10 +147,10 @@ class Recorder:
             events[key].append(value)
         stored, graphs = self.walk.execution.held
         now = {("point", i) for i in stored} | {("graph", i) for i in graphs}
-        for key in [key for key in self.held if key not in now]:
-            self.data["held"].append([*key, self.held.pop(key), number_of_this])
-        for key in now - self.held.keys():
-            self.held[key] = number_of_this
+        for gone in [one for one in self.held if one not in now]:
+            self.data["held"].append([*gone, self.held.pop(gone), number_of_this])
+        for one in now - self.held.keys():
+            self.held[one] = number_of_this
         self.data["interventions"] = [str(made) for made in self.walk.interventions]
 
     def _put(self, name: str, j: int, tensors: Tensors) -> None:
@@ -194,15 +219,21 @@ def entry(text: str, theta: Tensors) -> tuple[str, int]:
     name, _, inside = (text, "", "") if text in theta else text.rpartition("[")
     if name not in theta:
         raise ArgumentError(
-            explain(f"entry {text!r}", f"a tensor of theta with an index, such as {next(iter(theta))}[0]", f"the name {name or text!r}",
-                    f"Use one of {', '.join(theta)}.{closest(name or text, theta)}")
+            explain(f"entry {text!r}", f"a tensor of theta with an index, such as {next(iter(theta))}[0]",
+                    f"the name {name or text!r}", f"Use one of {', '.join(theta)}.{closest(name or text, theta)}")
         )  # fmt: skip
     shape = theta[name].shape
     try:
         index = tuple(int(part) for part in inside.rstrip("]").split(",")) if inside else (0,) * len(shape)
         return name, int(np.ravel_multi_index(index, shape)) if shape else 0
     except ValueError:
-        raise ArgumentError(explain(f"entry {text!r}", f"an index within the shape {list(shape)}", inside.rstrip("]"), "Count from 0.")) from None
+        raise ArgumentError(
+            explain(f"entry {text!r}", f"an index within the shape {list(shape)}", inside.rstrip("]"), "Count from 0.")
+        ) from None
+
+
+def _label(name: str, index: int, t: Tensor) -> str:
+    return f"{name}[{', '.join(map(str, np.unravel_index(index, t.shape)))}]" if t.ndim else name
 
 
 def resident_bytes(like: Tensor) -> int:
@@ -226,7 +257,13 @@ def _largest(name: str, t: Tensor) -> tuple[str, int]:
 
 def _plain_rule(optimizer: Optimizer) -> str | None:
     """Whether line 6 can be written out: "sgd" or "momentum", for SGD without other switches and terms."""
-    if type(optimizer) is not SGD or optimizer.nesterov or optimizer.maximize or optimizer.uses("weight_decay") or optimizer.uses("dampening"):
+    if (
+        type(optimizer) is not SGD
+        or optimizer.nesterov
+        or optimizer.maximize
+        or optimizer.uses("weight_decay")
+        or optimizer.uses("dampening")
+    ):
         return None
     return "momentum" if optimizer.slots() else "sgd"
 
@@ -237,5 +274,6 @@ def _hyper_values(hyper: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
     return {
         name: number(value.item())
         for name, value in first.items()
-        if value.ndim == 0 and all(name in h and h[name].ndim == 0 and torch.equal(h[name], value) for h in hyper.values())
+        if value.ndim == 0
+        and all(name in h and h[name].ndim == 0 and torch.equal(h[name], value) for h in hyper.values())
     }

@@ -40,7 +40,8 @@ class Trace:
         """For notebooks: the page in a frame of its own."""
         return (
             f'<iframe title="{html.escape(self.title, quote=True)}" sandbox="allow-scripts" '
-            f'style="width:100%;height:860px;border:1px solid #8884;border-radius:8px" srcdoc="{html.escape(self.html(), quote=True)}"></iframe>'
+            f'style="width:100%;height:860px;border:1px solid #8884;border-radius:8px" '
+            f'srcdoc="{html.escape(self.html(), quote=True)}"></iframe>'
         )
 
     def __repr__(self) -> str:
@@ -100,5 +101,7 @@ def write(path: str | os.PathLike[str], text: str) -> Path:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         came = f"{error.strerror or error}".lower()
-        raise ArgumentError(explain(f"path {str(path)!r}", "a file that can be written", came, "Give another path.")) from None
+        raise ArgumentError(
+            explain(f"path {str(path)!r}", "a file that can be written", came, "Give another path.")
+        ) from None
     return path

@@ -97,7 +97,9 @@ class Walk(Iterator[Moment]):
     def result(self) -> MetaGradient:
         """The meta-gradient, as `gimli.meta_gradient` returns it. After an intervention `recurrence` says so."""
         if self._result is None:
-            raise ArgumentError(explain("result", "a walk that reached its last moment", "one under way", "Go on with next(walk)."))
+            raise ArgumentError(
+                explain("result", "a walk that reached its last moment", "one under way", "Go on with next(walk).")
+            )
         return self._result
 
     def close(self) -> None:
@@ -130,13 +132,19 @@ class Walk(Iterator[Moment]):
 
     def _intervene(self, moment: Moment, name: str, value: Any) -> None:
         if moment is not self._latest:
-            raise ArgumentError(explain("change", "the moment that came last", repr(moment), "Change it before the next one is taken."))
+            raise ArgumentError(
+                explain("change", "the moment that came last", repr(moment), "Change it before the next one is taken.")
+            )
         allowed = CHANGEABLE.get(moment.line, ())
         if name not in allowed:
             raise ArgumentError(
-                explain(f"change at line {moment.line}", f"one of {listing(allowed)}", repr(name), f"Lines are changed where they "
-                        f"compute the value.{closest(name, allowed)}")
-            )  # fmt: skip
+                explain(
+                    f"change at line {moment.line}",
+                    f"one of {listing(allowed)}",
+                    repr(name),
+                    f"A value is changed at the line that computes it.{closest(name, allowed)}",
+                )
+            )
         made = Intervention(moment.line, moment.j, name)
         moment.values[name] = merged(moment.values[name], value, name)
         if moment.line in (5, 6):
@@ -213,9 +221,13 @@ def merged(old: Any, new: Any, path: str) -> Any:
     if isinstance(old, Mapping):
         if not isinstance(new, Mapping) or not set(new) <= set(old):
             came = listing(new) if isinstance(new, Mapping) else type(new).__name__
-            raise ArgumentError(explain(path, f"a dict with keys among {listing(old)}", came, "Name only the entries that change."))
+            raise ArgumentError(
+                explain(path, f"a dict with keys among {listing(old)}", came, "Name only the entries that change.")
+            )
         return {k: merged(v, new[k], f"{path}[{k!r}]") if k in new else v for k, v in old.items()}
     value = torch.as_tensor(new, dtype=old.dtype, device=old.device).detach()
     if value.shape != old.shape:
-        raise ArgumentError(explain(path, f"shape {list(old.shape)}", str(list(value.shape)), "Give a value for every element."))
+        raise ArgumentError(
+            explain(path, f"shape {list(old.shape)}", str(list(value.shape)), "Give a value for every element.")
+        )
     return value.clone()

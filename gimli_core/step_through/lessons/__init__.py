@@ -1,9 +1,9 @@
 """Five walks through Algorithm 1, each with a problem, a page and a verification.
 
-    lesson = gimli.lessons.momentum()
-    lesson                      # in a notebook: the page
-    lesson.save("page.html")
-    print(lesson.verification)  # the engine beside a closed form or finite differences
+lesson = gimli.lessons.momentum()
+lesson                      # in a notebook: the page
+lesson.save("page.html")
+print(lesson.verification)  # the engine beside a closed form or finite differences
 """
 
 from gimli_core.step_through.lessons.adam import adam

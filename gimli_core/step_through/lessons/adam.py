@@ -27,10 +27,10 @@ def adam() -> Lesson:
     >>> gimli.lessons.adam().verification.assert_ok()
     """
 
-    def train_loss(theta: dict[str, Any], phi: dict[str, Any], batch: None) -> torch.Tensor:
+    def train_loss(theta: dict[str, Any], phi: dict[str, Any], batch: None) -> Any:
         return ((theta["w"] - 1) ** 2).sum() / 2 + phi["gate"] * theta["u"].sum()
 
-    def val_loss(theta: dict[str, Any], phi: dict[str, Any], batch: None) -> torch.Tensor:
+    def val_loss(theta: dict[str, Any], phi: dict[str, Any], batch: None) -> Any:
         return ((theta["w"] + theta["u"] - 1.2) ** 2).sum() / 2
 
     arguments: dict[str, Any] = {
@@ -43,31 +43,33 @@ def adam() -> Lesson:
     return Lesson(
         name="adam",
         title="Adam's state adjoints, and the point G = 0",
-        summary="Two moments are remembered, so two more adjoints are swept; and where autograd says nan, the derivative exists.",
+        summary="Two moments mean two more adjoints; and where autograd says nan, the derivative exists.",
         arguments=arguments,
         sections=[
             section(
                 "Forwards: two moments",
-                """Adam keeps m, a running mean of the gradient, and v, a running mean of its square. Both are part of the state that
-                step j hands to step j + 1, so both get an adjoint in the sweep.""",
+                """Adam keeps m, a running mean of the gradient, and v, a running mean of its square. Both are part
+                of the state that step j hands to step j + 1, so both get an adjoint in the sweep.""",
                 go=[("The first moments", 6, 0), ("Later", 6, STEPS - 1)],
             ),
             section(
                 "Backwards: S has two slots",
-                """exp_avg's adjoint says how L_val would change with m, exp_avg_sq's how it would change with v. Both start at 0 and fill as the sweep goes back.""",
+                """exp_avg's adjoint says how L_val would change with m, exp_avg_sq's how it would change with v.
+                Both start at 0 and fill as the sweep goes back.""",
                 go=[("S appears", 14, STEPS - 1), ("In the middle", 14, STEPS // 2)],
             ),
             section(
                 "The weight u: its gradient is exactly 0",
-                """u is multiplied by a gate that is closed, as behind a dead ReLU. G = m = v = 0 there, and Adam's formula divides by
-                √v + eps. The slope of √v is infinite at 0, so autograd computes 0·∞ = nan. But near G = 0 the step is −lr·G/(|G| + eps):
-                a smooth line of slope −lr/eps. The engine uses that slope.""",
+                """u is multiplied by a gate that is closed, as behind a dead ReLU. G = m = v = 0 there, and Adam's
+                formula divides by √v + eps. The slope of √v is infinite at 0, so autograd computes 0·∞ = nan. But
+                near G = 0 the step is −lr·G/(|G| + eps): a smooth line of slope −lr/eps. The engine uses that
+                slope.""",
                 go=[("G is 0 for u", 5, 3), ("O is −lr/eps there, in the first step", 11, 0)],
             ),
             section(
                 "Opening the gate: line 13",
-                """The gate acts through the gradient alone, ∂G_u/∂gate = 1, so A_loss grows by V_u in each step. Its sum is
-                −B_u·J·lr/eps, a closed form that the table below compares with.""",
+                """The gate acts through the gradient alone, ∂G_u/∂gate = 1, so A_loss grows by V_u in each step.
+                Its sum is −B_u·J·lr/eps, a closed form that the table below compares with.""",
                 go=[("The first term", 13, STEPS - 1), ("The last", 13, 0)],
             ),
         ],
@@ -79,15 +81,25 @@ def adam() -> Lesson:
 def _check(trace: Any, arguments: dict[str, Any]) -> Sequence[Check]:
     result = trace.result
     B_u = (result.theta_J["w"] + result.theta_J["u"] - 1.2).item()
-    gate = Check("A_loss gate", result.A_loss["gate"].item(), -B_u * STEPS * LR / EPS, "closed form −B_u·J·lr/eps", 100 * STEPS * 2.2e-16)
+    gate = Check(
+        "A_loss gate",
+        result.A_loss["gate"].item(),
+        -B_u * STEPS * LR / EPS,
+        "closed form −B_u·J·lr/eps",
+        100 * STEPS * 2.2e-16,
+    )
     checks = [gate]
 
     def loss_with(**changed: float) -> float:
-        return meta_gradient(**{**arguments, "phi_opt": {**arguments["phi_opt"], **changed}, "check": False}).val_loss.item()
+        return meta_gradient(
+            **{**arguments, "phi_opt": {**arguments["phi_opt"], **changed}, "check": False}
+        ).val_loss.item()
 
     for name, h in (("lr", 1e-3), ("beta1", 1e-3), ("beta2", 2e-4), ("eps", 1e-3)):
         slope, error = differences(lambda x, name=name: loss_with(**{name: x}), arguments["phi_opt"][name], h)  # type: ignore[misc]
-        checks.append(Check(f"A_opt {name}", result.A_opt[name].item(), slope, "finite differences and their error", 10 * error))
+        checks.append(
+            Check(f"A_opt {name}", result.A_opt[name].item(), slope, "finite differences and their error", 10 * error)
+        )
     return checks
 
 
@@ -101,7 +113,7 @@ def _charts(trace: Any) -> Sequence[dict[str, Any]]:
         chart(
             "The adjoints of w and of its two moments",
             {"B": path("B"), "S of exp_avg": path("S.exp_avg"), "S of exp_avg_sq": path("S.exp_avg_sq")},
-            caption="""All three start at the right end of the sweep, the S at 0. A reading with θ alone keeps both S at 0 for
-            ever, and loses what the moments carry.""",
+            caption="""All three start at the right end of the sweep, the S at 0. A reading with θ alone keeps both
+            S at 0 for ever, and loses what the moments carry.""",
         )
     ]

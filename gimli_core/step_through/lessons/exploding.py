@@ -29,14 +29,14 @@ def exploding() -> Lesson:
     """
     scale = torch.tensor(SCALES, dtype=torch.float64)
 
-    def train_loss(theta: dict[str, Any], phi: dict[str, Any], batch: None) -> torch.Tensor:
+    def train_loss(theta: dict[str, Any], phi: dict[str, Any], batch: None) -> Any:
         return (scale * (theta["θ"] ** 2 - 1) ** 2).sum() / 4
 
-    def val_loss(theta: dict[str, Any], phi: dict[str, Any], batch: None) -> torch.Tensor:
+    def val_loss(theta: dict[str, Any], phi: dict[str, Any], batch: None) -> Any:
         return ((theta["θ"] - TARGET) ** 2).sum() / 2
 
     trajectory = _trajectory(RATE * SCALES[0], START[0])
-    factors = [abs(1 - RATE * SCALES[0] * (3 * x * x - 1)) for x in trajectory[:-1]]
+    factors = _factors(RATE * SCALES[0], START[0])
     worst = int(np.argmax(factors))
     mild = int(np.argmin(factors))
     B = list(accumulate(reversed(factors), lambda a, b: a * b, initial=abs(trajectory[-1] - TARGET)))[::-1]
@@ -44,7 +44,7 @@ def exploding() -> Lesson:
     return Lesson(
         name="exploding",
         title="A meta-gradient that explodes, and where",
-        summary="The inner loss stays tame, and the meta-gradient grows ten orders of magnitude. The sweep shows which steps did it.",
+        summary="The inner loss stays tame while the meta-gradient grows to 10¹⁰. The sweep shows which steps did it.",
         arguments={
             "problem": Problem(train_loss, val_loss, SGD(lr=RATE)),
             "theta_0": {"θ": torch.tensor(START, dtype=torch.float64)},
@@ -53,28 +53,30 @@ def exploding() -> Lesson:
         sections=[
             section(
                 "Forwards: nothing looks wrong",
-                """Both entries of θ start at 0.4 in a double well with its floors at ±1. The second well is shallow, and its entry
-                settles. The first is steep for this learning rate: its entry jumps from side to side, but stays within ±1.4. The
-                loss is bounded; no number is large.""",
+                """Both entries of θ start at 0.4 in a double well with its floors at ±1. The second well is
+                shallow, and its entry settles. The first is steep for this learning rate: its entry jumps from side
+                to side, but stays within ±1.4. The loss is bounded; no number is large.""",
                 go=[("The start", 6, 0), ("Half way", 6, STEPS // 2)],
             ),
             section(
                 "Backwards: a product of factors",
-                """Line 14 multiplies B by dθ_j₊₁/dθ_j = 1 − lr·H_j in each step. Where the well curves so much that |1 − lr·H_j| > 1,
-                B grows. Take the worst step: there the curvature term is several times the direct one.""",
+                """Line 14 multiplies B by dθ_j₊₁/dθ_j = 1 − lr·H_j in each step. Where the well curves so much that
+                |1 − lr·H_j| > 1, B grows. Take the worst step: there the curvature term is several times the direct
+                one.""",
                 go=[("The worst step", 14, worst), ("A mild step", 14, mild)],
             ),
             section(
                 "Where it breaks",
-                f"""‖B_j‖ passes 10³ at step {beyond} and goes on. Before that, going backwards, the meta-gradient is useful: a sweep cut off there
-                (truncation) keeps it. Compare the entries of B: only the first explodes, so it is that entry's learning rate that is
-                too large.""",
+                f"""‖B_j‖ passes 10³ at step {beyond} and goes on. Before that, going backwards, the meta-gradient
+                is useful: a sweep cut off there (truncation) keeps it. Compare the entries of B: only the first
+                explodes, so it is that entry's learning rate that is too large.""",
                 go=[("‖B‖ passes 1000", 14, beyond), ("B_0", 14, 0)],
             ),
             section(
                 "What it means for lr",
-                """A_lr adds −B_j₊₁·G_j in each step, and the terms of the early steps dwarf the rest. Such a gradient is exact and useless:
-                it is the slope of a curve that turns a million times within the width of a step.""",
+                """A_lr adds −B_j₊₁·G_j in each step, and the terms of the early steps dwarf the rest. Such a
+                gradient is exact and useless: it is the slope of a curve that turns a million times within the
+                width of a step.""",
                 go=[("The largest terms", 12, 0), ("The result", 16, 0)],
             ),
         ],
@@ -82,10 +84,10 @@ def exploding() -> Lesson:
         charts=lambda trace: [
             chart(
                 "How much each step stretches B",
-                {f"|dθ_j₊₁/dθ_j| of θ[{i}]": [abs(1 - RATE * s * (3 * x * x - 1)) for x in _trajectory(RATE * s, START[i])[:-1]]
-                 for i, s in enumerate(SCALES)},
+                {f"|dθ_j₊₁/dθ_j| of θ[{i}]": _factors(RATE * s, START[i]) for i, s in enumerate(SCALES)},
                 log=True,
-                caption="""Above 1 the adjoint grows in that step, below 1 it shrinks. The first entry lies above 1 more often than below.""",
+                caption="""Above 1 the adjoint grows in that step, below 1 it shrinks. The first entry lies above 1
+                more often than below.""",
             )
         ],
     )  # fmt: skip
@@ -93,6 +95,10 @@ def exploding() -> Lesson:
 
 def _trajectory(r: float, x: float) -> list[float]:
     return list(accumulate(range(STEPS), lambda x, _: x - r * x * (x * x - 1), initial=x))
+
+
+def _factors(r: float, x: float) -> list[float]:
+    return [abs(1 - r * (3 * x * x - 1)) for x in _trajectory(r, x)[:-1]]
 
 
 def _check(trace: Any) -> Sequence[Check]:
@@ -107,8 +113,12 @@ def _check(trace: Any) -> Sequence[Check]:
             B *= 1 - RATE * s * (3 * x[j] * x[j] - 1)
         # Each factor is rounded a few times; those near 0 lose the most.
         lost = sum(8 * eps * (1 + 6 * RATE * s) / abs(1 - RATE * s * (3 * v * v - 1)) for v in x[:-1])
-        checks.append(Check(f"B_0[{i}]", trace.result.B_0["θ"][i].item(), B, "closed form, the product of factors", lost * abs(B)))
-    checks.append(Check("A_opt lr", trace.result.A_opt["lr"].item(), A_lr, "closed form, the sum over steps", 1e-11 * abs(A_lr)))
+        checks.append(
+            Check(f"B_0[{i}]", trace.result.B_0["θ"][i].item(), B, "closed form, the product of factors", lost * abs(B))
+        )
+    checks.append(
+        Check("A_opt lr", trace.result.A_opt["lr"].item(), A_lr, "closed form, the sum over steps", 1e-11 * abs(A_lr))
+    )
     start = _trajectory(RATE * SCALES[0], START[0])
     drift = max(abs(cells[j][0]["v"][0] - start[j]) for j in range(8))
     checks.append(Check("θ_0 … θ_7, largest drift", drift, 0.0, "the map iterated by itself", 1e-12))

@@ -43,8 +43,8 @@ class Verification(tuple[Check, ...]):
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{'agrees' if c.agrees else 'DIFFERS':8}{c.name:22}{c.engine:+.12g}  {c.oracle:+.12g}  by {abs(c.engine - c.oracle):.1e}"
-            f" (allowed {c.tolerance:.1e}; {c.source})"
+            f"{'agrees' if c.agrees else 'DIFFERS':8}{c.name:26}{c.engine:+.12g}  {c.oracle:+.12g}  "
+            f"by {abs(c.engine - c.oracle):.1e} (allowed {c.tolerance:.1e}; {c.source})"
             for c in self
         )
 
@@ -79,7 +79,18 @@ class Lesson:
             "summary": self.summary,
             "sections": list(self.sections),
             "charts": list(self.charts(run)),
-            "checks": [[c.name, float(c.engine), float(c.oracle), float(abs(c.engine - c.oracle)), float(c.tolerance), c.source, c.agrees] for c in checks],
+            "checks": [
+                [
+                    c.name,
+                    float(c.engine),
+                    float(c.oracle),
+                    float(abs(c.engine - c.oracle)),
+                    float(c.tolerance),
+                    c.source,
+                    c.agrees,
+                ]
+                for c in checks
+            ],
         }
         return Trace(self.title, run.data, run.result, None, notes), checks
 
@@ -105,9 +116,17 @@ def section(heading: str, text: str, *, go: Sequence[tuple[str, int, int]] = ())
     return {"heading": heading, "text": " ".join(text.split()), "go": [list(place) for place in go]}
 
 
-def chart(title: str, series: Mapping[str, Sequence[float]], *, caption: str, x: str = "step j", log: bool = False) -> dict[str, Any]:
+def chart(
+    title: str, series: Mapping[str, Sequence[float]], *, caption: str, x: str = "step j", log: bool = False
+) -> dict[str, Any]:
     """Curves beside the text, one number a step."""
-    return {"title": title, "caption": " ".join(caption.split()), "x": x, "log": log, "series": [[k, [float(v) for v in vs]] for k, vs in series.items()]}
+    return {
+        "title": title,
+        "caption": " ".join(caption.split()),
+        "x": x,
+        "log": log,
+        "series": [[k, [float(v) for v in vs]] for k, vs in series.items()],
+    }
 
 
 def differences(f: Callable[[float], float], x: float, h: float) -> tuple[float, float]:

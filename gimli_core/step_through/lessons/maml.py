@@ -43,32 +43,33 @@ def maml() -> Lesson:
     return Lesson(
         name="maml",
         title="MAML's B₀ beside FOMAML and Reptile",
-        summary="A learned initialisation needs B₀. FOMAML stops at line 9 and keeps B_J; the sweep is what lies between.",
+        summary="FOMAML stops at line 9 and keeps B_J. MAML wants B₀, and the sweep is what lies between.",
         arguments=arguments,
         sections=[
             section(
                 "Forwards: adapt to a task",
-                """A network of 13 parameters takes five steps of SGD towards ten points of a sine curve. MAML asks: how should θ_0 move
-                so that the adapted θ_J does better on ten other points?""",
+                """A network of 13 parameters takes five steps of SGD towards ten points of a sine curve. MAML asks:
+                how should θ_0 move so that the adapted θ_J does better on ten other points?""",
                 go=[("The first gradient", 5, 0), ("The last step", 6, STEPS - 1)],
             ),
             section(
                 "FOMAML stops here",
-                """B_J is the gradient of the validation loss at the adapted weights. FOMAML uses it as if it were the gradient at θ_0:
-                it skips the whole sweep.""",
+                """B_J is the gradient of the validation loss at the adapted weights. FOMAML uses it as if it were
+                the gradient at θ_0: it skips the whole sweep.""",
                 go=[("B_J", 9, STEPS)],
             ),
             section(
                 "What the sweep adds is curvature, and nothing else",
-                """SGD hands B on unchanged, so B_0 − B_J is exactly the sum of the curvature terms V_j·H_j of line 14. Look at the whole
-                Hessian below while you step: where its entries are large, FOMAML is wrong.""",
+                """SGD hands B on unchanged, so B_0 − B_J is exactly the sum of the curvature terms V_j·H_j of line
+                14. Look at the whole Hessian below while you step: where its entries are large, FOMAML is wrong.""",
                 go=[("The first correction", 14, STEPS - 1), ("The last", 14, 0)],
             ),
             section(
                 "Reptile, and the Taylor terms",
-                """Reptile uses only the sum of the inner gradients, (θ_0 − θ_J)/lr. To first order in lr all three are combinations of the
-                same two things: gradients at θ_0, and the term Σ H·g that pulls the gradients of different batches together. MAML
-                has that term in full, FOMAML half of it. The table checks that what is left over shrinks as lr².""",
+                """Reptile uses only the sum of the inner gradients, (θ_0 − θ_J)/lr. To first order in lr all three
+                are combinations of the same two things: gradients at θ_0, and the term Σ H·g that pulls the
+                gradients of different batches together. MAML has that term in full, FOMAML half of it. The table
+                checks that what is left over shrinks as lr².""",
                 go=[("The result", 16, 0)],
             ),
         ],
@@ -142,7 +143,7 @@ def _charts(trace: Any, arguments: dict[str, Any]) -> Sequence[dict[str, Any]]:
             "Three directions for θ₀, entry by entry",
             {"MAML  B_0": flat("B", 0), "FOMAML  B_J": flat("B", J), "Reptile  (θ_0 − θ_J)/(lr·J)": reptile},
             x="entry of θ",
-            caption="""FOMAML keeps most of MAML's direction here, but entries differ in size, and some in sign. Reptile follows the
-            training points, and has not seen the others.""",
+            caption="""FOMAML keeps most of MAML's direction here, but entries differ in size, and some in sign.
+            Reptile follows the training points, and has not seen the others.""",
         )
     ]

@@ -29,7 +29,7 @@ def momentum() -> Lesson:
     """
     h = torch.tensor(CURVATURE, dtype=torch.float64)
 
-    def loss(theta: dict[str, Any], phi: dict[str, Any], batch: None) -> torch.Tensor:
+    def loss(theta: dict[str, Any], phi: dict[str, Any], batch: None) -> Any:
         return (h * theta["θ"] ** 2).sum() / 2
 
     arguments: dict[str, Any] = {
@@ -45,21 +45,21 @@ def momentum() -> Lesson:
         sections=[
             section(
                 "Forwards: a buffer is carried along",
-                """SGD with momentum keeps b' = μ·b + G and moves by θ' = θ − lr·b'. What happens in step j is felt in all later
-                steps, through b.""",
+                """SGD with momentum keeps b' = μ·b + G and moves by θ' = θ − lr·b'. What happens in step j is felt
+                in all later steps, through b.""",
                 go=[("The first step: b is empty", 6, 0), ("Later: b is full", 6, 5)],
             ),
             section(
                 "Backwards: the buffer has an adjoint, S",
-                """At the end S_J = 0: nobody uses the last buffer. One step back it is no longer 0, since b_j was used to make θ_J.
-                From then on line 11 has two parts: B·∂θ'/∂G, the paper's B·O, and S·∂b'/∂G.""",
+                """At the end S_J = 0: nobody uses the last buffer. One step back it is no longer 0, since b_j was
+                used to make θ_J. From then on line 11 has two parts: B·∂θ'/∂G, the paper's B·O, and S·∂b'/∂G.""",
                 go=[("S_J = 0", 9, STEPS), ("S appears", 14, STEPS - 1), ("V has two parts", 11, STEPS - 2)],
             ),
             section(
                 "The θ-only reading",
-                """Read with θ alone, lines 11 to 14 treat b as a constant. Compare the two curves below: they part at the second
-                step of the sweep, and at j = 0 the θ-only B has the wrong sign in its first entry and a fifteenth of the size in its
-                second. Nothing fails; the number is just wrong.""",
+                """Read with θ alone, lines 11 to 14 treat b as a constant. Compare the two curves below: they part
+                at the second step of the sweep, and at j = 0 the θ-only B has the wrong sign in its first entry and
+                a fifteenth of the size in its second. Nothing fails; the number is just wrong.""",
                 go=[("B_0", 14, 0), ("The result", 16, 0)],
             ),
         ],
@@ -82,9 +82,19 @@ def _check(trace: Any, ablation: Any) -> Sequence[Check]:
             A_momentum += before @ np.array([[0, -LR], [0, 1]]) @ after
         checks.append(Check(f"B_0[{i}]", trace.result.B_0["θ"][i].item(), exact, "closed form, powers of M", allowed))
         missed = B_J[0] * (1 - LR * h) ** STEPS
-        checks.append(Check(f"θ-only B_0[{i}]", ablation.B_0["θ"][i].item(), missed, "closed form of the ablation", allowed))
+        checks.append(
+            Check(f"θ-only B_0[{i}]", ablation.B_0["θ"][i].item(), missed, "closed form of the ablation", allowed)
+        )
     checks.append(Check("A_opt lr", trace.result.A_opt["lr"].item(), A_lr, "closed form, sum over steps", 10 * allowed))
-    checks.append(Check("A_opt momentum", trace.result.A_opt["momentum"].item(), A_momentum, "closed form, sum over steps", 10 * allowed))
+    checks.append(
+        Check(
+            "A_opt momentum",
+            trace.result.A_opt["momentum"].item(),
+            A_momentum,
+            "closed form, sum over steps",
+            10 * allowed,
+        )
+    )
     return checks
 
 
@@ -99,7 +109,7 @@ def _charts(trace: Any, arguments: dict[str, Any]) -> Sequence[dict[str, Any]]:
         chart(
             "B_j, exact and θ-only",
             curves,
-            caption="""Read from right to left, as the sweep runs. Both start from the same B_J and agree for one step. The exact
-            adjoint swings as the momentum does; the θ-only one only shrinks.""",
+            caption="""Read from right to left, as the sweep runs. Both start from the same B_J and agree for one
+            step. The exact adjoint swings as the momentum does; the θ-only one only shrinks.""",
         )
     ]

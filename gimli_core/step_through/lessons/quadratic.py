@@ -28,10 +28,10 @@ def quadratic() -> Lesson:
     """
     matrix, target = torch.tensor(H, dtype=torch.float64), torch.tensor(TARGET, dtype=torch.float64)
 
-    def train_loss(theta: dict[str, Any], phi: dict[str, Any], batch: None) -> torch.Tensor:
+    def train_loss(theta: dict[str, Any], phi: dict[str, Any], batch: None) -> Any:
         return theta["θ"] @ matrix @ theta["θ"] / 2
 
-    def val_loss(theta: dict[str, Any], phi: dict[str, Any], batch: None) -> torch.Tensor:
+    def val_loss(theta: dict[str, Any], phi: dict[str, Any], batch: None) -> Any:
         return ((theta["θ"] - target) ** 2).sum() / 2
 
     return Lesson(
@@ -46,27 +46,28 @@ def quadratic() -> Lesson:
         sections=[
             section(
                 "Forwards: roll down the valley",
-                """The inner loss is ½ θᵀHθ, so its gradient is G = Hθ and one step of SGD is θ' = θ − lr·Hθ = (I − lr·H) θ:
-                each step multiplies θ by the same matrix.""",
+                """The inner loss is ½ θᵀHθ, so its gradient is G = Hθ and one step of SGD is θ' = θ − lr·Hθ = (I −
+                lr·H) θ: each step multiplies θ by the same matrix.""",
                 go=[("The first gradient", 5, 0), ("The first step", 6, 0)],
             ),
             section(
                 "Turn round: the validation loss",
-                """At the end L_val = ½ ‖θ_J − t‖² measures how far θ_J lies from the target t = (0.5, 0.25).
-                Its gradient B_J = θ_J − t is the first adjoint: how much L_val would change if θ_J moved.""",
+                """At the end L_val = ½ ‖θ_J − t‖² measures how far θ_J lies from the target t = (0.5, 0.25). Its
+                gradient B_J = θ_J − t is the first adjoint: how much L_val would change if θ_J moved.""",
                 go=[("L_val", 8, STEPS), ("B_J", 9, STEPS)],
             ),
             section(
                 "Backwards: ask each step what it did",
-                """θ_j reaches θ_j₊₁ in two ways. Directly: θ' = θ − …, which hands B on unchanged. And through the gradient: moving θ
-                moves G = Hθ, and G moves θ' by −lr. That second way is V·H, the curvature term of line 14, with V = −lr·B. The sum
-                is B_j = B_j₊₁ (I − lr·H): the same matrix again, now from the left.""",
+                """θ_j reaches θ_j₊₁ in two ways. Directly: θ' = θ − …, which hands B on unchanged. And through the
+                gradient: moving θ moves G = Hθ, and G moves θ' by −lr. That second way is V·H, the curvature term
+                of line 14, with V = −lr·B. The sum is B_j = B_j₊₁ (I − lr·H): the same matrix again, now from the
+                left.""",
                 go=[("V in the last step", 11, STEPS - 1), ("Line 14 there", 14, STEPS - 1), ("B_0", 14, 0)],
             ),
             section(
                 "The learning rate's gradient grows term by term",
-                """lr was used in every step, so A_lr is a sum over all of them: step j adds −B_j₊₁·G_j. A negative sum says that a
-                larger lr would lower L_val.""",
+                """lr was used in every step, so A_lr is a sum over all of them: step j adds −B_j₊₁·G_j. A negative
+                sum says that a larger lr would lower L_val.""",
                 go=[("The first term", 12, STEPS - 1), ("The last term", 12, 0), ("All joined", 16, 0)],
             ),
         ],
@@ -98,7 +99,7 @@ def _charts(trace: Any) -> Sequence[dict[str, Any]]:
         chart(
             "The two directions shrink at their own rates",
             {f"(1 − lr·{h:.3g})^(J−j)": [(1 - LR * h) ** (STEPS - j) for j in range(STEPS + 1)] for h in (slow, fast)},
-            caption="""B_j keeps the factor (1 − lr·h)^(J−j) along the direction of curvature h. The sweep forgets the steep
-            direction first: early steps hardly matter there, because later ones undo them.""",
+            caption="""B_j keeps the factor (1 − lr·h)^(J−j) along the direction of curvature h. The sweep forgets
+            the steep direction first: early steps hardly matter there, because later ones undo them.""",
         )
     ]

@@ -1,0 +1,272 @@
+"""A cursor over a walk: forwards as the engine runs, backwards over what was kept; watches and breakpoints.
+
+Nothing here prints. The terminal view draws what the cursor stands on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core.errors import ArgumentError, explain
+from gimli_core.step_through.summaries import norm as norm_of
+from gimli_core.step_through.summaries import total
+from gimli_core.step_through.walk import Moment, Walk, tensors
+
+__all__ = ["Kept", "Stepper"]
+
+KEPT_BYTES = 1 << 30  # of tensors, for going back; older moments keep their norms
+
+
+@dataclass
+class Kept:
+    """A moment that was passed."""
+
+    number: int
+    line: int
+    j: int
+    replay: bool
+    backward: bool
+    seconds: float
+    bytes: int
+    norms: dict[str, float]  # of what the line computed
+    names: dict[str, Any] | None  # every quantity as last computed; None where it was let go
+    fresh: tuple[str, ...] = field(default=())
+
+
+class Stepper:
+    """Steps through a walk, forwards and backwards.
+
+    Args:
+        walk: a fresh one.
+        watches, breaks: expressions over the quantities (theta, s, G, V, B, S, A_opt, A_loss, direct, curvature,
+            loss, line, j), with `norm`, `finite`, `abs`, `max`, `min` and `torch`. A break may also be "line 14" or
+            "step 3".
+    """
+
+    def __init__(self, walk: Walk, watches: tuple[str, ...] = (), breaks: tuple[str, ...] = ()) -> None:
+        self.walk = walk
+        self.watches: list[str] = list(watches)
+        self.breaks: list[str] = []
+        for text in breaks:
+            self.add_break(text)
+        self.passed: list[Kept] = []
+        self.at = -1
+        self.ended = False
+        self.error: Exception | None = None
+        self._latest: Moment | None = None
+        self._names: dict[str, Any] = {"theta": walk.inputs.theta_0, "s": walk.inputs.state_0}
+        self._totals: dict[str, Any] = {}
+        self._held = 0
+        self._oldest = 0
+
+    @property
+    def here(self) -> Kept:
+        """The moment under the cursor."""
+        return self.passed[self.at]
+
+    def next(self) -> bool:
+        """One line on; False at the end of the run."""
+        if self.at + 1 < len(self.passed):
+            self.at += 1
+            return True
+        if self.ended:
+            return False
+        self._latest = None
+        try:
+            moment = next(self.walk)
+        except StopIteration:
+            self.ended = True
+            return False
+        except Exception as error:
+            self.ended, self.error = True, error
+            return False
+        self._latest = moment
+        self._keep(moment)
+        self.at += 1
+        return True
+
+    def back(self) -> bool:
+        """One line back; False at the first."""
+        self.at = max(self.at - 1, 0) if self.passed else -1
+        return self.at > 0
+
+    def until(self, reached: Callable[[Kept], bool]) -> bool:
+        """On to the next moment of which `reached` is true; False where the run ends first."""
+        while self.next():
+            if reached(self.here):
+                return True
+        return False
+
+    def to(self, line: int | None = None, step: int | None = None) -> bool:
+        """To the next moment on this line or step, else to the last one before; False, unmoved, where there is none."""
+
+        def hit(kept: Kept) -> bool:
+            return (line is None or kept.line == line) and (step is None or kept.j == step)
+
+        start = self.at
+        if self.until(hit):
+            return True
+        for i in reversed(range(start)):
+            if hit(self.passed[i]):
+                self.at = i
+                return True
+        self.at = start
+        return False
+
+    def run(self) -> str | None:
+        """On to the next breakpoint, which is returned; None at the end."""
+        while self.next():
+            for text in self.breaks:
+                if self._breaks(text):
+                    return text
+        return None
+
+    def add_break(self, text: str) -> None:
+        """Break on "line 14", "step 3", or where an expression is true."""
+        kind, _, value = text.strip().partition(" ")
+        if kind in ("line", "step"):
+            if not value.strip().isdigit():
+                raise ArgumentError(
+                    explain(f"break {text!r}", f"a number after {kind!r}", repr(value), f"For example: break {kind} 3.")
+                )
+        else:
+            _compiled(text)
+        self.breaks.append(text.strip())
+
+    def evaluate(self, text: str) -> Any:
+        """The value of an expression here."""
+        if self.here.names is None:
+            raise ArgumentError(
+                explain(
+                    text,
+                    "a moment whose tensors are still kept",
+                    "one that was let go",
+                    "Norms are kept; go on, or start again.",
+                )
+            )
+        try:
+            return eval(_compiled(text), {"__builtins__": {}}, {**TOOLS, **self.here.names})
+        except Exception as error:
+            known = ", ".join(self.here.names)
+            raise ArgumentError(
+                explain(text, f"an expression over {known}", f"{type(error).__name__}: {error}", "norm(B) is one.")
+            ) from None
+
+    def series(self, name: str, index: int) -> dict[str, dict[int, float]]:
+        """One scalar parameter through the run so far: {quantity: {j: value}}."""
+        found = {"theta": {0: self.walk.inputs.theta_0[name].reshape(-1)[index].item()}}
+        for kept in self.passed[: self.at + 1]:
+            for quantity in ("theta", "G", "V", "B"):
+                if quantity in kept.fresh and kept.names is not None and name in kept.names[quantity]:
+                    j = kept.j + 1 if kept.line == 6 else kept.j
+                    found.setdefault(quantity, {})[j] = kept.names[quantity][name].reshape(-1)[index].item()
+        return found
+
+    def change(self, name: str, value: Any) -> None:
+        """Intervene at the moment that came last; the cursor must stand there."""
+        if self._latest is None or self.at != len(self.passed) - 1:
+            raise ArgumentError(
+                explain(
+                    "change",
+                    "the latest moment",
+                    "an earlier one",
+                    "What has run cannot be changed: go to the end of what has run.",
+                )
+            )
+        self._latest.change(name, value)
+        assert self.here.names is not None
+        changed = {**self.here.names, name: self._latest.values[name]}
+        self.here.names, self._names = changed, changed
+        self.here.norms[name] = total([norm_of(t) for t in tensors(changed[name])])
+
+    def _breaks(self, text: str) -> bool:
+        kind, _, value = text.partition(" ")
+        if kind == "line":
+            return self.here.line == int(value)
+        if kind == "step":
+            return self.here.j == int(value) and (self.at == 0 or self.passed[self.at - 1].j != int(value))
+        try:
+            return bool(self.evaluate(text))
+        except ArgumentError:  # a quantity that does not exist yet
+            return False
+
+    def _keep(self, moment: Moment) -> None:
+        values = dict(moment.values)
+        if moment.line == 8:
+            self._totals = {name: values.pop(name) for name in ("A_opt", "A_loss")}
+        increments = {
+            f"d{name}": values.pop(name) for name in ("A_opt", "A_loss") if name in values and moment.line in (12, 13)
+        }
+        names = {**self._names, **increments, **values, "line": moment.line, "j": moment.j}
+        if self._totals and moment.line != 16:
+            inputs = self.walk.inputs
+            names["A_opt"] = _copied(inputs.hyper.join(self._totals["A_opt"]))
+            names["A_loss"] = _copied(self._totals["A_loss"])
+        self._names = names
+        if "s" in values:  # its step counter is no quantity of the algorithm
+            values["s"] = {slot: held for slot, held in values["s"].items() if slot != "step"}
+            values = values if values["s"] else {k: v for k, v in values.items() if k != "s"}
+        shown = {**values, **increments, **({k: names[k] for k in ("A_opt", "A_loss")} if moment.line == 8 else {})}
+        shown = {k: v for k, v in shown.items() if v != {}}
+        kept = Kept(
+            len(self.passed), moment.line, moment.j, moment.replay, bool(self._totals), moment.seconds, moment.bytes,
+            {k: total([norm_of(t) for t in tensors(v)]) for k, v in shown.items()}, names, tuple(shown),
+        )  # fmt: skip
+        self.passed.append(kept)
+        self._held += moment.bytes
+        while self._held > KEPT_BYTES and self._oldest < kept.number:
+            old = self.passed[self._oldest]
+            old.names = None
+            self._held -= old.bytes
+            self._oldest += 1
+
+
+def _norm(tree: Any) -> float:
+    return total([norm_of(t) for t in tensors(tree)])
+
+
+def _finite(tree: Any) -> bool:
+    return all(math.isfinite(norm_of(t)) for t in tensors(tree))
+
+
+def _magnitude(tree: Any) -> float:
+    return (
+        max((float(t.abs().max()) for t in tensors(tree) if t.numel()), default=0.0)
+        if not isinstance(tree, (int, float))
+        else abs(tree)
+    )
+
+
+TOOLS: Mapping[str, Any] = {
+    "norm": _norm,
+    "finite": _finite,
+    "largest": _magnitude,
+    "abs": abs,
+    "max": max,
+    "min": min,
+    "torch": torch,
+}
+
+
+def _compiled(text: str) -> Any:
+    try:
+        return compile(text.strip(), "<expression>", "eval")
+    except SyntaxError as error:
+        raise ArgumentError(
+            explain(f"expression {text!r}", "Python, such as norm(B) > 1e3", str(error.msg), "Mend it.")
+        ) from None
+
+
+def _copied(tree: Any) -> Any:
+    """The accumulators as they are now; the engine adds to them in place."""
+    if isinstance(tree, Tensor):
+        return tree.clone()
+    if isinstance(tree, Mapping):
+        return {k: _copied(v) for k, v in tree.items()}
+    return type(tree)([_copied(v) for v in tree])

@@ -1,0 +1,301 @@
+"""`gimli step`: walk through a problem in the terminal, forwards and backwards."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+
+from gimli_core.errors import ArgumentError, GimliError, closest, explain
+from gimli_core.step_through.lessons import LESSONS
+from gimli_core.step_through.recorder import entry
+from gimli_core.step_through.source import SCHEDULES, arguments_of, find
+from gimli_core.step_through.stepper import Stepper
+from gimli_core.step_through.view import Style, row, screen, value_text
+from gimli_core.step_through.walk import step_through, tensors
+
+__all__ = ["add_arguments", "run"]
+
+HELP = """\
+next [N]       n   one line on, or N lines          back [N]      b   one line back, or N lines
+line N             to the next time on line N       step J            to step J
+run            r   on to a breakpoint or the end    end               to the end
+print NAME     p   a quantity or an expression      follow NAME[I]    one scalar parameter through the run
+watch EXPR         show it at every moment          unwatch           forget all watches and followed entries
+break line N       stop there; also: break step J, break norm(B) > 1e3, break not finite(B)
+breaks             list breakpoints                 clear             forget all breakpoints
+change NAME[ENTRY] = VALUE   intervene: change G['w'][0] = 0.5     change V = 0
+result             the meta-gradient, at the end    help              this text      quit   q
+Names: theta s G V B S direct curvature A_opt A_loss dA_opt dA_loss loss line j, and norm(), finite(), largest()."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"commands:\n{HELP}"
+    parser.add_argument(
+        "source", metavar="LESSON|MODULE:FUNCTION", help=f"a lesson ({', '.join(LESSONS)}) or your own problem"
+    )
+    parser.add_argument("--memory", choices=list(SCHEDULES), help="the memory schedule to step through")
+    parser.add_argument("--watch", action="append", default=[], metavar="EXPR", help="show this at every moment")
+    parser.add_argument(
+        "--break",
+        action="append",
+        default=[],
+        dest="breaks",
+        metavar="WHERE",
+        help="'line 14', 'step 3', 'norm(B) > 1e3'",
+    )
+    parser.add_argument("--follow", action="append", default=[], metavar="NAME[I]", help="follow one scalar parameter")
+    parser.add_argument("--no-colour", action="store_true", help="no escape sequences; so too where NO_COLOR is set")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read commands until the input ends. Where output is not a terminal and none come, list the whole run."""
+    walk = step_through(**arguments_of(find(arguments.source), arguments.memory))
+    stepper = Stepper(walk, tuple(arguments.watch), tuple(arguments.breaks))
+    style = Style(_colour(arguments.no_colour), _unicode())
+    session = Session(stepper, style)
+    for text in arguments.follow:
+        session.follow(text)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    given = [] if sys.stdin.isatty() else [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not interactive and not given:
+        return session.list_all()
+    moved = stepper.next()
+    print("help lists the commands; an empty line is next.") if interactive else None
+    if moved:
+        session.show()
+    else:
+        session.complain()
+    for command in _typed(style) if interactive else given:
+        if not session.obey(command.strip()):
+            break
+    walk.close()
+    return 0 if stepper.error is None else 2
+
+
+class Session:
+    """What the commands do."""
+
+    def __init__(self, stepper: Stepper, style: Style) -> None:
+        self.stepper, self.style = stepper, style
+        self.followed: list[tuple[str, int, str]] = []
+
+    def obey(self, text: str) -> bool:
+        """Carry out one command; False to quit."""
+        word, _, rest = text.partition(" ")
+        word = {
+            "": "next",
+            "n": "next",
+            "b": "back",
+            "p": "print",
+            "r": "run",
+            "c": "run",
+            "q": "quit",
+            "h": "help",
+            "?": "help",
+        }.get(word, word)
+        if word in ("quit", "exit"):
+            return False
+        try:
+            if word not in COMMANDS:
+                raise ArgumentError(f"{word!r} is no command.{closest(word, COMMANDS)} help lists them.")
+            COMMANDS[word](self, rest.strip())
+        except GimliError as error:
+            self.say(str(error))
+        return True
+
+    def show(self) -> None:
+        """Draw the moment under the cursor."""
+        lines = screen(self.stepper, _width(), self.style, self.followed)
+        print(("\x1b[H\x1b[2J" if self.style.colour else "") + "\n".join(lines), flush=True)
+
+    def say(self, text: str) -> None:
+        print(self.style.plain(text), flush=True)
+
+    def complain(self) -> None:
+        """Why there is no next line."""
+        stepper = self.stepper
+        if stepper.error is not None:
+            self.say(f"The run ended here: {type(stepper.error).__name__}: {stepper.error}")
+        else:
+            self.say("This is the end of the run. back goes back; result shows the meta-gradient.")
+
+    def moved(self, arrived: bool) -> None:
+        if self.stepper.passed:
+            self.show()
+        if not arrived:
+            self.complain()
+
+    def next(self, rest: str) -> None:
+        self.moved(all(self.stepper.next() for _ in range(_number(rest or "1"))))
+
+    def back(self, rest: str) -> None:
+        for _ in range(_number(rest or "1")):
+            self.stepper.back()
+        self.moved(True)
+
+    def line(self, rest: str) -> None:
+        self._to(line=_number(rest))
+
+    def step(self, rest: str) -> None:
+        self._to(step=_number(rest))
+
+    def _to(self, **where: int) -> None:
+        if self.stepper.to(**where):
+            self.show()
+        else:
+            ((kind, value),) = where.items()
+            self.say(
+                f"This run does not come to {kind} {value}."
+                + (" It ended with an error." if self.stepper.error else "")
+            )
+
+    def run(self, rest: str) -> None:
+        stopped = self.stepper.run()
+        self.moved(stopped is not None)
+        if stopped is not None:
+            self.say(f"Stopped at the breakpoint: {stopped}")
+
+    def end(self, rest: str) -> None:
+        self.stepper.until(lambda kept: False)
+        self.moved(self.stepper.error is None)
+
+    def print(self, rest: str) -> None:
+        value = self.stepper.evaluate(rest or "line")
+        self.say(
+            f"{rest} = {value_text(value)}" if not isinstance(value, (dict, list, tuple)) else f"{rest} =\n{value}"
+        )
+
+    def follow(self, rest: str) -> None:
+        self.followed.append((*entry(rest, self.stepper.walk.inputs.theta_0), rest))
+        if self.stepper.passed:
+            self.show()
+
+    def watch(self, rest: str) -> None:
+        if self.stepper.passed:
+            self.stepper.evaluate(rest)
+        self.stepper.watches.append(rest)
+        self.show()
+
+    def unwatch(self, rest: str) -> None:
+        self.stepper.watches.clear()
+        self.followed.clear()
+        self.show()
+
+    def add_break(self, rest: str) -> None:
+        self.stepper.add_break(rest)
+        self.say(f"Breakpoint: {rest}. run goes on to it.")
+
+    def list_breaks(self, rest: str) -> None:
+        self.say("\n".join(self.stepper.breaks) or "No breakpoints.")
+
+    def clear(self, rest: str) -> None:
+        self.stepper.breaks.clear()
+        self.say("No breakpoints.")
+
+    def change(self, rest: str) -> None:
+        """change NAME[KEY]…[i] = EXPR: a copy of the quantity with that entry changed, or all its entries."""
+        target, equals, expression = rest.partition("=")
+        name, _, path = target.strip().partition("[")
+        if not equals or not name:
+            raise ArgumentError(
+                explain("change", "NAME[ENTRY] = VALUE", repr(rest), "For example: change G['w'][0] = 0.5.")
+            )
+        value = self.stepper.evaluate(expression)
+        copied = _clone(self.stepper.evaluate(name))
+        keys = self.stepper.evaluate(f"({path.replace('][', ',').rstrip(']')},)") if path else ()
+        inner = copied
+        for depth, key in enumerate(keys):
+            if not isinstance(inner, dict):
+                keys = keys[depth:]
+                break
+            inner = inner[key]
+        else:
+            keys = ()
+        for t in tensors(inner):
+            if keys:
+                t[tuple(keys)] = value
+            else:
+                t.fill_(float(value))
+        self.stepper.change(name, copied)
+        self.show()
+
+    def result(self, rest: str) -> None:
+        result = self.stepper.walk.result
+        self.say(f"{result}\nA_opt = {result.A_opt}\nA_loss = {result.A_loss}\nB_0 = {result.B_0}")
+
+    def help(self, rest: str) -> None:
+        self.say(HELP)
+
+    def list_all(self) -> int:
+        """One line a moment, for a file or a pipe."""
+        width = 10_000
+        while self.stepper.next():
+            print(row(self.stepper, self.style, width))
+            for text in self.stepper.watches:
+                try:
+                    print(self.style.plain(f"    {text} = {value_text(self.stepper.evaluate(text))}"))
+                except ArgumentError:
+                    continue
+        if self.stepper.error is not None:
+            self.complain()
+            return 2
+        self.say(repr(self.stepper.walk.result))
+        return 0
+
+
+COMMANDS: dict[str, Callable[[Session, str], None]] = {
+    "next": Session.next,
+    "back": Session.back,
+    "line": Session.line,
+    "step": Session.step,
+    "run": Session.run,
+    "end": Session.end,
+    "print": Session.print,
+    "follow": Session.follow,
+    "watch": Session.watch,
+    "unwatch": Session.unwatch,
+    "break": Session.add_break,
+    "breaks": Session.list_breaks,
+    "clear": Session.clear,
+    "change": Session.change,
+    "result": Session.result,
+    "help": Session.help,
+}
+
+
+def _clone(tree: object) -> object:
+    return {k: _clone(v) for k, v in tree.items()} if isinstance(tree, dict) else tree.clone()  # type: ignore[attr-defined]
+
+
+def _number(text: str) -> int:
+    if not text.isdigit():
+        raise ArgumentError(explain("command", "a whole number", repr(text), "For example: line 14."))
+    return int(text)
+
+
+def _typed(style: Style) -> Iterator[str]:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - history and editing, where the system has it
+    while True:
+        try:
+            yield input("gimli> ")
+        except EOFError:
+            print()
+            return
+
+
+def _width() -> int:
+    return max(20, shutil.get_terminal_size((100, 30)).columns)
+
+
+def _colour(refused: bool) -> bool:
+    return sys.stdout.isatty() and not refused and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _unicode() -> bool:
+    return "utf" in (sys.stdout.encoding or "").lower()

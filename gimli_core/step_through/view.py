@@ -1,0 +1,192 @@
+"""What the terminal shows, as lines of text for a given width; nothing is read or written here."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core.step_through.algorithm import LINES, MEANING
+from gimli_core.step_through.stepper import Stepper
+
+__all__ = ["Style", "row", "screen", "sparkline", "tensor_text", "value_text"]
+
+SYMBOLS = {
+    "theta": "θ",
+    "curvature": "V·∇²ℓ",
+    "direct": "through opt",
+    "loss": "loss",
+    "dA_opt": "A_opt +=",
+    "dA_loss": "A_loss +=",
+}
+ASCII = str.maketrans(
+    {
+        "θ": "theta",
+        "φ": "phi",
+        "ℓ": "l",
+        "∇": "D",
+        "∂": "d",
+        "←": "<-",
+        "·": "*",
+        "‖": "|",
+        "…": "...",
+        "−": "-",
+        "▶": ">",
+    }
+    | {"│": "|", "₀": "0", "₊": "+", "₁": "1", "²": "^2", "─": "-", "×": "x", "µ": "u"}
+)
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+class Style:
+    """Colours where they are wanted, and plain ASCII where the encoding has nothing else."""
+
+    def __init__(self, colour: bool, unicode: bool = True) -> None:
+        self.colour, self.unicode = colour, unicode
+
+    def __call__(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.colour and text else text
+
+    def plain(self, text: str) -> str:
+        """`text` in what the terminal can print."""
+        return text if self.unicode else text.translate(ASCII).encode("ascii", "replace").decode()
+
+
+def screen(stepper: Stepper, width: int, style: Style, followed: Sequence[tuple[str, int, str]] = ()) -> list[str]:
+    """The algorithm with its current line marked, the values beside it (below, where it is narrow), and the watches."""
+    beside, column = width >= 92, 56 if width >= 108 else 48
+    values = _values(stepper, style, width - column - 3 if beside else width)
+    algorithm = _algorithm(stepper.here.line, style, column if beside else width)
+    head = _header(stepper, style, width)
+    if beside:
+        rows = max(len(algorithm), len(values))
+        algorithm += [" " * column] * (rows - len(algorithm))
+        values += [""] * (rows - len(values))
+        body = [f"{a} {style('2', '│')} {v}" for a, v in zip(algorithm, values, strict=True)]
+    else:
+        body = [*algorithm, style("2", "─" * width), *values]
+    tail = []
+    for text in stepper.watches:
+        try:
+            came = value_text(stepper.evaluate(text))
+        except ValueError:
+            came = "not there yet"
+        tail.append(f"{style('36', 'watch')} {text} = {came}")
+    for name, index, label in followed:
+        for quantity, by_step in stepper.series(name, index).items():
+            line = sparkline(list(by_step.values())) if style.unicode else ""
+            latest = next(reversed(by_step.values()))
+            tail.append(
+                f"{style('36', 'follow')} {SYMBOLS.get(quantity, quantity)} of {label} = {latest:.10g}  "
+                f"{line[-max(8, width - 44) :]}"
+            )
+    lines = [*head, *body, *([style("2", "─" * width), *tail] if tail else [])]
+    return [_cut(style.plain(line), width) for line in lines]
+
+
+def row(stepper: Stepper, style: Style, width: int) -> str:
+    """One line of text for one moment: what a listing is made of."""
+    here = stepper.here
+    again = " replay" if here.replay else ""
+    parts = "  ".join(f"‖{SYMBOLS.get(k, k).removesuffix(' +=')}‖ {v:.6g}" for k, v in here.norms.items())
+    return _cut(style.plain(f"line {here.line:2}  step {here.j:3}{again}  {parts}"), width)
+
+
+def value_text(value: Any) -> str:
+    """A watched value on one line."""
+    if isinstance(value, Tensor):
+        return f"{value.item():.10g}" if value.numel() == 1 else tensor_text(value, 100)
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return str(value)
+
+
+def tensor_text(t: Tensor, width: int, most: int = 6) -> str:
+    """A small tensor's numbers, a large one's norm, range and shape."""
+    if t.numel() <= most:
+        return " ".join(f"{x:+.6g}" for x in t.reshape(-1).tolist()) if t.ndim else f"{t.item():+.8g}"
+    norm = float(torch.linalg.vector_norm(t, dtype=torch.float64))
+    return f"norm {norm:.6g} in [{t.min().item():.3g}, {t.max().item():.3g}] {'×'.join(map(str, t.shape))}"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Values as a row of blocks, from their lowest to their highest."""
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return ""
+    low, span = min(finite), max(finite) - min(finite)
+    return "".join(BLOCKS[round((v - low) / span * 7) if span else 3] if math.isfinite(v) else "!" for v in values)
+
+
+def _header(stepper: Stepper, style: Style, width: int) -> list[str]:
+    here, J = stepper.here, stepper.walk.inputs.steps
+    direction = "the end" if here.line == 16 else "backward" if here.backward else "forward"
+    colour = "35" if here.backward else "32"
+    again = style("33", "  replay") if here.replay else ""
+    title = f"line {here.line}  step {here.j} of {J}  {style(colour, direction)}{again}"
+    known = len(stepper.passed) - 1
+    where = f"moment {here.number + 1}" + (f" (back from {known + 1})" if here.number < known else "")
+    lines = [style("1", title), style("2", f"{where}  {here.seconds * 1e6:.0f} µs  {here.bytes:,} bytes computed")]
+    changed = stepper.walk.interventions
+    if changed:
+        lines += [
+            style("33", text)
+            for text in wrap(f"after interventions, not the exact meta-gradient: {'; '.join(map(str, changed))}", width)
+        ]
+    return [*lines, style("2", "─" * width)]
+
+
+def _algorithm(current: int, style: Style, width: int) -> list[str]:
+    lines = []
+    for number, indent, text in LINES:
+        text = f"{'▶' if number == current else ' '}{number:3} {'  ' * indent}{text}"
+        text = text[: width - 1] + "…" if len(text) > width else text
+        padded = text.ljust(min(width, 56))
+        lines.append(style("1;33", padded) if number == current else padded)
+    return lines
+
+
+def _values(stepper: Stepper, style: Style, width: int) -> list[str]:
+    here = stepper.here
+    lines = wrap(MEANING.get(here.line, ""), max(width, 20))
+    for name in here.fresh:
+        symbol = SYMBOLS.get(name, name)
+        index = here.j + 1 if here.line == 6 else here.j
+        indexed = f"{symbol}_{index}" if name in ("theta", "s", "G", "V", "B", "S") else symbol
+        lines.append(style("1;36", indexed) + style("2", f"  norm {here.norms[name]:.8g}"))
+        if here.names is None:
+            lines.append("  (its tensors were let go; the norm is kept)")
+            continue
+        tree = {k: v for k, v in here.names[name].items() if k != "step"} if name == "s" else here.names[name]
+        lines += [f"  {text}" for text in _leaves(tree, width - 2)]
+    return lines
+
+
+def _leaves(tree: Any, width: int, path: str = "") -> list[str]:
+    if isinstance(tree, Tensor):
+        return [f"{_printable(path):14} {tensor_text(tree, width)}"] if path else [tensor_text(tree, width)]
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+    lines = [line for key, value in items for line in _leaves(value, width, f"{path}.{key}" if path else str(key))]
+    return lines if path or len(lines) <= 12 else [*lines[:12], f"… and {len(lines) - 12} more (print NAME shows all)"]
+
+
+def _printable(text: str) -> str:
+    """A name without the control characters that could steer a terminal."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def _cut(line: str, width: int) -> str:
+    """`line` cut to `width` columns, escape sequences not counted."""
+    out, used = [], 0
+    for part in re.split(r"(\x1b\[[0-9;]*m)", line):
+        if part.startswith("\x1b"):
+            out.append(part)
+        else:
+            out.append(part[: max(0, width - used)])
+            used += len(part)
+    return "".join(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,9 +201,9 @@ class Execution:
             )
 
     @property
-    def held(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def held(self) -> tuple[KeysView[int], KeysView[int]]:
         """What memory holds now: the steps whose point is stored, and those whose graph is kept."""
-        return tuple(self._stored), tuple(self._records)
+        return self._stored.keys(), self._records.keys()
 
     @property
     def val_loss(self) -> Tensor:

@@ -48,7 +48,7 @@ class Recorder:
         self.matrices = n <= WHOLE_MATRIX and (n * n + self.rows**2) * J <= MATRIX_NUMBERS
         self.accumulators: dict[str, Any] = {}
         self.pending: int | None = None  # the step whose increments the engine is about to add
-        self.held: dict[tuple[str, int], int] = {}
+        self.held: dict[str, dict[int, int]] = {"point": {}, "graph": {}}  # the moment since which a step is kept
         self.data = self._empty()
         self._put("theta", 0, self.theta)
         self._put_state("s", 0, inputs.state_0)
@@ -145,12 +145,10 @@ class Recorder:
             ("bytes", moment.bytes), ("memory", resident_bytes(next(iter(self.theta.values())))),
         ):  # fmt: skip
             events[key].append(value)
-        stored, graphs = self.walk.execution.held
-        now = {("point", i) for i in stored} | {("graph", i) for i in graphs}
-        for gone in [one for one in self.held if one not in now]:
-            self.data["held"].append([*gone, self.held.pop(gone), number_of_this])
-        for one in now - self.held.keys():
-            self.held[one] = number_of_this
+        for (kind, known), now in zip(self.held.items(), self.walk.execution.held, strict=True):
+            for j in known.keys() - now:
+                self.data["held"].append([kind, j, known.pop(j), number_of_this])
+            known.update(dict.fromkeys(now - known.keys(), number_of_this))
         self.data["interventions"] = [str(made) for made in self.walk.interventions]
 
     def _put(self, name: str, j: int, tensors: Tensors) -> None:

@@ -1,0 +1,83 @@
+"""A real Chromium for the pages, and small problems to walk through."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import gimli_core as gimli
+
+FLAGS = [
+    "--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run", "--disable-quic",
+]  # fmt: skip
+MISSING = (
+    "The pages are tested in a real browser, and there is no Chromium here. Install it (Debian, Ubuntu: apt-get install "
+    "chromium), or set GIMLI_CHROMIUM to its path, or set GIMLI_NO_BROWSER=1 to leave these tests out."
+)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    if os.environ.get("GIMLI_NO_BROWSER") == "1":
+        pytest.skip("GIMLI_NO_BROWSER=1")
+    path = os.environ.get("GIMLI_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not path:
+        pytest.fail(MISSING)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture()
+def opened(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open a page file; at the end nothing may have been logged, and nothing asked of the network."""
+    contexts, trouble = [], []
+
+    def visit(path: Path, **options: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1240, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: trouble.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (trouble.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        address = path.absolute().as_uri()
+        page.on("request", lambda request: request.url == address or trouble.append(f"request: {request.url}"))
+        page.goto(address)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert trouble == []
+
+
+def network(steps: int = 4, names: tuple[str, str] = ("w", "b"), **changed: Any) -> dict[str, Any]:
+    """A small regression under Adam with a learned weight decay: arguments of every entry of the engine."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(8, 3, generator=generator), torch.randn(8, generator=generator)
+    w, b = names
+
+    def loss(theta: dict[str, torch.Tensor], phi: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
+        fitted = torch.tanh(batch[0] @ theta[w] + theta[b])
+        return ((fitted - batch[1]) ** 2).mean() + phi["decay"].exp() * (theta[w] ** 2).sum()
+
+    arguments = {
+        "problem": gimli.Problem(loss, loss, gimli.optimizers.Adam(lr=0.1)),
+        "theta_0": {w: torch.randn(3, generator=generator), b: torch.zeros(())},
+        "train_batches": lambda j: (x[j % 4 : j % 4 + 4], y[j % 4 : j % 4 + 4]),
+        "val_batch": (x, y),
+        "steps": steps,
+        "phi_opt": {"lr": 0.1, "beta2": 0.99},
+        "phi_loss": {"decay": torch.tensor(-2.0)},
+    }
+    return {**arguments, **changed}

@@ -14,9 +14,15 @@ import torch
 import gimli_core as gimli
 
 FLAGS = [
-    "--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run", "--disable-quic",
-]  # fmt: skip
+    "--no-sandbox",
+    "--headless",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+]
 MISSING = (
     "The pages are tested in a real browser, and there is no Chromium here. Install it (Debian, Ubuntu: apt-get install "
     "chromium), or set GIMLI_CHROMIUM to its path, or set GIMLI_NO_BROWSER=1 to leave these tests out."
@@ -38,7 +44,7 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def opened(browser: Any) -> Iterator[Callable[..., Any]]:
     """Open a page file; at the end nothing may have been logged, and nothing asked of the network."""
     contexts, trouble = [], []

@@ -1,0 +1,361 @@
+"""The page in a real headless Chromium: every control, every lesson, and nothing that leaves it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from decimal import ROUND_HALF_UP, Context, Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gimli_core as gimli
+from gimli_core.memory import StoreStates
+from gimli_core.step_through.trace import Trace
+from tests.step_through.conftest import network
+from tests.step_through.test_trace import failing
+
+Open = Callable[..., Any]
+
+
+def traced(**changed: Any) -> Trace:
+    memory = changed.pop("memory", None)
+    return gimli.trace(gimli.step_through(**network(**changed), memory=memory), title="A small network")
+
+
+def where(page: Any) -> str:
+    text: str = page.inner_text("#where")
+    return text
+
+
+def go(page: Any, line: int, j: int) -> None:
+    """To a moment, by the slider."""
+    number = page.evaluate(
+        """([line, j]) => { const e = JSON.parse(document.getElementById('data').textContent).events;
+           return e.line.findIndex((l, i) => l === line && e.j[i] === j && !(e.replay[i] && line === 5)); }""",
+        [line, j],
+    )
+    page.eval_on_selector(
+        "#slider", "(s, v) => { s.value = v; s.dispatchEvent(new Event('input', {bubbles: true})); }", str(number)
+    )
+    assert where(page).startswith(f"Line {line} · step {j}")
+
+
+def printed(x: float, digits: int) -> str:
+    """x as the page prints it: rounded half up to so many digits, as ECMAScript's toPrecision does."""
+    if x == 0:
+        return "0"
+    if digits >= 17:
+        text = repr(x).removesuffix(".0")
+        assert "e" not in text
+        return text.replace("-", "−")
+    rounded = Context(prec=digits, rounding=ROUND_HALF_UP).create_decimal(Decimal(x))
+    exponent = rounded.adjusted()
+    if -7 < exponent < digits:
+        text = format(rounded, "f")
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+    else:
+        mantissa = format(rounded.scaleb(-exponent), "f").rstrip("0").rstrip(".")
+        text = f"{mantissa}e{exponent}"
+    return text.replace("-", "−")
+
+
+def shown(page: Any, name: str, j: int) -> list[str]:
+    """The numbers in a quantity's card."""
+    card = f'.quantity[data-name="{name}"][data-j="{j}"]'
+    texts: list[str] = page.locator(f"{card} td.n").all_inner_texts()
+    return texts
+
+
+@pytest.mark.parametrize("digits", [3, 6, 17])
+def test_the_numbers_on_the_page_are_the_engines(opened: Open, tmp_path: Path, digits: int) -> None:
+    page = opened(traced().save(tmp_path / "page.html"))
+    page.select_option("#digits", "all" if digits == 17 else str(digits))
+    result = gimli.meta_gradient(**network())
+    go(page, 14, 0)
+    flat = [*result.B_0["w"].tolist(), result.B_0["b"].item()]
+    assert shown(page, "B", 0) == [printed(x, digits) for x in flat]
+    S_0 = result.S_0["exp_avg"]
+    assert shown(page, "S.exp_avg", 0) == [printed(x, digits) for x in [*S_0["w"].tolist(), S_0["b"].item()]]
+    page.keyboard.press("End")
+    formula = page.inner_text("#formula").replace(" ", "").replace("\n", "")
+    for value in (result.A_opt["lr"], result.A_opt["beta2"], result.A_loss["decay"]):
+        assert printed(value.item(), digits) in formula
+    growth = page.inner_text("#growth")
+    assert f"A = {printed(result.A_opt['lr'].item(), digits)}" in growth
+    go(page, 5, 2)
+    assert printed(result.train_losses[2].item(), digits) in page.inner_text("#formula")
+
+
+def test_buttons_step_forwards_and_backwards(opened: Open, tmp_path: Path) -> None:
+    page = opened(traced().save(tmp_path / "page.html"))
+    assert where(page) == "Line 5 · step 0 · forward"
+    assert page.locator("#algorithm li[aria-current=step]").get_attribute("data-line") == "5"
+    assert page.is_disabled("#back")
+    page.click("#next")
+    assert where(page) == "Line 6 · step 0 · forward"
+    assert page.locator("#algorithm li[aria-current=step]").get_attribute("data-line") == "6"
+    page.click("#last")
+    assert where(page) == "Line 16 · the result · the end"
+    assert page.is_disabled("#next")
+    page.click("#back")
+    assert where(page) == "Line 14 · step 0 · backward"
+    page.click("#first")
+    assert where(page) == "Line 5 · step 0 · forward"
+
+
+def test_the_keyboard_does_all_of_it(opened: Open, tmp_path: Path) -> None:
+    page = opened(traced().save(tmp_path / "page.html"))
+    for key, expected in [
+        ("ArrowRight", "Line 6 · step 0 · forward"),
+        ("Shift+ArrowRight", "Line 6 · step 1 · forward"),
+        ("ArrowLeft", "Line 5 · step 1 · forward"),
+        ("End", "Line 16 · the result · the end"),
+        ("ArrowLeft", "Line 14 · step 0 · backward"),
+        ("Shift+ArrowLeft", "Line 14 · step 1 · backward"),
+        ("Home", "Line 5 · step 0 · forward"),
+    ]:
+        page.keyboard.press(key)
+        assert where(page) == expected
+    # By Tab alone: the skip link, then the first control that is not disabled.
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "play"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert where(page) == "Line 6 · step 0 · forward"
+
+
+def test_play_and_pause(opened: Open, tmp_path: Path) -> None:
+    page = opened(traced(steps=2).save(tmp_path / "page.html"))
+    page.select_option("#speed", "fast")
+    page.click("#play")
+    assert page.get_attribute("#play", "aria-label") == "Pause"
+    page.locator("#where", has_text="backward").wait_for()
+    page.click("#play")
+    stopped = where(page)
+    assert page.get_attribute("#play", "aria-label") == "Play"
+    page.wait_for_timeout(300)
+    assert where(page) == stopped
+    page.click("h1")
+    page.keyboard.press(" ")
+    page.locator("#where", has_text="the end").wait_for()
+    page.locator("#play[aria-label=Play]").wait_for()
+
+
+def test_the_slider_and_the_time_line(opened: Open, tmp_path: Path) -> None:
+    page = opened(traced().save(tmp_path / "page.html"))
+    page.focus("#slider")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert where(page) == "Line 6 · step 1 · forward"
+    assert page.get_attribute("#slider", "aria-valuetext") == "Line 6 · step 1 · forward"
+    box = page.locator("#timeline svg").bounding_box()
+    page.mouse.click(box["x"] + box["width"] - 14, box["y"] + 0.75 * box["height"])
+    assert where(page) == "Line 9 · step 4 · backward"
+
+
+def test_an_algorithm_line_can_be_chosen(opened: Open, tmp_path: Path) -> None:
+    page = opened(traced().save(tmp_path / "page.html"))
+    page.click("#algorithm li[data-line='13'] button")
+    assert where(page) == "Line 13 · step 0 · backward"
+    assert page.is_disabled("#algorithm li[data-line='4'] button")
+
+
+def test_a_screen_reader_is_told(opened: Open, tmp_path: Path) -> None:
+    page = opened(traced().save(tmp_path / "page.html"))
+    page.click("#next")
+    said = page.inner_text("#live")
+    assert said.startswith("Line 6 · step 0 · forward: the optimizer's step.")
+    assert "norm of θ 1" in said
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll('button, select, input, svg[role=img], canvas')].filter(e => !(
+            e.getAttribute('aria-label') || e.textContent.trim() || e.closest('label'))).map(e => e.outerHTML.slice(0, 80))"""
+    )
+    assert unnamed == []
+    assert page.evaluate("document.documentElement.lang") == "en"
+    heads = page.eval_on_selector_all("h1, h2, h3", "hs => hs.filter(h => h.offsetParent).map(h => +h.tagName[1])")
+    assert heads[0] == 1
+    assert all(after - before <= 1 for before, after in zip(heads, heads[1:], strict=False))
+
+
+def test_the_formula_is_mathml_with_the_moments_numbers(opened: Open, tmp_path: Path) -> None:
+    page = opened(gimli.lessons.quadratic().save(tmp_path / "page.html"))
+    go(page, 6, 0)
+    assert page.locator("#formula math").count() >= 2
+    numbers = page.locator("#formula .numbers mn").all_text_contents()
+    # θ_1 = θ_0 − 0.1·Hθ_0 with θ_0 = (2, −1), H = [[3, 1], [1, 2]]
+    assert numbers == ["1.5", "1", "2", "1", "0.1", "5", "0"]
+
+
+def test_one_parameter_can_be_followed(opened: Open, tmp_path: Path) -> None:
+    page = opened(traced().save(tmp_path / "page.html"))
+    page.select_option("#follow", label="w[2]")
+    result = gimli.meta_gradient(**network())
+    page.keyboard.press("End")
+    text = page.inner_text("#follow-body")
+    assert f"B₀ = {printed(result.B_0['w'][2].item(), 6)}" in text
+    assert f"θ₄ = {printed(result.theta_J['w'][2].item(), 6)}" in text
+
+
+def test_replays_and_what_is_held_are_shown(opened: Open, tmp_path: Path) -> None:
+    page = opened(traced(memory=StoreStates()).save(tmp_path / "page.html"))
+    assert "3 gradients were computed again" in page.inner_text("#schedule")
+    assert page.locator("#timeline svg g rect").count() == 1
+    go(page, 9, 4)
+    assert page.locator("#timeline svg g rect").count() == 3
+    go(page, 11, 1)
+    assert "replay" in where(page)
+    assert page.locator("#timeline svg g rect").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_window(opened: Open, tmp_path: Path, scheme: str) -> None:
+    for name, lesson in gimli.lessons.LESSONS.items():
+        page = opened(
+            lesson().save(tmp_path / f"{name}.html"), viewport={"width": 320, "height": 640}, color_scheme=scheme
+        )
+        for key in ("Home", "End", "ArrowLeft", "ArrowLeft"):
+            page.keyboard.press(key)
+            assert page.evaluate("document.documentElement.scrollWidth") <= 320, (name, where(page))
+
+
+def luminance(page: Any, selector: str, what: str) -> float:
+    colour = page.eval_on_selector(selector, f"e => getComputedStyle(e).{what}")
+    parts = [int(x) / 255 for x in re.findall(r"\d+", colour)[:3]]
+    linear = [x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark_can_be_read(opened: Open, tmp_path: Path, scheme: str) -> None:
+    page = opened(gimli.lessons.momentum().save(tmp_path / "page.html"), color_scheme=scheme)
+    paper = luminance(page, "body", "backgroundColor")
+    assert (paper < 0.05) == (scheme == "dark")
+    card = luminance(page, "#now", "backgroundColor")
+    for selector in ("#now-title", "#facts", ".quantity .what", ".tag.backward, .tag.forward", ".ok"):
+        ink = luminance(page, selector, "color")
+        light, dark = max(ink, card), min(ink, card)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, selector  # WCAG 2.1, 1.4.3
+
+
+@pytest.mark.parametrize("name", gimli.lessons.LESSONS)
+def test_every_lesson_opens_walks_and_ends_in_agreement(opened: Open, tmp_path: Path, name: str) -> None:
+    lesson = gimli.lessons.LESSONS[name]()
+    page = opened(lesson.save(tmp_path / "page.html"))
+    assert page.title() == lesson.title
+    places = [place for part in lesson.sections for place in part["go"]]
+    for button, (_, line, j) in zip(page.locator(".go button").all(), places, strict=True):
+        button.click()
+        assert where(page).startswith(f"Line {line} · " + ("the result" if line == 16 else f"step {j} "))
+    page.keyboard.press("Home")
+    for _ in range(int(page.get_attribute("#slider", "max"))):
+        page.keyboard.press("ArrowRight")
+    assert where(page).startswith("Line 16")
+    verdicts = page.locator("#checks-body tbody tr td:first-child").all_inner_texts()
+    assert verdicts == ["✓ agrees"] * len(lesson.verification)
+    assert len(page.screenshot(full_page=True)) > 20_000
+
+
+NASTY = ("<script>alert(1)</script>\"'&", "</script><img src=x onerror=alert(2)> 名前 \u2028 ‮")
+
+
+def test_names_with_markup_are_text(opened: Open, tmp_path: Path) -> None:
+    trace = gimli.trace(gimli.step_through(**network(names=NASTY)), title=f"<b>{NASTY[0]}</b>{NASTY[1]}")
+    page = opened(trace.save(tmp_path / "page.html"))
+    assert page.text_content("h1") == f"<b>{NASTY[0]}</b>{NASTY[1]}"
+    assert page.locator("img").count() == 0
+    assert page.locator("script").count() == 2
+    assert NASTY[0] in page.inner_text("#quantities")
+    assert page.locator("#follow option").first.inner_text() == f"{NASTY[0]}[0]"
+    page.keyboard.press("End")
+    for key in ("phi_loss", "phi_opt"):
+        assert key not in page.inner_text("#formula")
+
+
+def test_markup_in_an_error_is_text(opened: Open, tmp_path: Path) -> None:
+    trace = gimli.trace(gimli.step_through(**failing(7)))
+    page = opened(trace.save(tmp_path / "page.html"))
+    banner = page.inner_text("#banner")
+    assert banner.startswith("The run ended after line 6 of step 6: RuntimeError: the <b>disk</b> is full")
+    assert where(page) == "Line 6 · step 6 · forward"
+    assert page.locator("#banner b").count() == 0
+    page.keyboard.press("Home")
+    assert where(page) == "Line 5 · step 0 · forward"
+
+
+def test_a_run_that_fails_at_once(opened: Open, tmp_path: Path) -> None:
+    page = opened(gimli.trace(gimli.step_through(**failing(0))).save(tmp_path / "page.html"))
+    assert page.inner_text("#banner").startswith("The run ended before the first line: RuntimeError")
+
+
+def test_an_intervention_is_labelled(opened: Open, tmp_path: Path) -> None:
+    def change(moment: Any) -> None:
+        if moment.line == 9:
+            moment.change("B", {"b": torch.tensor(3.0)})
+
+    trace = gimli.trace(gimli.step_through(**network()), intervene=change)
+    page = opened(trace.save(tmp_path / "page.html"))
+    assert page.inner_text("#banner") == "Not the exact meta-gradient: B changed at line 9 of step 4."
+
+
+def test_values_that_are_not_finite(opened: Open, tmp_path: Path) -> None:
+    def change(moment: Any) -> None:
+        if (moment.line, moment.j) == (14, 2):
+            moment.change("B", {"w": torch.tensor([float("inf"), float("nan"), 1.0])})
+
+    trace = gimli.trace(gimli.step_through(**network()), intervene=change)
+    page = opened(trace.save(tmp_path / "page.html"))
+    go(page, 14, 2)
+    assert shown(page, "B", 2)[:3] == ["∞", "nan", "1"]
+    page.keyboard.press("End")
+    assert where(page).startswith("Line 16")
+
+
+def test_a_larger_model_is_summarised(opened: Open, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(200, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2)).double()
+    x = torch.randn(16, 200)
+
+    def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        return torch.func.functional_call(net, theta, (x,)).square().mean()
+
+    problem = gimli.Problem(loss, loss, gimli.optimizers.Adam(lr=1e-2))
+    walk = gimli.step_through(
+        problem, dict(net.named_parameters()), lambda j: None, None, steps=6, phi_opt={"lr": 1e-2}
+    )
+    trace = gimli.trace(walk, follow=["0.weight[3, 5]"])
+    page = opened(trace.save(tmp_path / "page.html"))
+    go(page, 14, 3)
+    page.select_option("#tensor", label="0.weight")
+    card = page.locator('.quantity[data-name="B"]')
+    assert card.locator("canvas").count() == 1
+    assert "norm" in card.inner_text()
+    assert page.is_hidden("#matrices")
+    page.select_option("#follow", label="0.weight[3, 5]")
+    assert "B₃" in page.inner_text("#follow-body")
+    card.locator("summary").click()
+    index, value = trace.data["q"]["B"]["cells"][3][0]["top"][0]
+    assert f"[{index // 200}, {index % 200}]" in card.inner_text()
+    assert printed(value, 6) in card.inner_text()
+
+
+def test_no_steps_at_all(opened: Open, tmp_path: Path) -> None:
+    page = opened(traced(steps=0).save(tmp_path / "page.html"))
+    assert where(page).startswith("Line 8")
+    page.keyboard.press("End")
+    assert where(page).startswith("Line 16")
+
+
+def test_the_notebook_frame_works(opened: Open, tmp_path: Path) -> None:
+    shell = tmp_path / "notebook.html"
+    shell.write_text(
+        f"<!doctype html><meta charset=utf-8><link rel=icon href='data:,'>{traced()._repr_html_()}", encoding="utf-8"
+    )
+    page = opened(shell)
+    frame = page.frame_locator("iframe")
+    frame.locator("#next").click()
+    assert frame.locator("#where").inner_text() == "Line 6 · step 0 · forward"

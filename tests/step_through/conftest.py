@@ -24,8 +24,8 @@ FLAGS = [
     "--disable-quic",
 ]
 MISSING = (
-    "The pages are tested in a real browser, and there is no Chromium here. Install it (Debian, Ubuntu: apt-get install "
-    "chromium), or set GIMLI_CHROMIUM to its path, or set GIMLI_NO_BROWSER=1 to leave these tests out."
+    "The pages are tested in a real browser, and there is no Chromium here. Install it (Debian, Ubuntu: "
+    "apt-get install chromium), or set GIMLI_CHROMIUM to its path, or set GIMLI_NO_BROWSER=1 to leave these tests out."
 )
 
 

@@ -28,7 +28,7 @@ def traced(**changed: Any) -> Trace:
 
 
 def where(page: Any) -> str:
-    text: str = page.inner_text("#where")
+    text: str = page.text_content("#where")
     return text
 
 
@@ -67,7 +67,7 @@ def printed(x: float, digits: int) -> str:
 def shown(page: Any, name: str, j: int) -> list[str]:
     """The numbers in a quantity's card."""
     card = f'.quantity[data-name="{name}"][data-j="{j}"]'
-    texts: list[str] = page.locator(f"{card} td.n").all_inner_texts()
+    texts: list[str] = page.locator(f"{card} td.n").all_text_contents()
     return texts
 
 
@@ -82,13 +82,13 @@ def test_the_numbers_on_the_page_are_the_engines(opened: Open, tmp_path: Path, d
     S_0 = result.S_0["exp_avg"]
     assert shown(page, "S.exp_avg", 0) == [printed(x, digits) for x in [*S_0["w"].tolist(), S_0["b"].item()]]
     page.keyboard.press("End")
-    formula = page.inner_text("#formula").replace(" ", "").replace("\n", "")
+    formula = page.text_content("#formula").replace(" ", "").replace("\n", "")
     for value in (result.A_opt["lr"], result.A_opt["beta2"], result.A_loss["decay"]):
         assert printed(value.item(), digits) in formula
-    growth = page.inner_text("#growth")
+    growth = page.text_content("#growth")
     assert f"A = {printed(result.A_opt['lr'].item(), digits)}" in growth
     go(page, 5, 2)
-    assert printed(result.train_losses[2].item(), digits) in page.inner_text("#formula")
+    assert printed(result.train_losses[2].item(), digits) in page.text_content("#formula")
 
 
 def test_buttons_step_forwards_and_backwards(opened: Open, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_an_algorithm_line_can_be_chosen(opened: Open, tmp_path: Path) -> None:
 def test_a_screen_reader_is_told(opened: Open, tmp_path: Path) -> None:
     page = opened(traced().save(tmp_path / "page.html"))
     page.click("#next")
-    said = page.inner_text("#live")
+    said = page.text_content("#live")
     assert said.startswith("Line 6 · step 0 · forward: the optimizer's step.")
     assert "norm of θ 1" in said
     unnamed = page.evaluate(
@@ -198,14 +198,14 @@ def test_one_parameter_can_be_followed(opened: Open, tmp_path: Path) -> None:
     page.select_option("#follow", label="w[2]")
     result = gimli.meta_gradient(**network())
     page.keyboard.press("End")
-    text = page.inner_text("#follow-body")
+    text = page.text_content("#follow-body")
     assert f"B₀ = {printed(result.B_0['w'][2].item(), 6)}" in text
     assert f"θ₄ = {printed(result.theta_J['w'][2].item(), 6)}" in text
 
 
 def test_replays_and_what_is_held_are_shown(opened: Open, tmp_path: Path) -> None:
     page = opened(traced(memory=StoreStates()).save(tmp_path / "page.html"))
-    assert "3 gradients were computed again" in page.inner_text("#schedule")
+    assert "3 gradients were computed again" in page.text_content("#schedule")
     assert page.locator("#timeline svg g rect").count() == 1
     go(page, 9, 4)
     assert page.locator("#timeline svg g rect").count() == 3
@@ -257,7 +257,7 @@ def test_every_lesson_opens_walks_and_ends_in_agreement(opened: Open, tmp_path: 
     for _ in range(int(page.get_attribute("#slider", "max"))):
         page.keyboard.press("ArrowRight")
     assert where(page).startswith("Line 16")
-    verdicts = page.locator("#checks-body tbody tr td:first-child").all_inner_texts()
+    verdicts = page.locator("#checks-body tbody tr td:first-child").all_text_contents()
     assert verdicts == ["✓ agrees"] * len(lesson.verification)
     assert len(page.screenshot(full_page=True)) > 20_000
 
@@ -271,17 +271,17 @@ def test_names_with_markup_are_text(opened: Open, tmp_path: Path) -> None:
     assert page.text_content("h1") == f"<b>{NASTY[0]}</b>{NASTY[1]}"
     assert page.locator("img").count() == 0
     assert page.locator("script").count() == 2
-    assert NASTY[0] in page.inner_text("#quantities")
-    assert page.locator("#follow option").first.inner_text() == f"{NASTY[0]}[0]"
+    assert NASTY[0] in page.text_content("#quantities")
+    assert page.locator("#follow option").first.text_content() == f"{NASTY[0]}[0]"
     page.keyboard.press("End")
     for key in ("phi_loss", "phi_opt"):
-        assert key not in page.inner_text("#formula")
+        assert key not in page.text_content("#formula")
 
 
 def test_markup_in_an_error_is_text(opened: Open, tmp_path: Path) -> None:
     trace = gimli.trace(gimli.step_through(**failing(7)))
     page = opened(trace.save(tmp_path / "page.html"))
-    banner = page.inner_text("#banner")
+    banner = page.text_content("#banner")
     assert banner.startswith("The run ended after line 6 of step 6: RuntimeError: the <b>disk</b> is full")
     assert where(page) == "Line 6 · step 6 · forward"
     assert page.locator("#banner b").count() == 0
@@ -291,7 +291,7 @@ def test_markup_in_an_error_is_text(opened: Open, tmp_path: Path) -> None:
 
 def test_a_run_that_fails_at_once(opened: Open, tmp_path: Path) -> None:
     page = opened(gimli.trace(gimli.step_through(**failing(0))).save(tmp_path / "page.html"))
-    assert page.inner_text("#banner").startswith("The run ended before the first line: RuntimeError")
+    assert page.text_content("#banner").startswith("The run ended before the first line: RuntimeError")
 
 
 def test_an_intervention_is_labelled(opened: Open, tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_an_intervention_is_labelled(opened: Open, tmp_path: Path) -> None:
 
     trace = gimli.trace(gimli.step_through(**network()), intervene=change)
     page = opened(trace.save(tmp_path / "page.html"))
-    assert page.inner_text("#banner") == "Not the exact meta-gradient: B changed at line 9 of step 4."
+    assert page.text_content("#banner") == "Not the exact meta-gradient: B changed at line 9 of step 4."
 
 
 def test_values_that_are_not_finite(opened: Open, tmp_path: Path) -> None:
@@ -334,14 +334,14 @@ def test_a_larger_model_is_summarised(opened: Open, tmp_path: Path) -> None:
     page.select_option("#tensor", label="0.weight")
     card = page.locator('.quantity[data-name="B"]')
     assert card.locator("canvas").count() == 1
-    assert "norm" in card.inner_text()
+    assert "norm" in card.text_content()
     assert page.is_hidden("#matrices")
     page.select_option("#follow", label="0.weight[3, 5]")
-    assert "B₃" in page.inner_text("#follow-body")
+    assert "B₃" in page.text_content("#follow-body")
     card.locator("summary").click()
     index, value = trace.data["q"]["B"]["cells"][3][0]["top"][0]
-    assert f"[{index // 200}, {index % 200}]" in card.inner_text()
-    assert printed(value, 6) in card.inner_text()
+    assert f"[{index // 200}, {index % 200}]" in card.text_content()
+    assert printed(value, 6) in card.text_content()
 
 
 def test_no_steps_at_all(opened: Open, tmp_path: Path) -> None:

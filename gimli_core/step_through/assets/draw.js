@@ -12,7 +12,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { pa
 
 // Square root scale: small values stay visible.
 const depth = (x, peak) => (peak > 0 ? Math.sqrt(Math.min(1, Math.abs(x) / peak)) : 0);
-function heat(values, columns, description, peak) {
+function heat(values, columns, description, peak, scale = depth) {
   const rows = Math.ceil(values.length / columns), finite = values.map(value);
   peak = peak || Math.max(...finite.filter(Number.isFinite).map(Math.abs), 0);
   const canvas = h("canvas", { role: "img", "aria-label": description, width: columns, height: rows });
@@ -21,7 +21,7 @@ function heat(values, columns, description, peak) {
   canvas.redraw = () => {
     const { zero, positive, negative, bad } = colours(), context = canvas.getContext("2d"), image = context.createImageData(columns, rows);
     finite.forEach((x, i) => {
-      const to = Number.isNaN(x) ? bad : x < 0 ? negative : positive, t = Number.isNaN(x) ? 1 : depth(x, peak);
+      const to = Number.isNaN(x) ? bad : x < 0 ? negative : positive, t = Number.isNaN(x) ? 1 : scale(x, peak);
       for (let c = 0; c < 3; c++) image.data[4 * i + c] = zero[c] + t * (to[c] - zero[c]);
       image.data[4 * i + 3] = 255;
     });

@@ -44,7 +44,7 @@ function tensorView(cell, tensor, title) {
     const parts = [caption, h("div", { class: "name" }, `norm ${fmt(cell.n)} · mean ${fmt(cell.mean)}`)];
     if (cell.map) {
       const [rows, columns, text] = cell.map, raw = atob(text), values = Array.from(raw, (c) => c.charCodeAt(0));
-      parts.push(heat(values, columns, `Root mean square of ${title} ${name} over ${rows} by ${columns} blocks`, 255));
+      parts.push(heat(values, columns, `Root mean square of ${title} ${name} over ${rows} by ${columns} blocks`, 255, (x) => x / 255));
     }
     parts.push(histogram(cell.h, cell.lo, cell.hi));
     parts.push(h("details", null, h("summary", null, "Largest entries"), h("table", null, h("tbody", null, ...cell.top.map(([k, x]) => h("tr", null, h("td", { class: "index" }, position(k, shape)), h("td", { class: "n" }, fmt(x))))))));

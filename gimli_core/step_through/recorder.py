@@ -131,6 +131,8 @@ class Recorder:
             f"after line {events['line'][-1]} of step {events['j'][-1]}" if events["line"] else "before the first line"
         )
         notes = "; ".join(getattr(error, "__notes__", ()))
+        for kind, known in self.held.items():
+            self.data["held"] += [[kind, j, since, len(events["line"])] for j, since in known.items()]
         self.data["error"] = {
             "kind": type(error).__name__,
             "message": f"{error} {f'({notes})' if notes else ''}".strip(),

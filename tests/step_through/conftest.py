@@ -34,7 +34,7 @@ def browser() -> Iterator[Any]:
     if os.environ.get("GIMLI_NO_BROWSER") == "1":
         pytest.skip("GIMLI_NO_BROWSER=1")
     path = os.environ.get("GIMLI_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not path:
+    if not path or not Path(path).exists():
         pytest.fail(MISSING)
     from playwright.sync_api import sync_playwright
 
@@ -61,6 +61,7 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
         page.goto(address)
         return page
 
+    visit.trouble = trouble  # type: ignore[attr-defined]
     yield visit
     for context in contexts:
         context.close()

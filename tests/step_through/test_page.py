@@ -360,3 +360,22 @@ def test_the_notebook_frame_works(opened: Open, tmp_path: Path) -> None:
     frame = page.frame_locator("iframe")
     frame.locator("#next").click()
     assert frame.locator("#where").inner_text() == "Line 6 · step 0 · forward"
+
+
+def test_trouble_is_noticed(opened: Open, tmp_path: Path) -> None:
+    """The watch over console and network, which ends every test here, can fail."""
+    planted = tmp_path / "planted.html"
+    planted.write_text("<script>console.log('here'); nowhere()</script><img src='http://127.0.0.1:9/a.png'>", "utf-8")
+    opened(planted)
+    found = {text.split(":")[0] for text in opened.trouble}  # type: ignore[attr-defined]
+    assert found == {"console", "error", "request"}
+    opened.trouble.clear()  # type: ignore[attr-defined]
+
+
+def test_the_policy_stops_a_planted_script(opened: Open, tmp_path: Path) -> None:
+    text = traced(steps=1).html().replace("</body>", "<script>document.title = 'taken'</script></body>")
+    (tmp_path / "page.html").write_text(text, "utf-8")
+    page = opened(tmp_path / "page.html")
+    assert page.title() == "A small network"
+    assert any("Content Security Policy" in text for text in opened.trouble)  # type: ignore[attr-defined]
+    opened.trouble.clear()  # type: ignore[attr-defined]

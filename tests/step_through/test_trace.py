@@ -125,6 +125,7 @@ def test_a_run_that_fails_is_shown_up_to_there() -> None:
     assert data["events"]["line"] == [5, 6] * 7
     assert data["q"]["theta"]["cells"][7] is not None
     assert data["q"]["theta"]["cells"][8] is None
+    assert sorted(j for kind, j, *_ in data["held"] if kind == "graph") == list(range(6))  # as seen at line 6 of step 6
 
 
 def test_numbers_that_are_not_finite_are_named() -> None:

@@ -29,7 +29,7 @@ function fmt(x) {
   return (Number(x) === 0 ? "0" : text).replace(/-/g, "−");
 }
 // Names such as B_j, θ_j₊₁ and L_val with real subscripts, as text nodes and sub elements.
-const typeset = (text) => text.split(/((?<![\p{L}\p{N}_])[\p{L}]_[\p{L}\p{N}]+(?:₊₁)?(?![\p{L}\p{N}_]))/u).filter(Boolean).map((part) => /^\p{L}_[^_]+$/u.test(part) ? [part[0], h("sub", null, part.slice(2).replace("₊₁", "+1"))] : part).flat();
+const typeset = (text) => text.split(/((?<![\p{L}\p{N}_])d?\p{L}_[\p{L}\p{N}]+(?:₊₁)?(?![\p{L}\p{N}_]))/u).filter(Boolean).map((part) => { const found = /^(d?\p{L})_([^_]+)$/u.exec(part); return found ? [found[1], h("sub", null, found[2].replace("₊₁", "+1"))] : part; }).flat();
 const value = (x) => (typeof x === "number" ? x : NaN);
 const subscript = (j) => String(j).replace(/\d/g, (d) => "₀₁₂₃₄₅₆₇₈₉"[d]);
 const bytes = (n) => (n < 1024 ? `${n} B` : n < 1048576 ? `${(n / 1024).toPrecision(3)} KiB` : n < 1073741824 ? `${(n / 1048576).toPrecision(3)} MiB` : `${(n / 1073741824).toPrecision(3)} GiB`);

@@ -29,13 +29,12 @@ function timeline(W) {
     const to = y < 50 ? (j < J ? find(6, j) : turn) : j < J ? findAny(14, j) : findAny(9, J);
     if (to >= 0 && to < count) show(to, true);
   });
-  const starts = D.held.map((x) => (x.length === 4 ? x : [...x, count]));
   svg.move = (i) => {
     const j = E.j[i], back = backward(i), x = X(E.line[i] === 6 ? j + 0.5 > J ? J : j + 0.5 : j);
     head.setAttribute("x1", x); head.setAttribute("x2", x);
     knob.setAttribute("cx", x); knob.setAttribute("cy", back ? 79 : 21);
     shade.setAttribute("x", back ? x : left); shade.setAttribute("width", Math.max(0, back ? W - right - x : x - left));
-    held.replaceChildren(...starts.filter(([, , from, to]) => from <= i && i < to).map(([kind, k]) => kind === "graph"
+    held.replaceChildren(...D.held.filter(([, , from, to]) => from <= i && i < to).map(([kind, k]) => kind === "graph"
       ? s("path", { d: `M${X(k)} 43l5 5l-5 5l-5 -5z`, fill: "var(--forward)" }) : s("rect", { x: X(k) - 4, y: 44, width: 8, height: 8, fill: "var(--soft)" })));
   };
   return svg;

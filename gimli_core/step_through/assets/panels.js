@@ -163,7 +163,7 @@ function drawMatrices(i) {
 }
 function drawMemory() {
   const now = E.line.map(() => [0, 0]);
-  for (const [kind, , from, to] of D.held.map((x) => x.length === 4 ? x : [...x, count])) for (let i = from; i < to; i++) now[i][kind === "graph" ? 1 : 0]++;
+  for (const [kind, , from, to] of D.held) for (let i = from; i < to; i++) now[i][kind === "graph" ? 1 : 0]++;
   const again = E.replay.reduce((a, r, i) => a + (r && E.line[i] === 5 ? 1 : 0), 0);
   const series = [["states stored", now.map((x) => x[0])], ["graphs kept", now.map((x) => x[1])]];
   const marker = curves({ series, x: "moment", height: 170, log: false, description: "Stored states and kept graphs at each moment" });

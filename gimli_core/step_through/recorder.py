@@ -92,7 +92,7 @@ class Recorder:
         if self.pending is not None:
             self._accumulated("after", self.pending)
             self.pending = None
-        j, values, given = moment.j, moment.values, moment.given
+        j, values = moment.j, moment.values
         match moment.line:
             case 5 if not moment.replay:
                 self.data["loss"].append(number(values["loss"].item()))
@@ -109,7 +109,7 @@ class Recorder:
                 self._put_state("S", j, values["S"])
             case 11:
                 self._put("V", j, values["V"])
-                self._look_into(j, given)
+                self._look_into(j, moment)
             case 12:
                 increments = self.walk.inputs.hyper.zeros()
                 self.walk.inputs.hyper.accumulate(increments, j, values["A_opt"])
@@ -179,16 +179,17 @@ class Recorder:
             else:
                 leaf[key][j] = shown
 
-    def _look_into(self, j: int, given: Mapping[str, Any]) -> None:
+    def _look_into(self, j: int, moment: Moment) -> None:
         """O_j, the two parts of V_j, and for a small problem the Hessian and the whole Jacobian."""
-        optimizer, B, S = self.walk.inputs.optimizer, given["B"], given["S"]
+        given, optimizer = moment.given, self.walk.inputs.optimizer
+        B, S = given["B"], given["S"]
         no_B, no_S = {k: torch.zeros_like(v) for k, v in B.items()}, optimizer.zero_adjoint(given["s"])
 
         def pull(B: Tensors, S: State) -> tuple[Tensors, Tensors, State]:
             pulled = optimizer.pullback(given["theta"], given["s"], given["G"], given["phi_opt"], B, S, ())
             return pulled.V, pulled.B, pulled.S
 
-        self._put("O", j, pull({k: torch.ones_like(v) for k, v in B.items()}, no_S)[0])
+        self._put("O", j, moment.O)
         self._put("V_theta", j, pull(B, no_S)[0])
         if self.slots:
             self._put("V_state", j, pull(no_B, S)[0])

@@ -14,7 +14,7 @@ from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.inputs import Inputs, prepare
 from gimli_core.memory.actions import Schedule
 from gimli_core.meta_gradient import Execution, MetaGradient, check_schedule
-from gimli_core.optimizers.interface import State
+from gimli_core.optimizers.interface import Optimizer, State, Tensors
 from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.requirements import require
@@ -53,11 +53,25 @@ class Moment:
     seconds: float  # what the engine took to come here from the line before
     interventions: tuple[Intervention, ...]  # all that were made before this moment; it may follow from them
     _change: Callable[[Moment, str, Any], None]
+    _optimizer: Optimizer
 
     @property
     def bytes(self) -> int:
         """The size of what was computed."""
         return sum(t.numel() * t.element_size() for t in tensors(self.values))
+
+    @property
+    def O(self) -> Tensors:  # noqa: E743 - the paper's letter
+        """O_j = dtheta'/dG at line 11: its diagonal, which is all of it for an elementwise rule. Cost: one pullback."""
+        if self.line != 11:
+            raise ArgumentError(
+                explain("O", "a moment at line 11", f"one at line {self.line}", "O_j belongs to line 11.")
+            )
+        given, ones = self.given, {k: torch.ones_like(v) for k, v in self.given["B"].items()}
+        none = self._optimizer.zero_adjoint(given["s"])
+        return self._optimizer.pullback(
+            given["theta"], given["s"], given["G"], given["phi_opt"], ones, none, ()
+        ).V  # fmt: skip
 
     def change(self, name: str, value: Any) -> None:
         """Put `value` in place of the one computed, and let the engine go on from there.
@@ -115,8 +129,9 @@ class Walk(Iterator[Moment]):
             if (made.line, made.j) == (event.line, event.j):
                 event.values[made.name] = value
         self._latest = Moment(
-            event.line, event.j, event.values, event.given, event.replay, seconds, self.interventions, self._intervene
-        )
+            event.line, event.j, event.values, event.given, event.replay, seconds, self.interventions, self._intervene,
+            self.inputs.optimizer,
+        )  # fmt: skip
         return self._latest
 
     def _run(self) -> Generator[Event, None, None]:

@@ -193,3 +193,14 @@ def test_events_hold_nothing() -> None:
     gc.collect()
     assert len(seen) == 4
     assert [r() for r in seen] == [None] * 4
+
+
+def test_O_is_the_optimizers_jacobian() -> None:
+    walk = gimli.step_through(**network())
+    for m in walk:
+        if m.line == 11:
+            given = (m.given[k] for k in ("theta", "s", "G", "phi_opt"))
+            assert same(m.O, walk.inputs.optimizer.jacobians(*given)["theta"]["G"])  # type: ignore[attr-defined]
+        else:
+            with pytest.raises(ArgumentError, match="a moment at line 11"):
+                _ = m.O

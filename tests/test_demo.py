@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -303,3 +304,11 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: py
         picture.save(old, [1.0], [start], 1.0, 0.1)
     assert old.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [old]
+
+
+@pytest.mark.long
+def test_on_the_digits_what_is_learned_beats_the_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--out", str(tmp_path / "p.png")]) == 0
+    out = capsys.readouterr().out
+    losses = {row: float(re.findall(rf"{row}.*?(\d\.\d+) ±", out)[0]) for row in ("before", "best rate", "after")}
+    assert losses["after"] < losses["best rate"] < losses["before"]

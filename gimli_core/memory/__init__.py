@@ -1,7 +1,8 @@
 """Memory schedules: what is kept of a run, and what is computed again. They emit actions and touch no tensor."""
 
 from gimli_core.memory.actions import Schedule
+from gimli_core.memory.checkpoint import Checkpoint
 from gimli_core.memory.retain_graphs import RetainGraphs
 from gimli_core.memory.store_states import StoreStates
 
-__all__ = ["RetainGraphs", "Schedule", "StoreStates"]
+__all__ = ["Checkpoint", "RetainGraphs", "Schedule", "StoreStates"]

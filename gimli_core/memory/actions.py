@@ -4,14 +4,15 @@ A schedule decides; it touches no tensor. `schedule.actions(J)` yields actions, 
 them in order on one working point, which starts at (theta_0, s_0):
 
     Advance(j, keep)   run step j forwards from the working point j; the working point becomes j+1.
-                       keep: what stays of the step: nothing, or its record with the graph of G_j
-    Store(j)           keep a copy of the working point j
+                       keep: what stays of the step: nothing, G_j alone, or its record with the graph of G_j.
+                       A step whose G_j was kept is run again from it, without the loss
+    Store(j, tier)     keep a copy of the working point j, in memory or on disk
     Restore(j)         the stored point j becomes the working point
     Drop(j)            forget the stored point j
     Validate(J)        lines 8 and 9 at the working point J; once, before any sweep
     Sweep(j)           lines 11-14 of step j, from its kept record or else from the working point j
 
-Sweeps come in the order J-1 ... 0, each once.
+Sweeps come in the order J-1 ... 0, each once, and forget what was kept of step j.
 """
 
 from __future__ import annotations
@@ -19,16 +20,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from enum import Enum
+from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Action", "Advance", "Drop", "Keep", "Restore", "Schedule", "Store", "Sweep", "Validate"]
+__all__ = ["Action", "Advance", "Drop", "Keep", "Restore", "Schedule", "Store", "Sweep", "Tier", "Validate"]
 
 
 class Keep(Enum):
     """What stays of a step that is run forwards."""
 
     NOTHING = "nothing"
+    GRADIENT = "gradient"
     GRAPH = "graph"
+
+
+class Tier(Enum):
+    """Where a point is stored."""
+
+    MEMORY = "memory"
+    DISK = "disk"
 
 
 class Advance(NamedTuple):
@@ -38,6 +48,7 @@ class Advance(NamedTuple):
 
 class Store(NamedTuple):
     j: int
+    tier: Tier = Tier.MEMORY
 
 
 class Restore(NamedTuple):
@@ -63,6 +74,7 @@ class Schedule(ABC):
     """How a meta-gradient spends memory and time; see the module's docstring for the actions."""
 
     replays: bool = True  # whether a step may be run more than once
+    disk: Path | None = None  # the directory for points that are stored on disk
 
     @abstractmethod
     def actions(self, steps: int) -> Iterator[Action]:

@@ -18,6 +18,7 @@ __all__ = [
     "ReplayError",
     "RequirementError",
     "SecondDerivativeError",
+    "StorageError",
     "VerificationError",
 ]
 
@@ -48,6 +49,10 @@ class ReplayError(GimliError, RuntimeError):
 
 class SecondDerivativeError(GimliError, RuntimeError):
     """A second derivative was asked for through a finished backward sweep."""
+
+
+class StorageError(GimliError, OSError):
+    """A file of the disk tier or of a resumable run could not be written, or is not as it was written."""
 
 
 class VerificationError(GimliError, AssertionError):

@@ -44,11 +44,11 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
 
 
 def step(
-    inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool
+    inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, known: Gradient | None = None
 ) -> Generator[Event, None, tuple[Gradient, Point]]:
-    """Lines 5 and 6: from (theta_j, s_j) to G_j and (theta_{j+1}, s_{j+1})."""
+    """Lines 5 and 6: from (theta_j, s_j) to G_j, unless it is `known` already, and (theta_{j+1}, s_{j+1})."""
     j = point.j
-    G_j = inner_gradient(inputs, point, keep_graph=keep_graph)  # line 5
+    G_j = inner_gradient(inputs, point, keep_graph=keep_graph) if known is None else known  # line 5
     computed = Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay, {"theta": point.theta})
     yield computed
     G_j = G_j._replace(theta=computed.values["G"])

@@ -16,10 +16,11 @@ from gimli_core.errors import ArgumentError, NotFiniteError, ReplayError, explai
 from gimli_core.inputs import Inputs, prepare
 from gimli_core.memory.actions import Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
 from gimli_core.memory.retain_graphs import RetainGraphs
+from gimli_core.memory.storage import Storage
 from gimli_core.modules import Snapshot
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.problem import Problem
-from gimli_core.record import Event, Point, Record
+from gimli_core.record import Event, Kept, Point, Record
 from gimli_core.requirements import require
 
 __all__ = ["Execution", "MetaGradient", "Trajectory", "check_schedule", "meta_gradient"]
@@ -155,8 +156,9 @@ class Execution:
         self._replays = schedule.replays
         self._actions = schedule.actions(inputs.steps)
         self._point = Point(0, inputs.theta_0, inputs.state_0, None)
-        self._stored: dict[int, Point] = {}
+        self._stored = Storage(schedule.disk)
         self._records: dict[int, Record] = {}
+        self._gradients: dict[int, Kept] = {}
         self._train_losses: list[Tensor] = []
         self._val_losses: dict[int, Tensor] = {}
         self._last_snapshot: Snapshot | None = None
@@ -179,6 +181,9 @@ class Execution:
                 yield from self._run(action)
                 if isinstance(action, Validate):
                     break
+        except BaseException:
+            self._stored.close()
+            raise
         finally:
             environment.restore_buffers(found)
 
@@ -190,6 +195,7 @@ class Execution:
             for action in self._actions:
                 yield from self._run(action)
         finally:
+            self._stored.close()
             if self._replays:
                 environment.restore(found)
             else:
@@ -238,14 +244,14 @@ class Execution:
     def _run(self, action: Any) -> Events:
         match action:
             case Advance(_, keep):
-                yield from self._advance(keep is Keep.GRAPH)
-            case Store(j):
-                self._stored[j] = self._marked()
+                yield from self._advance(keep)
+            case Store(_, tier):
+                self._stored.put(self._marked(), tier)
             case Restore(j):
-                self._point = self._stored[j]
+                self._point = self._stored.get(j)
                 self._return_to(self._point)
             case Drop(j):
-                del self._stored[j]
+                self._stored.drop(j)
             case Validate():
                 yield from self._validate()
             case Sweep(j):
@@ -262,20 +268,41 @@ class Execution:
         assert point.snapshot is not None
         self.inputs.environment.restore(point.snapshot)
 
-    def _advance(self, keep_graph: bool) -> Events:
-        j, point = self._point.j, self._point
+    def _advance(self, keep: Keep) -> Events:
+        keep_graph = keep is Keep.GRAPH
+        kept, point = self._at_kept(self._point, restore=keep_graph)
+        j = point.j
         replay = j < len(self._train_losses)
         validation = None
+        if keep is Keep.GRADIENT:
+            point = self._marked()
         if self.inputs.weights[j] is not None and (keep_graph or not replay):
             point = self._marked()
             if keep_graph:
                 validation = backward_sweep.validation_gradient(self.inputs, point)
             self._val_losses[j] = self._validation_value(point) if validation is None else validation.loss
             self._return_to(point)
-        G_j, self._point = yield from forward_unroll.step(self.inputs, point, keep_graph=keep_graph, replay=replay)
+        known = None if kept is None or keep_graph else kept.gradient
+        G_j, self._point = yield from forward_unroll.step(self.inputs, point, keep_graph=keep_graph, replay=replay, known=known)
         self._note_loss(j, G_j)
         if keep_graph:
             self._records[j] = Record(point, G_j, validation)
+        if keep is Keep.GRADIENT:
+            assert point.snapshot is not None
+            self._gradients[j] = Kept(G_j, point.snapshot)
+
+    def _at_kept(self, point: Point, *, restore: bool) -> tuple[Kept | None, Point]:
+        """What was kept of the point's step, and the point with the environment of its first run.
+
+        A step that is run again from G_j alone leaves the environment behind; where the loss
+        is needed again, the environment is restored first.
+        """
+        kept = self._gradients.get(point.j)
+        if kept is not None:
+            self._point = point = point._replace(snapshot=kept.snapshot)
+            if restore:
+                self._return_to(point)
+        return kept, point
 
     def _validation_value(self, point: Point) -> Tensor:
         inputs = self.inputs
@@ -340,6 +367,7 @@ class Execution:
         record = self._records.pop(j, None)
         replay = record is None
         if record is None:
+            self._at_kept(self._point, restore=True)
             point = self._point if inputs.weights[j] is None else self._marked()
             G_j = forward_unroll.inner_gradient(inputs, point, keep_graph=True)
             self._note_loss(j, G_j)
@@ -347,6 +375,7 @@ class Execution:
             yield computed
             record = Record(point, G_j._replace(theta=computed.values["G"]), None)
             del computed
+        self._gradients.pop(j, None)
         point, G_j, validation = record
         del record
         swept = yield from backward_sweep.step(inputs, point, G_j, self._B, self._S, replay=replay)

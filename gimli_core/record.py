@@ -10,7 +10,7 @@ from gimli_core.derivatives import Gradient
 from gimli_core.modules import Snapshot
 from gimli_core.optimizers.interface import State, Tensors
 
-__all__ = ["Event", "Point", "Record"]
+__all__ = ["Event", "Kept", "Point", "Record"]
 
 
 class Point(NamedTuple):
@@ -28,6 +28,13 @@ class Record(NamedTuple):
     point: Point
     gradient: Gradient
     validation: Gradient | None  # of L_val(theta_j), for losses along the way
+
+
+class Kept(NamedTuple):
+    """G_j alone, and the random numbers and buffers that its loss met."""
+
+    gradient: Gradient
+    snapshot: Snapshot
 
 
 class Event(NamedTuple):

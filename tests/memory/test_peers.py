@@ -26,13 +26,9 @@ def test_revolve_of_checkpoint_schedules(J, S):
 
 @pytest.mark.parametrize(("J", "S"), SIZES)
 def test_pyrevolve(J, S):
-    schedulers = pytest.importorskip("pyrevolve.schedulers")
-    scheduler = schedulers.Revolve(S, J)
-    forwards = 0
-    while True:
-        action = scheduler.next()
-        if action.type is schedulers.Action.ADVANCE:
-            forwards += scheduler.capo - scheduler.old_capo
-        if action.type is schedulers.Action.TERMINATE:
-            break
+    peer = pytest.importorskip("pyrevolve.crevolve")
+    machine, forwards = peer.CRevolve(S, J), 0
+    while (action := machine.revolve()) is not peer.Action.terminate:
+        if action is peer.Action.advance:
+            forwards += machine.capo - machine.oldcapo
     assert forwards == advances(J, S)

@@ -14,7 +14,9 @@ from gimli_core import backward_sweep, forward_unroll
 from gimli_core.derivatives import Gradient, evaluate
 from gimli_core.errors import ArgumentError, NotFiniteError, ReplayError, explain
 from gimli_core.inputs import Inputs, prepare
+from gimli_core.measure import settle
 from gimli_core.memory.actions import Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
+from gimli_core.memory.allocator import long_lived
 from gimli_core.memory.retain_graphs import RetainGraphs
 from gimli_core.memory.storage import Storage
 from gimli_core.modules import Snapshot
@@ -153,6 +155,7 @@ class Execution:
 
     def __init__(self, inputs: Inputs, schedule: Schedule) -> None:
         self.inputs = inputs
+        schedule, self._between = settle(schedule, inputs, Execution)
         self._replays = schedule.replays
         self._actions = schedule.actions(inputs.steps)
         self._point = Point(0, inputs.theta_0, inputs.state_0, None)
@@ -242,9 +245,13 @@ class Execution:
         )
 
     def _run(self, action: Any) -> Events:
+        self._between()
         match action:
+            case Advance(_, Keep.NOTHING):
+                yield from self._advance(Keep.NOTHING)
             case Advance(_, keep):
-                yield from self._advance(keep)
+                with long_lived():
+                    yield from self._advance(keep)
             case Store(_, tier):
                 self._stored.put(self._marked(), tier)
             case Restore(j):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gimli_core.errors import ArgumentError, StorageError, explain
 from gimli_core.memory.actions import Tier
+from gimli_core.memory.allocator import long_lived
 from gimli_core.record import Point
 
 try:
@@ -50,8 +51,11 @@ class Storage:
         if tier is Tier.DISK:
             write_file(self._file(point.j), {"theta": point.theta, "state": point.state}, {"j": point.j})
             self._on_disk[point.j] = point._replace(theta={}, state={})
+        elif point.j == 0:  # the caller's own tensors
+            self._points[0] = point
         else:
-            self._points[point.j] = point
+            with long_lived():
+                self._points[point.j] = point._replace(theta=_copied(point.theta), state=_copied(point.state))
 
     def get(self, j: int) -> Point:
         """The stored point j."""
@@ -189,6 +193,10 @@ def _flat(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[tu
     for name, value in tree.items():
         found += [((*above, name), value)] if isinstance(value, Tensor) else _flat(value, (*above, name))
     return found
+
+
+def _copied(tree: Any) -> Any:
+    return tree.clone() if isinstance(tree, Tensor) else {name: _copied(value) for name, value in tree.items()}
 
 
 def _put(tree: dict[str, Any], names: list[str], t: Tensor) -> None:

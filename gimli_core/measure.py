@@ -1,0 +1,174 @@
+"""What one step of a problem costs: bytes counted at every operation, and seconds."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gimli_core.inputs import Inputs
+from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Tier, Validate
+from gimli_core.memory.allocator import keeper, separates
+from gimli_core.memory.budget import Budget, choose, estimate
+from gimli_core.memory.checkpoint import Checkpoint
+from gimli_core.memory.cost import Act, Costs
+from gimli_core.memory.storage import Storage
+from gimli_core.record import Point
+
+__all__ = ["LiveBytes", "measure", "nbytes", "settle"]
+
+
+# Share of a step's working set that NOTE [heap holes] costs over a long run, as measured; the watch below holds it.
+HOLES = 0.6
+
+
+class Run(Protocol):
+    """What `measure` needs of an execution."""
+
+    def forward(self) -> Iterable[Any]: ...
+    def backward(self) -> Iterable[Any]: ...
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that were made since it was entered and still live, looked at after every operation.
+
+    What an operation allocates and frees inside itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, tuple[Any, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in _tensors((args, kwargs or {}))}
+        out = func(*args, **(kwargs or {}))
+        for t in _tensors(out):
+            storage = t.untyped_storage()
+            if storage._cdata not in given and storage._cdata not in self._made:
+                self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, self.live())
+        return out
+
+    def live(self) -> int:
+        """Bytes now."""
+        self._made = {key: held for key, held in self._made.items() if not held[0].expired()}
+        return sum(size for _, size in self._made.values())
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
+
+
+PILOT = (
+    Store(0), Advance(0, Keep.GRADIENT), Restore(0), Advance(0), Advance(1, Keep.GRAPH), Validate(2),
+    Sweep(1), Restore(0), Drop(0), Sweep(0),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Pilot(Schedule):
+    """Two steps that hold every kind of action once; notes bytes and seconds around each."""
+
+    meter: LiveBytes | None
+    notes: list[tuple[int, int, int, float]]  # live before, peak, live after, seconds
+
+    def actions(self, steps: int) -> Iterator[Action]:
+        for action in PILOT:
+            before = 0 if self.meter is None else self.meter.live()
+            if self.meter is not None:
+                self.meter.peak = before
+            start = time.perf_counter()
+            yield action
+            seconds = time.perf_counter() - start
+            after = 0 if self.meter is None else self.meter.live()
+            self.notes.append((before, 0 if self.meter is None else self.meter.peak, after, seconds))
+
+
+def measure(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path | None = None) -> Costs:
+    """The costs of a problem of at least 2 steps, from a short run of two, made twice. Cost: about 50F."""
+    written, read = (0.0, 0.0) if disk is None else _disk_seconds(inputs, disk)
+    environment = inputs.environment
+    found = environment.capture()
+    short = replace(inputs, steps=2, batch=lambda j: inputs.batch(0), weights=(*inputs.weights[:2], inputs.weights[-1] or 1.0))
+    meter = LiveBytes()
+    counted: list[tuple[int, int, int, float]] = []
+    timed: list[tuple[int, int, int, float]] = []
+    try:
+        with meter:
+            _drain(run(short, _Pilot(meter, counted)))
+        environment.restore(found)
+        _drain(run(short, _Pilot(None, timed)))
+    finally:
+        environment.restore(found)
+    acts = [Act(max(peak - before, 0), t[3]) for (before, peak, _, _), t in zip(counted, timed, strict=True)]
+    live = [after for _, _, after, _ in counted]
+    accumulators = counted[0][0]
+    point = nbytes(inputs.theta_0) + nbytes(inputs.state_0)
+    at_work = live[5] - live[4] + 2 * point + max(act.transient for act in acts)
+    return Costs(
+        start=accumulators + (0 if inputs.warm else nbytes(inputs.state_0)),
+        point=point,
+        gradient=live[2] - accumulators,
+        record=live[4] - live[3],
+        end=live[5] - live[4],
+        run=acts[1],
+        run_graph=acts[4],
+        run_known=acts[3],
+        validate=acts[5],
+        sweep=acts[6],
+        sweep_point=acts[9],
+        holes=round(HOLES * at_work) if separates() else 0,
+        write=written,
+        read=read,
+    )
+
+
+def _disk_seconds(inputs: Inputs, disk: Path) -> tuple[float, float]:
+    """Seconds to write a point and to read it."""
+    storage = Storage(disk)
+    try:
+        start = time.perf_counter()
+        storage.put(Point(0, inputs.theta_0, inputs.state_0, None), Tier.DISK)
+        between = time.perf_counter()
+        storage.get(0)
+        return between - start, time.perf_counter() - between
+    finally:
+        storage.close()
+
+
+def _drain(execution: Run) -> None:
+    deque(execution.forward(), maxlen=0)
+    deque(execution.backward(), maxlen=0)
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all tensors in nested dicts."""
+    return sum(t.nbytes for t in _tensors(tree))
+
+
+def settle(schedule: Schedule, inputs: Inputs, run: Callable[[Inputs, Schedule], Run]) -> tuple[Schedule, Callable[[], None]]:
+    """The schedule to run, and what to call between its actions. A budget is measured and becomes a `Checkpoint`."""
+    if not isinstance(schedule, Budget):
+        return schedule, lambda: None
+    if inputs.steps < 2:
+        return Checkpoint(1), lambda: None
+    keep = keeper()
+    costs = measure(inputs, run, schedule.disk)
+    chosen = choose(schedule, inputs.steps, costs)
+    room = estimate(chosen, inputs.steps, costs)[0] - max(act.transient for act in (costs.run, costs.run_graph, costs.sweep, costs.sweep_point))
+    return chosen, lambda: keep(room)

@@ -1,0 +1,117 @@
+"""The fastest schedule whose peak fits a number of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gimli_core.errors import ArgumentError, explain
+from gimli_core.memory.actions import Action, Schedule
+from gimli_core.memory.binomial import advances
+from gimli_core.memory.checkpoint import Checkpoint
+from gimli_core.memory.cost import Costs
+from gimli_core.memory.sizes import parse_size, show_size
+
+__all__ = ["Budget", "choose", "estimate", "least"]
+
+
+@dataclass(frozen=True)
+class Budget(Schedule):
+    """Keep the run's memory within `size`, and be as fast as that allows.
+
+    One step is measured first (about 50F); then graphs of the last steps, states, gradients and replays
+    are mixed so that the predicted time is least among all mixes whose peak fits.
+
+    Args:
+        size: bytes above what the process holds when the run starts: a number, "512MiB", "2GB".
+        disk: a directory for states that do not fit.
+
+    Raises:
+        ArgumentError: a size that cannot be read; at the run, one that is too small, with the least that would do.
+
+    Cost: the peak is at most `size`; time falls as it grows, from Checkpoint(1)'s to RetainGraphs'.
+
+    >>> import gimli_core as gimli
+    >>> gimli.memory.Budget("512MiB").bytes
+    536870912
+    """
+
+    size: str | int
+    disk: Path | None = None
+    bytes: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bytes", parse_size(self.size))
+        if self.disk is not None:
+            object.__setattr__(self, "disk", Path(self.disk))
+
+    def actions(self, steps: int) -> Iterator[Action]:
+        raise ArgumentError(explain("Budget", "a problem to measure", "none", "gimli.plan(problem, …) shows what a budget becomes."))
+
+
+def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float]:
+    """(peak in bytes, seconds) of a schedule in closed form. An upper bound of the peak; cost O(1) in steps."""
+    on_disk = 0
+    if schedule.disk is not None:
+        on_disk = max(0, steps - schedule.snapshots) if schedule.disk_snapshots is None else schedule.disk_snapshots
+    block = min(schedule.graphs, steps)
+    plain = advances(steps, schedule.snapshots + on_disk, block)
+    blocks = -(-steps // block)
+    first, again = steps - block, plain - (steps - block)
+    seconds = first * costs.run.seconds + again * (costs.run_known if schedule.gradients else costs.run).seconds
+    # The first block's steps all run forwards with their graphs; of every other block, the last is swept from its point.
+    seconds += (steps - blocks + 1) * (costs.run_graph.seconds + costs.sweep.seconds) + (blocks - 1) * costs.sweep_point.seconds
+    seconds += costs.validate.seconds + min(on_disk, max(0, blocks - schedule.snapshots)) * (costs.write + costs.read)
+    kept = min(schedule.snapshots, blocks) - 1  # theta_0 is the caller's
+    held = kept * costs.point + block * costs.record + (first * costs.gradient if schedule.gradients else 0)
+    return held + working_set(costs), seconds
+
+
+def working_set(costs: Costs) -> int:
+    """Bytes of one step at work, whatever the schedule; with the holes of NOTE [heap holes]."""
+    acts = (costs.run, costs.run_graph, costs.validate, costs.sweep, costs.sweep_point)
+    return costs.start + costs.end + costs.point + max(act.transient for act in acts) + costs.holes
+
+
+def least(steps: int, costs: Costs) -> int:
+    """The smallest budget that does."""
+    return estimate(Checkpoint(1), steps, costs)[0]
+
+
+def choose(budget: Budget, steps: int, costs: Costs) -> Checkpoint:
+    """The schedule with the least estimated time among those whose peak fits. Raises ArgumentError."""
+    found: list[tuple[float, int, Checkpoint]] = []
+    for block in numbers(steps):
+        for gradients in (False, True):
+            room = budget.bytes - estimate(Checkpoint(1, graphs=block, gradients=gradients), steps, costs)[0]
+            if room < 0:
+                continue
+            slots = 1 + min(room // max(costs.point, 1), steps)
+            for on_disk in (0, *numbers(steps)) if budget.disk else (0,):
+                schedule = Checkpoint(
+                    slots, budget.disk if on_disk else None, disk_snapshots=on_disk or None, graphs=block, gradients=gradients
+                )
+                found.append((estimate(schedule, steps, costs)[1], len(found), schedule))
+    if not found:
+        raise ArgumentError(too_small(budget, steps, costs))
+    return min(found)[2]
+
+
+def numbers(most: int) -> list[int]:
+    """1 … most; beyond 64 each about 5 % above the last."""
+    found, n = [], 1
+    while n < most:
+        found.append(n)
+        n = max(n + 1, n + n // 20)
+    return [*found, most]
+
+
+def too_small(budget: Budget, steps: int, costs: Costs) -> str:
+    lines = []
+    for name, schedule in (("1 snapshot", Checkpoint(1)), ("10 snapshots", Checkpoint(min(10, steps))),
+                           ("all states", Checkpoint(steps)), ("all graphs", Checkpoint(1, graphs=steps))):  # fmt: skip
+        peak, seconds = estimate(schedule, steps, costs)
+        lines.append(f"{show_size(peak)} ({name}) takes about {seconds:.3g} s")
+    need = show_size(least(steps, costs) * 1.001)
+    return explain(f"Budget({budget.size!r})", f"at least {need} for {steps} steps", show_size(budget.bytes), "; ".join(lines) + ".")

@@ -1,0 +1,92 @@
+"""What a schedule costs, in bytes and seconds, from the measured cost of single actions. No tensors here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Store, Sweep, Tier, Validate
+
+__all__ = ["Act", "Costs", "Prediction", "predict"]
+
+
+class Act(NamedTuple):
+    """One kind of action: bytes needed for a moment above what was held before it, and seconds."""
+
+    transient: int = 0
+    seconds: float = 0.0
+
+
+class Costs(NamedTuple):
+    """A problem's measured costs."""
+
+    start: int  # bytes held before the first step: s_0 and the accumulators
+    point: int  # (theta_j, s_j)
+    gradient: int  # G_j
+    record: int  # a point, G_j and the graph of G_j
+    end: int  # bytes held from the validation on: B, S and what L_val's gradient leaves
+    run: Act  # a step forwards
+    run_graph: Act  # a step forwards that keeps its graph
+    run_known: Act  # a step forwards from its kept gradient
+    validate: Act
+    sweep: Act  # a step backwards from its record
+    sweep_point: Act  # a step backwards from its point
+    holes: int  # bytes that the allocator loses between blocks
+    write: float  # seconds to write a point to disk, and to read it
+    read: float
+
+
+class Prediction(NamedTuple):
+    """A run's peak in bytes above its start, its time in seconds and its counts."""
+
+    peak: int
+    seconds: float
+    replays: int
+    disk: int  # bytes on disk at most
+
+
+def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
+    """Walk through a schedule's actions and add up what is held and what is spent."""
+    stored: dict[int, Tier] = {}
+    graphs: set[int] = set()
+    gradients: set[int] = set()
+    point, reached, replays, in_memory, on_disk = 0, 0, 0, 0, 0
+    restored, ended, peak, most_on_disk, seconds = 0, False, 0, 0, 0.0
+    for action in actions:
+        act = Act()
+        match action:
+            case Advance(j, keep):
+                if keep is Keep.GRAPH:
+                    act = costs.run_graph
+                    graphs.add(j)
+                else:
+                    act = costs.run_known if j in gradients else costs.run
+                if keep is Keep.GRADIENT:
+                    gradients.add(j)
+                point, replays, reached = j + 1, replays + (j < reached), max(reached, j + 1)
+            case Store(j, tier):
+                stored[j] = tier
+                in_memory, on_disk = in_memory + (tier is Tier.MEMORY), on_disk + (tier is Tier.DISK)
+                seconds += costs.write if tier is Tier.DISK else 0.0
+            case Restore(j):
+                point = restored = j
+                seconds += costs.read if stored[j] is Tier.DISK else 0.0
+            case Drop(j):
+                tier = stored.pop(j)
+                in_memory, on_disk = in_memory - (tier is Tier.MEMORY), on_disk - (tier is Tier.DISK)
+            case Validate():
+                act = costs.validate
+            case Sweep(j):
+                act = costs.sweep if j in graphs else costs.sweep_point
+        # theta_0 is the caller's and s_0 in `start`; a working point whose step has a record is counted there.
+        counted = point == 0 or point in graphs or (point in stored and restored == point)
+        held = costs.start + costs.point * (in_memory - (0 in stored) + (not counted)) + costs.gradient * len(gradients)
+        extra = costs.record * (len(graphs) - (isinstance(action, Advance) and action.keep is Keep.GRAPH))
+        peak = max(peak, held + extra + act.transient + (costs.end if ended else 0))
+        seconds, most_on_disk = seconds + act.seconds, max(most_on_disk, on_disk)
+        if isinstance(action, Validate):
+            ended = True
+        if isinstance(action, Sweep):
+            graphs.discard(action.j)
+            gradients.discard(action.j)
+    return Prediction(peak + costs.holes, seconds, replays, most_on_disk * costs.point)

@@ -170,5 +170,7 @@ def settle(schedule: Schedule, inputs: Inputs, run: Callable[[Inputs, Schedule],
     keep = keeper()
     costs = measure(inputs, run, schedule.disk)
     chosen = choose(schedule, inputs.steps, costs)
-    room = estimate(chosen, inputs.steps, costs)[0] - max(act.transient for act in (costs.run, costs.run_graph, costs.sweep, costs.sweep_point))
+    # Within an action holes cannot be given back: leave room for them beside what the action itself needs.
+    transient = max(act.transient for act in (costs.run, costs.run_graph, costs.sweep, costs.sweep_point))
+    room = estimate(chosen, inputs.steps, costs)[0] - round((1 + HOLES) * transient)
     return chosen, lambda: keep(room)

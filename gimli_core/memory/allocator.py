@@ -47,7 +47,9 @@ def keeper() -> Callable[[int], None]:
     """A function that holds the process within some bytes of what it occupies now, by giving free holes back."""
     if not separates():
         return lambda room: None
-    library, base = ctypes.CDLL(None), resident()
+    library = ctypes.CDLL(None)
+    library.malloc_trim(0)  # holes that earlier work left would count as this run's
+    base = resident()
 
     def keep(room: int) -> None:
         if resident() - base > room:
@@ -57,9 +59,10 @@ def keeper() -> Callable[[int], None]:
 
 
 def resident() -> int:
-    """Bytes of memory that this process occupies."""
+    """Bytes of memory that this process occupies, without files such as the libraries' code."""
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+        _, pages, of_files, *_ = file.read().split()
+    return (int(pages) - int(of_files)) * resource.getpagesize()
 
 
 @functools.cache

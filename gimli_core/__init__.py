@@ -4,6 +4,7 @@ from gimli_core import errors, memory, optimizers, verification
 from gimli_core.autograd_bridge import unroll
 from gimli_core.meta_gradient import MetaGradient, meta_gradient
 from gimli_core.meta_parameters import per_step
+from gimli_core.plan import Plan, plan
 from gimli_core.problem import Problem
 from gimli_core.requirements import check_requirements
 from gimli_core.step_through import lessons, step_through, trace
@@ -11,6 +12,7 @@ from gimli_core.verification import verify
 
 __all__ = [
     "MetaGradient",
+    "Plan",
     "Problem",
     "check_requirements",
     "errors",
@@ -21,6 +23,7 @@ __all__ = [
     "per_step",
     "step_through",
     "trace",
+    "plan",
     "unroll",
     "verification",
     "verify",

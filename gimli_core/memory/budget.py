@@ -20,7 +20,7 @@ __all__ = ["Budget", "choose", "estimate", "least"]
 class Budget(Schedule):
     """Keep the run's memory within `size`, and be as fast as that allows.
 
-    One step is measured first (about 50F); then graphs of the last steps, states, gradients and replays
+    One step is measured first (about 75F); then graphs of the last steps, states, gradients and replays
     are mixed so that the predicted time is least among all mixes whose peak fits.
 
     Args:
@@ -47,7 +47,9 @@ class Budget(Schedule):
             object.__setattr__(self, "disk", Path(self.disk))
 
     def actions(self, steps: int) -> Iterator[Action]:
-        raise ArgumentError(explain("Budget", "a problem to measure", "none", "gimli.plan(problem, …) shows what a budget becomes."))
+        raise ArgumentError(
+            explain("Budget", "a problem to measure", "none", "gimli.plan(problem, …) shows what a budget becomes.")
+        )
 
 
 def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float]:
@@ -61,7 +63,9 @@ def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float
     first, again = steps - block, plain - (steps - block)
     seconds = first * costs.run.seconds + again * (costs.run_known if schedule.gradients else costs.run).seconds
     # The first block's steps all run forwards with their graphs; of every other block, the last is swept from its point.
-    seconds += (steps - blocks + 1) * (costs.run_graph.seconds + costs.sweep.seconds) + (blocks - 1) * costs.sweep_point.seconds
+    seconds += (steps - blocks + 1) * (costs.run_graph.seconds + costs.sweep.seconds) + (
+        blocks - 1
+    ) * costs.sweep_point.seconds
     seconds += costs.validate.seconds + min(on_disk, max(0, blocks - schedule.snapshots)) * (costs.write + costs.read)
     kept = min(schedule.snapshots, blocks) - 1  # theta_0 is the caller's
     held = kept * costs.point + block * costs.record + (first * costs.gradient if schedule.gradients else 0)
@@ -90,7 +94,11 @@ def choose(budget: Budget, steps: int, costs: Costs) -> Checkpoint:
             slots = 1 + min(room // max(costs.point, 1), steps)
             for on_disk in (0, *numbers(steps)) if budget.disk else (0,):
                 schedule = Checkpoint(
-                    slots, budget.disk if on_disk else None, disk_snapshots=on_disk or None, graphs=block, gradients=gradients
+                    slots,
+                    budget.disk if on_disk else None,
+                    disk_snapshots=on_disk or None,
+                    graphs=block,
+                    gradients=gradients,
                 )
                 found.append((estimate(schedule, steps, costs)[1], len(found), schedule))
     if not found:
@@ -114,4 +122,9 @@ def too_small(budget: Budget, steps: int, costs: Costs) -> str:
         peak, seconds = estimate(schedule, steps, costs)
         lines.append(f"{show_size(peak)} ({name}) takes about {seconds:.3g} s")
     need = show_size(least(steps, costs) * 1.001)
-    return explain(f"Budget({budget.size!r})", f"at least {need} for {steps} steps", show_size(budget.bytes), "; ".join(lines) + ".")
+    return explain(
+        f"Budget({budget.size!r})",
+        f"at least {need} for {steps} steps",
+        show_size(budget.bytes),
+        "; ".join(lines) + ".",
+    )

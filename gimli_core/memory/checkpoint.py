@@ -65,7 +65,12 @@ class Checkpoint(Schedule):
             object.__setattr__(self, "disk", Path(self.disk))
         elif self.disk_snapshots:
             raise ArgumentError(
-                explain("Checkpoint(disk_snapshots=…)", "disk=PATH beside it", "no disk", "Name a directory that may be written to.")
+                explain(
+                    "Checkpoint(disk_snapshots=…)",
+                    "disk=PATH beside it",
+                    "no disk",
+                    "Name a directory that may be written to.",
+                )
             )
 
     def actions(self, steps: int) -> Iterator[Action]:
@@ -77,7 +82,9 @@ class Checkpoint(Schedule):
             yield Validate(0)
             return
         yield Store(0)
-        stored = [0]  # a stack: its bottom is needed last, and goes to disk, but for theta_0, which the caller holds anyway
+        stored = [
+            0
+        ]  # a stack: its bottom is needed last, and goes to disk, but for theta_0, which the caller holds anyway
         point, end = 0, steps  # the working point, and the steps still to be swept
         while end > 0:
             first_run = end == steps

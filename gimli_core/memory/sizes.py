@@ -8,7 +8,9 @@ from gimli_core.errors import ArgumentError, explain
 
 __all__ = ["parse_size", "show_size"]
 
-UNITS = {"b": 1} | {f"{p}{end}": base**n for n, p in enumerate("kmgt", 1) for end, base in (("b", 1000), ("ib", 1024), ("", 1024))}
+UNITS = {"b": 1} | {
+    f"{p}{end}": base**n for n, p in enumerate("kmgt", 1) for end, base in (("b", 1000), ("ib", 1024), ("", 1024))
+}
 
 
 def parse_size(size: str | int) -> int:
@@ -20,7 +22,14 @@ def parse_size(size: str | int) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", str(size).lower())
     unit = UNITS.get(found[2] or "b") if found else None
     if found is None or unit is None or isinstance(size, bool) or float(found[1]) * unit < 1:
-        raise ArgumentError(explain("Budget", 'a size such as "512MiB", "2GB" or a number of bytes', repr(size), "Units: B, KB, KiB, MB, MiB, GB, GiB."))
+        raise ArgumentError(
+            explain(
+                "Budget",
+                'a size such as "512MiB", "2GB" or a number of bytes',
+                repr(size),
+                "Units: B, KB, KiB, MB, MiB, GB, GiB.",
+            )
+        )
     return int(float(found[1]) * unit)
 
 

@@ -63,7 +63,9 @@ class Storage:
             return self._points[j]
         tree, header = read_file(self._file(j))
         if header["j"] != j:
-            raise StorageError(f"{self._file(j)}: expected the state of step {j}; got that of step {header['j']}. Run again.")
+            raise StorageError(
+                f"{self._file(j)}: expected the state of step {j}; got that of step {header['j']}. Run again."
+            )
         return self._on_disk[j]._replace(theta=tree["theta"], state=tree["state"])
 
     def drop(self, j: int) -> None:
@@ -100,7 +102,12 @@ def scratch_directory(parent: Path) -> Path:
             fcntl.flock(_held[directory], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise ArgumentError(
-            explain("disk", "a directory that can be written to", f"{parent}: {error.strerror}", "Name another, or free some space.")
+            explain(
+                "disk",
+                "a directory that can be written to",
+                f"{parent}: {error.strerror}",
+                "Name another, or free some space.",
+            )
         ) from error
     return directory
 
@@ -166,7 +173,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 raise _damaged(path, "another kind of file")
             length, check = int.from_bytes(file.read(8), "little"), int.from_bytes(file.read(4), "little")
             header = file.read(length) if length <= path.stat().st_size else b""
-            if len(header) != length or zlib.crc32(header) != check:
+            if not header or len(header) != length or zlib.crc32(header) != check:
                 raise _damaged(path, "a header that was cut or changed")
             described = json.loads(header)
             tree: dict[str, Any] = {}
@@ -176,12 +183,18 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                     raise _damaged(path, f"other bytes than were written, in {'.'.join(names)}")
                 _put(tree, names, t.to(device))
             return tree, described["extra"]
+    except StorageError:
+        raise
     except OSError as error:
-        raise StorageError(f"{path}: expected a file that can be read; got: {error.strerror}. Was it removed during the run?") from error
+        raise StorageError(
+            f"{path}: expected a file that can be read; got: {error.strerror}. Was it removed during the run?"
+        ) from error
 
 
 def _damaged(path: Path, came: str) -> StorageError:
-    return StorageError(f"{path}: expected the file as it was written; got {came}. Nothing was computed from it. Remove it and run again.")
+    return StorageError(
+        f"{path}: expected the file as it was written; got {came}. Nothing was computed from it. Remove it and run again."
+    )
 
 
 def _bytes(t: Tensor) -> memoryview:

@@ -47,7 +47,9 @@ def test_simulator_for_all_small_sizes():
 @given(st.integers(1, 5000), st.integers(1, 60), st.integers(1, 40), st.integers(0, 20), st.booleans())
 def test_simulator_for_larger_sizes(J, S, graphs, on_disk, gradients):
     S = max(S, 3)  # fewer make the order itself very long
-    schedule = Checkpoint(S, "unused" if on_disk else None, disk_snapshots=on_disk or None, graphs=graphs, gradients=gradients)
+    schedule = Checkpoint(
+        S, "unused" if on_disk else None, disk_snapshots=on_disk or None, graphs=graphs, gradients=gradients
+    )
     machine = Machine(J).run(schedule.actions(J))
     assert machine.most[Tier.MEMORY] <= S
     assert machine.most[Tier.DISK] <= on_disk
@@ -66,7 +68,9 @@ def test_the_order_is_of_least_length(block):
         for S in range(1, 9):
             best = fewest_advances(J, S, block)
             assert advances(J, S, block) == best
-            kept = sum(type(a).__name__ == "Advance" and a.keep is Keep.NOTHING for a in Checkpoint(S, graphs=block).actions(J))
+            kept = sum(
+                type(a).__name__ == "Advance" and a.keep is Keep.NOTHING for a in Checkpoint(S, graphs=block).actions(J)
+            )
             assert kept == best, (J, S, block)
 
 
@@ -80,9 +84,17 @@ def test_counts_of_the_closed_form(J, S, replays):
 
 
 def test_golden_orders():
-    assert order(Checkpoint(2), 4) == "store0 run0 run1 store2 run2 GRAPH3 validate sweep3 restore2 drop2 sweep2 restore0 run0 sweep1 restore0 drop0 sweep0"
-    assert order(Checkpoint(1), 3) == "store0 run0 run1 GRAPH2 validate sweep2 restore0 run0 sweep1 restore0 drop0 sweep0"
-    assert order(Checkpoint(1, graphs=2), 4) == "store0 run0 run1 GRAPH2 GRAPH3 validate sweep3 sweep2 restore0 drop0 GRAPH0 sweep1 sweep0"
+    assert (
+        order(Checkpoint(2), 4)
+        == "store0 run0 run1 store2 run2 GRAPH3 validate sweep3 restore2 drop2 sweep2 restore0 run0 sweep1 restore0 drop0 sweep0"
+    )
+    assert (
+        order(Checkpoint(1), 3) == "store0 run0 run1 GRAPH2 validate sweep2 restore0 run0 sweep1 restore0 drop0 sweep0"
+    )
+    assert (
+        order(Checkpoint(1, graphs=2), 4)
+        == "store0 run0 run1 GRAPH2 GRAPH3 validate sweep3 sweep2 restore0 drop0 GRAPH0 sweep1 sweep0"
+    )
     assert order(Checkpoint(3), 3) == order(StoreStates(), 3)
     assert order(RetainGraphs(), 2) == "GRAPH0 GRAPH1 validate sweep1 sweep0"
     assert order(Checkpoint(2, "unused", disk_snapshots=1, graphs=1), 3) == (

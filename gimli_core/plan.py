@@ -1,0 +1,129 @@
+"""What each memory schedule would cost here, before paying for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from gimli_core.errors import ArgumentError, explain
+from gimli_core.inputs import prepare
+from gimli_core.measure import measure
+from gimli_core.memory.actions import Schedule
+from gimli_core.memory.binomial import advances
+from gimli_core.memory.budget import Budget, choose, estimate, least
+from gimli_core.memory.checkpoint import Checkpoint
+from gimli_core.memory.cost import Costs
+from gimli_core.memory.sizes import show_size
+from gimli_core.meta_gradient import Execution
+from gimli_core.optimizers.interface import State
+from gimli_core.problem import Problem
+from gimli_core.requirements import require
+
+__all__ = ["Plan", "Row", "plan"]
+
+
+class Row(NamedTuple):
+    """One schedule and its predicted cost."""
+
+    name: str
+    schedule: Schedule
+    peak: int  # bytes above what the process holds when the run starts
+    seconds: float
+    replays: int  # steps run forwards more often than RetainGraphs and StoreStates do
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Predicted peak and time of every kind of schedule; printing it gives a table and a picture."""
+
+    rows: tuple[Row, ...]
+    costs: Costs
+    steps: int
+
+    @property
+    def least(self) -> int:
+        """The smallest budget that does, in bytes."""
+        return least(self.steps, self.costs)
+
+    def __str__(self) -> str:
+        width = max(len(row.name) for row in self.rows)
+        lines = [
+            f"{self.steps} steps; a state takes {show_size(self.costs.point)}, a graph {show_size(self.costs.record)}"
+        ]
+        lines.append(f"{'schedule':{width}}{'peak':>12}{'time':>11}{'replays':>9}")
+        lines += [f"{r.name:{width}}{show_size(r.peak):>12}{r.seconds:>9.3g} s{r.replays:>9}" for r in self.rows]
+        return "\n".join([*lines, "", picture([(r.peak, r.seconds) for r in self.rows])])
+
+
+def picture(points: Sequence[tuple[float, float]], width: int = 60, height: int = 10) -> str:
+    """Time upwards against peak to the right, as text."""
+    most_peak, most_time = (max(values) or 1 for values in zip(*points, strict=True))
+    grid = [[" "] * (width + 1) for _ in range(height + 1)]
+    for peak, seconds in points:
+        grid[height - round(height * seconds / most_time)][round(width * peak / most_peak)] = "o"
+    lines = [f"{'time' if i == 0 else '':>5} |{''.join(row).rstrip()}" for i, row in enumerate(grid)]
+    lines[0] += f"  {most_time:.3g} s at the top"
+    return "\n".join([*lines, f"      +{'-' * width} peak, to {show_size(most_peak)}"])
+
+
+def plan(
+    problem: Problem,
+    theta_0: Mapping[str, Tensor],
+    train_batches: Sequence[Any] | Callable[[int], Any],
+    val_batch: Any,
+    *,
+    steps: int | None = None,
+    phi_opt: Mapping[str, Any] | None = None,
+    phi_loss: Mapping[str, Tensor] | None = None,
+    state_0: State | None = None,
+    val_weights: Sequence[float] | Tensor | None = None,
+    check: bool = True,
+) -> Plan:
+    """What each memory schedule would cost on this problem: predicted peak and time.
+
+    Two steps are run and measured; nothing else is.
+
+    Args: as in `meta_gradient`.
+
+    Returns:
+        Plan: `.rows` with `.name`, `.schedule`, `.peak` in bytes above what the process holds, `.seconds` and
+        `.replays`; `.least`, the smallest budget; printing it gives a table and a picture of peak against time.
+
+    Raises:
+        ArgumentError: fewer than 2 steps, for which every schedule costs the same; and what `meta_gradient` raises.
+
+    Cost: about 75F, and the memory of one step with its graph.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, target):
+    ...     return ((theta["w"] - target) ** 2).sum() / 2
+    >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
+    >>> p = gimli.plan(problem, {"w": torch.zeros(2)}, lambda j: torch.ones(2), torch.ones(2), steps=100)
+    >>> next(row.replays for row in p.rows if row.name == "Checkpoint(10)")
+    123
+    """
+    inputs = prepare(
+        problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
+        state_0=state_0, val_weights=val_weights,
+    )  # fmt: skip
+    J = inputs.steps
+    if J < 2:
+        raise ArgumentError(explain("steps", "at least 2", str(J), "With fewer there is nothing to choose."))
+    if check:
+        require(inputs, replays=True)
+    costs = measure(inputs, Execution)
+    named = {"RetainGraphs()": Checkpoint(1, graphs=J), "StoreStates()": Checkpoint(J)}
+    named |= {f"Checkpoint({S})": Checkpoint(S) for S in (50, 20, 10, 5, 2) if S < J}
+    smallest, largest = least(J, costs), estimate(named["RetainGraphs()"], J, costs)[0]
+    for i in range(4):  # budgets between the least and all graphs, each by the same factor
+        size = int(smallest * (largest / smallest) ** (i / 3)) + 1
+        named[f"Budget({show_size(size)!r})"] = choose(Budget(size), J, costs)
+    rows = []
+    for name, schedule in named.items():
+        peak, seconds = estimate(schedule, J, costs)
+        block = min(schedule.graphs, J)
+        rows.append(Row(name, schedule, peak, seconds, advances(J, schedule.snapshots, block) - (J - block)))
+    return Plan(tuple(sorted(rows, key=lambda row: row.peak)), costs, J)

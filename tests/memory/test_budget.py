@@ -1,0 +1,125 @@
+"""Sizes, predictions against bytes counted at every operation, and the choice within a budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import gimli_core as gimli
+from gimli_core.errors import ArgumentError
+from gimli_core.inputs import prepare
+from gimli_core.measure import LiveBytes, measure
+from gimli_core.memory import Budget, Checkpoint
+from gimli_core.memory.actions import Advance
+from gimli_core.memory.budget import choose, estimate, least
+from gimli_core.memory.cost import Act, Costs, predict
+from gimli_core.memory.sizes import parse_size
+from gimli_core.meta_gradient import Execution
+
+COSTS = Costs(
+    start=0, point=30, gradient=10, record=50, end=30, run=Act(20, 4.0), run_graph=Act(60, 4.0), run_known=Act(15, 1.0),
+    validate=Act(40, 3.0), sweep=Act(50, 6.0), sweep_point=Act(60, 10.0), holes=0, write=0.5, read=0.5,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512MiB", 512 << 20), ("1.5 gb", 1_500_000_000), (" 2G ", 2 << 30), (7, 7), ("9b", 9)]
+)
+def test_sizes(text, size):
+    assert parse_size(text) == Budget(text).bytes == size
+
+
+@pytest.mark.parametrize("text", ["12 parsecs", "", "MiB", "-1MB", "0", 0, True, "1e400", None])
+def test_bad_sizes(text):
+    with pytest.raises(ArgumentError, match="512MiB"):
+        Budget(text)
+
+
+@pytest.mark.parametrize(
+    "options", [{"snapshots": 0}, {"snapshots": 1.5}, {"snapshots": True}, {"snapshots": 1, "graphs": 0}]
+)
+def test_bad_checkpoints(options):
+    with pytest.raises(ArgumentError, match="whole number, at least 1"):
+        Checkpoint(**options)
+    with pytest.raises(ArgumentError, match="disk=PATH"):
+        Checkpoint(1, disk_snapshots=3)
+
+
+def test_a_budget_alone_has_no_actions():
+    with pytest.raises(ArgumentError, match="problem to measure"):
+        Budget("1MB").actions(3)
+
+
+@pytest.mark.parametrize("steps", [2, 7, 40, 300])
+def test_more_bytes_never_take_longer(steps):
+    smallest = least(steps, COSTS)
+    largest = 2 * estimate(Checkpoint(1, graphs=steps), steps, COSTS)[0]
+    last = float("inf")
+    for size in range(smallest, largest, max(1, (largest - smallest) // 40)):
+        schedule = choose(Budget(size), steps, COSTS)
+        peak, seconds = estimate(schedule, steps, COSTS)
+        walked = predict(schedule.actions(steps), COSTS)
+        assert walked.peak <= peak <= size
+        assert seconds <= last
+        last = seconds
+        assert seconds == pytest.approx(walked.seconds, rel=1e-9) or schedule.gradients
+    assert not any(isinstance(a, Advance) and a.j < 0 for a in schedule.actions(steps))
+
+
+def test_too_small_a_budget_says_what_would_do():
+    with pytest.raises(ArgumentError, match=r"at least .* for 40 steps; got .*all graphs"):
+        choose(Budget(least(40, COSTS) - 1), 40, COSTS)
+
+
+def problem(width=64, steps=12):
+    x, y = torch.randn(32, width), torch.randn(32, width)
+
+    def loss(theta, phi, batch):
+        return (torch.tanh(batch[0] @ theta["a"]) @ theta["b"] - batch[1]).square().mean()
+
+    theta_0 = {"a": torch.randn(width, width) / 8, "b": torch.randn(width, width) / 8}
+    rule = gimli.Problem(loss, loss, gimli.optimizers.Adam())
+    return (rule, theta_0, lambda j: (x, y), (x, y)), {"steps": steps, "phi_opt": {"lr": torch.tensor(1e-3)}}
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Checkpoint(1),
+        Checkpoint(4),
+        Checkpoint(12),
+        Checkpoint(1, graphs=12),
+        Checkpoint(2, graphs=3),
+        Checkpoint(2, gradients=True),
+    ],
+)
+def test_predicted_bytes_against_counted_bytes(schedule):
+    arguments, options = problem()
+    inputs = prepare(*arguments, **options)
+    costs = measure(inputs, Execution)._replace(holes=0)
+    predicted = predict(schedule.actions(inputs.steps), costs).peak
+    meter = LiveBytes()
+    with meter:
+        execution = Execution(prepare(*arguments, **options), schedule)
+        list(event.line for event in execution.forward())
+        list(event.line for event in execution.backward())
+    assert 0.9 <= predicted / meter.peak <= 1.1
+
+
+def test_plan_and_budget_agree():
+    arguments, options = problem(steps=30)
+    plan = gimli.plan(*arguments, **options)
+    assert {row.name for row in plan.rows} >= {"RetainGraphs()", "StoreStates()", "Checkpoint(10)"}
+    assert [row.peak for row in plan.rows] == sorted(row.peak for row in plan.rows)
+    assert "peak" in str(plan)
+    with pytest.raises(ArgumentError, match="at least"):
+        gimli.meta_gradient(*arguments, **options, memory=Budget(plan.least // 3))
+    with pytest.raises(ArgumentError, match="at least 2"):
+        gimli.plan(*arguments, **{**options, "steps": 1})
+
+
+def test_works_under_unroll():
+    arguments, options = problem()
+    lr = torch.tensor(1e-3, requires_grad=True)
+    gimli.unroll(*arguments, steps=12, phi_opt={"lr": lr}, memory=Budget("1GB")).backward()
+    assert torch.equal(lr.grad, gimli.meta_gradient(*arguments, **options).A_opt["lr"])

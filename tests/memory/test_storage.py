@@ -1,0 +1,116 @@
+"""Files on disk: whole or not at all, checked when read, gone when no longer needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gimli_core.errors import ArgumentError, StorageError
+from gimli_core.memory import Checkpoint, StoreStates
+from gimli_core.memory.actions import Tier
+from gimli_core.memory.storage import PREFIX, Storage, read_file, scratch_directory, write_file
+from gimli_core.record import Point
+from tests.memory.problems import gradients
+
+TREE = {"theta": {"w": torch.arange(6.0).reshape(2, 3), "h": torch.ones(3, dtype=torch.bfloat16)},
+        "state": {"step": torch.tensor(3.0), "m": {"w": torch.zeros(0, 2)}}}  # fmt: skip
+
+
+def test_round_trip(tmp_path):
+    write_file(tmp_path / "a", TREE, {"j": 4})
+    tree, extra = read_file(tmp_path / "a")
+    assert extra == {"j": 4}
+    for slot in ("w", "h"):
+        assert torch.equal(tree["theta"][slot], TREE["theta"][slot])
+    assert tree["state"]["step"] == 3
+    assert tree["state"]["m"]["w"].shape == (0, 2)
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_every_flipped_bit_and_every_cut_is_seen(tmp_path):
+    path = tmp_path / "a"
+    write_file(path, TREE, {"j": 4})
+    whole = path.read_bytes()
+    for i in range(len(whole)):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ (1 << i % 8)]) + whole[i + 1 :])
+        with pytest.raises(StorageError, match="as it was written"):
+            read_file(path)
+        path.write_bytes(whole[:i])
+        with pytest.raises(StorageError, match="as it was written"):
+            read_file(path)
+
+
+def test_a_damaged_file_stops_the_run(tmp_path, monkeypatch):
+    get = Storage.get
+
+    def damage(self, j):
+        for path in tmp_path.glob(f"{PREFIX}*/step-*"):
+            data = bytearray(path.read_bytes())
+            data[-1] ^= 1
+            path.write_bytes(data)
+        return get(self, j)
+
+    monkeypatch.setattr(Storage, "get", damage)
+    with pytest.raises(StorageError, match="other bytes than were written"):
+        gradients(Checkpoint(1, tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        gradients(Checkpoint(1, tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    program = (
+        "import os, sys, pathlib; from gimli_core.memory.storage import scratch_directory;"
+        "d = scratch_directory(pathlib.Path(sys.argv[1])); (d / 'step-3').write_bytes(b'x'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    mine = scratch_directory(tmp_path)
+    other = scratch_directory(tmp_path)  # a living run's is left alone
+    assert sorted(tmp_path.iterdir()) == sorted([mine, other])
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArgumentError, match="a directory that can be written to"):
+        gradients(Checkpoint(1, tmp_path / "file"))
+
+
+def test_files_go_with_an_execution_that_is_never_swept(tmp_path):
+    storage = Storage(tmp_path)
+    storage.put(Point(2, TREE["theta"], TREE["state"], None), Tier.DISK)
+    assert storage.steps() == [2]
+    assert torch.equal(storage.get(2).theta["w"], TREE["theta"]["w"])
+    del storage
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo") or os.geteuid() != 0, reason="a small tmpfs needs root")
+def test_a_small_tmpfs(tmp_path):
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(tmp_path)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(StorageError, match="No space left on device"):
+            gradients(Checkpoint(1, tmp_path))
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_memory_only_needs_no_directory():
+    assert StoreStates().disk is None

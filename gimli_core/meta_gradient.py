@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.problem import Problem
 from gimli_core.record import Event, Kept, Point, Record
 from gimli_core.requirements import require
+from gimli_core.resume import Journal, describe, plain_snapshot, rebuilding, schedule_of, snapshot_of, state_after
 
 __all__ = ["Execution", "MetaGradient", "Trajectory", "check_schedule", "meta_gradient"]
 
@@ -75,6 +78,7 @@ def meta_gradient(
     memory: Schedule | None = None,
     recurrence: str = "augmented",
     check: bool = True,
+    resume: str | Path | None = None,
 ) -> MetaGradient:
     """The exact meta-gradient of the validation loss after J inner steps (Algorithm 1, lines 2-16).
 
@@ -98,6 +102,8 @@ def meta_gradient(
         recurrence: "augmented", which is exact, or "theta_only", the paper's lines 11-14 read
             without the optimizer state: an ablation that shows what is missed.
         check: test requirements I-III when a problem is first met with these shapes (13F, once).
+        resume: a directory in which the run notes every 30 s what it has reached. A run that was killed goes on from
+            there when it is called again alike, to the same bits; the files go when it ends.
 
     Returns:
         MetaGradient: `val_loss`, `A_opt`, `A_loss`, `B_0`, `S_0`, `theta_J`, `state_J`,
@@ -127,7 +133,7 @@ def meta_gradient(
     )  # fmt: skip
     if check:
         require(inputs, replays=schedule.replays)
-    execution = Execution(inputs, schedule)
+    execution = Execution(inputs, schedule, resume)
     deque(execution.forward(), maxlen=0)
     deque(execution.backward(), maxlen=0)
     return execution.result()
@@ -153,9 +159,16 @@ class Execution:
     The stream is what the step-through and the progress display consume; drained, it costs nothing.
     """
 
-    def __init__(self, inputs: Inputs, schedule: Schedule) -> None:
+    def __init__(self, inputs: Inputs, schedule: Schedule, resume: str | Path | None = None) -> None:
         self.inputs = inputs
+        self._journal = None if resume is None else Journal(resume, inputs)
+        self._reached = None if self._journal is None else self._journal.load()
+        if self._reached is not None:
+            schedule = schedule_of(self._reached[1]["schedule"])
         schedule, self._between = settle(schedule, inputs, Execution)
+        self._schedule = schedule
+        self._done = 0  # actions
+        self._start: Snapshot | None = None  # random numbers and buffers before step 0
         self._replays = schedule.replays
         self._actions = schedule.actions(inputs.steps)
         self._point = Point(0, inputs.theta_0, inputs.state_0, None)
@@ -178,9 +191,11 @@ class Execution:
         """Lines 4-9: up to L_val and B_J."""
         environment = self.inputs.environment
         found = environment.capture()
-        self._last_snapshot = found
+        self._last_snapshot = self._start = found
         try:
-            for action in self._actions:
+            if self._reached is not None:
+                yield from self._resume(*self._reached)
+            for action in self._actions if self._end is None else ():
                 yield from self._run(action)
                 if isinstance(action, Validate):
                     break
@@ -203,6 +218,8 @@ class Execution:
                 environment.restore(found)
             else:
                 environment.restore_buffers(found)
+        if self._journal is not None:
+            self._journal.finish()
         first = self.inputs.hyper.at(0)
         if not self.inputs.warm:  # s_0 = s_0(phi_opt)
             self.inputs.hyper.accumulate(
@@ -246,6 +263,12 @@ class Execution:
 
     def _run(self, action: Any) -> Events:
         self._between()
+        yield from self._execute(action)
+        self._done += 1
+        if self._journal is not None and self._journal.due():
+            self._write(self._journal)
+
+    def _execute(self, action: Any) -> Events:
         match action:
             case Advance(_, Keep.NOTHING):
                 yield from self._advance(Keep.NOTHING)
@@ -263,6 +286,47 @@ class Execution:
                 yield from self._validate()
             case Sweep(j):
                 yield from self._sweep(j)
+
+    def _write(self, journal: Journal) -> None:
+        """Write what the run has reached."""
+        points = [self._stored.get(j) for j in self._stored]
+        if not self._records and self._point.j not in self._stored:
+            points.append(self._marked())
+        losses = {"train": torch.stack(self._train_losses) if self._train_losses else torch.empty(0)}
+        tree = {"B": self._B, "S": self._S, "A_loss": self._A_loss, "losses": losses}
+        tree |= {"A_opt": {str(i): a for i, a in enumerate(self._A_opt)}}
+        tree |= {"val_losses": {str(j): loss for j, loss in self._val_losses.items()}}
+        if self._end is not None:
+            tree["end"] = dict(zip(("theta", "state", "buffers"), self._end, strict=True))
+        buffers, generators = plain_snapshot(self._start)
+        extra = {"done": self._done, "point": self._point.j, "schedule": describe(self._schedule)}
+        extra |= {"generators": generators, "validated": self._end is not None}
+        journal.write(points, {**tree, "start": buffers}, extra)
+
+    def _resume(self, tree: dict[str, Any], extra: dict[str, Any]) -> Events:
+        """Be where an earlier run was: graphs that it held are computed again."""
+        assert self._journal is not None
+        self._B, self._S, self._A_loss = tree.get("B", {}), tree.get("S", {}), tree.get("A_loss", {})
+        self._A_opt = [tree["A_opt"][str(i)] for i in range(len(self._A_opt))]
+        self._train_losses = list(tree["losses"]["train"].unbind())
+        self._val_losses = {int(j): loss for j, loss in tree.get("val_losses", {}).items()}
+        self._start = snapshot_of(tree.get("start", {}), extra["generators"])
+        assert self._start is not None
+        if extra["validated"]:
+            self._end = tree["end"]["theta"], tree["end"]["state"], tree["end"].get("buffers", {})
+        self._done = extra["done"]
+        stored, records = state_after(islice(self._schedule.actions(self.inputs.steps), self._done))
+        for j, tier in stored.items():
+            self._stored.put(self._journal.point(j), tier)
+        next(islice(self._actions, self._done, self._done), None)
+        point = extra["point"]
+        first = Point(0, self.inputs.theta_0, self.inputs.state_0, self._start)
+        if records:
+            point, actions = rebuilding(stored, records)
+        self._point = self._stored.get(point) if point in stored else self._journal.point(point) if point else first
+        self._return_to(self._point)
+        for action in actions if records else ():
+            yield from self._execute(action)
 
     def _marked(self) -> Point:
         """The working point with a snapshot of the environment."""
@@ -290,7 +354,9 @@ class Execution:
             self._val_losses[j] = self._validation_value(point) if validation is None else validation.loss
             self._return_to(point)
         known = None if kept is None or keep_graph else kept.gradient
-        G_j, self._point = yield from forward_unroll.step(self.inputs, point, keep_graph=keep_graph, replay=replay, known=known)
+        G_j, self._point = yield from forward_unroll.step(
+            self.inputs, point, keep_graph=keep_graph, replay=replay, known=known
+        )
         self._note_loss(j, G_j)
         if keep_graph:
             self._records[j] = Record(point, G_j, validation)

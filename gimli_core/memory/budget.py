@@ -62,7 +62,7 @@ def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float
     blocks = -(-steps // block)
     first, again = steps - block, plain - (steps - block)
     seconds = first * costs.run.seconds + again * (costs.run_known if schedule.gradients else costs.run).seconds
-    # The first block's steps all run forwards with their graphs; of every other block, the last is swept from its point.
+    # The first block's steps all run with their graphs; of every other block, the last is swept from its point.
     seconds += (steps - blocks + 1) * (costs.run_graph.seconds + costs.sweep.seconds) + (
         blocks - 1
     ) * costs.sweep_point.seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     x = torch.randn(arguments.batch, sizes[0], generator=generator)
     y = torch.randint(sizes[-1], (arguments.batch,), generator=generator)
     theta_0 = {}
-    for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         theta_0[f"w{i}"] = torch.randn(fan_out, fan_in, generator=generator) / fan_in**0.5
         theta_0[f"b{i}"] = torch.zeros(fan_out)
 

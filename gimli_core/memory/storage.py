@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,9 @@ class Storage:
             del self._on_disk[j]
             self._file(j).unlink(missing_ok=True)
 
-    def steps(self) -> list[int]:
+    def __iter__(self) -> Iterator[int]:
         """The steps whose points are stored."""
-        return sorted((*self._points, *self._on_disk))
+        return iter(sorted((*self._points, *self._on_disk)))
 
     def close(self) -> None:
         """Forget all points, and remove the directory made for them."""
@@ -193,12 +193,13 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _damaged(path: Path, came: str) -> StorageError:
     return StorageError(
-        f"{path}: expected the file as it was written; got {came}. Nothing was computed from it. Remove it and run again."
+        f"{path}: expected the file as it was written; got {came}. Nothing was computed from it. Remove it, run again."
     )
 
 
 def _bytes(t: Tensor) -> memoryview:
-    return memoryview(t.reshape(-1).view(torch.uint8).numpy()) if t.numel() else memoryview(b"")
+    flat: Any = t.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat) if t.numel() else memoryview(b"")
 
 
 def _flat(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Tensor]]:

@@ -1,4 +1,4 @@
-"""A small problem with everything that replay must restore: dropout, BatchNorm, per-step rates, losses along the way."""
+"""A problem with all that replay must restore: dropout, BatchNorm, per-step rates, losses along the way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def gradients(memory, rule=None, steps=STEPS, val_weights=None, **options):
 
     problem = gimli.Problem(loss, loss, rule or gimli.optimizers.Adam())
     result = gimli.meta_gradient(
-        problem, {k: v.detach() for k, v in net.named_parameters()}, lambda j: (x[j], y[j]), (x[-1], y[-1]), steps=steps,
+        problem, {k: v.detach() for k, v in net.named_parameters()}, lambda j: (x[j], y[j]), (x[-1], y[-1]),
+        steps=steps,
         phi_opt={"lr": torch.linspace(0.01, 0.02, steps)}, phi_loss={"l2": torch.tensor(0.01)}, memory=memory,
         val_weights=val_weights, **options,
     )  # fmt: skip

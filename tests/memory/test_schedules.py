@@ -85,8 +85,8 @@ def test_counts_of_the_closed_form(J, S, replays):
 
 def test_golden_orders():
     assert (
-        order(Checkpoint(2), 4)
-        == "store0 run0 run1 store2 run2 GRAPH3 validate sweep3 restore2 drop2 sweep2 restore0 run0 sweep1 restore0 drop0 sweep0"
+        order(Checkpoint(2), 4) == "store0 run0 run1 store2 run2 GRAPH3 validate sweep3 "
+        "restore2 drop2 sweep2 restore0 run0 sweep1 restore0 drop0 sweep0"
     )
     assert (
         order(Checkpoint(1), 3) == "store0 run0 run1 GRAPH2 validate sweep2 restore0 run0 sweep1 restore0 drop0 sweep0"

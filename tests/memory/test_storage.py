@@ -91,7 +91,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
 def test_files_go_with_an_execution_that_is_never_swept(tmp_path):
     storage = Storage(tmp_path)
     storage.put(Point(2, TREE["theta"], TREE["state"], None), Tier.DISK)
-    assert storage.steps() == [2]
+    assert list(storage) == [2]
     assert torch.equal(storage.get(2).theta["w"], TREE["theta"]["w"])
     del storage
     assert list(tmp_path.iterdir()) == []

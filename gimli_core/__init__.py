@@ -9,11 +9,14 @@ from gimli_core.problem import Problem
 from gimli_core.requirements import check_requirements
 from gimli_core.step_through import lessons, step_through, trace
 from gimli_core.verification import verify
+from gimli_core.watch import AdjointNorms, Progress
 
 __all__ = [
+    "AdjointNorms",
     "MetaGradient",
     "Plan",
     "Problem",
+    "Progress",
     "check_requirements",
     "errors",
     "lessons",

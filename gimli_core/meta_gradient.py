@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +78,7 @@ def meta_gradient(
     recurrence: str = "augmented",
     check: bool = True,
     resume: str | Path | None = None,
+    watch: Callable[[Event], None] | None = None,
 ) -> MetaGradient:
     """The exact meta-gradient of the validation loss after J inner steps (Algorithm 1, lines 2-16).
 
@@ -104,6 +104,7 @@ def meta_gradient(
         check: test requirements I-III when a problem is first met with these shapes (13F, once).
         resume: a directory in which the run notes every 30 s what it has reached. A run that was killed goes on from
             there when it is called again alike, to the same bits; the files go when it ends.
+        watch: called with every event as it happens: `gimli.AdjointNorms()`, `gimli.Progress(J)`, or your own.
 
     Returns:
         MetaGradient: `val_loss`, `A_opt`, `A_loss`, `B_0`, `S_0`, `theta_J`, `state_J`,
@@ -134,8 +135,10 @@ def meta_gradient(
     if check:
         require(inputs, replays=schedule.replays)
     execution = Execution(inputs, schedule, resume)
-    deque(execution.forward(), maxlen=0)
-    deque(execution.backward(), maxlen=0)
+    for event in chain(execution.forward(), execution.backward()):
+        if watch is not None:
+            watch(event)
+        del event
     return execution.result()
 
 

@@ -1,4 +1,4 @@
-"""Peak memory and time of the memory schedules, each in a process of its own, against autograd and against predictions.
+"""Peak memory and time of the memory schedules, each in its own process, against autograd and against predictions.
 
     python -m tests.benchmarks.budget [--steps 50] [--data PATH] [--budgets 12] [--long]
 

@@ -14,7 +14,8 @@ def run(lr, watch, steps=30, memory=None):
 
     problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=lr))
     batches = [torch.ones(2)] * steps
-    return gimli.meta_gradient(problem, {"w": torch.zeros(2)}, batches, torch.full((2,), 2.0), watch=watch, memory=memory)
+    theta_0, target = {"w": torch.zeros(2)}, torch.full((2,), 2.0)
+    return gimli.meta_gradient(problem, theta_0, batches, target, watch=watch, memory=memory)
 
 
 def test_norms_against_the_closed_form():

@@ -19,8 +19,8 @@ from gimli_core.memory.allocator import keeper, separates
 from gimli_core.memory.budget import Budget, choose, estimate
 from gimli_core.memory.checkpoint import Checkpoint
 from gimli_core.memory.cost import Act, Costs
-from gimli_core.memory.storage import Storage
 from gimli_core.record import Point
+from gimli_core.storage import Storage
 
 __all__ = ["LiveBytes", "measure", "nbytes", "settle"]
 

@@ -19,13 +19,13 @@ from gimli_core.measure import settle
 from gimli_core.memory.actions import Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
 from gimli_core.memory.allocator import long_lived
 from gimli_core.memory.retain_graphs import RetainGraphs
-from gimli_core.memory.storage import Storage
 from gimli_core.modules import Snapshot
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.problem import Problem
 from gimli_core.record import Event, Kept, Point, Record
 from gimli_core.requirements import require
 from gimli_core.resume import Journal, describe, plain_snapshot, rebuilding, schedule_of, snapshot_of, state_after
+from gimli_core.storage import Storage
 
 __all__ = ["Execution", "MetaGradient", "Trajectory", "check_schedule", "meta_gradient"]
 

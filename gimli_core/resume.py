@@ -22,10 +22,10 @@ from gimli_core.inputs import Inputs
 from gimli_core.memory.actions import Action, Advance, Drop, Keep, Schedule, Store, Sweep, Tier
 from gimli_core.memory.checkpoint import Checkpoint
 from gimli_core.memory.retain_graphs import RetainGraphs
-from gimli_core.memory.storage import read_file, write_file
 from gimli_core.memory.store_states import StoreStates
 from gimli_core.modules import Snapshot
 from gimli_core.record import Point
+from gimli_core.storage import read_file, write_file
 
 __all__ = [
     "SECONDS",

@@ -2,11 +2,12 @@
 
 from gimli_core import errors, memory, optimizers, verification
 from gimli_core.autograd_bridge import unroll
-from gimli_core.meta_gradient import MetaGradient, meta_gradient
+from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters import per_step
 from gimli_core.plan import Plan, plan
 from gimli_core.problem import Problem
 from gimli_core.requirements import check_requirements
+from gimli_core.results import MetaGradient
 from gimli_core.step_through import lessons, step_through, trace
 from gimli_core.verification import verify
 from gimli_core.watch import AdjointNorms, Progress
@@ -24,9 +25,9 @@ __all__ = [
     "meta_gradient",
     "optimizers",
     "per_step",
+    "plan",
     "step_through",
     "trace",
-    "plan",
     "unroll",
     "verification",
     "verify",

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import SecondDerivativeError
+from gimli_core.execution import Execution
 from gimli_core.inputs import prepare
 from gimli_core.memory.actions import Schedule
-from gimli_core.meta_gradient import Execution, MetaGradient, check_schedule
+from gimli_core.meta_gradient import check_schedule
 from gimli_core.meta_parameters import look_up, tensor_paths
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
 from gimli_core.requirements import require
+from gimli_core.results import MetaGradient
 
 __all__ = ["Once", "unroll"]
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.execution import Execution
 from gimli_core.inputs import prepare
 from gimli_core.measure import measure
 from gimli_core.memory.actions import Schedule
@@ -17,7 +18,6 @@ from gimli_core.memory.budget import Budget, choose, estimate, least
 from gimli_core.memory.checkpoint import Checkpoint
 from gimli_core.memory.cost import Costs
 from gimli_core.memory.sizes import show_size
-from gimli_core.meta_gradient import Execution
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
 from gimli_core.requirements import require

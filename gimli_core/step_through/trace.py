@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.meta_gradient import MetaGradient
+from gimli_core.results import MetaGradient
 from gimli_core.step_through.page import page
 from gimli_core.step_through.recorder import Recorder
 from gimli_core.step_through.walk import Moment, Walk

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.meta_gradient import Execution
+from gimli_core.execution import Execution
 from gimli_core.record import Event
 from gimli_core.verification.plain_unroll import Totals
 from gimli_core.verification.question import Key, flatten

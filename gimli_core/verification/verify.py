@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.execution import Execution
 from gimli_core.inputs import Inputs, prepare
 from gimli_core.memory import Schedule
-from gimli_core.meta_gradient import Execution, check_schedule, meta_gradient
+from gimli_core.meta_gradient import check_schedule, meta_gradient
 from gimli_core.modules import Environment
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem

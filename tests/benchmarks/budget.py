@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 import gimli_core as gimli
+from gimli_core.execution import Execution
 from gimli_core.inputs import prepare
 from gimli_core.measure import measure
 from gimli_core.memory.budget import choose, estimate, least
 from gimli_core.memory.cost import predict
-from gimli_core.meta_gradient import Execution
 from tests.benchmarks import mnist_mlp
 from tests.benchmarks.measure import MIB, in_fresh_process
 from tests.benchmarks.mnist_mlp import DATA, Workload

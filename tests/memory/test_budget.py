@@ -9,6 +9,7 @@ import torch
 
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError
+from gimli_core.execution import Execution
 from gimli_core.inputs import prepare
 from gimli_core.measure import LiveBytes, measure
 from gimli_core.memory import Budget, Checkpoint
@@ -16,7 +17,6 @@ from gimli_core.memory.actions import Advance
 from gimli_core.memory.budget import choose, estimate, least
 from gimli_core.memory.cost import Act, Costs, predict
 from gimli_core.memory.sizes import parse_size
-from gimli_core.meta_gradient import Execution
 
 COSTS = Costs(
     start=0, point=30, gradient=10, record=50, end=30, run=Act(20, 4.0), run_graph=Act(60, 4.0), run_known=Act(15, 1.0),

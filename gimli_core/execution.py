@@ -1,0 +1,340 @@
+"""One run of Algorithm 1: a memory schedule's actions, executed over the unroll and the sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, KeysView
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core import backward_sweep, forward_unroll
+from gimli_core.derivatives import Gradient, evaluate
+from gimli_core.errors import NotFiniteError, ReplayError
+from gimli_core.inputs import Inputs
+from gimli_core.measure import settle
+from gimli_core.memory.actions import Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
+from gimli_core.memory.allocator import long_lived
+from gimli_core.modules import Snapshot
+from gimli_core.optimizers.interface import State, Tensors
+from gimli_core.record import Event, Kept, Point, Record
+from gimli_core.results import MetaGradient, Trajectory
+from gimli_core.resume import Journal, describe, plain_snapshot, rebuilding, schedule_of, snapshot_of, state_after
+from gimli_core.storage import Storage
+
+__all__ = ["Execution"]
+
+Events = Generator[Event, None, None]
+
+
+class Execution:
+    """One run of Algorithm 1: `forward()` to the validation loss, then `backward()`, each a stream of events.
+
+    The stream is what the step-through and the progress display consume; drained, it costs nothing.
+    """
+
+    def __init__(self, inputs: Inputs, schedule: Schedule, resume: str | Path | None = None) -> None:
+        self.inputs = inputs
+        self._journal = None if resume is None else Journal(resume, inputs)
+        self._reached = None if self._journal is None else self._journal.load()
+        if self._reached is not None:
+            schedule = schedule_of(self._reached[1]["schedule"])
+        schedule, self._between = settle(schedule, inputs, Execution)
+        self._schedule = schedule
+        self._done = 0  # actions
+        self._start: Snapshot | None = None  # random numbers and buffers before step 0
+        self._replays = schedule.replays
+        self._actions = schedule.actions(inputs.steps)
+        self._point = Point(0, inputs.theta_0, inputs.state_0, None)
+        self._stored = Storage(schedule.disk)
+        self._records: dict[int, Record] = {}
+        self._gradients: dict[int, Kept] = {}
+        self._train_losses: list[Tensor] = []
+        self._val_losses: dict[int, Tensor] = {}
+        self._last_snapshot: Snapshot | None = None
+        self._end: tuple[Tensors, State, Tensors] | None = None
+        self._B: Tensors = {}
+        self._S: State = {}
+        self._A_opt = inputs.hyper.zeros()
+        self._A_loss = {
+            k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32))
+            for k, v in inputs.phi_loss.items()
+        }
+
+    def forward(self) -> Events:
+        """Lines 4-9: up to L_val and B_J."""
+        environment = self.inputs.environment
+        found = environment.capture()
+        self._last_snapshot = self._start = found
+        try:
+            if self._reached is not None:
+                yield from self._resume(*self._reached)
+            for action in self._actions if self._end is None else ():
+                yield from self._run(action)
+                if isinstance(action, Validate):
+                    break
+        except BaseException:
+            self._stored.close()
+            raise
+        finally:
+            environment.restore_buffers(found)
+
+    def backward(self) -> Events:
+        """Lines 10-14: from B_J to B_0. Random number generators and buffers are left as found."""
+        environment = self.inputs.environment
+        found = environment.capture(self._last_snapshot)
+        try:
+            for action in self._actions:
+                yield from self._run(action)
+        finally:
+            self._stored.close()
+            if self._replays:
+                environment.restore(found)
+            else:
+                environment.restore_buffers(found)
+        if self._journal is not None:
+            self._journal.finish()
+        first = self.inputs.hyper.at(0)
+        if not self.inputs.warm:  # s_0 = s_0(phi_opt)
+            self.inputs.hyper.accumulate(
+                self._A_opt, 0, self.inputs.optimizer.initial_state_pullback(self._S, first, self.inputs.hyper.wanted)
+            )
+
+    @property
+    def held(self) -> tuple[KeysView[int], KeysView[int]]:
+        """What memory holds now: the steps whose point is stored, and those whose graph is kept."""
+        return self._stored.keys(), self._records.keys()
+
+    @property
+    def val_loss(self) -> Tensor:
+        """L = Σ_j w_j L_val(theta_j), once `forward` is through."""
+        return torch.stack([w * self._val_losses[j] for j, w in enumerate(self.inputs.weights) if w is not None]).sum()
+
+    def trajectory(self) -> Trajectory:
+        """Where the inner loop went, once `forward` is through."""
+        assert self._end is not None
+        theta_J, state_J, buffers_J = self._end
+        nan = torch.full_like(self.val_loss, float("nan"))
+        return Trajectory(
+            val_loss=self.val_loss,
+            theta_J={**self.inputs.frozen, **theta_J},
+            state_J=state_J,
+            buffers_J=buffers_J,
+            train_losses=torch.stack(self._train_losses) if self._train_losses else nan.new_empty(0),
+            val_losses=torch.stack([self._val_losses.get(j, nan) for j in range(self.inputs.steps + 1)]),
+        )
+
+    def result(self) -> MetaGradient:
+        """The result, once `backward` is through."""
+        return MetaGradient(
+            **vars(self.trajectory()),
+            A_opt=self.inputs.hyper.join(self._A_opt),
+            A_loss=self._A_loss,
+            B_0=self._B,
+            S_0=self._S,
+            recurrence=self.inputs.recurrence,
+        )
+
+    def _run(self, action: Any) -> Events:
+        self._between()
+        yield from self._execute(action)
+        self._done += 1
+        if self._journal is not None and self._journal.due():
+            self._write(self._journal)
+
+    def _execute(self, action: Any) -> Events:
+        match action:
+            case Advance(_, Keep.NOTHING):
+                yield from self._advance(Keep.NOTHING)
+            case Advance(_, keep):
+                with long_lived():
+                    yield from self._advance(keep)
+            case Store(_, tier):
+                self._stored.put(self._marked(), tier)
+            case Restore(j):
+                self._point = self._stored.get(j)
+                self._return_to(self._point)
+            case Drop(j):
+                self._stored.drop(j)
+            case Validate():
+                yield from self._validate()
+            case Sweep(j):
+                yield from self._sweep(j)
+
+    def _write(self, journal: Journal) -> None:
+        """Write what the run has reached."""
+        points = [self._stored.get(j) for j in self._stored]
+        if not self._records and self._point.j not in self._stored:
+            points.append(self._marked())
+        losses = {"train": torch.stack(self._train_losses) if self._train_losses else torch.empty(0)}
+        tree = {"B": self._B, "S": self._S, "A_loss": self._A_loss, "losses": losses}
+        tree |= {"A_opt": {str(i): a for i, a in enumerate(self._A_opt)}}
+        tree |= {"val_losses": {str(j): loss for j, loss in self._val_losses.items()}}
+        if self._end is not None:
+            tree["end"] = dict(zip(("theta", "state", "buffers"), self._end, strict=True))
+        buffers, generators = plain_snapshot(self._start)
+        extra = {"done": self._done, "point": self._point.j, "schedule": describe(self._schedule)}
+        extra |= {"generators": generators, "validated": self._end is not None}
+        journal.write(points, {**tree, "start": buffers}, extra)
+
+    def _resume(self, tree: dict[str, Any], extra: dict[str, Any]) -> Events:
+        """Be where an earlier run was: graphs that it held are computed again."""
+        assert self._journal is not None
+        self._B, self._S, self._A_loss = tree.get("B", {}), tree.get("S", {}), tree.get("A_loss", {})
+        self._A_opt = [tree["A_opt"][str(i)] for i in range(len(self._A_opt))]
+        self._train_losses = list(tree["losses"]["train"].unbind())
+        self._val_losses = {int(j): loss for j, loss in tree.get("val_losses", {}).items()}
+        self._start = snapshot_of(tree.get("start", {}), extra["generators"])
+        assert self._start is not None
+        if extra["validated"]:
+            self._end = tree["end"]["theta"], tree["end"]["state"], tree["end"].get("buffers", {})
+        self._done = extra["done"]
+        stored, records = state_after(islice(self._schedule.actions(self.inputs.steps), self._done))
+        for j, tier in stored.items():
+            self._stored.put(self._journal.point(j), tier)
+        next(islice(self._actions, self._done, self._done), None)
+        point = extra["point"]
+        first = Point(0, self.inputs.theta_0, self.inputs.state_0, self._start)
+        if records:
+            point, actions = rebuilding(stored, records)
+        self._point = self._stored.get(point) if point in stored else self._journal.point(point) if point else first
+        self._return_to(self._point)
+        for action in actions if records else ():
+            yield from self._execute(action)
+
+    def _marked(self) -> Point:
+        """The working point with a snapshot of the environment."""
+        if self._point.snapshot is None:
+            self._last_snapshot = self.inputs.environment.capture(self._last_snapshot)
+            self._point = self._point._replace(snapshot=self._last_snapshot)
+        return self._point
+
+    def _return_to(self, point: Point) -> None:
+        assert point.snapshot is not None
+        self.inputs.environment.restore(point.snapshot)
+
+    def _advance(self, keep: Keep) -> Events:
+        keep_graph = keep is Keep.GRAPH
+        kept, point = self._at_kept(self._point, restore=keep_graph)
+        j = point.j
+        replay = j < len(self._train_losses)
+        validation = None
+        if keep is Keep.GRADIENT:
+            point = self._marked()
+        if self.inputs.weights[j] is not None and (keep_graph or not replay):
+            point = self._marked()
+            if keep_graph:
+                validation = backward_sweep.validation_gradient(self.inputs, point)
+            self._val_losses[j] = self._validation_value(point) if validation is None else validation.loss
+            self._return_to(point)
+        known = None if kept is None or keep_graph else kept.gradient
+        G_j, self._point = yield from forward_unroll.step(
+            self.inputs, point, keep_graph=keep_graph, replay=replay, known=known
+        )
+        self._note_loss(j, G_j)
+        if keep_graph:
+            self._records[j] = Record(point, G_j, validation)
+        if keep is Keep.GRADIENT:
+            assert point.snapshot is not None
+            self._gradients[j] = Kept(G_j, point.snapshot)
+
+    def _at_kept(self, point: Point, *, restore: bool) -> tuple[Kept | None, Point]:
+        """What was kept of the point's step, and the point with the environment of its first run.
+
+        A step that is run again from G_j alone leaves the environment behind; where the loss
+        is needed again, the environment is restored first.
+        """
+        kept = self._gradients.get(point.j)
+        if kept is not None:
+            self._point = point = point._replace(snapshot=kept.snapshot)
+            if restore:
+                self._return_to(point)
+        return kept, point
+
+    def _validation_value(self, point: Point) -> Tensor:
+        inputs = self.inputs
+        with torch.enable_grad():  # without it some modules take another path, and the last bits change
+            theta = {**inputs.frozen, **{k: v.detach().requires_grad_() for k, v in point.theta.items()}}
+            return evaluate(inputs.problem.val_loss, "val_loss", theta, inputs.phi_loss, inputs.val_batch).detach()
+
+    def _note_loss(self, j: int, G_j: Gradient) -> None:
+        """Keep the loss of a first run; hold a replay against it."""
+        if j == len(self._train_losses):
+            self._train_losses.append(G_j.loss)
+            return
+        first = self._train_losses[j]
+        if G_j.loss.device.type == "cpu":
+            same = torch.equal(first, G_j.loss)
+        else:  # atomic additions may change the last bits there
+            same = torch.allclose(first, G_j.loss, rtol=1e-3)
+        if not same:
+            raise ReplayError(
+                f"train_loss at inner step j = {j}: expected {first.item()!r} again when the step is replayed; "
+                f"got {G_j.loss.item()!r}. "
+                "Make the loss a function of its arguments, torch's global generator and module buffers, or "
+                "use memory=RetainGraphs()."
+            )
+
+    def _validate(self) -> Events:
+        inputs, J = self.inputs, self.inputs.steps
+        point = self._point
+        buffers = zip(inputs.environment.names, inputs.environment.buffers, strict=True)
+        self._end = (point.theta, point.state, {name: b.detach().clone() for name, b in buffers})
+        self._S = inputs.optimizer.zero_adjoint(point.state)
+        forward_unroll.check_end(point.theta, self._train_losses)
+        self._B = {k: torch.zeros_like(v) for k, v in point.theta.items()}
+        if inputs.weights[J] is not None:
+            L = backward_sweep.validation_gradient(inputs, point)
+            self._val_losses[J] = L.loss
+            self._add_validation(J, L)
+        if not bool(torch.isfinite(self.val_loss)):
+            raise NotFiniteError(
+                f"val_loss: expected a finite number; got {self.val_loss.item():g}, though theta_{J} is finite. "
+                "Look at val_loss and val_batch."
+            )
+        yield Event(8, J, {"loss": self.val_loss, "A_opt": self._A_opt, "A_loss": self._A_loss})
+        yield from self._announce(J)
+
+    def _announce(self, j: int) -> Events:
+        """Line 9: B_j and S_j with the gradient of L_val(theta_j) in them."""
+        computed = Event(9, j, {"B": self._B, "S": self._S})
+        yield computed
+        self._B, self._S = computed.values["B"], computed.values["S"]
+
+    def _add_validation(self, j: int, L: Gradient) -> None:
+        """B_j += w_j grad_theta L_val(theta_j), and A_loss its explicit part."""
+        w = self.inputs.weights[j]
+        assert w is not None
+        self._B = {k: torch.add(v, L.theta[k], alpha=w) for k, v in self._B.items()}
+        for k, explicit in L.phi_loss.items():
+            self._A_loss[k].add_(explicit, alpha=w)
+
+    def _sweep(self, j: int) -> Events:
+        inputs = self.inputs
+        record = self._records.pop(j, None)
+        replay = record is None
+        if record is None:
+            self._at_kept(self._point, restore=True)
+            point = self._point if inputs.weights[j] is None else self._marked()
+            G_j = forward_unroll.inner_gradient(inputs, point, keep_graph=True)
+            self._note_loss(j, G_j)
+            computed = Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay, {"theta": point.theta})
+            yield computed
+            record = Record(point, G_j._replace(theta=computed.values["G"]), None)
+            del computed
+        self._gradients.pop(j, None)
+        point, G_j, validation = record
+        del record
+        swept = yield from backward_sweep.step(inputs, point, G_j, self._B, self._S, replay=replay)
+        self._B, self._S = swept.B, swept.S
+        inputs.hyper.accumulate(self._A_opt, j, swept.A_opt)
+        for k, increment in swept.A_loss.items():
+            self._A_loss[k] += increment
+        if inputs.weights[j] is not None:
+            if validation is None:
+                self._return_to(point)
+                validation = backward_sweep.validation_gradient(inputs, point)
+            self._add_validation(j, validation)
+            yield from self._announce(j)

@@ -1,0 +1,43 @@
+"""What a run returns, by the paper's names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gimli_core.optimizers.interface import State, Tensors
+
+__all__ = ["MetaGradient", "Trajectory"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trajectory:
+    """Where the inner loop went. All tensors are detached."""
+
+    val_loss: Tensor  # L = Σ_j w_j L_val(theta_j), by default L_val(theta_J)
+    theta_J: Tensors  # frozen entries included
+    state_J: State
+    buffers_J: Tensors  # module buffers after the last step
+    train_losses: Tensor  # [J], ell_j(theta_j)
+    val_losses: Tensor  # [J + 1], L_val(theta_j) where it has a weight, else nan
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MetaGradient(Trajectory):
+    """What Algorithm 1 returns, by the paper's names and keyed as the inputs were."""
+
+    A_opt: dict[str, Any]  # dL/dphi_opt
+    A_loss: Tensors  # dL/dphi_loss
+    B_0: Tensors  # dL/dtheta_0
+    S_0: State  # dL/ds_0
+    recurrence: str = "augmented"
+
+    def __repr__(self) -> str:
+        note = "" if self.recurrence == "augmented" else f", recurrence={self.recurrence!r} (not the exact gradient)"
+        return (
+            f"MetaGradient(val_loss={self.val_loss.item():.6g}, steps={len(self.train_losses)}, A_opt: "
+            f"{list(self.A_opt)}, "
+            f"A_loss: {list(self.A_loss)}, B_0: {list(self.B_0)}{note})"
+        )

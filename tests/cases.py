@@ -5,14 +5,18 @@ A new optimizer, switch, problem or memory schedule inherits every test of the c
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import gimli_core as gimli
-from gimli_core.memory import RetainGraphs, Schedule, StoreStates
+from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from gimli_core.verification.question import Entries, Question, flatten
 
@@ -52,8 +56,27 @@ RULES = [
     Rule("adamw-amsgrad-maximize", AdamW(amsgrad=True, maximize=True), _ADAM),
 ]
 
+DISK = Path(tempfile.gettempdir()) / "gimli-core-tests"
+
 # The first is the one that the others must equal, bit for bit.
-SCHEDULES: list[Schedule] = [RetainGraphs(), StoreStates()]
+SCHEDULES: list[Schedule] = [
+    RetainGraphs(),
+    StoreStates(),
+    Checkpoint(1),
+    Checkpoint(2),
+    Checkpoint(2, graphs=2),
+    Checkpoint(1, gradients=True),
+    Checkpoint(2, DISK, disk_snapshots=1, graphs=2, gradients=True),
+    Checkpoint(1, DISK),
+    Budget("1GB"),
+]
+
+
+@atexit.register
+def _remove_disk() -> None:
+    with contextlib.suppress(OSError):  # never made, or in use by another run of the tests
+        DISK.rmdir()
+
 
 STARTS = ["cold", "warm"]
 

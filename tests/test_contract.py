@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import gimli_core as gimli
+from gimli_core.memory import Budget
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from gimli_core.verification.plain_unroll import autograd_gradient, random_rounding
 from tests.cases import PROBLEMS, RULES, SCHEDULES, STARTS, Rule, arguments, distance, entries, question
@@ -57,7 +58,7 @@ def test_engine_equals_autograd(rule: Rule, problem: Any, start: str) -> None:
 def test_schedules_agree_to_the_bit(rule: Rule, problem: Any, start: str) -> None:
     made = arguments(rule, problem, start)
     results = []
-    for schedule in SCHEDULES:
+    for schedule in (*SCHEDULES, Budget(gimli.plan(**made).least)):
         torch.manual_seed(2)
         results.append((flat_results(gimli.meta_gradient(**made, memory=schedule)), torch.get_rng_state()))
     first, generator = results[0]

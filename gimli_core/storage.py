@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,10 @@ class Storage:
     def __iter__(self) -> Iterator[int]:
         """The steps whose points are stored."""
         return iter(sorted((*self._points, *self._on_disk)))
+
+    def keys(self) -> KeysView[int]:
+        """The same, as a set."""
+        return dict.fromkeys(self).keys()
 
     def close(self) -> None:
         """Forget all points, and remove the directory made for them."""

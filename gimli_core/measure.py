@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gimli_core.errors import ArgumentError, explain
 from gimli_core.inputs import Inputs
 from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Tier, Validate
 from gimli_core.memory.allocator import keeper, separates
 from gimli_core.memory.budget import Budget, choose, estimate
 from gimli_core.memory.checkpoint import Checkpoint
 from gimli_core.memory.cost import Act, Costs
+from gimli_core.memory.sizes import show_size
 from gimli_core.record import Point
 from gimli_core.storage import Storage
 
@@ -164,13 +166,30 @@ def nbytes(tree: Any) -> int:
     return sum(t.nbytes for t in _tensors(tree))
 
 
+def counted(inputs: Inputs, run: Callable[[Inputs, Schedule], Run]) -> int:
+    """Bytes that a run with one snapshot takes at its highest, by making it once."""
+    meter = LiveBytes()
+    found = inputs.environment.capture()
+    try:
+        with meter:
+            _drain(run(inputs, Checkpoint(1)))
+    finally:
+        inputs.environment.restore(found)
+    return meter.peak
+
+
 def settle(
     schedule: Schedule, inputs: Inputs, run: Callable[[Inputs, Schedule], Run]
 ) -> tuple[Schedule, Callable[[], None]]:
     """The schedule to run, and what to call between its actions. A budget is measured and becomes a `Checkpoint`."""
     if not isinstance(schedule, Budget):
         return schedule, lambda: None
-    if inputs.steps < 2:
+    if inputs.steps < 2:  # nothing to choose
+        need = counted(inputs, run)
+        if need > schedule.bytes:
+            remedy = "With so few steps no other schedule takes less; a smaller batch does."
+            came, expected = show_size(schedule.bytes), f"at least {need} bytes for {inputs.steps} steps"
+            raise ArgumentError(explain(f"Budget({schedule.size!r})", expected, came, remedy))
         return Checkpoint(1), lambda: None
     keep = keeper()
     costs = measure(inputs, run, schedule.disk)

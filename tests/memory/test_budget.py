@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import gimli_core as gimli
+import gimli_core.measure as measure_module
+import gimli_core.storage as storage_module
 from gimli_core.errors import ArgumentError
 from gimli_core.execution import Execution
 from gimli_core.inputs import prepare
@@ -71,6 +73,43 @@ def test_more_bytes_never_take_longer(steps):
 def test_too_small_a_budget_says_what_would_do():
     with pytest.raises(ArgumentError, match=r"at least .* for 40 steps; got .*all graphs"):
         choose(Budget(least(40, COSTS) - 1), 40, COSTS)
+
+
+@pytest.mark.parametrize("steps", [7, 40, 300])
+def test_disk_never_takes_longer(steps, tmp_path):
+    """With room for one state only, states on disk save the replays; the rest of memory stays within the budget."""
+    size = least(steps, COSTS) + 1
+    alone, helped = choose(Budget(size), steps, COSTS), choose(Budget(size, tmp_path), steps, COSTS)
+    assert helped.disk == tmp_path
+    walked = predict(helped.actions(steps), COSTS)
+    assert walked.disk > 0
+    assert walked.peak <= size
+    assert walked.seconds < predict(alone.actions(steps), COSTS).seconds
+
+
+def test_a_budget_with_disk_returns_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure_module, "_disk_seconds", lambda inputs, disk: (0.0, 0.0))  # so that disk pays
+    written = []
+    write = storage_module.write_file
+    monkeypatch.setattr(storage_module, "write_file", lambda path, *rest: (written.append(path), write(path, *rest)))
+    arguments, options = problem()
+    expected = gimli.meta_gradient(*arguments, **options)
+    found = gimli.meta_gradient(*arguments, **options, memory=Budget(gimli.plan(*arguments, **options).least, tmp_path))
+    assert written
+    assert torch.equal(found.A_opt["lr"], expected.A_opt["lr"])
+    assert all(torch.equal(found.B_0[k], v) for k, v in expected.B_0.items())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_too_small_a_budget_for_few_steps(steps):
+    arguments, options = problem(steps=steps)
+    with pytest.raises(ArgumentError, match=rf"at least \d+ bytes for {steps} steps; got 9 B") as caught:
+        gimli.meta_gradient(*arguments, **options, memory=Budget(9))
+    need = int(str(caught.value).split("at least ")[1].split()[0])
+    gimli.meta_gradient(*arguments, **options, memory=Budget(need))
+    with pytest.raises(ArgumentError, match="at least"):
+        gimli.meta_gradient(*arguments, **options, memory=Budget(need - 1))
 
 
 def problem(width=64, steps=12):

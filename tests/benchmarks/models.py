@@ -1,0 +1,191 @@
+"""Peak memory and time of the memory schedules on two more models, each run in its own process.
+
+    python -m tests.benchmarks.models [--model transformer convnet] [--steps 20] [--budgets 3]
+
+A transformer (2 layers, width 256, context 128, AdamW) and a small convolutional network (4 layers, SGD with momentum),
+on random data, against autograd through a plain unroll; then budgets from the least up to all graphs.
+Peaks are above what the process holds after a small run of the same kind, so that loading libraries does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gimli_core as gimli
+from gimli_core.inputs import prepare
+from gimli_core.measure import measure
+from gimli_core.memory.budget import choose, estimate, least
+from gimli_core.memory.cost import predict
+from gimli_core.meta_gradient import Execution
+from tests.benchmarks.budget import schedule_named
+from tests.benchmarks.measure import MIB, in_fresh_process, peak_above_base
+
+FIXED = ("autograd", "RetainGraphs()", "StoreStates()", "Checkpoint(5)", "Checkpoint(1)")
+TOKENS, CONTEXT, WIDTH, HEADS, LAYERS = 64, 128, 256, 4, 2
+
+
+class Block(nn.Module):
+    """Causal attention and a feed-forward part, each after a norm; attention in plain products, which derive twice."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, W = x.shape
+        q, k, v = self.qkv(self.norms[0](x)).view(B, T, 3, HEADS, W // HEADS).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-1, -2) / (W // HEADS) ** 0.5
+        scores = scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), float("-inf"))
+        x = x + self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, W))
+        return x + self.down(F.gelu(self.up(self.norms[1](x))))
+
+
+class Transformer(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(TOKENS, width), nn.Embedding(CONTEXT, width)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(LAYERS)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, TOKENS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tokens(x) + self.places.weight[: x.shape[1]]
+        return self.head(self.norm(self.blocks(x)))
+
+
+def convnet(width: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for i in range(4):
+        layers += [nn.Conv2d(3 if i == 0 else width, width, 3, stride=2, padding=1), nn.Softplus()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * width, 10))
+
+
+class Work:
+    """One meta-gradient of J steps: learned learning rates, one a tensor."""
+
+    def __init__(self, model: str, steps: int, small: bool = False) -> None:
+        torch.manual_seed(0)
+        self.steps, self.adam = steps, model == "transformer"
+        if self.adam:
+            self.net: nn.Module = Transformer(16 if small else WIDTH)
+            x = torch.randint(TOKENS, (4, 8, 1 + (16 if small else CONTEXT)))
+            self.pool = [(b[:, :-1], b[:, 1:].reshape(-1)) for b in x]
+        else:
+            self.net = convnet(4 if small else 64)
+            self.pool = [(torch.randn(64, 3, 32, 32), torch.randint(10, (64,))) for _ in range(4)]
+        self.theta_0 = {k: v.detach() for k, v in self.net.named_parameters()}
+        rule = gimli.optimizers.AdamW() if self.adam else gimli.optimizers.SGD(momentum=0.9)
+        self.lr = {k: torch.tensor(1e-3) for k in self.theta_0}
+        self.problem = gimli.Problem(self.loss, self.loss, rule)
+
+    def loss(self, theta: dict[str, Tensor], phi: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+        out: Tensor = torch.func.functional_call(self.net, theta, (batch[0],))
+        return F.cross_entropy(out.reshape(-1, out.shape[-1]), batch[1])
+
+    def arguments(self) -> dict[str, Any]:
+        batches: Callable[[int], Any] = lambda j: self.pool[j % 3]  # noqa: E731
+        return {
+            "problem": self.problem, "theta_0": self.theta_0, "train_batches": batches, "val_batch": self.pool[3],
+            "steps": self.steps, "phi_opt": {"lr": self.lr},
+        }  # fmt: skip
+
+    def engine(self, memory: gimli.memory.Schedule) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = gimli.meta_gradient(**self.arguments(), memory=memory).A_opt["lr"]
+        return found
+
+    def autograd(self) -> dict[str, Tensor]:
+        lr = {k: v.clone().requires_grad_() for k, v in self.lr.items()}
+        theta = {k: v.clone().requires_grad_() for k, v in self.theta_0.items()}
+        m = {k: torch.zeros_like(v) for k, v in theta.items()}
+        v = dict(m)
+        for j in range(self.steps):
+            loss = self.loss(theta, None, self.pool[j % 3])
+            G = dict(zip(theta, torch.autograd.grad(loss, list(theta.values()), create_graph=True), strict=True))
+            if self.adam:
+                m = {k: 0.9 * m[k] + 0.1 * g for k, g in G.items()}
+                v = {k: 0.999 * v[k] + 0.001 * g * g for k, g in G.items()}
+                c1, c2 = 1 - 0.9 ** (j + 1), 1 - 0.999 ** (j + 1)
+                theta = {
+                    k: x * (1 - 0.01 * lr[k]) - lr[k] / c1 * m[k] / ((v[k] / c2).sqrt() + 1e-8)
+                    for k, x in theta.items()
+                }
+            else:
+                m = {k: 0.9 * m[k] + g for k, g in G.items()}
+                theta = {k: x - lr[k] * m[k] for k, x in theta.items()}
+        loss = self.loss(theta, None, self.pool[3])
+        return dict(zip(lr, torch.autograd.grad(loss, list(lr.values())), strict=True))
+
+
+def run(work: Work, name: str) -> dict[str, Tensor]:
+    return work.autograd() if name == "autograd" else work.engine(schedule_named(name))
+
+
+def one(model: str, name: str, steps: int) -> None:
+    """Print the peak in bytes above the base, the seconds, and a checksum of the gradient."""
+    small = Work(model, 2, small=True)
+    run(small, name if name == "autograd" else f"Budget({8 << 30})")
+    seconds, total = 0.0, 0.0
+
+    def prepare_run() -> Callable[[], None]:
+        work = Work(model, steps)
+
+        def timed() -> None:
+            nonlocal seconds, total
+            start = time.perf_counter()
+            found = run(work, name)
+            seconds, total = time.perf_counter() - start, sum(g.abs().sum().item() for g in found.values())
+
+        return timed
+
+    peak = peak_above_base(prepare_run)
+    print(peak, seconds, total)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", nargs="+", choices=("transformer", "convnet"), default=["transformer", "convnet"])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--budgets", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=FIXED, help="which of the fixed schedules to run")
+    parser.add_argument("--one", help="print only this schedule's peak, seconds and checksum")
+    given = parser.parse_args()
+    if given.one:
+        one(given.model[0], given.one, given.steps)
+        return
+    heads = {"schedule": -24, "MiB": 7, "ratio": 7, "predicted/measured": 20, "s": 7, "s ratio": 9, "sum |A|": 14}
+    print(f"{'model':12}" + "".join(f"{h:{'<' if w < 0 else '>'}{abs(w)}}" for h, w in heads.items()))
+    for model in given.model:
+        J = given.steps
+        costs = measure(prepare(**Work(model, J).arguments()), Execution)
+        smallest, largest = least(J, costs) * 1.02, 1.02 * estimate(gimli.memory.Checkpoint(1, graphs=J), J, costs)[0]
+        sizes = [int(smallest * (largest / smallest) ** (i / max(given.budgets - 1, 1))) for i in range(given.budgets)]
+        reference: tuple[int, float] | None = None
+        for name in (*given.only, *(f"Budget({size})" for size in sizes)):
+            options = ("--model", model, "--steps", str(J), "--one", name)
+            words = in_fresh_process("tests.benchmarks.models", *options).split()
+            peak, seconds = int(words[0]), float(words[1])
+            reference = reference or (peak, seconds)
+            told, verdict = "", ""
+            if name != "autograd":
+                schedule = schedule_named(name)
+                if isinstance(schedule, gimli.memory.Budget):
+                    verdict = "  kept" if peak <= schedule.bytes else "  EXCEEDED"
+                    schedule = choose(schedule, J, costs)
+                told = f"{predict(schedule.actions(J), costs).peak / peak:.2f}"
+            print(
+                f"{model:12}{name:24}{peak / MIB:7.0f}{peak / reference[0]:7.2f}{told:>20}{seconds:7.1f}"
+                f"{seconds / reference[1]:9.2f}{words[2]:>14.12}{verdict}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

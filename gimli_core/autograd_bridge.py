@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ def unroll(
     memory: Schedule | None = None,
     recurrence: str = "augmented",
     check: bool = True,
+    resume: str | Path | None = None,
     with_trajectory: bool = False,
 ) -> Any:
     """The validation loss after J inner steps, tied into autograd.
@@ -50,7 +52,7 @@ def unroll(
     `loss.backward()` runs the backward sweep once and fills the gradients of phi_opt, phi_loss,
     theta_0, state_0 and val_weights, and of whatever computed them (a hypernetwork, `log_lr.exp()`).
 
-    Args: as in `meta_gradient`, and
+    Args: as in `meta_gradient` (`resume` notes the sweep too; its files go when `backward` ends), and
         with_trajectory: return `(loss, trajectory)`, with a `Trajectory` of detached results.
 
     Returns:
@@ -84,7 +86,7 @@ def unroll(
     )  # fmt: skip
     if check:
         require(inputs, replays=schedule.replays, tied=True)
-    execution = Execution(inputs, schedule)
+    execution = Execution(inputs, schedule, resume)
     arguments = {
         "A_opt": phi_opt or {},
         "A_loss": phi_loss or {},

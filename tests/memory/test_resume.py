@@ -55,6 +55,38 @@ def test_after_every_writing(schedule, weights, tmp_path, monkeypatch):
     pytest.fail("the run never ended")
 
 
+def test_unroll_goes_on_in_either_direction(tmp_path, monkeypatch):
+    def loss(theta, phi, target):
+        return ((theta["w"] - target) ** 2).sum() / 2 + 0.1 * (theta["w"] ** 4).sum()
+
+    problem = gimli.Problem(loss, loss, gimli.optimizers.Adam())
+    arguments = problem, {"w": torch.zeros(2)}, [torch.ones(2)] * 6, torch.ones(2)
+    expected = gimli.meta_gradient(*arguments, phi_opt={"lr": 0.1})
+    monkeypatch.setattr(resume_module, "SECONDS", 0.0)
+    write, stopped = Journal.write, []
+
+    def write_and_stop(self, *arguments):
+        write(self, *arguments)
+        raise Killed
+
+    monkeypatch.setattr(Journal, "write", write_and_stop)
+    for _ in range(100):
+        lr = torch.tensor(0.1, requires_grad=True)
+        part = "forwards"
+        try:
+            made = gimli.unroll(*arguments, phi_opt={"lr": lr}, memory=Checkpoint(2), resume=tmp_path / "run")
+            part = "backwards"
+            made.backward()
+        except Killed:
+            stopped.append(part)
+            continue
+        break
+    assert {"forwards", "backwards"} <= set(stopped)
+    assert torch.equal(made.detach(), expected.val_loss)
+    assert torch.equal(lr.grad, expected.A_opt["lr"].to(lr))
+    assert not (tmp_path / "run").exists()
+
+
 PROGRAM = """
 import sys, torch, gimli_core.resume
 from gimli_core.memory import Checkpoint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -38,3 +40,15 @@ def test_progress_counts():
     run(0.1, progress, 100, gimli.memory.Checkpoint(5))
     assert (progress.advanced, progress.replayed, progress.swept) == (100, 217, 100)
     assert any("left" in line for line in lines)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_progress_is_drawn_with_and_without_rich(installed, capsys, monkeypatch):
+    if not installed:
+        monkeypatch.setitem(sys.modules, "rich.console", None)  # importing it fails
+    run(0.1, gimli.Progress(10, seconds=0.0), 10, gimli.memory.Checkpoint(3))
+    out, said = capsys.readouterr()
+    assert out == ""
+    assert said.rstrip(" ").endswith("advanced 10/10, replayed 6, swept 10/10".ljust(78) + "\n")
+    assert "left" in said
+    assert said.count("\n") == 1

@@ -151,11 +151,8 @@ class Hyperparameters:
         self.wanted = tuple(meta)
         for name in meta:
             _check_name(name, optimizer)
-        fixed = [
-            self._resolve(type(optimizer), n, v, f"{type(optimizer).__name__}({n}=…)")
-            for n, v in optimizer.hyperparameters().items()
-        ]
-        learned = [self._resolve(type(optimizer), n, v, f"phi_opt[{n!r}]") for n, v in meta.items()]
+        fixed = [self._resolve(optimizer, n, v, f"{type(optimizer).__name__}({n}=…)") for n, v in optimizer.hyperparameters().items()]
+        learned = [self._resolve(optimizer, n, v, f"phi_opt[{n!r}]") for n, v in meta.items()]
         self.leaves = [leaf for leaves in learned for leaf in leaves]
         # Later entries win: a phi_opt that covers some tensors leaves the others to the optimizer's own value.
         self._home: dict[str, dict[str, tuple[Leaf, int, int | None]]] = {k: {} for k in theta}
@@ -222,9 +219,7 @@ class Hyperparameters:
 
         return {name: fill(value) for name, value in self.given.items()}
 
-    def _resolve(
-        self, rule: type[Optimizer], name: str, value: Any, label: str, inside_step: bool = False
-    ) -> list[Leaf]:
+    def _resolve(self, rule: Optimizer, name: str, value: Any, label: str, inside_step: bool = False) -> list[Leaf]:
         if isinstance(value, PerStep):
             return self._resolve(rule, name, value.value, label, inside_step=True)
         if not isinstance(value, Mapping):
@@ -246,17 +241,11 @@ class Hyperparameters:
         return leaves
 
     def _leaf(
-        self,
-        rule: type[Optimizer],
-        name: str,
-        value: Any,
-        label: str,
-        serves: tuple[str, ...],
-        stepwise: bool,
-        whole: bool,
+        self, rule: Optimizer, name: str, value: Any, label: str, serves: tuple[str, ...], stepwise: bool, whole: bool
     ) -> Leaf:
         value = _as_tensor(value, label)
-        reading = self._read(value.shape, label, serves, stepwise, whole)
+        own = name in rule.own_parameters()
+        reading = (False, False) if own else self._read(value.shape, label, serves, stepwise, whole)
         anywhere = next(iter(self.theta.values()))
         if value.device != anywhere.device and value.ndim > 0:
             raise ArgumentError(
@@ -325,17 +314,17 @@ class Hyperparameters:
 
 
 def _check_name(name: str, optimizer: Optimizer) -> None:
-    rule = type(optimizer)
-    if name in rule.continuous():
+    rule, known = type(optimizer), optimizer.continuous()
+    if name in known:
         return
     if hasattr(optimizer, name) and name in getattr(rule, "__dataclass_fields__", {}):
         raise ArgumentError(
-            explain(f"phi_opt[{name!r}]", f"a continuous hyperparameter ({listing(rule.continuous())})",
+            explain(f"phi_opt[{name!r}]", f"a continuous hyperparameter ({listing(known)})",
                     "a switch, which has no derivative", f"Give {name}= to {rule.__name__}(...) instead.")
         )  # fmt: skip
     raise ArgumentError(
-        explain("phi_opt", f"hyperparameters of {rule.__name__} ({listing(rule.continuous())})", repr(name),
-                f"Rename or remove it.{closest(name, rule.continuous())}")
+        explain("phi_opt", f"hyperparameters of {rule.__name__} ({listing(known)})", repr(name),
+                f"Rename or remove it.{closest(name, known)}")
     )  # fmt: skip
 
 

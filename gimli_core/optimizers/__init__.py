@@ -1,8 +1,46 @@
 """Optimizers, each a step and its analytic pullback side by side."""
 
+from gimli_core.optimizers.adadelta import Adadelta
 from gimli_core.optimizers.adagrad import Adagrad
 from gimli_core.optimizers.adam import Adam, AdamW
-from gimli_core.optimizers.interface import ElementwiseOptimizer, Optimizer, Pulled
+from gimli_core.optimizers.adamax import Adamax
+from gimli_core.optimizers.asgd import ASGD
+from gimli_core.optimizers.check import check_pullback
+from gimli_core.optimizers.derived import DerivedOptimizer
+from gimli_core.optimizers.interface import (
+    ElementwiseOptimizer,
+    Optimizer,
+    Pulled,
+    TensorwiseOptimizer,
+    hyperparameter,
+)
+from gimli_core.optimizers.lion import Lion
+from gimli_core.optimizers.nadam import NAdam
+from gimli_core.optimizers.radam import RAdam
+from gimli_core.optimizers.rmsprop import RMSprop
+from gimli_core.optimizers.rprop import Rprop
 from gimli_core.optimizers.sgd import SGD
+from gimli_core.optimizers.sparse_adam import SparseAdam
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "ElementwiseOptimizer", "Optimizer", "Pulled"]
+__all__ = [
+    "ASGD",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "DerivedOptimizer",
+    "ElementwiseOptimizer",
+    "Lion",
+    "NAdam",
+    "Optimizer",
+    "Pulled",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "SparseAdam",
+    "TensorwiseOptimizer",
+    "check_pullback",
+    "hyperparameter",
+]

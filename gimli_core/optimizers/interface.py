@@ -11,7 +11,8 @@ B' = dL/dtheta' and S' = dL/ds' of what came out to those of what went in:
 
 Every method is a pure function of tensors: no autograd, no hidden state, no
 branch on a value. A new rule derives from `ElementwiseOptimizer` (one tensor at
-a time, diagonal Jacobians) or from `Optimizer` (anything else).
+a time, diagonal Jacobians), from `TensorwiseOptimizer` (one tensor at a time) or
+from `Optimizer` (anything else).
 
 State is slot-major: `{"step": t, "exp_avg": {name: tensor}, ...}`. `step`
 counts finished steps, a float64 number that nothing is differentiated by.
@@ -32,7 +33,16 @@ from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain, listing
 
-__all__ = ["ElementwiseOptimizer", "Hyper", "Optimizer", "Pulled", "State", "Tensors", "hyperparameter"]
+__all__ = [
+    "ElementwiseOptimizer",
+    "Hyper",
+    "Optimizer",
+    "Pulled",
+    "State",
+    "Tensors",
+    "TensorwiseOptimizer",
+    "hyperparameter",
+]
 
 Tensors = dict[str, Tensor]
 State = dict[str, Any]
@@ -71,15 +81,31 @@ class Optimizer(ABC):
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self.check_range(name, value, f"{type(self).__name__}({name}=…)")
 
-    @classmethod
-    def continuous(cls) -> tuple[str, ...]:
-        """Names of the hyperparameters that a meta-gradient can be taken of."""
-        return tuple(f.name for f in fields(cls) if f.metadata.get("continuous"))
+    def _assign(self, given: Mapping[str, Any], **pairs: tuple[str, str]) -> None:
+        """Set the fields from an explicit `__init__`'s `locals()`; `betas=("beta1", "beta2")` splits a pair."""
+        values = {name: value for name, value in given.items() if name not in ("self", "__class__", *pairs)}
+        for pair, names in pairs.items():
+            if not isinstance(given[pair], (tuple, list)) or len(given[pair]) != 2:
+                raise ArgumentError(
+                    explain(f"{type(self).__name__}({pair}=…)", f"a pair ({', '.join(names)})", repr(given[pair]),
+                            "Give two numbers.")
+                )  # fmt: skip
+            values.update(zip(names, given[pair], strict=True))
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
 
-    @classmethod
-    def check_range(cls, name: str, value: float, argument: str) -> None:
+    def continuous(self) -> tuple[str, ...]:
+        """Names of the hyperparameters that a meta-gradient can be taken of."""
+        return tuple(f.name for f in fields(self) if f.metadata.get("continuous"))
+
+    def own_parameters(self) -> tuple[str, ...]:
+        """Those of `continuous()` that are the rule's own parameters: of any shape, and the same for every tensor."""
+        return ()
+
+    def check_range(self, name: str, value: float, argument: str) -> None:
         """Raise `ArgumentError` unless `value` lies in the range of hyperparameter `name`."""
-        meta = next(f.metadata for f in fields(cls) if f.name == name)
+        meta = next(f.metadata for f in fields(self) if f.name == name)
         if not meta["low"] <= value < meta["below"]:
             raise ArgumentError(
                 explain(
@@ -132,8 +158,8 @@ class Optimizer(ABC):
         }
 
 
-class ElementwiseOptimizer(Optimizer):
-    """A rule that treats every element alone; its Jacobians are diagonal.
+class TensorwiseOptimizer(Optimizer):
+    """A rule that treats every tensor of theta alone.
 
     A subclass says which slots it keeps and writes two functions of single tensors:
     `_step(theta, s, G, h, t) -> (theta', s')` and
@@ -145,7 +171,8 @@ class ElementwiseOptimizer(Optimizer):
         """Names of the state tensors kept for each tensor of theta."""
         return ()
 
-    def _initial(self, slot: str, theta: Tensor, h: dict[str, Tensor]) -> Tensor:
+    def _initial(self, slot: str, theta: Tensor, h: dict[str, Tensor]) -> Tensor | None:
+        """s_0 of one slot, or None where this tensor has no such slot."""
         return torch.zeros_like(theta)
 
     @abstractmethod
@@ -161,7 +188,8 @@ class ElementwiseOptimizer(Optimizer):
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         state: State = {"step": torch.zeros((), dtype=torch.float64)}
         for slot in self.slots():
-            state[slot] = {k: self._initial(slot, v, hyper[k]) for k, v in theta.items()}
+            first = {k: self._initial(slot, v, hyper[k]) for k, v in theta.items()}
+            state[slot] = {k: v for k, v in first.items() if v is not None}
         return state
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
@@ -169,11 +197,10 @@ class ElementwiseOptimizer(Optimizer):
         new_theta: Tensors = {}
         new_state: State = {"step": t} | {slot: {} for slot in self.slots()}
         for k, theta_k in theta.items():
-            s = {slot: lifted(state[slot][k]) for slot in self.slots()}
-            new, s = self._step(lifted(theta_k), s, lifted(G[k]), hyper[k], t)
+            new, s = self._step(lifted(theta_k), self._held(state, k, theta_k), lifted(G[k]), hyper[k], t)
             new_theta[k] = new.reshape(theta_k.shape)
             for slot, value in s.items():
-                new_state[slot][k] = value.reshape(theta_k.shape)
+                new_state[slot][k] = value.reshape(state[slot][k].shape)
         return new_theta, new_state
 
     def pullback(
@@ -182,14 +209,25 @@ class ElementwiseOptimizer(Optimizer):
         t = state["step"] + 1
         pulled = Pulled({}, {}, {slot: {} for slot in self.slots()}, {})
         for k, theta_k in theta.items():
-            s = {slot: lifted(state[slot][k]) for slot in self.slots()}
-            S_k = {slot: lifted(S[slot][k]) for slot in self.slots()}
+            s, S_k = self._held(state, k, theta_k), self._held(S, k, theta_k)
             V, B_k, S_k, thunks = self._pullback(lifted(theta_k), s, lifted(G[k]), hyper[k], t, lifted(B[k]), S_k)
             pulled.V[k], pulled.B[k] = V.reshape(theta_k.shape), B_k.reshape(theta_k.shape)
             for slot, value in S_k.items():
-                pulled.S[slot][k] = value.reshape(theta_k.shape)
+                pulled.S[slot][k] = value.reshape(state[slot][k].shape)
             pulled.A[k] = {name: reduce_like(thunks[name](), hyper[k][name]) for name in wanted if name in thunks}
         return pulled
+
+    def _held(self, state: State, k: str, theta: Tensor) -> Tensors:
+        """The slots of one tensor, lifted where it is. Plain numbers, in float64, stay numbers."""
+        held = {slot: state[slot][k] for slot in self.slots() if k in state[slot]}
+        return {slot: lifted(v) if theta.ndim == 0 and v.dtype == theta.dtype else v for slot, v in held.items()}
+
+
+class ElementwiseOptimizer(TensorwiseOptimizer):
+    """A rule that treats every element alone; its Jacobians are diagonal.
+
+    Written as a `TensorwiseOptimizer` is. In return, `jacobians` shows every derivative.
+    """
 
     def jacobians(
         self, theta: Tensors, state: State | None = None, G: Tensors | None = None, hyper: Hyper | None = None

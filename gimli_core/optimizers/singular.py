@@ -14,12 +14,19 @@ Proof: appendix_proofs/zero_gradient.py.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-__all__ = ["sqrt_slope"]
+__all__ = ["flat_sqrt", "sqrt_slope"]
 
 
 def sqrt_slope(root: Tensor) -> Tensor:
     """d sqrt(x)/dx = 1 / (2 sqrt(x)), and 0 at x = 0, given root = sqrt(x)."""
     # 0.5 / root is infinite at root = 0 alone: the root of the smallest number is far from 0. A nan stays.
     return (0.5 / root).nan_to_num_(nan=float("nan"), posinf=0.0)
+
+
+def flat_sqrt(x: Tensor) -> Tensor:
+    """sqrt(x) for autograd, with derivative 0 at x = 0: for the `step` of a `DerivedOptimizer`."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)

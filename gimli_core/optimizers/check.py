@@ -1,0 +1,215 @@
+"""Is a hand-written pullback that of its step? One call, and the first wrong entry by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gimli_core.errors import ArgumentError, VerificationError, explain
+from gimli_core.optimizers.derived import derived_pullback
+from gimli_core.optimizers.interface import Hyper, Optimizer, Pulled, State, Tensors
+
+__all__ = ["PullbackReport", "check_pullback"]
+
+
+class Entry(NamedTuple):
+    """One Jacobian block of one tensor, contracted with a random adjoint of its output."""
+
+    output: str  # "theta" or a slot
+    input: str  # "G", "theta", a slot or a hyperparameter
+    tensor: str
+    error: float  # largest difference, relative to the block's largest entry
+    index: tuple[int, ...]  # where
+    came: float
+    expected: float
+    oracle: str  # "autograd", or "finite differences" where autograd is not finite
+
+
+@dataclass(frozen=True)
+class PullbackReport:
+    """Every block that was compared, and the first that is wrong."""
+
+    optimizer: str
+    entries: tuple[Entry, ...]
+    tolerance: float
+
+    @property
+    def first_wrong(self) -> Entry | None:
+        """The first entry beyond the tolerance, or None."""
+        return next((e for e in self.entries if not e.error <= self.tolerance), None)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every entry agrees."""
+        return self.first_wrong is None
+
+    @property
+    def worst(self) -> float:
+        """The largest error."""
+        return max((e.error for e in self.entries), default=0.0)
+
+    def assert_ok(self) -> None:
+        """Raise `VerificationError`, naming the first wrong entry."""
+        if self.first_wrong is not None:
+            raise VerificationError(str(self))
+
+    def __str__(self) -> str:
+        wrong = self.first_wrong
+        if wrong is None:
+            return f"{self.optimizer}: the pullback agrees with its step in {len(self.entries)} blocks, error <= {self.worst:.1e}"
+        at = f"[{', '.join(map(str, wrong.index))}]" if wrong.index else ""
+        return (
+            f"{self.optimizer}.pullback: d {wrong.output}' / d {wrong.input} of {wrong.tensor!r}{at}: expected {wrong.expected!r} "
+            f"({wrong.oracle}); got {wrong.came!r}. It is the first of {sum(not e.error <= self.tolerance for e in self.entries)} wrong blocks."
+        )
+
+
+def check_pullback(
+    optimizer: Optimizer,
+    theta: Tensors | None = None,
+    *,
+    state: State | None = None,
+    G: Tensors | None = None,
+    hyper: Hyper | None = None,
+    steps: int = 3,
+    seed: int = 0,
+    tolerance: float = 1e-9,
+) -> PullbackReport:
+    """Compare an optimizer's pullback with the vector-Jacobian product of its own step, block by block.
+
+    For each output (theta' and every state slot) a random adjoint is pulled back, and every input's adjoint is
+    compared with autograd through one step. Where autograd is not finite (sqrt at 0, say) central finite
+    differences of the step stand in. A hyperparameter that is the number 0, and so left out of the step, is not
+    compared: give it as `torch.tensor(0.0)`.
+
+    Args:
+        optimizer: what to check.
+        theta: `{name: float64 tensor}`; a small matrix and a vector by default.
+        state: s_j; by default the state after `steps` steps with random gradients.
+        G: the gradient; random by default.
+        hyper: `{name: {hyperparameter: value}}`; the values given at construction by default.
+        steps, seed: for the defaults.
+        tolerance: allowed error, relative to the largest entry of a block.
+
+    Returns:
+        PullbackReport: `.ok`, `.first_wrong`, `.assert_ok()`; printing it says the same.
+
+    Raises:
+        ArgumentError: a pullback that returns an adjoint of the wrong shape, or none.
+
+    Cost: one pullback and one differentiated step for each output.
+
+    >>> import gimli_core as gimli
+    >>> gimli.optimizers.check_pullback(gimli.optimizers.Adam(lr=0.1)).ok
+    True
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+    if theta is None:
+        theta = {k: randn(torch.empty(shape, dtype=torch.float64)) for k, shape in {"w": (3, 2), "b": (4,)}.items()}
+    hyper = constants(optimizer, theta) if hyper is None else hyper
+    if state is None:
+        moving, state = theta, optimizer.initial_state(theta, hyper)
+        for _ in range(steps):
+            moving, state = optimizer.step(moving, state, {k: randn(v) for k, v in theta.items()}, hyper)
+    G = {k: randn(v) for k, v in theta.items()} if G is None else G
+    point = (theta, state, G, hyper)
+    slots = [slot for slot in state if slot != "step"]
+    names = [name for name in optimizer.continuous() if optimizer.uses(name)]
+    entries: list[Entry] = []
+    for output in ("theta", *slots):
+        B = {k: randn(v) * float(output == "theta") for k, v in theta.items()}
+        S = {slot: {k: randn(v) * float(output == slot) for k, v in state[slot].items()} for slot in slots}
+        came = optimizer.pullback(*point, B, S, names)
+        expected = derived_pullback(optimizer.step, *point, B, S, names)
+        for (by, k, got), (_, _, want) in zip(_blocks(came, expected), _blocks(expected, expected), strict=True):
+            entries.append(_compare(optimizer, point, (output, by, k), got, want, B, S))
+    return PullbackReport(type(optimizer).__name__, tuple(entries), tolerance)
+
+
+def constants(optimizer: Optimizer, theta: Tensors) -> Hyper:
+    """The hyperparameters given at construction, as numbers for every tensor of theta."""
+    given = optimizer.hyperparameters()
+    return {
+        k: {n: v.detach() if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for n, v in given.items()}
+        for k in theta
+    }
+
+
+def _blocks(pulled: Pulled, like: Pulled) -> Iterator[tuple[str, str, Tensor]]:
+    """(input, tensor, adjoint) of everything in `like`; a hyperparameter that `pulled` leaves out has adjoint 0."""
+    for by, tensors, shapes in (
+        ("G", pulled.V, like.V), ("theta", pulled.B, like.B), *((slot, pulled.S[slot], like.S[slot]) for slot in like.S)
+    ):  # fmt: skip
+        for k, shape in shapes.items():
+            yield by, k, _shaped(by, k, tensors.get(k), shape)
+    for k, adjoints in like.A.items():
+        for name, shape in adjoints.items():
+            yield name, k, _shaped(name, k, pulled.A[k].get(name, torch.zeros_like(shape)), shape)
+
+
+def _shaped(by: str, k: str, came: Tensor | None, like: Tensor) -> Tensor:
+    if came is None or came.shape != like.shape:
+        what = "nothing" if came is None else f"shape {list(came.shape)}"
+        raise ArgumentError(explain(f"pullback: the adjoint of {by} of {k!r}", f"shape {list(like.shape)}", what, "Return one for every input."))
+    return came
+
+
+def _compare(
+    optimizer: Optimizer, point: Any, names: tuple[str, str, str], came: Tensor, expected: Tensor, B: Tensors, S: State
+) -> Entry:
+    output, by, k = names
+    oracle = "autograd"
+    broken = ~torch.isfinite(expected)
+    if bool(broken.any()):
+        oracle = "finite differences"
+        expected = expected.clone()
+        for index in broken.nonzero().tolist():
+            expected[tuple(index)] = _slope(optimizer, point, by, k, tuple(index), B, S)
+    difference = torch.nan_to_num((came - expected).abs(), nan=float("inf"))
+    scale = max(expected.abs().max().item(), came.abs().max().item() if oracle == "autograd" else 0.0) or 1.0
+    where = int(difference.argmax()) if difference.numel() else 0
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(where), came.shape)) if came.ndim else ()
+    # Finite differences are good to about six digits.
+    error = difference.reshape(-1)[where].item() / scale * (1e-4 if oracle != "autograd" else 1.0)
+    return Entry(output, by, k, error, index, came[index].item(), expected[index].item(), oracle)
+
+
+def _slope(optimizer: Optimizer, point: Any, by: str, k: str, index: tuple[int, ...], B: Tensors, S: State) -> float:
+    """d <(B, S), step> / d input[index], by central differences, extrapolated once."""
+    theta, state, G, hyper = point
+
+    def value(h: float) -> float:
+        def moved(tensors: Tensors) -> Tensors:
+            changed = tensors[k].clone()
+            changed[index] += h
+            return {**tensors, k: changed}
+
+        t, s, g, p = theta, state, G, hyper
+        if by == "theta":
+            t = moved(theta)
+        elif by == "G":
+            g = moved(G)
+        elif by in state:
+            s = {**state, by: moved(state[by])}
+        else:
+            changed = hyper[k][by].clone()
+            changed[index] += h
+            p = {**hyper, k: {**hyper[k], by: changed}}
+        new_theta, new_state = optimizer.step(t, s, g, p)
+        total = sum((new_theta[n] * b).sum() for n, b in B.items())
+        total += sum((new_state[slot][n] * b).sum() for slot, held in S.items() for n, b in held.items())
+        return float(total)
+
+    def central(h: float) -> float:
+        return (value(h) - value(-h)) / (2 * h)
+
+    h = 1e-9  # small beside every eps that rounds a singular point off; the values there are exact to that scale
+    return (4 * central(h / 2) - central(h)) / 3

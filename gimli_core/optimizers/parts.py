@@ -1,0 +1,71 @@
+"""Parts that rules have in common: the direction of descent, weight decay, Adam's two moments. Each with its pullback."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gimli_core.optimizers.interface import Optimizer, Tensors, Thunks
+
+__all__ = ["MomentsPullback", "WeightDecay", "moments", "moments_pullback"]
+
+
+class WeightDecay(Optimizer):
+    """Mixed into a rule with `maximize`, `weight_decay` and, where that is decoupled, `lr`.
+
+        g     = ±G + weight_decay·theta         coupled
+        theta ← theta·(1 - lr·weight_decay)     decoupled
+    """
+
+    maximize: bool
+    weight_decay: Any
+    decoupled: Any = False
+
+    def _descent(self, theta: Tensor, G: Tensor, h: Tensors) -> Tensor:
+        """g, the gradient after sign and coupled weight decay."""
+        g = -G if self.maximize else G
+        return g + h["weight_decay"] * theta if self.uses("weight_decay") and not self.decoupled else g
+
+    def _decayed(self, theta: Tensor, h: Tensors) -> Tensor:
+        """theta after decoupled weight decay."""
+        return theta * (1 - h["lr"] * h["weight_decay"]) if self.uses("weight_decay") and self.decoupled else theta
+
+    def _decay_pullback(self, theta: Tensor, h: Tensors, B: Tensor, g_bar: Tensor, A: Thunks) -> tuple[Tensor, Tensor]:
+        """(V, B_j) from the adjoints of the decayed theta and of g; completes A."""
+        V = -g_bar if self.maximize else g_bar
+        if not self.decoupled:
+            A["weight_decay"] = lambda: g_bar * theta
+            return V, (B + h["weight_decay"] * g_bar if self.uses("weight_decay") else B)
+        A["weight_decay"] = lambda: -h["lr"] * B * theta
+        if not self.uses("weight_decay"):
+            return V, B
+        through_the_update = A["lr"]
+        A["lr"] = lambda: through_the_update() - h["weight_decay"] * B * theta
+        return V, B * (1 - h["lr"] * h["weight_decay"])
+
+
+def moments(s: Tensors, g: Tensor, h: Tensors) -> tuple[Tensor, Tensor]:
+    """m' = beta1·m + (1 - beta1)·g and v' = beta2·v + (1 - beta2)·g², in torch.optim's order of operations."""
+    m = torch.lerp(s["exp_avg"], g, (1 - h["beta1"]).to(g))
+    return m, torch.addcmul(s["exp_avg_sq"] * h["beta2"], (1 - h["beta2"]) * g, g)
+
+
+class MomentsPullback(NamedTuple):
+    """What the adjoints of m' and v' become."""
+
+    g: Tensor
+    S: Tensors
+    beta1: Tensor
+    beta2: Tensor
+
+
+def moments_pullback(s: Tensors, g: Tensor, h: Tensors, m_bar: Tensor, v_bar: Tensor) -> MomentsPullback:
+    """The adjoints of g, m, v, and of beta1 and beta2 by way of the moments."""
+    return MomentsPullback(
+        g=(1 - h["beta1"]) * m_bar + (2 * (1 - h["beta2"])) * g * v_bar,
+        S={"exp_avg": h["beta1"] * m_bar, "exp_avg_sq": h["beta2"] * v_bar},
+        beta1=m_bar * (s["exp_avg"] - g),
+        beta2=v_bar * (s["exp_avg_sq"] - g * g),
+    )

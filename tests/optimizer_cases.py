@@ -1,0 +1,83 @@
+"""Every rule with every combination of its options, and the `torch.optim` class that it must equal.
+
+One table for the parity tests, the pullback tests and the printed table (`python -m tests.benchmarks.optimizer_table`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from gimli_core import optimizers
+from gimli_core.optimizers import Optimizer
+
+__all__ = ["CASES", "Case", "THETA"]
+
+THETA = {"w": (3, 2), "b": (4,)}  # shapes
+
+
+class Case(NamedTuple):
+    """One rule with one set of options."""
+
+    rule: str  # a name in gimli_core.optimizers
+    options: dict[str, Any]
+    torch_options: dict[str, Any] | None = None  # where torch spells them otherwise
+
+    @property
+    def label(self) -> str:
+        """The rule, and the options that are not defaults."""
+        return f"{self.rule}({', '.join(f'{k}={v}' for k, v in self.options.items())})"
+
+    def build(self) -> Optimizer:
+        """The rule of gimli_core."""
+        rule: Optimizer = getattr(optimizers, self.rule)(**self.options)
+        return rule
+
+    def torch_class(self) -> type[torch.optim.Optimizer] | None:
+        """Its counterpart, or None."""
+        return getattr(torch.optim, self.rule, None)
+
+    def build_torch(self, params: Any) -> torch.optim.Optimizer:
+        """The counterpart over `params`."""
+        found = self.torch_class()
+        assert found is not None
+        return found(params, **(self.options if self.torch_options is None else self.torch_options))
+
+
+# For each rule: values for its continuous options, then each of the others.
+_GRID: dict[str, tuple[dict[str, Any], dict[str, tuple[Any, ...]]]] = {
+    "SGD": ({"lr": 0.05}, {"momentum": (0.0, 0.9), "dampening": (0.0, 0.3), "nesterov": (False, True)}),
+    "Adagrad": ({"lr": 0.1}, {"lr_decay": (0.0, 0.1), "initial_accumulator_value": (0.0, 0.2)}),
+    "Adam": ({"lr": 0.05, "betas": (0.8, 0.95)}, {"amsgrad": (False, True)}),
+    "AdamW": ({"lr": 0.05, "betas": (0.8, 0.95)}, {"amsgrad": (False, True)}),
+    "NAdam": ({"lr": 0.05, "betas": (0.8, 0.95)}, {"momentum_decay": (4e-3, 0.3), "decoupled_weight_decay": (False, True)}),
+    "RAdam": ({"lr": 0.05}, {"betas": ((0.8, 0.95), (0.9, 0.5)), "decoupled_weight_decay": (False, True)}),
+    "Adamax": ({"lr": 0.05, "betas": (0.8, 0.95)}, {}),
+    "Adadelta": ({"lr": 0.5}, {"rho": (0.9, 0.5)}),
+    "RMSprop": ({"lr": 0.05, "alpha": 0.9}, {"centered": (False, True), "momentum": (0.0, 0.9)}),
+    "ASGD": ({"lr": 0.05, "lambd": 0.01}, {"alpha": (0.75, 0.5), "t0": (1e6, 10.5)}),
+    "Rprop": ({"lr": 0.02}, {"etas": ((0.5, 1.2), (0.3, 1.5)), "step_sizes": ((1e-6, 50), (0.01, 0.05))}),
+    "Lion": ({"lr": 0.02}, {"betas": ((0.9, 0.99), (0.5, 0.7))}),
+    "SparseAdam": ({"lr": 0.05, "betas": (0.8, 0.95)}, {}),
+}
+_NO_DECAY = ("Rprop", "SparseAdam")
+
+
+def _cases() -> Iterator[Case]:
+    for rule, (fixed, others) in _GRID.items():
+        axes = {**others, "maximize": (False, True)}
+        if rule not in _NO_DECAY:
+            axes["weight_decay"] = (0.0, 0.1)
+        for values in itertools.product(*axes.values()):
+            options = {**fixed, **dict(zip(axes, values, strict=True))}
+            if options.get("nesterov") and (options["dampening"] or not options["momentum"]):
+                continue
+            if rule == "SGD" and options["dampening"] and not options["momentum"]:
+                continue
+            yield Case(rule, options)
+
+
+CASES = tuple(_cases())

@@ -152,7 +152,7 @@ def _blocks(pulled: Pulled, like: Pulled) -> Iterator[tuple[str, str, Tensor]]:
             yield by, k, _shaped(by, k, tensors.get(k), shape)
     for k, adjoints in like.A.items():
         for name, shape in adjoints.items():
-            yield name, k, _shaped(name, k, pulled.A[k].get(name, torch.zeros_like(shape)), shape)
+            yield name, k, _shaped(name, k, pulled.A.get(k, {}).get(name, torch.zeros_like(shape)), shape)
 
 
 def _shaped(by: str, k: str, came: Tensor | None, like: Tensor) -> Tensor:

@@ -1,0 +1,103 @@
+"""An exponential moving average of the weights, carried beside them in theta."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.optimizers.interface import Hyper, Pulled, State, Tensors, hyperparameter, reduce_like
+from gimli_core.optimizers.wrappers.interface import Wrapper, only
+
+__all__ = ["EMA"]
+
+PREFIX = "ema."
+
+
+@dataclass(frozen=True, eq=False)
+class EMA(Wrapper):
+    """A moving average of every tensor, which the validation loss may use.
+
+        theta_k'  = inner step
+        ema.k'    = ema_decay·ema.k + (1 - ema_decay)·theta_k'
+
+    The averages are entries of theta named `ema.…`, so that losses see them and B carries their adjoint. `extend`
+    makes them, `weights` and `averages` take theta apart again: the inner loss uses the first, the validation loss the second.
+
+    Args:
+        inner: the optimizer of the weights.
+        ema_decay: a number, or any form that a meta-parameter takes, by the name of the weight.
+
+    Raises:
+        ArgumentError: a theta without averages.
+
+    Cost: |theta| more in theta. Source: Polyak and Juditsky 1992; `torch.optim.swa_utils.get_ema_avg_fn`.
+
+    >>> import torch, gimli_core as gimli
+    >>> ema = gimli.optimizers.EMA(gimli.optimizers.SGD(lr=0.5), ema_decay=0.5)
+    >>> def train_loss(theta, phi, batch):
+    ...     return (ema.weights(theta)["w"] ** 2).sum() / 2
+    >>> def val_loss(theta, phi, batch):
+    ...     return ema.averages(theta)["w"].sum()
+    >>> problem = gimli.Problem(train_loss, val_loss, ema)
+    >>> theta_0 = ema.extend({"w": torch.tensor([1.0])})
+    >>> result = gimli.meta_gradient(problem, theta_0, lambda j: None, None, steps=1, phi_opt={"ema_decay": 0.5})
+    >>> result.val_loss, result.A_opt["ema_decay"]         # (1 + 1/2) / 2, and 1 - 1/2
+    (tensor(0.7500), tensor(0.5000, dtype=torch.float64))
+    """
+
+    ema_decay: Any = hyperparameter(0.999, below=1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inner.groups:
+            both = {group: [*names, *(PREFIX + n for n in names)] for group, names in self.inner.groups.items()}
+            object.__setattr__(self, "groups", both)
+
+    def extend(self, theta_0: Mapping[str, Tensor]) -> Tensors:
+        """theta_0 with an average for each entry, equal to it."""
+        return {**theta_0, **{PREFIX + k: v.clone() for k, v in theta_0.items()}}
+
+    def weights(self, theta: Mapping[str, Tensor]) -> Tensors:
+        """The weights themselves, without their averages."""
+        return {k: v for k, v in theta.items() if not k.startswith(PREFIX)}
+
+    def averages(self, theta: Mapping[str, Tensor]) -> Tensors:
+        """The averages, by the names of the weights."""
+        return {k.removeprefix(PREFIX): v for k, v in theta.items() if k.startswith(PREFIX)}
+
+    def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
+        missing = [k for k in self.weights(theta) if PREFIX + k not in theta]
+        if missing:
+            raise ArgumentError(
+                explain("theta_0", f"an average {PREFIX}… beside each of its entries", f"none for {listing(missing)}",
+                        "Call ema.extend(theta_0).")
+            )  # fmt: skip
+        return self.inner.initial_state(self.weights(theta), hyper)
+
+    def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        fast, state = self.inner.step(self.weights(theta), state, self.weights(G), hyper)
+        for k, average in self.averages(theta).items():
+            fast[PREFIX + k] = torch.lerp(average, fast[k], (1 - hyper[k]["ema_decay"]).to(average))
+        return {k: fast[k] for k in theta}, state
+
+    def pullback(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
+    ) -> Pulled:
+        fast, G = self.weights(theta), self.weights(G)
+        averages, ema_bar = self.averages(theta), self.averages(B)
+        inner_B = {k: B[k] + (1 - hyper[k]["ema_decay"]) * ema_bar[k] if k in averages else B[k] for k in fast}
+        pulled = self.inner.pullback(fast, state, G, hyper, inner_B, S, only(wanted, self.inner))
+        V, B_j, A = dict(pulled.V), dict(pulled.B), dict(pulled.A)
+        new = self.inner.step(fast, state, G, hyper)[0] if "ema_decay" in wanted else {}
+        for k, average in averages.items():
+            V[PREFIX + k] = torch.zeros_like(average)
+            B_j[PREFIX + k] = hyper[k]["ema_decay"] * ema_bar[k]
+            if new:
+                decay = hyper[k]["ema_decay"]
+                A[k] = {**A[k], "ema_decay": reduce_like(ema_bar[k] * (average - new[k]), decay)}
+        return Pulled({k: V[k] for k in theta}, {k: B_j[k] for k in theta}, pulled.S, A)

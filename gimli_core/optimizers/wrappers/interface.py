@@ -1,0 +1,115 @@
+"""What a wrapper is: an optimizer around another, whose hyperparameters and state it shows beside its own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.optimizers.interface import Hyper, Optimizer, Pulled, State, Tensors
+
+__all__ = ["GradientWrapper", "Wrapper", "only"]
+
+
+@dataclass(frozen=True, eq=False)
+class Wrapper(Optimizer):
+    """Base of all wrappers. A subclass adds hyperparameters as fields, slots to `initial_state`, and a step and pullback.
+
+    Args:
+        inner: the optimizer that is wrapped; its groups are the wrapper's.
+    """
+
+    inner: Optimizer
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, Optimizer):
+            raise ArgumentError(
+                explain(f"{type(self).__name__}(inner)", "an optimizer of gimli_core", type(self.inner).__name__,
+                        "For a torch.optim instance use gimli.optimizers.from_torch(...).optimizer.")
+            )  # fmt: skip
+        clash = set(self.own()) & set(self.inner.continuous())
+        if clash:
+            raise ArgumentError(
+                explain(f"{type(self).__name__}(inner)", f"an optimizer without its own {listing(clash)}",
+                        type(self.inner).__name__, "Use each wrapper once.")
+            )  # fmt: skip
+        if self.groups is None:
+            object.__setattr__(self, "groups", self.inner.groups)
+        for name in self.own():
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self.check_range(name, value, f"{type(self).__name__}({name}=…)")
+
+    def own(self) -> tuple[str, ...]:
+        """Names of the wrapper's own continuous hyperparameters."""
+        return super().continuous()
+
+    def continuous(self) -> tuple[str, ...]:
+        return (*self.own(), *self.inner.continuous())
+
+    def own_parameters(self) -> tuple[str, ...]:
+        return self.inner.own_parameters()
+
+    def check_range(self, name: str, value: float, argument: str) -> None:
+        if name in self.own():
+            super().check_range(name, value, argument)
+        else:
+            self.inner.check_range(name, value, argument)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        return {**{name: getattr(self, name) for name in self.own()}, **self.inner.hyperparameters()}
+
+    def bind(self, values: Mapping[str, Any]) -> Optimizer:
+        bound = super().bind({name: v for name, v in values.items() if name in self.own()})
+        inner = self.inner.bind({name: v for name, v in values.items() if name not in self.own()})
+        object.__setattr__(bound, "inner", inner)
+        return bound
+
+    def uses(self, name: str) -> bool:
+        return super().uses(name) if name in self.own() else self.inner.uses(name)
+
+    def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
+        return self.inner.initial_state(theta, hyper)
+
+    def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
+        return self.inner.initial_state_pullback(S_0, hyper, wanted)
+
+
+class GradientWrapper(Wrapper):
+    """A wrapper that hands another gradient to the inner optimizer, and is itself a function of (theta, G) alone."""
+
+    @abstractmethod
+    def _transform(self, theta: Tensors, G: Tensors, hyper: Hyper) -> Tensors: ...
+
+    @abstractmethod
+    def _transform_pullback(
+        self, theta: Tensors, G: Tensors, hyper: Hyper, adjoint: Tensors, wanted: Collection[str]
+    ) -> tuple[Tensors, Tensors, dict[str, Tensors]]:
+        """(V, what is added to B, what is added to A) from the adjoint of the transformed gradient."""
+
+    def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        return self.inner.step(theta, state, self._transform(theta, G, hyper), hyper)
+
+    def pullback(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
+    ) -> Pulled:
+        transformed = self._transform(theta, G, hyper)
+        pulled = self.inner.pullback(theta, state, transformed, hyper, B, S, only(wanted, self.inner))
+        V, more_B, more_A = self._transform_pullback(theta, G, hyper, pulled.V, wanted)
+        B_j = {k: v + more_B[k] if k in more_B else v for k, v in pulled.B.items()}
+        return Pulled(V, B_j, pulled.S, {k: {**A, **more_A.get(k, {})} for k, A in pulled.A.items()})
+
+
+def only(wanted: Collection[str], optimizer: Optimizer) -> tuple[str, ...]:
+    """Those of `wanted` that `optimizer` has."""
+    known = optimizer.continuous()
+    return tuple(name for name in wanted if name in known)
+
+
+def added(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Tensors:
+    """The entries of both, summed where both have one."""
+    return {**first, **{name: first[name] + v if name in first else v for name, v in second.items()}}

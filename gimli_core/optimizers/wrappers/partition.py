@@ -1,0 +1,142 @@
+"""Different rules for different tensors, as one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.optimizers.interface import Hyper, Optimizer, Pulled, State, Tensors
+
+__all__ = ["Partition"]
+
+
+@dataclass(frozen=True, eq=False)
+class Partition(Optimizer):
+    """Several optimizers side by side, each for the tensors that its patterns name.
+
+    A hyperparameter is called `part.name`: `phi_opt={"matrices.lr": …, "rest.beta1": …}`.
+
+    Args:
+        parts: `{part: (optimizer, [tensor names or shell patterns])}`; each tensor must belong to exactly one part.
+
+    Raises:
+        ArgumentError: a tensor in no part or in several; something that is not an optimizer.
+
+    Cost: the sum of its parts.
+
+    >>> import torch, gimli_core as gimli
+    >>> rule = gimli.optimizers.Partition({
+    ...     "matrices": (gimli.optimizers.SGD(lr=0.5), ["*weight"]), "rest": (gimli.optimizers.Adam(lr=0.1), ["*bias"]),
+    ... })
+    >>> rule.continuous()[:2], rule.hyperparameters()["rest.lr"]
+    (('matrices.lr', 'matrices.momentum'), 0.1)
+    """
+
+    parts: Mapping[str, tuple[Optimizer, Sequence[str]]]
+
+    def __post_init__(self) -> None:
+        for part, (optimizer, patterns) in self.parts.items():
+            if not isinstance(optimizer, Optimizer) or isinstance(patterns, str):
+                came = f"({type(optimizer).__name__}, {patterns!r})"
+                raise ArgumentError(explain(f"Partition[{part!r}]", "(an optimizer, a list of names or patterns)", came, "Give both."))
+
+    def _names(self, method: str) -> tuple[str, ...]:
+        return tuple(f"{part}.{name}" for part, (rule, _) in self.parts.items() for name in getattr(rule, method)())
+
+    def continuous(self) -> tuple[str, ...]:
+        return self._names("continuous")
+
+    def own_parameters(self) -> tuple[str, ...]:
+        return self._names("own_parameters")
+
+    def check_range(self, name: str, value: float, argument: str) -> None:
+        part, inner = name.split(".", 1)
+        self.parts[part][0].check_range(inner, value, argument)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        return {f"{part}.{name}": v for part, (rule, _) in self.parts.items() for name, v in rule.hyperparameters().items()}
+
+    def bind(self, values: Mapping[str, Any]) -> Optimizer:
+        parts = {part: (rule.bind(_of(part, values)), patterns) for part, (rule, patterns) in self.parts.items()}
+        return super().bind({"parts": parts})
+
+    def uses(self, name: str) -> bool:
+        part, inner = name.split(".", 1)
+        return self.parts[part][0].uses(inner)
+
+    def _split(self, theta: Tensors) -> list[tuple[str, Optimizer, list[str]]]:
+        """[(part, optimizer, tensor names)]."""
+        found = [(p, rule, [k for k in theta if any(fnmatchcase(k, w) for w in ws)]) for p, (rule, ws) in self.parts.items()]
+        for k in theta:
+            homes = [part for part, _, names in found if k in names]
+            if len(homes) != 1:
+                raise ArgumentError(
+                    explain(f"Partition: {k!r}", "to be in exactly one part", f"it in {listing(homes)}",
+                            "Add it to a part's names or patterns, or make the patterns disjoint.")
+                )  # fmt: skip
+        return found
+
+    def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
+        state: State = {}
+        for part, rule, names in self._split(theta):
+            _merge(state, rule.initial_state({k: theta[k] for k in names}, _hyper(part, hyper, names)))
+        return state
+
+    def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
+        found = {}
+        for part, rule, names in self._split({k: next(iter(h.values())) for k, h in hyper.items()}):
+            inner = rule.initial_state_pullback(_share(S_0, names), _hyper(part, hyper, names), _of(part, dict.fromkeys(wanted)))
+            found.update({k: {f"{part}.{name}": a for name, a in A.items()} for k, A in inner.items()})
+        return found
+
+    def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        new_theta: Tensors = {}
+        new_state: State = {}
+        for part, rule, names in self._split(theta):
+            mine = ({k: theta[k] for k in names}, _share(state, names), {k: G[k] for k in names})
+            moved, held = rule.step(*mine, _hyper(part, hyper, names))
+            new_theta.update(moved)
+            _merge(new_state, held)
+        return {k: new_theta[k] for k in theta}, new_state
+
+    def pullback(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
+    ) -> Pulled:
+        found = Pulled({}, {}, {}, {})
+        for part, rule, names in self._split(theta):
+            one_theta, one_G, one_B = ({k: tensors[k] for k in names} for tensors in (theta, G, B))
+            adjoint = {slot: held for slot, held in _share(S, names).items() if slot != "step"}
+            pulled = rule.pullback(
+                one_theta, _share(state, names), one_G, _hyper(part, hyper, names), one_B, adjoint,
+                tuple(_of(part, dict.fromkeys(wanted))),
+            )  # fmt: skip
+            found.V.update(pulled.V)
+            found.B.update(pulled.B)
+            _merge(found.S, pulled.S)
+            found.A.update({k: {f"{part}.{name}": a for name, a in A.items()} for k, A in pulled.A.items()})
+        return found
+
+
+def _of(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries `part.name`, as `name`."""
+    return {name.removeprefix(f"{part}."): v for name, v in values.items() if name.startswith(f"{part}.")}
+
+
+def _hyper(part: str, hyper: Hyper, names: list[str]) -> Hyper:
+    return {k: _of(part, hyper[k]) for k in names}
+
+
+def _share(state: State, names: list[str]) -> State:
+    """What `names` hold of a state; slots of other parts are empty dicts."""
+    return {slot: held if slot == "step" else {k: held[k] for k in names if k in held} for slot, held in state.items()}
+
+
+def _merge(into: State, more: State) -> None:
+    for slot, held in more.items():
+        if slot == "step":
+            into[slot] = held
+        else:
+            into.setdefault(slot, {}).update(held)

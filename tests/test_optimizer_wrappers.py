@@ -28,6 +28,7 @@ from gimli_core.optimizers import (
     sam,
 )
 from gimli_core.optimizers.check import constants
+from gimli_core.verification import verify
 
 INNER = [SGD(lr=0.1, momentum=0.8, weight_decay=0.05), Adam(lr=0.1, eps=1e-3)]
 WRAPPERS: dict[str, Callable[[Optimizer], Optimizer]] = {
@@ -193,7 +194,7 @@ def test_meta_gradients_agree_with_every_oracle(rule: Optimizer, train: Any, phi
     phi = {"c": torch.tensor(0.3)} | ({"rho": torch.tensor(0.2)} if train is not quadratic else {})
     problem = gimli.Problem(train, val, rule)
     theta_0 = rule.extend(theta_0) if isinstance(rule, EMA) else theta_0
-    gimli.verify(problem, theta_0, lambda j: None, None, steps=5, phi_opt=phi_opt, phi_loss=phi).assert_ok()
+    verify(problem, theta_0, lambda j: None, None, steps=5, phi_opt=phi_opt, phi_loss=phi).assert_ok()
 
 
 def test_sam_is_its_algorithm() -> None:

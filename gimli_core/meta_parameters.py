@@ -245,7 +245,8 @@ class Hyperparameters:
     ) -> Leaf:
         value = _as_tensor(value, label)
         own = name in rule.own_parameters()
-        reading = (False, False) if own else self._read(value.shape, label, serves, stepwise, whole)
+        by_element = () if name in rule.whole_tensor() else serves
+        reading = (False, False) if own else self._read(value.shape, label, by_element, stepwise, whole)
         anywhere = next(iter(self.theta.values()))
         if value.device != anywhere.device and value.ndim > 0:
             raise ArgumentError(

@@ -14,7 +14,7 @@ import torch
 from gimli_core import optimizers
 from gimli_core.optimizers import Optimizer
 
-__all__ = ["CASES", "Case", "THETA"]
+__all__ = ["CASES", "THETA", "Case"]
 
 THETA = {"w": (3, 2), "b": (4,)}  # shapes
 
@@ -24,17 +24,27 @@ class Case(NamedTuple):
 
     rule: str  # a name in gimli_core.optimizers
     options: dict[str, Any]
-    torch_options: dict[str, Any] | None = None  # where torch spells them otherwise
 
     @property
     def label(self) -> str:
         """The rule, and the options that are not defaults."""
         return f"{self.rule}({', '.join(f'{k}={v}' for k, v in self.options.items())})"
 
-    def build(self) -> Optimizer:
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensors to try it on: Muon takes matrices, Adafactor stacks of them too."""
+        if self.rule == "Muon":
+            return {"w": (4, 3), "x": (2, 5)}
+        return {**THETA, **({"stack": (2, 3, 2)} if self.rule == "Adafactor" else {})}
+
+    def build(self, **more: Any) -> Optimizer:
         """The rule of gimli_core."""
-        rule: Optimizer = getattr(optimizers, self.rule)(**self.options)
+        rule: Optimizer = getattr(optimizers, self.rule)(**self.options, **more)
         return rule
+
+    def build_as_torch(self) -> Optimizer:
+        """The same, with the rounding of torch.optim where that is an option."""
+        return self.build(**({"ns_dtype": torch.bfloat16} if self.rule == "Muon" else {}))
 
     def torch_class(self) -> type[torch.optim.Optimizer] | None:
         """Its counterpart, or None."""
@@ -44,7 +54,7 @@ class Case(NamedTuple):
         """The counterpart over `params`."""
         found = self.torch_class()
         assert found is not None
-        return found(params, **(self.options if self.torch_options is None else self.torch_options))
+        return found(params, **self.options)
 
 
 # For each rule: values for its continuous options, then each of the others.
@@ -61,6 +71,18 @@ _GRID: dict[str, tuple[dict[str, Any], dict[str, tuple[Any, ...]]]] = {
     "ASGD": ({"lr": 0.05, "lambd": 0.01}, {"alpha": (0.75, 0.5), "t0": (1e6, 10.5)}),
     "Rprop": ({"lr": 0.02}, {"etas": ((0.5, 1.2), (0.3, 1.5)), "step_sizes": ((1e-6, 50), (0.01, 0.05))}),
     "Lion": ({"lr": 0.02}, {"betas": ((0.9, 0.99), (0.5, 0.7))}),
+    "LAMB": (
+        {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-3},
+        {"norm_limit": (None, 1.0), "bias_correction": (True, False)},
+    ),
+    "Adafactor": (
+        {"lr": 0.3},
+        {"eps": ((None, 1e-3), (0.2, 2.0)), "d": (1.0, 2.0), "beta2_decay": (-0.8, -0.3)},
+    ),
+    "Muon": (
+        {"lr": 0.05},
+        {"momentum": (0.95, 0.5), "nesterov": (True, False), "ns_steps": (5, 2), "adjust_lr_fn": (None, "match_rms_adamw")},
+    ),
     "SparseAdam": ({"lr": 0.05, "betas": (0.8, 0.95)}, {}),
 }
 _NO_DECAY = ("Rprop", "SparseAdam")
@@ -68,16 +90,21 @@ _NO_DECAY = ("Rprop", "SparseAdam")
 
 def _cases() -> Iterator[Case]:
     for rule, (fixed, others) in _GRID.items():
-        axes = {**others, "maximize": (False, True)}
+        axes = dict(others)
+        if rule != "Muon":
+            axes["maximize"] = (False, True)
         if rule not in _NO_DECAY:
             axes["weight_decay"] = (0.0, 0.1)
         for values in itertools.product(*axes.values()):
             options = {**fixed, **dict(zip(axes, values, strict=True))}
-            if options.get("nesterov") and (options["dampening"] or not options["momentum"]):
-                continue
-            if rule == "SGD" and options["dampening"] and not options["momentum"]:
+            if rule == "SGD" and _idle(**options):
                 continue
             yield Case(rule, options)
+
+
+def _idle(momentum: float, dampening: float, nesterov: bool, **_: Any) -> bool:
+    """Combinations of SGD's options that torch.optim refuses, or ignores."""
+    return not momentum if dampening and not nesterov else nesterov and bool(dampening or not momentum)
 
 
 CASES = tuple(_cases())

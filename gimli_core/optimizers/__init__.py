@@ -1,6 +1,7 @@
 """Optimizers, each a step and its analytic pullback side by side."""
 
 from gimli_core.optimizers.adadelta import Adadelta
+from gimli_core.optimizers.adafactor import Adafactor
 from gimli_core.optimizers.adagrad import Adagrad
 from gimli_core.optimizers.adam import Adam, AdamW
 from gimli_core.optimizers.adamax import Adamax
@@ -15,7 +16,9 @@ from gimli_core.optimizers.interface import (
     TensorwiseOptimizer,
     hyperparameter,
 )
+from gimli_core.optimizers.lamb import LAMB
 from gimli_core.optimizers.lion import Lion
+from gimli_core.optimizers.muon import Muon
 from gimli_core.optimizers.nadam import NAdam
 from gimli_core.optimizers.radam import RAdam
 from gimli_core.optimizers.rmsprop import RMSprop
@@ -27,9 +30,11 @@ from gimli_core.optimizers.wrappers import EMA, Accumulate, ClipNorm, ClipValue,
 __all__ = [
     "ASGD",
     "EMA",
+    "LAMB",
     "SGD",
     "Accumulate",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -42,6 +47,7 @@ __all__ = [
     "Lion",
     "Lookahead",
     "MaskedDecay",
+    "Muon",
     "NAdam",
     "Optimizer",
     "Partition",

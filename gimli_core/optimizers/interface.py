@@ -81,14 +81,14 @@ class Optimizer(ABC):
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self.check_range(name, value, f"{type(self).__name__}({name}=…)")
 
-    def _assign(self, given: Mapping[str, Any], **pairs: tuple[str, str]) -> None:
-        """Set the fields from an explicit `__init__`'s `locals()`; `betas=("beta1", "beta2")` splits a pair."""
+    def _assign(self, given: Mapping[str, Any], **pairs: tuple[str, ...]) -> None:
+        """Set the fields from an explicit `__init__`'s `locals()`; `betas=("beta1", "beta2")` splits a tuple."""
         values = {name: value for name, value in given.items() if name not in ("self", "__class__", *pairs)}
         for pair, names in pairs.items():
-            if not isinstance(given[pair], (tuple, list)) or len(given[pair]) != 2:
+            if not isinstance(given[pair], (tuple, list)) or len(given[pair]) != len(names):
                 raise ArgumentError(
-                    explain(f"{type(self).__name__}({pair}=…)", f"a pair ({', '.join(names)})", repr(given[pair]),
-                            "Give two numbers.")
+                    explain(f"{type(self).__name__}({pair}=…)", f"({', '.join(names)})", repr(given[pair]),
+                            f"Give {len(names)} numbers.")
                 )  # fmt: skip
             values.update(zip(names, given[pair], strict=True))
         for name, value in values.items():
@@ -101,6 +101,10 @@ class Optimizer(ABC):
 
     def own_parameters(self) -> tuple[str, ...]:
         """Those of `continuous()` that are the rule's own parameters: of any shape, and the same for every tensor."""
+        return ()
+
+    def whole_tensor(self) -> tuple[str, ...]:
+        """Those of `continuous()` that act on a tensor as a whole, and so cannot be given per element."""
         return ()
 
     def check_range(self, name: str, value: float, argument: str) -> None:

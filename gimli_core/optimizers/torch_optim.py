@@ -12,12 +12,14 @@ from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.optimizers.adadelta import Adadelta
+from gimli_core.optimizers.adafactor import Adafactor
 from gimli_core.optimizers.adagrad import Adagrad
 from gimli_core.optimizers.adam import Adam, AdamW
 from gimli_core.optimizers.adamax import Adamax
 from gimli_core.optimizers.asgd import ASGD
 from gimli_core.optimizers.check import constants
 from gimli_core.optimizers.interface import Optimizer, State, Tensors
+from gimli_core.optimizers.muon import Muon
 from gimli_core.optimizers.nadam import NAdam
 from gimli_core.optimizers.radam import RAdam
 from gimli_core.optimizers.rmsprop import RMSprop
@@ -54,13 +56,18 @@ def _adam(group: Options) -> tuple[Rule, Options]:
     return (AdamW if group.get("decoupled_weight_decay") else Adam), group
 
 
+def _muon(group: Options) -> tuple[Rule, Options]:
+    return Muon, {**group, "ns_dtype": torch.bfloat16}  # NOTE [rounded iteration]
+
+
 _REGISTERED: dict[type[torch.optim.Optimizer], Convert] = {
     torch.optim.SGD: _sgd,
     torch.optim.Adam: _adam,
     torch.optim.AdamW: _adam,
+    torch.optim.Muon: _muon,
     **{
         getattr(torch.optim, rule.__name__): _same(rule)
-        for rule in (Adadelta, Adagrad, Adamax, ASGD, NAdam, RAdam, RMSprop, Rprop, SparseAdam)
+        for rule in (Adadelta, Adafactor, Adagrad, Adamax, ASGD, NAdam, RAdam, RMSprop, Rprop, SparseAdam)
     },
 }
 

@@ -54,6 +54,9 @@ class Wrapper(Optimizer):
     def own_parameters(self) -> tuple[str, ...]:
         return self.inner.own_parameters()
 
+    def whole_tensor(self) -> tuple[str, ...]:
+        return self.inner.whole_tensor()
+
     def check_range(self, name: str, value: float, argument: str) -> None:
         if name in self.own():
             super().check_range(name, value, argument)

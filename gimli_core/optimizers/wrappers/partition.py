@@ -52,6 +52,9 @@ class Partition(Optimizer):
     def own_parameters(self) -> tuple[str, ...]:
         return self._names("own_parameters")
 
+    def whole_tensor(self) -> tuple[str, ...]:
+        return self._names("whole_tensor")
+
     def check_range(self, name: str, value: float, argument: str) -> None:
         part, inner = name.split(".", 1)
         self.parts[part][0].check_range(inner, value, argument)

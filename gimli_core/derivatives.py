@@ -67,6 +67,12 @@ def gradient(
                 explain(name, "a loss that depends on theta", "a loss with no gradient path to any entry of theta",
                         "Compute it from the theta it is called with, without .detach(), .item() or torch.no_grad().")
             )  # fmt: skip
+        for k, g in zip(theta, found, strict=False):
+            if g is not None and g.layout != torch.strided:
+                raise ArgumentError(
+                    explain(name, "a dense gradient", f"a sparse one for {k!r}, which has no second derivative",
+                            "Build the embedding with sparse=False; gimli.optimizers.SparseAdam takes dense gradients.")
+                )  # fmt: skip
         G = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True))
     values = [g.detach() for g in G]
     return Gradient(

@@ -17,10 +17,39 @@ from torch import Tensor
 
 import gimli_core as gimli
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
-from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
+from gimli_core.optimizers import (
+    ASGD,
+    LAMB,
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Lion,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Rprop,
+    SparseAdam,
+)
 from gimli_core.verification.question import Entries, Question, flatten
 
-__all__ = ["PROBLEMS", "RULES", "SCHEDULES", "STARTS", "Rule", "arguments", "distance", "entries", "question"]
+__all__ = [
+    "NUMBERS",
+    "PROBLEMS",
+    "RULES",
+    "SCHEDULES",
+    "STARTS",
+    "Rule",
+    "arguments",
+    "distance",
+    "entries",
+    "largest",
+    "question",
+]
 
 
 class Rule(NamedTuple):
@@ -29,12 +58,18 @@ class Rule(NamedTuple):
     name: str
     optimizer: Optimizer
     learned: dict[str, float]
+    flat: bool = False  # some derivatives are 0 by the rule's nature
 
 
 _SGD = {"lr": 0.1, "weight_decay": 0.05}
 _NESTEROV = {**_SGD, "momentum": 0.8}
 _MOMENTUM = {**_NESTEROV, "dampening": 0.1}
 _ADAGRAD = {"lr": 0.2, "lr_decay": 0.1, "weight_decay": 0.05, "initial_accumulator_value": 0.3, "eps": 1e-3}
+_ADAFACTOR = {"lr": 0.3, "beta2_decay": -0.8, "eps1": 0.2, "eps2": 1e-3, "d": 1.2, "weight_decay": 0.05}
+_NADAM = {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.05, "momentum_decay": 0.3}
+_ASGD = {"lr": 0.05, "lambd": 0.1, "alpha": 0.75, "t0": 1.5, "weight_decay": 0.05}
+_RPROP = {"lr": 0.02, "etaminus": 0.5, "etaplus": 1.2, "step_size_min": 1e-6, "step_size_max": 0.03}
+_RMSPROP = {"lr": 0.05, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.05}
 _ADAM = {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.05}
 
 RULES = [
@@ -54,9 +89,29 @@ RULES = [
     Rule("adamw-maximize", AdamW(maximize=True), _ADAM),
     Rule("adamw-amsgrad", AdamW(amsgrad=True), _ADAM),
     Rule("adamw-amsgrad-maximize", AdamW(amsgrad=True, maximize=True), _ADAM),
+    Rule("nadam", NAdam(), _NADAM),
+    Rule("nadam-decoupled-maximize", NAdam(decoupled_weight_decay=True, maximize=True), _NADAM),
+    Rule("radam", RAdam(), _ADAM, flat=True),  # eps has no part before the sixth step; a warm start is beyond it
+    Rule("radam-decoupled-maximize", RAdam(decoupled_weight_decay=True, maximize=True), _ADAM, flat=True),
+    Rule("adamax", Adamax(), _ADAM),
+    Rule("adamax-maximize", Adamax(maximize=True), _ADAM),
+    Rule("adadelta", Adadelta(), {"lr": 0.8, "rho": 0.9, "eps": 1e-2, "weight_decay": 0.05}),
+    Rule("rmsprop", RMSprop(), _RMSPROP),
+    Rule("rmsprop-centered-momentum", RMSprop(centered=True), {**_RMSPROP, "momentum": 0.7}),
+    Rule("asgd", ASGD(), _ASGD, flat=True),
+    Rule("sparse-adam", SparseAdam(), {name: value for name, value in _ADAM.items() if name != "weight_decay"}),
+    Rule("lamb", LAMB(), _ADAM),
+    Rule("lamb-limited-maximize", LAMB(norm_limit=0.5, bias_correction=False, maximize=True), _ADAM),
+    Rule("adafactor", Adafactor(), _ADAFACTOR, flat=True),  # of each pair under a max, one is idle
+    Rule("adafactor-maximize", Adafactor(maximize=True), {**_ADAFACTOR, "eps2": 2.0}, flat=True),
+    Rule("rprop", Rprop(), _RPROP, flat=True),
+    Rule("lion", Lion(), {"lr": 0.02, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.05}, flat=True),
 ]
 
 DISK = Path(tempfile.gettempdir()) / "gimli-core-tests"
+
+# Slots that hold plain numbers, in float64 whatever theta's dtype.
+NUMBERS = ("mu_product", "eta", "mu")
 
 # The first is the one that the others must equal, bit for bit.
 SCHEDULES: list[Schedule] = [
@@ -161,7 +216,8 @@ def arguments(
     train_loss, val_loss = made.pop("losses")
     phi_opt = {name: torch.tensor(value, dtype=torch.float64) for name, value in rule.learned.items()}
     if start == "warm":
-        phi_opt.pop("initial_accumulator_value", None)  # a given state leaves it nothing to do
+        for name in ("initial_accumulator_value", *(("lr",) if isinstance(rule.optimizer, Rprop) else ())):
+            phi_opt.pop(name, None)  # a given state leaves it nothing to do
         made["state_0"] = warm_state(rule, made["theta_0"])
     return {"problem": gimli.Problem(train_loss, val_loss, rule.optimizer), "phi_opt": phi_opt, **made}
 
@@ -171,8 +227,9 @@ def warm_state(rule: Rule, theta_0: dict[str, Tensor]) -> dict[str, Any]:
     bound = rule.optimizer.bind(rule.learned)
     hyper = {k: {n: torch.tensor(float(v)) for n, v in bound.hyperparameters().items()} for k in theta_0}
     cold = bound.initial_state(theta_0, hyper)
+    low = {"square_avg": 0.2}  # above the square of any grad_avg
     return {"step": 3} | {
-        slot: {k: 0.05 + 0.3 * torch.rand(v.shape, dtype=torch.float64).to(v) for k, v in held.items()}
+        slot: {k: low.get(slot, 0.05) + 0.3 * torch.rand(v.shape, dtype=torch.float64).to(v) for k, v in held.items()}
         for slot, held in cold.items()
         if slot != "step"
     }
@@ -190,10 +247,15 @@ def entries(result: gimli.MetaGradient, like: Entries) -> Entries:
     return {key: found[key] for key in like}
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest expected number; 0 for two empty or two zero tensors."""
+def distance(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:
+    """The largest difference, relative to the largest expected number or `floor`; 0 for two empty or two zero tensors."""
     assert found.shape == expected.shape
     difference = (found.double() - expected.double()).abs()
     if difference.numel() == 0 or difference.max() == 0:
         return 0.0
-    return float(difference.max() / expected.abs().max())
+    return float(difference.max() / max(float(expected.abs().max()), floor))
+
+
+def largest(gradient: Entries, part: str) -> float:
+    """The largest number in one part of a meta-gradient."""
+    return max((float(g.abs().max()) for key, g in gradient.items() if key[0] == part and g.numel()), default=0.0)

@@ -14,7 +14,7 @@ import gimli_core as gimli
 from gimli_core.memory import Budget
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from gimli_core.verification.plain_unroll import autograd_gradient, random_rounding
-from tests.cases import PROBLEMS, RULES, SCHEDULES, STARTS, Rule, arguments, distance, entries, question
+from tests.cases import NUMBERS, PROBLEMS, RULES, SCHEDULES, STARTS, Rule, arguments, distance, entries, largest, question
 
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.__name__)
@@ -47,8 +47,11 @@ def test_engine_equals_autograd(rule: Rule, problem: Any, start: str) -> None:
     found = entries(result, oracle.gradient)
     assert {key[0] for key in found} >= {"A_opt", "A_loss", "B_0"}
     # Zeros would say little. (A slot of a single element may be 0: a running maximum is either kept or not.)
-    assert all(bool(g.any()) for key, g in oracle.gradient.items() if g.numel() > 1 or (g.numel() and key[0] != "S_0"))
-    worst = {key: distance(found[key], expected) for key, expected in oracle.gradient.items()}
+    moving = [key for key, g in oracle.gradient.items() if g.numel() > 1 or (g.numel() and key[0] != "S_0")]
+    assert rule.flat or all(bool(oracle.gradient[key].any()) for key in moving)
+    # Under LAMB a single element moves by its own length whatever s is: S cancels to rounding there.
+    floor = {part: 1e-5 * largest(oracle.gradient, part) for part in ("S_0", "A_opt", "A_loss", "B_0")}
+    worst = {key: distance(found[key], expected, floor[key[0]]) for key, expected in oracle.gradient.items()}
     assert max(worst.values()) < 1e-11, worst
 
 
@@ -80,7 +83,7 @@ def test_float32(rule: Rule, problem: Any) -> None:
     double, single = arguments(rule, problem, "cold"), arguments(rule, problem, "cold", torch.float32)
     torch.manual_seed(2)
     result = gimli.meta_gradient(**single)
-    slots = [held for slot, held in result.state_J.items() if slot != "step"]
+    slots = [held for slot, held in result.state_J.items() if slot not in ("step", *NUMBERS)]
     for tensors in (result.B_0, result.theta_J, result.A_loss, *slots):
         assert {t.dtype for t in tensors.values()} == {torch.float32}
     asked = question(double)

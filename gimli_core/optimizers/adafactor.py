@@ -104,9 +104,10 @@ class Adafactor(WeightDecay, TensorwiseOptimizer):
         return ("row_var", "col_var", "variance")
 
     def _initial(self, slot: str, theta: Tensor, h: Tensors) -> Tensor | None:
+        factored = theta.ndim > 1 and theta.numel() > 0
         if slot == "variance":
-            return torch.zeros_like(theta) if theta.ndim < 2 else None
-        if theta.ndim < 2:
+            return None if factored else torch.zeros_like(theta)
+        if not factored:
             return None
         return torch.zeros_like(theta[..., :1] if slot == "row_var" else theta[..., :1, :])
 
@@ -141,7 +142,7 @@ class Adafactor(WeightDecay, TensorwiseOptimizer):
         self, theta: Tensor, s: Tensors, G: Tensor, h: Tensors, t: Tensor, B: Tensor, S: Tensors
     ) -> tuple[Tensor, Tensor, Tensors, Thunks]:
         p = self._parts(theta, s, G, h, t)
-        n, d, eps1 = theta.numel(), h["d"], p.eps1
+        n, d, eps1 = max(theta.numel(), 1), h["d"], p.eps1
         # theta' = … - rate·u, rate = alpha / denom
         rate_bar = -B * p.u
         denom_bar = -(rate_bar * p.alpha).sum() / p.denom**2
@@ -190,7 +191,7 @@ class Adafactor(WeightDecay, TensorwiseOptimizer):
 
 def _rms(x: Tensor) -> Tensor:
     """Root of the mean square; autograd takes its derivative at 0 to be 0."""
-    return torch.linalg.vector_norm(x) / x.numel() ** 0.5
+    return torch.linalg.vector_norm(x) / max(x.numel(), 1) ** 0.5
 
 
 def _at_least(x: Tensor, bound: Any) -> Tensor:

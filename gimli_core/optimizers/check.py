@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -194,7 +195,7 @@ def _compare(
 
 
 def _slope(optimizer: Optimizer, point: Any, by: str, k: str, index: tuple[int, ...], B: Tensors, S: State) -> float:
-    """d <(B, S), step> / d input[index], by central differences, extrapolated once."""
+    """d <(B, S), step> / d input[index], by central differences, extrapolated once, or one-sided at an edge."""
     theta, state, G, hyper = point
 
     def value(h: float) -> float:
@@ -223,4 +224,6 @@ def _slope(optimizer: Optimizer, point: Any, by: str, k: str, index: tuple[int, 
         return (value(h) - value(-h)) / (2 * h)
 
     h = 1e-9  # small beside every eps that rounds a singular point off; the values there are exact to that scale
-    return (4 * central(h / 2) - central(h)) / 3
+    slope = (4 * central(h / 2) - central(h)) / 3
+    # Beyond the edge of its range (a second moment below 0) the step is not a number: look inwards.
+    return slope if math.isfinite(slope) else (value(h) - value(0.0)) / h

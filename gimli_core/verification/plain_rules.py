@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from gimli_core.meta_parameters import PerStep, expand_betas
+from gimli_core import optimizers
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from gimli_core.optimizers.interface import Hyper, State, Tensors
+from gimli_core.verification.plain_torch_rules import STARTS, TORCH_RULES
 from gimli_core.verification.question import Entries, Question, rebuild
 
 __all__ = ["RULES", "Root", "flat_root", "initial_state", "plain_step", "values_at"]
@@ -64,12 +66,20 @@ def slots_of(opt: Optimizer) -> tuple[str, ...]:
         return ("momentum_buffer",) if opt.uses("momentum") else ()
     if isinstance(opt, Adagrad):
         return ("sum",)
-    return ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if getattr(opt, "amsgrad", False) else ()))
+    if isinstance(opt, Adam):
+        return ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if opt.amsgrad else ()))
+    return opt.slots()  # type: ignore[attr-defined, no-any-return]
 
 
 # By exact type: a subclass may do something else. Without a rule here, autograd differentiates the optimizer's own
 # `step`, which checks its pullback but not its step; the report says so.
 RULES: dict[type[Optimizer], Rule] = {SGD: sgd, Adagrad: adagrad, Adam: adam, AdamW: adam}
+RULES |= {getattr(optimizers, name): rule for name, rule in TORCH_RULES.items()}
+
+
+def rule_of(optimizer: Optimizer) -> Rule | None:
+    """The plain rule, or None where there is none (Muon in bfloat16 is a rounded map: see NOTE [rounded iteration])."""
+    return None if getattr(optimizer, "ns_dtype", None) is not None else RULES.get(type(optimizer))
 
 
 def plain_step(
@@ -77,33 +87,39 @@ def plain_step(
 ) -> tuple[Tensors, State]:
     """theta_{j+1}, s_{j+1} from theta_j, s_j, G_j and the hyperparameters of step j."""
     optimizer = question.optimizer
-    if type(optimizer) not in RULES:
+    rule = rule_of(optimizer)
+    if rule is None:
         return optimizer.step(theta, state, G, hyper)
     t = int(state["step"]) + 1
     new_theta: Tensors = {}
     new_state: State = {"step": t} | {slot: {} for slot in slots_of(optimizer)}
     for k, w in theta.items():
-        s = {slot: state[slot][k] for slot in slots_of(optimizer)}
-        new_theta[k], s = RULES[type(optimizer)](optimizer, w, s, G[k], hyper[k], t, root)
+        s = {slot: state[slot][k] for slot in slots_of(optimizer) if k in state[slot]}
+        new_theta[k], s = rule(optimizer, w, s, G[k], hyper[k], t, root)
         for slot, value in s.items():
             new_state[slot][k] = value
     return new_theta, new_state
 
 
 def initial_state(question: Question, leaves: Entries, theta: Tensors) -> State:
-    """s_0: the warm state, or zeros (Adagrad: its initial accumulator value)."""
+    """s_0: the warm state, or what the rule starts from: zeros, but for STARTS and Adagrad's accumulator."""
     optimizer = question.optimizer
     if question.state_0 is not None:
         held = {slot: value for slot, value in question.state_0.items() if slot != "step"}
         return {"step": question.state_0["step"], **rebuild(held, ("S_0",), leaves)}
     hyper = values_at(question, leaves, theta, 0)
-    if type(optimizer) not in RULES:
+    if rule_of(optimizer) is None:
         return optimizer.initial_state(theta, hyper)
-    start = dict.fromkeys(("sum",), "initial_accumulator_value")
-    return {"step": 0} | {
-        slot: {k: torch.zeros_like(v) + (hyper[k][start[slot]] if slot in start else 0) for k, v in theta.items()}
-        for slot in slots_of(optimizer)
-    }
+    state: State = {"step": 0}
+    for slot in slots_of(optimizer):
+        start = STARTS.get((type(optimizer).__name__, slot), _zeros)
+        first = {k: start(v, hyper[k]) for k, v in theta.items()}
+        state[slot] = {k: v for k, v in first.items() if v is not None}
+    return state
+
+
+def _zeros(w: Tensor, h: Tensors) -> Tensor:
+    return torch.zeros_like(w) + h.get("initial_accumulator_value", 0.0)
 
 
 def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hyper:
@@ -113,7 +129,7 @@ def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hy
     order = list(optimizer.groups or {})
     home = {k: n for k in theta for n in order if any(fnmatchcase(k, p) for p in (optimizer.groups or {})[n])}
 
-    def read(value: Any, k: str, served: Collection[str], by_step: bool = False) -> Tensor | None:
+    def read(value: Any, k: str, served: Collection[str], by_step: bool = False, own: bool = False) -> Tensor | None:
         if isinstance(value, PerStep):
             return read(value.value, k, served, by_step=True)
         if isinstance(value, Mapping):
@@ -122,6 +138,8 @@ def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hy
             served = [n for n in theta if home[n] == key] if by_group else [k]
             return read(value[key], k, served, by_step) if key in value else None
         value = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+        if own:
+            return value.to(torch.float64 if value.ndim == 0 else theta[k].dtype)
         shapes = {tuple(theta[n].shape) for n in served}
         p = shapes.pop() if len(shapes) == 1 else ()  # one value an element, only where all elements are alike
         if by_step or (value.shape != p and value.shape in ((J,), (J, *p), (J, len(order)))):
@@ -132,8 +150,9 @@ def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hy
         return used
 
     def choose(name: str, k: str) -> Tensor:
-        value = read(learned[name], k, theta) if name in learned else None
-        value = read(optimizer.hyperparameters()[name], k, theta) if value is None else value
+        own = name in optimizer.own_parameters()
+        value = read(learned[name], k, theta, own=own) if name in learned else None
+        value = read(optimizer.hyperparameters()[name], k, theta, own=own) if value is None else value
         assert value is not None  # the engine has checked that every tensor has a value
         return value
 

@@ -111,7 +111,7 @@ def prove_hyperparameters(proved: Statements) -> None:
     left = one_sided(step.subs(G, 1), phi, sp.Integer(1))[1]
     proved.holds("and fails at φ = 1, where a one-sided slope is infinite", left == -sp.oo)
     switches = {"nesterov", "maximize", "amsgrad"}
-    names = {name for kind in (SGD, Adagrad, Adam, AdamW) for name in kind.continuous()}
+    names = {name for kind in (SGD, Adagrad, Adam, AdamW) for name in kind().continuous()}
     proved.holds("a switch has no derivative: none of the shipped rules takes one of it", not names & switches)
     first = heavy_ball(1, first=True).jacobian()
     proved.equal(

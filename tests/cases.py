@@ -49,6 +49,7 @@ __all__ = [
     "entries",
     "largest",
     "question",
+    "starts",
 ]
 
 
@@ -216,10 +217,15 @@ def arguments(
     train_loss, val_loss = made.pop("losses")
     phi_opt = {name: torch.tensor(value, dtype=torch.float64) for name, value in rule.learned.items()}
     if start == "warm":
-        for name in ("initial_accumulator_value", *(("lr",) if isinstance(rule.optimizer, Rprop) else ())):
-            phi_opt.pop(name, None)  # a given state leaves it nothing to do
+        for name in starts(rule):
+            phi_opt.pop(name, None)
         made["state_0"] = warm_state(rule, made["theta_0"])
     return {"problem": gimli.Problem(train_loss, val_loss, rule.optimizer), "phi_opt": phi_opt, **made}
+
+
+def starts(rule: Rule) -> tuple[str, ...]:
+    """Hyperparameters that only say where the state starts: a given state leaves them nothing to do."""
+    return ("initial_accumulator_value", *(("lr",) if isinstance(rule.optimizer, Rprop) else ()))
 
 
 def warm_state(rule: Rule, theta_0: dict[str, Tensor]) -> dict[str, Any]:

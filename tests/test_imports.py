@@ -104,12 +104,16 @@ def autograd_calls(path: Path) -> set[str]:
 
 def test_autograd_is_asked_in_one_place() -> None:
     asking = {name for name, path in CORE.items() if autograd_calls(path)}
-    assert asking == {"gimli_core.derivatives"}
+    assert asking == {"gimli_core.derivatives"} | LOCAL
 
 
-def test_no_optimizer_uses_autograd() -> None:
+# Autograd within one step, by design: an optimizer of which only the step is written, and SAM, which is a loss.
+LOCAL = {"gimli_core.optimizers.derived", "gimli_core.optimizers.wrappers.sam"}
+
+
+def test_no_rule_uses_autograd() -> None:
     for name, path in CORE.items():
-        if name.startswith("gimli_core.optimizers."):
+        if name.startswith("gimli_core.optimizers.") and name not in LOCAL:
             assert not autograd_calls(path), name
             assert "torch.autograd" not in path.read_text(encoding="utf-8")
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gimli_core.optimizers.interface import Hyper, State, Tensors
+from gimli_core.optimizers.interface import ElementwiseOptimizer, Hyper, State, Tensors
 from tests.cases import RULES, Rule, distance
 
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
@@ -31,25 +31,36 @@ def drawn(
         return x * (torch.rand(x.shape, generator=generator) < 0.7)
 
     optimizer = rule.optimizer.bind(rule.learned)
+    if rule.name.startswith(("adamax", "rprop", "lion", "sparse")):
+        # Kinks at 0, where autograd takes one side or the other; test_singular.py says what the rules return there.
+        holed = torch.Tensor.clone
     theta = {"a": holed(random(5)), "b": random()}
     values = {**optimizer.hyperparameters(), **rule.learned}
+    whole = optimizer.whole_tensor()
     hyper = {
         k: {
-            n: torch.as_tensor(h, dtype=torch.float64).expand(v.shape if elementwise else ()) for n, h in values.items()
+            n: torch.as_tensor(h, dtype=torch.float64).expand(v.shape if elementwise and n not in whole else ())
+            for n, h in values.items()
         }
         for k, v in theta.items()
     }
     cold = optimizer.initial_state(theta, hyper)
     # Second moments stay above 0: what holds at 0 is the business of test_singular.py.
-    positive = {"sum", "exp_avg_sq", "max_exp_avg_sq"}
+    positive = {"sum", "exp_avg_sq", "max_exp_avg_sq", "acc_delta", "exp_inf", "step_size", "variance", "mu_product"}
+
+    def slot_value(slot: str, like: Tensor) -> Tensor:
+        if slot == "square_avg":
+            return 9 + random(*like.shape) ** 2  # above the square of any grad_avg
+        return 0.1 + random(*like.shape) ** 2 if slot in positive else holed(random(*like.shape))
+
     state = {
-        slot: {k: 0.1 + random(*v.shape) ** 2 if slot in positive else holed(random(*v.shape)) for k, v in held.items()}
+        slot: {k: slot_value(slot, v) for k, v in held.items()}
         for slot, held in cold.items()
         if slot != "step"
     }
     state["step"] = torch.tensor(float(seed % 4))
     B = {k: random(*v.shape) for k, v in theta.items()}
-    S = {slot: {k: random(*v.shape) for k, v in theta.items()} for slot in cold if slot != "step"}
+    S = {slot: {k: random(*v.shape) for k, v in held.items()} for slot, held in cold.items() if slot != "step"}
     return optimizer, theta, state, {k: holed(random(*v.shape)) for k, v in theta.items()}, hyper, B, S
 
 
@@ -91,10 +102,10 @@ def test_the_pullback_is_the_vjp_of_the_step(rule: Rule, seed: int, elementwise:
     inputs = [leaves(tree) for tree in (theta, state, G, hyper)]
     new_theta, new_state = optimizer.step(*inputs)
     L = sum((B[k] * new_theta[k]).sum() for k in B)
-    L = L + sum((S[slot][k] * new_state[slot][k]).sum() for slot in S for k in B)
+    L = L + sum((bar * new_state[slot][k]).sum() for slot, held in S.items() for k, bar in held.items())
     pulled = optimizer.pullback(theta, state, G, hyper, B, S, tuple(rule.learned))
     pairs = [(pulled.V[k], inputs[2][k]) for k in B] + [(pulled.B[k], inputs[0][k]) for k in B]
-    pairs += [(pulled.S[slot][k], inputs[1][slot][k]) for slot in S for k in B]
+    pairs += [(pulled.S[slot][k], inputs[1][slot][k]) for slot, held in S.items() for k in held]
     # The start of an accumulator is no part of a step.
     pairs += [(A, inputs[3][k][name]) for k, by_name in pulled.A.items() for name, A in by_name.items()]
     expected = torch.autograd.grad(L, [leaf for _, leaf in pairs], allow_unused=True)
@@ -105,7 +116,9 @@ def test_the_pullback_is_the_vjp_of_the_step(rule: Rule, seed: int, elementwise:
         assert float((found - g).abs().max()) < 1e-13 * max(size, 1.0)
 
 
-@every_rule
+@pytest.mark.parametrize(
+    "rule", [r for r in RULES if isinstance(r.optimizer, ElementwiseOptimizer)], ids=lambda rule: rule.name
+)
 @settings(max_examples=3)
 @given(seed=seeds)
 def test_jacobians_against_finite_differences(rule: Rule, seed: int) -> None:

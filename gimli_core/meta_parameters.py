@@ -151,7 +151,10 @@ class Hyperparameters:
         self.wanted = tuple(meta)
         for name in meta:
             _check_name(name, optimizer)
-        fixed = [self._resolve(optimizer, n, v, f"{type(optimizer).__name__}({n}=…)") for n, v in optimizer.hyperparameters().items()]
+        fixed = [
+            self._resolve(optimizer, n, v, f"{type(optimizer).__name__}({n}=…)")
+            for n, v in optimizer.hyperparameters().items()
+        ]
         learned = [self._resolve(optimizer, n, v, f"phi_opt[{n!r}]") for n, v in meta.items()]
         self.leaves = [leaf for leaves in learned for leaf in leaves]
         # Later entries win: a phi_opt that covers some tensors leaves the others to the optimizer's own value.

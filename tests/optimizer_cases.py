@@ -63,7 +63,10 @@ _GRID: dict[str, tuple[dict[str, Any], dict[str, tuple[Any, ...]]]] = {
     "Adagrad": ({"lr": 0.1}, {"lr_decay": (0.0, 0.1), "initial_accumulator_value": (0.0, 0.2)}),
     "Adam": ({"lr": 0.05, "betas": (0.8, 0.95)}, {"amsgrad": (False, True)}),
     "AdamW": ({"lr": 0.05, "betas": (0.8, 0.95)}, {"amsgrad": (False, True)}),
-    "NAdam": ({"lr": 0.05, "betas": (0.8, 0.95)}, {"momentum_decay": (4e-3, 0.3), "decoupled_weight_decay": (False, True)}),
+    "NAdam": (
+        {"lr": 0.05, "betas": (0.8, 0.95)},
+        {"momentum_decay": (4e-3, 0.3), "decoupled_weight_decay": (False, True)},
+    ),
     "RAdam": ({"lr": 0.05}, {"betas": ((0.8, 0.95), (0.9, 0.5)), "decoupled_weight_decay": (False, True)}),
     "Adamax": ({"lr": 0.05, "betas": (0.8, 0.95)}, {}),
     "Adadelta": ({"lr": 0.5}, {"rho": (0.9, 0.5)}),
@@ -81,7 +84,12 @@ _GRID: dict[str, tuple[dict[str, Any], dict[str, tuple[Any, ...]]]] = {
     ),
     "Muon": (
         {"lr": 0.05},
-        {"momentum": (0.95, 0.5), "nesterov": (True, False), "ns_steps": (5, 2), "adjust_lr_fn": (None, "match_rms_adamw")},
+        {
+            "momentum": (0.95, 0.5),
+            "nesterov": (True, False),
+            "ns_steps": (5, 2),
+            "adjust_lr_fn": (None, "match_rms_adamw"),
+        },
     ),
     "SparseAdam": ({"lr": 0.05, "betas": (0.8, 0.95)}, {}),
 }

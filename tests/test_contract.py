@@ -14,7 +14,19 @@ import gimli_core as gimli
 from gimli_core.memory import Budget
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from gimli_core.verification.plain_unroll import autograd_gradient, random_rounding
-from tests.cases import NUMBERS, PROBLEMS, RULES, SCHEDULES, STARTS, Rule, arguments, distance, entries, largest, question
+from tests.cases import (
+    NUMBERS,
+    PROBLEMS,
+    RULES,
+    SCHEDULES,
+    STARTS,
+    Rule,
+    arguments,
+    distance,
+    entries,
+    largest,
+    question,
+)
 
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.__name__)

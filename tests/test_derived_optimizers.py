@@ -85,7 +85,9 @@ PHI = {"c": torch.tensor(0.3, dtype=torch.float64)}
 def test_a_derived_rule_equals_the_analytic_one() -> None:
     phi_opt = {"lr": 0.1, "beta1": 0.8, "beta2": 0.9, "eps": 1e-2}
     found = [
-        gimli.meta_gradient(gimli.Problem(loss, val, rule), start(), lambda j: None, None, steps=6, phi_opt=phi_opt, phi_loss=PHI)
+        gimli.meta_gradient(
+            gimli.Problem(loss, val, rule), start(), lambda j: None, None, steps=6, phi_opt=phi_opt, phi_loss=PHI
+        )
         for rule in (PlainAdam(), Adam())
     ]
     ours, analytic = found
@@ -110,7 +112,13 @@ def learned() -> dict[str, Tensor]:
 
 def test_a_learned_optimizer_with_recurrent_state() -> None:
     report = verify(
-        gimli.Problem(loss, val, Recurrent(**learned())), start(), lambda j: None, None, steps=4, phi_opt=learned(), phi_loss=PHI
+        gimli.Problem(loss, val, Recurrent(**learned())),
+        start(),
+        lambda j: None,
+        None,
+        steps=4,
+        phi_opt=learned(),
+        phi_loss=PHI,
     )
     report.assert_ok()
 
@@ -132,7 +140,9 @@ def test_a_learned_optimizer_learns() -> None:
 def test_muon_meta_gradients_agree_with_every_oracle() -> None:
     theta = {"tall": torch.linspace(-1.0, 1.0, 6).reshape(3, 2), "wide": torch.linspace(0.5, 2.0, 8).reshape(2, 4)}
     phi_opt = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.1, "ns_a": 3.4445, "ns_b": -4.775, "ns_c": 2.0315}
-    verify(gimli.Problem(loss, val, Muon()), theta, lambda j: None, None, steps=4, phi_opt=phi_opt, phi_loss=PHI).assert_ok()
+    verify(
+        gimli.Problem(loss, val, Muon()), theta, lambda j: None, None, steps=4, phi_opt=phi_opt, phi_loss=PHI
+    ).assert_ok()
 
 
 def test_muon_in_bfloat16_is_close_to_itself_in_full() -> None:
@@ -145,7 +155,12 @@ def test_muon_in_bfloat16_is_close_to_itself_in_full() -> None:
 
     full, rounded = (
         gimli.meta_gradient(
-            gimli.Problem(regression, regression, Muon(ns_dtype=dtype)), theta, lambda j: None, None, steps=3, phi_opt={"lr": 0.02}
+            gimli.Problem(regression, regression, Muon(ns_dtype=dtype)),
+            theta,
+            lambda j: None,
+            None,
+            steps=3,
+            phi_opt={"lr": 0.02},
         )
         for dtype in (None, torch.bfloat16)
     )

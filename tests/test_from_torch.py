@@ -14,12 +14,17 @@ from gimli_core.errors import ArgumentError
 from gimli_core.optimizers import from_torch
 from tests.optimizer_cases import CASES, Case
 
-X, Y = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(8, 3), torch.linspace(0, 1, 16, dtype=torch.float64).reshape(8, 2)
+X, Y = (
+    torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(8, 3),
+    torch.linspace(0, 1, 16, dtype=torch.float64).reshape(8, 2),
+)
 
 
 def model(case: Case) -> nn.Module:
     torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(3, 4, bias=case.rule != "Muon"), nn.Tanh(), nn.Linear(4, 2, bias=case.rule != "Muon"))
+    return nn.Sequential(
+        nn.Linear(3, 4, bias=case.rule != "Muon"), nn.Tanh(), nn.Linear(4, 2, bias=case.rule != "Muon")
+    )
 
 
 def loss_of(module: nn.Module) -> Any:
@@ -49,7 +54,12 @@ def test_training_goes_on_where_it_was(case: Case) -> None:
     rule, theta_0, state_0 = from_torch(optimizer, module.named_parameters())
     loss = loss_of(module)
     result = gimli.meta_gradient(
-        gimli.Problem(loss, loss, rule), {k: v.detach() for k, v in theta_0.items()}, lambda j: None, None, steps=3, state_0=state_0
+        gimli.Problem(loss, loss, rule),
+        {k: v.detach() for k, v in theta_0.items()},
+        lambda j: None,
+        None,
+        steps=3,
+        state_0=state_0,
     )
     after = [optimizer.state_dict(), module.state_dict()]
     assert all(torch.equal(a, b) for a, b in zip(_tensors(before), _tensors(after), strict=True))
@@ -80,7 +90,9 @@ def test_groups_keep_their_own_values() -> None:
     assert rule.eps == 1e-8
     loss = loss_of(module)
     start = {k: v.detach().clone() for k, v in theta_0.items()}
-    result = gimli.meta_gradient(gimli.Problem(loss, loss, rule), start, lambda j: None, None, steps=4, phi_opt={"lr": {"0": 0.1}})
+    result = gimli.meta_gradient(
+        gimli.Problem(loss, loss, rule), start, lambda j: None, None, steps=4, phi_opt={"lr": {"0": 0.1}}
+    )
     train(module, optimizer, 4, sparse=False)
     for k, p in module.named_parameters():
         assert torch.allclose(result.theta_J[k], p.detach(), rtol=1e-13, atol=1e-15), k
@@ -106,7 +118,9 @@ class Unknown(torch.optim.SGD):
 
 
 def mixed() -> torch.optim.Optimizer:
-    return torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))]}, {"params": [nn.Parameter(torch.ones(1))], "maximize": True}], lr=0.1)
+    return torch.optim.SGD(
+        [{"params": [nn.Parameter(torch.ones(1))]}, {"params": [nn.Parameter(torch.ones(1))], "maximize": True}], lr=0.1
+    )
 
 
 def unequal() -> Any:
@@ -123,8 +137,14 @@ def homeless() -> Any:
 
 
 REFUSED = {
-    "LBFGS": (lambda: from_torch(torch.optim.LBFGS([nn.Parameter(torch.ones(1))])), r"LBFGS.*implicit function theorem"),
-    "no rule": (lambda: from_torch(Unknown([nn.Parameter(torch.ones(1))], lr=0.1)), r"Unknown.*DerivedOptimizer.*register"),
+    "LBFGS": (
+        lambda: from_torch(torch.optim.LBFGS([nn.Parameter(torch.ones(1))])),
+        r"LBFGS.*implicit function theorem",
+    ),
+    "no rule": (
+        lambda: from_torch(Unknown([nn.Parameter(torch.ones(1))], lr=0.1)),
+        r"Unknown.*DerivedOptimizer.*register",
+    ),
     "no names": (lambda: from_torch(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)), "named_parameters"),
     "in no group": (homeless, r"'bias' in none"),
     "no name": (lambda: from_torch(torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.1), {}), r"\[3\]"),

@@ -92,7 +92,9 @@ def test_forward_results_equal_the_original_over_100_steps(case):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 def test_the_pullback_is_that_of_the_step(case):
     rule = case.build()
-    bound = rule.bind({name: float(v) for name, v in rule.hyperparameters().items() if rule.uses(name) or name != "eps1"})
+    bound = rule.bind(
+        {name: float(v) for name, v in rule.hyperparameters().items() if rule.uses(name) or name != "eps1"}
+    )
     for steps in (1, 2, 12):
         check_pullback(rule, start(case), steps=steps, seed=steps).assert_ok()
         check_pullback(bound, start(case), steps=steps, seed=steps).assert_ok()  # zeros too have a derivative

@@ -42,7 +42,9 @@ WRAPPERS: dict[str, Callable[[Optimizer], Optimizer]] = {
     "decay-coupled": lambda inner: MaskedDecay(inner, decay=0.1, mask=["b"], decoupled=False),
     "lookahead": lambda inner: Lookahead(inner, slow_rate=0.3, every=3),
     "accumulate": lambda inner: Accumulate(inner, every=3),
-    "nested": lambda inner: Lookahead(ClipNorm(MaskedDecay(Accumulate(inner, every=2), decay=0.1), max_norm=0.5), every=2),
+    "nested": lambda inner: Lookahead(
+        ClipNorm(MaskedDecay(Accumulate(inner, every=2), decay=0.1), max_norm=0.5), every=2
+    ),
 }
 
 
@@ -83,7 +85,9 @@ def run(rule: Optimizer, theta: dict[str, Tensor], steps: int = 30) -> dict[str,
     return theta
 
 
-def run_torch(make: Callable[[Any], torch.optim.Optimizer], before_step: Callable[[Any, int], bool], steps: int = 30) -> Any:
+def run_torch(
+    make: Callable[[Any], torch.optim.Optimizer], before_step: Callable[[Any, int], bool], steps: int = 30
+) -> Any:
     params = {k: torch.nn.Parameter(v) for k, v in start().items()}
     optimizer = make(params)
     for j in range(steps):

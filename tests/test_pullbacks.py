@@ -53,11 +53,7 @@ def drawn(
             return 9 + random(*like.shape) ** 2  # above the square of any grad_avg
         return 0.1 + random(*like.shape) ** 2 if slot in positive else holed(random(*like.shape))
 
-    state = {
-        slot: {k: slot_value(slot, v) for k, v in held.items()}
-        for slot, held in cold.items()
-        if slot != "step"
-    }
+    state = {slot: {k: slot_value(slot, v) for k, v in held.items()} for slot, held in cold.items() if slot != "step"}
     state["step"] = torch.tensor(float(seed % 4))
     B = {k: random(*v.shape) for k, v in theta.items()}
     S = {slot: {k: random(*v.shape) for k, v in held.items()} for slot, held in cold.items() if slot != "step"}

@@ -8,7 +8,6 @@ from gimli_core.optimizers.adamax import Adamax
 from gimli_core.optimizers.asgd import ASGD
 from gimli_core.optimizers.check import check_pullback
 from gimli_core.optimizers.derived import DerivedOptimizer
-from gimli_core.optimizers.torch_optim import FromTorch, from_torch, register
 from gimli_core.optimizers.interface import (
     ElementwiseOptimizer,
     Optimizer,
@@ -25,6 +24,7 @@ from gimli_core.optimizers.rmsprop import RMSprop
 from gimli_core.optimizers.rprop import Rprop
 from gimli_core.optimizers.sgd import SGD
 from gimli_core.optimizers.sparse_adam import SparseAdam
+from gimli_core.optimizers.torch_optim import FromTorch, from_torch, register
 from gimli_core.optimizers.wrappers import EMA, Accumulate, ClipNorm, ClipValue, Lookahead, MaskedDecay, Partition, sam
 
 __all__ = [

@@ -178,7 +178,9 @@ class Adafactor(WeightDecay, TensorwiseOptimizer):
             return torch.stack([(bar * (p.means[slot] - s[slot])).sum() for slot, bar in new_bar.items()]).sum()
 
         A: Thunks = {
-            "lr": lambda: alpha_bar * _at_least(p.theta_rms, h["eps2"].to(p.g)) * _above(1 / t.sqrt().to(h["lr"]), h["lr"]),
+            "lr": lambda: (
+                alpha_bar * _at_least(p.theta_rms, h["eps2"].to(p.g)) * _above(1 / t.sqrt().to(h["lr"]), h["lr"])
+            ),
             "beta2_decay": lambda: by_w() * p.w * t.log(),
             "eps1": lambda: eps1_bar,
             "eps2": lambda: rms_bar * (1 - large),

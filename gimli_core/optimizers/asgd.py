@@ -100,7 +100,8 @@ class ASGD(WeightDecay, ElementwiseOptimizer):
         A: Thunks = {
             "lr": lambda: eta_bar * (q**-alpha - alpha * lambd * lr * t * q ** (-alpha - 1)),
             "lambd": lambda: (
-                reduce_like(-B * eta * theta, lambd) + reduce_like(-eta_bar * alpha * lr**2 * t * q ** (-alpha - 1), lambd)
+                reduce_like(-B * eta * theta, lambd)
+                + reduce_like(-eta_bar * alpha * lr**2 * t * q ** (-alpha - 1), lambd)
             ),
             "alpha": lambda: -eta_bar * lr * q**-alpha * q.log(),
             "t0": lambda: S["mu"] * (1 + torch.sign(wait - 1)) / 2 / torch.maximum(wait, torch.ones_like(wait)) ** 2,

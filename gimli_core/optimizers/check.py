@@ -132,7 +132,9 @@ def check_pullback(
         came = optimizer.pullback(*point, B, S, names)
         expected = derived_pullback(optimizer.step, *point, B, S, names)
         wants = list(_blocks(expected, expected))
-        floor = 1e-6 * max((torch.nan_to_num(want).abs().max().item() for _, _, want in wants if want.numel()), default=0.0)
+        floor = 1e-6 * max(
+            (torch.nan_to_num(want).abs().max().item() for _, _, want in wants if want.numel()), default=0.0
+        )
         for (by, k, got), (_, _, want) in zip(_blocks(came, expected), wants, strict=True):
             if want.numel():
                 entries.append(_compare(optimizer, point, (output, by, k), got, want, B, S, floor))
@@ -163,7 +165,14 @@ def _blocks(pulled: Pulled, like: Pulled) -> Iterator[tuple[str, str, Tensor]]:
 def _shaped(by: str, k: str, came: Tensor | None, like: Tensor) -> Tensor:
     if came is None or came.shape != like.shape:
         what = "nothing" if came is None else f"shape {list(came.shape)}"
-        raise ArgumentError(explain(f"pullback: the adjoint of {by} of {k!r}", f"shape {list(like.shape)}", what, "Return one for every input."))
+        raise ArgumentError(
+            explain(
+                f"pullback: the adjoint of {by} of {k!r}",
+                f"shape {list(like.shape)}",
+                what,
+                "Return one for every input.",
+            )
+        )
     return came
 
 

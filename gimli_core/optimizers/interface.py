@@ -273,7 +273,9 @@ class ElementwiseOptimizer(TensorwiseOptimizer):
             for k, theta_k in theta.items()
         }
         state = self.initial_state(theta, hyper) if state is None else state
-        state = {"step": state["step"]} | {slot: {k: v.double().expand_as(theta[k]) for k, v in state[slot].items()} for slot in self.slots()}
+        state = {"step": state["step"]} | {
+            slot: {k: v.double().expand_as(theta[k]) for k, v in state[slot].items()} for slot in self.slots()
+        }
         G = {k: torch.zeros_like(v) if G is None else G[k].double() for k, v in theta.items()}
         result = {}
         for output in ("theta", *self.slots()):

@@ -93,7 +93,9 @@ class Muon(WeightDecay, TensorwiseOptimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.adjust_lr_fn not in (None, *ADJUSTMENTS):
-            raise ArgumentError(explain("Muon(adjust_lr_fn=…)", f"one of {ADJUSTMENTS}", repr(self.adjust_lr_fn), "None is 'original'."))
+            raise ArgumentError(
+                explain("Muon(adjust_lr_fn=…)", f"one of {ADJUSTMENTS}", repr(self.adjust_lr_fn), "None is 'original'.")
+            )
 
     def whole_tensor(self) -> tuple[str, ...]:
         return ("ns_a", "ns_b", "ns_c", "eps")

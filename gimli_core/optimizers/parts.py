@@ -15,8 +15,8 @@ __all__ = ["MomentsPullback", "WeightDecay", "moments", "moments_pullback"]
 class WeightDecay(Optimizer):
     """Mixed into a rule with `maximize`, `weight_decay` and, where that is decoupled, `lr`.
 
-        g     = ±G + weight_decay·theta         coupled
-        theta ← theta·(1 - lr·weight_decay)     decoupled
+    g     = ±G + weight_decay·theta         coupled
+    theta ← theta·(1 - lr·weight_decay)     decoupled
     """
 
     maximize: bool

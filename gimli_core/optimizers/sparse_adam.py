@@ -103,9 +103,7 @@ class SparseAdam(WeightDecay, ElementwiseOptimizer):
         left = {slot: torch.where(touched, moved.S[slot], S[slot]) for slot in self.slots()}
         A: Thunks = {
             "lr": lambda: -B_on * u * c2.sqrt() / c1,
-            "beta1": lambda: torch.where(
-                touched, moved.beta1 - B_on * u * (rate / c1 * t * beta1 ** (t - 1)), 0.0
-            ),
+            "beta1": lambda: torch.where(touched, moved.beta1 - B_on * u * (rate / c1 * t * beta1 ** (t - 1)), 0.0),
             "beta2": lambda: torch.where(
                 touched, moved.beta2 + B_on * u * (rate * t * beta2 ** (t - 1) / (2 * c2)), 0.0
             ),

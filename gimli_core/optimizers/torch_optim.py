@@ -91,7 +91,8 @@ def register(kind: type[torch.optim.Optimizer], rule: Rule) -> None:
 
 
 def from_torch(
-    optimizer: torch.optim.Optimizer, named_parameters: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]] | None = None
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]] | None = None,
 ) -> FromTorch:
     """The rule, the parameters by name and the current state of a live `torch.optim` optimizer, which is not touched.
 
@@ -133,7 +134,11 @@ def from_torch(
     if len(members) > 1:
         given["groups"] = {str(i): [escape(k) for k in group] for i, group in enumerate(members)}
     made = rule(**given)
-    held = {k: p for group, ks in zip(optimizer.param_groups, members, strict=True) for k, p in zip(ks, group["params"], strict=True)}
+    held = {
+        k: p
+        for group, ks in zip(optimizer.param_groups, members, strict=True)
+        for k, p in zip(ks, group["params"], strict=True)
+    }
     return FromTorch(made, held, _state(optimizer, rule, built, members, held))
 
 
@@ -216,7 +221,11 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _state(
-    optimizer: torch.optim.Optimizer, rule: Rule, built: list[tuple[Rule, Options]], members: list[list[str]], theta: Tensors
+    optimizer: torch.optim.Optimizer,
+    rule: Rule,
+    built: list[tuple[Rule, Options]],
+    members: list[list[str]],
+    theta: Tensors,
 ) -> State | None:
     """A copy of the current state in the engine's form; None if no step has been made."""
     found = {k: optimizer.state.get(p, {}) for k, p in theta.items()}
@@ -236,7 +245,10 @@ def _state(
         made = rule(**options)
         for slot, held in made.initial_state(part, constants(made, part)).items():
             if slot != "step":
-                kept = {k: v if found[k].get(slot) is None else found[k][slot].detach().to(v.dtype).clone() for k, v in held.items()}
+                kept = {
+                    k: v if found[k].get(slot) is None else found[k][slot].detach().to(v.dtype).clone()
+                    for k, v in held.items()
+                }
                 state.setdefault(slot, {}).update(kept)
     # A slot that only some groups keep (momentum, say) is zeros in the others, whose factor for it is 0.
     for slot in [slot for slot in state if slot != "step"]:

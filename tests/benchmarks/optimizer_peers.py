@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,6 +156,12 @@ def peer_table(peer: str, cases: list[Case]) -> tuple[list[str], list[list[str]]
             except Exception as error:  # what a user would get
                 missing = "not supported" in str(error)
                 said = str(error).splitlines()[0][:30] if str(error) else ""
-                row.append("no rule" if missing else said if isinstance(error, LookupError) else f"{type(error).__name__}: {said}")
+                row.append(
+                    "no rule"
+                    if missing
+                    else said
+                    if isinstance(error, LookupError)
+                    else f"{type(error).__name__}: {said}"
+                )
         rows.append(row)
     return [f"{peer}: optimizer and options", "parity", "dL/dtheta_0", "G = 0"], rows

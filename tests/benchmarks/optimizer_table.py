@@ -75,7 +75,13 @@ def meta_errors(case: Case) -> tuple[float, float, float]:
     """(against autograd, against finite differences, what those think of themselves)."""
     asked = question(case)
     result = gimli.meta_gradient(
-        asked.problem, asked.theta_0, asked.train_batches, None, steps=STEPS, phi_opt=asked.phi_opt, phi_loss=asked.phi_loss
+        asked.problem,
+        asked.theta_0,
+        asked.train_batches,
+        None,
+        steps=STEPS,
+        phi_opt=asked.phi_opt,
+        phi_loss=asked.phi_loss,
     )
     parts = {"A_opt": result.A_opt, "A_loss": result.A_loss, "B_0": result.B_0}
     found = {key: v for name, tree in parts.items() for key, v in flatten(tree, (name,)).items()}

@@ -82,7 +82,10 @@ class Accumulate(Wrapper):
         return Pulled(
             V={k: v / self.every for k, v in a_bar.items()},
             B={k: v + rest_B[k] for k, v in pulled.B.items()},
-            S={**{slot: {k: v + rest_S[slot][k] for k, v in held.items()} for slot, held in pulled.S.items()}, "accumulated": a_bar},
+            S={
+                **{slot: {k: v + rest_S[slot][k] for k, v in held.items()} for slot, held in pulled.S.items()},
+                "accumulated": a_bar,
+            },
             A=pulled.A,
         )
 

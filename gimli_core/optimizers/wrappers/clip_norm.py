@@ -51,10 +51,17 @@ class ClipNorm(GradientWrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.norm_type >= 1:
-            raise ArgumentError(explain("ClipNorm(norm_type=…)", "a number >= 1, or inf", repr(self.norm_type), "2.0 is usual."))
+            raise ArgumentError(
+                explain("ClipNorm(norm_type=…)", "a number >= 1, or inf", repr(self.norm_type), "2.0 is usual.")
+            )
         if getattr(self.max_norm, "ndim", 0) or isinstance(self.max_norm, dict):
             raise ArgumentError(
-                explain("ClipNorm(max_norm=…)", "one number for all tensors", repr(self.max_norm), "Only the norm over all is clipped.")
+                explain(
+                    "ClipNorm(max_norm=…)",
+                    "one number for all tensors",
+                    repr(self.max_norm),
+                    "Only the norm over all is clipped.",
+                )
             )
 
     def own_parameters(self) -> tuple[str, ...]:

@@ -53,12 +53,20 @@ class Lookahead(Wrapper):
         # slow_0 = theta_0 is read off at the first step, so that its adjoint goes to theta_0.
         return {**self.inner.initial_state(theta, hyper), "slow": {k: torch.zeros_like(v) for k, v in theta.items()}}
 
-    def _parts(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensor, Tensor, Tensors, State, Tensors]:
+    def _parts(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper
+    ) -> tuple[Tensor, Tensor, Tensors, State, Tensors]:
         """(first step?, k divides t?, f, inner s', slow)."""
         t = state["step"] + 1
         first = t == 1
         f, inner = self.inner.step(theta, {n: held for n, held in state.items() if n != "slow"}, G, hyper)
-        return first, t % self.every == 0, f, inner, {k: torch.where(first, v, state["slow"][k]) for k, v in theta.items()}
+        return (
+            first,
+            t % self.every == 0,
+            f,
+            inner,
+            {k: torch.where(first, v, state["slow"][k]) for k, v in theta.items()},
+        )
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         _, on, f, inner, slow = self._parts(theta, state, G, hyper)

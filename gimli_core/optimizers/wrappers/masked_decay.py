@@ -57,7 +57,12 @@ class MaskedDecay(Wrapper):
         super().__post_init__()
         if self.decoupled and "lr" not in self.inner.continuous():
             raise ArgumentError(
-                explain("MaskedDecay(inner, decoupled=True)", "an optimizer with lr", type(self.inner).__name__, "Use decoupled=False.")
+                explain(
+                    "MaskedDecay(inner, decoupled=True)",
+                    "an optimizer with lr",
+                    type(self.inner).__name__,
+                    "Use decoupled=False.",
+                )
             )
 
     def _chosen(self, theta: Tensors) -> list[str]:

@@ -41,7 +41,9 @@ class Partition(Optimizer):
         for part, (optimizer, patterns) in self.parts.items():
             if not isinstance(optimizer, Optimizer) or isinstance(patterns, str):
                 came = f"({type(optimizer).__name__}, {patterns!r})"
-                raise ArgumentError(explain(f"Partition[{part!r}]", "(an optimizer, a list of names or patterns)", came, "Give both."))
+                raise ArgumentError(
+                    explain(f"Partition[{part!r}]", "(an optimizer, a list of names or patterns)", came, "Give both.")
+                )
 
     def _names(self, method: str) -> tuple[str, ...]:
         return tuple(f"{part}.{name}" for part, (rule, _) in self.parts.items() for name in getattr(rule, method)())
@@ -60,7 +62,9 @@ class Partition(Optimizer):
         self.parts[part][0].check_range(inner, value, argument)
 
     def hyperparameters(self) -> dict[str, Any]:
-        return {f"{part}.{name}": v for part, (rule, _) in self.parts.items() for name, v in rule.hyperparameters().items()}
+        return {
+            f"{part}.{name}": v for part, (rule, _) in self.parts.items() for name, v in rule.hyperparameters().items()
+        }
 
     def bind(self, values: Mapping[str, Any]) -> Optimizer:
         parts = {part: (rule.bind(_of(part, values)), patterns) for part, (rule, patterns) in self.parts.items()}
@@ -72,7 +76,9 @@ class Partition(Optimizer):
 
     def _split(self, theta: Tensors) -> list[tuple[str, Optimizer, list[str]]]:
         """[(part, optimizer, tensor names)]."""
-        found = [(p, rule, [k for k in theta if any(fnmatchcase(k, w) for w in ws)]) for p, (rule, ws) in self.parts.items()]
+        found = [
+            (p, rule, [k for k in theta if any(fnmatchcase(k, w) for w in ws)]) for p, (rule, ws) in self.parts.items()
+        ]
         for k in theta:
             homes = [part for part, _, names in found if k in names]
             if len(homes) != 1:
@@ -91,7 +97,9 @@ class Partition(Optimizer):
     def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
         found = {}
         for part, rule, names in self._split({k: next(iter(h.values())) for k, h in hyper.items()}):
-            inner = rule.initial_state_pullback(_share(S_0, names), _hyper(part, hyper, names), _of(part, dict.fromkeys(wanted)))
+            inner = rule.initial_state_pullback(
+                _share(S_0, names), _hyper(part, hyper, names), _of(part, dict.fromkeys(wanted))
+            )
             found.update({k: {f"{part}.{name}": a for name, a in A.items()} for k, A in inner.items()})
         return found
 

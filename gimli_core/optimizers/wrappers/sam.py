@@ -54,7 +54,9 @@ def sam(train_loss: Loss, rho: float | Tensor = 0.05, *, adaptive: bool = False)
             moving = {k: v for k, v in leaves.items() if theta[k].requires_grad} or leaves
             before = train_loss({**theta, **moving}, phi_loss, batch)
             first = _gradient(before, moving)
-            size = torch.stack([((v.abs() if adaptive else 1) * first[k]).square().sum() for k, v in moving.items()]).sum()
+            size = torch.stack(
+                [((v.abs() if adaptive else 1) * first[k]).square().sum() for k, v in moving.items()]
+            ).sum()
             scale = radius / (_flat_root(size) + 1e-12)
             perturbed = {k: v + scale * first[k] * (v * v if adaptive else 1) for k, v in moving.items()}
             loss = train_loss({**theta, **perturbed}, phi_loss, batch)

@@ -103,7 +103,7 @@ class ASGD(WeightDecay, ElementwiseOptimizer):
                 reduce_like(-B * eta * theta, lambd)
                 + reduce_like(-eta_bar * alpha * lr**2 * t * q ** (-alpha - 1), lambd)
             ),
-            "alpha": lambda: -eta_bar * lr * q**-alpha * q.log(),
+            "alpha": lambda: -eta_bar * lr * q**-alpha * torch.log1p(lambd * lr * t),
             "t0": lambda: S["mu"] * (1 + torch.sign(wait - 1)) / 2 / torch.maximum(wait, torch.ones_like(wait)) ** 2,
         }
         V, B_j = self._decay_pullback(theta, h, B, -eta * B, A)

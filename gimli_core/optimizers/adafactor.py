@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,8 +75,6 @@ class Adafactor(WeightDecay, TensorwiseOptimizer):
     weight_decay: Any = hyperparameter(0.0)
     maximize: bool = False
 
-    decoupled: ClassVar[bool] = True
-
     def __init__(
         self,
         lr: Any = 1e-2,
@@ -99,6 +97,10 @@ class Adafactor(WeightDecay, TensorwiseOptimizer):
 
     def whole_tensor(self) -> tuple[str, ...]:
         return ("beta2_decay", "eps1", "eps2", "d")
+
+    @property
+    def decoupled(self) -> bool:
+        return True
 
     def slots(self) -> tuple[str, ...]:
         return ("row_var", "col_var", "variance")
@@ -193,7 +195,8 @@ class Adafactor(WeightDecay, TensorwiseOptimizer):
 
 def _rms(x: Tensor) -> Tensor:
     """Root of the mean square; autograd takes its derivative at 0 to be 0."""
-    return torch.linalg.vector_norm(x) / max(x.numel(), 1) ** 0.5
+    rms: Tensor = torch.linalg.vector_norm(x) / max(x.numel(), 1) ** 0.5
+    return rms
 
 
 def _at_least(x: Tensor, bound: Any) -> Tensor:

@@ -24,7 +24,7 @@ class Entry(NamedTuple):
     input: str  # "G", "theta", a slot or a hyperparameter
     tensor: str
     error: float  # largest difference, relative to the block's largest entry
-    index: tuple[int, ...]  # where
+    where: tuple[int, ...]
     came: float
     expected: float
     oracle: str  # "autograd", or "finite differences" where autograd is not finite
@@ -61,11 +61,13 @@ class PullbackReport:
     def __str__(self) -> str:
         wrong = self.first_wrong
         if wrong is None:
-            return f"{self.optimizer}: the pullback agrees with its step in {len(self.entries)} blocks, error <= {self.worst:.1e}"
-        at = f"[{', '.join(map(str, wrong.index))}]" if wrong.index else ""
+            agreed = f"{len(self.entries)} blocks, error <= {self.worst:.1e}"
+            return f"{self.optimizer}: the pullback agrees with its step in {agreed}"
+        at = f"[{', '.join(map(str, wrong.where))}]" if wrong.where else ""
         return (
-            f"{self.optimizer}.pullback: d {wrong.output}' / d {wrong.input} of {wrong.tensor!r}{at}: expected {wrong.expected!r} "
-            f"({wrong.oracle}); got {wrong.came!r}. It is the first of {sum(not e.error <= self.tolerance for e in self.entries)} wrong blocks."
+            f"{self.optimizer}.pullback: d {wrong.output}' / d {wrong.input} of {wrong.tensor!r}{at}: "
+            f"expected {wrong.expected!r} ({wrong.oracle}); got {wrong.came!r}. It is the first of "
+            f"{sum(not e.error <= self.tolerance for e in self.entries)} wrong blocks."
         )
 
 

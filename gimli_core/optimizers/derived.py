@@ -47,7 +47,8 @@ class DerivedOptimizer(Optimizer):
     >>> def loss(theta, phi, batch):
     ...     return (theta["w"] ** 2).sum() / 2
     >>> problem = gimli.Problem(loss, loss, Cubic(lr=0.1))
-    >>> result = gimli.meta_gradient(problem, {"w": torch.tensor([2.0])}, lambda j: None, None, steps=1, phi_opt={"lr": 0.1})
+    >>> theta_0 = {"w": torch.tensor([2.0])}
+    >>> result = gimli.meta_gradient(problem, theta_0, lambda j: None, None, steps=1, phi_opt={"lr": 0.1})
     >>> result.A_opt["lr"]                                   # -G³·theta_1 = -8·1.2
     tensor(-9.6000, dtype=torch.float64)
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,8 +72,6 @@ class LAMB(WeightDecay, TensorwiseOptimizer):
     bias_correction: bool = True
     maximize: bool = False
 
-    decoupled: ClassVar[bool] = True  # from g; it enters u
-
     def __init__(
         self,
         lr: Any = 1e-3,
@@ -87,6 +85,10 @@ class LAMB(WeightDecay, TensorwiseOptimizer):
         groups: Any = None,
     ) -> None:
         self._assign(locals(), betas=("beta1", "beta2"))
+
+    @property
+    def decoupled(self) -> bool:
+        return True
 
     def slots(self) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq")
@@ -139,4 +141,5 @@ class LAMB(WeightDecay, TensorwiseOptimizer):
 
 def _norm(x: Tensor) -> Tensor:
     """|x|, whose derivative autograd takes to be 0 at x = 0."""
-    return torch.linalg.vector_norm(x)
+    norm: Tensor = torch.linalg.vector_norm(x)
+    return norm

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,8 +48,6 @@ class Lion(WeightDecay, ElementwiseOptimizer):
     weight_decay: Any = hyperparameter(0.0)
     maximize: bool = False
 
-    decoupled: ClassVar[bool] = True
-
     def __init__(
         self,
         lr: Any = 1e-4,
@@ -60,6 +58,10 @@ class Lion(WeightDecay, ElementwiseOptimizer):
         groups: Any = None,
     ) -> None:
         self._assign(locals(), betas=("beta1", "beta2"))
+
+    @property
+    def decoupled(self) -> bool:
+        return True
 
     def slots(self) -> tuple[str, ...]:
         return ("exp_avg",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ class Muon(WeightDecay, TensorwiseOptimizer):
     finite differences of it are noise. By default the iteration here runs in theta's own dtype, and every derivative is
     exact. `ns_dtype=torch.bfloat16` gives torch.optim's numbers to the bit, and derivatives of the unrounded polynomial
     at the rounded iterates, as autograd would define them. Those agree with the unrounded rule's to about 1 % where U
-    is well conditioned, and not at all where it is nearly of low rank. `from_torch` sets it, so that training goes on as it was.
+    is well conditioned, and not at all where it is nearly of low rank. `from_torch` sets it, so that training goes on
+    as it was.
 
     Args:
         lr, weight_decay, momentum: numbers, or any form that a meta-parameter takes.
@@ -71,8 +72,6 @@ class Muon(WeightDecay, TensorwiseOptimizer):
     ns_dtype: torch.dtype | None = None
     maximize: bool = False
 
-    decoupled: ClassVar[bool] = True
-
     def __init__(
         self,
         lr: Any = 1e-3,
@@ -99,6 +98,10 @@ class Muon(WeightDecay, TensorwiseOptimizer):
 
     def whole_tensor(self) -> tuple[str, ...]:
         return ("ns_a", "ns_b", "ns_c", "eps")
+
+    @property
+    def decoupled(self) -> bool:
+        return True
 
     def slots(self) -> tuple[str, ...]:
         return ("momentum_buffer",)
@@ -155,7 +158,7 @@ class Muon(WeightDecay, TensorwiseOptimizer):
         A: Thunks = {
             "lr": lambda: -adjustment * B * o.result.to(B),
             "momentum": lambda: b_bar * (s["momentum_buffer"] - g) + (U_bar * (b - g) if self.nesterov else 0),
-            **{name: (lambda value=value: value) for name, value in scalars.items()},
+            **{name: value.clone for name, value in scalars.items()},
         }
         V, B_j = self._decay_pullback(theta, h, B, g_bar, A)
         return V, B_j, {"momentum_buffer": momentum * b_bar}, A

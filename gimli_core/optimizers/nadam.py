@@ -79,7 +79,7 @@ class NAdam(WeightDecay, ElementwiseOptimizer):
         self._assign(locals(), betas=("beta1", "beta2"))
 
     @property
-    def decoupled(self) -> bool:  # type: ignore[override]
+    def decoupled(self) -> bool:
         return self.decoupled_weight_decay
 
     def slots(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Parts that rules have in common: the direction of descent, weight decay, Adam's two moments. Each with its pullback."""
+"""Parts that rules have in common, each with its pullback: the direction of descent, weight decay, Adam's moments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ class WeightDecay(Optimizer):
 
     maximize: bool
     weight_decay: Any
-    decoupled: Any = False
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether the decay acts on theta itself instead of on g."""
+        return False
 
     def _descent(self, theta: Tensor, G: Tensor, h: Tensors) -> Tensor:
         """g, the gradient after sign and coupled weight decay."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gimli_core.optimizers.interface import ElementwiseOptimizer, Tensors, Thunks, hyperparameter
-from gimli_core.optimizers.parts import WeightDecay, moments, moments_pullback
+from gimli_core.optimizers.parts import moments, moments_pullback
 from gimli_core.optimizers.singular import sqrt_slope
 
 __all__ = ["SparseAdam"]
@@ -27,7 +27,7 @@ class _Parts(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, init=False)
-class SparseAdam(WeightDecay, ElementwiseOptimizer):
+class SparseAdam(ElementwiseOptimizer):
     """Adam that leaves an element and its moments alone in every step in which its gradient is exactly 0.
 
         g  = ±G                                         (minus when maximize)
@@ -66,8 +66,6 @@ class SparseAdam(WeightDecay, ElementwiseOptimizer):
     eps: Any = hyperparameter(1e-8)
     maximize: bool = False
 
-    weight_decay: ClassVar[float] = 0.0
-
     def __init__(
         self, lr: Any = 1e-3, betas: Any = (0.9, 0.999), eps: Any = 1e-8, maximize: bool = False, *, groups: Any = None
     ) -> None:
@@ -77,7 +75,7 @@ class SparseAdam(WeightDecay, ElementwiseOptimizer):
         return ("exp_avg", "exp_avg_sq")
 
     def _parts(self, theta: Tensor, s: Tensors, G: Tensor, h: Tensors, t: Tensor) -> _Parts:
-        g = self._descent(theta, G, h)
+        g = -G if self.maximize else G
         m, v = moments(s, g, h)
         root = v.sqrt()
         return _Parts(g, g != 0, m, v, 1 - h["beta1"] ** t, 1 - h["beta2"] ** t, root, root + h["eps"])

@@ -139,7 +139,8 @@ def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hy
             return read(value[key], k, served, by_step) if key in value else None
         value = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
         if own:
-            return value.to(torch.float64 if value.ndim == 0 else theta[k].dtype)
+            whole: Tensor = value.to(torch.float64 if value.ndim == 0 else theta[k].dtype)
+            return whole
         shapes = {tuple(theta[n].shape) for n in served}
         p = shapes.pop() if len(shapes) == 1 else ()  # one value an element, only where all elements are alike
         if by_step or (value.shape != p and value.shape in ((J,), (J, *p), (J, len(order)))):

@@ -3,8 +3,8 @@
     g = ±G + w·theta,   v' = rho·v + (1 - rho)·g²,   delta = g·sqrt(a + eps) / sqrt(v' + eps)
     a' = rho·a + (1 - rho)·delta²,   theta' = theta - lr·delta
 
-The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and compared
-with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
+The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and
+compared with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
 """
 
 from __future__ import annotations

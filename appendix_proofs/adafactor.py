@@ -4,8 +4,8 @@
     v = R'·C' / mean(R'),   u = g / sqrt(v),   theta' = theta·(1 - lr·decay) - alpha·u / (rms(u) / d  or  1)
     alpha = (rms(theta)  or  eps2)·(lr  or  1 / sqrt(t))
 
-The rule is smooth where no maximum ties. sympy differentiates these equations for a 3 by 2 matrix of symbols on each side;
-the shipped pullback is compared with that gradient.
+The rule is smooth where no maximum ties. sympy differentiates these equations for a 3 by 2 matrix of symbols on each
+side; the shipped pullback is compared with that gradient.
 """
 
 from __future__ import annotations
@@ -49,16 +49,26 @@ def prove() -> list[str]:
             f"{'lr' if small else '1/sqrt(t)'}",
             Adafactor(weight_decay=0.05),
             {
-                "theta": theta, "G": G, "row_var": R, "col_var": C, "lr": lr, "beta2_decay": beta2_decay, "eps2": eps2, "d": d,
+                "theta": theta,
+                "G": G,
+                "row_var": R,
+                "col_var": C,
+                "lr": lr,
+                "beta2_decay": beta2_decay,
+                "eps2": eps2,
+                "d": d,
                 "weight_decay": weight_decay,
             },
             {"theta": theta * (1 - lr * weight_decay) - alpha / denom * u, "row_var": R1, "col_var": C1},
             {
-                "lr": 0.1 if small else 5.0, "beta2_decay": -0.8, "eps2": 1e-3 if large else 50.0, "d": 1e-2 if clipped else 50.0,
+                "lr": 0.1 if small else 5.0,
+                "beta2_decay": -0.8,
+                "eps2": 1e-3 if large else 50.0,
+                "d": 1e-2 if clipped else 50.0,
                 "weight_decay": 0.05,
             },
             step=T - 1,
-        )  # fmt: skip
+        )
     return proved
 
 

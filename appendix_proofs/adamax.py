@@ -5,8 +5,8 @@
 
 Away from ties of the maximum and from g = 0 the rule is smooth on either side of the maximum.
 
-The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and compared
-with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
+The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and
+compared with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 lr reaches theta by way of eta alone, one step later: without the state's adjoint its derivative would be 0.
 
-The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and compared
-with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
+The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and
+compared with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
 """
 
 from __future__ import annotations

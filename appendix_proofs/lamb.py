@@ -1,7 +1,8 @@
 """LAMB (You et al. 2020).
 
     m' = beta1·m + (1 - beta1)·g,   v' = beta2·v + (1 - beta2)·g²,   g = ±G
-    u = m'/(1 - beta1^t) / (sqrt(v'/(1 - beta2^t)) + eps) + w·theta,   ratio = |theta| / |u|,   theta' = theta - lr·ratio·u
+    u = m'/(1 - beta1^t) / (sqrt(v'/(1 - beta2^t)) + eps) + w·theta
+    ratio = |theta| / |u|,   theta' = theta - lr·ratio·u
 
 Theorem. For the adjoint B of theta', with p = -lr·<B, u>,
 
@@ -47,7 +48,7 @@ def prove() -> list[str]:
         g = -G if maximize else G
         m1, v1 = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g.applyfunc(lambda e: e**2)
         u = (
-            sp.Matrix(3, 1, lambda i, _: m1[i] / (1 - beta1**3) / (sp.sqrt(v1[i] / (1 - beta2**3)) + eps))
+            sp.Matrix([a / (1 - beta1**3) / (sp.sqrt(c / (1 - beta2**3)) + eps) for a, c in zip(m1, v1, strict=True)])
             + weight_decay * theta
         )
         check_coupled(
@@ -55,12 +56,19 @@ def prove() -> list[str]:
             f"LAMB(maximize={maximize})",
             LAMB(weight_decay=0.05, maximize=maximize),
             {
-                "theta": theta, "G": G, "exp_avg": m, "exp_avg_sq": v, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps,
+                "theta": theta,
+                "G": G,
+                "exp_avg": m,
+                "exp_avg_sq": v,
+                "lr": lr,
+                "beta1": beta1,
+                "beta2": beta2,
+                "eps": eps,
                 "weight_decay": weight_decay,
             },
             {"theta": theta - lr * norm(theta) / norm(u) * u, "exp_avg": m1, "exp_avg_sq": v1},
             {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.05},
-        )  # fmt: skip
+        )
     return proved
 
 

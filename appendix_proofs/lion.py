@@ -4,8 +4,8 @@
 
 Away from c = 0 sign(c) is constant: with s = sign(c) held, the equations are smooth, and ∂theta'/∂G = 0.
 
-The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and compared
-with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
+The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and
+compared with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
 """
 
 from __future__ import annotations
@@ -19,11 +19,20 @@ def lion(sign: int, s: int) -> Rule:
     """The equations above for one scalar, where sign(c) = s."""
     return Rule(
         inputs={
-            "G": G, "theta": theta, "exp_avg": m, "lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay,
+            "G": G,
+            "theta": theta,
+            "exp_avg": m,
+            "lr": lr,
+            "beta1": beta1,
+            "beta2": beta2,
+            "weight_decay": weight_decay,
         },
         outputs={"theta": theta * (1 - lr * weight_decay) - lr * s, "exp_avg": beta2 * m + (1 - beta2) * sign * G},
-        step=k, where={}, rational={}, steps=(0,),
-    )  # fmt: skip
+        step=k,
+        where={},
+        rational={},
+        steps=(0,),
+    )
 
 
 def cases() -> list[Case]:

@@ -6,8 +6,9 @@ One Newton-Schulz step is X' = a·X + M·X with A = X·Xᵀ and M = b·A + c·A�
     X_bar = a·Y + Mᵀ·Y + (A_bar + A_barᵀ)·X
     a_bar = <Y, X>,   b_bar = <M_bar, A>,   c_bar = <M_bar, A²>
 
-and for X = U / |U|, U_bar = (X_bar - <X_bar, X>·X) / |U|. Theorem: these are the gradients of <Y, X'>. Proved for matrices of
-2 by 2 symbols, as identities of polynomials; then the shipped pullback of whole steps is compared with sympy's gradient.
+and for X = U / |U|, U_bar = (X_bar - <X_bar, X>·X) / |U|. Theorem: these are the gradients of <Y, X'>. Proved for
+matrices of 2 by 2 symbols, as identities of polynomials; then the shipped pullback of whole steps is compared with
+sympy's gradient.
 """
 
 from __future__ import annotations
@@ -63,15 +64,22 @@ def prove() -> list[str]:
                 f"Muon(nesterov={nesterov}, ns_steps=1), {rows} by {columns}",
                 Muon(nesterov=nesterov, ns_steps=1),
                 {
-                    "theta": theta, "G": G, "momentum_buffer": buffer, "lr": lr, "weight_decay": weight_decay,
-                    "momentum": momentum, "ns_a": a, "ns_b": b, "ns_c": c,
+                    "theta": theta,
+                    "G": G,
+                    "momentum_buffer": buffer,
+                    "lr": lr,
+                    "weight_decay": weight_decay,
+                    "momentum": momentum,
+                    "ns_a": a,
+                    "ns_b": b,
+                    "ns_c": c,
                 },
                 {
                     "theta": theta * (1 - lr * weight_decay) - lr * sp.sqrt(max(1, sp.Rational(rows, columns))) * moved,
                     "momentum_buffer": m1,
                 },
                 {"lr": 0.1, "weight_decay": 0.05, "momentum": 0.8, "ns_a": 3.4445, "ns_b": -4.775, "ns_c": 2.0315},
-            )  # fmt: skip
+            )
     return proved
 
 

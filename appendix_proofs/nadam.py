@@ -5,8 +5,8 @@
     mu_t = beta1·(1 - 0.96^(t·momentum_decay) / 2),   P' = P·mu_t
     theta' = theta - lr·(1 - mu_t) / (1 - P')·g / d - lr·mu_{t+1} / (1 - P'·mu_{t+1})·m' / d
 
-The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and compared
-with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
+The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and
+compared with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@
     theta' = theta - lr·m' / (1 - beta1^t)·scale
 
 The switch depends on t and beta2 alone: each side is a smooth rule of its own. At rho = 5 scale jumps, since
-r = sqrt(3·rho_inf / (5·(rho_inf - 4)(rho_inf - 2))) there depends on rho_inf and the other factor on v', while the other
-side is 1: no derivative by beta2 exists at that point.
+r = sqrt(3·rho_inf / (5·(rho_inf - 4)(rho_inf - 2))) there depends on rho_inf and the other factor on v', while the
+other side is 1: no derivative by beta2 exists at that point.
 
-The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and compared
-with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
+The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and
+compared with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
 """
 
 from __future__ import annotations
@@ -38,12 +38,22 @@ def radam(sign: int, decoupled: bool, rectified: bool) -> Rule:
     scale = r * sp.sqrt(c2) / (sp.sqrt(v1) + eps) if rectified else sp.Integer(1)
     return Rule(
         inputs={
-            "G": G, "theta": theta, "exp_avg": m, "exp_avg_sq": v, "lr": lr, "beta1": beta1, "beta2": beta2,
-            "eps": eps, "weight_decay": weight_decay,
+            "G": G,
+            "theta": theta,
+            "exp_avg": m,
+            "exp_avg_sq": v,
+            "lr": lr,
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": eps,
+            "weight_decay": weight_decay,
         },
         outputs={"theta": start - lr * m1 / (1 - beta1**t) * scale, "exp_avg": m1, "exp_avg_sq": v1},
-        step=k, where={}, rational={}, steps=(9, 99) if rectified else (0, 1),
-    )  # fmt: skip
+        step=k,
+        where={},
+        rational={},
+        steps=(9, 99) if rectified else (0, 1),
+    )
 
 
 def cases() -> list[Case]:

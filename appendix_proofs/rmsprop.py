@@ -3,8 +3,8 @@
     g = ±G + w·theta,   v' = alpha·v + (1 - alpha)·g²,   a' = alpha·a + (1 - alpha)·g where centered
     x = v' - a'²  or  v',   q = g / (sqrt(x) + eps),   b' = momentum·b + q,   theta' = theta - lr·b'  or  theta - lr·q
 
-The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and compared
-with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
+The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and
+compared with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     g = ±G,   m' = beta1·m + (1 - beta1)·g,   v' = beta2·v + (1 - beta2)·g²
     theta' = theta - lr·sqrt(1 - beta2^t) / (1 - beta1^t)·m' / (sqrt(v') + eps)
 
-These are the equations where g ≠ 0. At g = 0 the step is the identity of (theta, m, v); where m = 0 the equations have the
-limit theta there, so that theta' is continuous in g and has their derivative.
+These are the equations where g ≠ 0. At g = 0 the step is the identity of (theta, m, v); where m = 0 the equations
+have the limit theta there, so that theta' is continuous in g and has their derivative.
 
-The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and compared
-with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
+The Jacobian is sympy's, of these equations; no formula of the pullback enters. It is evaluated with 50 digits and
+compared with the shipped step and pullback in float64, to the rounding that the condition of each entry allows.
 """
 
 from __future__ import annotations
@@ -26,11 +26,21 @@ def sparse_adam(sign: int) -> Rule:
     rate = lr * sp.sqrt(1 - beta2 ** (k + 1)) / (1 - beta1 ** (k + 1))
     return Rule(
         inputs={
-            "G": G, "theta": theta, "exp_avg": m, "exp_avg_sq": v, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps,
+            "G": G,
+            "theta": theta,
+            "exp_avg": m,
+            "exp_avg_sq": v,
+            "lr": lr,
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": eps,
         },
         outputs={"theta": theta - rate * m1 / (sp.sqrt(v1) + eps), "exp_avg": m1, "exp_avg_sq": v1},
-        step=k, where={}, rational={}, steps=(0, 1, 9),
-    )  # fmt: skip
+        step=k,
+        where={},
+        rational={},
+        steps=(0, 1, 9),
+    )
 
 
 def cases() -> list[Case]:

@@ -254,7 +254,7 @@ def entries(result: gimli.MetaGradient, like: Entries) -> Entries:
 
 
 def distance(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:
-    """The largest difference, relative to the largest expected number or `floor`; 0 for two empty or two zero tensors."""
+    """The largest difference, relative to the largest expected number or `floor`; 0 for two empty tensors."""
     assert found.shape == expected.shape
     difference = (found.double() - expected.double()).abs()
     if difference.numel() == 0 or difference.max() == 0:

@@ -44,7 +44,7 @@ class PlainAdam(DerivedOptimizer):
 
 @dataclass(frozen=True, eq=False)
 class Recurrent(DerivedOptimizer):
-    """A learned optimizer: a small recurrent network for each coordinate, the same weights for all (Andrychowicz et al. 2016)."""
+    """A learned optimizer: a small recurrent network for each coordinate (Andrychowicz et al. 2016)."""
 
     inward: Any = hyperparameter(None, low=float("-inf"))  # [hidden, 1]
     across: Any = hyperparameter(None, low=float("-inf"))  # [hidden, hidden]

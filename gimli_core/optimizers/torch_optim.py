@@ -107,8 +107,8 @@ def from_torch(
         capturable, differentiable) are left out.
 
     Raises:
-        ArgumentError: an optimizer without a rule, a parameter without a name or in no group, switches that differ between
-            groups, parameters that have made different numbers of steps.
+        ArgumentError: an optimizer without a rule, a parameter without a name or in no group, switches that differ
+            between groups, parameters that have made different numbers of steps.
 
     Cost: a copy of the state.
 
@@ -126,9 +126,13 @@ def from_torch(
     rules = {rule for rule, _ in built}
     if len(rules) > 1:
         raise ArgumentError(
-            explain("from_torch(optimizer)", "one rule for all groups", f"a mixture of {listing(str(r) for r in rules)}",
-                    "Use one optimizer for each, joined by gimli.optimizers.Partition.")
-        )  # fmt: skip
+            explain(
+                "from_torch(optimizer)",
+                "one rule for all groups",
+                f"{listing(str(r) for r in rules)}",
+                "Use one optimizer for each, joined by gimli.optimizers.Partition.",
+            )
+        )
     rule = built[0][0]
     given = _merged([options for _, options in built], rule)
     if len(members) > 1:
@@ -146,18 +150,22 @@ def _converter(optimizer: torch.optim.Optimizer) -> Convert:
     kind = type(optimizer)
     if kind is torch.optim.LBFGS:
         raise ArgumentError(
-            "from_torch(optimizer): LBFGS has no rule: one step evaluates the loss several times, and how often depends on the values found "
-            "there (line search, history updates that are skipped), so it is no differentiable function of one gradient. Use a "
-            "first-order rule (gimli.optimizers.SGD, Adam) for the inner loop; where LBFGS finds a minimum of the inner loss, "
-            "differentiate that minimum by the implicit function theorem instead of the path to it."
+            "from_torch(optimizer): LBFGS has no rule: one step evaluates the loss several times, and how often depends on "
+            "the values found there (line search, skipped history updates), so it is no differentiable function of one "
+            "gradient. Use a first-order rule (gimli.optimizers.SGD, Adam) for the inner loop; where LBFGS finds a minimum "
+            "of the inner loss, differentiate that minimum by the implicit function theorem instead of the path to it."
         )
     if kind not in _REGISTERED:
         known = listing(sorted(k.__name__ for k in _REGISTERED), limit=99)
         raise ArgumentError(
-            explain("from_torch(optimizer)", f"an optimizer with a rule ({known})", f"{kind.__module__}.{kind.__qualname__}",
-                    "Write its step as a gimli.optimizers.DerivedOptimizer, and make it known by "
-                    f"gimli.optimizers.register({kind.__name__}, YourRule).")
-        )  # fmt: skip
+            explain(
+                "from_torch(optimizer)",
+                f"an optimizer with a rule ({known})",
+                f"{kind.__module__}.{kind.__qualname__}",
+                "Write its step as a gimli.optimizers.DerivedOptimizer, and make it known by "
+                f"gimli.optimizers.register({kind.__name__}, YourRule).",
+            )
+        )
     return _REGISTERED[kind]
 
 
@@ -167,9 +175,13 @@ def _names(optimizer: torch.optim.Optimizer, named_parameters: Any) -> dict[int,
     if named_parameters is None:
         if any("param_names" not in group for group in optimizer.param_groups):
             raise ArgumentError(
-                explain("from_torch(optimizer, named_parameters)", "the parameters' names", "neither names nor an optimizer built from them",
-                        "Pass module.named_parameters().")
-            )  # fmt: skip
+                explain(
+                    "from_torch(optimizer, named_parameters)",
+                    "the parameters' names",
+                    "neither names nor an optimizer built from them",
+                    "Pass module.named_parameters().",
+                )
+            )
         found = [name for group in optimizer.param_groups for name in group["param_names"]]
         return {id(p): name for p, name in zip(every, found, strict=True)}
     named = dict(named_parameters)
@@ -178,15 +190,23 @@ def _names(optimizer: torch.optim.Optimizer, named_parameters: Any) -> dict[int,
     homeless = [name for name, p in named.items() if id(p) not in inside and p.requires_grad]
     if homeless:
         raise ArgumentError(
-            explain("from_torch(optimizer, named_parameters)", "every trained parameter in a parameter group",
-                    f"{listing(homeless)} in none", "Add it to a group, or freeze it with requires_grad_(False).")
-        )  # fmt: skip
+            explain(
+                "from_torch(optimizer, named_parameters)",
+                "every trained parameter in a parameter group",
+                f"{listing(homeless)} in none",
+                "Add it to a group, or freeze it with requires_grad_(False).",
+            )
+        )
     nameless = [list(p.shape) for p in every if id(p) not in names]
     if nameless:
         raise ArgumentError(
-            explain("from_torch(optimizer, named_parameters)", "a name for every parameter of the optimizer",
-                    f"none for those of shape {listing(nameless)}", "Pass the named_parameters() of the module it was built from.")
-        )  # fmt: skip
+            explain(
+                "from_torch(optimizer, named_parameters)",
+                "a name for every parameter of the optimizer",
+                f"none for those of shape {listing(nameless)}",
+                "Pass the named_parameters() of the module it was built from.",
+            )
+        )
     return names
 
 
@@ -206,9 +226,13 @@ def _merged(options: list[Options], rule: Rule) -> Options:
             merged[name] = first
         elif name in switches or isinstance(first, str) or first is None:
             raise ArgumentError(
-                explain(f"from_torch(optimizer): {name}", "the same switch in every group", listing(values),
-                        "Use one optimizer for each, joined by gimli.optimizers.Partition.")
-            )  # fmt: skip
+                explain(
+                    f"from_torch(optimizer): {name}",
+                    "the same switch in every group",
+                    listing(values),
+                    "Use one optimizer for each, joined by gimli.optimizers.Partition.",
+                )
+            )
         elif isinstance(first, (tuple, list)):
             merged[name] = tuple({str(i): v[n] for i, v in enumerate(values)} for n in range(len(first)))
         else:
@@ -236,9 +260,13 @@ def _state(
     if len(set(done.values())) > 1:
         few, many = (pick(done, key=lambda k: done[k]) for pick in (min, max))
         raise ArgumentError(
-            explain("from_torch(optimizer)", "the same number of steps for every parameter", f"{done[few]:g} for {few!r}, {done[many]:g} "
-                    f"for {many!r}", "Freeze the parameters that get no gradient, or start with state_0=None.")
-        )  # fmt: skip
+            explain(
+                "from_torch(optimizer)",
+                "the same number of steps for every parameter",
+                f"{done[few]:g} for {few!r}, {done[many]:g} for {many!r}",
+                "Freeze the parameters that get no gradient, or start with state_0=None.",
+            )
+        )
     state: State = {"step": torch.tensor(next(iter(done.values())), dtype=torch.float64)}
     for (_, options), ks in zip(built, members, strict=True):
         part = {k: theta[k].detach() for k in ks}

@@ -1,4 +1,4 @@
-"""The questions of `optimizer_table`, put to `higher` and `torchopt` (not part of the package; see the `bench` extra)."""
+"""The questions of `optimizer_table`, put to `higher` and `torchopt` (of the `bench` extra)."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ class EMA(Wrapper):
         ema.k'    = ema_decay·ema.k + (1 - ema_decay)·theta_k'
 
     The averages are entries of theta named `ema.…`, so that losses see them and B carries their adjoint. `extend`
-    makes them, `weights` and `averages` take theta apart again: the inner loss uses the first, the validation loss the second.
+    makes them, `weights` and `averages` take theta apart again: the inner loss uses the first, the validation loss the
+    second.
 
     Args:
         inner: the optimizer of the weights.

@@ -17,7 +17,7 @@ __all__ = ["GradientWrapper", "Wrapper", "only"]
 
 @dataclass(frozen=True, eq=False)
 class Wrapper(Optimizer):
-    """Base of all wrappers. A subclass adds hyperparameters as fields, slots to `initial_state`, and a step and pullback.
+    """Base of all wrappers. A subclass adds hyperparameters as fields, slots to `initial_state`, step and pullback.
 
     Args:
         inner: the optimizer that is wrapped; its groups are the wrapper's.

@@ -1,8 +1,8 @@
 """Sharpness-aware minimisation, as a loss whose gradient is SAM's.
 
-SAM's step needs two gradients, one at theta and one at the perturbed weights. An optimizer of this engine sees one G, so
-SAM is not an `Optimizer` here. It is the loss that changes: `sam(train_loss)` has the value of the loss at the perturbed
-weights, and as its gradient SAM's
+SAM's step needs two gradients, one at theta and one at the perturbed weights. An optimizer of this engine sees one G,
+so SAM is not an `Optimizer` here. It is the loss that changes: `sam(train_loss)` has the value of the loss at the
+perturbed weights, and as its gradient SAM's
 
     g(theta) = grad ell(theta + e(theta)),   e = rho·grad ell(theta) / (|grad ell(theta)| + 1e-12),
 

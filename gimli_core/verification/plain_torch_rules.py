@@ -1,4 +1,4 @@
-"""More plain rules for autograd to differentiate: the rest of `torch.optim`, Lion and LAMB, as their sources write them.
+"""More plain rules for autograd to differentiate: the rest of `torch.optim`, Lion and LAMB, as their sources have it.
 
 Independent of `gimli_core.optimizers`: only options and slot names are read. `STARTS` says how a slot starts
 where that is not zeros shaped like theta.

@@ -40,6 +40,11 @@ def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor
     return sum(((n + 1) * torch.cosh(v - phi["centre"])).sum() for n, v in enumerate(theta.values()))
 
 
+def raised(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+    """For a rule that maximizes."""
+    return -loss(theta, phi, batch)
+
+
 def val_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
     return sum((torch.sin(v) + v**2).sum() for v in theta.values())
 
@@ -61,7 +66,7 @@ def question(case: Case) -> Question:
     if case.rule == "RAdam":
         phi_opt.pop("eps") if case.options["betas"][1] == 0.5 else None  # never rectified, so never used
     return Question(
-        problem=gimli.Problem(loss, val_loss, rule),
+        problem=gimli.Problem(raised if case.options.get("maximize") else loss, val_loss, rule),
         theta_0=start(case),
         train_batches=lambda j: None,
         val_batch=None,

@@ -150,10 +150,11 @@ def _converter(optimizer: torch.optim.Optimizer) -> Convert:
     kind = type(optimizer)
     if kind is torch.optim.LBFGS:
         raise ArgumentError(
-            "from_torch(optimizer): LBFGS has no rule: one step evaluates the loss several times, and how often depends "
-            "on the values found there (line search, skipped history updates), so it is no differentiable function of one "
-            "gradient. Use a first-order rule (gimli.optimizers.SGD, Adam) for the inner loop; where LBFGS finds a "
-            "minimum of the inner loss, differentiate that minimum by the implicit function theorem instead of the path to it."
+            "from_torch(optimizer): LBFGS has no rule: one step evaluates the loss several times, and how often "
+            "depends on the values found there (line search, skipped history updates), so it is no differentiable "
+            "function of one gradient. Use a first-order rule (gimli.optimizers.SGD, Adam) for the inner loop; where "
+            "LBFGS finds a minimum of the inner loss, differentiate that minimum by the implicit function theorem "
+            "instead of the path to it."
         )
     if kind not in _REGISTERED:
         known = listing(sorted(k.__name__ for k in _REGISTERED), limit=99)

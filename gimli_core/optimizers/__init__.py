@@ -22,6 +22,7 @@ from gimli_core.optimizers.nadam import NAdam
 from gimli_core.optimizers.radam import RAdam
 from gimli_core.optimizers.rmsprop import RMSprop
 from gimli_core.optimizers.rprop import Rprop
+from gimli_core.optimizers.schedules import schedule
 from gimli_core.optimizers.sgd import SGD
 from gimli_core.optimizers.sparse_adam import SparseAdam
 from gimli_core.optimizers.torch_optim import FromTorch, from_torch, register
@@ -62,4 +63,5 @@ __all__ = [
     "hyperparameter",
     "register",
     "sam",
+    "schedule",
 ]

@@ -93,7 +93,8 @@ def schedule(
                 f'Let it take its heights from the optimizer, opt.param_groups[0]["{name}"], or detach the value.',
             )
         )
-    return {key: v.to(given[key].device) if isinstance(given[key], Tensor) else v for key, v in values.items()}
+    devices = {name: v.device for name, v in given.items() if isinstance(v, Tensor)}
+    return {key: v.to(devices.get(key, v.device)) for key, v in values.items()}
 
 
 class _Bare(torch.optim.Optimizer):

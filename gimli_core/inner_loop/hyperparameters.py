@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.optimizers.interface import Hyper
+from gimli_core.optimizers.interface import Hyper, Optimizer
 
 __all__ = ["Override", "apply_trainable_opt_params", "as_hyper", "get_trainable_opt_params", "value_for_group"]
 
@@ -90,11 +90,13 @@ def value_for_group(name: str, values: Any, i: int, groups: int, present: Any) -
     return value
 
 
-def as_hyper(values: Mapping[str, Any], thetas: Mapping[str, Tensor], label: str) -> Hyper:
-    """A group's options as the rules take them: 0-dimensional in float64, or of a tensor's own shape and dtype.
+def as_hyper(rule: Optimizer, thetas: Mapping[str, Tensor], label: str) -> Hyper:
+    """A group's options as its rule takes them: 0-dimensional in float64, or of a tensor's own shape and dtype.
 
     Scalars are held in float64, so that 1 - beta^t is as exact as torch.optim's; the tensors of a device share them.
+    A rule's own parameters stay as they are.
     """
+    values, own, whole = rule.hyperparameters(), rule.own_parameters(), rule.whole_tensor()
     scalars: dict[tuple[str, torch.device], Tensor] = {}
     hyper: Hyper = {}
     for k, theta in thetas.items():
@@ -104,7 +106,13 @@ def as_hyper(values: Mapping[str, Any], thetas: Mapping[str, Tensor], label: str
                 raise ArgumentError(
                     explain(f"{name} {label}", "a floating-point tensor", f"{value.dtype}", "Convert it with .float().")
                 )
-            if isinstance(value, Tensor) and value.numel() > 1:
+            if isinstance(value, Tensor) and name in own:
+                hyper[k][name] = value
+            elif isinstance(value, Tensor) and value.numel() > 1:
+                if name in whole:
+                    came = f"shape {list(value.shape)}"
+                    raise ArgumentError(explain(f"{name} {label}", "one number, as it acts on whole tensors", came,
+                                                "Give each its own group.") )  # fmt: skip
                 hyper[k][name] = _expanded(value, theta, f"{name} {label}")
             else:
                 place = (name, theta.device)

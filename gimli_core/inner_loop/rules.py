@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
 
 from gimli_core.errors import ArgumentError, explain, listing
-from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
+from gimli_core.optimizers import Optimizer
+from gimli_core.optimizers.torch_optim import REGISTERED, Convert, options_of
 
 __all__ = ["REGISTRY", "register_optim", "registered", "rule_of"]
 
 Maker = Callable[..., Optimizer]
 
 
-def _adam(group: Mapping[str, Any]) -> Optimizer:
-    return _construct(AdamW if group.get("decoupled_weight_decay") else Adam, group)
+def _made(convert: Convert) -> Maker:
+    def make(group: Mapping[str, Any]) -> Optimizer:
+        rule, options = options_of(*convert(dict(group)))
+        return rule(**options)
+
+    return make
 
 
 # An Optimizer class takes a group's options by name; a function takes the whole group; a subclass of
 # DifferentiableOptimizer does all by itself. Looked up by exact class: a subclass may step differently.
-REGISTRY: dict[type[torch.optim.Optimizer], Any] = {
-    torch.optim.SGD: SGD,
-    torch.optim.Adam: _adam,
-    torch.optim.AdamW: AdamW,
-    torch.optim.Adagrad: Adagrad,
-}
+REGISTRY: dict[type[torch.optim.Optimizer], Any] = {kind: _made(convert) for kind, convert in REGISTERED.items()}
 
 
 def register_optim(optim_type: type[torch.optim.Optimizer], diff_optim_type: Any) -> None:
@@ -87,15 +85,7 @@ def rule_of(optim_type: type[torch.optim.Optimizer], group: Mapping[str, Any]) -
     """The rule for one parameter group, with the group's options; tensors among them stay what they are."""
     maker = registered(optim_type)
     if isinstance(maker, type):
-        return _construct(maker, group)
+        maker, group = options_of(maker, dict(group))
+        return maker(**group)
     rule: Optimizer = maker(group)
     return rule
-
-
-def _construct(kind: type[Optimizer], group: Mapping[str, Any]) -> Optimizer:
-    return kind(**{name: group[name] for name in _options(kind) if name in group})
-
-
-@lru_cache(maxsize=128)
-def _options(kind: type[Optimizer]) -> tuple[str, ...]:
-    return tuple(name for name in inspect.signature(kind).parameters if name != "groups")

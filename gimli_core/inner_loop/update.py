@@ -33,7 +33,7 @@ def update(
         group: what the group is called in messages.
         track: whether the step is to be differentiated.
     """
-    hyper = as_hyper(rule.hyperparameters(), theta, f"of {group}")
+    hyper = as_hyper(rule, theta, f"of {group}")
     alike: dict[tuple[float, torch.device], dict[str, TensorState]] = {}
     for k, p in theta.items():
         held = _in_form(rule, k, p, states[k], hyper[k], forms, group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from glob import escape
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from gimli_core.optimizers.rprop import Rprop
 from gimli_core.optimizers.sgd import SGD
 from gimli_core.optimizers.sparse_adam import SparseAdam
 
-__all__ = ["FromTorch", "from_torch", "register"]
+__all__ = ["REGISTERED", "FromTorch", "from_torch", "options_of", "register"]
 
 Options = dict[str, Any]
 Rule = Callable[..., Optimizer]
@@ -48,8 +49,9 @@ def _same(rule: Rule) -> Convert:
 
 
 def _sgd(group: Options) -> tuple[Rule, Options]:
-    # torch ignores dampening where there is no momentum.
-    return SGD, {**group, "dampening": group["dampening"] if group["momentum"] else 0.0}
+    # torch ignores dampening where there is no momentum. A momentum that is learned may be 0 and is used.
+    used = isinstance(group["momentum"], Tensor) or group["momentum"]
+    return SGD, {**group, "dampening": group["dampening"] if used else 0.0}
 
 
 def _adam(group: Options) -> tuple[Rule, Options]:
@@ -60,7 +62,8 @@ def _muon(group: Options) -> tuple[Rule, Options]:
     return Muon, {**group, "ns_dtype": torch.bfloat16}  # NOTE [rounded iteration]
 
 
-_REGISTERED: dict[type[torch.optim.Optimizer], Convert] = {
+# From a parameter group to a rule and what it is made with. By exact class: a subclass may step differently.
+REGISTERED: dict[type[torch.optim.Optimizer], Convert] = {
     torch.optim.SGD: _sgd,
     torch.optim.Adam: _adam,
     torch.optim.AdamW: _adam,
@@ -87,7 +90,7 @@ def register(kind: type[torch.optim.Optimizer], rule: Rule) -> None:
     >>> gimli.optimizers.from_torch(Plain([("w", torch.nn.Parameter(torch.ones(2)))], lr=0.5)).optimizer.lr
     0.5
     """
-    _REGISTERED[kind] = _same(rule)
+    REGISTERED[kind] = _same(rule)
 
 
 def from_torch(
@@ -122,7 +125,7 @@ def from_torch(
     convert = _converter(optimizer)
     names = _names(optimizer, named_parameters)
     members = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
-    built = [_options(*convert(group)) for group in optimizer.param_groups]
+    built = [options_of(*convert(group)) for group in optimizer.param_groups]
     rules = {rule for rule, _ in built}
     if len(rules) > 1:
         raise ArgumentError(
@@ -156,8 +159,8 @@ def _converter(optimizer: torch.optim.Optimizer) -> Convert:
             "LBFGS finds a minimum of the inner loss, differentiate that minimum by the implicit function theorem "
             "instead of the path to it."
         )
-    if kind not in _REGISTERED:
-        known = listing(sorted(k.__name__ for k in _REGISTERED), limit=99)
+    if kind not in REGISTERED:
+        known = listing(sorted(k.__name__ for k in REGISTERED), limit=99)
         raise ArgumentError(
             explain(
                 "from_torch(optimizer)",
@@ -167,7 +170,7 @@ def _converter(optimizer: torch.optim.Optimizer) -> Convert:
                 f"gimli.optimizers.register({kind.__name__}, YourRule).",
             )
         )
-    return _REGISTERED[kind]
+    return REGISTERED[kind]
 
 
 def _names(optimizer: torch.optim.Optimizer, named_parameters: Any) -> dict[int, str]:
@@ -211,10 +214,15 @@ def _names(optimizer: torch.optim.Optimizer, named_parameters: Any) -> dict[int,
     return names
 
 
-def _options(rule: Rule, group: Options) -> tuple[Rule, Options]:
-    """Those entries of a group that the rule's signature names."""
-    known = inspect.signature(rule).parameters
+def options_of(rule: Rule, group: Options) -> tuple[Rule, Options]:
+    """The rule, and those entries of a group that its signature names."""
+    known = _parameters(rule)
     return rule, {name: value for name, value in group.items() if name in known}
+
+
+@lru_cache(maxsize=128)
+def _parameters(rule: Rule) -> frozenset[str]:
+    return frozenset(inspect.signature(rule).parameters)
 
 
 def _merged(options: list[Options], rule: Rule) -> Options:

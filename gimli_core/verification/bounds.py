@@ -20,7 +20,8 @@ class Bounds:
         allowed = tolerance · |quantity|  +  16 · max over two probes of |change|
 
     A probe is the same unroll with every theta_j, G_j and s_j moved at random by one unit in the last place
-    of the engine's dtype; |·| is the largest element. The second term is the conditioning bound: it counts where
+    of the engine's dtype, and every hyperparameter by one of float64, which 1 - beta^t magnifies; |·| is the largest
+    element. The second term is the conditioning bound: it counts where
     rounding moves the result that much, through cancellation or through a chaotic loop.
 
     Args:

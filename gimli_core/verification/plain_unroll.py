@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.modules import Environment, Snapshot, keeping_buffers, split_frozen
-from gimli_core.optimizers.interface import State, Tensors
+from gimli_core.optimizers.interface import Hyper, State, Tensors
 from gimli_core.verification.plain_rules import Root, initial_state, plain_step, values_at
 from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness
 
@@ -77,7 +77,8 @@ class _Unroll:
             G_j = self._rounded(inner_gradient(question, theta_j, phi_j, j, frozen, graph=self.graph))
             self._seen("G", j, G_j)
             G_j = self._noted("V", j, G_j)
-            hyper = self._noted("A_opt", j, values_at(question, self.leaves, theta, j), learned_only=True)
+            values = self._rounded_finely(values_at(question, self.leaves, theta, j))
+            hyper = self._noted("A_opt", j, values, learned_only=True)
             theta, s = plain_step(question, theta_j, s_j, G_j, hyper, self.root)
             self._check_differentiable(theta)
             s = {"step": s["step"], **self._rounded(slots(s))}
@@ -133,6 +134,16 @@ class _Unroll:
             return {name: self._rounded(branch) for name, branch in tree.items()}
         return self.rounding(tree)
 
+    def _rounded_finely(self, values: Hyper) -> Hyper:
+        """Hyperparameters moved by one unit of float64, in which the engine computes 1 - beta^t and its like."""
+        if self.rounding is None:
+            return values
+        unit = torch.finfo(torch.float64).eps
+        return {
+            k: {name: h * (1 + unit * torch.sign(self.rounding(torch.ones_like(h)) - 1)) for name, h in named.items()}
+            for k, named in values.items()
+        }
+
 
 def slots(s: State) -> State:
     """The state without its step counter."""
@@ -181,7 +192,8 @@ def autograd_gradient(
         question: what to differentiate.
         environment: random numbers and buffers; left as found.
         root: the square root of the adaptive rules; `flat_root` where an element of v is 0.
-        rounding: applied to every theta_j, G_j and s_j. How far `random_rounding` moves the result is what
+        rounding: applied to every theta_j, G_j and s_j, and by float64 units to phi_opt. How far
+            `random_rounding` moves the result is what
             rounding alone can do to it: the conditioning bound of the report.
 
     Cost: 9F·J, and the whole graph in memory.

@@ -1,8 +1,8 @@
 """Where stored points live: in memory, or in checksummed files of a directory that the user names.
 
 A file holds `gimli1\\n`, the length of a JSON header (8 bytes), the header and the tensors' raw bytes. The
-header gives each tensor's path, dtype, shape and CRC-32, so that reading runs no code and a damaged
-file is an error, never a wrong number. A file appears under its name only once it is whole.
+header gives each tensor's path, dtype, shape, order of dimensions in memory and CRC-32, so that reading
+runs no code and a damaged file is an error, never a wrong number. A file appears under its name only once it is whole.
 """
 
 from __future__ import annotations
@@ -145,9 +145,11 @@ def _remove(directory: Path | None) -> None:
 
 def write_file(path: Path, tree: Mapping[str, Any], extra: Mapping[str, Any], *, durable: bool = False) -> None:
     """Write a nested dict of tensors and a dict of plain values, whole or not at all. Raises StorageError."""
-    tensors = [(names, t.detach().cpu().contiguous()) for names, t in _flat(tree)]
-    entries = [[list(names), str(t.dtype)[6:], list(t.shape), str(s.device), zlib.crc32(_bytes(t))]
-               for (names, t), (_, s) in zip(tensors, _flat(tree), strict=True)]  # fmt: skip
+    # In the order of memory: kernels sum in that order, and a transposed copy would change the last bits.
+    orders = [sorted(range(t.ndim), key=lambda d, t=t: -t.stride(d)) for _, t in _flat(tree)]  # type: ignore[misc]
+    tensors = [(n, t.detach().cpu().permute(o).contiguous()) for (n, t), o in zip(_flat(tree), orders, strict=True)]
+    entries = [[list(names), str(t.dtype)[6:], list(t.shape), order, str(s.device), zlib.crc32(_bytes(t))]
+               for (names, t), (_, s), order in zip(tensors, _flat(tree), orders, strict=True)]  # fmt: skip
     header = json.dumps({"tensors": entries, "extra": dict(extra)}).encode()
     head = MAGIC + len(header).to_bytes(8, "little") + zlib.crc32(header).to_bytes(4, "little") + header
     unfinished = path.with_name(path.name + ".tmp")
@@ -181,11 +183,11 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 raise _damaged(path, "a header that was cut or changed")
             described = json.loads(header)
             tree: dict[str, Any] = {}
-            for names, dtype, shape, device, crc in described["tensors"]:
+            for names, dtype, shape, order, device, crc in described["tensors"]:
                 t = torch.empty(shape, dtype=getattr(torch, dtype))
                 if t.nbytes and (file.readinto(_bytes(t)) != t.nbytes or zlib.crc32(_bytes(t)) != crc):
                     raise _damaged(path, f"other bytes than were written, in {'.'.join(names)}")
-                _put(tree, names, t.to(device))
+                _put(tree, names, t.permute([order.index(d) for d in range(t.ndim)]).to(device))
             return tree, described["extra"]
     except StorageError:
         raise

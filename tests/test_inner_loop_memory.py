@@ -37,7 +37,7 @@ def storage_bytes() -> int:
     """What the live tensors that Python can see keep in memory, each storage once."""
     seen = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), Tensor):
+        if issubclass(type(thing), Tensor) and thing.layout == torch.strided:
             storage = thing.untyped_storage()
             seen[storage.data_ptr()] = storage.nbytes()
     return sum(seen.values())

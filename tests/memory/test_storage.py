@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,3 +115,14 @@ def test_a_small_tmpfs(tmp_path):
 
 def test_memory_only_needs_no_directory():
     assert StoreStates().disk is None
+
+
+def test_a_tensor_comes_back_in_its_order_of_memory(tmp_path: Path) -> None:
+    # Kernels sum in the order of memory: another one would change the last bits.
+    written = torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1)
+    write_file(tmp_path / "file", {"t": written, "scalar": torch.tensor(1.0), "empty": torch.empty(0, 2)}, {})
+    read, _ = read_file(tmp_path / "file")
+    assert torch.equal(read["t"], written)
+    assert read["t"].stride() == written.stride()
+    assert read["scalar"].shape == ()
+    assert read["empty"].shape == (0, 2)

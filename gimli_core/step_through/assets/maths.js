@@ -29,12 +29,12 @@ const prime = (x) => m("mi", `${x}′`);
 
 function formula(i) {
   const line = E.line[i], j = E.j[i];
-  const ell = sub("ℓ", j), theta = (k) => sub("θ", k), nabla = (...x) => m("mrow", sub(mo("∇"), "θ"), ...x);
-  const hessian = plain(m("msup", mo("∇"), m("mn", "2")), ell);
+  const ell = () => sub("ℓ", j), theta = (k) => sub("θ", k), nabla = (...x) => m("mrow", sub(mo("∇"), "θ"), ...x);
+  const hessian = plain(m("msup", mo("∇"), m("mn", "2")), ell());
   const symbols = [], numbers = [];
   if (line === 5) {
-    symbols.push(plain(sub("G", j), "=", nabla(ell), "(", theta(j), ")"));
-    numbers.push(plain(ell, "(", theta(j), ")", "=", mn(D.loss[j])), ...each([[theta(j), "theta", j], [sub("G", j), "G", j]]));
+    symbols.push(plain(sub("G", j), "=", nabla(ell()), "(", theta(j), ")"));
+    numbers.push(plain(ell(), "(", theta(j), ")", "=", mn(D.loss[j])), ...each([[theta(j), "theta", j], [sub("G", j), "G", j]]));
   } else if (line === 6) {
     const s6 = D.slots.length > 0;
     symbols.push(plain(theta(j + 1), ...(s6 ? [",", sub("s", j + 1)] : []), "=", sub(m("mtext", D.optimizer), j), "(", theta(j), ...(s6 ? [",", sub("s", j)] : []), ",", sub("G", j), ")"));
@@ -66,7 +66,7 @@ function formula(i) {
     const kind = line === 12 ? "A_opt" : "A_loss";
     symbols.push(line === 12
       ? plain(sub("A", "opt"), "+=", sub("B", j + 1), "·", partial(prime("θ"), sub("φ", "opt")), ...(D.slots.length ? ["+", sub("S", j + 1), "·", partial(prime("s"), sub("φ", "opt"))] : []))
-      : plain(sub("A", "loss"), "+=", sub("V", j), "·", sub(mo("∇"), "φ"), nabla(ell)));
+      : plain(sub("A", "loss"), "+=", sub("V", j), "·", sub(mo("∇"), "φ"), nabla(ell())));
     const leaves = D.A.filter((leaf) => leaf.kind === kind);
     if (!leaves.length) numbers.push(plain(m("mtext", line === 12 ? "no hyperparameter is a meta-parameter here" : "the loss has no meta-parameters here")));
     for (const leaf of leaves.slice(0, 6)) {

@@ -3,7 +3,7 @@
 from gimli_core import errors, memory, optimizers, verification
 from gimli_core.autograd_bridge import unroll
 from gimli_core.meta_gradient import meta_gradient
-from gimli_core.meta_parameters import per_step
+from gimli_core.markers import per_step, per_task
 from gimli_core.plan import Plan, plan
 from gimli_core.problem import Problem
 from gimli_core.requirements import check_requirements
@@ -25,6 +25,7 @@ __all__ = [
     "meta_gradient",
     "optimizers",
     "per_step",
+    "per_task",
     "plan",
     "step_through",
     "trace",

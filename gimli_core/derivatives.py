@@ -33,7 +33,7 @@ class Graph(NamedTuple):
 class Gradient(NamedTuple):
     """A loss and its gradient at one point, detached, and the graph if it was kept."""
 
-    loss: Tensor
+    loss: Tensor  # one number, or [T] of T tasks
     theta: Tensors  # G_j for the inner loss, a term of B_j for the validation loss
     phi_loss: Tensors  # explicit dependence on phi_loss; empty unless asked for
     graph: Graph | None
@@ -119,13 +119,14 @@ def hessian(graph: Graph) -> Tensor:
 
 
 def evaluate(loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
-    """Call a loss and check that it is a scalar tensor."""
+    """Call a loss and check that it is a scalar tensor, or one value a task."""
     try:
         loss = loss_function(theta, phi_loss, batch)
     except Exception as error:
         error.add_note(f"in {name}")
         raise
-    if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.is_floating_point():
+    shape = getattr(loss_function, "shape", ())
+    if not isinstance(loss, Tensor) or loss.shape != shape or not loss.is_floating_point():
         came = f"a {loss.dtype} tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ArgumentError(
             explain(
@@ -136,7 +137,8 @@ def evaluate(loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, 
 
 
 def differentiate(loss: Tensor, inputs: list[Tensor], *, create_graph: bool = False) -> tuple[Tensor | None, ...]:
-    """`torch.autograd.grad` with None for every input that the loss does not reach."""
+    """`torch.autograd.grad`, of the sum over tasks, with None for every input that the loss does not reach."""
     if not loss.requires_grad:
         return (None,) * len(inputs)
-    return torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
+    total = loss if loss.ndim == 0 else loss.sum()
+    return torch.autograd.grad(total, inputs, create_graph=create_graph, allow_unused=True)

@@ -23,6 +23,7 @@ from gimli_core.record import Event, Kept, Point, Record
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.resume import Journal, describe, plain_snapshot, rebuilding, schedule_of, snapshot_of, state_after
 from gimli_core.storage import Storage
+from gimli_core.tasks import summed
 
 __all__ = ["Execution"]
 
@@ -110,30 +111,42 @@ class Execution:
     @property
     def val_loss(self) -> Tensor:
         """L = Σ_j w_j L_val(theta_j), once `forward` is through."""
-        return torch.stack([w * self._val_losses[j] for j, w in enumerate(self.inputs.weights) if w is not None]).sum()
+        total = self._weighted()
+        return total if self.inputs.tasks is None else total.sum() * self.inputs.scale
+
+    def _weighted(self) -> Tensor:
+        """Σ_j w_j L_val(theta_j), of each task if there are any."""
+        each = [w * self._val_losses[j] for j, w in enumerate(self.inputs.weights) if w is not None]
+        return torch.stack(each).sum(0)
 
     def trajectory(self) -> Trajectory:
         """Where the inner loop went, once `forward` is through."""
         assert self._end is not None
         theta_J, state_J, buffers_J = self._end
-        nan = torch.full_like(self.val_loss, float("nan"))
+        of_each = self._weighted()
+        nan = torch.full_like(of_each, float("nan"))
         return Trajectory(
             val_loss=self.val_loss,
             theta_J={**self.inputs.frozen, **theta_J},
             state_J=state_J,
             buffers_J=buffers_J,
-            train_losses=torch.stack(self._train_losses) if self._train_losses else nan.new_empty(0),
+            train_losses=torch.stack(self._train_losses) if self._train_losses else nan.new_empty((0, *nan.shape)),
             val_losses=torch.stack([self._val_losses.get(j, nan) for j in range(self.inputs.steps + 1)]),
+            task_val_losses=None if self.inputs.tasks is None else of_each,
         )
 
     def result(self) -> MetaGradient:
         """The result, once `backward` is through."""
+        B_0, S_0, tasks = self._B, self._S, self.inputs.tasks
+        if tasks is not None:  # what the tasks share gets the sum over them
+            B_0 = B_0 if tasks.theta else summed(B_0)
+            S_0 = S_0 if tasks.state or not self.inputs.warm else summed(S_0)
         return MetaGradient(
             **vars(self.trajectory()),
             A_opt=self.inputs.hyper.join(self._A_opt),
             A_loss=self._A_loss,
-            B_0=self._B,
-            S_0=self._S,
+            B_0=B_0,
+            S_0=S_0,
             recurrence=self.inputs.recurrence,
         )
 
@@ -271,8 +284,8 @@ class Execution:
             same = torch.allclose(first, G_j.loss, rtol=1e-3)
         if not same:
             raise ReplayError(
-                f"train_loss at inner step j = {j}: expected {first.item()!r} again when the step is replayed; "
-                f"got {G_j.loss.item()!r}. "
+                f"train_loss at inner step j = {j}: expected {first.tolist()!r} again when the step is replayed; "
+                f"got {G_j.loss.tolist()!r}. "
                 "Make the loss a function of its arguments, torch's global generator and module buffers, or "
                 "use memory=RetainGraphs()."
             )
@@ -305,8 +318,8 @@ class Execution:
 
     def _add_validation(self, j: int, L: Gradient) -> None:
         """B_j += w_j grad_theta L_val(theta_j), and A_loss its explicit part."""
-        w = self.inputs.weights[j]
-        assert w is not None
+        assert self.inputs.weights[j] is not None
+        w = self.inputs.weights[j] * self.inputs.scale
         self._B = {k: torch.add(v, L.theta[k], alpha=w) for k, v in self._B.items()}
         for k, explicit in L.phi_loss.items():
             self._A_loss[k].add_(explicit, alpha=w)

@@ -62,7 +62,8 @@ def step(
 
 def check_finite(point: Point, G_j: Gradient) -> None:
     """Raise `NotFiniteError`, naming the step and what broke first, unless the loss and G_j are finite."""
-    sound = math.isfinite(G_j.loss.item()) and math.isfinite(sum(g.sum().item() for g in G_j.theta.values()))
+    loss = G_j.loss.sum().item()  # over the tasks, if there are any
+    sound = math.isfinite(loss) and math.isfinite(sum(g.sum().item() for g in G_j.theta.values()))
     if sound:
         return
     j, bad_theta, bad_G = point.j, broken(point.theta), broken(G_j.theta)
@@ -71,13 +72,13 @@ def check_finite(point: Point, G_j: Gradient) -> None:
         came = f"theta_{j} of {bad_theta} is not finite already: {broke}"
     elif bad_G:
         came = f"G_{j} of {bad_G} is not finite, the first quantity to break"
-    elif math.isfinite(G_j.loss.item()):
+    elif math.isfinite(loss):
         return  # only the sum overflowed
     else:
         came = f"theta_{j} and G_{j} are finite"
     raise NotFiniteError(
         f"train_loss at inner step j = {j}: expected a finite loss and gradient; got a loss of "
-        f"{G_j.loss.item():g}, and {came}. "
+        f"{loss:g}, and {came}. "
         "Lower the learning rate, or keep the loss away from log(0), sqrt(0) and 0/0."
     )
 
@@ -87,7 +88,7 @@ def check_end(theta_J: Tensors, train_losses: list[Tensor]) -> None:
     names = broken(theta_J)
     if not names:
         return
-    finite = torch.isfinite(torch.stack(train_losses)).tolist() if train_losses else []
+    finite = [bool(torch.isfinite(loss).all()) for loss in train_losses]
     first = (
         f"train_loss broke first at inner step j = {finite.index(False)}"
         if False in finite

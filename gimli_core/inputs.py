@@ -16,7 +16,9 @@ from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.meta_parameters import Hyperparameters, expand_betas
 from gimli_core.modules import Environment, discover, split_frozen
 from gimli_core.optimizers.interface import Optimizer, State, Tensors
+from gimli_core.optimizers.over_tasks import OverTasks
 from gimli_core.problem import Problem
+from gimli_core.tasks import Tasks, check_tasks, expanded, over_tasks, own, split_marked, stacked_state
 
 __all__ = ["RECURRENCES", "Inputs", "prepare"]
 
@@ -43,6 +45,12 @@ class Inputs:
     weights: tuple[float | None, ...]  # w_0 … w_J of L = Σ_j w_j L_val(theta_j); None: L_val is not evaluated there
     environment: Environment
     recurrence: str
+    tasks: Tasks | None = None
+
+    @property
+    def scale(self) -> float:
+        """What the sum of the tasks' losses is multiplied by; 1 for a single inner loop."""
+        return 1.0 if self.tasks is None else self.tasks.scale
 
 
 def prepare(
@@ -57,8 +65,14 @@ def prepare(
     state_0: State | None = None,
     val_weights: Sequence[float] | Tensor | None = None,
     recurrence: str = "augmented",
+    tasks: int | None = None,
+    reduce: str = "mean",
+    among: int | None = None,
 ) -> Inputs:
-    """Check the arguments of `meta_gradient` and put them into one shape. Raises ArgumentError."""
+    """Check the arguments of `meta_gradient` and put them into one shape. Raises ArgumentError.
+
+    `among`: of how many tasks these are a part; all of them by default.
+    """
     if not isinstance(problem, Problem):
         raise ArgumentError(
             explain("problem", "a gimli.Problem", type(problem).__name__, "Build one from two losses and an optimizer.")
@@ -76,18 +90,31 @@ def prepare(
         raise ArgumentError(
             explain("recurrence", listing(RECURRENCES), repr(recurrence), "The exact one is 'augmented'.")
         )
+    T = check_tasks(tasks, reduce)
+    own_theta, theta_0 = split_marked(theta_0)
+    own_state, state_0 = split_marked(state_0)
     trained, frozen = _check_theta(theta_0)
+    one = {k: v[0] for k, v in own("theta_0", trained, T).items()} if own_theta else trained  # theta of one task
     batch, J = _check_batches(train_batches, steps)
     anywhere = next(iter(trained.values()))
-    loss_parameters = _check_phi_loss(phi_loss, anywhere)
+    own_phi, loss_parameters = _check_phi_loss(phi_loss, anywhere, T)
     if phi_opt is not None and not isinstance(phi_opt, Mapping):
         raise ArgumentError(
             explain("phi_opt", "a dict {hyperparameter: value}", type(phi_opt).__name__, "For example {'lr': lr}.")
         )
-    hyper = Hyperparameters(problem.optimizer, phi_opt or {}, trained, J)
+    hyper = Hyperparameters(problem.optimizer, phi_opt or {}, one, J, T)
     optimizer = problem.optimizer.bind(expand_betas(phi_opt or {}))
-    cold = optimizer.initial_state(trained, hyper.at(0))
     modules = discover([problem.train_loss, problem.val_loss]) if problem.modules is None else problem.modules
+    batched = None
+    if T is not None:
+        scale = 1 / (among or T) if reduce == "mean" else 1.0
+        batched = Tasks(T, scale, own_theta, own_state, own_phi)
+        trained = trained if own_theta else expanded(trained, T)
+        state_0 = state_0 if state_0 is None or own_state else stacked_state(state_0, T)
+        shared = frozenset(k for k in frozen if k not in trained) if not own_theta else frozenset()
+        problem = over_tasks(problem, batched, shared, modules)
+        optimizer = OverTasks(rule=optimizer, by_task=hyper.by_task())
+    cold = optimizer.initial_state(trained, hyper.at(0))
     return Inputs(
         problem=problem,
         optimizer=optimizer,
@@ -103,6 +130,7 @@ def prepare(
         weights=_check_weights(val_weights, J),
         environment=Environment(modules, anywhere.device),
         recurrence=recurrence,
+        tasks=batched,
     )
 
 
@@ -165,9 +193,11 @@ def _check_tensor(argument: str, value: Any) -> None:
         raise ArgumentError(explain(argument, "finite values", "inf or nan", "Find out where it was computed."))
 
 
-def _check_phi_loss(phi_loss: Any, theta: Tensor) -> Tensors:
+def _check_phi_loss(phi_loss: Any, theta: Tensor, tasks: int | None) -> tuple[frozenset[str], Tensors]:
+    """The names that each task has its own tensor of, and all tensors."""
+    whole, phi_loss = split_marked(phi_loss)
     if phi_loss is None:
-        return {}
+        return frozenset(), {}
     if not isinstance(phi_loss, Mapping):
         raise ArgumentError(
             explain(
@@ -177,9 +207,13 @@ def _check_phi_loss(phi_loss: Any, theta: Tensor) -> Tensors:
                 "For a module: dict(module.named_parameters()).",
             )
         )
-    checked = {}
+    checked, by_task = {}, set()
     for k, v in phi_loss.items():
         argument = f"phi_loss[{k!r}]"
+        alone, v = split_marked(v)
+        if alone or whole:
+            by_task.add(k)
+            own(argument, v, tasks)
         if isinstance(v, (int, float)) and not isinstance(v, bool):
             v = torch.tensor(float(v), dtype=theta.dtype, device=theta.device)
         _check_tensor(argument, v)
@@ -196,7 +230,7 @@ def _check_phi_loss(phi_loss: Any, theta: Tensor) -> Tensors:
                 )
             )
         checked[k] = v.detach()
-    return checked
+    return frozenset(by_task), checked
 
 
 def _check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any], int]:

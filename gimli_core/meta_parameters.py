@@ -10,13 +10,12 @@ shape says how:
     p              one value an element                    [J, *p]
 
 A dict keyed by tensor names (or group names) gives each its own leaf. A shape that could be read in two
-ways is refused; `per_step` settles it.
+ways is refused; `per_step` settles it. With T tasks a value marked `per_task` has one of these forms with a leading T.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -24,28 +23,10 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.markers import PerStep, PerTask, unmarked
 from gimli_core.optimizers.interface import Hyper, Optimizer, Tensors
 
-__all__ = ["Hyperparameters", "PerStep", "expand_betas", "look_up", "per_step", "resolve_groups", "tensor_paths"]
-
-
-@dataclass(frozen=True, eq=False)
-class PerStep:
-    """A value whose leading dimension counts the steps; made by `per_step`."""
-
-    value: Any
-
-
-def per_step(value: Tensor | Mapping[str, Tensor]) -> PerStep:
-    """Mark a hyperparameter's leading dimension as the steps, where its shape alone is ambiguous.
-
-    Args:
-        value: a tensor `[J, ...]`, or a dict of such tensors keyed by tensor or group names.
-
-    >>> import torch, gimli_core as gimli
-    >>> phi_opt = {"lr": gimli.per_step({"w": torch.full((3,), 0.1)})}   # w has 3 elements, and J = 3
-    """
-    return PerStep(value)
+__all__ = ["Hyperparameters", "expand_betas", "look_up", "resolve_groups", "tensor_paths"]
 
 
 class Leaf(NamedTuple):
@@ -57,10 +38,16 @@ class Leaf(NamedTuple):
     serves: tuple[str, ...]  # names of the tensors of theta
     by_step: bool
     group_index: tuple[int, ...] | None  # for a vector over groups: the entry that each of `serves` uses
+    by_task: bool = False
 
     def at(self, j: int, position: int) -> Tensor:
-        value = self.value[j] if self.by_step else self.value
-        return value if self.group_index is None else value[self.group_index[position]]
+        return self.part(self.value, j, position)
+
+    def part(self, whole: Tensor, j: int, position: int) -> Tensor:
+        """What of a tensor of this leaf's shape belongs to step j and a tensor of theta; a view."""
+        tasks = (slice(None),) if self.by_task else ()
+        whole = whole[(*tasks, j)] if self.by_step else whole
+        return whole if self.group_index is None else whole[(*tasks, self.group_index[position])]
 
 
 def expand_betas(phi_opt: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +68,7 @@ def expand_betas(phi_opt: Mapping[str, Any]) -> dict[str, Any]:
 
 def tensor_paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
     """(path, tensor) for every tensor in nested dicts and pairs, such as a phi_opt; `look_up` follows a path."""
-    tree = tree.value if isinstance(tree, PerStep) else tree
+    tree = unmarked(tree)
     if isinstance(tree, Tensor):
         yield path, tree
     elif isinstance(tree, Mapping):
@@ -95,8 +82,8 @@ def tensor_paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[
 def look_up(tree: Any, path: tuple[Any, ...]) -> Any:
     """What stands at `path` in nested dicts and pairs."""
     for key in path:
-        tree = tree[key]
-    return tree
+        tree = unmarked(tree)[key]
+    return unmarked(tree)
 
 
 def resolve_groups(optimizer: Optimizer, theta: Tensors) -> dict[str, tuple[str, ...]]:
@@ -134,16 +121,20 @@ class Hyperparameters:
     Args:
         optimizer: supplies the values that phi_opt does not.
         phi_opt: `{hyperparameter: value}`; these are meta-parameters.
-        theta: `{name: tensor}`.
+        theta: `{name: tensor}`, of one task.
         steps: J.
+        tasks: T, where there are tasks: increments of A_opt then have a leading T.
 
     Raises:
         ArgumentError: an unknown name, a shape that fits nothing or fits twice, an integer tensor,
             another device, a value that is not finite or out of range.
     """
 
-    def __init__(self, optimizer: Optimizer, phi_opt: Mapping[str, Any], theta: Tensors, steps: int) -> None:
+    def __init__(
+        self, optimizer: Optimizer, phi_opt: Mapping[str, Any], theta: Tensors, steps: int, tasks: int | None = None
+    ) -> None:
         self.steps = steps
+        self.tasks = tasks
         self.theta = theta
         self.groups = resolve_groups(optimizer, theta)
         self.given = phi_opt
@@ -183,7 +174,7 @@ class Hyperparameters:
         # The last step's values stand for a state or an inspection after the end.
         j = min(j, max(self.steps - 1, 0))
         hyper = {
-            k: {name: _as_used(leaf.at(j, position), self.theta[k]) for name, (leaf, position, _) in homes.items()}
+            k: {name: _as_used(leaf, leaf.at(j, position), self.theta[k]) for name, (leaf, position, _) in homes.items()}
             for k, homes in self._home.items()
         }
         if not any(leaf.by_step for homes in self._home.values() for leaf, _, _ in homes.values()):
@@ -204,8 +195,9 @@ class Hyperparameters:
                 leaf, position, number = self._home[k][name]
                 if number is None:
                     continue
-                target = A_opt[number][j] if leaf.by_step else A_opt[number]
-                target = target if leaf.group_index is None else target[leaf.group_index[position]]
+                if self.tasks is not None and not leaf.by_task:
+                    increment = increment.sum(0)
+                target = leaf.part(A_opt[number], j, position)
                 target += increment if increment.shape == target.shape else increment.sum()
 
     def join(self, A_opt: Sequence[Tensor]) -> dict[str, Any]:
@@ -213,7 +205,7 @@ class Hyperparameters:
         remaining = iter(A_opt)
 
         def fill(value: Any) -> Any:
-            value = value.value if isinstance(value, PerStep) else value
+            value = unmarked(value)
             if isinstance(value, Mapping):
                 return {key: fill(v) for key, v in value.items()}
             if isinstance(value, (tuple, list)):
@@ -222,16 +214,25 @@ class Hyperparameters:
 
         return {name: fill(value) for name, value in self.given.items()}
 
-    def _resolve(self, rule: Optimizer, name: str, value: Any, label: str, inside_step: bool = False) -> list[Leaf]:
-        if isinstance(value, PerStep):
-            return self._resolve(rule, name, value.value, label, inside_step=True)
+    def by_task(self) -> dict[str, dict[str, bool]]:
+        """{tensor: {hyperparameter: whether each task has its own}}."""
+        return {k: {name: home[0].by_task for name, home in homes.items()} for k, homes in self._home.items()}
+
+    def _resolve(
+        self, rule: Optimizer, name: str, value: Any, label: str, inside_step: bool = False, inside_task: bool = False
+    ) -> list[Leaf]:
+        if isinstance(value, (PerStep, PerTask)):
+            stepwise, taskwise = inside_step or isinstance(value, PerStep), inside_task or isinstance(value, PerTask)
+            return self._resolve(rule, name, value.value, label, stepwise, taskwise)
         if not isinstance(value, Mapping):
-            return [self._leaf(rule, name, value, label, tuple(self.theta), inside_step, whole=True)]
+            return [self._leaf(rule, name, value, label, tuple(self.theta), inside_step, inside_task, whole=True)]
         by_group = bool(self.groups) and set(value) <= set(self.groups)
         leaves = []
         for key, one in value.items():
-            stepwise = inside_step or isinstance(one, PerStep)
-            one = one.value if isinstance(one, PerStep) else one
+            stepwise, taskwise = inside_step, inside_task
+            while isinstance(one, (PerStep, PerTask)):
+                stepwise, taskwise = stepwise or isinstance(one, PerStep), taskwise or isinstance(one, PerTask)
+                one = one.value
             known = self.groups if by_group else self.theta
             if key not in known:
                 what = "names of theta" + (" or of parameter groups" if self.groups else "")
@@ -240,16 +241,18 @@ class Hyperparameters:
                             f"Rename it.{closest(key, known)}")
                 )  # fmt: skip
             serves = self.groups[key] if by_group else (key,)
-            leaves.append(self._leaf(rule, name, one, f"{label}[{key!r}]", serves, stepwise, whole=False))
+            leaves.append(self._leaf(rule, name, one, f"{label}[{key!r}]", serves, stepwise, taskwise, whole=False))
         return leaves
 
     def _leaf(
-        self, rule: Optimizer, name: str, value: Any, label: str, serves: tuple[str, ...], stepwise: bool, whole: bool
-    ) -> Leaf:
+        self, rule: Optimizer, name: str, value: Any, label: str, serves: tuple[str, ...], stepwise: bool,
+        taskwise: bool, whole: bool,
+    ) -> Leaf:  # fmt: skip
         value = _as_tensor(value, label)
         own = name in rule.own_parameters()
         by_element = () if name in rule.whole_tensor() else serves
-        reading = (False, False) if own else self._read(value.shape, label, by_element, stepwise, whole)
+        shape = self._of_one_task(value, label) if taskwise else value.shape
+        reading = (False, False) if own else self._read(shape, label, by_element, stepwise, whole)
         anywhere = next(iter(self.theta.values()))
         if value.device != anywhere.device and value.ndim > 0:
             raise ArgumentError(
@@ -264,7 +267,7 @@ class Hyperparameters:
             raise ArgumentError(explain(label, "finite values", "inf or nan", "Find out where it was computed."))
         by_step, groups = reading
         if name in ("beta1", "beta2") and value.numel():
-            rounds = value.ndim > by_step + groups and anywhere.dtype != value.dtype  # 0.999 is 1 in bfloat16
+            rounds = len(shape) > by_step + groups and anywhere.dtype != value.dtype  # 0.999 is 1 in bfloat16
             used = value.to(anywhere.dtype) if rounds else value
             for extreme in (used.min().item(), used.max().item()):
                 rule.check_range(name, extreme, f"{label}, rounded to {anywhere.dtype}" if rounds else label)
@@ -272,7 +275,14 @@ class Hyperparameters:
         if groups:
             order = {k: i for i, members in enumerate(self.groups.values()) for k in members}
             index = tuple(order[k] for k in serves)
-        return Leaf(name, label, value, serves, by_step, index)
+        return Leaf(name, label, value, serves, by_step, index, taskwise)
+
+    def _of_one_task(self, value: Tensor, label: str) -> torch.Size:
+        if self.tasks is None or value.shape[:1] != (self.tasks,):
+            expected = "tasks=T beside it" if self.tasks is None else f"a tensor with the leading dimension {self.tasks}"
+            do = "per_task marks values that count tasks in their first dimension."
+            raise ArgumentError(explain(label, expected, f"shape {list(value.shape)}, marked per_task", do))
+        return value.shape[1:]
 
     def _read(
         self, shape: torch.Size, label: str, serves: tuple[str, ...], stepwise: bool, whole: bool
@@ -356,6 +366,6 @@ def _as_tensor(value: Any, label: str) -> Tensor:
     return value.detach()
 
 
-def _as_used(value: Tensor, theta: Tensor) -> Tensor:
+def _as_used(leaf: Leaf, value: Tensor, theta: Tensor) -> Tensor:
     """Scalars in float64, so that 1 - beta^t is as exact as torch.optim's; per-element values in theta's dtype."""
-    return value.to(torch.float64) if value.ndim == 0 else value.to(theta.dtype)
+    return value.to(torch.float64) if value.ndim == leaf.by_task else value.to(theta.dtype)

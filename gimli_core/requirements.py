@@ -157,11 +157,11 @@ def probe_replay(inputs: Inputs) -> None:
                 )
     finally:
         environment.restore(found)
-    if not torch.equal(*values) and not bool(torch.isnan(values[0])):
+    if not torch.equal(*values) and not bool(torch.isnan(values[0]).any()):
         raise ReplayError(
             "train_loss: expected the same value twice from the same theta, batch and random state, since this "
             "memory schedule replays "
-            f"steps; got {values[0].item()!r}, then {values[1].item()!r}. Draw random numbers from torch's "
+            f"steps; got {values[0].tolist()!r}, then {values[1].tolist()!r}. Draw random numbers from torch's "
             "global generator "
             "(or numpy's, or Python's), return the same batch for the same j, or use memory=RetainGraphs()."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -16,12 +16,13 @@ __all__ = ["MetaGradient", "Trajectory"]
 class Trajectory:
     """Where the inner loop went. All tensors are detached."""
 
-    val_loss: Tensor  # L = Σ_j w_j L_val(theta_j), by default L_val(theta_J)
+    val_loss: Tensor  # L = Σ_j w_j L_val(theta_j), by default L_val(theta_J); over tasks their mean or sum
     theta_J: Tensors  # frozen entries included
     state_J: State
     buffers_J: Tensors  # module buffers after the last step
-    train_losses: Tensor  # [J], ell_j(theta_j)
-    val_losses: Tensor  # [J + 1], L_val(theta_j) where it has a weight, else nan
+    train_losses: Tensor  # [J], ell_j(theta_j); [J, T] of T tasks
+    val_losses: Tensor  # [J + 1], L_val(theta_j) where it has a weight, else nan; [J + 1, T]
+    task_val_losses: Tensor | None = field(default=None, kw_only=True)  # [T], L of each task
 
 
 @dataclass(frozen=True, eq=False, repr=False)

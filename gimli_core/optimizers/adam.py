@@ -104,7 +104,7 @@ class Adam(ElementwiseOptimizer):
         # torch.optim's own order of operations, so that forward results agree to the last bits. In-place
         # operations below act on fresh tensors only: a buffer saved is memory that need not be touched.
         m = torch.lerp(s["exp_avg"], g, (1 - h["beta1"]).to(g))
-        v = (s["exp_avg_sq"] * h["beta2"]).addcmul_(g * (1 - h["beta2"]), g)
+        v = torch.addcmul(s["exp_avg_sq"] * h["beta2"], g * (1 - h["beta2"]), g)
         x = torch.maximum(s["max_exp_avg_sq"], v) if self.amsgrad else v
         return _Moments(g, m, v, x, 1 - h["beta1"] ** t, 1 - h["beta2"] ** t)
 

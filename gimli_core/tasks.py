@@ -1,0 +1,182 @@
+"""A meta-batch: T tasks in one problem, vectorised over a leading dimension.
+
+A task is an inner loop of its own. With tasks t = 1 … T, each with its batches and, where they are marked
+`per_task`, its own theta_0, phi or state,
+
+    L = Σ_t L_val(theta_J^t)  or its mean,
+
+so the engine runs on tensors `[T, …]` as on any others: a loss then returns T values, whose sum has each task's
+gradient in its own slice, and what the tasks share gets the sum over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils import _pytree as pytree
+
+from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.markers import PerTask
+from gimli_core.optimizers.interface import Tensors
+from gimli_core.problem import Loss, Problem
+
+__all__ = [
+    "LossOverTasks",
+    "Tasks",
+    "check_tasks",
+    "expanded",
+    "of_tasks",
+    "over_tasks",
+    "own",
+    "split_marked",
+    "stacked_state",
+    "summed",
+]
+
+REDUCTIONS = ("mean", "sum")
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """How many tasks there are, and what each has of its own."""
+
+    count: int
+    scale: float  # what the sum of their losses is multiplied by
+    theta: bool  # whether theta_0 was given per task
+    state: bool  # whether state_0 was
+    phi_loss: frozenset[str]  # entries of phi_loss that were
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a loss: one value a task."""
+        return (self.count,)
+
+
+@dataclass(frozen=True, eq=False)
+class LossOverTasks:
+    """`loss` for T tasks: from theta `[T, …]`, batch `[T, …]` to `[T]` values.
+
+    Args:
+        loss: of one task.
+        name: in messages.
+        count: T.
+        shared: names in theta that all tasks share (held constant).
+        phi_by_task: names in phi_loss that they do not.
+    """
+
+    loss: Loss
+    name: str
+    count: int
+    shared: frozenset[str]
+    phi_by_task: frozenset[str]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what it returns."""
+        return (self.count,)
+
+    def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
+        dims = (
+            {k: None if k in self.shared else 0 for k in theta},
+            {k: 0 if k in self.phi_by_task else None for k in phi_loss},
+            pytree.tree_map(self._dim, batch),
+        )
+        of_all: Tensor = vmap(self._one, in_dims=dims, randomness="different")(theta, phi_loss, batch)
+        return of_all
+
+    def _one(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
+        loss = self.loss(theta, phi_loss, batch)
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ArgumentError(explain(self.name, "to return a scalar for one task", came, "Reduce it with .mean()."))
+        return loss
+
+    def _dim(self, leaf: Any) -> int | None:
+        if not isinstance(leaf, Tensor):
+            return None
+        if leaf.shape[:1] != (self.count,):
+            raise ArgumentError(
+                explain(
+                    f"the batch of {self.name}",
+                    f"tensors with a leading dimension of {self.count} tasks",
+                    f"one of shape {list(leaf.shape)}",
+                    "Stack the tasks' batches: torch.stack([...]).",
+                )
+            )
+        return 0
+
+
+# The vectorised problem of a problem, made once, so that what is cached about it stays.
+_made: WeakKeyDictionary[Problem, dict[Any, Problem]] = WeakKeyDictionary()
+
+
+def over_tasks(problem: Problem, tasks: Tasks, shared: frozenset[str], modules: Any) -> Problem:
+    """The problem of all tasks: losses of `[T]` values. Its optimizer is left to the caller."""
+    known = _made.setdefault(problem, {})
+    key = (tasks.count, shared, tasks.phi_loss)
+    if key not in known:
+        losses = {
+            name: LossOverTasks(getattr(problem, name), name, tasks.count, shared, tasks.phi_loss)
+            for name in ("train_loss", "val_loss")
+        }
+        known[key] = Problem(**losses, optimizer=problem.optimizer, modules=modules)
+    return known[key]
+
+
+def split_marked(value: Any) -> tuple[bool, Any]:
+    """(whether it was marked `per_task`, the value)."""
+    return (True, value.value) if isinstance(value, PerTask) else (False, value)
+
+
+def check_tasks(tasks: Any, reduce: Any) -> int | None:
+    """T, if there are tasks. Raises ArgumentError."""
+    if reduce not in REDUCTIONS:
+        raise ArgumentError(explain("reduce", listing(REDUCTIONS), repr(reduce), "The mean over the tasks is usual."))
+    if tasks is not None and (isinstance(tasks, bool) or not isinstance(tasks, int) or tasks < 1):
+        raise ArgumentError(
+            explain("tasks", "a whole number T >= 1, or None", repr(tasks), "Leave it out where there is one inner loop.")
+        )
+    return tasks
+
+
+def own(argument: str, value: Any, count: int | None) -> Any:
+    """`value`, marked `per_task`, if every tensor in it has a leading dimension of T. Raises ArgumentError."""
+    if count is None:
+        expected, do = "tasks=T beside what is marked per_task", "Say how many tasks there are."
+        raise ArgumentError(explain("tasks", expected, "None", do))
+    for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+        if not isinstance(leaf, Tensor) or leaf.shape[:1] != (count,):
+            came = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+            expected = f"a tensor with a leading dimension of {count} tasks, as it is marked per_task"
+            raise ArgumentError(
+                explain(f"{argument}{pytree.keystr(path)}", expected, came, "Stack one tensor a task.")
+            )
+    return value
+
+
+def of_tasks(value: Any, first: int, last: int) -> Any:
+    """The tasks [first, last) of a batch, or of a value that is marked `per_task`."""
+    return pytree.tree_map(lambda leaf: leaf[first:last] if isinstance(leaf, Tensor) and leaf.ndim else leaf, value)
+
+
+def expanded(tensors: Tensors, count: int) -> Tensors:
+    """Every tensor once a task, without a copy."""
+    return {k: v.expand(count, *v.shape) for k, v in tensors.items()}
+
+
+def stacked_state(state: Any, count: int) -> Any:
+    """A state of one task as that of all; the count of steps stays one number."""
+    if isinstance(state, Tensor):
+        return state.expand(count, *state.shape)
+    return {k: v if k == "step" else stacked_state(v, count) for k, v in state.items()}
+
+
+def summed(tree: Any) -> Any:
+    """Nested dicts of tensors `[T, …]`, summed over the tasks."""
+    return {k: summed(v) for k, v in tree.items()} if isinstance(tree, Mapping) else torch.sum(tree, 0)

@@ -2,8 +2,8 @@
 
 from gimli_core import errors, memory, optimizers, verification
 from gimli_core.autograd_bridge import unroll
-from gimli_core.meta_gradient import meta_gradient
 from gimli_core.markers import per_step, per_task
+from gimli_core.meta_gradient import meta_gradient
 from gimli_core.plan import Plan, plan
 from gimli_core.problem import Problem
 from gimli_core.requirements import check_requirements

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,13 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import SecondDerivativeError
-from gimli_core.execution import Execution
-from gimli_core.inputs import prepare
+from gimli_core.markers import unmarked
 from gimli_core.memory.actions import Schedule
-from gimli_core.meta_gradient import check_schedule
 from gimli_core.meta_parameters import look_up, tensor_paths
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
-from gimli_core.requirements import require
 from gimli_core.results import MetaGradient
+from gimli_core.runs import Run, make_run
 
 __all__ = ["Once", "unroll"]
 
@@ -46,6 +45,10 @@ def unroll(
     check: bool = True,
     resume: str | Path | None = None,
     with_trajectory: bool = False,
+    tasks: int | None = None,
+    reduce: str = "mean",
+    chunk: int | None = None,
+    compile: bool | str = "auto",
 ) -> Any:
     """The validation loss after J inner steps, tied into autograd.
 
@@ -79,44 +82,42 @@ def unroll(
     >>> log_lr.grad                       # lr · dL/dlr
     tensor(-0.2500)
     """
-    schedule = check_schedule(memory)
-    inputs = prepare(
-        problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
-        state_0=state_0, val_weights=val_weights, recurrence=recurrence,
-    )  # fmt: skip
-    if check:
-        require(inputs, replays=schedule.replays, tied=True)
-    execution = Execution(inputs, schedule, resume)
+    asked = {
+        "problem": problem, "theta_0": theta_0, "train_batches": train_batches, "val_batch": val_batch, "steps": steps,
+        "phi_opt": phi_opt, "phi_loss": phi_loss, "state_0": state_0, "val_weights": val_weights,
+        "recurrence": recurrence, "tasks": tasks, "reduce": reduce,
+    }  # fmt: skip
+    run = make_run(asked, memory=memory, check=check, resume=resume, tied=True, chunk=chunk, compile=compile)
     arguments = {
         "A_opt": phi_opt or {},
         "A_loss": phi_loss or {},
-        "B_0": {k: theta_0[k] for k in inputs.theta_0},
-        "S_0": {slot: held for slot, held in (state_0 or {}).items() if slot != "step"},
+        "B_0": {k: unmarked(theta_0)[k] for k in run.inputs.theta_0},
+        "S_0": {slot: held for slot, held in (unmarked(state_0) or {}).items() if slot != "step"},
         "val_losses": _from_the_end(val_weights),
     }
     paths, tied = zip(*tensor_paths(arguments), strict=True)
-    loss: Tensor = _Unrolled.apply(execution, paths, *tied)
-    return (loss, execution.trajectory()) if with_trajectory else loss
+    loss: Tensor = _Unrolled.apply(run, paths, *tied)
+    return (loss, run.trajectory()) if with_trajectory else loss
 
 
 class _Unrolled(torch.autograd.Function):
     """Forward: lines 2-9. Backward: lines 10-15, once, times the gradient that arrives."""
 
     @staticmethod
-    def forward(ctx: Any, execution: Execution, paths: Sequence[tuple[Any, ...]], *tied: Tensor) -> Tensor:
-        deque(execution.forward(), maxlen=0)
-        ctx.execution, ctx.paths, ctx.gradients = execution, paths, None
+    def forward(ctx: Any, run: Run, paths: Sequence[tuple[Any, ...]], *tied: Tensor) -> Tensor:
+        deque(run.forward(), maxlen=0)
+        ctx.run, ctx.paths, ctx.gradients = run, paths, None
         ctx.save_for_backward(*tied)
-        return execution.val_loss.clone()
+        return run.val_loss.clone()
 
     @staticmethod
     def backward(ctx: Any, arriving: Tensor) -> tuple[Tensor | None, ...]:
         tied = ctx.saved_tensors  # raises if one was changed in place since the forward unroll
         if ctx.gradients is None:
-            deque(ctx.execution.backward(), maxlen=0)
-            result = ctx.execution.result()
-            ctx.gradients = [_gradient_at(result, path, t) for path, t in zip(ctx.paths, tied, strict=True)]
-            ctx.execution = None
+            deque(ctx.run.backward(), maxlen=0)
+            result, scale = ctx.run.result(), ctx.run.inputs.scale
+            ctx.gradients = [_gradient_at(result, scale, path, t) for path, t in zip(ctx.paths, tied, strict=True)]
+            ctx.run = None
         scaled = [(arriving * g).to(t) for g, t in zip(ctx.gradients, tied, strict=True)]
         if torch.is_grad_enabled():
             scaled = list(Once.apply(_SECOND, len(scaled), *scaled, *tied, arriving))
@@ -146,7 +147,9 @@ def _from_the_end(val_weights: Any) -> Any:
     return dict(enumerate(val_weights, start=-len(val_weights)))
 
 
-def _gradient_at(result: MetaGradient, path: tuple[Any, ...], tied: Tensor) -> Tensor:
+def _gradient_at(result: MetaGradient, scale: float, path: tuple[Any, ...], tied: Tensor) -> Tensor:
+    if path[0] == "val_losses" and result.task_val_losses is not None:
+        result = replace(result, val_losses=result.val_losses.sum(-1) * scale)
     gradient: Tensor = look_up(vars(result), path)
     # val_weights may start at theta_1; val_losses always starts at theta_0.
     return gradient[-len(tied) :] if path == ("val_losses",) else gradient

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 from gimli_core import backward_sweep, forward_unroll
+from gimli_core.compiled.choice import Clock
+from gimli_core.compiled.functions import Swept as CompiledSwept
+from gimli_core.compiled.functions import Whole
+from gimli_core.compiled.steps import CompiledSteps, start
+from gimli_core.compiled.whole import CompiledWhole
 from gimli_core.derivatives import Gradient, evaluate
 from gimli_core.errors import NotFiniteError, ReplayError
 from gimli_core.inputs import Inputs
@@ -36,8 +41,18 @@ class Execution:
     The stream is what the step-through and the progress display consume; drained, it costs nothing.
     """
 
-    def __init__(self, inputs: Inputs, schedule: Schedule, resume: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        schedule: Schedule,
+        resume: str | Path | None = None,
+        compiled: CompiledSteps | CompiledWhole | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self.inputs = inputs
+        self._whole = compiled if isinstance(compiled, CompiledWhole) else None
+        self._compiled = compiled if isinstance(compiled, CompiledSteps) else None
+        self._clock = clock
         self._journal = None if resume is None else Journal(resume, inputs)
         self._reached = None if self._journal is None else self._journal.load()
         if self._reached is not None:
@@ -48,7 +63,7 @@ class Execution:
         self._start: Snapshot | None = None  # random numbers and buffers before step 0
         self._replays = schedule.replays
         self._actions = schedule.actions(inputs.steps)
-        self._point = Point(0, inputs.theta_0, inputs.state_0, None)
+        self._point = Point(0, inputs.theta_0, inputs.state_0, None) if self._compiled is None else start(inputs)
         self._stored = Storage(schedule.disk)
         self._records: dict[int, Record] = {}
         self._gradients: dict[int, Kept] = {}
@@ -56,6 +71,7 @@ class Execution:
         self._val_losses: dict[int, Tensor] = {}
         self._last_snapshot: Snapshot | None = None
         self._end: tuple[Tensors, State, Tensors] | None = None
+        self._swept = False
         self._B: Tensors = {}
         self._S: State = {}
         self._A_opt = inputs.hyper.zeros()
@@ -69,6 +85,9 @@ class Execution:
         environment = self.inputs.environment
         found = environment.capture()
         self._last_snapshot = self._start = found
+        if self._whole is not None and (done := self._whole.run(self.inputs)) is not None:
+            yield from self._take(done, found)
+            return
         try:
             if self._reached is not None:
                 yield from self._resume(*self._reached)
@@ -84,6 +103,8 @@ class Execution:
 
     def backward(self) -> Events:
         """Lines 10-14: from B_J to B_0. Random number generators and buffers are left as found."""
+        if self._swept:
+            return
         environment = self.inputs.environment
         found = environment.capture(self._last_snapshot)
         try:
@@ -97,6 +118,13 @@ class Execution:
                 environment.restore_buffers(found)
         if self._journal is not None:
             self._journal.finish()
+        self._close()
+
+    def _close(self) -> None:
+        """What is left once every step is swept."""
+        self._swept = True
+        if self._clock is not None:
+            self._clock.stop()
         first = self.inputs.hyper.at(0)
         if not self.inputs.warm:  # s_0 = s_0(phi_opt)
             self.inputs.hyper.accumulate(
@@ -149,6 +177,19 @@ class Execution:
             S_0=S_0,
             recurrence=self.inputs.recurrence,
         )
+
+    def _take(self, done: Whole, found: Snapshot) -> Events:
+        """Take over what a whole run has computed."""
+        inputs, environment = self.inputs, self.inputs.environment
+        buffers = {name: b.detach().clone() for name, b in zip(environment.names, environment.buffers, strict=True)}
+        environment.restore_buffers(found)
+        self._train_losses, self._val_losses = done.train_losses, done.val_losses
+        self._end = (done.theta, done.s, buffers)
+        self._B, self._S, self._A_loss = done.B, done.S, done.A_loss
+        for j, A_j in zip(reversed(range(inputs.steps)), done.A_opt, strict=False):
+            inputs.hyper.accumulate(self._A_opt, j, A_j)
+        self._close()
+        yield Event(14, 0, {"B": self._B, "S": self._S})
 
     def _run(self, action: Any) -> Events:
         self._between()
@@ -234,19 +275,22 @@ class Execution:
         j = point.j
         replay = j < len(self._train_losses)
         validation = None
-        if keep is Keep.GRADIENT:
+        if keep is Keep.GRADIENT or (keep_graph and self._compiled is not None and self._compiled.draws):
             point = self._marked()
         if self.inputs.weights[j] is not None and (keep_graph or not replay):
             point = self._marked()
             if keep_graph:
-                validation = backward_sweep.validation_gradient(self.inputs, point)
+                validation = self._validation_gradient(point)
             self._val_losses[j] = self._validation_value(point) if validation is None else validation.loss
             self._return_to(point)
         known = None if kept is None or keep_graph else kept.gradient
-        G_j, self._point = yield from forward_unroll.step(
-            self.inputs, point, keep_graph=keep_graph, replay=replay, known=known
-        )
-        self._note_loss(j, G_j)
+        if self._compiled is not None and known is None:
+            G_j, self._point = yield from self._compiled.advance(self.inputs, point, replay=replay)
+        else:
+            G_j, self._point = yield from forward_unroll.step(
+                self.inputs, point, keep_graph=keep_graph, replay=replay, known=known
+            )
+        self._note_loss(j, G_j.loss)
         if keep_graph:
             self._records[j] = Record(point, G_j, validation)
         if keep is Keep.GRADIENT:
@@ -266,26 +310,33 @@ class Execution:
                 self._return_to(point)
         return kept, point
 
+    def _validation_gradient(self, point: Point) -> Gradient:
+        if self._compiled is not None:
+            return self._compiled.validation_gradient(self.inputs, point)
+        return backward_sweep.validation_gradient(self.inputs, point)
+
     def _validation_value(self, point: Point) -> Tensor:
         inputs = self.inputs
+        if self._compiled is not None:  # the kernel of the sweep, so that every schedule has the same bits
+            return self._compiled.validation_gradient(inputs, point).loss
         with torch.enable_grad():  # without it some modules take another path, and the last bits change
             theta = {**inputs.frozen, **{k: v.detach().requires_grad_() for k, v in point.theta.items()}}
             return evaluate(inputs.problem.val_loss, "val_loss", theta, inputs.phi_loss, inputs.val_batch).detach()
 
-    def _note_loss(self, j: int, G_j: Gradient) -> None:
+    def _note_loss(self, j: int, loss: Tensor) -> None:
         """Keep the loss of a first run; hold a replay against it."""
         if j == len(self._train_losses):
-            self._train_losses.append(G_j.loss)
+            self._train_losses.append(loss)
             return
         first = self._train_losses[j]
-        if G_j.loss.device.type == "cpu":
-            same = torch.equal(first, G_j.loss)
-        else:  # atomic additions may change the last bits there
-            same = torch.allclose(first, G_j.loss, rtol=1e-3)
+        if loss.device.type == "cpu" and self._compiled is None:
+            same = torch.equal(first, loss)
+        else:  # atomic additions, or another compiled function, may change the last bits
+            same = torch.allclose(first, loss, rtol=1e-3)
         if not same:
             raise ReplayError(
                 f"train_loss at inner step j = {j}: expected {first.tolist()!r} again when the step is replayed; "
-                f"got {G_j.loss.tolist()!r}. "
+                f"got {loss.tolist()!r}. "
                 "Make the loss a function of its arguments, torch's global generator and module buffers, or "
                 "use memory=RetainGraphs()."
             )
@@ -299,7 +350,7 @@ class Execution:
         forward_unroll.check_end(point.theta, self._train_losses)
         self._B = {k: torch.zeros_like(v) for k, v in point.theta.items()}
         if inputs.weights[J] is not None:
-            L = backward_sweep.validation_gradient(inputs, point)
+            L = self._validation_gradient(point)
             self._val_losses[J] = L.loss
             self._add_validation(J, L)
         if not bool(torch.isfinite(self.val_loss)):
@@ -318,8 +369,9 @@ class Execution:
 
     def _add_validation(self, j: int, L: Gradient) -> None:
         """B_j += w_j grad_theta L_val(theta_j), and A_loss its explicit part."""
-        assert self.inputs.weights[j] is not None
-        w = self.inputs.weights[j] * self.inputs.scale
+        w = self.inputs.weights[j]
+        assert w is not None
+        w *= self.inputs.scale
         self._B = {k: torch.add(v, L.theta[k], alpha=w) for k, v in self._B.items()}
         for k, explicit in L.phi_loss.items():
             self._A_loss[k].add_(explicit, alpha=w)
@@ -330,17 +382,21 @@ class Execution:
         replay = record is None
         if record is None:
             self._at_kept(self._point, restore=True)
-            point = self._point if inputs.weights[j] is None else self._marked()
-            G_j = forward_unroll.inner_gradient(inputs, point, keep_graph=True)
-            self._note_loss(j, G_j)
-            computed = Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay, {"theta": point.theta})
-            yield computed
-            record = Record(point, G_j._replace(theta=computed.values["G"]), None)
-            del computed
-        self._gradients.pop(j, None)
-        point, G_j, validation = record
+            point, G_j, validation = (self._point if inputs.weights[j] is None else self._marked()), None, None
+        else:
+            point, G_j, validation = record
+            if point.snapshot is not None and self._compiled is not None:
+                self._return_to(point)
         del record
-        swept = yield from backward_sweep.step(inputs, point, G_j, self._B, self._S, replay=replay)
+        self._gradients.pop(j, None)
+        swept: backward_sweep.Swept | CompiledSwept
+        if self._compiled is not None:
+            swept = yield from self._compiled.sweep(inputs, point, self._B, self._S, replay=replay)
+            self._note_loss(j, swept.loss)
+        else:
+            if G_j is None:
+                G_j = yield from self._gradient_again(point)
+            swept = yield from backward_sweep.step(inputs, point, G_j, self._B, self._S, replay=replay)
         self._B, self._S = swept.B, swept.S
         inputs.hyper.accumulate(self._A_opt, j, swept.A_opt)
         for k, increment in swept.A_loss.items():
@@ -348,6 +404,14 @@ class Execution:
         if inputs.weights[j] is not None:
             if validation is None:
                 self._return_to(point)
-                validation = backward_sweep.validation_gradient(inputs, point)
+                validation = self._validation_gradient(point)
             self._add_validation(j, validation)
             yield from self._announce(j)
+
+    def _gradient_again(self, point: Point) -> Generator[Event, None, Gradient]:
+        """Line 5 of a step whose graph was not kept."""
+        G_j = forward_unroll.inner_gradient(self.inputs, point, keep_graph=True)
+        self._note_loss(point.j, G_j.loss)
+        computed = Event(5, point.j, {"loss": G_j.loss, "G": G_j.theta}, True, {"theta": point.theta})
+        yield computed
+        return G_j._replace(theta=computed.values["G"])

@@ -20,7 +20,7 @@ from gimli_core.optimizers.over_tasks import OverTasks
 from gimli_core.problem import Problem
 from gimli_core.tasks import Tasks, check_tasks, expanded, over_tasks, own, split_marked, stacked_state
 
-__all__ = ["RECURRENCES", "Inputs", "prepare"]
+__all__ = ["RECURRENCES", "Inputs", "check_batches", "prepare"]
 
 RECURRENCES = ("augmented", "theta_only")
 
@@ -95,7 +95,7 @@ def prepare(
     own_state, state_0 = split_marked(state_0)
     trained, frozen = _check_theta(theta_0)
     one = {k: v[0] for k, v in own("theta_0", trained, T).items()} if own_theta else trained  # theta of one task
-    batch, J = _check_batches(train_batches, steps)
+    batch, J = check_batches(train_batches, steps)
     anywhere = next(iter(trained.values()))
     own_phi, loss_parameters = _check_phi_loss(phi_loss, anywhere, T)
     if phi_opt is not None and not isinstance(phi_opt, Mapping):
@@ -105,16 +105,21 @@ def prepare(
     hyper = Hyperparameters(problem.optimizer, phi_opt or {}, one, J, T)
     optimizer = problem.optimizer.bind(expand_betas(phi_opt or {}))
     modules = discover([problem.train_loss, problem.val_loss]) if problem.modules is None else problem.modules
-    batched = None
-    if T is not None:
+    if T is None:
+        batched, cold = None, optimizer.initial_state(trained, hyper.at(0))
+    else:
         scale = 1 / (among or T) if reduce == "mean" else 1.0
         batched = Tasks(T, scale, own_theta, own_state, own_phi)
         trained = trained if own_theta else expanded(trained, T)
         state_0 = state_0 if state_0 is None or own_state else stacked_state(state_0, T)
         shared = frozenset(k for k in frozen if k not in trained) if not own_theta else frozenset()
         problem = over_tasks(problem, batched, shared, modules)
-        optimizer = OverTasks(rule=optimizer, by_task=hyper.by_task())
-    cold = optimizer.initial_state(trained, hyper.at(0))
+        rule, by_task = optimizer, hyper.by_task()
+        optimizer = OverTasks(rule=rule, by_task=by_task)
+        if own_theta or any(by for per in by_task.values() for by in per.values()):
+            cold = optimizer.initial_state(trained, hyper.at(0))
+        else:  # all start from the same
+            cold = stacked_state(rule.initial_state(one, hyper.at(0)), T)
     return Inputs(
         problem=problem,
         optimizer=optimizer,
@@ -233,7 +238,7 @@ def _check_phi_loss(phi_loss: Any, theta: Tensor, tasks: int | None) -> tuple[fr
     return frozenset(by_task), checked
 
 
-def _check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any], int]:
+def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any], int]:
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 0):
         raise ArgumentError(
             explain("steps", "a whole number J >= 0", repr(steps), "steps=0 gives the plain gradient of val_loss.")

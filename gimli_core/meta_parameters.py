@@ -174,7 +174,7 @@ class Hyperparameters:
         # The last step's values stand for a state or an inspection after the end.
         j = min(j, max(self.steps - 1, 0))
         hyper = {
-            k: {name: _as_used(leaf, leaf.at(j, position), self.theta[k]) for name, (leaf, position, _) in homes.items()}
+            k: {name: _as_used(leaf, leaf.at(j, at), self.theta[k]) for name, (leaf, at, _) in homes.items()}
             for k, homes in self._home.items()
         }
         if not any(leaf.by_step for homes in self._home.values() for leaf, _, _ in homes.values()):
@@ -279,7 +279,7 @@ class Hyperparameters:
 
     def _of_one_task(self, value: Tensor, label: str) -> torch.Size:
         if self.tasks is None or value.shape[:1] != (self.tasks,):
-            expected = "tasks=T beside it" if self.tasks is None else f"a tensor with the leading dimension {self.tasks}"
+            expected = "tasks=T beside it" if self.tasks is None else f"a leading dimension of {self.tasks}"
             do = "per_task marks values that count tasks in their first dimension."
             raise ArgumentError(explain(label, expected, f"shape {list(value.shape)}, marked per_task", do))
         return value.shape[1:]

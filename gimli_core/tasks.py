@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import ArgumentError, explain, first_line, listing
 from gimli_core.markers import PerTask
+from gimli_core.notice import notice
 from gimli_core.optimizers.interface import Tensors
 from gimli_core.problem import Loss, Problem
 
@@ -58,9 +59,11 @@ class Tasks:
         return (self.count,)
 
 
-@dataclass(frozen=True, eq=False)
 class LossOverTasks:
     """`loss` for T tasks: from theta `[T, …]`, batch `[T, …]` to `[T]` values.
+
+    Vectorised by `vmap`; where that cannot be (a branch on values, autograd inside the loss), one task after the
+    other, to the same result.
 
     Args:
         loss: of one task.
@@ -68,48 +71,82 @@ class LossOverTasks:
         count: T.
         shared: names in theta that all tasks share (held constant).
         phi_by_task: names in phi_loss that they do not.
+        modules: whose buffers the loss may change; with tasks it must not.
+
+    Raises:
+        ArgumentError: at a call: a batch without the leading dimension, a loss that is not one number a task, or that
+            changes a buffer.
     """
 
-    loss: Loss
-    name: str
-    count: int
-    shared: frozenset[str]
-    phi_by_task: frozenset[str]
+    def __init__(
+        self, loss: Loss, name: str, count: int, shared: frozenset[str], phi_by_task: frozenset[str], modules: Any
+    ) -> None:
+        self.loss, self.name, self.shape = loss, name, (count,)
+        self._shared, self._phi_by_task = shared, phi_by_task
+        self._buffers = [buffer for module in modules for buffer in module.buffers()]
+        self._one_by_one = False
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of what it returns."""
-        return (self.count,)
-
-    def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
-        dims = (
-            {k: None if k in self.shared else 0 for k in theta},
-            {k: 0 if k in self.phi_by_task else None for k in phi_loss},
-            pytree.tree_map(self._dim, batch),
-        )
-        of_all: Tensor = vmap(self._one, in_dims=dims, randomness="different")(theta, phi_loss, batch)
+    def vectorised(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
+        """The losses of all tasks by vmap; raises what vmap raises."""
+        dims = pytree.tree_map(lambda mine: 0 if mine else None, self._which(theta, phi_loss, batch))
+        of_all: Tensor = vmap(self._of_one, in_dims=dims, randomness="different")(theta, phi_loss, batch)
         return of_all
 
-    def _one(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
+    def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
+        if not self._one_by_one:
+            generator = torch.get_rng_state()
+            try:
+                return self.vectorised(theta, phi_loss, batch)
+            except (RuntimeError, ValueError, NotImplementedError) as error:
+                if isinstance(error, ArgumentError):
+                    raise
+                torch.set_rng_state(generator)
+                self._in_turn(theta, phi_loss, batch)  # where this fails too, the loss itself is at fault
+                self._one_by_one = True
+                torch.set_rng_state(generator)
+                notice(f"{self.name} runs one task after the other, since vmap cannot: {first_line(error)}")
+        return self._in_turn(theta, phi_loss, batch)
+
+    def _which(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
+        """What of the arguments each task has of its own."""
+        own_theta = {k: k not in self._shared for k in theta}
+        return own_theta, {k: k in self._phi_by_task for k in phi_loss}, pytree.tree_map(self._own, batch)
+
+    def _in_turn(self, *arguments: Any) -> Tensor:
+        """The losses of all tasks, without vmap."""
+        before = [(buffer, buffer.clone()) for buffer in self._buffers]
+        own = self._which(*arguments)
+
+        def of(t: int) -> Any:
+            return pytree.tree_map(lambda mine, leaf: leaf[t] if mine else leaf, own, arguments)
+
+        losses = torch.stack([self._of_one(*of(t)) for t in range(self.shape[0])])
+        if any(not torch.equal(buffer, old) for buffer, old in before):
+            for buffer, old in before:
+                buffer.data.copy_(old)
+            expected = "a loss that changes no buffer, since each task would need buffers of its own"
+            do = "Normalise by batch statistics alone: BatchNorm(track_running_stats=False), or eval() before the call."
+            raise ArgumentError(explain(self.name, expected, "one that changes running statistics", do))
+        return losses
+
+    def _of_one(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
         loss = self.loss(theta, phi_loss, batch)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ArgumentError(explain(self.name, "to return a scalar for one task", came, "Reduce it with .mean()."))
         return loss
 
-    def _dim(self, leaf: Any) -> int | None:
-        if not isinstance(leaf, Tensor):
-            return None
-        if leaf.shape[:1] != (self.count,):
+    def _own(self, leaf: Any) -> bool:
+        if isinstance(leaf, Tensor) and leaf.shape[:1] != self.shape:
             raise ArgumentError(
                 explain(
                     f"the batch of {self.name}",
-                    f"tensors with a leading dimension of {self.count} tasks",
+                    f"tensors with a leading dimension of {self.shape[0]} tasks",
                     f"one of shape {list(leaf.shape)}",
                     "Stack the tasks' batches: torch.stack([...]).",
                 )
             )
-        return 0
+        return isinstance(leaf, Tensor)
 
 
 # The vectorised problem of a problem, made once, so that what is cached about it stays.
@@ -122,7 +159,7 @@ def over_tasks(problem: Problem, tasks: Tasks, shared: frozenset[str], modules: 
     key = (tasks.count, shared, tasks.phi_loss)
     if key not in known:
         losses = {
-            name: LossOverTasks(getattr(problem, name), name, tasks.count, shared, tasks.phi_loss)
+            name: LossOverTasks(getattr(problem, name), name, tasks.count, shared, tasks.phi_loss, modules)
             for name in ("train_loss", "val_loss")
         }
         known[key] = Problem(**losses, optimizer=problem.optimizer, modules=modules)
@@ -140,7 +177,7 @@ def check_tasks(tasks: Any, reduce: Any) -> int | None:
         raise ArgumentError(explain("reduce", listing(REDUCTIONS), repr(reduce), "The mean over the tasks is usual."))
     if tasks is not None and (isinstance(tasks, bool) or not isinstance(tasks, int) or tasks < 1):
         raise ArgumentError(
-            explain("tasks", "a whole number T >= 1, or None", repr(tasks), "Leave it out where there is one inner loop.")
+            explain("tasks", "a whole number T >= 1, or None", repr(tasks), "Leave it out for one inner loop.")
         )
     return tasks
 
@@ -154,9 +191,7 @@ def own(argument: str, value: Any, count: int | None) -> Any:
         if not isinstance(leaf, Tensor) or leaf.shape[:1] != (count,):
             came = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
             expected = f"a tensor with a leading dimension of {count} tasks, as it is marked per_task"
-            raise ArgumentError(
-                explain(f"{argument}{pytree.keystr(path)}", expected, came, "Stack one tensor a task.")
-            )
+            raise ArgumentError(explain(f"{argument}{pytree.keystr(path)}", expected, came, "Stack one tensor a task."))
     return value
 
 

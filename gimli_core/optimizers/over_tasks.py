@@ -47,6 +47,8 @@ class OverTasks(Optimizer):
         def one(S_0: State, hyper: Hyper) -> dict[str, Tensors]:
             return self.rule.initial_state_pullback(S_0, hyper, wanted)
 
+        if not any(S_0.values()):
+            return {}  # no state, nothing to vectorise over
         found: dict[str, Tensors] = vmap(one, in_dims=(0, self._dims))(S_0, hyper)
         return found
 

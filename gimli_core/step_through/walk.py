@@ -14,12 +14,12 @@ from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.execution import Execution
 from gimli_core.inputs import Inputs, prepare
 from gimli_core.memory.actions import Schedule
-from gimli_core.meta_gradient import check_schedule
 from gimli_core.optimizers.interface import Optimizer, State, Tensors
 from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.requirements import require
 from gimli_core.results import MetaGradient
+from gimli_core.runs import check_schedule
 
 __all__ = ["CHANGEABLE", "Intervention", "Moment", "Walk", "step_through"]
 

@@ -1,0 +1,96 @@
+"""What to compile: nothing, single steps, or a short run whole; each compiled once for a problem and its shapes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from gimli_core.compiled.kernel import Uncompiled, form
+from gimli_core.compiled.steps import CompiledSteps
+from gimli_core.compiled.whole import CompiledWhole, is_small, pattern
+from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.inputs import Inputs
+from gimli_core.notice import notice
+from gimli_core.problem import Problem
+
+__all__ = ["AUTO_SECONDS", "Clock", "check_compile", "chosen"]
+
+CHOICES = (True, False, "auto", "steps", "whole")
+AUTO_SECONDS = 60.0  # of eager runs of one problem, after which "auto" compiles it
+
+Compiled = CompiledSteps | CompiledWhole
+
+
+class Known:
+    """What is known of a problem and its shapes."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  # spent in eager runs
+        self.compiled: dict[tuple[Any, ...], Compiled | None] = {}  # by kind; None where it failed
+
+
+_known: WeakKeyDictionary[Problem, dict[object, Known]] = WeakKeyDictionary()
+
+
+class Clock:
+    """Adds the time between its start and `stop()` to what eager runs of a problem have taken."""
+
+    def __init__(self, known: Known) -> None:
+        self._known, self._start = known, time.monotonic()
+
+    def stop(self) -> None:
+        self._known.seconds += time.monotonic() - self._start
+
+
+def check_compile(compile: object) -> None:
+    """Raise ArgumentError unless `compile` is one of the choices."""
+    if not any(compile is choice or (isinstance(compile, str) and compile == choice) for choice in CHOICES):
+        do = "True compiles at the first call, False never, 'auto' once eager runs of a problem have taken a minute."
+        raise ArgumentError(explain("compile", listing(CHOICES), repr(compile), do))
+
+
+def chosen(inputs: Inputs, compile: bool | str, *, whole: bool) -> tuple[Compiled | None, Clock | None]:
+    """What to run with, and a clock for an eager run whose time counts.
+
+    `whole`: whether a run may be compiled whole.
+    """
+    if compile is False or inputs.steps == 0:
+        return None, None
+    known = _known.setdefault(inputs.problem, {}).setdefault(signature(inputs), Known())
+    if compile == "auto" and known.seconds < AUTO_SECONDS:
+        return None, Clock(known)
+    if compile == "whole" and not whole:
+        raise ArgumentError(
+            explain("compile", "'steps' or True beside memory= or resume=", "'whole'", "A whole run keeps every step.")
+        )
+    run_whole = compile == "whole" or (compile != "steps" and whole and is_small(inputs))
+    if run_whole and (found := _compiled(known, ("whole", inputs.steps, pattern(inputs)), inputs)) is not None:
+        return found, None
+    return (None if compile == "whole" else _compiled(known, ("steps",), inputs)), None
+
+
+def _compiled(known: Known, kind: tuple[Any, ...], inputs: Inputs) -> Compiled | None:
+    """What was compiled of this kind; at the first call it is compiled, with a notice."""
+    if kind not in known.compiled:
+        known.compiled[kind] = _compile(kind, inputs)
+    return known.compiled[kind]
+
+
+def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | None:
+    what = "the whole run" if kind[0] == "whole" else "one step forwards and one backwards"
+    notice(f"compiling {what}, once for this problem and these shapes …")
+    try:
+        found: Compiled = CompiledWhole(inputs) if kind[0] == "whole" else CompiledSteps(inputs)
+    except Uncompiled as reason:
+        notice(f"{what} not compiled: {reason}")
+        return None
+    notice(f"compiled in {found.seconds:.1f} s")
+    return found
+
+
+def signature(inputs: Inputs) -> object:
+    """The form of all that a compiled function is called with, and what else it is compiled for."""
+    tensors = (inputs.theta_0, inputs.frozen, inputs.state_0, inputs.phi_loss, inputs.hyper.at(0))
+    fixed = (inputs.hyper.wanted, inputs.recurrence, inputs.tasks)
+    return form(tensors), form(inputs.batch(0)), form(inputs.val_batch), fixed

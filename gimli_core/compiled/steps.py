@@ -1,0 +1,107 @@
+"""The compiled steps of one problem, as an execution calls them.
+
+Cost: 12F a step whatever the schedule, since a sweep computes G_j again from its point; no graph is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import torch
+
+from gimli_core.compiled import functions
+from gimli_core.compiled.functions import Fixed
+from gimli_core.compiled.kernel import Kernel
+from gimli_core.derivatives import Gradient
+from gimli_core.forward_unroll import check_finite
+from gimli_core.inputs import Inputs
+from gimli_core.optimizers.interface import State, Tensors
+from gimli_core.record import Event, Point
+from gimli_core.tasks import LossOverTasks
+
+__all__ = ["CompiledSteps", "bound", "fixed_of", "start"]
+
+
+class CompiledSteps:
+    """Lines 5 and 6, 8 and 9, 11-14 of one problem, compiled for the shapes of `inputs`.
+
+    Raises:
+        Uncompiled: with the reason.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        fixed = fixed_of(inputs)
+        point, batch, hyper = start(inputs), inputs.batch(0), inputs.hyper.at(0)
+        rest = (inputs.phi_loss, inputs.frozen)
+        environment = inputs.environment
+        found = environment.capture()
+        arguments: tuple[Any, ...] = (point.theta, point.state, *rest, hyper, batch)
+        self._advance = Kernel("the step", bound(functions.advance, fixed), environment, arguments, batch)
+        # Whether the losses draw random numbers or change buffers: if not, no snapshot is needed to run a step again.
+        self._advance(batch, *arguments)
+        self.draws = environment.capture(found) != found
+        environment.restore(found)
+        validation = (point.theta, *rest, inputs.val_batch)
+        self._validate = Kernel("val_loss", bound(functions.validate, fixed), environment, validation, inputs.val_batch)
+        B, S = self._validate(inputs.val_batch, *validation).theta, inputs.optimizer.zero_adjoint(point.state)
+        environment.restore(found)
+        self._sweep = Kernel("the sweep", bound(functions.sweep, fixed), environment, (*arguments, B, S), batch)
+        self.seconds = self._advance.seconds + self._validate.seconds + self._sweep.seconds
+
+    def advance(self, inputs: Inputs, point: Point, *, replay: bool) -> Generator[Event, None, tuple[Gradient, Point]]:
+        """Lines 5 and 6, as `forward_unroll.step`; what a consumer puts into an event's values is not seen."""
+        j, batch = point.j, inputs.batch(point.j)
+        done = self._advance(batch, point.theta, point.state, inputs.phi_loss, inputs.frozen, inputs.hyper.at(j), batch)
+        G_j = Gradient(done.loss, done.G, {}, None)
+        if done.sound.device.type == "cpu" and not torch.isfinite(done.sound).item():
+            check_finite(point, G_j)
+        yield Event(5, j, {"loss": done.loss, "G": done.G}, replay)
+        yield Event(6, j, {"theta": done.theta, "s": done.s}, replay)
+        return G_j, Point(j + 1, done.theta, done.s, None)
+
+    def sweep(
+        self, inputs: Inputs, point: Point, B: Tensors, S: State, *, replay: bool
+    ) -> Generator[Event, None, functions.Swept]:
+        """Lines 11-14, as `backward_sweep.step`, from the point alone."""
+        j, batch = point.j, inputs.batch(point.j)
+        swept: functions.Swept = self._sweep(
+            batch, point.theta, point.state, inputs.phi_loss, inputs.frozen, inputs.hyper.at(j), batch, B, S
+        )
+        yield Event(14, j, {"B": swept.B, "S": swept.S}, replay)
+        return swept
+
+    def validation_gradient(self, inputs: Inputs, point: Point) -> Gradient:
+        """Lines 8 and 9."""
+        done = self._validate(inputs.val_batch, point.theta, inputs.phi_loss, inputs.frozen, inputs.val_batch)
+        return Gradient(done.loss, done.theta, done.phi_loss, None)
+
+
+def fixed_of(inputs: Inputs) -> Fixed:
+    """What the functions are compiled for."""
+    train_loss, val_loss = (
+        loss.vectorised if isinstance(loss, LossOverTasks) else loss
+        for loss in (inputs.problem.train_loss, inputs.problem.val_loss)
+    )
+    return Fixed(train_loss, val_loss, inputs.optimizer, inputs.hyper.wanted, inputs.recurrence == "augmented")
+
+
+def start(inputs: Inputs) -> Point:
+    """(theta_0, s_0) in memory of its own: what is expanded over tasks would have strides that no later step has."""
+    theta = {k: v.contiguous() if 0 in v.stride() else v for k, v in inputs.theta_0.items()}
+    return Point(0, theta, _own(inputs.state_0), None)
+
+
+def _own(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {k: _own(v) for k, v in state.items()}
+    return state.contiguous() if 0 in state.stride() else state
+
+
+def bound(function: Any, fixed: Fixed, *more: Any) -> Any:
+    """`function` with what is fixed; a plain function, so that it has a code object of its own."""
+
+    def call(*arguments: Any) -> Any:
+        return function(fixed, *more, *arguments)
+
+    return call

@@ -1,0 +1,59 @@
+"""All of Algorithm 1 for a short inner loop, compiled as one function.
+
+Worth it where a step is so small that calling it costs more than computing it; compiling takes longer with every
+step (about 20 s for 5 steps of a small network). Cost: 9F a step; memory as `RetainGraphs`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from gimli_core.compiled.functions import Whole, whole
+from gimli_core.compiled.kernel import Kernel
+from gimli_core.compiled.steps import bound, fixed_of, start
+from gimli_core.inputs import Inputs
+
+__all__ = ["CompiledWhole", "is_small", "pattern"]
+
+# What is compiled whole unasked: few steps, and few numbers in each.
+STEPS, NUMBERS = 8, 2**18
+
+
+def is_small(inputs: Inputs) -> bool:
+    """Whether a run is small enough to be compiled whole."""
+    return inputs.steps <= STEPS and sum(v.numel() for v in inputs.theta_0.values()) <= NUMBERS
+
+
+class CompiledWhole:
+    """Lines 4-14 of one problem as one compiled function. Raises Uncompiled, with the reason."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        arguments = arguments_of(inputs)
+        function = bound(whole, fixed_of(inputs), pattern(inputs))
+        self._kernel = Kernel("the whole run", function, inputs.environment, arguments, arguments[-2:])
+        self.seconds = self._kernel.seconds
+
+    def run(self, inputs: Inputs) -> Whole | None:
+        """The whole run, or None where something in it is not finite: an eager run then names what broke first."""
+        arguments = arguments_of(inputs)
+        done: Whole = self._kernel(arguments[-2:], *arguments)
+        ends = [*done.B.values(), *done.theta.values(), *done.val_losses.values()]
+        return done if math.isfinite(torch.stack([v.sum().double() for v in ends]).sum().item()) else None
+
+
+def pattern(inputs: Inputs) -> tuple[bool, ...]:
+    """Where L_val has a weight, from theta_0 to theta_J."""
+    return tuple(w is not None for w in inputs.weights)
+
+
+def arguments_of(inputs: Inputs) -> tuple[Any, ...]:
+    """The tensors of a run; the last two are what may have another form in another call."""
+    point, J = start(inputs), inputs.steps
+    first = inputs.hyper.at(0)
+    hypers = [first] if J == 1 or inputs.hyper.at(1) is first else [inputs.hyper.at(j) for j in range(J)]
+    batches = [inputs.batch(j) for j in range(J)]
+    weights = torch.tensor([0.0 if w is None else w * inputs.scale for w in inputs.weights], dtype=torch.float64)
+    return (point.theta, point.state, inputs.phi_loss, inputs.frozen, hypers, weights, batches, inputs.val_batch)

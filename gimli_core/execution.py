@@ -156,7 +156,7 @@ class Execution:
         return Trajectory(
             val_loss=self.val_loss,
             theta_J={**self.inputs.frozen, **theta_J},
-            state_J=state_J,
+            state_J=self.inputs.optimizer.split_state(state_J),
             buffers_J=buffers_J,
             train_losses=torch.stack(self._train_losses) if self._train_losses else nan.new_empty((0, *nan.shape)),
             val_losses=torch.stack([self._val_losses.get(j, nan) for j in range(self.inputs.steps + 1)]),
@@ -165,7 +165,7 @@ class Execution:
 
     def result(self) -> MetaGradient:
         """The result, once `backward` is through."""
-        B_0, S_0, tasks = self._B, self._S, self.inputs.tasks
+        B_0, S_0, tasks = self._B, self.inputs.optimizer.split_state(self._S), self.inputs.tasks
         if tasks is not None:  # what the tasks share gets the sum over them
             B_0 = B_0 if tasks.theta else summed(B_0)
             S_0 = S_0 if tasks.state or not self.inputs.warm else summed(S_0)

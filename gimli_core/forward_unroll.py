@@ -13,6 +13,7 @@ from gimli_core.derivatives import Gradient, gradient
 from gimli_core.errors import ArgumentError, NotFiniteError, explain
 from gimli_core.inputs import Inputs
 from gimli_core.modules import keeping_buffers
+from gimli_core.optimizers.fused import Spread
 from gimli_core.optimizers.interface import Tensors
 from gimli_core.record import Event, Point
 
@@ -38,6 +39,7 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     except Exception as error:
         error.add_note(f"at inner step j = {j} of {inputs.steps}")
         raise
+    G_j = G_j._replace(theta=inputs.optimizer.gathered(G_j.theta))
     if point.theta[next(iter(point.theta))].device.type == "cpu":  # elsewhere a look would stall the device
         check_finite(point, G_j)
     return G_j if keep_graph else G_j._replace(graph=None)
@@ -63,7 +65,7 @@ def step(
 def check_finite(point: Point, G_j: Gradient) -> None:
     """Raise `NotFiniteError`, naming the step and what broke first, unless the loss and G_j are finite."""
     loss = G_j.loss.sum().item()  # over the tasks, if there are any
-    sound = math.isfinite(loss) and math.isfinite(sum(g.sum().item() for g in G_j.theta.values()))
+    sound = math.isfinite(loss) and math.isfinite(total(G_j.theta))
     if sound:
         return
     j, bad_theta, bad_G = point.j, broken(point.theta), broken(G_j.theta)
@@ -81,6 +83,12 @@ def check_finite(point: Point, G_j: Gradient) -> None:
         f"{loss:g}, and {came}. "
         "Lower the learning rate, or keep the loss away from log(0), sqrt(0) and 0/0."
     )
+
+
+def total(tensors: Tensors) -> float:
+    """The sum over all entries."""
+    flat = tensors.flat if isinstance(tensors, Spread) else None
+    return flat.sum().item() if flat is not None else sum(g.sum().item() for g in tensors.values())
 
 
 def check_end(theta_J: Tensors, train_losses: list[Tensor]) -> None:

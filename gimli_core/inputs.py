@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -15,12 +15,13 @@ from torch.nn.parameter import UninitializedParameter
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.meta_parameters import Hyperparameters, expand_betas
 from gimli_core.modules import Environment, discover, split_frozen
+from gimli_core.optimizers.fused import Fused, fuses
 from gimli_core.optimizers.interface import Optimizer, State, Tensors
 from gimli_core.optimizers.over_tasks import OverTasks
 from gimli_core.problem import Problem
 from gimli_core.tasks import Tasks, check_tasks, expanded, over_tasks, own, split_marked, stacked_state
 
-__all__ = ["RECURRENCES", "Inputs", "check_batches", "prepare"]
+__all__ = ["RECURRENCES", "Inputs", "check_batches", "fused", "prepare"]
 
 RECURRENCES = ("augmented", "theta_only")
 
@@ -137,6 +138,26 @@ def prepare(
         recurrence=recurrence,
         tasks=batched,
     )
+
+
+def fused(inputs: Inputs) -> Inputs:
+    """The inputs with an elementwise rule fused over small tensors, where that pays; results are split again."""
+    optimizer, tasks = inputs.optimizer, inputs.tasks
+    if isinstance(optimizer, OverTasks):
+        if any(by for per in optimizer.by_task.values() for by in per.values()):
+            return inputs
+        optimizer = optimizer.rule
+    scalars, numbers = inputs.hyper.scalars()
+    if inputs.warm or not fuses(optimizer, inputs.theta_0, scalars, numbers):
+        return inputs
+    one = inputs.hyper.theta
+    dtype = next(iter(one.values())).dtype
+    whole = Fused(
+        rule=optimizer, shapes={k: v.shape for k, v in one.items()}, dtype=dtype, scalars=scalars,
+        tasks=None if tasks is None else tasks.count,
+    )  # fmt: skip
+    theta_0 = whole.gathered(inputs.theta_0)
+    return replace(inputs, optimizer=whole, theta_0=theta_0, state_0=whole.initial_state(theta_0, inputs.hyper.at(0)))
 
 
 def _check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:

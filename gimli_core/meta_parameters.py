@@ -214,6 +214,17 @@ class Hyperparameters:
 
         return {name: fill(value) for name, value in self.given.items()}
 
+    def scalars(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The hyperparameters that are one number for all tensors, and those that are a number for at least one."""
+        homes = {name: [per[name] for per in self._home.values()] for name in next(iter(self._home.values()))}
+        number = {name: [_per_tensor(leaf) for leaf, _, _ in held] for name, held in homes.items()}
+        one = {
+            name
+            for name, held in homes.items()
+            if all(number[name]) and all(leaf is held[0][0] and leaf.group_index is None for leaf, _, _ in held)
+        }
+        return frozenset(one), frozenset(name for name in homes if any(number[name]))
+
     def by_task(self) -> dict[str, dict[str, bool]]:
         """{tensor: {hyperparameter: whether each task has its own}}."""
         return {k: {name: home[0].by_task for name, home in homes.items()} for k, homes in self._home.items()}
@@ -364,6 +375,11 @@ def _as_tensor(value: Any, label: str) -> Tensor:
             )
         )
     return value.detach()
+
+
+def _per_tensor(leaf: Leaf) -> bool:
+    """Whether a tensor has a single number of this leaf at a step."""
+    return leaf.value.ndim == leaf.by_task + leaf.by_step + (leaf.group_index is not None)
 
 
 def _as_used(leaf: Leaf, value: Tensor, theta: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from gimli_core.compiled.choice import check_compile, chosen
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.execution import Execution
-from gimli_core.inputs import Inputs, check_batches, prepare
+from gimli_core.inputs import Inputs, check_batches, fused, prepare
 from gimli_core.markers import PerTask, unmarked
 from gimli_core.memory.actions import Schedule
 from gimli_core.memory.retain_graphs import RetainGraphs
@@ -53,6 +53,7 @@ def make_run(
         if check:
             require(inputs, replays=schedule.replays, tied=tied)
         compiled, clock = chosen(inputs, compile, whole=memory is None and resume is None)
+        inputs = fused(inputs) if compiled is None else inputs
         return Execution(inputs, schedule, resume, compiled, clock)
 
     if chunk is None:

@@ -23,14 +23,14 @@ Compiled = CompiledSteps | CompiledWhole
 
 
 class Known:
-    """What is known of a problem and its shapes."""
+    """What is known of a problem."""
 
     def __init__(self) -> None:
         self.seconds = 0.0  # spent in eager runs
-        self.compiled: dict[tuple[Any, ...], Compiled | None] = {}  # by kind; None where it failed
+        self.compiled: dict[object, Compiled | None] = {}  # by kind and shapes; None where it failed
 
 
-_known: WeakKeyDictionary[Problem, dict[object, Known]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Problem, Known] = WeakKeyDictionary()
 
 
 class Clock:
@@ -57,7 +57,7 @@ def chosen(inputs: Inputs, compile: bool | str, *, whole: bool) -> tuple[Compile
     """
     if compile is False or inputs.steps == 0:
         return None, None
-    known = _known.setdefault(inputs.problem, {}).setdefault(signature(inputs), Known())
+    known = _known.setdefault(inputs.problem, Known())
     if compile == "auto" and known.seconds < AUTO_SECONDS:
         return None, Clock(known)
     if compile == "whole" and not whole:
@@ -72,9 +72,10 @@ def chosen(inputs: Inputs, compile: bool | str, *, whole: bool) -> tuple[Compile
 
 def _compiled(known: Known, kind: tuple[Any, ...], inputs: Inputs) -> Compiled | None:
     """What was compiled of this kind; at the first call it is compiled, with a notice."""
-    if kind not in known.compiled:
-        known.compiled[kind] = _compile(kind, inputs)
-    return known.compiled[kind]
+    key = (kind, signature(inputs))
+    if key not in known.compiled:
+        known.compiled[key] = _compile(kind, inputs)
+    return known.compiled[key]
 
 
 def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | None:

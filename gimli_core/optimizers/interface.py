@@ -155,6 +155,14 @@ class Optimizer(ABC):
     ) -> Pulled:
         """Lines 11, 12 and the direct part of 14; `wanted` names the hyperparameters of A."""
 
+    def gathered(self, tensors: Tensors) -> Tensors:
+        """theta or G_j as the rule takes them best."""
+        return tensors
+
+    def split_state(self, state: State) -> State:
+        """A state, or the adjoint of one, as `{slot: {tensor name: tensor}}`."""
+        return state
+
     def zero_adjoint(self, state: State) -> State:
         """S_J = 0 for every differentiable slot of `state`."""
         return {

@@ -52,8 +52,8 @@ def make_run(
         inputs = prepare(**arguments)
         if check:
             require(inputs, replays=schedule.replays, tied=tied)
+        inputs = fused(inputs)
         compiled, clock = chosen(inputs, compile, whole=memory is None and resume is None)
-        inputs = fused(inputs) if compiled is None else inputs
         return Execution(inputs, schedule, resume, compiled, clock)
 
     if chunk is None:

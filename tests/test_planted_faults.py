@@ -170,7 +170,7 @@ def test_every_oracle_catches_alone(oracle: str, monkeypatch: pytest.MonkeyPatch
 def test_a_faulty_replay_is_told_from_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
     made = arguments(MOMENTUM)
     right, wrong = '"G": G_j.theta', '"G": {k: v.mul_(1.01) for k, v in G_j.theta.items()}'
-    fault = Fault("", MOMENTUM, Execution, "_sweep", right, wrong, 5, 3, "G_3 of w when step 3 is replayed")
+    fault = Fault("", MOMENTUM, Execution, "_gradient_again", right, wrong, 5, 3, "G_3 of w when step 3 is replayed")
     plant(monkeypatch, fault)
     assert verify(**made, oracles=()).ok  # with retained graphs nothing is replayed
     finding = verify(**made, oracles=(), memory=StoreStates()).finding

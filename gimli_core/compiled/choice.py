@@ -92,6 +92,6 @@ def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | None:
 
 def signature(inputs: Inputs) -> object:
     """The form of all that a compiled function is called with, and what else it is compiled for."""
-    tensors = (inputs.theta_0, inputs.frozen, inputs.state_0, inputs.phi_loss, inputs.hyper.at(0))
+    tensors = (dict(inputs.theta_0), inputs.frozen, inputs.state_0, inputs.phi_loss, inputs.hyper.at(0))
     fixed = (inputs.hyper.wanted, inputs.recurrence, inputs.tasks)
     return form(tensors), form(inputs.batch(0)), form(inputs.val_batch), fixed

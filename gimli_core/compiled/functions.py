@@ -9,6 +9,7 @@ traced whole:
     whole      lines 4-14         theta_0, s_0                  ->  everything
 
 `sweep` computes G_j again (12F a step in all, as `StoreStates`); `whole` keeps what G_j's derivative needs (9F).
+theta, G and B are in the form that the optimizer packs them in (`Optimizer.pack`): a dict, or one vector.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vjp
+from torch.utils._pytree import tree_leaves, tree_map
 
 from gimli_core.optimizers.interface import Hyper, Optimizer, State, Tensors
 from gimli_core.problem import Loss
 
 __all__ = ["Advanced", "Fixed", "Swept", "Validated", "Whole", "advance", "sweep", "validate", "whole"]
+
+
+Packed = Any  # Tensors, or one vector
 
 
 class Fixed(NamedTuple):
@@ -38,15 +43,15 @@ class Fixed(NamedTuple):
 
 class Advanced(NamedTuple):
     loss: Tensor  # one number, or [T]
-    G: Tensors
-    theta: Tensors  # theta_{j+1}
+    G: Packed
+    theta: Packed  # theta_{j+1}
     s: State
     sound: Tensor  # finite if the loss and G are
 
 
 class Swept(NamedTuple):
     loss: Tensor
-    B: Tensors
+    B: Packed
     S: State
     A_opt: dict[str, Tensors]
     A_loss: Tensors
@@ -54,44 +59,49 @@ class Swept(NamedTuple):
 
 class Validated(NamedTuple):
     loss: Tensor
-    theta: Tensors  # B_J
+    theta: Packed  # B_J
     phi_loss: Tensors  # the explicit part of A_loss
 
 
 class Whole(NamedTuple):
     train_losses: list[Tensor]
     val_losses: dict[int, Tensor]
-    theta: Tensors  # theta_J
+    theta: Packed  # theta_J
     s: State
-    B: Tensors
+    B: Packed
     S: State
     A_opt: list[dict[str, Tensors]]  # increments, of step J-1 first; or their sum alone
     A_loss: Tensors
 
 
-def gradient(loss: Loss, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any) -> tuple[Tensors, Tensor]:
-    """(G, the loss of each task), of the sum over tasks."""
+def losses(loss: Loss, fixed: Fixed, theta: Packed, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Any:
+    """(the sum over tasks, the loss of each)."""
+    each = loss({**frozen, **fixed.optimizer.unpack(theta)}, phi_loss, batch)
+    return each.sum(), each
 
-    def total(theta: Tensors) -> tuple[Tensor, Tensor]:
-        each = loss({**frozen, **theta}, phi_loss, batch)
-        return each.sum(), each
+
+def gradient(fixed: Fixed, theta: Packed, phi_loss: Tensors, frozen: Tensors, batch: Any) -> tuple[Packed, Tensor]:
+    """(G_j, ell_j)."""
+
+    def total(theta: Packed) -> Any:
+        return losses(fixed.train_loss, fixed, theta, phi_loss, frozen, batch)
 
     G, (_, each) = grad_and_value(total, has_aux=True)(theta)
     return G, each
 
 
 def advance(
-    fixed: Fixed, theta: Tensors, s: State, phi_loss: Tensors, frozen: Tensors, hyper: Hyper, batch: Any
+    fixed: Fixed, theta: Packed, s: State, phi_loss: Tensors, frozen: Tensors, hyper: Hyper, batch: Any
 ) -> Advanced:
     """Lines 5 and 6."""
-    G, loss = gradient(fixed.train_loss, theta, phi_loss, frozen, batch)
-    new_theta, new_s = fixed.optimizer.step(theta, s, G, hyper)
-    return Advanced(loss, G, new_theta, new_s, torch.stack([loss.sum(), *(g.sum() for g in G.values())]).sum())
+    G, loss = gradient(fixed, theta, phi_loss, frozen, batch)
+    new_theta, new_s = fixed.optimizer.step_packed(theta, s, G, hyper)
+    return Advanced(loss, G, new_theta, new_s, torch.stack([x.sum() for x in (loss, *tree_leaves(G))]).sum())
 
 
 def sweep(
-    fixed: Fixed, theta: Tensors, s: State, phi_loss: Tensors, frozen: Tensors, hyper: Hyper, batch: Any,
-    B: Tensors, S: State,
+    fixed: Fixed, theta: Packed, s: State, phi_loss: Tensors, frozen: Tensors, hyper: Hyper, batch: Any,
+    B: Packed, S: State,
 ) -> Swept:  # fmt: skip
     """Lines 11-14, from the point alone."""
     G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
@@ -99,19 +109,18 @@ def sweep(
     return Swept(loss, B_j, S_j, A_opt, A_loss)
 
 
-def validate(fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Validated:
+def validate(fixed: Fixed, theta: Packed, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Validated:
     """Lines 8 and 9."""
 
-    def total(theta: Tensors, phi_loss: Tensors) -> tuple[Tensor, Tensor]:
-        each = fixed.val_loss({**frozen, **theta}, phi_loss, batch)
-        return each.sum(), each
+    def total(theta: Packed, phi_loss: Tensors) -> Any:
+        return losses(fixed.val_loss, fixed, theta, phi_loss, frozen, batch)
 
     (B, explicit), (_, each) = grad_and_value(total, argnums=(0, 1), has_aux=True)(theta, phi_loss)
     return Validated(each, B, explicit)
 
 
 def whole(
-    fixed: Fixed, validates: Sequence[bool], theta: Tensors, s: State, phi_loss: Tensors, frozen: Tensors,
+    fixed: Fixed, validates: Sequence[bool], theta: Packed, s: State, phi_loss: Tensors, frozen: Tensors,
     hypers: list[Hyper], weights: Tensor, batches: list[Any], val_batch: Any,
 ) -> Whole:  # fmt: skip
     """Lines 4-14. `weights` [J + 1] are w_0 … w_J with the tasks' scale in them, used where `validates`."""
@@ -123,11 +132,11 @@ def whole(
         G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
         kept.append((theta, s, hyper, G, pull))
         train_losses.append(loss)
-        theta, s = fixed.optimizer.step(theta, s, G, hyper)
+        theta, s = fixed.optimizer.step_packed(theta, s, G, hyper)
     theta_J, s_J = theta, s
     if validates[J]:
         validated[J] = validate(fixed, theta, phi_loss, frozen, val_batch)
-    B = {k: torch.zeros_like(v) for k, v in theta.items()}
+    B: Packed = tree_map(torch.zeros_like, theta)
     A_loss = {k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32)) for k, v in phi_loss.items()}
     S, A_opt = fixed.optimizer.zero_adjoint(s), []
     for j in range(J, -1, -1):
@@ -137,8 +146,9 @@ def whole(
             A_opt.append(A_j)
             A_loss = {k: v + mixed[k] for k, v in A_loss.items()}
         if validates[j]:
-            B = {k: v + weights[j] * validated[j].theta[k] for k, v in B.items()}
-            A_loss = {k: v + weights[j] * validated[j].phi_loss[k] for k, v in A_loss.items()}
+            w = weights[j]
+            B = tree_map(lambda v, g, w=w: v + w * g, B, validated[j].theta)
+            A_loss = {k: v + w * validated[j].phi_loss[k] for k, v in A_loss.items()}
     if len(hypers) == 1 and A_opt:  # no hyperparameter has a value of its own at each step
         A_opt = [{k: {name: added([A_j[k][name] for A_j in A_opt]) for name in A} for k, A in A_opt[0].items()}]
     val_losses = {j: L.loss for j, L in validated.items()}
@@ -153,26 +163,26 @@ def added(terms: list[Tensor]) -> Tensor:
     return total
 
 
-Pull = Callable[[Tensors], tuple[Tensors, Tensors]]
+Pull = Callable[[Packed], tuple[Packed, Tensors]]
 
 
 def linearised(
-    fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any
-) -> tuple[Tensors, Pull, Tensor]:
+    fixed: Fixed, theta: Packed, phi_loss: Tensors, frozen: Tensors, batch: Any
+) -> tuple[Packed, Pull, Tensor]:
     """G_j, the function V -> (V Hessian, V mixed), and the loss."""
 
-    def G_of(theta: Tensors, phi_loss: Tensors) -> tuple[Tensors, Tensor]:
-        return gradient(fixed.train_loss, theta, phi_loss, frozen, batch)
+    def G_of(theta: Packed, phi_loss: Tensors) -> tuple[Packed, Tensor]:
+        return gradient(fixed, theta, phi_loss, frozen, batch)
 
-    linear: tuple[Tensors, Pull, Tensor] = vjp(G_of, theta, phi_loss, has_aux=True)  # type: ignore[assignment]
+    linear: tuple[Packed, Pull, Tensor] = vjp(G_of, theta, phi_loss, has_aux=True)  # type: ignore[assignment]
     return linear
 
 
 def lines_11_to_14(
-    fixed: Fixed, theta: Tensors, s: State, hyper: Hyper, G: Tensors, pull: Pull, B: Tensors, S: State
-) -> tuple[Tensors, State, dict[str, Tensors], Tensors]:
+    fixed: Fixed, theta: Packed, s: State, hyper: Hyper, G: Packed, pull: Pull, B: Packed, S: State
+) -> tuple[Packed, State, dict[str, Tensors], Tensors]:
     """(B_j, S_j, the increment of A_opt, the increment of A_loss)."""
-    pulled = fixed.optimizer.pullback(theta, s, G, hyper, B, S, fixed.wanted)  # lines 11 and 12
-    curvature, mixed = pull(pulled.V)  # line 13
-    B_j = {k: direct + curvature[k] for k, direct in pulled.B.items()}  # line 14
-    return B_j, (pulled.S if fixed.augmented else fixed.optimizer.zero_adjoint(s)), pulled.A, mixed
+    V, direct, S_j, A = fixed.optimizer.pullback_packed(theta, s, G, hyper, B, S, fixed.wanted)  # lines 11 and 12
+    curvature, mixed = pull(V)  # line 13
+    B_j: Packed = tree_map(torch.add, direct, curvature)  # line 14
+    return B_j, (S_j if fixed.augmented else fixed.optimizer.zero_adjoint(s)), A, mixed

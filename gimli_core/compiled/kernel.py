@@ -1,16 +1,25 @@
-"""A pure function of tensors, compiled, and held against itself before it is used."""
+"""A pure function of tensors, compiled, and held against itself before it is used.
+
+NOTE [one look a run]
+`torch.compile` looks, at every call, whether what it compiled still fits: shapes, and every global, attribute and
+closure that the function read. That costs more than a small step. Within one run of Algorithm 1 none of these
+changes (batches aside, whose form is looked at each time), so the first call of a run goes through that look, and the
+others call the compiled graph itself with the same places of the arguments.
+"""
 
 from __future__ import annotations
 
 import time
 import types
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from gimli_core.compiled.places import builder, fits, outline, taker
 from gimli_core.errors import first_line
 from gimli_core.modules import Environment
 from gimli_core.notice import notice
@@ -18,11 +27,22 @@ from gimli_core.notice import notice
 __all__ = ["Kernel", "Uncompiled", "form"]
 
 # ||compiled - eager|| / ||eager|| that rounding can explain, by dtype; a compiled function beyond it is not used.
-TRUSTED = {torch.float64: 1e-9, torch.float32: 1e-3}
+TRUSTED = {torch.float64: 1e-6, torch.float32: 2e-2}
 
 
 class Uncompiled(Exception):
     """Why a function cannot be compiled, in one line."""
+
+
+class Direct:
+    """A compiled graph, which of the arguments it takes, and where each result stands in what it returns."""
+
+    def __init__(self, graph: Callable[..., Sequence[Any]], took: Sequence[int], gave: Sequence[int]) -> None:
+        self._graph, self._took, self._gave = graph, took, gave
+
+    def __call__(self, flat: Sequence[Any]) -> list[Any]:
+        out = self._graph(*[flat[i] for i in self._took])
+        return [out[i] for i in self._gave]
 
 
 class Kernel:
@@ -37,7 +57,7 @@ class Kernel:
         environment: what the function may read besides: restored between the trial runs.
         arguments: of a first call.
         varying: the part of the arguments whose form may differ from call to call.
-        options: of torch.compile.
+        options: of the compiler.
 
     Raises:
         Uncompiled: with the reason.
@@ -49,45 +69,87 @@ class Kernel:
     ) -> None:  # fmt: skip
         self.name = name
         self._function = function
-        self._form = form(varying)
-        self._told = False
-        self._given_up = False
-        # torch.compile keeps what it compiled on the code object: kernels of other problems must not share it.
-        own = types.FunctionType(
-            function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
-        )
-        self._compiled = torch.compile(own, fullgraph=True, dynamic=False, options={"fallback_random": True, **options})
+        self._options = {"fallback_random": True, **options}
+        self._varying = outline(varying)
+        self._told = self._given_up = False
+        self._called: tuple[Any, Any, Any] | None = None  # by the last guarded call: the graph, what it took and gave
+        self._direct: Direct | None = None
         found = environment.capture()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, about its parts
                 eager = function(*arguments)
+                flat, structure = pytree.tree_flatten(arguments)
+
+                def of_flat(*flat: Any) -> list[Any]:
+                    return pytree.tree_leaves(function(*pytree.tree_unflatten(flat, structure)))
+
+                # torch.compile keeps what it compiled on the code object: other kernels must not share it.
+                own = types.FunctionType(of_flat.__code__.replace(), globals(), "kernel", None, of_flat.__closure__)
+                self._compiled = torch.compile(own, fullgraph=True, dynamic=False, backend=self._backend)
                 environment.restore(found)
                 start = time.perf_counter()
-                compiled = self._compiled(*arguments)
+                compiled = self._guarded(flat)
                 self.seconds = time.perf_counter() - start
         except Exception as error:
             raise Uncompiled(first_line(error)) from error
         finally:
             environment.restore(found)
-        worst = distance(compiled, eager)
+        worst = distance(compiled, pytree.tree_leaves(eager))
+        self._take, self._build = taker(arguments), builder(eager)
         if not worst <= 1:
             raise Uncompiled(f"compiled and eager differ by {worst:.3g} times what rounding can explain")
+
+    def begin(self) -> None:
+        """A run begins: its first call looks at everything again."""
+        self._direct = None
 
     def __call__(self, varying: Any, *arguments: Any) -> Any:
         with torch.no_grad():
             if self._given_up:
                 return self._function(*arguments)
-            if form(varying) != self._form:
+            if not fits(varying, self._varying):
                 self._tell("its batch has another shape, dtype or content than the first")
                 return self._function(*arguments)
+            flat = self._take(arguments)
             try:
-                return self._compiled(*arguments)
+                if self._direct is not None:
+                    try:
+                        return self._build(self._direct(flat))
+                    except AssertionError:  # other strides
+                        self._direct = None
+                return self._build(self._guarded(flat))
             except Exception as error:
                 if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._functorch")):
                     raise
                 self._given_up = True
                 self._tell(first_line(error))
                 return self._function(*arguments)
+
+    def _guarded(self, flat: Sequence[Any]) -> list[Any]:
+        """Call it with every guard; the next calls of the run go to the graph that it found."""
+        self._called = None
+        results: list[Any] = self._compiled(*flat)
+        called: Any = self._called
+        if called is not None:
+            graph, inputs, outputs = called
+            place, gave = ({id(x): i for i, x in reversed(list(enumerate(xs)))} for xs in (flat, outputs))
+            if all(id(x) in place for x in inputs) and all(id(x) in gave for x in results):
+                self._direct = Direct(graph, [place[id(x)] for x in inputs], [gave[id(x)] for x in results])
+        self._called = None
+        return results
+
+    def _backend(self, module: Any, inputs: Any) -> Callable[..., Any]:
+        from torch._inductor.compile_fx import compile_fx  # takes seconds to import, and is seldom needed
+
+        graph: Any = compile_fx(module, inputs, config_patches=self._options)
+
+        def noted(*inputs: Any) -> Any:
+            outputs = graph(*inputs)
+            self._called = (graph, inputs, outputs)
+            return outputs
+
+        return noted
 
     def _tell(self, reason: str) -> None:
         if not self._told:
@@ -97,8 +159,8 @@ class Kernel:
 
 def form(tree: Any) -> tuple[Any, ...]:
     """The structure of nested dicts, the shapes, dtypes and devices of their tensors, and what else they hold."""
-    leaves, structure = pytree.tree_flatten(tree)
-    return structure, tuple((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else _constant(x) for x in leaves)
+    held, structure = pytree.tree_flatten(tree)
+    return structure, tuple((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else _constant(x) for x in held)
 
 
 def _constant(value: Any) -> tuple[Any, ...]:
@@ -108,7 +170,7 @@ def _constant(value: Any) -> tuple[Any, ...]:
 
 def distance(a: Any, b: Any) -> float:
     """The largest ||a - b|| / ||b|| over all tensors, in units of what is trusted; inf where only one is finite."""
-    tensors = list(zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True))
+    tensors = list(zip(a, b, strict=True))
     sizes = [torch.linalg.vector_norm(y.nan_to_num().double()).item() for _, y in tensors]
     floor = 1e-4 * max(sizes, default=0.0)  # a tensor of rounding residues alone is compared with the others
     worst = 0.0

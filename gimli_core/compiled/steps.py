@@ -5,10 +5,9 @@ Cost: 12F a step whatever the schedule, since a sweep computes G_j again from it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from typing import Any
-
-import torch
 
 from gimli_core.compiled import functions
 from gimli_core.compiled.functions import Fixed
@@ -32,49 +31,65 @@ class CompiledSteps:
 
     def __init__(self, inputs: Inputs) -> None:
         fixed = fixed_of(inputs)
-        point, batch, hyper = start(inputs), inputs.batch(0), inputs.hyper.at(0)
+        self._packed: tuple[Any, Any] = (None, None)  # the last step's hyperparameters, as they are and packed
+        point, batch, hyper = start(inputs), inputs.batch(0), inputs.optimizer.pack_hyper(inputs.hyper.at(0))
+        theta = inputs.optimizer.pack(point.theta)
         rest = (inputs.phi_loss, inputs.frozen)
         environment = inputs.environment
         found = environment.capture()
-        arguments: tuple[Any, ...] = (point.theta, point.state, *rest, hyper, batch)
+        arguments: tuple[Any, ...] = (theta, point.state, *rest, hyper, batch)
         self._advance = Kernel("the step", bound(functions.advance, fixed), environment, arguments, batch)
         # Whether the losses draw random numbers or change buffers: if not, no snapshot is needed to run a step again.
         self._advance(batch, *arguments)
         self.draws = environment.capture(found) != found
         environment.restore(found)
-        validation = (point.theta, *rest, inputs.val_batch)
+        validation = (theta, *rest, inputs.val_batch)
         self._validate = Kernel("val_loss", bound(functions.validate, fixed), environment, validation, inputs.val_batch)
         B, S = self._validate(inputs.val_batch, *validation).theta, inputs.optimizer.zero_adjoint(point.state)
         environment.restore(found)
         self._sweep = Kernel("the sweep", bound(functions.sweep, fixed), environment, (*arguments, B, S), batch)
         self.seconds = self._advance.seconds + self._validate.seconds + self._sweep.seconds
 
+    def begin(self) -> None:
+        """A run begins."""
+        self._packed = (None, None)
+        for kernel in (self._advance, self._sweep, self._validate):
+            kernel.begin()
+
     def advance(self, inputs: Inputs, point: Point, *, replay: bool) -> Generator[Event, None, tuple[Gradient, Point]]:
         """Lines 5 and 6, as `forward_unroll.step`; what a consumer puts into an event's values is not seen."""
-        j, batch = point.j, inputs.batch(point.j)
-        done = self._advance(batch, point.theta, point.state, inputs.phi_loss, inputs.frozen, inputs.hyper.at(j), batch)
-        G_j = Gradient(done.loss, done.G, {}, None)
-        if done.sound.device.type == "cpu" and not torch.isfinite(done.sound).item():
+        j, batch, optimizer = point.j, inputs.batch(point.j), inputs.optimizer
+        done = self._advance(batch, *self._given(inputs, point), batch)
+        G, theta = optimizer.unpack(done.G), optimizer.unpack(done.theta)
+        G_j = Gradient(done.loss, G, {}, None)
+        if done.sound.device.type == "cpu" and not math.isfinite(done.sound.item()):
             check_finite(point, G_j)
-        yield Event(5, j, {"loss": done.loss, "G": done.G}, replay)
-        yield Event(6, j, {"theta": done.theta, "s": done.s}, replay)
-        return G_j, Point(j + 1, done.theta, done.s, None)
+        yield Event(5, j, {"loss": done.loss, "G": G}, replay)
+        yield Event(6, j, {"theta": theta, "s": done.s}, replay)
+        return G_j, Point(j + 1, theta, done.s, None)
 
     def sweep(
         self, inputs: Inputs, point: Point, B: Tensors, S: State, *, replay: bool
     ) -> Generator[Event, None, functions.Swept]:
         """Lines 11-14, as `backward_sweep.step`, from the point alone."""
-        j, batch = point.j, inputs.batch(point.j)
-        swept: functions.Swept = self._sweep(
-            batch, point.theta, point.state, inputs.phi_loss, inputs.frozen, inputs.hyper.at(j), batch, B, S
-        )
+        j, batch, optimizer = point.j, inputs.batch(point.j), inputs.optimizer
+        done: functions.Swept = self._sweep(batch, *self._given(inputs, point), batch, optimizer.pack(B), S)
+        swept = done._replace(B=optimizer.unpack(done.B))
         yield Event(14, j, {"B": swept.B, "S": swept.S}, replay)
         return swept
 
     def validation_gradient(self, inputs: Inputs, point: Point) -> Gradient:
         """Lines 8 and 9."""
-        done = self._validate(inputs.val_batch, point.theta, inputs.phi_loss, inputs.frozen, inputs.val_batch)
-        return Gradient(done.loss, done.theta, done.phi_loss, None)
+        theta, batch = inputs.optimizer.pack(point.theta), inputs.val_batch
+        done = self._validate(batch, theta, inputs.phi_loss, inputs.frozen, batch)
+        return Gradient(done.loss, inputs.optimizer.unpack(done.theta), done.phi_loss, None)
+
+    def _given(self, inputs: Inputs, point: Point) -> tuple[Any, ...]:
+        hyper = inputs.hyper.at(point.j)
+        if self._packed[0] is not hyper:
+            self._packed = hyper, inputs.optimizer.pack_hyper(hyper)
+        theta = inputs.optimizer.pack(point.theta)
+        return theta, point.state, inputs.phi_loss, inputs.frozen, self._packed[1]
 
 
 def fixed_of(inputs: Inputs) -> Fixed:
@@ -89,7 +104,7 @@ def fixed_of(inputs: Inputs) -> Fixed:
 def start(inputs: Inputs) -> Point:
     """(theta_0, s_0) in memory of its own: what is expanded over tasks would have strides that no later step has."""
     theta = {k: v.contiguous() if 0 in v.stride() else v for k, v in inputs.theta_0.items()}
-    return Point(0, theta, _own(inputs.state_0), None)
+    return Point(0, inputs.optimizer.gathered(theta), _own(inputs.state_0), None)
 
 
 def _own(state: Any) -> Any:

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from gimli_core.compiled.functions import Whole, whole
 from gimli_core.compiled.kernel import Kernel
@@ -39,8 +40,11 @@ class CompiledWhole:
     def run(self, inputs: Inputs) -> Whole | None:
         """The whole run, or None where something in it is not finite: an eager run then names what broke first."""
         arguments = arguments_of(inputs)
-        done: Whole = self._kernel(arguments[-2:], *arguments)
-        ends = [*done.B.values(), *done.theta.values(), *done.val_losses.values()]
+        self._kernel.begin()
+        packed: Whole = self._kernel(arguments[-2:], *arguments)
+        unpack = inputs.optimizer.unpack
+        done = packed._replace(B=unpack(packed.B), theta=unpack(packed.theta))
+        ends = [*pytree.tree_leaves((packed.B, packed.theta)), *done.val_losses.values()]
         return done if math.isfinite(torch.stack([v.sum().double() for v in ends]).sum().item()) else None
 
 
@@ -52,8 +56,10 @@ def pattern(inputs: Inputs) -> tuple[bool, ...]:
 def arguments_of(inputs: Inputs) -> tuple[Any, ...]:
     """The tensors of a run; the last two are what may have another form in another call."""
     point, J = start(inputs), inputs.steps
-    first = inputs.hyper.at(0)
-    hypers = [first] if J == 1 or inputs.hyper.at(1) is first else [inputs.hyper.at(j) for j in range(J)]
+    optimizer, first = inputs.optimizer, inputs.hyper.at(0)
+    constant = J == 1 or inputs.hyper.at(1) is first
+    hypers = [optimizer.pack_hyper(inputs.hyper.at(j)) for j in range(1 if constant else J)]
     batches = [inputs.batch(j) for j in range(J)]
     weights = torch.tensor([0.0 if w is None else w * inputs.scale for w in inputs.weights], dtype=torch.float64)
-    return (point.theta, point.state, inputs.phi_loss, inputs.frozen, hypers, weights, batches, inputs.val_batch)
+    theta = optimizer.pack(point.theta)
+    return theta, point.state, inputs.phi_loss, inputs.frozen, hypers, weights, batches, inputs.val_batch

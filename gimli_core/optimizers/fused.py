@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +18,38 @@ NUMBERS = 2**17  # beyond, an operation costs more than calling it, and joining 
 
 
 class Spread(dict[str, Tensor]):
-    """`{name: tensor}` whose tensors are views of one vector, `flat`."""
+    """`{name: tensor}` whose tensors are views of one vector, `flat`; they are made when one is asked for."""
 
-    flat: Tensor
+    def __init__(self, flat: Tensor, places: Mapping[str, tuple[int, ...]], sizes: list[int]) -> None:
+        super().__init__()
+        self.flat, self._places, self._sizes = flat, places, sizes
+
+    def _made(self) -> Spread:
+        if not super().__len__():
+            for (k, place), part in zip(self._places.items(), self.flat.split(self._sizes, -1), strict=True):
+                super().__setitem__(k, part.reshape(place))
+        return self
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __getitem__(self, name: str) -> Tensor:
+        return super(Spread, self._made()).__getitem__(name)
+
+    def keys(self) -> Any:
+        return self._places.keys()
+
+    def values(self) -> Any:
+        return super(Spread, self._made()).values()
+
+    def items(self) -> Any:
+        return super(Spread, self._made()).items()
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,48 +88,54 @@ class Fused(Optimizer):
         """The tensors as views of one vector [n] or [T, n]."""
         if isinstance(tensors, Spread):
             return tensors
-        return self.spread(torch.cat([tensors[k].reshape(*self._lead, -1) for k in self.shapes], -1))
+        return self.unpack(torch.cat([tensors[k].reshape(*self._lead, -1) for k in self.shapes], -1))
 
-    def spread(self, flat: Tensor) -> Spread:
+    def pack(self, tensors: Tensors) -> Tensor:
+        """The vector alone."""
+        return self.gathered(tensors).flat
+
+    def unpack(self, packed: Tensor) -> Spread:
         """Views of a vector, by name."""
-        parts = zip(self._places.items(), flat.split(self._sizes, -1), strict=True)
-        views = Spread((k, part.reshape(place)) for (k, place), part in parts)
-        views.flat = flat
-        return views
+        return Spread(packed, self._places, self._sizes)
 
     def split_state(self, state: State) -> State:
         """A state of vectors as `{slot: {name: tensor}}`."""
 
         def of(held: Tensors) -> Tensors:
             vector = held[ALL]
-            return dict.fromkeys(self.shapes, vector) if vector.ndim == 0 else dict(self.spread(vector))
+            return dict.fromkeys(self.shapes, vector) if vector.ndim == 0 else dict(self.unpack(vector))
 
         return {slot: held if slot == "step" else of(held) for slot, held in state.items()}
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
-        return self.rule.initial_state({ALL: self.gathered(theta).flat}, self._hyper(hyper))
+        return self.rule.initial_state({ALL: self.pack(theta)}, self.pack_hyper(hyper))
 
     def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
-        found = self.rule.initial_state_pullback(S_0, self._hyper(hyper), wanted)
+        found = self.rule.initial_state_pullback(S_0, self.pack_hyper(hyper), wanted)
         return self._by_tensor(found.get(ALL, {}))
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-        flat, known = self._flat, self._hyper(hyper)
-        new, new_state = self.rule.step(flat(theta), state, flat(G), known)
-        return self.spread(new[ALL]), new_state
+        new, new_state = self.step_packed(self.pack(theta), state, self.pack(G), self.pack_hyper(hyper))
+        return self.unpack(new), new_state
+
+    def step_packed(self, theta: Tensor, state: State, G: Tensor, hyper: Hyper) -> tuple[Tensor, State]:
+        new, new_state = self.rule.step({ALL: theta}, state, {ALL: G}, hyper)
+        return new[ALL], new_state
 
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        flat, known = self._flat, self._hyper(hyper)
-        pulled = self.rule.pullback(flat(theta), state, flat(G), known, flat(B), S, wanted)
-        A = self._by_tensor(pulled.A[ALL])
-        return Pulled(self.spread(pulled.V[ALL]), self.spread(pulled.B[ALL]), pulled.S, A)
+        theta_G_B = (self.pack(theta), state, self.pack(G), self.pack_hyper(hyper), self.pack(B))
+        V, B_j, S_j, A = self.pullback_packed(*theta_G_B, S, wanted)
+        return Pulled(self.unpack(V), self.unpack(B_j), S_j, A)
 
-    def _flat(self, tensors: Tensors) -> Tensors:
-        return {ALL: self.gathered(tensors).flat}
+    def pullback_packed(
+        self, theta: Tensor, state: State, G: Tensor, hyper: Hyper, B: Tensor, S: State, wanted: Collection[str]
+    ) -> tuple[Tensor, Tensor, State, dict[str, Tensors]]:
+        pulled = self.rule.pullback({ALL: theta}, state, {ALL: G}, hyper, {ALL: B}, S, wanted)
+        return pulled.V[ALL], pulled.B[ALL], pulled.S, self._by_tensor(pulled.A[ALL])
 
-    def _hyper(self, hyper: Hyper) -> Hyper:
+    def pack_hyper(self, hyper: Hyper) -> Hyper:
         """Every hyperparameter of the vector: what is shared as it is, the rest spread over the elements."""
         first = next(iter(hyper.values()))
         return {ALL: {name: v if name in self.scalars else self._wide(name, hyper) for name, v in first.items()}}
@@ -115,8 +151,9 @@ class Fused(Optimizer):
             if increment.ndim == 0:
                 found[next(iter(found))][name] = increment if self.tasks is None else increment.reshape(1)
                 continue
-            for k, part in self.spread(increment).items():
-                found[k][name] = part
+            parts = increment.split(self._sizes, -1)
+            for (k, place), part in zip(self._places.items(), parts, strict=True):
+                found[k][name] = part.reshape(place)
         return found
 
 

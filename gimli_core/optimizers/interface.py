@@ -159,6 +159,29 @@ class Optimizer(ABC):
         """theta or G_j as the rule takes them best."""
         return tensors
 
+    def pack(self, tensors: Tensors) -> Any:
+        """The same in what `step_packed` and `pullback_packed` take: fewer tensors, if the rule knows how."""
+        return tensors
+
+    def unpack(self, packed: Any) -> Tensors:
+        """What was packed, by name."""
+        tensors: Tensors = packed
+        return tensors
+
+    def pack_hyper(self, hyper: Hyper) -> Hyper:
+        """Hyperparameters likewise."""
+        return hyper
+
+    def step_packed(self, theta: Any, state: State, G: Any, hyper: Hyper) -> tuple[Any, State]:
+        """`step` of packed arguments."""
+        return self.step(theta, state, G, hyper)
+
+    def pullback_packed(
+        self, theta: Any, state: State, G: Any, hyper: Hyper, B: Any, S: State, wanted: Collection[str]
+    ) -> tuple[Any, Any, State, dict[str, Tensors]]:
+        """`pullback` of packed arguments: (V, B, S, A), V and B packed."""
+        return self.pullback(theta, state, G, hyper, B, S, wanted)
+
     def split_state(self, state: State) -> State:
         """A state, or the adjoint of one, as `{slot: {tensor name: tensor}}`."""
         return state

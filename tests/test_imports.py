@@ -103,6 +103,9 @@ def test_memory_schedules_touch_no_tensor() -> None:
             assert not any(module.split(".")[0] == "torch" for module in imports(path)), name
 
 
+TRANSFORMS = {"grad", "grad_and_value", "vjp", "jvp", "jacrev", "jacfwd", "hessian"}
+
+
 def autograd_calls(path: Path) -> set[str]:
     """Names of autograd's differentiating functions that a file uses."""
     found = set()

@@ -41,7 +41,9 @@ class CompiledSteps:
         self._advance = Kernel("the step", bound(functions.advance, fixed), environment, arguments, batch)
         # Whether the losses draw random numbers or change buffers: if not, no snapshot is needed to run a step again.
         self._advance(batch, *arguments)
-        self.draws = environment.capture(found) != found
+        after = environment.capture(found)  # shares with `found` what is the same
+        pairs = zip((*after.generators, *after.buffers), (*found.generators, *found.buffers), strict=True)
+        self.draws = any(new is not old for new, old in pairs)
         environment.restore(found)
         validation = (theta, *rest, inputs.val_batch)
         self._validate = Kernel("val_loss", bound(functions.validate, fixed), environment, validation, inputs.val_batch)

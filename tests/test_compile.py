@@ -1,0 +1,193 @@
+"""Compiled and eager agree to rounding, on ordinary code; where compiling fails, the run is eager and says why."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gimli_core as gimli
+from gimli_core.compiled import choice
+from gimli_core.errors import ArgumentError, NotFiniteError
+from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
+from gimli_core.optimizers import LAMB, SGD, Adam, ClipNorm, Optimizer, RMSprop, fused
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler"
+)
+
+T, J = 3, 4
+SLOPE = 1.0
+
+
+def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+    x, y = batch
+    fit = torch.tanh(x @ theta["w"]) @ theta["v"] * SLOPE + theta["c"] - y
+    return fit.square().mean() + phi["l2"].exp() * torch.stack([v.square().sum() for v in theta.values()]).sum()
+
+
+def given(optimizer: Optimizer, tasks: int | None = None, steps: int = J, **more: Any) -> dict[str, Any]:
+    lead = () if tasks is None else (tasks,)
+    made = [(torch.randn(*lead, 6, 3), torch.randn(*lead, 6)) for _ in range(steps + 1)]
+    return {
+        "problem": gimli.Problem(loss, loss, optimizer),
+        "theta_0": {"w": torch.randn(3, 4), "v": torch.randn(4), "c": torch.tensor(0.3)},
+        "train_batches": made[:-1], "val_batch": made[-1], "phi_loss": {"l2": torch.tensor(-2.0)},
+        **({} if tasks is None else {"tasks": tasks}), **more,
+    }  # fmt: skip
+
+
+def agree(a: Any, b: Any, rtol: float = 1e-10) -> None:
+    """All that two results hold."""
+    for name in ("val_loss", "theta_J", "train_losses", "A_opt", "A_loss", "B_0", "S_0", "state_J", "val_losses"):
+        torch.testing.assert_close(
+            getattr(a, name), getattr(b, name), rtol=rtol, atol=1e-13, equal_nan=True, check_dtype=False
+        )
+
+
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(record.message for record in caplog.records)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("optimizer", "phi_opt"),
+    [
+        (SGD(momentum=0.9, nesterov=True), {"lr": torch.tensor(0.1), "momentum": torch.tensor(0.8)}),
+        (Adam(amsgrad=True), {"lr": {k: torch.tensor(0.05) for k in "wvc"}, "betas": (0.8, 0.95)}),
+        (ClipNorm(RMSprop(centered=True), max_norm=0.5), {"lr": torch.full((J,), 0.05), "max_norm": 0.5}),
+    ],
+    ids=["sgd", "adam", "clipped"],
+)
+def test_steps_agree_with_eager_under_every_schedule(optimizer: Optimizer, phi_opt: dict[str, Any]) -> None:
+    made = given(optimizer, phi_opt=phi_opt, val_weights=[0.2, 0.0, 0.1, 1.0])
+    eager = gimli.meta_gradient(**made, compile=False)
+    schedules: list[Schedule] = [RetainGraphs(), StoreStates(), Checkpoint(2), Checkpoint(1, graphs=2, gradients=True)]
+    first: Any = None
+    for schedule in (*schedules, Budget("1GB")):
+        compiled = gimli.meta_gradient(**made, memory=schedule, compile=True)
+        agree(compiled, eager)
+        first = first or compiled
+        assert all(torch.equal(compiled.B_0[k], v) for k, v in first.B_0.items()), "schedules differ in the last bits"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fuse", [True, False])
+def test_a_whole_run_of_tasks_agrees_with_eager(monkeypatch: pytest.MonkeyPatch, fuse: bool) -> None:
+    if not fuse:
+        monkeypatch.setattr(fused, "NUMBERS", 0)
+    rates = gimli.per_task(gimli.per_step(0.1 * torch.rand(T, 2)))
+    made = given(Adam(), T, steps=2, phi_opt={"lr": rates, "beta1": torch.tensor(0.8)}, val_weights=[0.5, 1.0])
+    agree(gimli.meta_gradient(**made, compile="whole"), gimli.meta_gradient(**made, compile=False))
+
+
+@pytest.mark.long
+def test_a_rule_that_sees_whole_tensors_and_a_warm_start() -> None:
+    made = given(LAMB(), T, phi_opt={"lr": torch.tensor(0.05)})
+    warm = gimli.meta_gradient(**made, compile=False).state_J
+    made |= {"state_0": gimli.per_task(warm)}
+    agree(gimli.meta_gradient(**made, compile="steps"), gimli.meta_gradient(**made, compile=False))
+
+
+@pytest.mark.long
+def test_unroll_compiles_once_and_tells_so(caplog: pytest.LogCaptureFixture) -> None:
+    lr = torch.tensor(0.1, requires_grad=True)
+    made = given(SGD(), T, steps=2, phi_opt={"lr": lr})
+    gimli.unroll(**made, compile=False).backward()
+    eager, lr.grad = lr.grad, None
+    for _ in range(2):
+        gimli.unroll(**made, compile=True).backward()
+        torch.testing.assert_close(lr.grad, eager, rtol=1e-10, atol=0)
+        lr.grad = None
+    assert said(caplog).count("compiling the whole run") == 1
+    assert said(caplog).count("compiled in ") == 1
+
+
+@pytest.mark.long
+def test_what_the_loss_reads_besides_its_arguments_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = given(SGD(lr=0.1))
+    for slope in (1.0, 2.0, 1.0):
+        monkeypatch.setitem(globals(), "SLOPE", slope)
+        agree(gimli.meta_gradient(**made, compile="steps"), gimli.meta_gradient(**made, compile=False))
+
+
+def test_random_numbers_are_the_same() -> None:
+    def noisy(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
+        return (nn.functional.dropout(batch, 0.5) @ theta["w"]).square().mean() + theta["c"] ** 2
+
+    x = torch.ones(20, 3)
+    made: dict[str, Any] = {
+        "problem": gimli.Problem(noisy, noisy, SGD(lr=0.1)), "theta_0": {"w": torch.ones(3), "c": torch.ones(())},
+        "train_batches": [x] * 4, "val_batch": x,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    eager = gimli.meta_gradient(**made, compile=False)
+    for memory in (RetainGraphs(), StoreStates(), Checkpoint(1)):
+        torch.manual_seed(0)
+        agree(gimli.meta_gradient(**made, compile="steps", memory=memory), eager)
+
+
+def test_a_batch_of_another_shape_runs_uncompiled_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    made = given(SGD(lr=0.1), steps=5)
+    for j in (2, 4):
+        made["train_batches"][j] = (torch.randn(7, 3), torch.randn(7))
+    agree(gimli.meta_gradient(**made, compile="steps"), gimli.meta_gradient(**made, compile=False))
+    assert said(caplog).count("the step runs uncompiled here: its batch has another shape") == 1
+
+
+def test_an_operation_that_will_not_compile_runs_eagerly_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    def branches(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        found = loss(theta, phi, batch)
+        return 2 * found if found.item() > 1 else found
+
+    made = given(SGD(lr=0.1))
+    made["problem"] = gimli.Problem(branches, branches, SGD(lr=0.1))
+    eager = gimli.meta_gradient(**made, compile=False)
+    for _ in range(2):
+        found = gimli.meta_gradient(**made, compile=True)
+        assert torch.equal(found.B_0["w"], eager.B_0["w"])
+    assert said(caplog).count("one step forwards and one backwards not compiled: ") == 1
+
+
+def test_a_machine_without_a_compiler_runs_eagerly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    made = given(SGD(lr=0.1))
+    found, eager = (gimli.meta_gradient(**made, compile=c) for c in ("steps", False))
+    assert torch.equal(found.B_0["w"], eager.B_0["w"])
+    assert "not compiled: " in said(caplog)
+
+
+@pytest.mark.parametrize("kind", ["steps", "whole"])
+def test_errors_in_compiled_code_name_the_step_and_the_parameter(kind: str) -> None:
+    made = given(SGD(lr=0.1))
+    made["train_batches"][2][0][0] = float("inf")
+    with pytest.raises(NotFiniteError, match=r"at inner step j = 2: .*G_2 of 'w'"):
+        gimli.meta_gradient(**made, compile=kind)
+
+
+@pytest.mark.long
+def test_the_default_compiles_once_eager_runs_have_taken_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = given(SGD(lr=0.1))
+    first = gimli.meta_gradient(**made)
+    assert not said(caplog)
+    monkeypatch.setattr(choice, "AUTO_SECONDS", 0.0)
+    agree(gimli.meta_gradient(**made), first)
+    assert "compiling" in said(caplog)
+
+
+@pytest.mark.parametrize("asked", ["fast", 1, None])
+def test_a_wrong_choice_is_refused(asked: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"compile: expected True, False, 'auto', 'steps', 'whole'"):
+        gimli.meta_gradient(**given(SGD(lr=0.1)), compile=asked)
+    with pytest.raises(ArgumentError, match=r"compile: expected 'steps' or True beside memory= or resume="):
+        gimli.meta_gradient(**given(SGD(lr=0.1)), compile="whole", memory=StoreStates())

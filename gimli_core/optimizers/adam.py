@@ -130,15 +130,16 @@ class Adam(ElementwiseOptimizer):
         u = q * m  # B times the normalised update m'/d
         m_bar = S["exp_avg"] - q * rate
         w = u / d  # d_bar = rate·w
-        x_bar = w * sqrt_slope(root) * (rate / c2.sqrt())
+        slope = sqrt_slope(root).mul_(rate / c2.sqrt())
         S_j: Tensors = {}
         if self.amsgrad:
-            x_bar = x_bar + S["max_exp_avg_sq"]
+            x_bar = w * slope + S["max_exp_avg_sq"]
             kept = (1 + torch.sign(s["max_exp_avg_sq"] - v)) / 2
             S_j["max_exp_avg_sq"] = x_bar * kept
-            x_bar = x_bar * (1 - kept)
-        v_bar = S["exp_avg_sq"] + x_bar
-        g_bar = m_bar * (1 - beta1) + g * v_bar * (2 * (1 - beta2))
+            v_bar = S["exp_avg_sq"] + x_bar * (1 - kept)
+        else:
+            v_bar = torch.addcmul(S["exp_avg_sq"], w, slope)
+        g_bar = (m_bar * (1 - beta1)).add_((g * v_bar).mul_(2 * (1 - beta2)))
         S_j["exp_avg"], S_j["exp_avg_sq"] = m_bar * beta1, v_bar * beta2
         A: Thunks = {
             "lr": lambda: u * (-1 / c1) - (B * theta * decay if decays and self.decoupled else 0),

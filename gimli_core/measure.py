@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.inputs import Inputs
 from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Tier, Validate
-from gimli_core.memory.allocator import keeper, separates
+from gimli_core.memory.allocator import keeper, occupied, separates
 from gimli_core.memory.budget import Budget, choose, estimate
 from gimli_core.memory.checkpoint import Checkpoint
 from gimli_core.memory.cost import Act, Costs
@@ -27,8 +28,9 @@ from gimli_core.storage import Storage
 __all__ = ["LiveBytes", "measure", "nbytes", "settle"]
 
 
-# Share of a step's working set that NOTE [heap holes] costs over a long run, as measured; the watch below holds it.
-HOLES = 0.6
+# Share of a step's working set that is left free for NOTE [heap holes]: a bound that is the same at every call, so that
+# a budget which did once does again. The watch below holds it.
+ROOM = 0.75
 
 
 class Run(Protocol):
@@ -108,15 +110,17 @@ def measure(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path |
     short = replace(
         inputs, steps=2, batch=lambda j: inputs.batch(0), weights=(*inputs.weights[:2], inputs.weights[-1] or 1.0)
     )
-    meter = LiveBytes()
     counted: list[tuple[int, int, int, float]] = []
     timed: list[tuple[int, int, int, float]] = []
     try:
-        with meter:
-            _drain(run(short, _Pilot(meter, counted)))
-        for _ in range(2):
-            environment.restore(found)
-            _drain(run(short, _Pilot(None, timed)))
+        _drain(run(short, _Pilot(None, timed)))  # first, so that what libraries allocate once is there already
+        environment.restore(found)
+        with LiveBytes() as meter:
+            torch.zeros(1).add(1)  # what the mode itself loads at its first operation
+            with occupied() as most:
+                _drain(run(short, _Pilot(meter, counted)))
+        environment.restore(found)
+        _drain(run(short, _Pilot(None, timed)))
     finally:
         environment.restore(found)
     quickest = [min(a[3], b[3]) for a, b in zip(timed[: len(PILOT)], timed[len(PILOT) :], strict=True)]
@@ -125,6 +129,7 @@ def measure(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path |
     accumulators = counted[0][0]
     point = nbytes(inputs.theta_0) + nbytes(inputs.state_0)
     at_work = live[5] - live[4] + 2 * point + max(act.transient for act in acts)
+    holes = most() - max(peak for _, peak, _, _ in counted)
     return Costs(
         start=accumulators + (0 if inputs.warm else nbytes(inputs.state_0)),
         point=point,
@@ -137,7 +142,8 @@ def measure(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path |
         validate=acts[5],
         sweep=acts[6],
         sweep_point=acts[9],
-        holes=round(HOLES * at_work) if separates() else 0,
+        holes=max(0, holes),
+        room=round(ROOM * at_work) if separates() else 0,
         write=written,
         read=read,
     )
@@ -196,5 +202,5 @@ def settle(
     chosen = choose(schedule, inputs.steps, costs)
     # Within an action holes cannot be given back: leave room for them beside what the action itself needs.
     transient = max(act.transient for act in (costs.run, costs.run_graph, costs.sweep, costs.sweep_point))
-    room = estimate(chosen, inputs.steps, costs)[0] - round((1 + HOLES) * transient)
+    room = estimate(chosen, inputs.steps, costs)[0] - transient - costs.room
     return chosen, lambda: keep(room)

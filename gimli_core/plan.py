@@ -16,7 +16,7 @@ from gimli_core.memory.actions import Schedule
 from gimli_core.memory.binomial import advances
 from gimli_core.memory.budget import Budget, choose, estimate, least
 from gimli_core.memory.checkpoint import Checkpoint
-from gimli_core.memory.cost import Costs
+from gimli_core.memory.cost import Costs, holes
 from gimli_core.memory.sizes import show_size
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
@@ -124,6 +124,7 @@ def plan(
     rows = []
     for name, schedule in named.items():
         peak, seconds = estimate(schedule, J, costs)
+        peak += holes(costs, J) - costs.room  # what is expected, where a budget has to leave room
         block = min(schedule.graphs, J)
         rows.append(Row(name, schedule, peak, seconds, advances(J, schedule.snapshots, block) - (J - block)))
     return Plan(tuple(sorted(rows, key=lambda row: row.peak)), costs, J)

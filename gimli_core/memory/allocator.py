@@ -6,22 +6,30 @@ leaves fits no tensor of the same size; a run that keeps every second block can 
 half as much again as it holds. Blocks above the threshold are mapped alone and go back whole, but each is fresh
 memory that the kernel must clear, which doubles the time of a small step. So what stays (graphs, stored points)
 is mapped, and what lives within a step stays on the heap.
+How much the heap loses depends on the sizes of a problem's tensors, so it is measured on two steps (`occupied`). It
+grows with every step that is run on the heap, slowly, and comes to rest (`cost.holes`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import resource
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["keeper", "long_lived", "resident", "separates"]
+__all__ = ["keeper", "long_lived", "occupied", "resident", "separates", "trimmed"]
 
 M_MMAP_THRESHOLD = -3
-LOW, HIGH = 128 * 1024, 32 * 1024 * 1024  # glibc's own default, and the highest that it rises to by itself
+LOW = 128 * 1024  # glibc's own default threshold
+# What stays: the user's own choice, or the highest that it rises to by itself. glibc does not tell what held before,
+# and once it was set by hand it no longer rises.
+CHOSEN = os.environ.get("MALLOC_MMAP_THRESHOLD_", "")
+HIGH = int(CHOSEN) if CHOSEN.isdigit() else 32 * 1024 * 1024
 
 
 @contextmanager
@@ -47,15 +55,44 @@ def keeper() -> Callable[[int], None]:
     """A function that holds the process within some bytes of what it occupies now, by giving free holes back."""
     if not separates():
         return lambda room: None
-    library = ctypes.CDLL(None)
-    library.malloc_trim(0)  # holes that earlier work left would count as this run's
-    base = resident()
+    base = trimmed()
 
     def keep(room: int) -> None:
         if resident() - base > room:
-            library.malloc_trim(0)
+            trimmed()
 
     return keep
+
+
+@contextmanager
+def occupied(seconds: float = 1e-4) -> Iterator[Callable[[], int]]:
+    """Gives a function that tells the most bytes, above those before it, that the process occupied within it.
+
+    A thread looks now and then, so that what an operation allocates and frees inside itself is seen too.
+    """
+    if not separates():
+        yield lambda: 0
+        return
+    base, most, done = trimmed(), 0, threading.Event()
+
+    def look() -> None:
+        nonlocal most
+        while not done.wait(seconds):
+            most = max(most, resident() - base)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield lambda: most
+    finally:
+        done.set()
+        thread.join()
+
+
+def trimmed() -> int:
+    """Bytes that the process occupies once free holes are given back: those of earlier work are not a run's."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return resident()
 
 
 def resident() -> int:

@@ -73,9 +73,9 @@ def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float
 
 
 def working_set(costs: Costs) -> int:
-    """Bytes of one step at work, whatever the schedule; with the holes of NOTE [heap holes]."""
+    """Bytes of one step at work, whatever the schedule; with room for the holes of NOTE [heap holes]."""
     acts = (costs.run, costs.run_graph, costs.validate, costs.sweep, costs.sweep_point)
-    return costs.start + costs.end + costs.point + max(act.transient for act in acts) + costs.holes
+    return costs.start + costs.end + costs.point + max(act.transient for act in acts) + costs.room
 
 
 def least(steps: int, costs: Costs) -> int:

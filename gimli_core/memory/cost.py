@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import log2
 from typing import NamedTuple
 
 from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Store, Sweep, Tier, Validate
 
-__all__ = ["Act", "Costs", "Prediction", "predict"]
+__all__ = ["Act", "Costs", "Prediction", "holes", "predict"]
 
 
 class Act(NamedTuple):
@@ -31,7 +32,8 @@ class Costs(NamedTuple):
     validate: Act
     sweep: Act  # a step backwards from its record
     sweep_point: Act  # a step backwards from its point
-    holes: int  # bytes that the allocator loses between blocks
+    holes: int  # bytes that the allocator lost between blocks over two steps
+    room: int  # the most that it may lose: a budget leaves so much free
     write: float  # seconds to write a point to disk, and to read it
     read: float
 
@@ -45,6 +47,11 @@ class Prediction(NamedTuple):
     disk: int  # bytes on disk at most
 
 
+def holes(costs: Costs, worked: int) -> int:
+    """Bytes that NOTE [heap holes] costs after so many actions on the heap; the growth is fitted to measured peaks."""
+    return min(costs.room, round(costs.holes * min(1.6, 0.7 + 0.2 * log2(max(worked, 1)))))
+
+
 def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
     """Walk through a schedule's actions and add up what is held and what is spent."""
     stored: dict[int, Tier] = {}
@@ -52,6 +59,7 @@ def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
     gradients: set[int] = set()
     point, reached, replays, in_memory, on_disk = 0, 0, 0, 0, 0
     restored, ended, peak, most_on_disk, seconds = 0, False, 0, 0, 0.0
+    worked = 0  # actions on the heap; what stays of a step that keeps its graph is mapped
     for action in actions:
         act = Act()
         match action:
@@ -78,15 +86,17 @@ def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
                 act = costs.validate
             case Sweep(j):
                 act = costs.sweep if j in graphs else costs.sweep_point
+        keeps_graph = isinstance(action, Advance) and action.keep is Keep.GRAPH
+        worked += isinstance(action, (Advance, Validate, Sweep)) and not keeps_graph
         # theta_0 is the caller's and s_0 in `start`; a working point whose step has a record is counted there.
         counted = point == 0 or point in graphs or (point in stored and restored == point)
         held = costs.start + costs.point * (in_memory - (0 in stored) + (not counted)) + costs.gradient * len(gradients)
-        extra = costs.record * (len(graphs) - (isinstance(action, Advance) and action.keep is Keep.GRAPH))
-        peak = max(peak, held + extra + act.transient + (costs.end if ended else 0))
+        held += costs.record * (len(graphs) - keeps_graph) + (costs.end if ended else 0)
+        peak = max(peak, held + act.transient + holes(costs, worked))
         seconds, most_on_disk = seconds + act.seconds, max(most_on_disk, on_disk)
         if isinstance(action, Validate):
             ended = True
         if isinstance(action, Sweep):
             graphs.discard(action.j)
             gradients.discard(action.j)
-    return Prediction(peak + costs.holes, seconds, replays, most_on_disk * costs.point)
+    return Prediction(peak, seconds, replays, most_on_disk * costs.point)

@@ -1,28 +1,48 @@
 """Peak memory and time of the memory schedules, each in its own process, against autograd and against predictions.
 
-    python -m tests.benchmarks.budget [--steps 50] [--data PATH] [--budgets 12] [--long]
+    python -m tests.benchmarks.budget [--steps 50] [--data PATH] [--budgets 12] [--long 10 100 1000 10000] [--threads 1]
 
 MLP 784-512-512-10, batch 128, Adam, per-tensor learning rates and L2. Peaks are above what the process holds after a
-small run of the same kind, so that loading libraries does not count. `--long` adds J = 10 … 10 000 under 256 MiB.
+small run of the same kind, so that loading libraries does not count. Every line is predicted in the process that runs
+it: before the run, as `gimli.plan` does, or by the budget itself. `--long` gives time per step under 256 MiB beside
+that of StoreStates, which is run for at most 100 steps: its time per step does not depend on J.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
 
 import gimli_core as gimli
+import gimli_core.measure as engine_measure
 from gimli_core.execution import Execution
-from gimli_core.inputs import prepare
-from gimli_core.measure import measure
+from gimli_core.inputs import Inputs, prepare
+from gimli_core.measure import LiveBytes, measure
 from gimli_core.memory.budget import choose, estimate, least
 from gimli_core.memory.cost import predict
 from tests.benchmarks import mnist_mlp
-from tests.benchmarks.measure import MIB, in_fresh_process
+from tests.benchmarks.measure import MIB, in_fresh_process, peak_above_base
 from tests.benchmarks.mnist_mlp import DATA, Workload
 
-FIXED = ("autograd", "RetainGraphs()", "StoreStates()", "Checkpoint(10)", "Checkpoint(5)", "Checkpoint(2)")
+FIXED = ("RetainGraphs()", "StoreStates()", "Checkpoint(10)", "Checkpoint(5)", "Checkpoint(2)")
+HEAD = f"{'J':>6} {'schedule':22}{'peak MiB':>9}{'ratio':>7}{'pred/meas':>11}{'seconds':>9}{'cpu s':>8}"
+
+
+class Measured(NamedTuple):
+    """One run: bytes above the base, predicted bytes, seconds, processor seconds, the schedule, and its budget."""
+
+    peak: int
+    predicted: int | None
+    seconds: float
+    cpu: float
+    ran: str
+    size: int = 0
 
 
 def schedule_named(name: str) -> gimli.memory.Schedule:
@@ -30,77 +50,128 @@ def schedule_named(name: str) -> gimli.memory.Schedule:
     return getattr(gimli.memory, kind)(*([int(argument)] if argument else []))
 
 
-def resident(key: str) -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
+def timed(run: Callable[[], object]) -> tuple[int, float, float]:
+    """(peak above the base, seconds, processor seconds) of a run."""
+    start, cpu = time.perf_counter(), time.process_time()
+    peak = peak_above_base(lambda: run)
+    return peak, time.perf_counter() - start, time.process_time() - cpu
 
 
-def one(name: str, steps: int, data: Path) -> None:
-    """Print the peak in bytes above the base, and the seconds, of one run."""
+def measured(schedule: gimli.memory.Schedule, inputs: Inputs, run: Callable[[], object]) -> Measured:
+    """A run of the engine beside its prediction; a budget's is the one that it made itself.
 
-    def run(work: Workload) -> object:
-        return work.autograd() if name == "autograd" else work.engine(schedule_named(name))
+    A budget below the least feasible, which each process measures a little differently, is raised to it.
+    """
+    steps, made, size = inputs.steps, [], 0
+    if isinstance(schedule, gimli.memory.Budget):
 
+        def noted(budget: gimli.memory.Budget, steps: int, costs: Any) -> Any:
+            nonlocal size
+            size = max(budget.bytes, 1 + least(steps, costs))
+            made.append((choose(gimli.memory.Budget(size), steps, costs), costs))
+            return made[0][0]
+
+        engine_measure.choose = noted
+    else:
+        made.append((schedule, measure(inputs, Execution)))
+    peak, seconds, cpu = timed(run)
+    ran, costs = made[0]
+    return Measured(peak, predict(ran.actions(steps), costs).peak, seconds, cpu, str(ran), size)
+
+
+def inputs_of(work: Workload) -> Inputs:
+    options = {"steps": work.steps, "phi_opt": {"lr": work.lr}, "phi_loss": work.log_l2}
+    return prepare(work.problem, work.theta_0, work.batch, work.val, **options)
+
+
+def one(name: str, steps: int, data: Path) -> Measured:
+    """One line of the table; call it in a process of its own."""
     whole, mnist_mlp.SIZES = mnist_mlp.SIZES, (784, 16, 16, 10)
     small = Workload(2, data)
     small.engine(gimli.memory.Budget("8GiB"))
     small.autograd()
     mnist_mlp.SIZES = whole
     work = Workload(steps, data)
-    Path("/proc/self/clear_refs").write_text("5")  # from here on, the peak is this run's
-    base, start = resident("VmRSS"), time.perf_counter()
-    run(work)
-    print(resident("VmHWM") - base, time.perf_counter() - start)
-
-
-def costs_of(work: Workload):
-    options = {"steps": work.steps, "phi_opt": {"lr": work.lr}, "phi_loss": work.log_l2}
-    return measure(prepare(work.problem, work.theta_0, work.batch, work.val, **options), Execution)
+    if name == "autograd":
+        peak, seconds, cpu = timed(work.autograd)
+        return Measured(peak, None, seconds, cpu, "")
+    if name == "autograd, counted":
+        with LiveBytes() as meter:
+            work.autograd()
+        return Measured(meter.peak, None, float("nan"), float("nan"), "")
+    schedule = schedule_named(name)
+    return measured(schedule, inputs_of(work), lambda: work.engine(schedule))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument(
-        "--budgets", type=int, default=12, help="how many budgets between the least and twice all graphs"
-    )
-    parser.add_argument("--long", action="store_true", help="also J = 10, 100, 1000, 10000 under 256 MiB")
+    parser.add_argument("--budgets", type=int, default=12, help="budgets between the least and twice all graphs")
+    parser.add_argument("--long", type=int, nargs="*", default=[], metavar="J", help="also these J under 256 MiB")
+    parser.add_argument("--skip-table", action="store_true", help="only --long")
+    parser.add_argument("--threads", type=int, help="processor threads; 1 gives quiet times on a shared machine")
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--one", help="print only this schedule's peak and seconds")
-    arguments = parser.parse_args()
-    if arguments.one:
-        one(arguments.one, arguments.steps, arguments.data)
+    parser.add_argument("--one", help="only this schedule, as JSON")
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    if given.one:
+        print(json.dumps(one(given.one, given.steps, given.data)))
         return
-    J = arguments.steps
 
-    def measured(name: str, steps: int) -> tuple[int, float]:
-        options = ("--steps", str(steps), "--data", str(arguments.data), "--one", name)
-        peak, seconds = in_fresh_process("tests.benchmarks.budget", *options).split()
-        return int(peak), float(seconds)
+    def line(name: str, steps: int, reference: int | None = None) -> Measured:
+        threads = ("--threads", str(given.threads)) if given.threads else ()
+        options = ("--steps", str(steps), "--data", str(given.data), "--one", name, *threads)
+        found = Measured(*json.loads(in_fresh_process("tests.benchmarks.budget", *options)))
+        ratio = "" if reference is None else f"{found.peak / reference:.3f}"
+        close = "" if found.predicted is None else f"{found.predicted / found.peak:.2f}"
+        print(f"{steps:>6} {name:22}{found.peak / MIB:9.0f}{ratio:>7}{close:>11}{found.seconds:9.2f}{found.cpu:8.2f}",
+              flush=True)  # fmt: skip
+        return found
 
-    costs = costs_of(Workload(J, arguments.data))
-    print(f"{'J':>6} {'schedule':24}{'peak MiB':>10}{'ratio':>7}{'predicted':>11}{'pred/meas':>11}{'seconds':>9}")
+    print(HEAD, flush=True)
+    if not given.skip_table:
+        table(line, given.steps, given.budgets, given.data)
+    if given.long:
+        long_runs(line, given.long)
 
-    def line(name: str, steps: int, predicted: int | None, reference: int | None) -> int:
-        peak, seconds = measured(name, steps)
-        ratio = "" if reference is None else f"{peak / reference:.2f}"
-        told = "" if predicted is None else f"{predicted / MIB:.0f}"
-        close = "" if predicted is None else f"{predicted / peak:.2f}"
-        print(f"{steps:>6} {name:24}{peak / MIB:10.0f}{ratio:>7}{told:>11}{close:>11}{seconds:9.2f}", flush=True)
-        return peak
 
-    reference = line("autograd", J, None, None)
-    for name in FIXED[1:]:
-        line(name, J, predict(schedule_named(name).actions(J), costs).peak, reference)
-    smallest = least(J, costs) * 1.02
-    largest = 2 * estimate(gimli.memory.Checkpoint(1, graphs=J), J, costs)[0]
-    for i in range(arguments.budgets):
-        size = int(smallest * (largest / smallest) ** (i / max(arguments.budgets - 1, 1)))
-        chosen = choose(gimli.memory.Budget(size), J, costs)
-        peak = line(f"Budget({size})", J, predict(chosen.actions(J), costs).peak, reference)
-        print(f"{'':7}{'kept' if peak <= size else 'EXCEEDED':8} {chosen}", flush=True)
-    for steps in (10, 100, 1000, 10000) if arguments.long else ():
-        line(f"Budget({256 << 20})", steps, None, None)
+def table(line: Callable[..., Measured], J: int, budgets: int, data: Path) -> None:
+    """The fixed schedules, then budgets from the least to twice all graphs."""
+    reference = line("autograd", J).peak
+    line("autograd, counted", J, reference)
+    for name in FIXED:
+        line(name, J, reference)
+    costs = measure(inputs_of(Workload(J, data)), Execution)
+    smallest, largest = 0.9 * least(J, costs), 2 * estimate(gimli.memory.Checkpoint(1, graphs=J), J, costs)[0]
+    runs = []
+    for i in range(budgets):
+        size = int(smallest * (largest / smallest) ** (i / max(budgets - 1, 1)))
+        found = line(f"Budget({size})", J, reference)
+        runs.append(found)
+        print(verdict(found), flush=True)
+    if runs:
+        rises = [b.cpu / min(a.cpu for a in runs[:i]) for i, b in enumerate(runs) if i]
+        print(f"a larger budget takes at most {max(rises):.2f} times a smaller one's processor time")
+
+
+def verdict(found: Measured) -> str:
+    kept = "kept" if found.peak <= found.size else "EXCEEDED"
+    return f"{'':7}{kept}: {found.peak / found.size:.2f} of {found.size / MIB:.0f} MiB by {found.ran}"
+
+
+def long_runs(line: Callable[..., Measured], lengths: list[int]) -> None:
+    """Time per step under 256 MiB, beside that of StoreStates."""
+    size, states = 256 << 20, {}
+    for J in lengths:
+        short = min(J, 100)
+        if short not in states:
+            states[short] = line("StoreStates()", short)
+        found, beside = line(f"Budget({size})", J), states[short]
+        states_ms = 1e3 * beside.seconds / short
+        print(f"{verdict(found)}\n{'':7}{1e3 * found.seconds / J:.1f} ms a step, "
+              f"{1e3 * found.seconds / J / states_ms:.2f} times StoreStates' {states_ms:.1f} "
+              f"(processor time {found.cpu / J / (beside.cpu / short):.2f})", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

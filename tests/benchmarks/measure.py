@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from gimli_core.memory.allocator import separates, trimmed
+
 MIB = 2**20
 
 
@@ -35,6 +37,8 @@ def peak_above_base(prepare: Callable[[], Callable[[], object]]) -> int:
     """Bytes of resident memory that a run adds at its highest to what was held before it; call once a process."""
     run = prepare()
     gc.collect()
+    if separates():
+        trimmed()  # holes that the preparation left are not the run's
     base = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the preparation
     run()

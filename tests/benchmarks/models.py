@@ -10,7 +10,7 @@ Peaks are above what the process holds after a small run of the same kind, so th
 from __future__ import annotations
 
 import argparse
-import time
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gimli_core as gimli
+from gimli_core.execution import Execution
 from gimli_core.inputs import prepare
 from gimli_core.measure import measure
-from gimli_core.memory.budget import choose, estimate, least
-from gimli_core.memory.cost import predict
-from gimli_core.meta_gradient import Execution
-from tests.benchmarks.budget import schedule_named
-from tests.benchmarks.measure import MIB, in_fresh_process, peak_above_base
+from gimli_core.memory.budget import estimate, least
+from tests.benchmarks.budget import Measured, measured, schedule_named, timed, verdict
+from tests.benchmarks.measure import MIB, in_fresh_process
 
 FIXED = ("autograd", "RetainGraphs()", "StoreStates()", "Checkpoint(5)", "Checkpoint(1)")
 TOKENS, CONTEXT, WIDTH, HEADS, LAYERS = 64, 128, 256, 4, 2
@@ -124,29 +123,17 @@ class Work:
         return dict(zip(lr, torch.autograd.grad(loss, list(lr.values())), strict=True))
 
 
-def run(work: Work, name: str) -> dict[str, Tensor]:
-    return work.autograd() if name == "autograd" else work.engine(schedule_named(name))
-
-
-def one(model: str, name: str, steps: int) -> None:
-    """Print the peak in bytes above the base, the seconds, and a checksum of the gradient."""
+def one(model: str, name: str, steps: int) -> Measured:
+    """One line of the table; call it in a process of its own."""
     small = Work(model, 2, small=True)
-    run(small, name if name == "autograd" else f"Budget({8 << 30})")
-    seconds, total = 0.0, 0.0
-
-    def prepare_run() -> Callable[[], None]:
-        work = Work(model, steps)
-
-        def timed() -> None:
-            nonlocal seconds, total
-            start = time.perf_counter()
-            found = run(work, name)
-            seconds, total = time.perf_counter() - start, sum(g.abs().sum().item() for g in found.values())
-
-        return timed
-
-    peak = peak_above_base(prepare_run)
-    print(peak, seconds, total)
+    small.engine(gimli.memory.Budget("8GiB"))
+    small.autograd()
+    work = Work(model, steps)
+    if name == "autograd":
+        peak, seconds, cpu = timed(work.autograd)
+        return Measured(peak, None, seconds, cpu, "")
+    schedule = schedule_named(name)
+    return measured(schedule, prepare(**work.arguments()), lambda: work.engine(schedule))
 
 
 def main() -> None:
@@ -155,34 +142,32 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--budgets", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=FIXED, help="which of the fixed schedules to run")
-    parser.add_argument("--one", help="print only this schedule's peak, seconds and checksum")
+    parser.add_argument("--threads", type=int, help="processor threads; 1 gives quiet times on a shared machine")
+    parser.add_argument("--one", help="only this schedule, as JSON")
     given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
     if given.one:
-        one(given.model[0], given.one, given.steps)
+        print(json.dumps(one(given.model[0], given.one, given.steps)))
         return
-    heads = {"schedule": -24, "MiB": 7, "ratio": 7, "predicted/measured": 20, "s": 7, "s ratio": 9, "sum |A|": 14}
+    heads = {"schedule": -24, "MiB": 7, "ratio": 7, "pred/meas": 11, "s": 7, "s ratio": 9, "cpu ratio": 11}
     print(f"{'model':12}" + "".join(f"{h:{'<' if w < 0 else '>'}{abs(w)}}" for h, w in heads.items()))
     for model in given.model:
         J = given.steps
         costs = measure(prepare(**Work(model, J).arguments()), Execution)
-        smallest, largest = least(J, costs) * 1.02, 1.02 * estimate(gimli.memory.Checkpoint(1, graphs=J), J, costs)[0]
+        smallest, largest = 0.9 * least(J, costs), 1.05 * estimate(gimli.memory.Checkpoint(1, graphs=J), J, costs)[0]
         sizes = [int(smallest * (largest / smallest) ** (i / max(given.budgets - 1, 1))) for i in range(given.budgets)]
-        reference: tuple[int, float] | None = None
+        reference: Measured | None = None
         for name in (*given.only, *(f"Budget({size})" for size in sizes)):
-            options = ("--model", model, "--steps", str(J), "--one", name)
-            words = in_fresh_process("tests.benchmarks.models", *options).split()
-            peak, seconds = int(words[0]), float(words[1])
-            reference = reference or (peak, seconds)
-            told, verdict = "", ""
-            if name != "autograd":
-                schedule = schedule_named(name)
-                if isinstance(schedule, gimli.memory.Budget):
-                    verdict = "  kept" if peak <= schedule.bytes else "  EXCEEDED"
-                    schedule = choose(schedule, J, costs)
-                told = f"{predict(schedule.actions(J), costs).peak / peak:.2f}"
+            threads = ("--threads", str(given.threads)) if given.threads else ()
+            options = ("--model", model, "--steps", str(J), "--one", name, *threads)
+            found = Measured(*json.loads(in_fresh_process("tests.benchmarks.models", *options)))
+            reference = reference or found
+            told = "" if found.predicted is None else f"{found.predicted / found.peak:.2f}"
+            end = f"\n{verdict(found)}" if found.size else ""
             print(
-                f"{model:12}{name:24}{peak / MIB:7.0f}{peak / reference[0]:7.2f}{told:>20}{seconds:7.1f}"
-                f"{seconds / reference[1]:9.2f}{words[2]:>14.12}{verdict}",
+                f"{model:12}{name:24}{found.peak / MIB:7.0f}{found.peak / reference.peak:7.3f}{told:>11}"
+                f"{found.seconds:7.1f}{found.seconds / reference.seconds:9.2f}{found.cpu / reference.cpu:11.2f}{end}",
                 flush=True,
             )
 

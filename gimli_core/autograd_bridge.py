@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,13 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import SecondDerivativeError
+from gimli_core.execution import drain
 from gimli_core.markers import unmarked
 from gimli_core.memory.actions import Schedule
 from gimli_core.meta_parameters import look_up, tensor_paths
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
+from gimli_core.progress import Progress
 from gimli_core.results import MetaGradient
 from gimli_core.runs import Run, make_run
 
@@ -49,6 +50,7 @@ def unroll(
     reduce: str = "mean",
     chunk: int | None = None,
     compile: bool | str = "auto",
+    progress: bool = False,
 ) -> Any:
     """The validation loss after J inner steps, tied into autograd.
 
@@ -96,7 +98,7 @@ def unroll(
         "val_losses": _from_the_end(val_weights),
     }
     paths, tied = zip(*tensor_paths(arguments), strict=True)
-    loss: Tensor = _Unrolled.apply(run, paths, *tied)
+    loss: Tensor = _Unrolled.apply(run, Progress(run.steps) if progress else None, paths, *tied)
     return (loss, run.trajectory()) if with_trajectory else loss
 
 
@@ -104,9 +106,9 @@ class _Unrolled(torch.autograd.Function):
     """Forward: lines 2-9. Backward: lines 10-15, once, times the gradient that arrives."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, paths: Sequence[tuple[Any, ...]], *tied: Tensor) -> Tensor:
-        deque(run.forward(), maxlen=0)
-        ctx.run, ctx.paths, ctx.gradients = run, paths, None
+    def forward(ctx: Any, run: Run, watch: Any, paths: Sequence[tuple[Any, ...]], *tied: Tensor) -> Tensor:
+        drain(run.forward(), watch)
+        ctx.run, ctx.watch, ctx.paths, ctx.gradients = run, watch, paths, None
         ctx.save_for_backward(*tied)
         return run.val_loss.clone()
 
@@ -114,14 +116,14 @@ class _Unrolled(torch.autograd.Function):
     def backward(ctx: Any, arriving: Tensor) -> tuple[Tensor | None, ...]:
         tied = ctx.saved_tensors  # raises if one was changed in place since the forward unroll
         if ctx.gradients is None:
-            deque(ctx.run.backward(), maxlen=0)
+            drain(ctx.run.backward(), ctx.watch)
             result, scale = ctx.run.result(), ctx.run.inputs.scale
             ctx.gradients = [_gradient_at(result, scale, path, t) for path, t in zip(ctx.paths, tied, strict=True)]
             ctx.run = None
         scaled = [(arriving * g).to(t) for g, t in zip(ctx.gradients, tied, strict=True)]
         if torch.is_grad_enabled():
             scaled = list(Once.apply(_SECOND, len(scaled), *scaled, *tied, arriving))
-        return (None, None, *scaled)
+        return (None, None, None, *scaled)
 
 
 class Once(torch.autograd.Function):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, KeysView
+from collections.abc import Callable, Generator, KeysView
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,18 @@ from gimli_core.resume import Journal, describe, plain_snapshot, rebuilding, sch
 from gimli_core.storage import Storage
 from gimli_core.tasks import summed
 
-__all__ = ["Execution"]
+__all__ = ["Execution", "drain"]
 
 Events = Generator[Event, None, None]
+
+
+def drain(events: Events, *watching: Callable[[Event], None] | None) -> None:
+    """Run to the end; each event is shown to those who watch, and then let go."""
+    for event in events:
+        for watch in watching:
+            if watch is not None:
+                watch(event)
+        del event
 
 
 class Execution:
@@ -80,6 +89,11 @@ class Execution:
             k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32))
             for k, v in inputs.phi_loss.items()
         }
+
+    @property
+    def steps(self) -> int:
+        """J."""
+        return self.inputs.steps
 
     def forward(self) -> Events:
         """Lines 4-9: up to L_val and B_J."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from gimli_core.execution import drain
 from gimli_core.memory.actions import Schedule
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
+from gimli_core.progress import Progress
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
 from gimli_core.runs import make_run
@@ -39,6 +40,7 @@ def meta_gradient(
     reduce: str = "mean",
     chunk: int | None = None,
     compile: bool | str = "auto",
+    progress: bool = False,
 ) -> MetaGradient:
     """The exact meta-gradient of the validation loss after J inner steps (Algorithm 1, lines 2-16).
 
@@ -64,7 +66,8 @@ def meta_gradient(
         check: test requirements I-III when a problem is first met with these shapes (13F, once).
         resume: a directory in which the run notes every 30 s what it has reached. A run that was killed goes on from
             there when it is called again alike, to the same bits; the files go when it ends.
-        watch: called with every event as it happens: `gimli.AdjointNorms()`, `gimli.Progress(J)`, or your own.
+        watch: called with every event as it happens: `gimli.AdjointNorms()`, or your own.
+        progress: show on standard error how far the run is and how long it still takes, by `gimli.Progress`.
         tasks: T, a meta-batch in one vectorised run. Every tensor of a batch and of `val_batch` then has a leading
             dimension T; theta_0, phi and state_0 are shared, but for what `gimli.per_task` marks.
         reduce: "mean" or "sum" over the tasks: of the losses, and so of all gradients.
@@ -101,8 +104,7 @@ def meta_gradient(
         "recurrence": recurrence, "tasks": tasks, "reduce": reduce,
     }  # fmt: skip
     run = make_run(arguments, memory=memory, check=check, resume=resume, tied=False, chunk=chunk, compile=compile)
-    for event in chain(run.forward(), run.backward()):
-        if watch is not None:
-            watch(event)
-        del event
+    shown = Progress(run.steps) if progress else None
+    drain(run.forward(), watch, shown)
+    drain(run.backward(), watch, shown)
     return run.result()

@@ -31,6 +31,8 @@ class Run(Protocol):
 
     inputs: Inputs
 
+    @property
+    def steps(self) -> int: ...  # inner steps in all
     def forward(self) -> Events: ...
     def backward(self) -> Events: ...
     @property
@@ -75,6 +77,11 @@ class Chunks:
         self._first: Run | None = run(parts[0])
         self.inputs = self._first.inputs
         self._result: MetaGradient | None = None
+
+    @property
+    def steps(self) -> int:
+        """Inner steps of all chunks."""
+        return self.inputs.steps * len(self._parts)
 
     def forward(self) -> Events:
         """All of Algorithm 1, chunk by chunk."""

@@ -1,17 +1,14 @@
-"""Consumers of a run's events: how far it is, and how the norm of B_j goes along the sweep."""
+"""A consumer of a run's events: how the norm of B_j goes along the sweep."""
 
 from __future__ import annotations
 
-import sys
-import time
 import warnings
-from collections.abc import Callable
 
 import torch
 
 from gimli_core.record import Event
 
-__all__ = ["AdjointNorms", "Progress"]
+__all__ = ["AdjointNorms"]
 
 
 class AdjointNorms:
@@ -58,57 +55,3 @@ class AdjointNorms:
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-class Progress:
-    """Prints steps advanced, replayed and swept, and the time left.
-
-    Pass it as `watch=`.
-
-    Args:
-        steps: J.
-        show: what takes a line of text; by default it is drawn over the last one on standard error, by rich where
-            that is installed.
-        seconds: between two lines.
-    """
-
-    def __init__(self, steps: int, show: Callable[[str], None] | None = None, seconds: float = 1.0) -> None:
-        self.steps, self.seconds = steps, seconds
-        self.advanced = self.replayed = self.swept = 0
-        self._write = _writer() if show is None else None
-        self._show = show or self._draw
-        self._start = self._shown = time.monotonic()
-        self._sweeping = 0.0
-
-    def __call__(self, event: Event) -> None:
-        now = time.monotonic()
-        if event.line == 6:
-            self.replayed, self.advanced = self.replayed + event.replay, self.advanced + (not event.replay)
-        elif event.line == 9:
-            self._sweeping = now
-        elif event.line == 14:
-            self.swept += 1
-        if now - self._shown >= self.seconds or self.swept == self.steps:
-            self._shown = now
-            self._show(str(self))
-
-    def _draw(self, line: str) -> None:
-        assert self._write is not None
-        self._write(f"{line:<78}", "\n" if self.swept == self.steps else "\r")
-
-    def __str__(self) -> str:
-        text = f"advanced {self.advanced}/{self.steps}, replayed {self.replayed}, swept {self.swept}/{self.steps}"
-        if 0 < self.swept < self.steps:
-            left = (time.monotonic() - self._sweeping) / self.swept * (self.steps - self.swept)
-            text += f", about {left:.0f} s left"
-        return text
-
-
-def _writer() -> Callable[[str, str], None]:
-    """What writes a text and an end of line to standard error."""
-    try:
-        from rich.console import Console
-    except ImportError:
-        return lambda text, end: print(text, end=end, file=sys.stderr, flush=True)
-    console = Console(stderr=True, soft_wrap=True)
-    return lambda text, end: console.print(text, end=end)

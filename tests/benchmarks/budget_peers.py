@@ -57,7 +57,7 @@ def by_higher(work: Workload) -> Run:
 
 
 def by_torchopt(work: Workload) -> Run:
-    """One learning rate for all tensors: its optimizers take no more. It is a tensor, so that L2 and it are learned."""
+    """Its optimizers take one number as the learning rate, so that L2 alone is learned."""
     import torchopt
 
     log_l2 = {k: v.clone().requires_grad_() for k, v in work.log_l2.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.execution import Execution
-from gimli_core.inputs import prepare
+from gimli_core.inputs import fused, prepare
 from gimli_core.measure import measure
 from gimli_core.memory.actions import Schedule
 from gimli_core.memory.binomial import advances
@@ -114,7 +114,7 @@ def plan(
         raise ArgumentError(explain("steps", "at least 2", str(J), "With fewer there is nothing to choose."))
     if check:
         require(inputs, replays=True)
-    costs = measure(inputs, Execution)
+    costs = measure(fused(inputs), Execution)
     named = {"RetainGraphs()": Checkpoint(1, graphs=J), "StoreStates()": Checkpoint(J)}
     named |= {f"Checkpoint({S})": Checkpoint(S) for S in (50, 20, 10, 5, 2) if S < J}
     smallest, largest = least(J, costs), estimate(named["RetainGraphs()"], J, costs)[0]

@@ -43,6 +43,9 @@ def unroll(
     val_weights: Sequence[float] | Tensor | None = None,
     memory: Schedule | None = None,
     recurrence: str = "augmented",
+    second_order: str = "auto",
+    first_order: bool = False,
+    truncate: int | None = None,
     check: bool = True,
     resume: str | Path | None = None,
     with_trajectory: bool = False,
@@ -87,7 +90,8 @@ def unroll(
     asked = {
         "problem": problem, "theta_0": theta_0, "train_batches": train_batches, "val_batch": val_batch, "steps": steps,
         "phi_opt": phi_opt, "phi_loss": phi_loss, "state_0": state_0, "val_weights": val_weights,
-        "recurrence": recurrence, "tasks": tasks, "reduce": reduce,
+        "recurrence": recurrence, "tasks": tasks, "reduce": reduce, "second_order": second_order,
+        "first_order": first_order, "truncate": truncate,
     }  # fmt: skip
     run = make_run(asked, memory=memory, check=check, resume=resume, tied=True, chunk=chunk, compile=compile)
     arguments = {

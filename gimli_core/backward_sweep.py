@@ -17,11 +17,13 @@ from collections.abc import Generator
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from gimli_core.derivatives import Gradient, gradient, second_order_products
+from gimli_core.derivatives import Gradient, gradient
 from gimli_core.inputs import Inputs
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.record import Event, Point
+from gimli_core.second_order import Products, from_a_point, reverse_over_reverse
 
 __all__ = ["Swept", "step", "validation_gradient"]
 
@@ -33,6 +35,7 @@ class Swept(NamedTuple):
     S: State  # S_j
     A_opt: dict[str, Tensors]  # the increment of line 12, {tensor: {hyperparameter: adjoint}}
     A_loss: Tensors  # the increment of line 13
+    loss: Tensor | None  # ell_j, where the second-order products evaluated it again
 
 
 def validation_gradient(inputs: Inputs, point: Point) -> Gradient:
@@ -51,9 +54,11 @@ def validation_gradient(inputs: Inputs, point: Point) -> Gradient:
 def step(
     inputs: Inputs, point: Point, G_j: Gradient, B: Tensors, S: State, *, replay: bool
 ) -> Generator[Event, None, Swept]:
-    """Lines 11-14: from B_{j+1}, S_{j+1} to B_j, S_j and the increments of A. Frees the graph of G_j. Cost 6F."""
+    """Lines 11-14: from B_{j+1}, S_{j+1} to B_j, S_j and the increments of A. Frees the graph of G_j.
+
+    Cost 6F from a graph, 9F from a point, nothing where no second-order product is asked for.
+    """
     j, optimizer = point.j, inputs.optimizer
-    assert G_j.graph is not None
     phi_opt = inputs.hyper.at(j)
     pulled = optimizer.pullback(point.theta, point.state, G_j.theta, phi_opt, B, S, inputs.hyper.wanted)
     given = {
@@ -65,12 +70,27 @@ def step(
     computed = Event(12, j, {"A_opt": pulled.A}, replay)  # line 12
     yield computed
     A_opt = computed.values["A_opt"]
-    curvature, mixed = second_order_products(G_j.graph, V)
+    curvature, mixed, *_, again = second_order_products(inputs, point, G_j, V)
     computed = Event(13, j, {"A_loss": mixed}, replay)  # line 13
     yield computed
     A_loss = computed.values["A_loss"]
-    B_j = {k: torch.add(direct, curvature[k]) for k, direct in pulled.B.items()}  # line 14
+    B_j = {k: torch.add(direct, curvature[k]) for k, direct in pulled.B.items()}  # line 14; to first order, plus 0
     S_j = pulled.S if inputs.recurrence == "augmented" else optimizer.zero_adjoint(point.state)
     computed = Event(14, j, {"B": B_j, "S": S_j, "direct": pulled.B, "curvature": curvature}, replay)
     yield computed
-    return Swept(computed.values["B"], computed.values["S"], A_opt, A_loss)
+    return Swept(computed.values["B"], computed.values["S"], A_opt, A_loss, again)
+
+
+def second_order_products(inputs: Inputs, point: Point, G_j: Gradient, V: Tensors) -> Products:
+    """V_j Hessian (zeros to first order) and V_j mixed, by the means of `inputs`."""
+    if inputs.keeps_graph:
+        assert G_j.graph is not None
+        return reverse_over_reverse.products(G_j.graph, V, curvature=not inputs.first_order)
+    if not inputs.evaluates_again:
+        return Products({k: v.new_zeros(()).expand_as(v) for k, v in V.items()}, {}, False, frozenset(), None)
+    assert point.snapshot is not None
+    inputs.environment.restore(point.snapshot)  # what the loss met when G_j was computed
+    return from_a_point(inputs.second_order)(
+        inputs.problem.train_loss, point.theta, inputs.phi_loss, inputs.batch(point.j), V,
+        frozen=inputs.frozen, curvature=not inputs.first_order,
+    )  # fmt: skip

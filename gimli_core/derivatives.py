@@ -1,10 +1,10 @@
-"""The only production caller of autograd: gradients of the losses, and products with their second derivatives.
+"""With second_order/, the only production caller of autograd: gradients of the losses.
 
-Nothing here differentiates an optimizer. Autograd is asked for
+Nothing in either differentiates an optimizer. Autograd is asked for
 
     G_j                        line 5     gradient(...)
-    V_j Hessian, V_j mixed     13, 14     second_order_products(...), one reverse pass for both
     B_J, A_loss's first term   8, 9       gradient(..., of_phi=True)
+    V_j Hessian, V_j mixed     13, 14     second_order/, a choice of means
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gimli_core.errors import ArgumentError, explain
 from gimli_core.optimizers.interface import Tensors
 from gimli_core.problem import Loss
 
-__all__ = ["Gradient", "Graph", "gradient", "hessian", "second_order_products"]
+__all__ = ["Gradient", "Graph", "differentiate", "evaluate", "gradient", "hessian"]
 
 
 class Graph(NamedTuple):
@@ -81,22 +81,6 @@ def gradient(
         dict(zip(phi_loss, values[len(theta) :], strict=True)) if of_phi else {},
         Graph(G, theta_leaf, phi_leaf) if keep_graph else None,
     )
-
-
-def second_order_products(graph: Graph, V: Tensors) -> tuple[Tensors, Tensors]:
-    """V_j times the Hessian (line 14) and V_j times the mixed derivative (line 13), in one reverse pass.
-
-    Frees the graph. Cost: 6F.
-    """
-    inputs = [*graph.theta.values(), *graph.phi_loss.values()]
-    # A gradient that is constant in theta and phi_loss (a linear loss) carries no graph: its products are 0.
-    pairs = [(g, V[k]) for k, g in zip(graph.theta, graph.G, strict=True) if g.requires_grad]
-    found: tuple[Tensor | None, ...] = (None,) * len(inputs)
-    if pairs:
-        found = torch.autograd.grad([g for g, _ in pairs], inputs, [v for _, v in pairs], allow_unused=True)
-    products = [torch.zeros_like(x) if p is None else p for p, x in zip(found, inputs, strict=True)]
-    n = len(graph.theta)
-    return dict(zip(graph.theta, products[:n], strict=True)), dict(zip(graph.phi_loss, products[n:], strict=True))
 
 
 def hessian(graph: Graph) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, KeysView
+from collections.abc import Callable, Generator, Iterator, KeysView
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from gimli_core.derivatives import Gradient, evaluate
 from gimli_core.errors import NotFiniteError, ReplayError
 from gimli_core.inputs import Inputs
 from gimli_core.measure import settle
-from gimli_core.memory.actions import Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
+from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
 from gimli_core.memory.allocator import long_lived
+from gimli_core.memory.truncated import truncated
 from gimli_core.modules import Snapshot
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.record import Event, Kept, Point, Record
@@ -71,8 +72,8 @@ class Execution:
         self._schedule = schedule
         self._done = 0  # actions
         self._start: Snapshot | None = None  # random numbers and buffers before step 0
-        self._replays = schedule.replays
-        self._actions = schedule.actions(inputs.steps)
+        self._replays = schedule.replays or inputs.evaluates_again
+        self._actions = self._all_actions()
         self._point = Point(0, inputs.theta_0, inputs.state_0, None) if self._compiled is None else start(inputs)
         self._stored = Storage(schedule.disk)
         self._records: dict[int, Record] = {}
@@ -94,6 +95,9 @@ class Execution:
     def steps(self) -> int:
         """J."""
         return self.inputs.steps
+
+    def _all_actions(self) -> Iterator[Action]:
+        return truncated(self._schedule, self.inputs.steps, self.inputs.first)
 
     def forward(self) -> Events:
         """Lines 4-9: up to L_val and B_J."""
@@ -178,6 +182,7 @@ class Execution:
             train_losses=torch.stack(self._train_losses) if self._train_losses else nan.new_empty((0, *nan.shape)),
             val_losses=torch.stack([self._val_losses.get(j, nan) for j in range(self.inputs.steps + 1)]),
             task_val_losses=None if self.inputs.tasks is None else of_each,
+            approximation=self.inputs.approximation,
         )
 
     def result(self) -> MetaGradient:
@@ -262,7 +267,7 @@ class Execution:
         if extra["validated"]:
             self._end = tree["end"]["theta"], tree["end"]["state"], tree["end"].get("buffers", {})
         self._done = extra["done"]
-        stored, records = state_after(islice(self._schedule.actions(self.inputs.steps), self._done))
+        stored, records = state_after(islice(self._all_actions(), self._done))
         for j, tier in stored.items():
             self._stored.put(self._journal.point(j), tier)
         next(islice(self._actions, self._done, self._done), None)
@@ -287,16 +292,18 @@ class Execution:
         self.inputs.environment.restore(point.snapshot)
 
     def _advance(self, keep: Keep) -> Events:
-        keep_graph = keep is Keep.GRAPH
-        kept, point = self._at_kept(self._point, restore=keep_graph or self._compiled is not None)
+        recorded = keep is Keep.GRAPH
+        keep_graph = recorded and self.inputs.keeps_graph
+        kept, point = self._at_kept(self._point, restore=recorded or self._compiled is not None)
         j = point.j
         replay = j < len(self._train_losses)
         validation = None
-        if keep is Keep.GRADIENT or (keep_graph and self._compiled is not None and self._compiled.draws):
+        again = self.inputs.evaluates_again or (self._compiled is not None and self._compiled.draws)
+        if keep is Keep.GRADIENT or (recorded and again):
             point = self._marked()
-        if self.inputs.weights[j] is not None and (keep_graph or not replay):
+        if self.inputs.weights[j] is not None and (recorded or not replay):
             point = self._marked()
-            if keep_graph:
+            if recorded:
                 validation = self._validation_gradient(point)
             self._val_losses[j] = self._validation_value(point) if validation is None else validation.loss
             self._return_to(point)
@@ -308,7 +315,7 @@ class Execution:
                 self.inputs, point, keep_graph=keep_graph, replay=replay, known=known
             )
         self._note_loss(j, G_j.loss)
-        if keep_graph:
+        if recorded:
             self._records[j] = Record(point, G_j, validation)
         if keep is Keep.GRADIENT:
             assert point.snapshot is not None
@@ -340,15 +347,15 @@ class Execution:
             theta = {**inputs.frozen, **{k: v.detach().requires_grad_() for k, v in point.theta.items()}}
             return evaluate(inputs.problem.val_loss, "val_loss", theta, inputs.phi_loss, inputs.val_batch).detach()
 
-    def _note_loss(self, j: int, loss: Tensor) -> None:
+    def _note_loss(self, j: int, loss: Tensor, *, exact: bool = True) -> None:
         """Keep the loss of a first run; hold a replay against it."""
         if j == len(self._train_losses):
             self._train_losses.append(loss)
             return
         first = self._train_losses[j]
-        if loss.device.type == "cpu" and self._compiled is None:
+        if exact and loss.device.type == "cpu" and self._compiled is None:
             same = torch.equal(first, loss)
-        elif loss.ndim == 0:  # atomic additions, or another compiled function, may change the last bits
+        elif loss.ndim == 0:  # atomic additions, forward mode or another compiled function may change the last bits
             same = math.isclose(first.item(), loss.item(), rel_tol=1e-3, abs_tol=1e-8)
         else:
             same = torch.allclose(first, loss, rtol=1e-3)
@@ -357,7 +364,7 @@ class Execution:
                 f"train_loss at inner step j = {j}: expected {first.tolist()!r} again when the step is replayed; "
                 f"got {loss.tolist()!r}. "
                 "Make the loss a function of its arguments, torch's global generator and module buffers, or "
-                "use memory=RetainGraphs()."
+                "use memory=RetainGraphs() and second_order='reverse_over_reverse'."
             )
 
     def _validate(self) -> Events:
@@ -400,8 +407,10 @@ class Execution:
         record = self._records.pop(j, None)
         replay = record is None
         if record is None:
-            self._at_kept(self._point, restore=True)
-            point, G_j, validation = (self._point if inputs.weights[j] is None else self._marked()), None, None
+            kept, point = self._at_kept(self._point, restore=True)
+            if inputs.weights[j] is not None or inputs.evaluates_again:
+                point = self._marked()
+            G_j, validation = (None if kept is None or inputs.keeps_graph else kept.gradient), None
         else:
             point, G_j, validation = record
             if point.snapshot is not None and self._compiled is not None:
@@ -411,11 +420,13 @@ class Execution:
         swept: backward_sweep.Swept | CompiledSwept
         if self._compiled is not None:
             swept = yield from self._compiled.sweep(inputs, point, self._B, self._S, replay=replay)
-            self._note_loss(j, swept.loss)
         else:
-            if G_j is None:
-                G_j = yield from self._gradient_again(point)
+            if replay:
+                G_j = yield from self._gradient_again(point, G_j)
+            assert G_j is not None
             swept = yield from backward_sweep.step(inputs, point, G_j, self._B, self._S, replay=replay)
+        if swept.loss is not None:
+            self._note_loss(j, swept.loss, exact=False)
         self._B, self._S = swept.B, swept.S
         inputs.hyper.accumulate(self._A_opt, j, swept.A_opt)
         for k, increment in swept.A_loss.items():
@@ -427,10 +438,11 @@ class Execution:
             self._add_validation(j, validation)
             yield from self._announce(j)
 
-    def _gradient_again(self, point: Point) -> Generator[Event, None, Gradient]:
-        """Line 5 of a step whose graph was not kept."""
-        G_j = forward_unroll.inner_gradient(self.inputs, point, keep_graph=True)
-        self._note_loss(point.j, G_j.loss)
-        computed = Event(5, point.j, {"loss": G_j.loss, "G": G_j.theta}, True, {"theta": point.theta})
+    def _gradient_again(self, point: Point, known: Gradient | None) -> Generator[Event, None, Gradient]:
+        """Line 5 of a step whose graph was not kept, or not made; G_j may be `known`."""
+        if known is None:
+            known = forward_unroll.inner_gradient(self.inputs, point, keep_graph=self.inputs.keeps_graph)
+            self._note_loss(point.j, known.loss)
+        computed = Event(5, point.j, {"loss": known.loss, "G": known.theta}, True, {"theta": point.theta})
         yield computed
-        return G_j._replace(theta=computed.values["G"])
+        return known._replace(theta=computed.values["G"])

@@ -19,6 +19,7 @@ from gimli_core.optimizers.fused import Fused, fuses
 from gimli_core.optimizers.interface import Optimizer, State, Tensors
 from gimli_core.optimizers.over_tasks import OverTasks
 from gimli_core.problem import Problem
+from gimli_core.second_order import ASKED, BY_GRAPH
 from gimli_core.tasks import Tasks, check_tasks, expanded, over_tasks, own, split_marked, stacked_state
 
 __all__ = ["RECURRENCES", "Inputs", "check_batches", "fused", "prepare"]
@@ -47,11 +48,37 @@ class Inputs:
     environment: Environment
     recurrence: str
     tasks: Tasks | None = None
+    second_order: str = "auto"  # the means of second-order products; `require` puts one that works in its place
+    first_order: bool = False  # line 14 without the curvature
+    first: int = 0  # the step at which the sweep ends: J - k where it is truncated to k steps
 
     @property
     def scale(self) -> float:
         """What the sum of the tasks' losses is multiplied by; 1 for a single inner loop."""
         return 1.0 if self.tasks is None else self.tasks.scale
+
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether second-order products are taken from the kept graph of G_j."""
+        return self.second_derivatives and self.second_order in ("auto", BY_GRAPH)
+
+    @property
+    def evaluates_again(self) -> bool:
+        """Whether second-order products evaluate the inner loss again, at theta_j as it was kept."""
+        return self.second_derivatives and not self.keeps_graph
+
+    @property
+    def second_derivatives(self) -> bool:
+        """Whether line 13 or 14 needs any."""
+        return not self.first_order or bool(self.phi_loss)
+
+    @property
+    def approximation(self) -> str:
+        """What the result leaves out, or the empty string."""
+        left_out = ["first order: line 14 without V_j Hessian"] * self.first_order
+        k = self.steps - self.first
+        left_out += [f"truncated: the last {k} of {self.steps} steps, the others as the identity"] * (self.first > 0)
+        return "; ".join(left_out)
 
 
 def prepare(
@@ -69,6 +96,9 @@ def prepare(
     tasks: int | None = None,
     reduce: str = "mean",
     among: int | None = None,
+    second_order: str = "auto",
+    first_order: bool = False,
+    truncate: int | None = None,
 ) -> Inputs:
     """Check the arguments of `meta_gradient` and put them into one shape. Raises ArgumentError.
 
@@ -91,12 +121,23 @@ def prepare(
         raise ArgumentError(
             explain("recurrence", listing(RECURRENCES), repr(recurrence), "The exact one is 'augmented'.")
         )
+    if second_order not in ASKED:
+        raise ArgumentError(
+            explain(
+                "second_order", listing(ASKED), repr(second_order), f"'auto' picks one.{closest(second_order, ASKED)}"
+            )
+        )
+    if not isinstance(first_order, bool):
+        raise ArgumentError(
+            explain("first_order", "True or False", repr(first_order), "True leaves out line 14's curvature.")
+        )
     T = check_tasks(tasks, reduce)
     own_theta, theta_0 = split_marked(theta_0)
     own_state, state_0 = split_marked(state_0)
     trained, frozen = _check_theta(theta_0)
     one = {k: v[0] for k, v in own("theta_0", trained, T).items()} if own_theta else trained  # theta of one task
     batch, J = check_batches(train_batches, steps)
+    first = _check_truncate(truncate, J)
     anywhere = next(iter(trained.values()))
     own_phi, loss_parameters = _check_phi_loss(phi_loss, anywhere, T)
     if phi_opt is not None and not isinstance(phi_opt, Mapping):
@@ -133,10 +174,13 @@ def prepare(
         batch=batch,
         val_batch=val_batch,
         steps=J,
-        weights=_check_weights(val_weights, J),
+        weights=_check_weights(val_weights, J, first),
         environment=Environment(modules, anywhere.device),
         recurrence=recurrence,
         tasks=batched,
+        second_order=second_order,
+        first_order=first_order,
+        first=first,
     )
 
 
@@ -307,7 +351,17 @@ def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any],
     return lambda j: train_batches[j], J
 
 
-def _check_weights(val_weights: Any, steps: int) -> tuple[float | None, ...]:
+def _check_truncate(truncate: Any, steps: int) -> int:
+    """The step at which the sweep ends."""
+    if truncate is None:
+        return 0
+    if isinstance(truncate, bool) or not isinstance(truncate, Integral) or truncate < 1:
+        do = "truncate=k sweeps the last k steps only; first_order=True leaves out curvature."
+        raise ArgumentError(explain("truncate", "a whole number k >= 1", repr(truncate), do))
+    return max(0, steps - int(truncate))
+
+
+def _check_weights(val_weights: Any, steps: int, first: int) -> tuple[float | None, ...]:
     if val_weights is None:
         return (None,) * steps + (1.0,)
     try:
@@ -329,7 +383,13 @@ def _check_weights(val_weights: Any, steps: int) -> tuple[float | None, ...]:
         )
     # A weight of 0 that is learned has a derivative too.
     learned = any(isinstance(w, Tensor) and w.requires_grad for w in (val_weights, *val_weights))
-    return (None,) * (steps + 1 - len(weights)) + tuple(w if w or learned else None for w in weights)
+    checked = (None,) * (steps + 1 - len(weights)) + tuple(w if w or learned else None for w in weights)
+    early = [j for j in range(first) if checked[j] is not None]
+    if early:
+        expected = f"no weight before theta_{first}, where the sweep of the last {steps - first} steps ends"
+        came = f"one at theta_{early[0]}" + (", which is learned" if learned else "")
+        raise ArgumentError(explain("val_weights", expected, came, "Raise truncate, or put 0 there."))
+    return checked
 
 
 def _check_state(state_0: Any, like: State, path: str = "state_0") -> State:

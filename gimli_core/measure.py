@@ -103,13 +103,13 @@ class _Pilot(Schedule):
 
 
 def measure(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path | None = None) -> Costs:
-    """The costs of a problem of at least 2 steps, from a short run of two, made three times. Cost: about 75F."""
+    """The costs of a problem with 2 or more steps to sweep, from a run of two, made three times. Cost: about 75F."""
     written, read = (0.0, 0.0) if disk is None else _disk_seconds(inputs, disk)
     environment = inputs.environment
     found = environment.capture()
-    short = replace(
-        inputs, steps=2, batch=lambda j: inputs.batch(0), weights=(*inputs.weights[:2], inputs.weights[-1] or 1.0)
-    )
+    first = inputs.first
+    weights = (*inputs.weights[first : first + 2], inputs.weights[-1] or 1.0)
+    short = replace(inputs, steps=2, first=0, batch=lambda j: inputs.batch(0), weights=weights)
     counted: list[tuple[int, int, int, float]] = []
     timed: list[tuple[int, int, int, float]] = []
     try:
@@ -130,7 +130,8 @@ def measure(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path |
     at_work = live[5] - live[4] + 2 * point + max(act.transient for act in acts)
     holes = most() - max(peak for _, peak, _, _ in counted)
     return Costs(
-        start=accumulators + (0 if inputs.warm else nbytes(inputs.state_0)),
+        # The point that the sweep ends at is the caller's only if it is theta_0.
+        start=accumulators + (point if first else 0 if inputs.warm else nbytes(inputs.state_0)),
         point=point,
         gradient=live[2] - accumulators,
         record=live[4] - live[3],
@@ -189,17 +190,18 @@ def settle(
     """The schedule to run, and what to call between its actions. A budget is measured and becomes a `Checkpoint`."""
     if not isinstance(schedule, Budget):
         return schedule, lambda: None
-    if inputs.steps < 2:  # nothing to choose
+    steps = inputs.steps - inputs.first
+    if steps < 2:  # nothing to choose
         need = counted(inputs, run)
         if need > schedule.bytes:
             remedy = "With so few steps no other schedule takes less; a smaller batch does."
-            came, expected = show_size(schedule.bytes), f"at least {need} bytes for {inputs.steps} steps"
+            came, expected = show_size(schedule.bytes), f"at least {need} bytes for {steps} steps"
             raise ArgumentError(explain(f"Budget({schedule.size!r})", expected, came, remedy))
         return Checkpoint(1), lambda: None
     keep = keeper()
     costs = measure(inputs, run, schedule.disk)
-    chosen = choose(schedule, inputs.steps, costs)
+    chosen = choose(schedule, steps, costs)
     # Within an action holes cannot be given back: leave room for them beside what the action itself needs.
     transient = max(act.transient for act in (costs.run, costs.run_graph, costs.sweep, costs.sweep_point))
-    room = estimate(chosen, inputs.steps, costs)[0] - transient - costs.room
+    room = estimate(chosen, steps, costs)[0] - transient - costs.room
     return chosen, lambda: keep(room)

@@ -33,6 +33,9 @@ def meta_gradient(
     val_weights: Sequence[float] | Tensor | None = None,
     memory: Schedule | None = None,
     recurrence: str = "augmented",
+    second_order: str = "auto",
+    first_order: bool = False,
+    truncate: int | None = None,
     check: bool = True,
     resume: str | Path | None = None,
     watch: Callable[[Event], None] | None = None,
@@ -63,6 +66,15 @@ def meta_gradient(
         memory: a schedule of `gimli.memory`; `RetainGraphs()` by default.
         recurrence: "augmented", which is exact, or "theta_only", the paper's lines 11-14 read
             without the optimizer state: an ablation that shows what is missed.
+        second_order: the means of the products with second derivatives in lines 13 and 14. They agree to rounding.
+            "reverse_over_reverse" keeps the graph of G_j and goes back through it; "forward_over_reverse" and
+            "reverse_over_forward" keep theta_j, s_j and G_j alone and take 3F more. Where the loss has an
+            operation without the formula that one needs, another that works takes its place, and a line
+            in the log says why. "auto" is the first of the three that works; with check=False, the first.
+        first_order: leave out line 14's curvature, V_j Hessian (in MAML: FOMAML). Line 13 stays for a phi_loss;
+            without one there is no second derivative, no graph, and a step takes 3F.
+        truncate: k, sweep only the last k steps; the others count as the identity, so that B_0 is B_{J-k} and S_0
+            is S_{J-k}, and they keep nothing. k >= J changes nothing.
         check: test requirements I-III when a problem is first met with these shapes (13F, once).
         resume: a directory in which the run notes every 30 s what it has reached. A run that was killed goes on from
             there when it is called again alike, to the same bits; the files go when it ends.
@@ -78,7 +90,8 @@ def meta_gradient(
 
     Returns:
         MetaGradient: `val_loss`, `A_opt`, `A_loss`, `B_0`, `S_0`, `theta_J`, `state_J`,
-        `buffers_J`, `train_losses`, `val_losses`. Buffers of modules are left as they were found.
+        `buffers_J`, `train_losses`, `val_losses`; `approximation`, "" unless first_order or truncate
+        leaves something out. Buffers of modules are left as they were found.
 
     Raises:
         ArgumentError, RequirementError: before any work. NotFiniteError: a loss or gradient that is
@@ -101,7 +114,8 @@ def meta_gradient(
     arguments = {
         "problem": problem, "theta_0": theta_0, "train_batches": train_batches, "val_batch": val_batch, "steps": steps,
         "phi_opt": phi_opt, "phi_loss": phi_loss, "state_0": state_0, "val_weights": val_weights,
-        "recurrence": recurrence, "tasks": tasks, "reduce": reduce,
+        "recurrence": recurrence, "tasks": tasks, "reduce": reduce, "second_order": second_order,
+        "first_order": first_order, "truncate": truncate,
     }  # fmt: skip
     run = make_run(arguments, memory=memory, check=check, resume=resume, tied=False, chunk=chunk, compile=compile)
     shown = Progress(run.steps) if progress else None

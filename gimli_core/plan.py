@@ -80,6 +80,7 @@ def plan(
     phi_loss: Mapping[str, Tensor] | None = None,
     state_0: State | None = None,
     val_weights: Sequence[float] | Tensor | None = None,
+    second_order: str = "auto",
     check: bool = True,
 ) -> Plan:
     """What each memory schedule would cost on this problem: predicted peak and time.
@@ -107,13 +108,13 @@ def plan(
     """
     inputs = prepare(
         problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
-        state_0=state_0, val_weights=val_weights,
+        state_0=state_0, val_weights=val_weights, second_order=second_order,
     )  # fmt: skip
     J = inputs.steps
     if J < 2:
         raise ArgumentError(explain("steps", "at least 2", str(J), "With fewer there is nothing to choose."))
     if check:
-        require(inputs, replays=True)
+        inputs = require(inputs, replays=True)
     costs = measure(fused(inputs), Execution)
     named = {"RetainGraphs()": Checkpoint(1, graphs=J), "StoreStates()": Checkpoint(J)}
     named |= {f"Checkpoint({S})": Checkpoint(S) for S in (50, 20, 10, 5, 2) if S < J}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +23,10 @@ from gimli_core.derivatives import Graph, differentiate, evaluate, gradient
 from gimli_core.errors import ReplayError, RequirementError
 from gimli_core.inputs import Inputs, prepare
 from gimli_core.meta_parameters import tensor_paths
-from gimli_core.optimizers.interface import State
+from gimli_core.notice import notice
+from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.problem import Problem
+from gimli_core.second_order import BY_GRAPH, Choice, Products, choose, from_a_point, reverse_over_reverse
 
 __all__ = ["Requirement", "Requirements", "check_requirements", "require"]
 
@@ -95,22 +97,25 @@ def check_requirements(
     inputs = prepare(
         problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss, state_0=state_0
     )
-    return examine(inputs)
+    return examine(inputs)[0]
 
 
-def examine(inputs: Inputs) -> Requirements:
-    """The verdict for checked inputs. Random numbers and buffers are left as found."""
+def examine(inputs: Inputs) -> tuple[Requirements, Choice | None]:
+    """The verdict for checked inputs, and the means of their second-order products.
+
+    Random numbers and buffers are left as found.
+    """
     environment = inputs.environment
     found = environment.capture()
     try:
         first, explicit = _requirement_I(inputs)
-        entries = [first]
+        entries, choice = [first], None
         if inputs.steps > 0:
-            second, linear, reached = _requirement_II(inputs)
+            second, choice = _requirement_II(inputs)
             entries += [second, _requirement_IIIa(inputs)]
             if second.holds:  # without a second derivative IIIb cannot be asked
-                entries.append(_requirement_IIIb(inputs, explicit, linear, reached))
-        return Requirements(tuple(entries))
+                entries.append(_requirement_IIIb(inputs, explicit, choice))
+        return Requirements(tuple(entries)), choice
     except Exception as error:
         error.add_note("while the requirements were tested, at theta_0, before any step")
         raise
@@ -118,27 +123,42 @@ def examine(inputs: Inputs) -> Requirements:
         environment.restore(found)
 
 
-# Problems already examined, with the names and shapes they were examined with.
-_examined: weakref.WeakKeyDictionary[Problem, set[Any]] = weakref.WeakKeyDictionary()
+# Problems already examined: the means found for the names and shapes they were examined with; and what was told of it.
+_examined: weakref.WeakKeyDictionary[Problem, dict[Any, str]] = weakref.WeakKeyDictionary()
+_told: weakref.WeakKeyDictionary[Problem, set[str]] = weakref.WeakKeyDictionary()
 
 
-def require(inputs: Inputs, *, replays: bool, tied: bool = False) -> None:
-    """Raise unless the requirements hold; once per problem and shapes.
+def require(inputs: Inputs, *, replays: bool, tied: bool = False) -> Inputs:
+    """Raise unless the requirements hold; once per problem and shapes. Returns the inputs with means that work.
 
     With `replays`, the inner loss must also be replayable; when `tied` into autograd, the losses must
     not reach tensors whose gradient would be missing.
     """
-    seen = _examined.setdefault(inputs.problem, set())
+    seen = _examined.setdefault(inputs.problem, {})
     shapes = tuple((k, v.shape) for k, v in (*inputs.theta_0.items(), *inputs.phi_loss.items()))
-    signature = (shapes, inputs.hyper.wanted, inputs.steps > 0, replays, tied)
+    means = (inputs.second_order, inputs.second_derivatives)
+    signature = (shapes, inputs.hyper.wanted, inputs.steps > 0, replays, tied, means)
     if signature in seen:
-        return
-    examine(inputs).assert_ok()
-    if replays and inputs.steps > 0:
+        return replace(inputs, second_order=seen[signature])
+    verdict, choice = examine(inputs)
+    verdict.assert_ok()
+    if choice is not None and choice.mean is not None:
+        inputs = replace(inputs, second_order=choice.mean)
+        _tell(inputs.problem, choice)
+    if (replays or inputs.evaluates_again) and inputs.steps > 0:
         probe_replay(inputs)
     if tied:
         refuse_stray_tensors(inputs)
-    seen.add(signature)
+    seen[signature] = inputs.second_order
+    return inputs
+
+
+def _tell(problem: Problem, choice: Choice) -> None:
+    """Say once per problem which means took the place of others, and why."""
+    message = f"second_order: {choice.mean} is used for train_loss, since another fails: {choice}"
+    if choice.reasons and message not in _told.setdefault(problem, set()):
+        _told[problem].add(message)
+        notice(message)
 
 
 def probe_replay(inputs: Inputs) -> None:
@@ -159,11 +179,10 @@ def probe_replay(inputs: Inputs) -> None:
         environment.restore(found)
     if not torch.equal(*values) and not bool(torch.isnan(values[0]).any()):
         raise ReplayError(
-            "train_loss: expected the same value twice from the same theta, batch and random state, since this "
-            "memory schedule replays "
-            f"steps; got {values[0].tolist()!r}, then {values[1].tolist()!r}. Draw random numbers from torch's "
-            "global generator "
-            "(or numpy's, or Python's), return the same batch for the same j, or use memory=RetainGraphs()."
+            "train_loss: expected the same value twice from the same theta, batch and random state, since a step is "
+            f"evaluated again here, for the memory schedule or for second_order; got {values[0].tolist()!r}, then "
+            f"{values[1].tolist()!r}. Draw random numbers from torch's global generator (or numpy's, or Python's), "
+            "return the same batch for one j, or use memory=RetainGraphs() and second_order='reverse_over_reverse'."
         )
 
 
@@ -258,21 +277,30 @@ def _requirement_I(inputs: Inputs) -> tuple[Requirement, frozenset[str]]:
     return Requirement("I", False, why), explicit
 
 
-def _requirement_II(inputs: Inputs) -> tuple[Requirement, bool, frozenset[str]]:
-    """II, whether the inner loss is linear in theta, and the names in phi_loss that G depends on."""
-    G = _recorded(inputs, 0)
-    try:
+def _requirement_II(inputs: Inputs) -> tuple[Requirement, Choice]:
+    """II, and the means of second-order products."""
+    if not inputs.second_derivatives:
+        return Requirement("II", True, "to first order no second derivative is asked for"), Choice(None, None, {})
+    start = inputs.environment.capture()
+    graph = _recorded(inputs, 0)
+
+    def at(mean: str, V: Tensors) -> Products:
+        inputs.environment.restore(start)
+        if mean != BY_GRAPH:
+            return _products(inputs, mean, 0, V)
         refuse_once_differentiable(inputs)
-        linear, reached = _differentiated_again(G)
-    except (RuntimeError, NotImplementedError) as error:
+        return reverse_over_reverse.products(graph, V)
+
+    choice = choose(inputs.second_order, at, _direction(inputs))
+    if choice.products is None:
         why = (
-            f"train_loss has no second derivative: {str(error).splitlines()[0]}. Use operations that autograd "
+            f"train_loss has no second derivative ({choice}). Use operations that autograd "
             "can differentiate twice "
             "(for attention: torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
         )
-        return Requirement("II", False, why), False, frozenset()
-    note = "; train_loss is linear in theta, so line 14's curvature is 0" if linear else ""
-    return Requirement("II", True, f"the step is differentiable in theta and G{note}"), linear, reached
+        return Requirement("II", False, why), choice
+    note = "; train_loss is linear in theta, so line 14's curvature is 0" if choice.products.linear else ""
+    return Requirement("II", True, f"the step is differentiable in theta and G{note}"), choice
 
 
 def _recorded(inputs: Inputs, j: int) -> Graph:
@@ -285,13 +313,18 @@ def _recorded(inputs: Inputs, j: int) -> Graph:
     return G.graph
 
 
-def _differentiated_again(graph: Graph) -> tuple[bool, frozenset[str]]:
-    """Whether G is constant in theta, and the names in phi_loss that it depends on. Cost 6F."""
-    paths = [g for g in graph.G if g.requires_grad]
-    total = torch.stack([g.sum() for g in paths]).sum() if paths else torch.zeros(())
-    found = differentiate(total, [*graph.theta.values(), *graph.phi_loss.values()])
-    reached = frozenset(k for k, p in zip(graph.phi_loss, found[len(graph.theta) :], strict=True) if p is not None)
-    return all(p is None for p in found[: len(graph.theta)]), reached
+def _products(inputs: Inputs, mean: str, j: int, V: Tensors) -> Products:
+    """The second-order products at theta_0 and batch j. Cost 9F."""
+    if mean == BY_GRAPH:
+        return reverse_over_reverse.products(_recorded(inputs, j), V)
+    return from_a_point(mean)(
+        inputs.problem.train_loss, inputs.theta_0, inputs.phi_loss, inputs.batch(j), V, frozen=inputs.frozen
+    )
+
+
+def _direction(inputs: Inputs) -> Tensors:
+    """A direction that no symmetry of a loss makes a special one."""
+    return {k: torch.arange(1, v.numel() + 1).to(v).cos().reshape(v.shape) for k, v in inputs.theta_0.items()}
 
 
 def _requirement_IIIa(inputs: Inputs) -> Requirement:
@@ -319,20 +352,20 @@ def _requirement_IIIa(inputs: Inputs) -> Requirement:
     return Requirement("IIIa", False, why)
 
 
-def _requirement_IIIb(inputs: Inputs, explicit: frozenset[str], linear: bool, reached: frozenset[str]) -> Requirement:
+def _requirement_IIIb(inputs: Inputs, explicit: frozenset[str], choice: Choice) -> Requirement:
     """IIIb: every entry of phi_loss reaches G or L_val."""
-    idle = [k for k in inputs.phi_loss if k not in reached | explicit]
+    if choice.products is None or choice.mean is None or not inputs.phi_loss:
+        return Requirement("IIIb", True, "no phi_loss")
+    idle = [k for k in inputs.phi_loss if k not in choice.products.reached | explicit]
     for j in range(1, inputs.steps):
         if not idle:
             break
-        seen = _differentiated_again(_recorded(inputs, j))[1]
+        seen = _products(inputs, choice.mean, j, _direction(inputs)).reached
         idle = [k for k in idle if k not in seen]
-    if not inputs.phi_loss:
-        return Requirement("IIIb", True, "no phi_loss")
     if not idle:
         return Requirement("IIIb", True, "the inner gradient or val_loss depends on every entry of phi_loss")
     names = ", ".join(repr(k) for k in idle)
-    if linear:
+    if choice.products.linear:
         because = (
             "train_loss is linear in theta, so its gradient is constant and its second derivative, which alone "
             "could carry phi_loss, is 0"

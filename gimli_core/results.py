@@ -23,6 +23,7 @@ class Trajectory:
     train_losses: Tensor  # [J], ell_j(theta_j); [J, T] of T tasks
     val_losses: Tensor  # [J + 1], L_val(theta_j) where it has a weight, else nan; [J + 1, T]
     task_val_losses: Tensor | None = field(default=None, kw_only=True)  # [T], L of each task
+    approximation: str = field(default="", kw_only=True)  # what the gradient leaves out; "" if it is exact
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,6 +38,7 @@ class MetaGradient(Trajectory):
 
     def __repr__(self) -> str:
         note = "" if self.recurrence == "augmented" else f", recurrence={self.recurrence!r} (not the exact gradient)"
+        note += f", approximation={self.approximation!r} (not the exact gradient)" if self.approximation else ""
         return (
             f"MetaGradient(val_loss={self.val_loss.item():.6g}, steps={len(self.train_losses)}, A_opt: "
             f"{list(self.A_opt)}, "

@@ -167,6 +167,9 @@ def fingerprint(inputs: Inputs) -> str:
             inputs.weights,
             inputs.steps,
             inputs.recurrence,
+            inputs.second_order if inputs.evaluates_again else None,
+            inputs.first_order,
+            inputs.first,
         ]
     )
     add([type(inputs.optimizer).__name__, inputs.optimizer.hyperparameters(), inputs.hyper.at(0), inputs.val_batch])

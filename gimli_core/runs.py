@@ -53,7 +53,7 @@ def make_run(
     def run(arguments: Mapping[str, Any], resume: Any = None) -> Run:
         inputs = prepare(**arguments)
         if check:
-            require(inputs, replays=schedule.replays, tied=tied)
+            inputs = require(inputs, replays=schedule.replays, tied=tied)
         inputs = fused(inputs)
         compiled, clock = chosen(inputs, compile, whole=memory is None and resume is None)
         return Execution(inputs, schedule, resume, compiled, clock)
@@ -130,6 +130,7 @@ def joined(results: list[MetaGradient], arguments: Mapping[str, Any]) -> MetaGra
         B_0=_join(fields["B_0"], own_theta),
         S_0=_join(fields["S_0"], own_state),
         recurrence=results[0].recurrence,
+        approximation=results[0].approximation,
     )
 
 

@@ -57,12 +57,22 @@ def chosen(inputs: Inputs, compile: bool | str, *, whole: bool) -> tuple[Compile
     """
     if compile is False or inputs.steps == 0:
         return None, None
+    if inputs.first_order or inputs.evaluates_again:
+        if compile != "auto":
+            notice("not compiled: what is compiled has all of line 14, by reverse over reverse")
+        return None, None
+    whole = whole and inputs.first == 0
     known = _known.setdefault(inputs.problem, Known())
     if compile == "auto" and known.seconds < AUTO_SECONDS:
         return None, Clock(known)
     if compile == "whole" and not whole:
         raise ArgumentError(
-            explain("compile", "'steps' or True beside memory= or resume=", "'whole'", "A whole run keeps every step.")
+            explain(
+                "compile",
+                "'steps' or True beside memory=, resume= or truncate=",
+                "'whole'",
+                "A whole run keeps every step.",
+            )
         )
     run_whole = compile == "whole" or (compile != "steps" and whole and is_small(inputs))
     if run_whole and (found := _compiled(known, ("whole", inputs.steps, pattern(inputs)), inputs)) is not None:

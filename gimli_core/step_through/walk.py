@@ -217,7 +217,7 @@ def step_through(
         state_0=state_0, val_weights=val_weights, recurrence=recurrence,
     )  # fmt: skip
     if check:
-        require(inputs, replays=schedule.replays)
+        inputs = require(inputs, replays=schedule.replays)
     return Walk(inputs, schedule)
 
 

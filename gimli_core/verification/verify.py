@@ -16,6 +16,7 @@ from gimli_core.meta_gradient import meta_gradient
 from gimli_core.modules import Environment
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
+from gimli_core.requirements import require
 from gimli_core.runs import check_schedule
 from gimli_core.verification.bounds import Bounds
 from gimli_core.verification.claims import entries_of
@@ -46,6 +47,7 @@ def verify(
     val_weights: Sequence[float] | Tensor | None = None,
     memory: Schedule | None = None,
     recurrence: str = "augmented",
+    second_order: str = "auto",
     claimed: Mapping[str, Any] | None = None,
     closed_form: Mapping[str, Any] | None = None,
     oracles: Collection[str] = ORACLES,
@@ -68,7 +70,7 @@ def verify(
 
     Args:
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights,
-            memory, recurrence: as for `gimli.meta_gradient`.
+            memory, recurrence, second_order: as for `gimli.meta_gradient`.
         claimed: a meta-gradient from elsewhere, to be judged beside the engine's: keyed like a result,
             `{"A_opt": {"lr": …}, "A_loss": {…}, "B_0": {…}, "S_0": {…}}`, or by flat names.
         closed_form: known values, keyed likewise.
@@ -108,7 +110,7 @@ def verify(
     schedule = check_schedule(memory)
     inputs = prepare(
         problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
-        state_0=state_0, val_weights=val_weights, recurrence=recurrence,
+        state_0=state_0, val_weights=val_weights, recurrence=recurrence, second_order=second_order,
     )  # fmt: skip
     asked = Question(
         problem, theta_0, train_batches, val_batch, inputs.steps, phi_opt or {}, phi_loss or {}, state_0, val_weights
@@ -120,6 +122,7 @@ def verify(
         result = meta_gradient(
             problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
             state_0=state_0, val_weights=val_weights, memory=schedule, recurrence=recurrence,
+            second_order=second_order,
         )  # fmt: skip
     found = {VAL_LOSS: result.val_loss, **flatten({name: getattr(result, name) for name in RESULTS}, ())}
     engine = {key: found[key] for key in entries}
@@ -201,7 +204,8 @@ def _against(truths: Mapping[str, Answers], subject: str, key: Key, value: Tenso
 
 def _locate(inputs: Inputs, schedule: Schedule, bounds: Bounds, wrong: Sequence[Check]) -> Finding | None:
     with same_randomness(inputs.environment):
-        found = first_disagreement(Execution(inputs, schedule), bounds.reference, bounds.allowed)
+        settled = require(inputs, replays=schedule.replays)  # examined already: it has the means that were used
+        found = first_disagreement(Execution(settled, schedule), bounds.reference, bounds.allowed)
     if found is None and any(c.family == "autograd" for c in wrong):
         return Finding(16, None, f"{wrong[0].name}: every increment agrees, but not their sum", wrong[0].error)
     return found

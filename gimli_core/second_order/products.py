@@ -1,0 +1,37 @@
+"""What every mean returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gimli_core.optimizers.interface import Tensors
+
+__all__ = ["Products", "collect"]
+
+
+class Products(NamedTuple):
+    """V_j times the two second derivatives of the inner loss, detached."""
+
+    curvature: Tensors  # V_j Hessian, line 14
+    mixed: Tensors  # V_j grad_phi grad_theta ell_j, line 13
+    linear: bool  # no path from theta to G_j was found: the curvature is 0
+    reached: frozenset[str]  # entries of phi_loss with a path to G_j
+    loss: Tensor | None  # ell_j, where it was evaluated again
+
+
+def collect(theta: Tensors, phi_loss: Tensors, found: Sequence[Tensor | None], loss: Tensor | None) -> Products:
+    """`found` holds a product for each entry of theta, then of phi_loss; None where there is no path, for 0."""
+    inputs = [*theta.values(), *phi_loss.values()]
+    products = [torch.zeros_like(x) if p is None else p.detach() for p, x in zip(found, inputs, strict=True)]
+    n = len(theta)
+    return Products(
+        dict(zip(theta, products[:n], strict=True)),
+        dict(zip(phi_loss, products[n:], strict=True)),
+        all(p is None for p in found[:n]),
+        frozenset(k for k, p in zip(phi_loss, found[n:], strict=True) if p is not None),
+        None if loss is None else loss.detach(),
+    )

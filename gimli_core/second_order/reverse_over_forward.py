@@ -1,0 +1,58 @@
+"""Reverse over forward: the gradient of the loss's derivative in direction V_j, from theta_j alone.
+
+    V_j Hessian, V_j mixed = grad over (theta, phi_loss) of d/de ell_j(theta_j + e V_j, phi_loss)
+
+NOTE [formulas in place]
+torch's forward formulas of softmax and logsumexp change a tensor in place that their own derivative needs, unless
+a tensor of another kind may be about; a dispatch mode, which does nothing else here, says so.
+
+In torch 2.13 the forward formulas of layer_norm, and of batch_norm and instance_norm in training, take the batch's mean
+and deviation for constants when they are differentiated in turn: this mean is then wrong, and `choose` finds it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gimli_core.derivatives import differentiate, evaluate
+from gimli_core.optimizers.interface import Tensors
+from gimli_core.problem import Loss
+from gimli_core.second_order.dual import duals, tangent
+from gimli_core.second_order.products import Products, collect
+
+__all__ = ["products"]
+
+
+def products(
+    loss_function: Loss,
+    theta: Tensors,
+    phi_loss: Tensors,
+    batch: Any,
+    V: Tensors,
+    *,
+    frozen: Mapping[str, Tensor] | None = None,
+    curvature: bool = True,
+) -> Products:
+    """Both products in one pass; without `curvature` only the mixed one, and zeros for the other.
+
+    Cost: 9F; keeps nothing between line 5 and here, and for its time the activations of the loss, twice.
+    """
+    with duals(theta, V) as theta_dual:
+        phi_leaf = {k: v.detach().requires_grad_() for k, v in phi_loss.items()}
+        with _OutOfPlace():
+            loss = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
+        along_V = tangent(loss)
+        asked = [*(theta_dual.values() if curvature else ()), *phi_leaf.values()]
+        found = (None,) * len(asked) if along_V is None else differentiate(along_V, asked)
+        return collect(theta, phi_loss, (*(() if curvature else (None,) * len(theta)), *found), loss)
+
+
+class _OutOfPlace(TorchDispatchMode):
+    """See NOTE [formulas in place]."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))

@@ -438,11 +438,11 @@ class Execution:
             self._add_validation(j, validation)
             yield from self._announce(j)
 
-    def _gradient_again(self, point: Point, known: Gradient | None) -> Generator[Event, None, Gradient]:
-        """Line 5 of a step whose graph was not kept, or not made; G_j may be `known`."""
-        if known is None:
-            known = forward_unroll.inner_gradient(self.inputs, point, keep_graph=self.inputs.keeps_graph)
-            self._note_loss(point.j, known.loss)
-        computed = Event(5, point.j, {"loss": known.loss, "G": known.theta}, True, {"theta": point.theta})
+    def _gradient_again(self, point: Point, G_j: Gradient | None) -> Generator[Event, None, Gradient]:
+        """Line 5 of a step whose graph was not kept, or not made; G_j where it is known."""
+        if G_j is None:
+            G_j = forward_unroll.inner_gradient(self.inputs, point, keep_graph=self.inputs.keeps_graph)
+            self._note_loss(point.j, G_j.loss)
+        computed = Event(5, point.j, {"loss": G_j.loss, "G": G_j.theta}, True, {"theta": point.theta})
         yield computed
-        return known._replace(theta=computed.values["G"])
+        return G_j._replace(theta=computed.values["G"])

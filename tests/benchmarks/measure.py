@@ -39,13 +39,13 @@ def peak_above_base(prepare: Callable[[], Callable[[], object]]) -> int:
     gc.collect()
     if separates():
         trimmed()  # holes that the preparation left are not the run's
-    base = _resident("VmRSS")
+    base = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the preparation
     run()
-    return _resident("VmHWM") - base
+    return resident("VmHWM") - base
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     """A field of /proc/self/status, in bytes (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024

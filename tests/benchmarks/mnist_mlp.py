@@ -34,16 +34,19 @@ def load(path: Path, count: int) -> tuple[Tensor, Tensor]:
 
 
 def mlp(theta: dict[str, Tensor], x: Tensor) -> Tensor:
-    last = len(SIZES) - 2
+    last = len(theta) // 2 - 1
     for i in range(last + 1):
         x = F.linear(x, theta[f"w{i}"], theta[f"b{i}"])
         x = torch.relu(x) if i < last else x
     return x
 
 
+def l2(theta: dict[str, Tensor], phi_loss: dict[str, Tensor]) -> Tensor:
+    return torch.stack([phi_loss[k].exp() * v.square().sum() for k, v in theta.items()]).sum()
+
+
 def train_loss(theta: dict[str, Tensor], phi_loss: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-    penalty = torch.stack([phi_loss[k].exp() * v.square().sum() for k, v in theta.items()]).sum()
-    return F.cross_entropy(mlp(theta, batch[0]), batch[1]) + penalty
+    return F.cross_entropy(mlp(theta, batch[0]), batch[1]) + l2(theta, phi_loss)
 
 
 def val_loss(theta: dict[str, Tensor], phi_loss: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -53,13 +56,13 @@ def val_loss(theta: dict[str, Tensor], phi_loss: dict[str, Tensor], batch: tuple
 class Workload:
     """One meta-gradient of J steps, ready to run by the engine or by autograd through a plain unroll."""
 
-    def __init__(self, steps: int, data: Path = DATA, held_out: int = 1024) -> None:
+    def __init__(self, steps: int, data: Path = DATA, held_out: int = 1024, sizes: tuple[int, ...] = SIZES) -> None:
         torch.manual_seed(0)
         x, y = load(data, 4096 + held_out)
         self.steps = steps
         self.pool, self.val = (x[held_out:], y[held_out:]), (x[:held_out], y[:held_out])
         self.theta_0: dict[str, Tensor] = {}
-        for i, (fan_in, fan_out) in enumerate(pairwise(SIZES)):
+        for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             self.theta_0[f"w{i}"] = torch.randn(fan_out, fan_in) * (2 / fan_in) ** 0.5
             self.theta_0[f"b{i}"] = 0.01 * torch.randn(
                 fan_out

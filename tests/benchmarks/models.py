@@ -49,11 +49,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, tokens: int = TOKENS, context: int = CONTEXT) -> None:
         super().__init__()
-        self.tokens, self.places = nn.Embedding(TOKENS, width), nn.Embedding(CONTEXT, width)
+        self.tokens, self.places = nn.Embedding(tokens, width), nn.Embedding(context, width)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(LAYERS)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, TOKENS)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.tokens(x) + self.places.weight[: x.shape[1]]

@@ -1,0 +1,89 @@
+"""The meta-gradient's time, engine against engine, on the workloads of `workloads`.
+
+    python -m tests.benchmarks.speed [--only WORKLOAD …] [--engines ENGINE …] [--repeats 7] [--threads N]
+                                     [--device cuda] [--data DIR] [--plots DIR] [--profile]
+
+Every engine computes the same float32 meta-gradient, compared first with float64 autograd. They run in turn
+(A B A B …), each in its process; medians over the turns, ratios over the pairs, compile time apart. Peaks are above
+what a process held after a run of two steps, in which libraries touch their own memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.measure import MIB, median_ratio
+from tests.benchmarks.speed.engines import ENGINES
+from tests.benchmarks.speed.plots import AXES, draw
+from tests.benchmarks.speed.worker import Question, together, worst_difference
+from tests.benchmarks.speed.workloads import BUILDERS, DATA
+
+FLOORS = ("mnist", "omniglot", "transformer")  # where matrix products are most of the time
+PEAKS = ("mnist", "transformer")
+
+
+def once(question: Question, what: str) -> Any:
+    """The answer of a process that is asked for nothing else; None where the engine cannot do it."""
+    with together([question]) as workers:
+        return workers.ask(what).get(question.engine)
+
+
+def table(questions: list[Question], repeats: int) -> None:
+    """Compare the engines on one workload and print their rows."""
+    reference = once(replace(questions[0], engine="autograd", dtype="float64"), "gradient")
+    with together(questions) as workers:
+        apart = {e: worst_difference(g, reference) for e, g in workers.ask("gradient").items() if g}
+        seconds = workers.turns(repeats)
+    able = [question for question in questions if question.engine in set(apart)]
+    peaks = {question.engine: once(question, "peak") for question in able if question.workload in PEAKS}
+    heads = f"{'':16}{'median s':>10}{'/ ours':>9}{'/ eager':>9}{'compile s':>11}{'off f64':>9}"
+    print(heads + (f"{'peak MiB':>10}" if peaks else ""))
+    for e, taken in seconds.items():
+        ratios = [f"{median_ratio(taken, seconds[o]):9.2f}" if o in seconds else " " * 9 for o in ("ours", "eager")]
+        off = f"{apart[e]:9.1e}" if e in apart else ""
+        held = f"{peaks[e] / MIB:10.0f}" if e in peaks else ""
+        row = f"{e:16}{statistics.median(taken):10.5f}{''.join(ratios)}{workers.compiling[e]:11.1f}{off}{held}"
+        print(row, flush=True)
+
+
+def profiles(questions: list[Question]) -> None:
+    """Where the time of a run goes, in seconds and shares."""
+    for question in questions:
+        spent = once(question, "profile") or {}
+        whole = sum(spent.values())
+        for group, seconds in spent.items():
+            print(f"{question.engine:8}{group:46}{seconds:10.5f}{100 * seconds / whole:6.1f} %", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=BUILDERS, default=list(BUILDERS), metavar="WORKLOAD")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="ENGINE")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of mnist.npz and omniglot28.npz")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="only: how time grows, three plots written to DIR")
+    parser.add_argument("--profile", action="store_true", help="only: where the time of our engine goes")
+    given = parser.parse_args()
+    template = Question("", "", given.data, given.threads, given.device)
+    if given.plots:
+        for axis in AXES:
+            draw(axis, template, given.engines, given.repeats, given.plots)
+        return
+    for name in given.only:
+        print(f"\n{name}, {given.threads} threads, {given.device}", flush=True)
+        if given.profile:
+            profiles([replace(template, workload=name, engine=e) for e in given.engines if e in ("ours", "eager")])
+            continue
+        engines = [e for e in given.engines if e != "floor" or name in FLOORS]
+        table([replace(template, workload=name, engine=e) for e in engines], given.repeats)
+
+
+if __name__ == "__main__":
+    main()

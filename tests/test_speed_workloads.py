@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks.speed import peers_torch
 from tests.benchmarks.speed.engines import prepare
 from tests.benchmarks.speed.floor import Products, products
 from tests.benchmarks.speed.worker import worst_difference

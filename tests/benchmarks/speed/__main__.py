@@ -4,8 +4,9 @@
                                      [--device cuda] [--data DIR] [--plots DIR] [--profile]
 
 Every engine computes the same float32 meta-gradient, compared first with float64 autograd. They run in turn
-(A B A B …), each in its process; medians over the turns, ratios over the pairs, compile time apart. Peaks are above
-what a process held after a run of two steps, in which libraries touch their own memory.
+(A B A B …), each in its process; medians over the turns, ratios over the pairs, compile time apart. Beside the time
+stands that of all processors: more than the time means threads, less that others kept the machine busy. Peaks are
+above what a process held after a run of two steps, in which libraries touch their own memory.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ def table(questions: list[Question], repeats: int) -> None:
     reference = once(replace(questions[0], engine="autograd", dtype="float64"), "gradient")
     with together(questions) as workers:
         apart = {e: worst_difference(g, reference) for e, g in workers.ask("gradient").items() if g}
-        seconds = workers.turns(repeats)
+        seconds, processors = workers.turns(repeats)
     able = [question for question in questions if question.engine in set(apart)]
     peaks = {question.engine: once(question, "peak") for question in able if question.workload in PEAKS}
-    heads = f"{'':16}{'median s':>10}{'/ ours':>9}{'/ eager':>9}{'compile s':>11}{'off f64':>9}"
+    heads = f"{'':16}{'median s':>10}{'cpu s':>10}{'/ ours':>9}{'/ eager':>9}{'compile s':>11}{'off f64':>9}"
     print(heads + (f"{'peak MiB':>10}" if peaks else ""))
     for e, taken in seconds.items():
         ratios = [f"{median_ratio(taken, seconds[o]):9.2f}" if o in seconds else " " * 9 for o in ("ours", "eager")]
         off = f"{apart[e]:9.1e}" if e in apart else ""
-        held = f"{peaks[e] / MIB:10.0f}" if e in peaks else ""
-        row = f"{e:16}{statistics.median(taken):10.5f}{''.join(ratios)}{workers.compiling[e]:11.1f}{off}{held}"
-        print(row, flush=True)
+        held = f"{peaks[e] / MIB:10.0f}" if peaks.get(e) else ""
+        times = f"{statistics.median(taken):10.5f}{processors[e]:10.5f}"
+        print(f"{e:16}{times}{''.join(ratios)}{workers.compiling[e]:11.1f}{off}{held}", flush=True)
 
 
 def profiles(questions: list[Question]) -> None:

@@ -108,6 +108,10 @@ def tensors(meta: Any, prefix: str = "") -> dict[str, Tensor]:
 
 def prepare(work: Workload, checkpoint: bool) -> tuple[Callable[[], Any], float]:
     """The compiled meta-gradient, which returns when its arrays are there, and the seconds that compiling it took."""
+    if work.val[0].device.type == "cuda":
+        if jax.default_backend() != "gpu":
+            raise LookupError("this JAX sees no GPU")
+        jax.config.update("jax_default_matmul_precision", "highest")  # float32, as in torch
     net, objective = NETS[work.architecture], OBJECTIVES[work.objective]
     held = {k: array(getattr(work, k)) for k in ("theta_0", "lr", "phi_loss")}
 

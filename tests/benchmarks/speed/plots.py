@@ -38,7 +38,7 @@ def draw(axis: str, template: Question, names: list[str], repeats: int, folder: 
     for size in sizes:
         question = replace(template, workload=workload, sizes={**FIXED[axis], axis: size})
         with together([replace(question, engine=e) for e in names]) as workers:
-            for e, taken in workers.turns(repeats).items():
+            for e, taken in workers.turns(repeats)[0].items():
                 found[e][size] = statistics.median(taken)
     figure, axes = pyplot.subplots(figsize=(6, 4.5), layout="constrained")
     for e, seconds in found.items():

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import statistics
 import sys
 import time
 import warnings
@@ -77,13 +78,15 @@ class Workers:
     def ask(self, what: str) -> dict[str, Any]:
         return {e: worker.ask(what) for e, worker in self.by_engine.items()}
 
-    def turns(self, repeats: int) -> dict[str, list[float]]:
-        """Seconds of a run of each engine, in turn: A B A B …"""
-        taken: dict[str, list[float]] = {e: [] for e in self.by_engine}
+    def turns(self, repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+        """Seconds of a run of each engine, in turn: A B A B …; and the median of its processor time."""
+        wall: dict[str, list[float]] = {e: [] for e in self.by_engine}
+        cpu: dict[str, list[float]] = {e: [] for e in self.by_engine}
         for _ in range(repeats):
-            for e, seconds in self.ask("seconds").items():
-                taken[e].append(seconds)
-        return taken
+            for e, (seconds, of_processors) in self.ask("seconds").items():
+                wall[e].append(seconds)
+                cpu[e].append(of_processors)
+        return wall, {e: statistics.median(taken) for e, taken in cpu.items() if taken}
 
 
 @contextmanager
@@ -112,6 +115,9 @@ def serve(pipe: Connection, question: Question) -> None:
     """
     if hasattr(os, "sched_setaffinity"):  # JAX takes its number of threads from it
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: question.threads])
+    if question.device == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the other engines need the GPU's memory too
     import torch
 
     from tests.benchmarks.speed import engines, profile, workloads
@@ -119,6 +125,7 @@ def serve(pipe: Connection, question: Question) -> None:
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(question.threads)
+    torch.backends.cudnn.allow_tf32 = False  # all do the same work, in float32
 
     def built(**sizes: int) -> workloads.Workload:
         work = workloads.build(question.workload, question.data, **{**question.sizes, **sizes})
@@ -151,15 +158,15 @@ def serve(pipe: Connection, question: Question) -> None:
         pipe.send((asked, value))
 
 
-def turn(run: Any) -> float:
-    """Seconds of a run, the mean over a turn."""
-    start, runs = time.perf_counter(), 0
+def turn(run: Any) -> tuple[float, float]:
+    """Seconds of a run, and processor seconds of all its threads, the mean over a turn."""
+    start, processors, runs = time.perf_counter(), time.process_time(), 0
     while True:
         run()
         runs += 1
         seconds = time.perf_counter() - start
         if seconds >= TURN:
-            return seconds / runs
+            return seconds / runs, (time.process_time() - processors) / runs
 
 
 def occupied(device: str) -> int:
@@ -169,20 +176,25 @@ def occupied(device: str) -> int:
         import torch
 
         return torch.cuda.memory_allocated()
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).malloc_trim(0)
+    if not sys.platform.startswith("linux"):
+        return 0
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):  # glibc
+        library.malloc_trim(0)
     return resident("VmRSS")
 
 
-def peak(run: Any, base: int, device: str) -> int:
-    """Bytes that a run adds at its highest to what the process held after a run of two steps."""
+def peak(run: Any, base: int, device: str) -> int | None:
+    """Bytes that a run adds at its highest to what the process held after a run of two steps; None if none can tell."""
     occupied(device)
     if device == "cuda":
         import torch
 
         torch.cuda.reset_peak_memory_stats()
         run()
-        return torch.cuda.max_memory_allocated() - base
+        return torch.cuda.max_memory_allocated() - base or None  # JAX's memory is not torch's
+    if not base:
+        return None
     Path("/proc/self/clear_refs").write_text("5")  # forget the peaks before
     run()
     return resident("VmHWM") - base

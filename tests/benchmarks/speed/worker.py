@@ -34,6 +34,7 @@ class Question:
     threads: int
     device: str = "cpu"
     dtype: str = "float32"
+    peak: bool = False  # whether it will be asked for its peak, which needs a run of two steps first
     sizes: dict[str, int] = field(default_factory=dict)
 
 
@@ -131,9 +132,11 @@ def serve(pipe: Connection, question: Question) -> None:
         work = workloads.build(question.workload, question.data, **{**question.sizes, **sizes})
         return work.to(question.device, getattr(torch, question.dtype))
 
+    base = 0
     try:
-        engines.prepare(question.engine, built(steps=2))
-        base = occupied(question.device)
+        if question.peak:
+            engines.prepare(question.engine, built(steps=2))
+            base = occupied(question.device)
         run, tensors, compiling = engines.prepare(question.engine, built())
     except LookupError as error:
         pipe.send(("cannot", str(error)))

@@ -69,7 +69,7 @@ def profiles(questions: list[Question]) -> None:
 
 @contextmanager
 def cold_compiler() -> Iterator[None]:
-    """Within it, compiled code of earlier runs is not found on the disk: compiling takes what it takes the first time."""
+    """Within it, nothing that earlier runs compiled is found on the disk: compiling takes what it takes at first."""
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder):
         yield
 

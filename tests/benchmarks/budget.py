@@ -26,7 +26,6 @@ from gimli_core.inputs import Inputs, prepare
 from gimli_core.measure import LiveBytes, measure
 from gimli_core.memory.budget import choose, estimate, least
 from gimli_core.memory.cost import predict
-from tests.benchmarks import mnist_mlp
 from tests.benchmarks.measure import MIB, in_fresh_process, peak_above_base
 from tests.benchmarks.mnist_mlp import DATA, Workload
 
@@ -86,11 +85,9 @@ def inputs_of(work: Workload) -> Inputs:
 
 def one(name: str, steps: int, data: Path) -> Measured:
     """One line of the table; call it in a process of its own."""
-    whole, mnist_mlp.SIZES = mnist_mlp.SIZES, (784, 16, 16, 10)
-    small = Workload(2, data)
+    small = Workload(2, data, sizes=(784, 16, 16, 10))
     small.engine(gimli.memory.Budget("8GiB"))
     small.autograd()
-    mnist_mlp.SIZES = whole
     work = Workload(steps, data)
     if name == "autograd":
         peak, seconds, cpu = timed(work.autograd)

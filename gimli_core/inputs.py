@@ -16,7 +16,7 @@ from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.meta_parameters import Hyperparameters, expand_betas
 from gimli_core.modules import Environment, discover, split_frozen
 from gimli_core.optimizers.fused import Fused, fuses
-from gimli_core.optimizers.interface import Optimizer, State, Tensors
+from gimli_core.optimizers.interface import ElementwiseOptimizer, Optimizer, State, Tensors
 from gimli_core.optimizers.over_tasks import OverTasks
 from gimli_core.problem import Problem
 from gimli_core.second_order import ASKED, BY_GRAPH
@@ -194,12 +194,9 @@ def fused(inputs: Inputs) -> Inputs:
     scalars, numbers = inputs.hyper.scalars()
     if inputs.warm or not fuses(optimizer, inputs.theta_0, scalars, numbers):
         return inputs
-    one = inputs.hyper.theta
-    dtype = next(iter(one.values())).dtype
-    whole = Fused(
-        rule=optimizer, shapes={k: v.shape for k, v in one.items()}, dtype=dtype, scalars=scalars,
-        tasks=None if tasks is None else tasks.count,
-    )  # fmt: skip
+    shapes = {k: v.shape for k, v in inputs.hyper.theta.items()}
+    assert isinstance(optimizer, ElementwiseOptimizer)
+    whole = Fused(rule=optimizer, shapes=shapes, scalars=scalars, tasks=None if tasks is None else tasks.count)
     theta_0 = whole.gathered(inputs.theta_0)
     return replace(inputs, optimizer=whole, theta_0=theta_0, state_0=whole.initial_state(theta_0, inputs.hyper.at(0)))
 

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.optimizers.interface import ElementwiseOptimizer, Hyper, Optimizer, Pulled, State, Tensors
+from gimli_core.optimizers.interface import (
+    ElementwiseOptimizer,
+    Hyper,
+    Optimizer,
+    Pulled,
+    State,
+    Tensors,
+    reduce_like,
+)
 
 __all__ = ["Fused", "Spread", "fuses"]
 
@@ -56,21 +64,20 @@ class Spread(dict[str, Tensor]):
 class Fused(Optimizer):
     """`rule` on one vector of all tensors; slots of its state are such vectors under a single name.
 
-    Scalars that all tensors share stay scalars; any other hyperparameter is spread over the elements that it serves.
+    Every element has the bits that the rule alone would give it. Hyperparameters are one number for all tensors, or one
+    an element of each.
 
     Args:
         rule: an elementwise optimizer.
         shapes: `{name: shape}`, of one task.
-        dtype: of theta.
         scalars: names of the hyperparameters that all tensors share as one number.
         tasks: T, where tensors are `[T, …]`; all hyperparameters are then shared by the tasks.
 
     Cost: one copy of G_j and of B_j a step.
     """
 
-    rule: Optimizer = field(kw_only=True)
+    rule: ElementwiseOptimizer = field(kw_only=True)
     shapes: Mapping[str, torch.Size] = field(kw_only=True)
-    dtype: torch.dtype = field(kw_only=True)
     scalars: frozenset[str] = field(kw_only=True)
     tasks: int | None = field(kw_only=True)
 
@@ -111,8 +118,8 @@ class Fused(Optimizer):
         return self.rule.initial_state({ALL: self.pack(theta)}, self.pack_hyper(hyper))
 
     def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
-        found = self.rule.initial_state_pullback(S_0, self.pack_hyper(hyper), wanted)
-        return self._by_tensor(found.get(ALL, {}))
+        # By tensor, as without fusing: the pullback of a start has sums of its own.
+        return self.rule.initial_state_pullback(self.split_state(S_0), hyper, wanted)
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         new, new_state = self.step_packed(self.pack(theta), state, self.pack(G), self.pack_hyper(hyper))
@@ -132,36 +139,39 @@ class Fused(Optimizer):
     def pullback_packed(
         self, theta: Tensor, state: State, G: Tensor, hyper: Hyper, B: Tensor, S: State, wanted: Collection[str]
     ) -> tuple[Tensor, Tensor, State, dict[str, Tensors]]:
-        pulled = self.rule.pullback({ALL: theta}, state, {ALL: G}, hyper, {ALL: B}, S, wanted)
-        return pulled.V[ALL], pulled.B[ALL], pulled.S, self._by_tensor(pulled.A[ALL])
+        s, S_all = ({slot: held[ALL] for slot, held in tree.items() if slot != "step"} for tree in (state, S))
+        V, B_j, S_j, thunks = self.rule._pullback(theta, s, G, hyper[ALL], state["step"] + 1, B, S_all)
+        A = self._by_tensor({name: thunks[name]() for name in wanted if name in thunks}, hyper[ALL])
+        return V, B_j, {slot: {ALL: v} for slot, v in S_j.items()}, A
 
     def pack_hyper(self, hyper: Hyper) -> Hyper:
-        """Every hyperparameter of the vector: what is shared as it is, the rest spread over the elements."""
+        """Every hyperparameter of the vector: one number for all as it is, one an element in a vector too."""
         first = next(iter(hyper.values()))
         return {ALL: {name: v if name in self.scalars else self._wide(name, hyper) for name, v in first.items()}}
 
     def _wide(self, name: str, hyper: Hyper) -> Tensor:
-        wide = torch.cat([hyper[k][name].to(self.dtype).expand(s).reshape(-1) for k, s in self.shapes.items()])
+        wide = torch.cat([hyper[k][name].reshape(-1) for k in self.shapes])
         return wide.expand(*self._lead, len(wide))
 
-    def _by_tensor(self, A: Tensors) -> dict[str, Tensors]:
-        """Increments of the vector by tensor. One that all share is summed already, and stands with the first."""
+    def _by_tensor(self, A: Tensors, h: Tensors) -> dict[str, Tensors]:
+        """Increments of the vector by tensor, each summed as its own: in what order changes the last bits."""
         found: dict[str, Tensors] = {k: {} for k in self.shapes}
         for name, increment in A.items():
-            if increment.ndim == 0:
-                found[next(iter(found))][name] = increment if self.tasks is None else increment.reshape(1)
-                continue
-            parts = increment.split(self._sizes, -1)
-            for (k, place), part in zip(self._places.items(), parts, strict=True):
-                found[k][name] = part.reshape(place)
+            for (k, place), part in zip(self._places.items(), increment.split(self._sizes, -1), strict=True):
+                if name not in self.scalars:
+                    found[k][name] = part.reshape(place)
+                elif self.tasks is None:
+                    found[k][name] = reduce_like(part.reshape(place), h[name])
+                else:
+                    found[k][name] = part.sum(-1, dtype=torch.promote_types(part.dtype, torch.float32))
         return found
 
 
 def fuses(optimizer: Optimizer, theta: Tensors, scalars: Collection[str], exact: Collection[str]) -> bool:
     """Whether it pays to fuse an elementwise rule over the tensors of theta, tasks included.
 
-    `exact` names hyperparameters that are single numbers for some tensor, and so are used in float64; but for a rate or
-    a weight decay, spreading them would round them to theta's dtype too early (1 - beta^t).
+    `exact` names hyperparameters that are single numbers for some tensor, and so are used in float64: spread over the
+    elements they would be rounded to theta's dtype, and the bits would no longer be those of the rule alone.
     """
     small = len(theta) > 1 and sum(v.numel() for v in theta.values()) <= NUMBERS
-    return isinstance(optimizer, ElementwiseOptimizer) and small and set(exact) <= {*scalars, "lr", "weight_decay"}
+    return isinstance(optimizer, ElementwiseOptimizer) and small and set(exact) <= set(scalars)

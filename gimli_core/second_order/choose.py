@@ -81,8 +81,12 @@ def choose(asked: str, at: Callable[[str, Tensors], Products], V: Tensors) -> Ch
 def _fault(
     mean: str, found: Products, reference: Products | str, at: Callable[[str, Tensors], Products], V: Tensors
 ) -> str | None:
-    """Why the products are wrong, or None. Wrong formulas are off by much, right ones by rounding."""
-    allowed = torch.finfo(next(iter(V.values())).dtype).eps ** (1 / 3)
+    """Why the products are wrong, or None.
+
+    Right formulas are off by rounding. Wrong ones were seen to be off by 1 % (layer norm in a transformer) and more;
+    in half precision that little is not told from rounding.
+    """
+    allowed = torch.finfo(next(iter(V.values())).dtype).eps ** 0.5
     product = _flat(found.curvature, found.mixed)
     if isinstance(reference, Products):
         expected = _flat(reference.curvature, reference.mixed)

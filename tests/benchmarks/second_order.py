@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,9 +59,7 @@ def runner(given: dict, mean: str, schedule: str) -> Callable[[], dict[str, Tens
 
 def used(given: dict, mean: str) -> str:
     """The mean that is used where `mean` is asked for."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", gimli.errors.GimliWarning)
-        return require(prepare(**given, second_order=mean), replays=True).second_order
+    return require(prepare(**given, second_order=mean), replays=True).second_order
 
 
 def main() -> None:

@@ -198,7 +198,10 @@ def fused(inputs: Inputs) -> Inputs:
     assert isinstance(optimizer, ElementwiseOptimizer)
     whole = Fused(rule=optimizer, shapes=shapes, scalars=scalars, tasks=None if tasks is None else tasks.count)
     theta_0 = whole.gathered(inputs.theta_0)
-    return replace(inputs, optimizer=whole, theta_0=theta_0, state_0=whole.initial_state(theta_0, inputs.hyper.at(0)))
+    state_0 = whole.initial_state(theta_0, inputs.hyper.at(0))
+    if any(v.ndim == 0 for slot, held in state_0.items() if slot != "step" for v in held.values()):
+        return inputs  # each tensor has numbers of its own, whose adjoints are sums over it
+    return replace(inputs, optimizer=whole, theta_0=theta_0, state_0=state_0)
 
 
 def _check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:

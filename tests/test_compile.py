@@ -189,5 +189,5 @@ def test_the_default_compiles_once_eager_runs_have_taken_long(
 def test_a_wrong_choice_is_refused(asked: Any) -> None:
     with pytest.raises(ArgumentError, match=r"compile: expected True, False, 'auto', 'steps', 'whole'"):
         gimli.meta_gradient(**given(SGD(lr=0.1)), compile=asked)
-    with pytest.raises(ArgumentError, match=r"compile: expected 'steps' or True beside memory= or resume="):
+    with pytest.raises(ArgumentError, match=r"compile: expected 'steps' or True beside memory=, resume= or truncate="):
         gimli.meta_gradient(**given(SGD(lr=0.1)), compile="whole", memory=StoreStates())

@@ -142,7 +142,7 @@ class Fused(Optimizer):
         s, S_all = ({slot: held[ALL] for slot, held in tree.items() if slot != "step"} for tree in (state, S))
         V, B_j, S_j, thunks = self.rule._pullback(theta, s, G, hyper[ALL], state["step"] + 1, B, S_all)
         A = self._by_tensor({name: thunks[name]() for name in wanted if name in thunks}, hyper[ALL])
-        return V, B_j, {slot: {ALL: v} for slot, v in S_j.items()}, A
+        return V, B_j, {slot: {ALL: S_j[slot]} for slot in S}, A
 
     def pack_hyper(self, hyper: Hyper) -> Hyper:
         """Every hyperparameter of the vector: one number for all as it is, one an element in a vector too."""

@@ -7,6 +7,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from gimli_core.compiled.kernel import Uncompiled, form
+from gimli_core.compiled.places import fits, outline
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole import CompiledWhole, is_small, pattern
 from gimli_core.errors import ArgumentError, explain, listing
@@ -28,6 +29,7 @@ class Known:
     def __init__(self) -> None:
         self.seconds = 0.0  # spent in eager runs
         self.compiled: dict[object, Compiled | None] = {}  # by kind and shapes; None where it failed
+        self.last: tuple[Any, Any, Compiled | None] = (None, None, None)  # kind, outline and result of the last look
 
 
 _known: WeakKeyDictionary[Problem, Known] = WeakKeyDictionary()
@@ -82,9 +84,13 @@ def chosen(inputs: Inputs, compile: bool | str, *, whole: bool) -> tuple[Compile
 
 def _compiled(known: Known, kind: tuple[Any, ...], inputs: Inputs) -> Compiled | None:
     """What was compiled of this kind; at the first call it is compiled, with a notice."""
-    key = (kind, signature(inputs))
+    parts = signature(inputs)
+    if known.last[0] == kind and fits(parts, known.last[1]):
+        return known.last[2]
+    key = (kind, form(parts))
     if key not in known.compiled:
         known.compiled[key] = _compile(kind, inputs)
+    known.last = (kind, outline(parts), known.compiled[key])
     return known.compiled[key]
 
 
@@ -100,8 +106,8 @@ def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | None:
     return found
 
 
-def signature(inputs: Inputs) -> object:
-    """The form of all that a compiled function is called with, and what else it is compiled for."""
+def signature(inputs: Inputs) -> tuple[Any, ...]:
+    """All that a compiled function is called with, and what else it is compiled for."""
     tensors = (dict(inputs.theta_0), inputs.frozen, inputs.state_0, inputs.phi_loss, inputs.hyper.at(0))
-    fixed = (inputs.hyper.wanted, inputs.recurrence, inputs.tasks)
-    return form(tensors), form(inputs.batch(0)), form(inputs.val_batch), fixed
+    fixed = (*inputs.hyper.wanted, inputs.recurrence, repr(inputs.tasks))
+    return (*tensors, inputs.batch(0), inputs.val_batch, fixed)

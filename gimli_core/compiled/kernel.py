@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from gimli_core.compiled.places import builder, fits, outline, taker
+from gimli_core.compiled.places import builder, fits, lies_alike, outline, taker
 from gimli_core.errors import first_line
 from gimli_core.modules import Environment
 from gimli_core.notice import notice
@@ -113,7 +113,7 @@ class Kernel:
                 return self._function(*arguments)
             flat = self._take(arguments)
             try:
-                if self._direct is not None:
+                if self._direct is not None and lies_alike(varying, self._varying):
                     try:
                         return self._build(self._direct(flat))
                     except AssertionError:  # other strides

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from gimli_core.compiled.functions import Whole, whole
 from gimli_core.compiled.kernel import Kernel
-from gimli_core.compiled.steps import bound, fixed_of, start
+from gimli_core.compiled.steps import bound, fixed_of, options_of, start
 from gimli_core.inputs import Inputs
 
 __all__ = ["CompiledWhole", "is_small", "pattern"]
@@ -34,7 +34,9 @@ class CompiledWhole:
     def __init__(self, inputs: Inputs) -> None:
         arguments = arguments_of(inputs)
         function = bound(whole, fixed_of(inputs), pattern(inputs))
-        self._kernel = Kernel("the whole run", function, inputs.environment, arguments, arguments[-2:])
+        self._kernel = Kernel(
+            "the whole run", function, inputs.environment, arguments, arguments[-2:], **options_of(inputs)
+        )
         self.seconds = self._kernel.seconds
 
     def run(self, inputs: Inputs) -> Whole | None:

@@ -18,7 +18,7 @@ def arguments(work: Workload) -> dict[str, Any]:
     """What `gimli.meta_gradient` is called with."""
     optimizer = OPTIMIZERS[work.rule]() if "lr" in work.wanted else OPTIMIZERS[work.rule](lr=work.lr)
     return {
-        "problem": gimli.Problem(work.train_loss, work.val_loss, optimizer),
+        "problem": gimli.Problem(work.train_loss, work.val_loss, optimizer, modules=[work.net]),
         "theta_0": work.theta_0,
         "train_batches": work.batch,
         "val_batch": work.val,

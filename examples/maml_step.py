@@ -2,7 +2,7 @@
 
 A task shows `--shots` drawings of each of `--ways` characters and asks about other drawings of them. B_0, the gradient
 of the query loss with respect to the initialisation, arrives in the .grad of the network's own parameters; the inner
-learning rate is learned too, one for each tensor.
+learning rate is learned too, one for each tensor. All tasks of an outer step run in one vectorised call.
 
     python examples/maml_step.py --data images_background.zip     # needs pillow; about 40 s
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import omniglot
 import torch
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
 import gimli_core as gimli
@@ -36,13 +36,17 @@ def main() -> None:
     held_out = len(images) // 4  # characters that meta-training never sees
     characters = {"test": images[:held_out], "train": images[held_out:]}
 
-    def draw_task(part):
-        """(support images, labels), (query images, labels)."""
-        chosen = characters[part][torch.randperm(len(characters[part]))[: options.ways]]
-        chosen = chosen[:, torch.randperm(chosen.shape[1])]
-        support, query = chosen[:, : options.shots], chosen[:, options.shots : options.shots + QUERIES]
+    def draw(part, count):
+        """`count` tasks: (support images, labels), (query images, labels), each with the tasks in front."""
+        tasks = []
+        for _ in range(count):
+            chosen = characters[part][torch.randperm(len(characters[part]))[: options.ways]]
+            chosen = chosen[:, torch.randperm(chosen.shape[1])]
+            tasks.append((chosen[:, : options.shots], chosen[:, options.shots : options.shots + QUERIES]))
+        stacked = (torch.stack(images) for images in zip(*tasks, strict=True))
         return tuple(
-            (x.flatten(0, 1), torch.arange(options.ways).repeat_interleave(x.shape[1])) for x in (support, query)
+            (x.flatten(1, 2), torch.arange(options.ways).repeat_interleave(x.shape[2]).expand(count, -1))
+            for x in stacked
         )
 
     network = torch.nn.Sequential(
@@ -60,36 +64,33 @@ def main() -> None:
     log_lr = {name: torch.tensor(-2.0, requires_grad=True) for name in theta_0}
     meta_optimizer = torch.optim.Adam([*theta_0.values(), *log_lr.values()], lr=3e-3)
 
-    def query_loss(task):
-        support, query = task
-        phi_opt = {"lr": {name: value.exp() for name, value in log_lr.items()}}
+    def query_loss(tasks):
+        """The mean loss of all tasks after their inner steps, in one vectorised call."""
+        support, query = tasks
         return gimli.unroll(
-            problem, theta_0, [support] * options.inner_steps, query, phi_opt=phi_opt, with_trajectory=True
-        )
+            problem, theta_0, lambda j: support, query, steps=options.inner_steps, tasks=len(query[1]),
+            phi_opt={"lr": {name: value.exp() for name, value in log_lr.items()}}, with_trajectory=True,
+        )  # fmt: skip
 
     def accuracy():
         """Share of right answers on 100 tasks of held-out characters, before and after the inner steps."""
-        before, after = [], []
-        for _ in range(100):
-            task = draw_task("test")
-            _, trajectory = query_loss(task)
-            for theta, shares in ((theta_0, before), (trajectory.theta_J, after)):
-                guesses = functional_call(network, theta, task[1][0]).argmax(1)
-                shares.append((guesses == task[1][1]).float().mean().item())
-        return f"{sum(before) / 100:.1%} before and {sum(after) / 100:.1%} after {options.inner_steps} inner steps"
+        tasks = draw("test", 100)
+        images, labels = tasks[1]
+        _, trajectory = query_loss(tasks)
+        before = functional_call(network, theta_0, images.flatten(0, 1)).argmax(1).view_as(labels)
+        after = vmap(lambda theta, x: functional_call(network, theta, x))(trajectory.theta_J, images).argmax(2)
+        shares = [(guesses == labels).float().mean().item() for guesses in (before, after)]
+        return "{:.1%} before and {:.1%} after {} inner steps".format(*shares, options.inner_steps)
 
     print(f"{len(images) - held_out} characters to learn from, {held_out} held out")
     print(f"accuracy on held-out characters, untrained: {accuracy()}")
     for step in range(options.outer_steps):
         meta_optimizer.zero_grad()
-        losses = []
-        for _ in range(options.tasks):
-            met, _ = query_loss(draw_task("train"))
-            (met / options.tasks).backward()
-            losses.append(met.item())
+        loss_of_tasks, _ = query_loss(draw("train", options.tasks))
+        loss_of_tasks.backward()
         meta_optimizer.step()
         if step % 10 == 0:
-            print(f"outer step {step:3}: query loss {sum(losses) / len(losses):.3f}")
+            print(f"outer step {step:3}: query loss {loss_of_tasks.item():.3f}")
     print(f"accuracy on held-out characters, trained: {accuracy()}")
 
 

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gimli_core.arguments import check_batches
 from gimli_core.compiled.choice import check_compile, chosen
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.execution import Execution
-from gimli_core.inputs import Inputs, check_batches, fused, prepare
+from gimli_core.inputs import Inputs, fused, prepare
 from gimli_core.markers import PerTask, unmarked
 from gimli_core.memory.actions import Schedule
 from gimli_core.memory.retain_graphs import RetainGraphs

@@ -222,7 +222,7 @@ class Execution:
 
     def _execute(self, action: Any) -> Events:
         match action:
-            case Advance(_, keep) if keep is Keep.NOTHING or self._compiled is not None:
+            case Advance(_, keep) if keep is Keep.NOTHING or self._compiled is not None or not self._schedule.compact:
                 yield from self._advance(keep)
             case Advance(_, keep):
                 with long_lived():

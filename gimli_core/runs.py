@@ -194,9 +194,9 @@ def _check_chunk(chunk: Any, tasks: int | None, resume: Any) -> None:
 
 
 def check_schedule(memory: Schedule | None) -> Schedule:
-    """The schedule to run; `RetainGraphs()` by default."""
+    """The schedule to run; by default `RetainGraphs`, for speed."""
     if memory is None:
-        return RetainGraphs()
+        return RetainGraphs(compact=False)
     if not isinstance(memory, Schedule):
         hint = (
             "Call it: memory=gimli.memory.StoreStates()."

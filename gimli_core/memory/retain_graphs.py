@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gimli_core.memory.actions import Action, Advance, Keep, Schedule, Sweep, Validate
 
@@ -14,11 +14,16 @@ __all__ = ["RetainGraphs"]
 class RetainGraphs(Schedule):
     """Keep every step's graph from the forward unroll to the backward sweep; nothing is run twice.
 
+    Args:
+        compact: map what is kept apart from the heap (NOTE [heap holes] in allocator.py): the least memory, but for
+            large tensors more time. A call without `memory=` does without.
+
     Cost: time 9F a step, the floor of exact differentiation; memory J times (theta, s, and the
     activations of a gradient).
     """
 
     replays = False
+    compact: bool = field(default=True, repr=False, kw_only=True)
 
     def actions(self, steps: int) -> Iterator[Action]:
         for j in range(steps):

@@ -86,7 +86,7 @@ def meta_gradient(
         chunk: tasks that are run at a time, to bound memory; by default all.
         compile: True compiles the steps at the first call, once for a problem and its shapes ("steps"), and a short
             run of small steps as a whole ("whole"); "auto" does so once eager runs of the problem have taken a
-            minute; False never. Compiled and eager agree to rounding.
+            minute, unless `memory` or `resume` is given; False never. Compiled and eager agree to rounding.
 
     Returns:
         MetaGradient: `val_loss`, `A_opt`, `A_loss`, `B_0`, `S_0`, `theta_J`, `state_J`,

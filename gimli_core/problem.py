@@ -13,7 +13,7 @@ The symbols, here and everywhere, are the paper's:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,6 +56,8 @@ class Problem:
     val_loss: Loss
     optimizer: Optimizer
     modules: Sequence[nn.Module] | None = None
+    # What has been made for this problem (compiled steps, its form over tasks): here, so that it goes with the problem.
+    made: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("train_loss", "val_loss"):

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -149,13 +148,9 @@ class LossOverTasks:
         return isinstance(leaf, Tensor)
 
 
-# The vectorised problem of a problem, made once, so that what is cached about it stays.
-_made: WeakKeyDictionary[Problem, dict[Any, Problem]] = WeakKeyDictionary()
-
-
 def over_tasks(problem: Problem, tasks: Tasks, shared: frozenset[str], modules: Any) -> Problem:
-    """The problem of all tasks: losses of `[T]` values. Its optimizer is left to the caller."""
-    known = _made.setdefault(problem, {})
+    """The problem of all tasks, made once: losses of `[T]` values. Its optimizer is left to the caller."""
+    known: dict[Any, Problem] = problem.made.setdefault("over tasks", {})
     key = (tasks.count, shared, tasks.phi_loss)
     if key not in known:
         losses = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from gimli_core.compiled.kernel import Uncompiled, form
 from gimli_core.compiled.places import fits, outline
@@ -13,7 +12,6 @@ from gimli_core.compiled.whole import CompiledWhole, is_small, pattern
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.inputs import Inputs
 from gimli_core.notice import notice
-from gimli_core.problem import Problem
 
 __all__ = ["AUTO_SECONDS", "Clock", "check_compile", "chosen"]
 
@@ -30,9 +28,6 @@ class Known:
         self.seconds = 0.0  # spent in eager runs
         self.compiled: dict[object, Compiled | None] = {}  # by kind and shapes; None where it failed
         self.last: tuple[Any, Any, Compiled | None] = (None, None, None)  # kind, outline and result of the last look
-
-
-_known: WeakKeyDictionary[Problem, Known] = WeakKeyDictionary()
 
 
 class Clock:
@@ -55,7 +50,8 @@ def check_compile(compile: object) -> None:
 def chosen(inputs: Inputs, compile: bool | str, *, whole: bool) -> tuple[Compiled | None, Clock | None]:
     """What to run with, and a clock for an eager run whose time counts.
 
-    `whole`: whether a run may be compiled whole.
+    `whole`: whether a run may be compiled whole, since no schedule was asked for. One that was asked for has the same
+    bits as every other: "auto" leaves it eager.
     """
     if compile is False or inputs.steps == 0:
         return None, None
@@ -64,9 +60,9 @@ def chosen(inputs: Inputs, compile: bool | str, *, whole: bool) -> tuple[Compile
             notice("not compiled: what is compiled has all of line 14, by reverse over reverse")
         return None, None
     whole = whole and inputs.first == 0
-    known = _known.setdefault(inputs.problem, Known())
-    if compile == "auto" and known.seconds < AUTO_SECONDS:
-        return None, Clock(known)
+    known: Known = inputs.problem.made.setdefault("compiled", Known())
+    if compile == "auto" and (not whole or known.seconds < AUTO_SECONDS):
+        return None, Clock(known) if whole else None
     if compile == "whole" and not whole:
         raise ArgumentError(
             explain(

@@ -209,6 +209,6 @@ def test_what_was_compiled_goes_with_its_problem() -> None:
     gone = weakref.ref(work.problem)
     del work
     gc.collect()
-    torch._dynamo.reset()
+    torch._dynamo.reset()  # the compiler itself remembers what it has seen until then
     gc.collect()
     assert gone() is None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
-import weakref
 from typing import Any
 
 import pytest
@@ -193,22 +191,3 @@ def test_a_wrong_choice_is_refused(asked: Any) -> None:
         gimli.meta_gradient(**given(SGD(lr=0.1)), compile=asked)
     with pytest.raises(ArgumentError, match=r"compile: expected 'steps' or True beside memory=, resume= or truncate="):
         gimli.meta_gradient(**given(SGD(lr=0.1)), compile="whole", memory=StoreStates())
-
-
-def test_what_was_compiled_goes_with_its_problem() -> None:
-    class Work:
-        def __init__(self) -> None:
-            self.problem = gimli.Problem(self.loss, self.loss, SGD(lr=0.1))
-
-        def loss(self, theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
-            return ((theta["w"] - batch) ** 2).sum()
-
-    work = Work()
-    x = torch.ones(2, 3)
-    gimli.meta_gradient(work.problem, {"w": torch.zeros(3)}, [x] * 2, x, tasks=2, compile="steps")
-    gone = weakref.ref(work.problem)
-    del work
-    gc.collect()
-    torch._dynamo.reset()  # the compiler itself remembers what it has seen until then
-    gc.collect()
-    assert gone() is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -252,3 +254,20 @@ def test_a_task_that_breaks_is_named_with_its_step() -> None:
     x[2][0][1] = float("inf")
     with pytest.raises(gimli.errors.NotFiniteError, match=r"train_loss at inner step j = 2"):
         call(train_batches=x)
+
+
+def test_what_is_made_for_a_problem_goes_with_it() -> None:
+    class Work:
+        def __init__(self) -> None:
+            self.problem = gimli.Problem(self.loss, self.loss, SGD(lr=0.1))
+
+        def loss(self, theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
+            return ((theta["w"] - batch) ** 2).sum()
+
+    work, x = Work(), torch.ones(2, 3)
+    gimli.meta_gradient(work.problem, {"w": torch.zeros(3)}, [x] * 2, x, tasks=2)
+    assert work.problem.made
+    gone = weakref.ref(work.problem)
+    del work
+    gc.collect()
+    assert gone() is None

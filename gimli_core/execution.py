@@ -106,9 +106,12 @@ class Execution:
         self._last_snapshot = self._start = found
         if self._compiled is not None:
             self._compiled.begin()
-        if self._whole is not None and (done := self._whole.run(self.inputs)) is not None:
-            yield from self._take(done, found)
-            return
+        if self._whole is not None:
+            done = self._whole.run(self.inputs)
+            if done is not None:
+                yield from self._take(done, found)
+                return
+            environment.restore(found)  # the eager run that names what broke meets what this one met
         try:
             if self._reached is not None:
                 yield from self._resume(*self._reached)

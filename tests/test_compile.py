@@ -173,6 +173,22 @@ def test_errors_in_compiled_code_name_the_step_and_the_parameter(kind: str) -> N
         gimli.meta_gradient(**made, compile=kind)
 
 
+def test_the_eager_run_after_a_whole_one_that_broke_draws_the_same() -> None:
+    def noisy(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
+        return (nn.functional.dropout(batch, 0.5) @ theta["w"]).square().mean()
+
+    x = torch.ones(20, 3)
+    problem = gimli.Problem(noisy, noisy, SGD(lr=0.1))
+    gimli.meta_gradient(problem, {"w": torch.ones(3)}, [x, x], x, compile="whole")
+    after = []
+    for kind in (False, "whole"):
+        torch.manual_seed(0)
+        with pytest.raises(NotFiniteError):
+            gimli.meta_gradient(problem, {"w": torch.ones(3)}, [x, float("inf") * x], x, compile=kind)
+        after.append(torch.get_rng_state())
+    assert torch.equal(*after)
+
+
 @pytest.mark.long
 def test_the_default_compiles_once_eager_runs_have_taken_long(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

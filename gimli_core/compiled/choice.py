@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from gimli_core.compiled.kernel import Uncompiled, form
+from gimli_core.compiled.kernel import Uncompiled
 from gimli_core.compiled.places import fits, outline
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole import CompiledWhole, is_small, pattern
@@ -26,8 +26,7 @@ class Known:
 
     def __init__(self) -> None:
         self.seconds = 0.0  # spent in eager runs
-        self.compiled: dict[object, Compiled | None] = {}  # by kind and shapes; None where it failed
-        self.last: tuple[Any, Any, Compiled | None] = (None, None, None)  # kind, outline and result of the last look
+        self.compiled: list[tuple[Any, Compiled | None]] = []  # for an outline; None where it failed
 
 
 class Clock:
@@ -80,14 +79,12 @@ def chosen(inputs: Inputs, compile: bool | str, *, whole: bool) -> tuple[Compile
 
 def _compiled(known: Known, kind: tuple[Any, ...], inputs: Inputs) -> Compiled | None:
     """What was compiled of this kind; at the first call it is compiled, with a notice."""
-    parts = signature(inputs)
-    if known.last[0] == kind and fits(parts, known.last[1]):
-        return known.last[2]
-    key = (kind, form(parts))
-    if key not in known.compiled:
-        known.compiled[key] = _compile(kind, inputs)
-    known.last = (kind, outline(parts), known.compiled[key])
-    return known.compiled[key]
+    wanted = (kind, *signature(inputs))
+    for like, found in known.compiled:
+        if fits(wanted, like):
+            return found
+    known.compiled.append((outline(wanted), _compile(kind, inputs)))
+    return known.compiled[-1][1]
 
 
 def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | None:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gimli_core.compiled.places import builder, fits, lies_alike, outline, taker
@@ -24,7 +23,7 @@ from gimli_core.errors import first_line
 from gimli_core.modules import Environment
 from gimli_core.notice import notice
 
-__all__ = ["Kernel", "Uncompiled", "form"]
+__all__ = ["Kernel", "Uncompiled"]
 
 # ||compiled - eager|| / ||eager|| that rounding can explain, by dtype; a compiled function beyond it is not used.
 TRUSTED = {torch.float64: 1e-6, torch.float32: 2e-2}
@@ -155,17 +154,6 @@ class Kernel:
         if not self._told:
             self._told = True
             notice(f"{self.name} runs uncompiled here: {reason}")
-
-
-def form(tree: Any) -> tuple[Any, ...]:
-    """The structure of nested dicts, the shapes, dtypes and devices of their tensors, and what else they hold."""
-    held, structure = pytree.tree_flatten(tree)
-    return structure, tuple((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else _constant(x) for x in held)
-
-
-def _constant(value: Any) -> tuple[Any, ...]:
-    plain = isinstance(value, (bool, int, float, str, type(None)))
-    return type(value), value if plain else id(value)
 
 
 def distance(a: Any, b: Any) -> float:

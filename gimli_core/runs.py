@@ -20,7 +20,7 @@ from gimli_core.memory.retain_graphs import RetainGraphs
 from gimli_core.record import Event
 from gimli_core.requirements import require
 from gimli_core.results import MetaGradient, Trajectory
-from gimli_core.tasks import of_tasks
+from gimli_core.tasks import of_tasks, own
 
 __all__ = ["Run", "check_schedule", "make_run"]
 
@@ -155,30 +155,31 @@ def _join(parts: list[Any], own: bool, given: Any = None) -> Any:
 
 def _part(arguments: Mapping[str, Any], first: int, last: int) -> dict[str, Any]:
     """The arguments of the tasks [first, last)."""
+    T = arguments["tasks"]
     batch_of_all, steps = check_batches(arguments["train_batches"], arguments.get("steps"))
 
     def batch(j: int) -> Any:
-        return of_tasks(batch_of_all(j), first, last)
+        return of_tasks(batch_of_all(j), T, "train_loss", first, last)
 
-    def marked(value: Any, inside: bool = False) -> Any:
+    def marked(value: Any, label: str, inside: bool = False) -> Any:
         inside = inside or isinstance(value, PerTask)
         if unmarked(value) is not value:
-            return type(value)(marked(value.value, inside))
+            return type(value)(marked(value.value, label, inside))
         if isinstance(value, Mapping):
-            return {k: v if k == "step" else marked(v, inside) for k, v in value.items()}
+            return {k: v if k == "step" else marked(v, f"{label}[{k!r}]", inside) for k, v in value.items()}
         if isinstance(value, (tuple, list)):
-            return type(value)(marked(v, inside) for v in value)
-        return value[first:last] if inside and isinstance(value, Tensor) else value
+            return type(value)(marked(v, f"{label}[{i}]", inside) for i, v in enumerate(value))
+        return own(label, value, T)[first:last] if inside and isinstance(value, Tensor) else value
 
-    own = {name: marked(arguments.get(name)) for name in ("theta_0", "phi_opt", "phi_loss", "state_0")}
+    parts = {name: marked(arguments.get(name), name) for name in ("theta_0", "phi_opt", "phi_loss", "state_0")}
     return {
         **arguments,
-        **own,
+        **parts,
         "steps": steps,
         "tasks": last - first,
         "train_batches": batch,
-        "val_batch": of_tasks(arguments["val_batch"], first, last),
-        "among": arguments["tasks"],
+        "val_batch": of_tasks(arguments["val_batch"], T, "val_loss", first, last),
+        "among": T,
     }
 
 

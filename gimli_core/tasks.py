@@ -109,7 +109,11 @@ class LossOverTasks:
     def _which(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         """What of the arguments each task has of its own."""
         own_theta = {k: k not in self._shared for k in theta}
-        return own_theta, {k: k in self._phi_by_task for k in phi_loss}, pytree.tree_map(self._own, batch)
+        return (
+            own_theta,
+            {k: k in self._phi_by_task for k in phi_loss},
+            pytree.tree_map(lambda leaf: by_task(leaf, self.shape[0], self.name), batch),
+        )
 
     def _in_turn(self, *arguments: Any) -> Tensor:
         """The losses of all tasks, without vmap."""
@@ -135,17 +139,19 @@ class LossOverTasks:
             raise ArgumentError(explain(self.name, "to return a scalar for one task", came, "Reduce it with .mean()."))
         return loss
 
-    def _own(self, leaf: Any) -> bool:
-        if isinstance(leaf, Tensor) and leaf.shape[:1] != self.shape:
-            raise ArgumentError(
-                explain(
-                    f"the batch of {self.name}",
-                    f"tensors with a leading dimension of {self.shape[0]} tasks",
-                    f"one of shape {list(leaf.shape)}",
-                    "Stack the tasks' batches: torch.stack([...]).",
-                )
+
+def by_task(leaf: Any, count: int, name: str) -> bool:
+    """Whether a leaf of a batch has a slice for each task: every tensor must. Raises ArgumentError."""
+    if isinstance(leaf, Tensor) and leaf.shape[:1] != (count,):
+        raise ArgumentError(
+            explain(
+                f"the batch of {name}",
+                f"tensors with a leading dimension of {count} tasks",
+                f"one of shape {list(leaf.shape)}",
+                "Stack the tasks' batches: torch.stack([...]).",
             )
-        return isinstance(leaf, Tensor)
+        )
+    return isinstance(leaf, Tensor)
 
 
 def over_tasks(problem: Problem, tasks: Tasks, shared: frozenset[str], modules: Any) -> Problem:
@@ -190,9 +196,9 @@ def own(argument: str, value: Any, count: int | None) -> Any:
     return value
 
 
-def of_tasks(value: Any, first: int, last: int) -> Any:
-    """The tasks [first, last) of a batch, or of a value that is marked `per_task`."""
-    return pytree.tree_map(lambda leaf: leaf[first:last] if isinstance(leaf, Tensor) and leaf.ndim else leaf, value)
+def of_tasks(batch: Any, count: int, name: str, first: int, last: int) -> Any:
+    """The tasks [first, last) of a batch of T."""
+    return pytree.tree_map(lambda leaf: leaf[first:last] if by_task(leaf, count, name) else leaf, batch)
 
 
 def expanded(tensors: Tensors, count: int) -> Tensors:

@@ -234,6 +234,8 @@ def call(**changed: Any) -> gimli.MetaGradient:
         ({"tasks": 0}, r"tasks: expected a whole number T >= 1"),
         ({"tasks": 2.0}, r"tasks: expected a whole number T >= 1"),
         ({"tasks": 4}, r"expected tensors with a leading dimension of 4 tasks; got one of shape \[3, 6, 3\]"),
+        ({"tasks": 2, "chunk": 1}, r"expected tensors with a leading dimension of 2 tasks; got one of shape \[3"),
+        ({"chunk": 2, "phi_opt": {"lr": gimli.per_task(torch.ones(5))}}, r"phi_opt\['lr'\]: expected .* 3 tasks"),
         ({"reduce": "max"}, r"reduce: expected 'mean', 'sum'; got 'max'"),
         ({"chunk": 0}, r"chunk: expected a number of tasks, at least 1; got 0"),
         ({"chunk": 2, "tasks": None}, r"chunk: expected tasks=T beside it"),

@@ -15,6 +15,7 @@ from gimli_core import backward_sweep, forward_unroll
 from gimli_core.compiled.choice import Clock
 from gimli_core.compiled.functions import Swept as CompiledSwept
 from gimli_core.compiled.functions import Whole
+from gimli_core.compiled.loop import CompiledLoop
 from gimli_core.compiled.steps import CompiledSteps, start
 from gimli_core.compiled.whole import CompiledWhole
 from gimli_core.derivatives import Gradient, evaluate
@@ -57,11 +58,11 @@ class Execution:
         inputs: Inputs,
         schedule: Schedule,
         resume: str | Path | None = None,
-        compiled: CompiledSteps | CompiledWhole | None = None,
+        compiled: CompiledSteps | CompiledLoop | CompiledWhole | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.inputs = inputs
-        self._whole = compiled if isinstance(compiled, CompiledWhole) else None
+        self._whole = None if isinstance(compiled, CompiledSteps) else compiled
         self._compiled = compiled if isinstance(compiled, CompiledSteps) else None
         self._clock = clock
         self._journal = None if resume is None else Journal(resume, inputs)
@@ -107,9 +108,9 @@ class Execution:
         if self._compiled is not None:
             self._compiled.begin()
         if self._whole is not None:
-            done = self._whole.run(self.inputs)
+            done = yield from self._whole.run(self.inputs)
             if done is not None:
-                yield from self._take(done, found)
+                self._take(done, found)
                 return
             environment.restore(found)  # the eager run that names what broke meets what this one met
         try:
@@ -203,7 +204,7 @@ class Execution:
             recurrence=self.inputs.recurrence,
         )
 
-    def _take(self, done: Whole, found: Snapshot) -> Events:
+    def _take(self, done: Whole, found: Snapshot) -> None:
         """Take over what a whole run has computed."""
         inputs, environment = self.inputs, self.inputs.environment
         buffers = {name: b.detach().clone() for name, b in zip(environment.names, environment.buffers, strict=True)}
@@ -214,7 +215,6 @@ class Execution:
         for j, A_j in zip(reversed(range(inputs.steps)), done.A_opt, strict=False):
             inputs.hyper.accumulate(self._A_opt, j, A_j)
         self._close()
-        yield Event(14, 0, {"B": self._B, "S": self._S})
 
     def _run(self, action: Any) -> Events:
         self._between()

@@ -201,7 +201,8 @@ def settle(
     keep = keeper()
     costs = measure(inputs, run, schedule.disk)
     chosen = choose(schedule, steps, costs)
-    # Within an action holes cannot be given back: leave room for them beside what the action itself needs.
+    # What an action frees the next one takes again: given back in between, the kernel would have to clear it each time.
+    # So free holes stay, until an action that finds none of them of use could come near the peak.
     transient = max(act.transient for act in (costs.run, costs.run_graph, costs.sweep, costs.sweep_point))
-    room = estimate(chosen, steps, costs)[0] - transient - costs.room
-    return chosen, lambda: keep(room)
+    most = estimate(chosen, steps, costs)[0] - transient - costs.room // 4
+    return chosen, lambda: keep(most)

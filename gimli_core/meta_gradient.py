@@ -97,8 +97,8 @@ def meta_gradient(
         ArgumentError, RequirementError: before any work. NotFiniteError: a loss or gradient that is
         not finite, with its step. ReplayError: a replayed step that returned another loss.
 
-    Cost: see the schedule; `RetainGraphs` takes 9F·J and keeps J graphs. Compiled steps take 12F under any schedule
-    and keep no graphs.
+    Cost: see the schedule; `RetainGraphs` takes 9F·J and keeps J graphs. Compiled, a run without `memory` takes 9F·J
+    too, and keeps what lies between products out of its graphs; under a schedule a step takes 12F and keeps no graph.
     Source: Grefenstette et al. 2019, Algorithm 1.
 
     >>> import torch, gimli_core as gimli
@@ -117,7 +117,10 @@ def meta_gradient(
         "recurrence": recurrence, "tasks": tasks, "reduce": reduce, "second_order": second_order,
         "first_order": first_order, "truncate": truncate,
     }  # fmt: skip
-    run = make_run(arguments, memory=memory, check=check, resume=resume, tied=False, chunk=chunk, compile=compile)
+    run = make_run(
+        arguments, memory=memory, check=check, resume=resume, tied=False, chunk=chunk, compile=compile,
+        watched=progress or watch is not None,
+    )  # fmt: skip
     shown = Progress(run.steps) if progress else None
     drain(run.forward(), watch, shown)
     drain(run.backward(), watch, shown)

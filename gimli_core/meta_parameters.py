@@ -15,6 +15,7 @@ ways is refused; `per_step` settles it. With T tasks a value marked `per_task` h
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -177,9 +178,14 @@ class Hyperparameters:
             k: {name: _as_used(leaf, leaf.at(j, at), self.theta[k]) for name, (leaf, at, _) in homes.items()}
             for k, homes in self._home.items()
         }
-        if not any(leaf.by_step for homes in self._home.values() for leaf, _, _ in homes.values()):
+        if self.constant:
             self._cached = hyper
         return hyper
+
+    @functools.cached_property
+    def constant(self) -> bool:
+        """Whether all steps have the same values."""
+        return not any(leaf.by_step for homes in self._home.values() for leaf, _, _ in homes.values())
 
     def zeros(self) -> list[Tensor]:
         """A_opt = 0, one accumulator a leaf, in float32 at least (line 8)."""

@@ -44,7 +44,7 @@ class Run(Protocol):
 
 def make_run(
     arguments: Mapping[str, Any], *, memory: Schedule | None, check: bool, resume: Any, tied: bool,
-    chunk: int | None = None, compile: bool | str = "auto",
+    chunk: int | None = None, compile: bool | str = "auto", watched: bool = False,
 ) -> Run:  # fmt: skip
     """The run for `arguments` (those of `prepare`), checked. Raises what `meta_gradient` raises before any work."""
     schedule = check_schedule(memory)
@@ -56,7 +56,7 @@ def make_run(
         if check:
             inputs = require(inputs, replays=schedule.replays, tied=tied)
         inputs = fused(inputs)
-        compiled, clock = chosen(inputs, compile, whole=memory is None and resume is None)
+        compiled, clock = chosen(inputs, compile, whole=memory is None and resume is None, watched=watched)
         return Execution(inputs, schedule, resume, compiled, clock)
 
     if chunk is None:

@@ -1,11 +1,14 @@
-"""What to compile: nothing, single steps, or a short run whole; each compiled once for a problem and its shapes."""
+"""What to compile: nothing, single steps, a loop over them, or a short run whole; once for a problem and its shapes."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
+from gimli_core.compiled.halves import Uncut
 from gimli_core.compiled.kernel import Uncompiled
+from gimli_core.compiled.loop import CompiledLoop
 from gimli_core.compiled.places import fits, outline
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole import CompiledWhole, is_small, pattern
@@ -18,7 +21,14 @@ __all__ = ["AUTO_SECONDS", "Clock", "check_compile", "chosen"]
 CHOICES = (True, False, "auto", "steps", "whole")
 AUTO_SECONDS = 60.0  # of eager runs of one problem, after which "auto" compiles it
 
-Compiled = CompiledSteps | CompiledWhole
+Compiled = CompiledSteps | CompiledLoop | CompiledWhole
+
+
+KINDS: dict[str, tuple[str, Callable[[Inputs], Compiled]]] = {
+    "steps": ("one step forwards and one backwards", CompiledSteps),
+    "loop": ("one step forwards and its sweep", CompiledLoop),
+    "whole": ("the whole run", CompiledWhole),
+}
 
 
 class Known:
@@ -26,7 +36,7 @@ class Known:
 
     def __init__(self) -> None:
         self.seconds = 0.0  # spent in eager runs
-        self.compiled: list[tuple[Any, Compiled | None]] = []  # for an outline; None where it failed
+        self.compiled: list[tuple[Any, Compiled | Uncompiled]] = []  # for an outline
 
 
 class Clock:
@@ -46,11 +56,13 @@ def check_compile(compile: object) -> None:
         raise ArgumentError(explain("compile", listing(CHOICES), repr(compile), do))
 
 
-def chosen(inputs: Inputs, compile: bool | str, *, whole: bool) -> tuple[Compiled | None, Clock | None]:
+def chosen(
+    inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = False
+) -> tuple[Compiled | None, Clock | None]:
     """What to run with, and a clock for an eager run whose time counts.
 
-    `whole`: whether a run may be compiled whole, since no schedule was asked for. One that was asked for has the same
-    bits as every other: "auto" leaves it eager.
+    `whole`: whether a run may keep what it likes, since no schedule was asked for. One that was asked for has the same
+    bits as every other: "auto" leaves it eager. `watched`: whether someone wants to be told of every step.
     """
     if compile is False or inputs.steps == 0:
         return None, None
@@ -71,14 +83,18 @@ def chosen(inputs: Inputs, compile: bool | str, *, whole: bool) -> tuple[Compile
                 "A whole run keeps every step.",
             )
         )
-    run_whole = compile == "whole" or (compile != "steps" and whole and is_small(inputs))
-    if run_whole and (found := _compiled(known, ("whole", inputs.steps, pattern(inputs)), inputs)) is not None:
-        return found, None
-    return (None if compile == "whole" else _compiled(known, ("steps",), inputs)), None
+    if compile == "whole" or (compile != "steps" and whole and not watched and is_small(inputs)):
+        found = _compiled(known, ("whole", inputs.steps, pattern(inputs)), inputs)
+        if compile == "whole" or not isinstance(found, Uncompiled):
+            return None if isinstance(found, Uncompiled) else found, None
+    found = _compiled(known, ("loop",), inputs) if whole else Uncut()
+    if isinstance(found, Uncut):
+        found = _compiled(known, ("steps",), inputs)
+    return None if isinstance(found, Uncompiled) else found, None
 
 
-def _compiled(known: Known, kind: tuple[Any, ...], inputs: Inputs) -> Compiled | None:
-    """What was compiled of this kind; at the first call it is compiled, with a notice."""
+def _compiled(known: Known, kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
+    """What was compiled of this kind, or why it was not; at the first call it is compiled, with a notice."""
     wanted = (kind, *signature(inputs))
     for like, found in known.compiled:
         if fits(wanted, like):
@@ -87,14 +103,14 @@ def _compiled(known: Known, kind: tuple[Any, ...], inputs: Inputs) -> Compiled |
     return known.compiled[-1][1]
 
 
-def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | None:
-    what = "the whole run" if kind[0] == "whole" else "one step forwards and one backwards"
+def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
+    what, compiled = KINDS[kind[0]]
     notice(f"compiling {what}, once for this problem and these shapes …")
     try:
-        found: Compiled = CompiledWhole(inputs) if kind[0] == "whole" else CompiledSteps(inputs)
+        found = compiled(inputs)
     except Uncompiled as reason:
         notice(f"{what} not compiled: {reason}")
-        return None
+        return reason
     notice(f"compiled in {found.seconds:.1f} s")
     return found
 

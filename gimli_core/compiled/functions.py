@@ -3,12 +3,14 @@
 They are the engine's lines with nothing between them, by `torch.func` instead of recorded graphs, so that they can be
 traced whole:
 
-    advance    lines 5 and 6      theta_j, s_j                  ->  ell_j, G_j, theta_{j+1}, s_{j+1}
-    sweep      lines 5, 11-14     theta_j, s_j, B_{j+1}, S_{j+1} ->  ell_j, B_j, S_j, increments of A
-    validate   lines 8 and 9      theta_J                       ->  L_val, B_J, A_loss's first term
-    whole      lines 4-14         theta_0, s_0                  ->  everything
+    advance    lines 5 and 6          theta_j, s_j                   ->  ell_j, G_j, theta_{j+1}, s_{j+1}
+    sweep      lines 5, 11-14         theta_j, s_j, B_{j+1}, S_{j+1} ->  ell_j, B_j, S_j, increments of A
+    both       lines 5 and 6, 11-14   theta_j, s_j, B_{j+1}, S_{j+1} ->  what both of them return
+    validate   lines 8 and 9          theta_J                        ->  L_val, B_J, A_loss's first term
+    whole      lines 4-14             theta_0, s_0                   ->  everything
 
-`sweep` computes G_j again (12F a step in all, as `StoreStates`); `whole` keeps what G_j's derivative needs (9F).
+`sweep` computes G_j again (12F a step in all, as `StoreStates`); `whole` keeps what G_j's derivative needs (9F), and
+so does `both`, once it is cut in two (halves.py).
 theta, G and B are in the form that the optimizer packs them in (`Optimizer.pack`): a dict, or one vector.
 """
 
@@ -25,7 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from gimli_core.optimizers.interface import Hyper, Optimizer, State, Tensors
 from gimli_core.problem import Loss
 
-__all__ = ["Advanced", "Fixed", "Swept", "Validated", "Whole", "advance", "sweep", "validate", "whole"]
+__all__ = ["Advanced", "Fixed", "Swept", "Validated", "Whole", "advance", "both", "sweep", "validate", "whole"]
 
 
 Packed = Any  # Tensors, or one vector
@@ -96,7 +98,12 @@ def advance(
     """Lines 5 and 6."""
     G, loss = gradient(fixed, theta, phi_loss, frozen, batch)
     new_theta, new_s = fixed.optimizer.step_packed(theta, s, G, hyper)
-    return Advanced(loss, G, new_theta, new_s, torch.stack([x.sum() for x in (loss, *tree_leaves(G))]).sum())
+    return Advanced(loss, G, new_theta, new_s, soundness(loss, G))
+
+
+def soundness(loss: Tensor, G: Packed) -> Tensor:
+    """A number that is finite if the loss and G are."""
+    return torch.stack([x.sum() for x in (loss, *tree_leaves(G))]).sum()
 
 
 def sweep(
@@ -107,6 +114,18 @@ def sweep(
     G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
     B_j, S_j, A_opt, A_loss = lines_11_to_14(fixed, theta, s, hyper, G, pull, B, S)
     return Swept(loss, B_j, S_j, A_opt, A_loss)
+
+
+def both(
+    fixed: Fixed, theta: Packed, s: State, phi_loss: Tensors, frozen: Tensors, hyper: Hyper, batch: Any,
+    B: Packed, S: State,
+) -> tuple[Advanced, Swept]:  # fmt: skip
+    """Lines 5 and 6, and the same step's lines 11-14. What the next step takes comes in rows without gaps."""
+    G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
+    new_theta, new_s = fixed.optimizer.step_packed(theta, s, G, hyper)
+    B_j, S_j, A_opt, A_loss = lines_11_to_14(fixed, theta, s, hyper, G, pull, B, S)
+    new_theta, new_s, B_j, S_j = tree_map(torch.Tensor.contiguous, (new_theta, new_s, B_j, S_j))
+    return Advanced(loss, G, new_theta, new_s, soundness(loss, G)), Swept(loss, B_j, S_j, A_opt, A_loss)
 
 
 def validate(fixed: Fixed, theta: Packed, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Validated:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from gimli_core.errors import first_line
 from gimli_core.modules import Environment
 from gimli_core.notice import notice
 
-__all__ = ["Kernel", "Uncompiled"]
+__all__ = ["Kernel", "Uncompiled", "beside_eager", "compiler_options", "each_once", "reason_of"]
 
 # ||compiled - eager|| / ||eager|| that rounding can explain, by dtype; a compiled function beyond it is not used.
 TRUSTED = {torch.float64: 1e-6, torch.float32: 2e-2}
@@ -68,36 +68,16 @@ class Kernel:
     ) -> None:  # fmt: skip
         self.name = name
         self._function = function
-        self._options = {"fallback_random": True, **options}
+        self._options = compiler_options(options)
         self._varying = outline(varying)
         self._told = self._given_up = False
         self._called: tuple[Any, Any, Any] | None = None  # by the last guarded call: the graph, what it took and gave
         self._direct: Direct | None = None
-        found = environment.capture()
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, about its parts
-                eager = function(*arguments)
-                flat, structure = pytree.tree_flatten(arguments)
-
-                def of_flat(*flat: Any) -> list[Any]:
-                    return pytree.tree_leaves(function(*pytree.tree_unflatten(flat, structure)))
-
-                # torch.compile keeps what it compiled on the code object: other kernels must not share it.
-                own = types.FunctionType(of_flat.__code__.replace(), globals(), "kernel", None, of_flat.__closure__)
-                self._compiled = torch.compile(own, fullgraph=True, dynamic=False, backend=self._backend)
-                environment.restore(found)
-                start = time.perf_counter()
-                compiled = self._guarded(flat)
-                self.seconds = time.perf_counter() - start
-        except Exception as error:
-            raise Uncompiled(first_line(error)) from error
-        finally:
-            environment.restore(found)
-        worst = distance(compiled, pytree.tree_leaves(eager))
-        self._take, self._build = taker(arguments), builder(eager)
-        if not worst <= 1:
-            raise Uncompiled(f"compiled and eager differ by {worst:.3g} times what rounding can explain")
+        self._take = taker(arguments)
+        self._compiled, eager, self.seconds = beside_eager(
+            function, environment, arguments, self._backend, lambda compiled, flat, _: self._guarded(flat, compiled)
+        )
+        self._build = builder(eager)
 
     def begin(self) -> None:
         """A run begins: its first call looks at everything again."""
@@ -125,16 +105,17 @@ class Kernel:
                 self._tell(first_line(error))
                 return self._function(*arguments)
 
-    def _guarded(self, flat: Sequence[Any]) -> list[Any]:
+    def _guarded(self, flat: Sequence[Any], compiled: Callable[..., Any] | None = None) -> list[Any]:
         """Call it with every guard; the next calls of the run go to the graph that it found."""
         self._called = None
-        results: list[Any] = self._compiled(*flat)
+        flat = each_once(flat)
+        results: list[Any] = (compiled or self._compiled)(*flat)
         called: Any = self._called
         if called is not None:
             graph, inputs, outputs = called
-            place, gave = ({id(x): i for i, x in reversed(list(enumerate(xs)))} for xs in (flat, outputs))
-            if all(id(x) in place for x in inputs) and all(id(x) in gave for x in results):
-                self._direct = Direct(graph, [place[id(x)] for x in inputs], [gave[id(x)] for x in results])
+            took, gave = found_in(flat, inputs), found_in(outputs, results)
+            if took is not None and gave is not None:
+                self._direct = Direct(graph, took, gave)
         self._called = None
         return results
 
@@ -154,6 +135,72 @@ class Kernel:
         if not self._told:
             self._told = True
             notice(f"{self.name} runs uncompiled here: {reason}")
+
+
+def beside_eager(
+    function: Callable[..., Any], environment: Environment, arguments: tuple[Any, ...],
+    backend: Callable[[Any, Any], Callable[..., Any]],
+    call: Callable[[Callable[..., Any], Sequence[Any], Any], list[Any]],
+) -> tuple[Callable[..., Any], Any, float]:  # fmt: skip
+    """(`function` of flat arguments under `torch.compile`, what `function` returned, seconds of the first `call`).
+
+    `call` gets the compiled function, the leaves of the arguments and what the function returned as it is.
+    The environment is left as it was found. Raises Uncompiled, also where the two do not agree.
+    """
+    found = environment.capture()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, about its parts
+            eager = function(*arguments)
+            flat, structure = pytree.tree_flatten(arguments)
+
+            def of_flat(*flat: Any) -> list[Any]:
+                return pytree.tree_leaves(function(*pytree.tree_unflatten(flat, structure)))
+
+            # torch.compile keeps what it compiled on the code object: other kernels must not share it.
+            own = types.FunctionType(of_flat.__code__.replace(), globals(), "kernel", None, of_flat.__closure__)
+            compiled = torch.compile(own, fullgraph=True, dynamic=False, backend=backend)
+            environment.restore(found)
+            start = time.perf_counter()
+            results = call(compiled, flat, eager)
+            seconds = time.perf_counter() - start
+    except Exception as error:
+        raise reason_of(error) from error
+    finally:
+        environment.restore(found)
+    worst = distance(results, pytree.tree_leaves(eager))
+    if not worst <= 1:
+        raise Uncompiled(f"compiled and eager differ by {worst:.3g} times what rounding can explain")
+    return compiled, eager, seconds
+
+
+def reason_of(error: Exception) -> Uncompiled:
+    """Why something was not compiled, as an exception; the compiler wraps what is raised within it."""
+    inner = getattr(error, "inner_exception", error)
+    return inner if isinstance(inner, Uncompiled) else Uncompiled(first_line(inner))
+
+
+def compiler_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the compiler: random numbers are the eager ones, products are written as they are used."""
+    from gimli_core.compiled.transposes import Transposes  # imports the compiler, which takes seconds
+
+    return {"fallback_random": True, "post_grad_custom_pre_pass": Transposes(), **options}
+
+
+def each_once(flat: Sequence[Any]) -> list[Any]:
+    """The same with a new name for a tensor that comes again: in the next call the two may be different ones."""
+    seen: set[int] = set()
+    names = []
+    for x in flat:
+        names.append(x.detach() if isinstance(x, torch.Tensor) and id(x) in seen else x)
+        seen.add(id(x))
+    return names
+
+
+def found_in(many: Sequence[Any], some: Sequence[Any]) -> list[int] | None:
+    """Where each of `some` stands in `many`; None if one does not."""
+    places = {id(x): i for i, x in reversed(list(enumerate(many)))}
+    return [places[id(x)] for x in some] if all(id(x) in places for x in some) else None
 
 
 def distance(a: Any, b: Any) -> float:

@@ -7,6 +7,7 @@ step (about 20 s for 5 steps of a small network). Cost: 9F a step; memory as `Re
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from gimli_core.compiled.functions import Whole, whole
 from gimli_core.compiled.kernel import Kernel
 from gimli_core.compiled.steps import bound, fixed_of, options_of, start
 from gimli_core.inputs import Inputs
+from gimli_core.record import Event
 
 __all__ = ["CompiledWhole", "is_small", "pattern"]
 
@@ -39,15 +41,18 @@ class CompiledWhole:
         )
         self.seconds = self._kernel.seconds
 
-    def run(self, inputs: Inputs) -> Whole | None:
-        """The whole run, or None where something in it is not finite: an eager run then names what broke first."""
+    def run(self, inputs: Inputs) -> Generator[Event, None, Whole | None]:
+        """The whole run, told at its end; None where something is not finite: an eager run then names what broke."""
         arguments = arguments_of(inputs)
         self._kernel.begin()
         packed: Whole = self._kernel(arguments[-2:], *arguments)
         unpack = inputs.optimizer.unpack
         done = packed._replace(B=unpack(packed.B), theta=unpack(packed.theta))
         ends = [*pytree.tree_leaves((packed.B, packed.theta)), *done.val_losses.values()]
-        return done if math.isfinite(torch.stack([v.sum().double() for v in ends]).sum().item()) else None
+        if not math.isfinite(torch.stack([v.sum().double() for v in ends]).sum().item()):
+            return None
+        yield Event(14, 0, {"B": done.B, "S": done.S})
+        return done
 
 
 def pattern(inputs: Inputs) -> tuple[bool, ...]:
@@ -58,9 +63,8 @@ def pattern(inputs: Inputs) -> tuple[bool, ...]:
 def arguments_of(inputs: Inputs) -> tuple[Any, ...]:
     """The tensors of a run; the last two are what may have another form in another call."""
     point, J = start(inputs), inputs.steps
-    optimizer, first = inputs.optimizer, inputs.hyper.at(0)
-    constant = J == 1 or inputs.hyper.at(1) is first
-    hypers = [optimizer.pack_hyper(inputs.hyper.at(j)) for j in range(1 if constant else J)]
+    optimizer = inputs.optimizer
+    hypers = [optimizer.pack_hyper(inputs.hyper.at(j)) for j in range(1 if inputs.hyper.constant else J)]
     batches = [inputs.batch(j) for j in range(J)]
     weights = torch.tensor([0.0 if w is None else w * inputs.scale for w in inputs.weights], dtype=torch.float64)
     theta = optimizer.pack(point.theta)

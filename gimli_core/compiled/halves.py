@@ -1,0 +1,267 @@
+"""A pure function of which some arguments are known later, compiled in two halves.
+
+The first half computes what does not depend on the late arguments, and hands on what the second needs of it. Where to
+cut, so that nothing dear is computed twice and little is kept, torch's own min-cut decides, which parts the forward
+and backward graphs of autograd under `torch.compile`. With a step forwards as the first half and its sweep as the
+second that is a kept graph (9F a step), without all that lies between products: that is cheap, and computed again.
+
+Everything is told by its place in a list:
+
+    early + constants + what the first graph gives      (constants: what the function reads besides its arguments)
+    kept + late + what the second graph gives
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch._guards import TracingContext
+from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from gimli_core.compiled.kernel import Uncompiled, beside_eager, compiler_options, each_once, reason_of
+from gimli_core.modules import Environment
+
+__all__ = ["Halves", "Uncut"]
+
+Compiled = Callable[[list[Any]], Sequence[Any]]
+
+
+class Uncut(Uncompiled):
+    """Why a function that may well be compiled cannot be cut."""
+
+
+class Cut(NamedTuple):
+    """A graph in two compiled halves; graph inputs and outputs are told by their place in the graph."""
+
+    first: Compiled
+    second: Compiled
+    first_takes: list[int]  # inputs
+    first_gives: list[int]  # outputs, in this order; what is handed on comes after them
+    second_takes: list[tuple[bool, int]]  # (True, an input) or (False, what the first graph gives at this place)
+    second_gives: list[int]  # outputs
+
+
+class Halves:
+    """`function(*arguments)`, a pair, in two calls: `first` without the late arguments, `second` with them.
+
+    Args:
+        function: pure, of nested dicts and lists of tensors. It draws no random numbers and changes no buffers.
+            The first of the two that it returns does not depend on what comes late.
+        environment: what it may read besides.
+        arguments: of a trial.
+        late: how many of the last leaves of the arguments are known later.
+        options: of the compiler.
+
+    Attributes:
+        results: what the function returned in the trial.
+        seconds: of compiling.
+
+    Raises:
+        Uncompiled: with the reason; Uncut if only the cutting failed.
+    """
+
+    def __init__(
+        self, function: Callable[..., tuple[Any, Any]], environment: Environment, arguments: tuple[Any, ...], late: int,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        self._options = compiler_options(options)
+        self._late = late
+        self._early_results = 0  # how many leaves the first of the pair has
+        self._flat: list[Any] = []  # of the guarded call that is under way
+        self._marks: list[Any] = []  # stand for the outputs of its graph
+        self._inputs: list[int] = []  # where each input of its graph stands
+        self._constants: list[Any] = []
+        self._cut: Cut | None = None
+        self._compiled, self.results, self.seconds = beside_eager(
+            function, environment, arguments, self._backend, self._trial
+        )
+
+    def look(self, flat: Sequence[Any]) -> None:
+        """NOTE [one look a run] in kernel.py: does what was compiled still fit? If not, compile again.
+
+        Computes nothing. Of the leaves of all arguments only the form matters. Raises Uncompiled.
+        """
+        try:
+            with torch.no_grad():
+                self._look(self._compiled, flat)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise reason_of(error) from error
+
+    def first(self, early: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """(the leaves of the first result, what `second` needs) from the leaves of the early arguments."""
+        pool = [*early, *self._constants]
+        with torch.no_grad():  # what is read besides may require a gradient
+            pool += self._first([pool[i] for i in self._first_takes])
+        return [pool[i] for i in self._first_results], [pool[i] for i in self._kept]
+
+    def second(self, kept: Sequence[Any], late: Sequence[Any]) -> list[Any]:
+        """The leaves of the second result."""
+        pool = [*kept, *late]
+        with torch.no_grad():
+            pool += self._second([pool[i] for i in self._second_takes])
+        return [pool[i] for i in self._second_results]
+
+    def _trial(self, compiled: Callable[..., Any], flat: Sequence[Any], eager: tuple[Any, Any]) -> list[Any]:
+        self._early_results = len(pytree.tree_leaves(eager[0]))
+        self._look(compiled, flat)
+        cut = len(flat) - self._late
+        first, kept = self.first(flat[:cut])
+        return [*first, *self.second(kept, flat[cut:])]
+
+    def _look(self, compiled: Callable[..., Any], flat: Sequence[Any]) -> None:
+        self._flat = each_once(flat)
+        try:
+            results = compiled(*self._flat)
+            if self._cut is None:
+                raise Uncut("nothing in it depends on its arguments")
+            self._connect(self._cut, results)
+        finally:
+            self._flat, self._marks = [], []
+
+    def _connect(self, cut: Cut, results: Sequence[Any]) -> None:
+        """Follow every result back to where it comes from."""
+        base = len(self._flat) - self._late + len(self._constants)  # of what the first graph gives
+        of_flat, of_marks = self._places(), {id(x): i for i, x in enumerate(self._marks)}
+        of_gives: dict[Any, int] = {mark: base + i for i, mark in enumerate(cut.first_gives)}
+        of_later: dict[Any, int] = {mark: i for i, mark in enumerate(cut.second_gives)}
+        kept: list[int] = []
+
+        def handed(place: int) -> int:
+            """Where something stands in the second pool; what is late stands before its end and is counted from it."""
+            if place < 0:
+                return place
+            if place not in kept:
+                kept.append(place)
+            return kept.index(place)
+
+        takes = [handed(self._inputs[i] if given else base + i) for given, i in cut.second_takes]
+        first_results: list[int] = []
+        second_results: list[tuple[bool, int]] = []  # (whether the second graph gives it, its place)
+        for result in results:
+            mark = of_marks.get(id(result))
+            place = of_flat.get(id(result)) if mark is None else of_gives.get(mark)
+            if place is None and mark is None:
+                raise Uncut("one of its results is neither computed nor given")
+            if len(first_results) == self._early_results:
+                second_results.append((False, handed(place)) if place is not None else (True, of_later[mark]))
+            elif place is None or place < 0:
+                raise Uncut("what comes first depends on what comes late")
+            else:
+                first_results.append(place)
+        end = len(kept) + self._late
+        self._first, self._second, self._kept = cut.first, cut.second, kept
+        self._first_takes, self._first_results = [self._inputs[i] for i in cut.first_takes], first_results
+        self._second_takes = [i if i >= 0 else end + i for i in takes]
+        self._second_results = [end + i if given or i < 0 else i for given, i in second_results]
+
+    def _places(self) -> dict[int, int]:
+        """Where each leaf stands, by identity; the late ones are counted from the end."""
+        size, early = len(self._flat), len(self._flat) - self._late
+        return {id(x): i if i < early else i - size for i, x in reversed(list(enumerate(self._flat)))}
+
+    def _backend(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """What `torch.compile` calls with a traced graph, once for every form that it meets."""
+        from torch._inductor.compile_fx import compile_fx
+
+        cuts: list[Cut] = []
+        outputs = len(next(node for node in module.graph.nodes if node.op == "output").args[0])
+        comes_late = {id(x) for x in self._flat[len(self._flat) - self._late :]}
+        late = [id(x) in comes_late for x in inputs]
+
+        def compile_halves(lowered: GraphModule, examples: Sequence[Any], **options: Any) -> Callable[..., Any]:
+            places = [node for node in lowered.graph.nodes if node.op == "placeholder"]
+            given = next(node for node in lowered.graph.nodes if node.op == "output").args[0]
+            if len(places) != len(late) or len(given) != outputs:
+                raise Uncut("it changes something besides what it returns")
+            cuts.append(cut_in_two(lowered, late, options))
+
+            def look(inputs: list[Any]) -> list[Any]:
+                """No computing: note what was called with what, and mark the outputs."""
+                where = self._places()
+                self._constants = [x for x in inputs if id(x) not in where]
+                where |= {id(x): len(self._flat) - self._late + i for i, x in enumerate(self._constants)}
+                self._inputs, self._cut = [where[id(x)] for x in inputs], cuts[0]
+                self._marks = [torch.empty(0) for _ in range(outputs)]
+                return list(self._marks)
+
+            look._boxed_call = True  # type: ignore[attr-defined]
+            return look
+
+        with torch._functorch.config.patch(enable_autograd_cache=False):  # it would not call `compile_halves`
+            called: Any = compile_fx
+            graph: Callable[..., Any] = called(
+                module, inputs, inner_compile=compile_halves, config_patches=self._options
+            )
+            return graph
+
+
+def cut_in_two(graph_module: GraphModule, late: Sequence[bool], options: dict[str, Any]) -> Cut:
+    """A graph cut where its late inputs come in, and each half compiled."""
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    if any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in graph_module.graph.nodes):
+        raise Uncut("it draws random numbers")
+    joint, inputs, outputs = arranged(graph_module, late)
+    early_outputs = [i for i, (depends, _) in enumerate(outputs) if not depends]
+    late_outputs = [i for i, (depends, _) in enumerate(outputs) if depends]
+    halves = min_cut_rematerialization_partition(joint, None, num_fwd_outputs=len(early_outputs))
+    first, second = halves
+    # Compiling rewrites the graphs.
+    gives = [node.name if isinstance(node, Node) else None for node in results_of(first.graph)]
+    takes = [node.name for node in first.graph.nodes if node.op == "placeholder"]
+    needs = [node.name for node in second.graph.nodes if node.op == "placeholder"]
+    context = TracingContext.try_get()
+    strides = None if context is None else context.output_strides
+    compiled: list[Any] = []
+    try:
+        if context is not None:
+            context.output_strides = None  # a list that expects one graph
+        for half in halves:
+            examples = [node.meta["val"] for node in half.graph.nodes if node.op == "placeholder"]
+            compiled.append(compile_fx_inner(half, examples, **{**options, "static_input_idxs": []}))
+    finally:
+        if context is not None:
+            context.output_strides = strides
+    return Cut(
+        first=compiled[0],
+        second=compiled[1],
+        first_takes=[inputs[name] for name in takes],
+        first_gives=early_outputs,
+        second_takes=[(True, inputs[name]) if name in inputs else (False, gives.index(name)) for name in needs],
+        second_gives=late_outputs,
+    )
+
+
+def arranged(graph_module: GraphModule, late: Sequence[bool]) -> tuple[GraphModule, dict[str, int], list[Any]]:
+    """The graph with its inputs and outputs named and ordered as the partitioner wants them.
+
+    Returns (the graph, which of its inputs each name was, whether each output depends on a late input).
+    """
+    nodes = list(graph_module.graph.nodes)
+    places = [node for node in nodes if node.op == "placeholder"]
+    depends = {place for place, comes_late in zip(places, late, strict=True) if comes_late}
+    for node in nodes:
+        if any(x in depends for x in node.all_input_nodes):
+            depends.add(node)
+    graph, names, new = Graph(), dict[str, int](), dict[Node, Node]()
+    for place in sorted(places, key=lambda place: place in depends):  # the early ones first
+        name = f"{'tangents' if place in depends else 'primals'}_{len(names) + 1}"
+        names[name] = places.index(place)
+        new[place] = graph.placeholder(name)
+        new[place].meta = dict(place.meta)
+    for node in nodes:
+        if node.op not in ("placeholder", "output"):
+            new[node] = graph.node_copy(node, lambda x: new[x])
+    outputs = [(isinstance(x, Node) and x in depends, new[x] if isinstance(x, Node) else x)
+               for x in results_of(graph_module.graph)]  # fmt: skip
+    graph.output([x for is_late in (False, True) for depend, x in outputs if depend is is_late])
+    return GraphModule(graph_module, graph), names, outputs
+
+
+def results_of(graph: Graph) -> Any:
+    """What a graph returns."""
+    return next(node for node in graph.nodes if node.op == "output").args[0]

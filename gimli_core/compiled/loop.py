@@ -1,0 +1,195 @@
+"""All of Algorithm 1 with two compiled calls a step and next to nothing between them.
+
+The step forwards hands on what its sweep needs (halves.py): 9F a step; memory as `RetainGraphs`, less all that is
+cheap to compute again. Who watches is told of every step, but cannot intervene.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from gimli_core.compiled import functions
+from gimli_core.compiled.functions import Advanced, Packed, Swept, Validated, Whole
+from gimli_core.compiled.halves import Halves
+from gimli_core.compiled.kernel import Kernel, Uncompiled
+from gimli_core.compiled.places import builder, fits, outline, taker
+from gimli_core.compiled.steps import bound, fixed_of, options_of, start
+from gimli_core.inputs import Inputs
+from gimli_core.notice import notice
+from gimli_core.optimizers.interface import Hyper, State, Tensors
+from gimli_core.record import Event
+
+__all__ = ["CompiledLoop"]
+
+PENDING = 2**16  # numbers that wait before they are added up
+
+
+class Step(NamedTuple):
+    """What is kept of a step: what its sweep needs, or the point of one that ran uncompiled."""
+
+    kept: list[Any]
+    point: tuple[Packed, State] | None
+    read: list[tuple[Tensor, int]]  # the batch's tensors and their versions
+
+
+class CompiledLoop:
+    """The steps of one problem, compiled for the shapes of `inputs`. Raises Uncompiled, with the reason."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._fixed = fixed = fixed_of(inputs)
+        optimizer, options, batch = inputs.optimizer, options_of(inputs), inputs.batch(0)
+        theta, s = in_rows(inputs)
+        rest, hyper = (inputs.phi_loss, inputs.frozen), optimizer.pack_hyper(inputs.hyper.at(0))
+        validation = (theta, *rest, inputs.val_batch)
+        self._validate = Kernel(
+            "val_loss", bound(functions.validate, fixed), inputs.environment, validation, inputs.val_batch, **options
+        )
+        found = inputs.environment.capture()
+        B, S = rows(self._validate(inputs.val_batch, *validation).theta), rows(optimizer.zero_adjoint(s))
+        inputs.environment.restore(found)
+        arguments = (theta, s, *rest, hyper, batch, B, S)
+        self._early, self._late = taker(arguments[:-3]), taker((B, S))
+        function = bound(functions.both, fixed)
+        self._step = Halves(function, inputs.environment, arguments, len(self._late((B, S))), **options)
+        self.seconds = self._validate.seconds + self._step.seconds
+        advanced, swept = self._step.results
+        self._advanced, self._swept = builder(advanced), builder(swept)
+        self._take_A, self._build_A = taker((swept.A_opt, swept.A_loss)), builder((swept.A_opt, swept.A_loss))
+        self._batch, self._take_batch, self._told = outline(batch), taker(batch), False
+
+    def run(self, inputs: Inputs) -> Generator[Event, None, Whole | None]:
+        """The whole run, or None where something in it is not finite: an eager run then names what broke first."""
+        optimizer, J, weights = inputs.optimizer, inputs.steps, inputs.weights
+        steps, train_losses, sounds = [], [], []
+        validated: dict[int, Validated] = {}
+        theta, s = in_rows(inputs)
+        try:
+            self._begin(inputs, theta, s)
+        except Uncompiled as reason:
+            notice(f"not compiled any more: {reason}")
+            return None
+        for j in range(J + 1):
+            if weights[j] is not None:
+                arguments = (theta, inputs.phi_loss, inputs.frozen, inputs.val_batch)
+                validated[j] = self._validate(inputs.val_batch, *arguments)
+            if j < J:
+                done, step = self._forwards(inputs, j, theta, s)
+                steps.append(step)
+                train_losses.append(done.loss)
+                sounds.append(done.sound)
+                theta, s = done.theta, done.s
+                yield Event(6, j, {"theta": optimizer.unpack(theta), "s": s})
+        ends = [*sounds, *pytree.tree_leaves(theta), *(L.loss for L in validated.values())]
+        if not math.isfinite(torch.stack([x.sum(dtype=torch.float64) for x in ends]).sum().item()):
+            return None
+        theta_J, s_J = theta, s
+        B, S = pytree.tree_map(torch.zeros_like, theta), rows(optimizer.zero_adjoint(s))
+        A, explicit, A_of_steps = Sums(), Sums(), []  # over the steps; L_val's own part of A_loss; of each step
+        for j in range(J, -1, -1):
+            if j < J:
+                swept = self._backwards(inputs, j, steps.pop(), B, S)
+                B, S = swept.B, swept.S
+                A.add(self._take_A((swept.A_opt, swept.A_loss)))
+                if not inputs.hyper.constant:
+                    A_of_steps.append(swept.A_opt)
+            if (w := weights[j]) is not None:
+                w *= inputs.scale
+                B = rows(pytree.tree_map(lambda v, g, w=w: torch.add(v, g, alpha=w), B, validated[j].theta))
+                explicit.add([w * x for x in validated[j].phi_loss.values()])
+            yield Event(14 if j < J else 9, j, {"B": optimizer.unpack(B), "S": S})
+        A_opt, A_loss = self._build_A(A.total())
+        for k, v in zip(inputs.phi_loss, explicit.total(), strict=True):
+            A_loss[k] += v
+        val_losses = {j: L.loss for j, L in validated.items()}
+        theta, B = optimizer.unpack(theta_J), optimizer.unpack(B)
+        return Whole(train_losses, val_losses, theta, s_J, B, S, A_of_steps or [A_opt], A_loss)
+
+    def _begin(self, inputs: Inputs, theta: Packed, s: State) -> None:
+        """A run begins: is all that the losses read besides their arguments as it was? Raises Uncompiled."""
+        self._validate.begin()
+        self._hyper: tuple[Any, Any] = (None, None)  # the last step's, as they are and packed
+        B, S = pytree.tree_map(torch.empty_like, (theta, inputs.optimizer.zero_adjoint(s)))
+        arguments = self._arguments(inputs, 0, theta, s)
+        self._step.look([*self._early(arguments), *self._rows_of(arguments[-1]), *self._late((B, S))])
+
+    def _arguments(
+        self, inputs: Inputs, j: int, theta: Packed, s: State
+    ) -> tuple[Packed, State, Tensors, Tensors, Hyper, Any]:
+        hyper = inputs.hyper.at(j)
+        if self._hyper[0] is not hyper:
+            self._hyper = hyper, inputs.optimizer.pack_hyper(hyper)
+        return theta, s, inputs.phi_loss, inputs.frozen, self._hyper[1], inputs.batch(j)
+
+    def _forwards(self, inputs: Inputs, j: int, theta: Packed, s: State) -> tuple[Advanced, Step]:
+        """Lines 5 and 6."""
+        arguments = self._arguments(inputs, j, theta, s)
+        batch = arguments[-1]
+        if not fits(batch, self._batch):
+            if not self._told:
+                self._told = True
+                notice("the step runs uncompiled here: its batch has another shape, dtype or content than the first")
+            with torch.no_grad():
+                return functions.advance(self._fixed, *arguments), Step([], (theta, s), [])
+        leaves, kept = self._step.first([*self._early(arguments), *self._rows_of(batch)])
+        read = [(x, x._version) for x in self._take_batch(batch) if isinstance(x, Tensor)]
+        return self._advanced(leaves), Step(kept, None, read)
+
+    def _rows_of(self, batch: Any) -> list[Any]:
+        return [x.contiguous() if isinstance(x, Tensor) else x for x in self._take_batch(batch)]
+
+    def _backwards(self, inputs: Inputs, j: int, step: Step, B: Packed, S: State) -> Swept:
+        """Lines 11-14."""
+        if step.point is not None:
+            with torch.no_grad():
+                again = functions.sweep(self._fixed, *self._arguments(inputs, j, *step.point), B, S)
+                return again._replace(B=rows(again.B), S=rows(again.S))
+        if any(x._version != version for x, version in step.read):
+            raise RuntimeError(
+                f"the batch of inner step j = {j} has been changed in place before the backward sweep. "
+                "Leave batches as they are until then, or pass copies."
+            )
+        swept: Swept = self._swept(self._step.second(step.kept, self._late((B, S))))
+        return swept
+
+
+def in_rows(inputs: Inputs) -> tuple[Packed, State]:
+    """(theta_0, s_0) as every later step returns them: without gaps."""
+    point = start(inputs)
+    return rows(inputs.optimizer.pack(point.theta)), rows(point.state)
+
+
+def rows(tree: Any) -> Any:
+    """The tree with every tensor in rows without gaps."""
+    return pytree.tree_map(torch.Tensor.contiguous, tree)
+
+
+class Sums:
+    """Sums of lists of tensors, in float32 at least; small ones wait, and are added up many at a time."""
+
+    def __init__(self) -> None:
+        self._pending: list[Sequence[Tensor]] = []
+        self._totals: list[Tensor] = []
+        self._numbers = 0
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        self._pending.append(tensors)
+        self._numbers += sum(x.numel() for x in tensors)
+        if self._numbers > PENDING:
+            self.total()
+
+    def total(self) -> list[Tensor]:
+        """The sums so far."""
+        for i, terms in enumerate(zip(*self._pending, strict=True)):
+            total = torch.stack(terms).sum(0, dtype=torch.promote_types(terms[0].dtype, torch.float32))
+            if i < len(self._totals):
+                self._totals[i] += total
+            else:
+                self._totals.append(total)
+        self._pending, self._numbers = [], 0
+        return self._totals

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.inputs import Inputs
 from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Tier, Validate
-from gimli_core.memory.allocator import keeper, occupied, separates
+from gimli_core.memory.allocator import LOW, fresh_seconds, keeper, occupied, separates
 from gimli_core.memory.budget import Budget, choose, estimate
 from gimli_core.memory.checkpoint import Checkpoint
 from gimli_core.memory.cost import Act, Costs
@@ -50,6 +50,7 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self._made: dict[int, tuple[Any, int]] = {}
         self.peak = 0
+        self.large = 0  # bytes of all tensors so far that are mapped alone where NOTE [heap holes] keeps them apart
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {t.untyped_storage()._cdata for t in _tensors((args, kwargs or {}))}
@@ -58,6 +59,7 @@ class LiveBytes(TorchDispatchMode):
             storage = t.untyped_storage()
             if storage._cdata not in given and storage._cdata not in self._made:
                 self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                self.large += storage.nbytes() if storage.nbytes() >= LOW else 0
         self.peak = max(self.peak, self.live())
         return out
 
@@ -88,18 +90,20 @@ class _Pilot(Schedule):
     """Two steps that hold every kind of action once; notes bytes and seconds around each."""
 
     meter: LiveBytes | None
-    notes: list[tuple[int, int, int, float]]  # live before, peak, live after, seconds
+    notes: list[tuple[int, int, int, int, float]]  # live before, peak, live after, made in large tensors, seconds
 
     def actions(self, steps: int) -> Iterator[Action]:
         for action in PILOT:
-            before = 0 if self.meter is None else self.meter.live()
+            before = large = peak = after = 0
             if self.meter is not None:
+                before, large = self.meter.live(), self.meter.large
                 self.meter.peak = before
             start = time.perf_counter()
             yield action
             seconds = time.perf_counter() - start
-            after = 0 if self.meter is None else self.meter.live()
-            self.notes.append((before, 0 if self.meter is None else self.meter.peak, after, seconds))
+            if self.meter is not None:
+                peak, after, large = self.meter.peak, self.meter.live(), self.meter.large - large
+            self.notes.append((before, peak, after, large, seconds))
 
 
 def measure(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path | None = None) -> Costs:
@@ -110,8 +114,8 @@ def measure(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path |
     first = inputs.first
     weights = (*inputs.weights[first : first + 2], inputs.weights[-1] or 1.0)
     short = replace(inputs, steps=2, first=0, batch=lambda j: inputs.batch(0), weights=weights)
-    counted: list[tuple[int, int, int, float]] = []
-    timed: list[tuple[int, int, int, float]] = []
+    counted: list[tuple[int, int, int, int, float]] = []
+    timed: list[tuple[int, int, int, int, float]] = []
     try:
         for _ in range(2):  # first, so that what libraries allocate once is there already, and the heap in use
             _drain(run(short, _Pilot(None, timed)))
@@ -122,13 +126,14 @@ def measure(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path |
                 _drain(run(short, _Pilot(meter, counted)))
     finally:
         environment.restore(found)
-    quickest = [min(a[3], b[3]) for a, b in zip(timed[: len(PILOT)], timed[len(PILOT) :], strict=True)]
-    acts = [Act(max(peak - before, 0), t) for (before, peak, _, _), t in zip(counted, quickest, strict=True)]
-    live = [after for _, _, after, _ in counted]
+    quickest = [min(a[-1], b[-1]) for a, b in zip(timed[: len(PILOT)], timed[len(PILOT) :], strict=True)]
+    acts = [Act(max(peak - before, 0), t) for (before, peak, *_), t in zip(counted, quickest, strict=True)]
+    live = [after for _, _, after, *_ in counted]
+    fresh = fresh_seconds()
     accumulators = counted[0][0]
     point = nbytes(inputs.theta_0) + nbytes(inputs.state_0)
     at_work = live[5] - live[4] + 2 * point + max(act.transient for act in acts)
-    holes = most() - max(peak for _, peak, _, _ in counted)
+    holes = most() - max(peak for _, peak, *_ in counted)
     return Costs(
         # The point that the sweep ends at is the caller's only if it is theta_0.
         start=accumulators + (point if first else 0 if inputs.warm else nbytes(inputs.state_0)),
@@ -137,13 +142,15 @@ def measure(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path |
         record=live[4] - live[3],
         end=live[5] - live[4],
         run=acts[1],
-        run_graph=acts[4],
+        # In a run of two the heap still has room for it; later all that the step makes is mapped, and soon given back.
+        run_graph=acts[4]._replace(seconds=acts[4].seconds + fresh * counted[4][3]),
         run_known=acts[3],
         validate=acts[5],
         sweep=acts[6],
         sweep_point=acts[9],
         holes=max(0, holes),
         room=round(ROOM * at_work) if separates() else 0,
+        fresh=fresh,
         write=written,
         read=read,
     )

@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import os
 import resource
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["keeper", "long_lived", "occupied", "resident", "separates", "trimmed"]
+import numpy as np
+
+__all__ = ["LOW", "fresh_seconds", "keeper", "long_lived", "occupied", "resident", "separates", "trimmed"]
 
 M_MMAP_THRESHOLD = -3
 LOW = 128 * 1024  # glibc's own default threshold
@@ -49,6 +53,16 @@ def long_lived() -> Iterator[None]:
 def separates() -> bool:
     """Whether `long_lived` does anything here."""
     return _mallopt() is not None
+
+
+def fresh_seconds(size: int = 16 * 2**20) -> float:
+    """Seconds a byte for memory that the process did not have: to map it, have it cleared, and give it back."""
+    if not separates():
+        return 0.0
+    start = time.perf_counter()
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as fresh:
+        np.frombuffer(fresh, dtype=np.uint8)[:: mmap.PAGESIZE] = 1  # one byte a page: the kernel clears it whole
+    return (time.perf_counter() - start) / size
 
 
 def keeper() -> Callable[[int], None]:

@@ -68,6 +68,7 @@ def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float
     ) * costs.sweep_point.seconds
     seconds += costs.validate.seconds + min(on_disk, max(0, blocks - schedule.snapshots)) * (costs.write + costs.read)
     kept = min(schedule.snapshots, blocks) - 1  # theta_0 is the caller's
+    seconds += costs.fresh * costs.point * kept
     held = kept * costs.point + block * costs.record + (first * costs.gradient if schedule.gradients else 0)
     return held + working_set(costs), seconds
 

@@ -34,6 +34,7 @@ class Costs(NamedTuple):
     sweep_point: Act  # a step backwards from its point
     holes: int  # bytes that the allocator lost between blocks over two steps
     room: int  # the most that it may lose: a budget leaves so much free
+    fresh: float  # seconds a byte of memory that the process did not have
     write: float  # seconds to write a point to disk, and to read it
     read: float
 
@@ -58,7 +59,7 @@ def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
     graphs: set[int] = set()
     gradients: set[int] = set()
     point, reached, replays, in_memory, on_disk = 0, 0, 0, 0, 0
-    restored, ended, peak, most_on_disk, seconds = 0, False, 0, 0, 0.0
+    restored, ended, peak, most_stored, most_on_disk, seconds = 0, False, 0, 0, 0, 0.0
     worked = 0  # actions on the heap; what stays of a step that keeps its graph is mapped
     for action in actions:
         act = Act()
@@ -93,10 +94,12 @@ def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
         held = costs.start + costs.point * (in_memory - (0 in stored) + (not counted)) + costs.gradient * len(gradients)
         held += costs.record * (len(graphs) - keeps_graph) + (costs.end if ended else 0)
         peak = max(peak, held + act.transient + holes(costs, worked))
-        seconds, most_on_disk = seconds + act.seconds, max(most_on_disk, on_disk)
+        most_stored, most_on_disk = max(most_stored, in_memory), max(most_on_disk, on_disk)
+        seconds += act.seconds
         if isinstance(action, Validate):
             ended = True
         if isinstance(action, Sweep):
             graphs.discard(action.j)
             gradients.discard(action.j)
+    seconds += costs.fresh * costs.point * max(0, most_stored - 1)
     return Prediction(peak, seconds, replays, most_on_disk * costs.point)

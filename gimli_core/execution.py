@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from gimli_core import backward_sweep, forward_unroll
 from gimli_core.compiled.choice import Clock
@@ -225,11 +226,11 @@ class Execution:
 
     def _execute(self, action: Any) -> Events:
         match action:
-            case Advance(_, keep) if keep is Keep.NOTHING or self._compiled is not None or not self._schedule.compact:
-                yield from self._advance(keep)
-            case Advance(_, keep):
+            case Advance(_, Keep.GRAPH) if self._apart:
                 with long_lived():
-                    yield from self._advance(keep)
+                    yield from self._advance(Keep.GRAPH)
+            case Advance(_, keep):
+                yield from self._advance(keep)
             case Store(_, tier):
                 self._stored.put(self._marked(), tier)
             case Restore(j):
@@ -322,7 +323,20 @@ class Execution:
             self._records[j] = Record(point, G_j, validation)
         if keep is Keep.GRADIENT:
             assert point.snapshot is not None
+            if self._apart:
+                G_j = self._copied(G_j)
             self._gradients[j] = Kept(G_j, point.snapshot)
+
+    @property
+    def _apart(self) -> bool:
+        """Whether what stays is mapped apart from what lives within a step (NOTE [heap holes] in allocator.py)."""
+        return self._schedule.compact and self._compiled is None
+
+    def _copied(self, G_j: Gradient) -> Gradient:
+        """G_j apart from the heap that it was made on."""
+        optimizer = self.inputs.optimizer
+        with long_lived():
+            return G_j._replace(theta=optimizer.unpack(tree_map(torch.clone, optimizer.pack(G_j.theta))))
 
     def _at_kept(self, point: Point, *, restore: bool) -> tuple[Kept | None, Point]:
         """What was kept of the point's step, and the point with the environment of its first run.

@@ -21,7 +21,7 @@ from gimli_core.problem import Problem
 from gimli_core.second_order import ASKED, BY_GRAPH
 from gimli_core.tasks import Tasks, check_tasks, expanded, over_tasks, own, split_marked, stacked_state
 
-__all__ = ["RECURRENCES", "Inputs", "fused", "prepare"]
+__all__ = ["RECURRENCES", "Inputs", "fused", "prepare", "signature"]
 
 RECURRENCES = ("augmented", "theta_only")
 
@@ -201,6 +201,15 @@ def fused(inputs: Inputs) -> Inputs:
     if any(v.ndim == 0 for slot, held in state_0.items() if slot != "step" for v in held.values()):
         return inputs  # each tensor has numbers of its own, whose adjoints are sums over it
     return replace(inputs, optimizer=whole, theta_0=theta_0, state_0=state_0)
+
+
+def signature(inputs: Inputs) -> tuple[Any, ...]:
+    """All tensors that a step works on, and what else decides what it does: two runs of a problem alike in the outline
+    of this have steps that cost the same, and can share what was compiled.
+    """
+    tensors = (dict(inputs.theta_0), inputs.frozen, inputs.state_0, inputs.phi_loss, inputs.hyper.at(0))
+    fixed = (*inputs.hyper.wanted, inputs.recurrence, repr(inputs.tasks), inputs.second_order, inputs.first_order)
+    return (*tensors, inputs.batch(0), inputs.val_batch, fixed)
 
 
 def _check_truncate(truncate: Any, steps: int) -> int:

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gimli_core.compiled.places import fits, outline
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.inputs import Inputs
+from gimli_core.inputs import Inputs, signature
 from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Tier, Validate
 from gimli_core.memory.allocator import LOW, fresh_seconds, keeper, occupied, separates
 from gimli_core.memory.budget import Budget, choose, estimate
@@ -31,6 +32,7 @@ __all__ = ["LiveBytes", "measure", "nbytes", "settle"]
 # Share of a step's working set that is left free for NOTE [heap holes]: a bound that is the same at every call, so that
 # a budget which did once does again. The watch below holds it.
 ROOM = 0.9
+SHORT = 20  # steps; a run so short pays for measuring more than it can win by it
 
 
 class Run(Protocol):
@@ -107,7 +109,7 @@ class _Pilot(Schedule):
 
 
 def measure(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path | None = None) -> Costs:
-    """The costs of a problem with 2 or more steps to sweep, from a run of two, made three times. Cost: about 75F."""
+    """The costs of a problem with 2 or more steps to sweep, from two or three runs of two steps. Cost: 50F or 75F."""
     written, read = (0.0, 0.0) if disk is None else _disk_seconds(inputs, disk)
     environment = inputs.environment
     found = environment.capture()
@@ -117,7 +119,8 @@ def measure(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path |
     counted: list[tuple[int, int, int, int, float]] = []
     timed: list[tuple[int, int, int, int, float]] = []
     try:
-        for _ in range(2):  # first, so that what libraries allocate once is there already, and the heap in use
+        # First, so that what libraries allocate once is there already, and the heap in use; twice for a long run.
+        for _ in range(1 if inputs.steps <= SHORT else 2):
             _drain(run(short, _Pilot(None, timed)))
             environment.restore(found)
         with LiveBytes() as meter:
@@ -126,7 +129,7 @@ def measure(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path |
                 _drain(run(short, _Pilot(meter, counted)))
     finally:
         environment.restore(found)
-    quickest = [min(a[-1], b[-1]) for a, b in zip(timed[: len(PILOT)], timed[len(PILOT) :], strict=True)]
+    quickest = [min(note[-1] for note in timed[i :: len(PILOT)]) for i in range(len(PILOT))]
     acts = [Act(max(peak - before, 0), t) for (before, peak, *_), t in zip(counted, quickest, strict=True)]
     live = [after for _, _, after, *_ in counted]
     fresh = fresh_seconds()
@@ -154,6 +157,18 @@ def measure(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path |
         write=written,
         read=read,
     )
+
+
+def known_costs(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path | None) -> Costs:
+    """The costs of a problem with these shapes, measured when they are first asked for."""
+    known: list[tuple[Any, Costs]] = inputs.problem.made.setdefault("costs", [])
+    validates = [w is not None for w in (*inputs.weights[inputs.first : inputs.first + 2], inputs.weights[-1])]
+    wanted = (signature(inputs), inputs.warm, inputs.first > 0, validates, str(disk), torch.get_num_threads())
+    for like, costs in known:
+        if fits(wanted, like):
+            return costs
+    known.append((outline(wanted), measure(inputs, run, disk)))
+    return known[-1][1]
 
 
 def _disk_seconds(inputs: Inputs, disk: Path) -> tuple[float, float]:
@@ -206,7 +221,7 @@ def settle(
             raise ArgumentError(explain(f"Budget({schedule.size!r})", expected, came, remedy))
         return Checkpoint(1), lambda: None
     keep = keeper()
-    costs = measure(inputs, run, schedule.disk)
+    costs = known_costs(inputs, run, schedule.disk)
     chosen = choose(schedule, steps, costs)
     # What an action frees the next one takes again: given back in between, the kernel would have to clear it each time.
     # So free holes stay, until an action that finds none of them of use could come near the peak.

@@ -13,7 +13,7 @@ from gimli_core.compiled.places import fits, outline
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole import CompiledWhole, is_small, pattern
 from gimli_core.errors import ArgumentError, explain, listing
-from gimli_core.inputs import Inputs
+from gimli_core.inputs import Inputs, signature
 from gimli_core.notice import notice
 
 __all__ = ["AUTO_SECONDS", "Clock", "check_compile", "chosen"]
@@ -113,10 +113,3 @@ def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
         return reason
     notice(f"compiled in {found.seconds:.1f} s")
     return found
-
-
-def signature(inputs: Inputs) -> tuple[Any, ...]:
-    """All that a compiled function is called with, and what else it is compiled for."""
-    tensors = (dict(inputs.theta_0), inputs.frozen, inputs.state_0, inputs.phi_loss, inputs.hyper.at(0))
-    fixed = (*inputs.hyper.wanted, inputs.recurrence, repr(inputs.tasks))
-    return (*tensors, inputs.batch(0), inputs.val_batch, fixed)

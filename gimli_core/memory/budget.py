@@ -20,8 +20,8 @@ __all__ = ["Budget", "choose", "estimate", "least"]
 class Budget(Schedule):
     """Keep the run's memory within `size`, and be as fast as that allows.
 
-    One step is measured first (about 75F); then graphs of the last steps, states, gradients and replays
-    are mixed so that the predicted time is least among all mixes whose peak fits.
+    One step is measured first (about 75F, once for a problem and its shapes); then graphs of the last steps, states,
+    gradients and replays are mixed so that the predicted time is least among all mixes whose peak fits.
 
     Args:
         size: bytes above what the process holds when the run starts: a number, "512MiB", "2GB".
@@ -68,8 +68,9 @@ def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float
     ) * costs.sweep_point.seconds
     seconds += costs.validate.seconds + min(on_disk, max(0, blocks - schedule.snapshots)) * (costs.write + costs.read)
     kept = min(schedule.snapshots, blocks) - 1  # theta_0 is the caller's
-    seconds += costs.fresh * costs.point * kept
-    held = kept * costs.point + block * costs.record + (first * costs.gradient if schedule.gradients else 0)
+    fresh = kept * costs.point + (first * costs.gradient if schedule.gradients else 0)
+    seconds += costs.fresh * fresh
+    held = fresh + block * costs.record
     return held + working_set(costs), seconds
 
 

@@ -72,6 +72,7 @@ def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
                     act = costs.run_known if j in gradients else costs.run
                 if keep is Keep.GRADIENT:
                     gradients.add(j)
+                    seconds += costs.fresh * costs.gradient
                 point, replays, reached = j + 1, replays + (j < reached), max(reached, j + 1)
             case Store(j, tier):
                 stored[j] = tier

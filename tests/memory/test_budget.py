@@ -102,6 +102,29 @@ def test_a_budget_with_disk_returns_the_same_bits(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_problem_is_measured_once_for_its_shapes(monkeypatch):
+    measured = []
+    monkeypatch.setattr(measure_module, "measure", lambda *given: (measured.append(given), measure(*given))[1])
+    arguments, options = problem()
+    for steps in (12, 30, 12):
+        gimli.meta_gradient(*arguments, **{**options, "steps": steps}, memory=Budget("1GB"))
+    assert len(measured) == 1
+    gimli.meta_gradient(*arguments, **options, memory=Budget("1GB"), second_order="forward_over_reverse")
+    gimli.meta_gradient(*arguments, **options, memory=Budget("1GB"), val_weights=[1.0] * 12)
+    assert len(measured) == 3
+
+
+def test_fresh_memory_has_its_price():
+    """What stays costs the time in which the kernel clears it."""
+    prices = COSTS._replace(fresh=1.0)
+    for schedule in (Checkpoint(4), Checkpoint(10), Checkpoint(2, gradients=True)):
+        fresh = min(schedule.snapshots, 10) - 1
+        kept = COSTS.point * fresh + (COSTS.gradient * 9 if schedule.gradients else 0)
+        assert estimate(schedule, 10, prices)[1] - estimate(schedule, 10, COSTS)[1] == pytest.approx(kept)
+        walked = predict(schedule.actions(10), prices).seconds - predict(schedule.actions(10), COSTS).seconds
+        assert kept - COSTS.point <= walked <= kept  # where every step has a slot, the last one needs none
+
+
 @pytest.mark.parametrize("steps", [0, 1])
 def test_too_small_a_budget_for_few_steps(steps):
     arguments, options = problem(steps=steps)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gimli_core.arguments import finite
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.markers import PerStep, PerTask, unmarked
 from gimli_core.optimizers.interface import Hyper, Optimizer, Tensors
@@ -280,7 +281,7 @@ class Hyperparameters:
                     "Move it with .to(...).",
                 )
             )
-        if not bool(torch.isfinite(value).all()):
+        if not finite(value):
             raise ArgumentError(explain(label, "finite values", "inf or nan", "Find out where it was computed."))
         by_step, groups = reading
         if name in ("beta1", "beta2") and value.numel():

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from gimli_core.errors import ArgumentError, explain, first_line, listing
 from gimli_core.markers import PerTask
 from gimli_core.notice import notice
+from gimli_core.optimizers.fused import Spread
 from gimli_core.optimizers.interface import Tensors
 from gimli_core.problem import Loss, Problem
 
@@ -215,4 +216,6 @@ def stacked_state(state: Any, count: int) -> Any:
 
 def summed(tree: Any) -> Any:
     """Nested dicts of tensors `[T, …]`, summed over the tasks."""
+    if isinstance(tree, Spread):
+        return tree.summed()
     return {k: summed(v) for k, v in tree.items()} if isinstance(tree, Mapping) else torch.sum(tree, 0)

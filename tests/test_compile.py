@@ -99,6 +99,32 @@ def test_the_loop_agrees_with_eager(case: str, caplog: pytest.LogCaptureFixture)
     assert "one step forwards and its sweep" in said(caplog)
 
 
+@pytest.mark.parametrize("product", [torch.mm, torch.bmm])
+def test_products_that_are_transposed_at_once_are_computed_the_other_way_round(product: Any) -> None:
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from gimli_core.compiled.transposes import Transposes, is_transpose
+
+    def f(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> list[Tensor]:
+        both = product(a, b)
+        return [product(a, b).mT + d, (product(a, b).mT + c).mT, both + both.mT.mT, (product(a, b) + 2).mT]
+
+    lead = () if product is torch.mm else (2,)
+    tensors = [torch.randn(*lead, *size) for size in ((3, 4), (4, 5), (5, 3), (5, 3))]
+    graph: Any = make_fx(f, select_decomp_table(), tracing_mode="fake")(*tensors)
+
+    def transposed_products() -> int:
+        return sum(is_transpose(node) and "mm" in node.args[0].name for node in graph.graph.nodes)
+
+    assert transposed_products() == 3
+    Transposes()(graph.graph)
+    graph.recompile()
+    assert transposed_products() == 0
+    assert sum(map(is_transpose, graph.graph.nodes)) == 4  # two factors, c, and what is not a product alone
+    torch.testing.assert_close(graph(*tensors), f(*tensors))
+
+
 def test_a_tensor_that_comes_twice_in_the_first_batch_may_come_once_in_the_others() -> None:
     def fit(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
         return ((batch[0] * theta["w"] - batch[1]) ** 2).mean()

@@ -27,7 +27,8 @@ STEPS, NUMBERS = 8, 2**18
 
 def is_small(inputs: Inputs) -> bool:
     """Whether a run is small enough to be compiled whole."""
-    return inputs.steps <= STEPS and sum(v.numel() for v in inputs.theta_0.values()) <= NUMBERS
+    packed = pytree.tree_leaves(inputs.optimizer.pack(inputs.theta_0))
+    return inputs.steps <= STEPS and sum(v.numel() for v in packed) <= NUMBERS
 
 
 class CompiledWhole:

@@ -38,6 +38,10 @@ class Spread(dict[str, Tensor]):
                 super().__setitem__(k, part.reshape(place))
         return self
 
+    def summed(self) -> Spread:
+        """The sum over the first dimension."""
+        return Spread(self.flat.sum(0), {k: place[1:] for k, place in self._places.items()}, self._sizes)
+
     def __len__(self) -> int:
         return len(self._places)
 

@@ -104,7 +104,7 @@ def test_products_that_are_transposed_at_once_are_computed_the_other_way_round(p
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from gimli_core.compiled.transposes import Transposes, is_transpose
+    from gimli_core.compiled.products import Transposes, is_transpose
 
     def f(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> list[Tensor]:
         both = product(a, b)
@@ -122,6 +122,24 @@ def test_products_that_are_transposed_at_once_are_computed_the_other_way_round(p
     graph.recompile()
     assert transposed_products() == 0
     assert sum(map(is_transpose, graph.graph.nodes)) == 4  # two factors, c, and what is not a product alone
+    torch.testing.assert_close(graph(*tensors), f(*tensors))
+
+
+def test_a_product_and_a_sum_of_whole_matrices_are_two_operations() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from gimli_core.compiled.products import SumsApart
+
+    def f(a: Tensor, b: Tensor, c: Tensor) -> list[Tensor]:
+        return [torch.addmm(c, a, b), torch.addmm(c[0], a, b), torch.addmm(c, a, b, beta=2)]
+
+    tensors = [torch.randn(*size) for size in ((3, 4), (4, 5), (3, 5))]
+    graph: Any = make_fx(f, tracing_mode="fake")(*tensors)
+    SumsApart()(graph.graph)
+    graph.recompile()
+    assert [node.target.__name__ for node in graph.graph.nodes if "mm" in node.name] == ["mm.default"] + 2 * [
+        "addmm.default"
+    ]
     torch.testing.assert_close(graph(*tensors), f(*tensors))
 
 

@@ -182,9 +182,10 @@ def reason_of(error: Exception) -> Uncompiled:
 
 def compiler_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the compiler: random numbers are the eager ones, products are written as they are used."""
-    from gimli_core.compiled.transposes import Transposes  # imports the compiler, which takes seconds
+    from gimli_core.compiled.products import SumsApart, Transposes  # imports the compiler, which takes seconds
 
-    return {"fallback_random": True, "post_grad_custom_pre_pass": Transposes(), **options}
+    passes = {"post_grad_custom_pre_pass": Transposes(), "post_grad_custom_post_pass": SumsApart()}
+    return {"fallback_random": True, **passes, **options}
 
 
 def each_once(flat: Sequence[Any]) -> list[Any]:

@@ -1,9 +1,14 @@
-"""A pass over a traced graph: products that are transposed at once are computed the other way round.
+"""Two passes over a traced graph, for its matrix products.
 
-    (A B)^T = B^T A^T,    (A B + C^T)^T = B^T A^T + C
+`Transposes`: a product that is transposed at once is computed the other way round,
+
+    (A B)^T = B^T A^T,    (A B + C^T)^T = B^T A^T + C.
 
 The gradient of a weight W in x W^T comes out as (x^T delta)^T. Where the rule runs on one vector of all tensors, laying
 that transpose into the vector is a loop over single numbers, which took a third of a small step.
+
+`SumsApart`: a product and a sum of whole matrices, A B + C, which the compiler makes one call on a copy of C, are two
+operations again on a processor: the sum then joins the loop that has C at hand. That is 5 % of a step of an MLP.
 """
 
 from __future__ import annotations
@@ -14,10 +19,11 @@ import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
 
-__all__ = ["Transposes"]
+__all__ = ["SumsApart", "Transposes"]
 
 aten = torch.ops.aten
 PRODUCTS = (aten.mm.default, aten.bmm.default)
+SUMS = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
 
 
 class Transposes(CustomGraphPass):
@@ -48,6 +54,23 @@ class Transposes(CustomGraphPass):
             node.replace_all_uses_with(new)
             graph.erase_node(node)
         graph.eliminate_dead_code()
+
+
+class SumsApart(CustomGraphPass):
+    """Rewrites a graph of aten operations in place; what it computes stays the same but for rounding."""
+
+    def uuid(self) -> Any:
+        return get_hash_for_files((__file__,))
+
+    def __call__(self, graph: Graph) -> None:
+        for node in list(graph.nodes):
+            alone = SUMS.get(node.target)
+            if alone is None or node.kwargs or shape_of(node.args[0]) != shape_of(node):
+                continue
+            if node.meta["val"].device.type == "cpu":
+                C, A, B = node.args
+                node.replace_all_uses_with(call(graph, node, aten.add.Tensor, call(graph, node, alone, A, B), C))
+                graph.erase_node(node)
 
 
 def is_transpose(node: Any) -> bool:

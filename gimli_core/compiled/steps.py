@@ -111,7 +111,7 @@ def fixed_of(inputs: Inputs) -> Fixed:
 
 def options_of(inputs: Inputs) -> dict[str, Any]:
     """Options of the compiler: small steps are called from C++, which takes a fifth off their time."""
-    return {"cpp_wrapper": True} if isinstance(inputs.optimizer, Fused) else {}
+    return {"cpp_wrapper": True, "cpp.min_chunk_size": 4096} if isinstance(inputs.optimizer, Fused) else {}
 
 
 def start(inputs: Inputs) -> Point:

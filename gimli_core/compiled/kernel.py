@@ -169,9 +169,31 @@ def beside_eager(
     finally:
         environment.restore(found)
     worst = distance(results, pytree.tree_leaves(eager))
-    if not worst <= 1:
+    if not worst <= 1 and not as_close(results, eager, function, environment, arguments):
         raise Uncompiled(f"compiled and eager differ by {worst:.3g} times what rounding can explain")
     return compiled, eager, seconds
+
+
+def as_close(
+    results: list[Any], eager: Any, function: Callable[..., Any], environment: Environment, arguments: tuple[Any, ...]
+) -> bool:
+    """Whether compiled results are as close to those in float64 as the eager ones are.
+
+    Adam's first step divides a gradient by its own size: where that is rounding alone, no two computations agree.
+    """
+
+    def exact(x: Any) -> Any:
+        return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+    found = environment.capture()
+    try:
+        with torch.no_grad():
+            truth = pytree.tree_leaves(function(*pytree.tree_map(exact, arguments)))
+    except Exception:  # what the function reads besides is in float32
+        return False
+    finally:
+        environment.restore(found)
+    return distance(results, truth) <= 2 * distance(pytree.tree_leaves(eager), truth)
 
 
 def reason_of(error: Exception) -> Uncompiled:
@@ -214,5 +236,5 @@ def distance(a: Any, b: Any) -> float:
         if x.shape != y.shape or not torch.equal(x.isfinite(), y.isfinite()):
             return float("inf")
         gap = torch.linalg.vector_norm(x.nan_to_num().double() - y.nan_to_num().double()).item()
-        worst = max(worst, gap / max(size, floor) / TRUSTED.get(y.dtype, 3e-2) if gap else 0.0)
+        worst = max(worst, gap / max(size, floor) / TRUSTED.get(x.dtype, 3e-2) if gap else 0.0)
     return worst

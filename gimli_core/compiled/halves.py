@@ -208,27 +208,29 @@ def cut_in_two(graph_module: GraphModule, late: Sequence[bool], options: dict[st
     joint, inputs, outputs = arranged(graph_module, late)
     early_outputs = [i for i, (depends, _) in enumerate(outputs) if not depends]
     late_outputs = [i for i, (depends, _) in enumerate(outputs) if depends]
-    halves = min_cut_rematerialization_partition(joint, None, num_fwd_outputs=len(early_outputs))
-    first, second = halves
+    first, second = min_cut_rematerialization_partition(joint, None, num_fwd_outputs=len(early_outputs))
     # Compiling rewrites the graphs.
     gives = [node.name if isinstance(node, Node) else None for node in results_of(first.graph)]
     takes = [node.name for node in first.graph.nodes if node.op == "placeholder"]
     needs = [node.name for node in second.graph.nodes if node.op == "placeholder"]
-    context = TracingContext.try_get()
-    strides = None if context is None else context.output_strides
-    compiled: list[Any] = []
-    try:
-        if context is not None:
-            context.output_strides = None  # a list that expects one graph
-        for half in halves:
-            examples = [node.meta["val"] for node in half.graph.nodes if node.op == "placeholder"]
-            compiled.append(compile_fx_inner(half, examples, **{**options, "static_input_idxs": []}))
-    finally:
-        if context is not None:
-            context.output_strides = strides
+
+    def compiled(half: GraphModule, visible: int) -> tuple[Any, list[Any]]:
+        """(what computes a half, the strides of its outputs); the compiler chooses all but those of visible ones."""
+        nodes = list(half.graph.nodes)
+        nodes[-1].meta["user_visible_output_idxs"] = list(range(visible))
+        examples = [node.meta["val"] for node in nodes if node.op == "placeholder"]
+        with TracingContext.report_output_strides() as strides:
+            return compile_fx_inner(half, examples, **{**options, "static_input_idxs": []}), strides or []
+
+    run_first, strides = compiled(first, len(early_outputs))
+    of_handed = dict(zip(gives, strides, strict=False))
+    for node in second.graph.nodes:
+        if node.op == "placeholder" and (stride := of_handed.get(node.name)) is not None:
+            node.meta["val"] = torch.as_strided(node.meta["val"], node.meta["val"].shape, stride)
+    run_second, _ = compiled(second, len(late_outputs))
     return Cut(
-        first=compiled[0],
-        second=compiled[1],
+        first=run_first,
+        second=run_second,
         first_takes=[inputs[name] for name in takes],
         first_gives=early_outputs,
         second_takes=[(True, inputs[name]) if name in inputs else (False, gives.index(name)) for name in needs],

@@ -50,7 +50,7 @@ class Prediction(NamedTuple):
 
 def holes(costs: Costs, worked: int) -> int:
     """Bytes that NOTE [heap holes] costs after so many actions on the heap; the growth is fitted to measured peaks."""
-    return min(costs.room, round(costs.holes * min(1.5, 0.5 + 0.2 * log2(max(worked, 1)))))
+    return min(costs.room, round(costs.holes * min(1.6, 0.5 + 0.2 * log2(max(worked, 1)))))
 
 
 def predict(actions: Iterable[Action], costs: Costs) -> Prediction:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import gimli_core as gimli
-from gimli_core.compiled import choice
+from gimli_core.compiled import choice, loop
 from gimli_core.errors import ArgumentError, NotFiniteError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
 from gimli_core.optimizers import LAMB, SGD, Adam, ClipNorm, Optimizer, RMSprop, fused
@@ -176,8 +176,11 @@ def test_a_network_that_is_not_trained_may_change_between_calls() -> None:
 
 
 @pytest.mark.long
-def test_what_is_handed_on_may_lie_as_the_compiler_likes(caplog: pytest.LogCaptureFixture) -> None:
-    """Convolutions are given another layout than the traced graph has: the second half must know."""
+def test_what_is_handed_on_may_lie_as_the_compiler_likes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By itself the compiler gives convolutions another layout than the traced graph has: the second half must know."""
+    monkeypatch.setattr(loop, "options_of", lambda inputs: {})
     net = nn.Sequential(
         nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16, track_running_stats=False), nn.ReLU(), nn.Conv2d(16, 8, 3)
     )

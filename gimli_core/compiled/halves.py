@@ -21,7 +21,7 @@ from torch._guards import TracingContext
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from gimli_core.compiled.kernel import Uncompiled, beside_eager, compiler_options, each_once, reason_of
+from gimli_core.compiled.kernel import Uncompiled, beside_eager, compiler_options, each_once, of_compiler, reason_of
 from gimli_core.modules import Environment
 
 __all__ = ["Halves", "Uncut"]
@@ -87,7 +87,9 @@ class Halves:
         try:
             with torch.no_grad():
                 self._look(self._compiled, flat)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except Exception as error:
+            if not of_compiler(error):
+                raise
             raise reason_of(error) from error
 
     def first(self, early: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -167,14 +169,13 @@ class Halves:
         from torch._inductor.compile_fx import compile_fx
 
         cuts: list[Cut] = []
-        outputs = len(next(node for node in module.graph.nodes if node.op == "output").args[0])
+        outputs = len(results_of(module.graph))
         comes_late = {id(x) for x in self._flat[len(self._flat) - self._late :]}
         late = [id(x) in comes_late for x in inputs]
 
         def compile_halves(lowered: GraphModule, examples: Sequence[Any], **options: Any) -> Callable[..., Any]:
             places = [node for node in lowered.graph.nodes if node.op == "placeholder"]
-            given = next(node for node in lowered.graph.nodes if node.op == "output").args[0]
-            if len(places) != len(late) or len(given) != outputs:
+            if len(places) != len(late) or len(results_of(lowered.graph)) != outputs:
                 raise Uncut("it changes something besides what it returns")
             cuts.append(cut_in_two(lowered, late, options))
 

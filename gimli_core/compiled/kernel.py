@@ -23,7 +23,7 @@ from gimli_core.errors import first_line
 from gimli_core.modules import Environment
 from gimli_core.notice import notice
 
-__all__ = ["Kernel", "Uncompiled", "beside_eager", "compiler_options", "each_once", "reason_of"]
+__all__ = ["Kernel", "Uncompiled", "beside_eager", "compiler_options", "each_once", "of_compiler", "reason_of"]
 
 # ||compiled - eager|| / ||eager|| that rounding can explain, by dtype; a compiled function beyond it is not used.
 TRUSTED = {torch.float64: 1e-6, torch.float32: 2e-2}
@@ -99,7 +99,7 @@ class Kernel:
                         self._direct = None
                 return self._build(self._guarded(flat))
             except Exception as error:
-                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._functorch")):
+                if not of_compiler(error):
                     raise
                 self._given_up = True
                 self._tell(first_line(error))
@@ -194,6 +194,11 @@ def as_close(
     finally:
         environment.restore(found)
     return distance(results, truth) <= 2 * distance(pytree.tree_leaves(eager), truth)
+
+
+def of_compiler(error: Exception) -> bool:
+    """Whether an exception is the compiler's own, not the compiled code's."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._functorch"))
 
 
 def reason_of(error: Exception) -> Uncompiled:

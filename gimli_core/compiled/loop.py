@@ -44,6 +44,8 @@ class CompiledLoop:
     def __init__(self, inputs: Inputs) -> None:
         self._fixed = fixed = fixed_of(inputs)
         optimizer, options, batch = inputs.optimizer, options_of(inputs), inputs.batch(0)
+        self._batch, self._take_batch, self._told = outline(batch), taker(batch), False
+        batch = builder(batch)(self._rows_of(batch))
         theta, s = in_rows(inputs)
         rest, hyper = (inputs.phi_loss, inputs.frozen), optimizer.pack_hyper(inputs.hyper.at(0))
         validation = (theta, *rest, inputs.val_batch)
@@ -61,7 +63,6 @@ class CompiledLoop:
         advanced, swept = self._step.results
         self._advanced, self._swept = builder(advanced), builder(swept)
         self._take_A, self._build_A = taker((swept.A_opt, swept.A_loss)), builder((swept.A_opt, swept.A_loss))
-        self._batch, self._take_batch, self._told = outline(batch), taker(batch), False
 
     def run(self, inputs: Inputs) -> Generator[Event, None, Whole | None]:
         """The whole run, or None where something in it is not finite: an eager run then names what broke first."""

@@ -25,12 +25,13 @@ class Budget(Schedule):
 
     Args:
         size: bytes above what the process holds when the run starts: a number, "512MiB", "2GB".
-        disk: a directory for states that do not fit.
+        disk: a directory for states that do not fit; for tensors on a GPU one that lives in memory (/dev/shm) will do.
 
     Raises:
         ArgumentError: a size that cannot be read; at the run, one that is too small, with the least that would do.
 
-    Cost: the peak is at most `size`; time falls as it grows, from Checkpoint(1)'s to RetainGraphs'.
+    Cost: the peak is at most `size`; time falls as it grows, from Checkpoint(1)'s to that of keeping every state, or
+    every graph where clearing fresh memory costs less than computing G_j again.
 
     >>> import gimli_core as gimli
     >>> gimli.memory.Budget("512MiB").bytes

@@ -25,7 +25,8 @@ class Checkpoint(Schedule):
     Args:
         snapshots: S, states kept in memory at a time, theta_0's among them; at least 1.
         disk: a directory for more states; they are written when they are far from their use,
-            and removed when they are no longer needed.
+            and removed when they are no longer needed. For tensors on a GPU, one that lives in
+            memory (/dev/shm on Linux) makes the machine's memory the second tier.
         disk_snapshots: how many; by default enough that no step is replayed.
         graphs: c, the most graphs kept at a time. With more than 1, c steps are swept
             after one run, and only every c-th state needs a slot.

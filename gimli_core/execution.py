@@ -399,7 +399,7 @@ class Execution:
         if not bool(torch.isfinite(self.val_loss)):
             raise NotFiniteError(
                 f"val_loss: expected a finite number; got {self.val_loss.item():g}, though theta_{J} is finite. "
-                "Look at val_loss and val_batch."
+                + (forward_unroll.flaw(inputs.val_batch) or "Look at val_loss and val_batch.")
             )
         yield Event(8, J, {"loss": self.val_loss, "A_opt": self._A_opt, "A_loss": self._A_loss})
         yield from self._announce(J)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from gimli_core.derivatives import Gradient, gradient
 from gimli_core.errors import ArgumentError, NotFiniteError, explain
@@ -17,7 +19,7 @@ from gimli_core.optimizers.fused import Spread
 from gimli_core.optimizers.interface import Tensors
 from gimli_core.record import Event, Point
 
-__all__ = ["inner_gradient", "step"]
+__all__ = ["check_end", "check_finite", "flaw", "inner_gradient", "step"]
 
 
 def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradient:
@@ -29,8 +31,9 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     j, buffers = point.j, inputs.environment.buffers
     try:
         with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
+            batch = inputs.batch(j)
             G_j = gradient(
-                inputs.problem.train_loss, "train_loss", point.theta, inputs.phi_loss, inputs.batch(j),
+                inputs.problem.train_loss, "train_loss", point.theta, inputs.phi_loss, batch,
                 frozen=inputs.frozen, keep_graph=True,
             )  # fmt: skip
     except StopIteration as error:
@@ -41,7 +44,7 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
         raise
     G_j = G_j._replace(theta=inputs.optimizer.gathered(G_j.theta))
     if point.theta[next(iter(point.theta))].device.type == "cpu":  # elsewhere a look would stall the device
-        check_finite(point, G_j)
+        check_finite(point, G_j, batch)
     return G_j if keep_graph else G_j._replace(graph=None)
 
 
@@ -62,7 +65,7 @@ def step(
     return G_j, Point(j + 1, computed.values["theta"], computed.values["s"], None)
 
 
-def check_finite(point: Point, G_j: Gradient) -> None:
+def check_finite(point: Point, G_j: Gradient, batch: Any) -> None:
     """Raise `NotFiniteError`, naming the step and what broke first, unless the loss and G_j are finite."""
     loss = G_j.loss.sum().item()  # over the tasks, if there are any
     sound = math.isfinite(loss) and math.isfinite(total(G_j.theta))
@@ -81,8 +84,18 @@ def check_finite(point: Point, G_j: Gradient) -> None:
     raise NotFiniteError(
         f"train_loss at inner step j = {j}: expected a finite loss and gradient; got a loss of "
         f"{loss:g}, and {came}. "
-        "Lower the learning rate, or keep the loss away from log(0), sqrt(0) and 0/0."
+        + (flaw(batch) or "Lower the learning rate, or keep the loss away from log(0), sqrt(0) and 0/0.")
     )
+
+
+def flaw(batch: Any) -> str:
+    """What no loss can be finite on, in one sentence: a tensor of the batch without numbers, or not finite."""
+    for x in tree_leaves(batch):
+        if isinstance(x, Tensor) and x.numel() == 0:
+            return f"Its batch holds an empty tensor, of shape {tuple(x.shape)}: drop that batch."
+        if isinstance(x, Tensor) and not bool(torch.isfinite(x).all()):
+            return f"Its batch holds inf or nan, in a tensor of shape {tuple(x.shape)}: clean the data."
+    return ""
 
 
 def total(tensors: Tensors) -> float:

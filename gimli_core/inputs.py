@@ -204,11 +204,11 @@ def fused(inputs: Inputs) -> Inputs:
 
 
 def signature(inputs: Inputs) -> tuple[Any, ...]:
-    """All tensors that a step works on, and what else decides what it does: two runs of a problem alike in the outline
-    of this have steps that cost the same, and can share what was compiled.
+    """All tensors that a compiled step works on, and what else it is compiled for: two runs of a problem that are alike
+    in the outline of this share what was compiled.
     """
     tensors = (dict(inputs.theta_0), inputs.frozen, inputs.state_0, inputs.phi_loss, inputs.hyper.at(0))
-    fixed = (*inputs.hyper.wanted, inputs.recurrence, repr(inputs.tasks), inputs.second_order, inputs.first_order)
+    fixed = (*inputs.hyper.wanted, inputs.recurrence, repr(inputs.tasks))
     return (*tensors, inputs.batch(0), inputs.val_batch, fixed)
 
 

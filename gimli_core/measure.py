@@ -163,7 +163,8 @@ def known_costs(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Pa
     """The costs of a problem with these shapes, measured when they are first asked for."""
     known: list[tuple[Any, Costs]] = inputs.problem.made.setdefault("costs", [])
     validates = [w is not None for w in (*inputs.weights[inputs.first : inputs.first + 2], inputs.weights[-1])]
-    wanted = (signature(inputs), inputs.warm, inputs.first > 0, validates, str(disk), torch.get_num_threads())
+    means = (inputs.second_order, inputs.first_order, inputs.warm, inputs.first > 0, validates)
+    wanted = (signature(inputs), means, str(disk), torch.get_num_threads())
     for like, costs in known:
         if fits(wanted, like):
             return costs

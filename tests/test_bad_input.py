@@ -301,6 +301,25 @@ def test_a_validation_loss_that_breaks_is_named() -> None:
         gimli.meta_gradient(**arguments(val_batch=float("nan")))
 
 
+@pytest.mark.parametrize("compile", [False, "steps"])
+@pytest.mark.parametrize(
+    ("flawed", "says"),
+    [
+        (torch.zeros(0, 2), r"Its batch holds an empty tensor, of shape \(0, 2\): drop that batch"),
+        (torch.tensor([1.0, float("nan")]), r"Its batch holds inf or nan, in a tensor of shape \(2,\): clean the data"),
+    ],
+    ids=["empty", "nan"],
+)
+def test_a_batch_that_no_loss_is_finite_on_is_named(flawed: torch.Tensor, says: str, compile: Any) -> None:
+    """The learning rate is not to blame."""
+    mean = lambda t, p, b: ((t["w"] * b).mean() ** 2).sum()  # noqa: E731
+    keep = {"train_loss": mean, "compile": compile}
+    with pytest.raises(NotFiniteError, match=r"train_loss at inner step j = 0.*" + says):
+        gimli.meta_gradient(**arguments(train_batches=[flawed], **keep))
+    with pytest.raises(NotFiniteError, match=r"val_loss.*" + says):
+        gimli.meta_gradient(**arguments(train_batches=[torch.ones(2)], val_batch=flawed, val_loss=mean, **keep))
+
+
 def test_a_large_sum_is_not_taken_for_infinity() -> None:
     """The entries are finite, though their sum is not."""
     huge = {"train_loss": lambda t, p, b: (t["w"] * 1e308).sum() * 1.0}

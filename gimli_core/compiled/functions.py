@@ -16,6 +16,7 @@ theta, G and B are in the form that the optimizer packs them in (`Optimizer.pack
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,20 @@ from torch.utils._pytree import tree_leaves, tree_map
 from gimli_core.optimizers.interface import Hyper, Optimizer, State, Tensors
 from gimli_core.problem import Loss
 
-__all__ = ["Advanced", "Fixed", "Swept", "Validated", "Whole", "advance", "both", "sweep", "validate", "whole"]
+__all__ = [
+    "Advanced",
+    "Fixed",
+    "Swept",
+    "Validated",
+    "Whole",
+    "advance",
+    "all_finite",
+    "both",
+    "rows",
+    "sweep",
+    "validate",
+    "whole",
+]
 
 
 Packed = Any  # Tensors, or one vector
@@ -101,6 +115,16 @@ def advance(
     return Advanced(loss, G, new_theta, new_s, soundness(loss, G))
 
 
+def rows(tree: Any) -> Any:
+    """The tree with every tensor in rows without gaps."""
+    return tree_map(torch.Tensor.contiguous, tree)
+
+
+def all_finite(tree: Any) -> bool:
+    """Whether every tensor is finite, by the sum of all."""
+    return math.isfinite(torch.stack([x.sum(dtype=torch.float64) for x in tree_leaves(tree)]).sum().item())
+
+
 def soundness(loss: Tensor, G: Packed) -> Tensor:
     """A number that is finite if the loss and G are."""
     return torch.stack([x.sum() for x in (loss, *tree_leaves(G))]).sum()
@@ -124,7 +148,7 @@ def both(
     G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
     new_theta, new_s = fixed.optimizer.step_packed(theta, s, G, hyper)
     B_j, S_j, A_opt, A_loss = lines_11_to_14(fixed, theta, s, hyper, G, pull, B, S)
-    new_theta, new_s, B_j, S_j = tree_map(torch.Tensor.contiguous, (new_theta, new_s, B_j, S_j))
+    new_theta, new_s, B_j, S_j = rows((new_theta, new_s, B_j, S_j))
     return Advanced(loss, G, new_theta, new_s, soundness(loss, G)), Swept(loss, B_j, S_j, A_opt, A_loss)
 
 

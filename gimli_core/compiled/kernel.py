@@ -23,10 +23,21 @@ from gimli_core.errors import first_line
 from gimli_core.modules import Environment
 from gimli_core.notice import notice
 
-__all__ = ["Kernel", "Uncompiled", "beside_eager", "compiler_options", "each_once", "of_compiler", "reason_of"]
+__all__ = [
+    "ANOTHER_FORM",
+    "Kernel",
+    "Uncompiled",
+    "beside_eager",
+    "compiler_options",
+    "each_once",
+    "of_compiler",
+    "reason_of",
+]
 
 # ||compiled - eager|| / ||eager|| that rounding can explain, by dtype; a compiled function beyond it is not used.
 TRUSTED = {torch.float64: 1e-6, torch.float32: 2e-2}
+
+ANOTHER_FORM = "its batch has another shape, dtype or content than the first"
 
 
 class Uncompiled(Exception):
@@ -88,7 +99,7 @@ class Kernel:
             if self._given_up:
                 return self._function(*arguments)
             if not fits(varying, self._varying):
-                self._tell("its batch has another shape, dtype or content than the first")
+                self._tell(ANOTHER_FORM)
                 return self._function(*arguments)
             flat = self._take(arguments)
             try:

@@ -6,7 +6,6 @@ cheap to compute again. Who watches is told of every step, but cannot intervene.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +14,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gimli_core.compiled import functions
-from gimli_core.compiled.functions import Advanced, Packed, Swept, Validated, Whole
+from gimli_core.compiled.functions import Advanced, Packed, Swept, Validated, Whole, all_finite, rows
 from gimli_core.compiled.halves import Halves
-from gimli_core.compiled.kernel import Kernel, Uncompiled
+from gimli_core.compiled.kernel import ANOTHER_FORM, Kernel, Uncompiled
 from gimli_core.compiled.places import builder, fits, outline, taker
-from gimli_core.compiled.steps import bound, fixed_of, options_of, start
+from gimli_core.compiled.steps import bound, fixed_of, options_of
 from gimli_core.inputs import Inputs
 from gimli_core.notice import notice
 from gimli_core.optimizers.interface import Hyper, State, Tensors
@@ -86,8 +85,7 @@ class CompiledLoop:
                 sounds.append(done.sound)
                 theta, s = done.theta, done.s
                 yield Event(6, j, {"theta": optimizer.unpack(theta), "s": s})
-        ends = [*sounds, *pytree.tree_leaves(theta), *(L.loss for L in validated.values())]
-        if not math.isfinite(torch.stack([x.sum(dtype=torch.float64) for x in ends]).sum().item()):
+        if not all_finite((sounds, theta, [L.loss for L in validated.values()])):
             return None
         theta_J, s_J = theta, s
         B, S = pytree.tree_map(torch.zeros_like, theta), rows(optimizer.zero_adjoint(s))
@@ -134,7 +132,7 @@ class CompiledLoop:
         if not fits(batch, self._batch):
             if not self._told:
                 self._told = True
-                notice("the step runs uncompiled here: its batch has another shape, dtype or content than the first")
+                notice(f"the step runs uncompiled here: {ANOTHER_FORM}")
             with torch.no_grad():
                 return functions.advance(self._fixed, *arguments), Step([], (theta, s), [])
         leaves, kept = self._step.first([*self._early(arguments), *self._rows_of(batch)])
@@ -161,13 +159,7 @@ class CompiledLoop:
 
 def in_rows(inputs: Inputs) -> tuple[Packed, State]:
     """(theta_0, s_0) as every later step returns them: without gaps."""
-    point = start(inputs)
-    return rows(inputs.optimizer.pack(point.theta)), rows(point.state)
-
-
-def rows(tree: Any) -> Any:
-    """The tree with every tensor in rows without gaps."""
-    return pytree.tree_map(torch.Tensor.contiguous, tree)
+    return rows(inputs.optimizer.pack(inputs.theta_0)), rows(inputs.state_0)
 
 
 class Sums:

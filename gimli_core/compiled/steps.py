@@ -71,7 +71,7 @@ class CompiledSteps:
         G, theta = optimizer.unpack(done.G), optimizer.unpack(done.theta)
         G_j = Gradient(done.loss, G, {}, None)
         if done.sound.device.type == "cpu" and not math.isfinite(done.sound.item()):
-            check_finite(point, G_j)
+            check_finite(point, G_j, batch)
         yield Event(5, j, {"loss": done.loss, "G": G}, replay)
         yield Event(6, j, {"theta": theta, "s": done.s}, replay)
         return G_j, Point(j + 1, theta, done.s, None)

@@ -6,14 +6,13 @@ step (about 20 s for 5 steps of a small network). Cost: 9F a step; memory as `Re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from gimli_core.compiled.functions import Whole, whole
+from gimli_core.compiled.functions import Whole, all_finite, whole
 from gimli_core.compiled.kernel import Kernel
 from gimli_core.compiled.steps import bound, fixed_of, options_of, start
 from gimli_core.inputs import Inputs
@@ -49,8 +48,7 @@ class CompiledWhole:
         packed: Whole = self._kernel(arguments[-2:], *arguments)
         unpack = inputs.optimizer.unpack
         done = packed._replace(B=unpack(packed.B), theta=unpack(packed.theta))
-        ends = [*pytree.tree_leaves((packed.B, packed.theta)), *done.val_losses.values()]
-        if not math.isfinite(torch.stack([v.sum().double() for v in ends]).sum().item()):
+        if not all_finite((packed.B, packed.theta, packed.val_losses)):
             return None
         yield Event(14, 0, {"B": done.B, "S": done.S})
         return done

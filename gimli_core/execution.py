@@ -24,7 +24,7 @@ from gimli_core.errors import NotFiniteError, ReplayError
 from gimli_core.inputs import Inputs
 from gimli_core.measure import settle
 from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
-from gimli_core.memory.allocator import long_lived
+from gimli_core.memory.allocator import long_lived, reusing
 from gimli_core.memory.truncated import truncated
 from gimli_core.modules import Snapshot
 from gimli_core.optimizers.interface import State, Tensors
@@ -109,7 +109,8 @@ class Execution:
         if self._compiled is not None:
             self._compiled.begin()
         if self._whole is not None:
-            done = yield from self._whole.run(self.inputs)
+            with reusing():
+                done = yield from self._whole.run(self.inputs)
             if done is not None:
                 self._take(done, found)
                 return

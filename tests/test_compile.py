@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 import gimli_core as gimli
 from gimli_core.compiled import choice, halves, loop
+from gimli_core.compiled.halves import Halves
 from gimli_core.errors import ArgumentError, NotFiniteError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
+from gimli_core.modules import Environment
 from gimli_core.optimizers import LAMB, SGD, Adam, ClipNorm, Optimizer, RMSprop, fused
 
 pytestmark = pytest.mark.skipif(
@@ -109,7 +111,7 @@ def test_products_that_are_transposed_at_once_are_computed_the_other_way_round(p
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from gimli_core.compiled.products import Transposes, is_transpose
+    from gimli_core.compiled.passes import Transposes, is_transpose
 
     def f(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> list[Tensor]:
         both = product(a, b)
@@ -133,7 +135,7 @@ def test_products_that_are_transposed_at_once_are_computed_the_other_way_round(p
 def test_a_product_and_a_sum_of_whole_matrices_are_two_operations() -> None:
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from gimli_core.compiled.products import SumsApart
+    from gimli_core.compiled.passes import SumsApart
 
     def f(a: Tensor, b: Tensor, c: Tensor) -> list[Tensor]:
         return [torch.addmm(c, a, b), torch.addmm(c[0], a, b), torch.addmm(c, a, b, beta=2)]
@@ -146,6 +148,54 @@ def test_a_product_and_a_sum_of_whole_matrices_are_two_operations() -> None:
         "addmm.default"
     ]
     torch.testing.assert_close(graph(*tensors), f(*tensors))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # torch's own, as its compiler loads
+def test_numbers_are_computed_before_the_loops_that_they_enter() -> None:
+    """Held against the code that the compiler writes: it is the compiler that has to heed the marks."""
+    from torch._inductor.utils import run_and_get_code
+
+    from gimli_core.compiled.kernel import compiler_options
+
+    def corrected(m: Tensor, t: Tensor) -> Tensor:
+        return m / (1 - 0.9**t)
+
+    m, t = torch.randn(64), torch.tensor(3.0)
+    found, (code, *_) = run_and_get_code(torch.compile(corrected, options=compiler_options({})), m, t)
+    torch.testing.assert_close(found, corrected(m, t))
+    before, *loops = code.split("for(int64_t")
+    assert "std::pow" in before
+    assert loops
+    assert not any("std::pow" in loop for loop in loops)
+
+
+def test_what_a_convolution_reads_lies_as_in_eager_mode() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from gimli_core.compiled.passes import InMemory
+
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        return torch.conv2d(x.exp().permute(1, 0, 2, 3).reshape(2, 3, 4, 4), w.sin()).cos()
+
+    graph: Any = make_fx(f, tracing_mode="fake")(torch.randn(3, 2, 4, 4), torch.randn(5, 3, 2, 2))
+    InMemory()(graph.graph)
+    marked = [node.name for node in graph.graph.nodes if node.meta.get("inductor_realize_to_strides")]
+    assert marked == ["exp", "sin"]
+
+
+def test_no_mask_is_handed_from_a_step_to_its_sweep() -> None:
+    """What was compared is, and it is compared again: a mask is slow to lay down."""
+
+    def both(x: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.relu(x.sin())
+        return y.sum(), torch.where(y > 0, B, 0.0)
+
+    x, B = torch.randn(2, 40, dtype=torch.float64)
+    halves = Halves(both, Environment([], x.device), (x, B), 1)
+    (total,), kept = halves.first([x])
+    (swept,) = halves.second(kept, [B])
+    assert [k.dtype for k in kept] == [torch.float64]
+    torch.testing.assert_close((total, swept), both(x, B))
 
 
 def test_a_tensor_that_comes_twice_in_the_first_batch_may_come_once_in_the_others() -> None:
@@ -283,7 +333,6 @@ def test_a_batch_of_another_shape_runs_uncompiled_with_one_line(caplog: pytest.L
 def test_rounding_that_a_rule_blows_up_is_not_held_against_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32 the trial is judged by float64: a result as close to it as the eager one is sound."""
     from gimli_core.compiled import kernel
-    from gimli_core.modules import Environment
 
     def f(x: Tensor) -> Tensor:
         return torch.stack([x.sum(), (x.sum() - x.flip(0).sum()) * 1e8])  # the second is rounding alone, blown up

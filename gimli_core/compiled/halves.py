@@ -20,6 +20,7 @@ import torch
 from torch._guards import TracingContext
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointPolicy
 
 from gimli_core.compiled.kernel import Uncompiled, beside_eager, compiler_options, each_once, of_compiler, reason_of
 from gimli_core.modules import Environment
@@ -209,6 +210,7 @@ def cut_in_two(graph_module: GraphModule, late: Sequence[bool], options: dict[st
     joint, inputs, outputs = arranged(graph_module, late)
     early_outputs = [i for i, (depends, _) in enumerate(outputs) if not depends]
     late_outputs = [i for i, (depends, _) in enumerate(outputs) if depends]
+    compare_again(joint.graph)
     first, second = min_cut_rematerialization_partition(joint, None, num_fwd_outputs=len(early_outputs))
     # Compiling rewrites the graphs.
     gives = [node.name if isinstance(node, Node) else None for node in results_of(first.graph)]
@@ -263,6 +265,17 @@ def arranged(graph_module: GraphModule, late: Sequence[bool]) -> tuple[GraphModu
                for x in results_of(graph_module.graph)]  # fmt: skip
     graph.output([x for is_late in (False, True) for depend, x in outputs if depend is is_late])
     return GraphModule(graph_module, graph), names, outputs
+
+
+def compare_again(graph: Graph) -> None:
+    """Have comparisons computed in both halves: a processor lays a mask down one entry at a time, which takes longer
+    than all else that a loop over a ReLU does.
+    """
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        is_mask = isinstance(value, torch.Tensor) and value.dtype == torch.bool and value.dim() > 0
+        if node.op == "call_function" and is_mask and value.device.type == "cpu":
+            node.meta["recompute"] = CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def results_of(graph: Graph) -> Any:

@@ -220,9 +220,11 @@ def reason_of(error: Exception) -> Uncompiled:
 
 def compiler_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the compiler: random numbers are the eager ones, products are written as they are used."""
-    from gimli_core.compiled.products import SumsApart, Transposes  # imports the compiler, which takes seconds
+    # Here, since it imports the compiler, which takes seconds.
+    from gimli_core.compiled.passes import InMemory, InTurn, SumsApart, Transposes
 
-    passes = {"post_grad_custom_pre_pass": Transposes(), "post_grad_custom_post_pass": SumsApart()}
+    after = InTurn(SumsApart(), InMemory())
+    passes = {"post_grad_custom_pre_pass": Transposes(), "post_grad_custom_post_pass": after}
     return {"fallback_random": True, **passes, **options}
 
 

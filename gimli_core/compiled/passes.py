@@ -1,4 +1,4 @@
-"""Two passes over a traced graph, for its matrix products.
+"""Passes over a traced graph, for a processor: how products are written, and what is laid down between loops.
 
 `Transposes`: a product that is transposed at once is computed the other way round,
 
@@ -9,6 +9,11 @@ that transpose into the vector is a loop over single numbers, which took a third
 
 `SumsApart`: a product and a sum of whole matrices, A B + C, which the compiler makes one call on a copy of C, are two
 operations again on a processor: the sum then joins the loop that has C at hand. That is 5 % of a step of an MLP.
+
+`InMemory`: two kinds of results are computed for themselves, not within the loops that use them. A number that enters
+a loop over a tensor, such as Adam's 1 - beta1^t: its power and its root would be taken again for every sixteen entries,
+a tenth of a step of an MLP. And what a convolution reads, in the order that eager mode has it in: it would be laid down
+in another, and copied for the convolution.
 """
 
 from __future__ import annotations
@@ -19,10 +24,12 @@ import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
 
-__all__ = ["SumsApart", "Transposes"]
+__all__ = ["InMemory", "InTurn", "SumsApart", "Transposes"]
 
 aten = torch.ops.aten
 PRODUCTS = (aten.mm.default, aten.bmm.default)
+CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
+VIEWS = (aten.permute.default, aten.reshape.default, aten.view.default, aten.unsqueeze.default, aten.squeeze.dims)
 SUMS = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
 
 
@@ -73,6 +80,48 @@ class SumsApart(CustomGraphPass):
                 graph.erase_node(node)
 
 
+class InMemory(CustomGraphPass):
+    """Marks nodes of a graph; what it computes stays the same."""
+
+    def uuid(self) -> Any:
+        return get_hash_for_files((__file__,))
+
+    def __call__(self, graph: Graph) -> None:
+        for node in graph.nodes:
+            if shape_of(node) == () and any(shape_of(user) != () for user in node.users):
+                mark(node)
+            if node.target in CONVOLUTIONS:
+                for source in map(seen_through, node.all_input_nodes):
+                    mark(source)
+
+
+class InTurn(CustomGraphPass):
+    """Several passes, one after the other."""
+
+    def __init__(self, *passes: CustomGraphPass) -> None:
+        self._passes = passes
+
+    def uuid(self) -> Any:
+        return [each.uuid() for each in self._passes]
+
+    def __call__(self, graph: Graph) -> None:
+        for each in self._passes:
+            each(graph)
+
+
+def mark(node: Node) -> None:
+    """Have a node's result in memory, in the strides that it has in eager mode."""
+    if node.op == "call_function" and node.meta["val"].device.type == "cpu":
+        node.meta["inductor_realize_to_strides"] = True
+
+
+def seen_through(node: Node) -> Node:
+    """What a view is a view of."""
+    while node.target in VIEWS:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
 def is_transpose(node: Any) -> bool:
     """Whether a node swaps the last two dimensions, and nothing else."""
     if not isinstance(node, Node) or node.target is not aten.permute.default:
@@ -100,4 +149,4 @@ def call(graph: Graph, before: Node, target: Any, *args: Any) -> Node:
 
 def shape_of(node: Any) -> Any:
     """The shape of a node's result; None for a number."""
-    return node.meta["val"].shape if isinstance(node, Node) else None
+    return getattr(node.meta.get("val"), "shape", None) if isinstance(node, Node) else None

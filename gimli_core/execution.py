@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, KeysView
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -108,20 +109,20 @@ class Execution:
         self._last_snapshot = self._start = found
         if self._compiled is not None:
             self._compiled.begin()
-        if self._whole is not None:
-            with reusing():
-                done = yield from self._whole.run(self.inputs)
-            if done is not None:
-                self._take(done, found)
-                return
-            environment.restore(found)  # the eager run that names what broke meets what this one met
         try:
-            if self._reached is not None:
-                yield from self._resume(*self._reached)
-            for action in self._actions if self._end is None else ():
-                yield from self._run(action)
-                if isinstance(action, Validate):
-                    break
+            with self._memory():
+                if self._whole is not None:
+                    done = yield from self._whole.run(self.inputs)
+                    if done is not None:
+                        self._take(done, found)
+                        return
+                    environment.restore(found)  # the eager run that names what broke meets what this one met
+                if self._reached is not None:
+                    yield from self._resume(*self._reached)
+                for action in self._actions if self._end is None else ():
+                    yield from self._run(action)
+                    if isinstance(action, Validate):
+                        break
         except BaseException:
             self._stored.close()
             raise
@@ -135,8 +136,9 @@ class Execution:
         environment = self.inputs.environment
         found = environment.capture(self._last_snapshot)
         try:
-            for action in self._actions:
-                yield from self._run(action)
+            with self._memory():
+                for action in self._actions:
+                    yield from self._run(action)
         finally:
             self._stored.close()
             if self._replays:
@@ -146,6 +148,10 @@ class Execution:
         if self._journal is not None:
             self._journal.finish()
         self._close()
+
+    def _memory(self) -> AbstractContextManager[None]:
+        """NOTE [memory kept for reuse] in allocator.py, where the least memory is not asked for."""
+        return nullcontext() if self._schedule.compact else reusing()
 
     def _close(self) -> None:
         """What is left once every step is swept."""

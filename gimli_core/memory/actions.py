@@ -75,7 +75,7 @@ class Schedule(ABC):
 
     replays: bool = True  # whether a step may be run more than once
     disk: Path | None = None  # the directory for points that are stored on disk
-    compact: bool = True  # whether what is kept is mapped apart from the heap (NOTE [heap holes])
+    compact: bool = True  # the least memory: see the notes in allocator.py
 
     @abstractmethod
     def actions(self, steps: int) -> Iterator[Action]:

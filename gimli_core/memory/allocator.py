@@ -10,10 +10,11 @@ How much the heap loses depends on the sizes of a problem's tensors, so it is me
 grows with every step that is run on the heap, slowly, and comes to rest (`cost.holes`).
 
 NOTE [memory kept for reuse]
-A compiled run without a memory schedule takes the same memory at every call. By default glibc gives back what is free
-at the end of the heap, and every block above 32 MiB, and the kernel clears each page of it anew in the next call: a
-third of the time of a small network's run. So a compiled run takes all from the heap, and what is free at the heap's
-end stays with the process from then on. A run under a `Budget` gives it back before it starts, as `malloc_trim` does.
+A run takes the same memory at every call. By default glibc gives back what is free at the end of the heap, and every
+block above 32 MiB, and the kernel clears each page of it anew in the next call: a third of the time of a compiled run
+of a small network, a tenth of an eager one of convolutions. So a run without `memory=` takes all from the heap, and
+what is free at the heap's end stays with the process from then on. A run under a `Budget` gives it back before it
+starts, as `malloc_trim` does.
 """
 
 from __future__ import annotations
@@ -65,8 +66,7 @@ def reusing() -> Iterator[None]:
     if mallopt is None:
         yield
         return
-    mallopt(M_MMAP_THRESHOLD, HIGH)
-    mallopt(M_TRIM_THRESHOLD, -1)
+    _keep_free()
     mallopt(M_MMAP_MAX, 0)
     try:
         yield
@@ -138,6 +138,14 @@ def resident() -> int:
     with open("/proc/self/statm") as file:
         _, pages, of_files, *_ = file.read().split()
     return (int(pages) - int(of_files)) * resource.getpagesize()
+
+
+@functools.cache
+def _keep_free() -> None:
+    """Once for the process."""
+    mallopt = _mallopt()
+    mallopt(M_MMAP_THRESHOLD, HIGH)
+    mallopt(M_TRIM_THRESHOLD, -1)
 
 
 @functools.cache

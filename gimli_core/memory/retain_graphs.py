@@ -16,7 +16,7 @@ class RetainGraphs(Schedule):
 
     Args:
         compact: map what is kept apart from the heap (NOTE [heap holes] in allocator.py): the least memory, but for
-            large tensors more time. A call without `memory=` does without.
+            large tensors more time. A call without `memory=` does without, and leaves its memory to the next one.
 
     Cost: time 9F a step, the floor of exact differentiation; memory J times (theta, s, and the
     activations of a gradient).

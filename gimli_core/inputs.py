@@ -207,8 +207,10 @@ def signature(inputs: Inputs) -> tuple[Any, ...]:
     """All tensors that a compiled step works on, and what else it is compiled for: two runs of a problem that are alike
     in the outline of this share what was compiled.
     """
-    tensors = (dict(inputs.theta_0), inputs.frozen, inputs.state_0, inputs.phi_loss, inputs.hyper.at(0))
-    fixed = (*inputs.hyper.wanted, inputs.recurrence, repr(inputs.tasks))
+    optimizer, shapes = inputs.optimizer, {k: tuple(v.shape) for k, v in inputs.hyper.theta.items()}
+    packed = optimizer.pack(inputs.theta_0), optimizer.pack_hyper(inputs.hyper.at(0))
+    tensors = (*packed, inputs.frozen, inputs.state_0, inputs.phi_loss)
+    fixed = (*inputs.hyper.wanted, inputs.recurrence, repr((inputs.tasks, shapes)))
     return (*tensors, inputs.batch(0), inputs.val_batch, fixed)
 
 

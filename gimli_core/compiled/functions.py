@@ -16,7 +16,6 @@ theta, G and B are in the form that the optimizer packs them in (`Optimizer.pack
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,9 +34,9 @@ __all__ = [
     "Validated",
     "Whole",
     "advance",
-    "all_finite",
     "both",
     "rows",
+    "soundness",
     "sweep",
     "validate",
     "whole",
@@ -62,7 +61,7 @@ class Advanced(NamedTuple):
     G: Packed
     theta: Packed  # theta_{j+1}
     s: State
-    sound: Tensor  # finite if the loss and G are
+    sound: Tensor  # not finite if the loss or G is not
 
 
 class Swept(NamedTuple):
@@ -88,6 +87,7 @@ class Whole(NamedTuple):
     S: State
     A_opt: list[dict[str, Tensors]]  # increments, of step J-1 first; or their sum alone
     A_loss: Tensors
+    sound: Tensor  # not finite if theta_J, B_0 or a loss on val_batch is not
 
 
 def losses(loss: Loss, fixed: Fixed, theta: Packed, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Any:
@@ -112,7 +112,7 @@ def advance(
     """Lines 5 and 6."""
     G, loss = gradient(fixed, theta, phi_loss, frozen, batch)
     new_theta, new_s = fixed.optimizer.step_packed(theta, s, G, hyper)
-    return Advanced(loss, G, new_theta, new_s, soundness(loss, G))
+    return Advanced(loss, G, new_theta, new_s, soundness((loss, G)))
 
 
 def rows(tree: Any) -> Any:
@@ -120,14 +120,10 @@ def rows(tree: Any) -> Any:
     return tree_map(torch.Tensor.contiguous, tree)
 
 
-def all_finite(tree: Any) -> bool:
-    """Whether every tensor is finite, by the sum of all."""
-    return math.isfinite(torch.stack([x.sum(dtype=torch.float64) for x in tree_leaves(tree)]).sum().item())
-
-
-def soundness(loss: Tensor, G: Packed) -> Tensor:
-    """A number that is finite if the loss and G are."""
-    return torch.stack([x.sum() for x in (loss, *tree_leaves(G))]).sum()
+def soundness(tree: Any) -> Tensor:
+    """A number that is finite only if every tensor is; where it is not, a closer look is due: a sum may overflow."""
+    wide = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in tree_leaves(tree)]
+    return torch.stack(wide).sum()
 
 
 def sweep(
@@ -149,7 +145,7 @@ def both(
     new_theta, new_s = fixed.optimizer.step_packed(theta, s, G, hyper)
     B_j, S_j, A_opt, A_loss = lines_11_to_14(fixed, theta, s, hyper, G, pull, B, S)
     new_theta, new_s, B_j, S_j = rows((new_theta, new_s, B_j, S_j))
-    return Advanced(loss, G, new_theta, new_s, soundness(loss, G)), Swept(loss, B_j, S_j, A_opt, A_loss)
+    return Advanced(loss, G, new_theta, new_s, soundness((loss, G))), Swept(loss, B_j, S_j, A_opt, A_loss)
 
 
 def validate(fixed: Fixed, theta: Packed, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Validated:
@@ -195,7 +191,8 @@ def whole(
     if len(hypers) == 1 and A_opt:  # no hyperparameter has a value of its own at each step
         A_opt = [{k: {name: added([A_j[k][name] for A_j in A_opt]) for name in A} for k, A in A_opt[0].items()}]
     val_losses = {j: L.loss for j, L in validated.items()}
-    return Whole(train_losses, val_losses, theta_J, s_J, B, S, A_opt, A_loss)
+    sound = soundness((theta_J, B, val_losses))
+    return Whole(train_losses, val_losses, theta_J, s_J, B, S, A_opt, A_loss, sound)
 
 
 def added(terms: list[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ cheap to compute again. Who watches is told of every step, but cannot intervene.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gimli_core.compiled import functions
-from gimli_core.compiled.functions import Advanced, Packed, Swept, Validated, Whole, all_finite, rows
+from gimli_core.compiled.functions import Advanced, Packed, Swept, Validated, Whole, rows, soundness
 from gimli_core.compiled.halves import Halves
 from gimli_core.compiled.kernel import ANOTHER_FORM, Kernel, Uncompiled
 from gimli_core.compiled.places import builder, fits, outline, taker
@@ -85,7 +86,8 @@ class CompiledLoop:
                 sounds.append(done.sound)
                 theta, s = done.theta, done.s
                 yield Event(6, j, {"theta": optimizer.unpack(theta), "s": s})
-        if not all_finite((sounds, theta, [L.loss for L in validated.values()])):
+        sound = soundness((sounds, theta, [L.loss for L in validated.values()]))
+        if not math.isfinite(sound.item()):
             return None
         theta_J, s_J = theta, s
         B, S = pytree.tree_map(torch.zeros_like, theta), rows(optimizer.zero_adjoint(s))
@@ -107,7 +109,7 @@ class CompiledLoop:
             A_loss[k] += v
         val_losses = {j: L.loss for j, L in validated.items()}
         theta, B = optimizer.unpack(theta_J), optimizer.unpack(B)
-        return Whole(train_losses, val_losses, theta, s_J, B, S, A_of_steps or [A_opt], A_loss)
+        return Whole(train_losses, val_losses, theta, s_J, B, S, A_of_steps or [A_opt], A_loss, sound)
 
     def _begin(self, inputs: Inputs, theta: Packed, s: State) -> None:
         """A run begins: is all that the losses read besides their arguments as it was? Raises Uncompiled."""

@@ -9,6 +9,9 @@ import math
 from collections.abc import Generator
 from typing import Any
 
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
 from gimli_core.compiled import functions
 from gimli_core.compiled.functions import Fixed
 from gimli_core.compiled.kernel import Kernel
@@ -124,14 +127,13 @@ def options_of(inputs: Inputs) -> dict[str, Any]:
 
 def start(inputs: Inputs) -> Point:
     """(theta_0, s_0) in memory of its own: what is expanded over tasks would have strides that no later step has."""
-    theta = {k: v.contiguous() if 0 in v.stride() else v for k, v in inputs.theta_0.items()}
-    return Point(0, inputs.optimizer.gathered(theta), _own(inputs.state_0), None)
+    optimizer = inputs.optimizer
+    theta, state = tree_map(_own, (optimizer.pack(inputs.theta_0), inputs.state_0))
+    return Point(0, optimizer.unpack(theta), state, None)
 
 
-def _own(state: Any) -> Any:
-    if isinstance(state, dict):
-        return {k: _own(v) for k, v in state.items()}
-    return state.contiguous() if 0 in state.stride() else state
+def _own(x: Tensor) -> Tensor:
+    return x.contiguous() if 0 in x.stride() else x
 
 
 def bound(function: Any, fixed: Fixed, *more: Any) -> Any:

@@ -172,8 +172,11 @@ class Execution:
     @property
     def val_loss(self) -> Tensor:
         """L = Σ_j w_j L_val(theta_j), once `forward` is through."""
-        total = self._weighted()
-        return total if self.inputs.tasks is None else total.sum() * self.inputs.scale
+        return self._reduced(self._weighted())
+
+    def _reduced(self, of_each: Tensor) -> Tensor:
+        """One number, of all tasks if there are any."""
+        return of_each if self.inputs.tasks is None else of_each.sum() * self.inputs.scale
 
     def _weighted(self) -> Tensor:
         """Σ_j w_j L_val(theta_j), of each task if there are any."""
@@ -187,7 +190,7 @@ class Execution:
         of_each = self._weighted()
         nan = torch.full_like(of_each, float("nan"))
         return Trajectory(
-            val_loss=self.val_loss,
+            val_loss=self._reduced(of_each),
             theta_J={**self.inputs.frozen, **theta_J},
             state_J=self.inputs.optimizer.split_state(state_J),
             buffers_J=buffers_J,

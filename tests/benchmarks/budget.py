@@ -3,7 +3,7 @@
     python -m tests.benchmarks.budget [--steps 50] [--data PATH] [--budgets 12] [--long 10 100 1000 10000] [--threads 1]
 
 MLP 784-512-512-10, batch 128, Adam, per-tensor learning rates and L2. Peaks are above what the process holds after a
-small run of the same kind, so that loading libraries does not count; times are those of a second run, since the first
+run of two steps, so that the libraries' code and buffers do not count; times are those of a second run, since the first
 pays for memory that the process never had. Every line is predicted in the process that runs it: before the run, as
 `gimli.plan` does, or by the budget itself. `--long` gives time per step under 256 MiB beside that of StoreStates, which
 is run for at most 100 steps. There denormal numbers are flushed to zero, as XLA does by itself: from some thousand
@@ -91,9 +91,9 @@ def inputs_of(work: Workload) -> Inputs:
 
 def one(name: str, steps: int, data: Path) -> Measured:
     """One line of the table; call it in a process of its own."""
-    small = Workload(2, data, sizes=(784, 16, 16, 10))
-    small.engine(gimli.memory.Budget("8GiB"))
-    small.autograd()
+    short = Workload(2, data)
+    short.engine(gimli.memory.Budget("8GiB"))
+    short.autograd()
     work = Workload(steps, data)
     if name == "autograd":
         peak, seconds, cpu = timed(work.autograd)

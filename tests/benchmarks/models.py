@@ -4,7 +4,7 @@
 
 A transformer (2 layers, width 256, context 128, AdamW) and a small convolutional network (4 layers, SGD with momentum),
 on random data, against autograd through a plain unroll; then budgets from the least up to all graphs.
-Peaks are above what the process holds after a small run of the same kind, so that loading libraries does not count;
+Peaks are above what the process holds after a run of two steps, so that the libraries' code and buffers do not count;
 times are those of a second run. What is compiled has been compiled before; predictions are those of the eager steps.
 """
 
@@ -72,15 +72,15 @@ def convnet(width: int) -> nn.Module:
 class Work:
     """One meta-gradient of J steps: learned learning rates, one a tensor."""
 
-    def __init__(self, model: str, steps: int, small: bool = False) -> None:
+    def __init__(self, model: str, steps: int) -> None:
         torch.manual_seed(0)
         self.steps, self.adam = steps, model == "transformer"
         if self.adam:
-            self.net: nn.Module = Transformer(16 if small else WIDTH)
-            x = torch.randint(TOKENS, (4, 8, 1 + (16 if small else CONTEXT)))
+            self.net: nn.Module = Transformer(WIDTH)
+            x = torch.randint(TOKENS, (4, 8, 1 + CONTEXT))
             self.pool = [(b[:, :-1], b[:, 1:].reshape(-1)) for b in x]
         else:
-            self.net = convnet(4 if small else 64)
+            self.net = convnet(64)
             self.pool = [(torch.randn(64, 3, 32, 32), torch.randint(10, (64,))) for _ in range(4)]
         self.theta_0 = {k: v.detach() for k, v in self.net.named_parameters()}
         rule = gimli.optimizers.AdamW() if self.adam else gimli.optimizers.SGD(momentum=0.9)
@@ -127,9 +127,9 @@ class Work:
 
 def one(model: str, name: str, steps: int) -> Measured:
     """One line of the table; call it in a process of its own."""
-    small = Work(model, 2, small=True)
-    small.engine(gimli.memory.Budget("8GiB"))
-    small.autograd()
+    short = Work(model, 2)
+    short.engine(gimli.memory.Budget("8GiB"))
+    short.autograd()
     work = Work(model, steps)
     if name == "autograd":
         peak, seconds, cpu = timed(work.autograd)

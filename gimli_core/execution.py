@@ -25,7 +25,7 @@ from gimli_core.errors import NotFiniteError, ReplayError
 from gimli_core.inputs import Inputs
 from gimli_core.measure import settle
 from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
-from gimli_core.memory.allocator import long_lived, reusing
+from gimli_core.memory.allocator import give_back, long_lived, reusing
 from gimli_core.memory.truncated import truncated
 from gimli_core.modules import Snapshot
 from gimli_core.optimizers.interface import State, Tensors
@@ -151,7 +151,10 @@ class Execution:
 
     def _memory(self) -> AbstractContextManager[None]:
         """NOTE [memory kept for reuse] in allocator.py, where the least memory is not asked for."""
-        return nullcontext() if self._schedule.compact else reusing()
+        if not self._schedule.compact:
+            return reusing()
+        give_back()
+        return nullcontext()
 
     def _close(self) -> None:
         """What is left once every step is swept."""
@@ -409,7 +412,7 @@ class Execution:
         if not bool(torch.isfinite(self.val_loss)):
             raise NotFiniteError(
                 f"val_loss: expected a finite number; got {self.val_loss.item():g}, though theta_{J} is finite. "
-                + (forward_unroll.flaw(inputs.val_batch) or "Look at val_loss and val_batch.")
+                f"{forward_unroll.flaw(inputs.val_batch)}Look at val_loss and val_batch."
             )
         yield Event(8, J, {"loss": self.val_loss, "A_opt": self._A_opt, "A_loss": self._A_loss})
         yield from self._announce(J)

@@ -81,20 +81,23 @@ def check_finite(point: Point, G_j: Gradient, batch: Any) -> None:
         return  # only the sum overflowed
     else:
         came = f"theta_{j} and G_{j} are finite"
+    of_batch = "" if bad_theta else flaw(batch)
     raise NotFiniteError(
         f"train_loss at inner step j = {j}: expected a finite loss and gradient; got a loss of "
-        f"{loss:g}, and {came}. "
-        + (flaw(batch) or "Lower the learning rate, or keep the loss away from log(0), sqrt(0) and 0/0.")
+        f"{loss:g}, and {came}. {of_batch}"
+        "Lower the learning rate, or keep the loss away from log(0), sqrt(0) and 0/0."
     )
 
 
 def flaw(batch: Any) -> str:
-    """What no loss can be finite on, in one sentence: a tensor of the batch without numbers, or not finite."""
+    """What in a batch may be why a loss is not finite, in one sentence: an empty tensor, or inf and nan in one."""
     for x in tree_leaves(batch):
-        if isinstance(x, Tensor) and x.numel() == 0:
-            return f"Its batch holds an empty tensor, of shape {tuple(x.shape)}: drop that batch."
-        if isinstance(x, Tensor) and not bool(torch.isfinite(x).all()):
-            return f"Its batch holds inf or nan, in a tensor of shape {tuple(x.shape)}: clean the data."
+        if not isinstance(x, Tensor) or x.layout != torch.strided or x.is_nested:
+            continue
+        if x.numel() == 0:
+            return f"Its batch holds an empty tensor, of shape {tuple(x.shape)}: drop that batch. "
+        if x.dtype.itemsize > 1 and x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            return f"Its batch holds inf or nan, in a tensor of shape {tuple(x.shape)}: clean the data. "
     return ""
 
 

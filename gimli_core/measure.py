@@ -164,7 +164,8 @@ def known_costs(inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Pa
     known: list[tuple[Any, Costs]] = inputs.problem.made.setdefault("costs", [])
     validates = [w is not None for w in (*inputs.weights[inputs.first : inputs.first + 2], inputs.weights[-1])]
     means = (inputs.second_order, inputs.first_order, inputs.warm, inputs.first > 0, validates)
-    wanted = (signature(inputs), means, str(disk), torch.get_num_threads())
+    accumulators = [leaf.value for leaf in inputs.hyper.leaves]
+    wanted = (signature(inputs), accumulators, means, str(disk), torch.get_num_threads())
     for like, costs in known:
         if fits(wanted, like):
             return costs

@@ -301,7 +301,7 @@ def test_a_validation_loss_that_breaks_is_named() -> None:
         gimli.meta_gradient(**arguments(val_batch=float("nan")))
 
 
-@pytest.mark.parametrize("compile", [False, "steps"])
+@pytest.mark.parametrize("more", [{}, {"compile": "steps", "memory": StoreStates()}], ids=["eager", "compiled"])
 @pytest.mark.parametrize(
     ("flawed", "says"),
     [
@@ -310,10 +310,10 @@ def test_a_validation_loss_that_breaks_is_named() -> None:
     ],
     ids=["empty", "nan"],
 )
-def test_a_batch_that_no_loss_is_finite_on_is_named(flawed: torch.Tensor, says: str, compile: Any) -> None:
+def test_a_batch_that_no_loss_is_finite_on_is_named(flawed: torch.Tensor, says: str, more: Any) -> None:
     """The learning rate is not to blame."""
     mean = lambda t, p, b: ((t["w"] * b).mean() ** 2).sum()  # noqa: E731
-    keep = {"train_loss": mean, "compile": compile}
+    keep = {"train_loss": mean, **more}
     with pytest.raises(NotFiniteError, match=r"train_loss at inner step j = 0.*" + says):
         gimli.meta_gradient(**arguments(train_batches=[flawed], **keep))
     with pytest.raises(NotFiniteError, match=r"val_loss.*" + says):

@@ -198,6 +198,40 @@ def test_no_mask_is_handed_from_a_step_to_its_sweep() -> None:
     torch.testing.assert_close((total, swept), both(x, B))
 
 
+def test_a_value_for_every_step_is_not_taken_for_one_for_all() -> None:
+    """Both are one number at step 0."""
+    rates = gimli.per_step(torch.tensor([0.1, 0.5, 0.3]))
+    problem = gimli.Problem(square, square, SGD(lr=0.1))
+    for lr in (0.1, rates, 0.1):
+        made: dict[str, Any] = {"problem": problem, "theta_0": {"w": torch.rand(3), "v": torch.rand(2)}}
+        made |= {"train_batches": [torch.rand(3) for _ in range(3)], "val_batch": torch.rand(3), "phi_opt": {"lr": lr}}
+        agree(gimli.meta_gradient(**made, compile="whole"), gimli.meta_gradient(**made, compile=False))
+
+
+def test_a_value_for_every_task_is_not_taken_for_one_for_every_element() -> None:
+    """Both have three entries."""
+    problem = gimli.Problem(square, square, SGD(lr=0.1))
+    for lr in (torch.rand(3), gimli.per_task(torch.rand(3)), torch.rand(3)):
+        made: dict[str, Any] = {"problem": problem, "theta_0": {"w": torch.rand(3)}, "tasks": 3, "phi_opt": {"lr": lr}}
+        made |= {"train_batches": [torch.rand(3, 3) for _ in range(2)], "val_batch": torch.rand(3, 3)}
+        agree(gimli.meta_gradient(**made, compile="steps"), gimli.meta_gradient(**made, compile=False))
+
+
+def test_a_gradient_of_zero_under_adam(caplog: pytest.LogCaptureFixture) -> None:
+    """NOTE [derivative at zero] in singular.py, whose compiled form is another."""
+    made: dict[str, Any] = {"problem": gimli.Problem(square, square, Adam(lr=0.1)), "theta_0": {"w": torch.rand(3)}}
+    made |= {"train_batches": 2 * [torch.tensor([1.0, 0.0, 2.0])], "val_batch": torch.ones(3), "phi_opt": {"lr": 0.1}}
+    found = gimli.meta_gradient(**made, compile="steps")
+    agree(found, gimli.meta_gradient(**made, compile=False))
+    assert bool(torch.isfinite(found.B_0["w"]).all())
+    assert "not compiled" not in said(caplog)  # as it would be if it gave nan, which the trial finds out
+
+
+def square(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
+    """Its gradient is 0 where the batch is."""
+    return torch.stack([((v * batch[: len(v)]) ** 2).sum() for v in theta.values()]).sum()
+
+
 def test_a_tensor_that_comes_twice_in_the_first_batch_may_come_once_in_the_others() -> None:
     def fit(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
         return ((batch[0] * theta["w"] - batch[1]) ** 2).mean()

@@ -87,7 +87,6 @@ class Whole(NamedTuple):
     S: State
     A_opt: list[dict[str, Tensors]]  # increments, of step J-1 first; or their sum alone
     A_loss: Tensors
-    sound: Tensor  # not finite if theta_J, B_0 or a loss on val_batch is not
 
 
 def losses(loss: Loss, fixed: Fixed, theta: Packed, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Any:
@@ -161,8 +160,11 @@ def validate(fixed: Fixed, theta: Packed, phi_loss: Tensors, frozen: Tensors, ba
 def whole(
     fixed: Fixed, validates: Sequence[bool], theta: Packed, s: State, phi_loss: Tensors, frozen: Tensors,
     hypers: list[Hyper], weights: Tensor, batches: list[Any], val_batch: Any,
-) -> Whole:  # fmt: skip
-    """Lines 4-14. `weights` [J + 1] are w_0 … w_J with the tasks' scale in them, used where `validates`."""
+) -> tuple[Whole, Tensor]:  # fmt: skip
+    """(lines 4-14, 1 if the losses, theta_J and B_0 are finite and else 0).
+
+    `weights` [J + 1] are w_0 … w_J with the tasks' scale in them, used where `validates`.
+    """
     kept, train_losses, validated, J = [], [], {}, len(batches)
     for j, batch in enumerate(batches):
         if validates[j]:
@@ -191,8 +193,8 @@ def whole(
     if len(hypers) == 1 and A_opt:  # no hyperparameter has a value of its own at each step
         A_opt = [{k: {name: added([A_j[k][name] for A_j in A_opt]) for name in A} for k, A in A_opt[0].items()}]
     val_losses = {j: L.loss for j, L in validated.items()}
-    sound = soundness((theta_J, B, val_losses))
-    return Whole(train_losses, val_losses, theta_J, s_J, B, S, A_opt, A_loss, sound)
+    done = Whole(train_losses, val_losses, theta_J, s_J, B, S, A_opt, A_loss)
+    return done, torch.isfinite(soundness((train_losses, val_losses, theta_J, B))).to(torch.float32)
 
 
 def added(terms: list[Tensor]) -> Tensor:

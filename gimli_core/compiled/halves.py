@@ -268,8 +268,8 @@ def arranged(graph_module: GraphModule, late: Sequence[bool]) -> tuple[GraphModu
 
 
 def compare_again(graph: Graph) -> None:
-    """Have comparisons computed in both halves: a processor lays a mask down one entry at a time, which takes longer
-    than all else that a loop over a ReLU does.
+    """Have masks computed in both halves: a processor lays one down an entry at a time, which takes longer than all
+    else that a loop over a ReLU does. What was compared is kept instead, unless it is kept anyway or cheap to compute.
     """
     for node in graph.nodes:
         value = node.meta.get("val")

@@ -219,12 +219,11 @@ def reason_of(error: Exception) -> Uncompiled:
 
 
 def compiler_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the compiler: random numbers are the eager ones, products are written as they are used."""
+    """Options of the compiler: random numbers are the eager ones, and the passes of passes.py are made."""
     # Here, since it imports the compiler, which takes seconds.
-    from gimli_core.compiled.passes import InMemory, InTurn, SumsApart, Transposes
+    from gimli_core.compiled.passes import InMemory, SumsApart, Transposes
 
-    after = InTurn(SumsApart(), InMemory())
-    passes = {"post_grad_custom_pre_pass": Transposes(), "post_grad_custom_post_pass": after}
+    passes = {"post_grad_custom_pre_pass": Transposes(), "post_grad_custom_post_pass": (SumsApart(), InMemory())}
     return {"fallback_random": True, **passes, **options}
 
 

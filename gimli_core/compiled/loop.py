@@ -86,8 +86,7 @@ class CompiledLoop:
                 sounds.append(done.sound)
                 theta, s = done.theta, done.s
                 yield Event(6, j, {"theta": optimizer.unpack(theta), "s": s})
-        sound = soundness((sounds, theta, [L.loss for L in validated.values()]))
-        if not math.isfinite(sound.item()):
+        if not math.isfinite(soundness((sounds, theta, [L.loss for L in validated.values()])).item()):
             return None
         theta_J, s_J = theta, s
         B, S = pytree.tree_map(torch.zeros_like, theta), rows(optimizer.zero_adjoint(s))
@@ -109,7 +108,7 @@ class CompiledLoop:
             A_loss[k] += v
         val_losses = {j: L.loss for j, L in validated.items()}
         theta, B = optimizer.unpack(theta_J), optimizer.unpack(B)
-        return Whole(train_losses, val_losses, theta, s_J, B, S, A_of_steps or [A_opt], A_loss, sound)
+        return Whole(train_losses, val_losses, theta, s_J, B, S, A_of_steps or [A_opt], A_loss)
 
     def _begin(self, inputs: Inputs, theta: Packed, s: State) -> None:
         """A run begins: is all that the losses read besides their arguments as it was? Raises Uncompiled."""

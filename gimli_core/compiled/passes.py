@@ -24,7 +24,7 @@ import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
 
-__all__ = ["InMemory", "InTurn", "SumsApart", "Transposes"]
+__all__ = ["InMemory", "SumsApart", "Transposes"]
 
 aten = torch.ops.aten
 PRODUCTS = (aten.mm.default, aten.bmm.default)
@@ -93,20 +93,6 @@ class InMemory(CustomGraphPass):
             if node.target in CONVOLUTIONS:
                 for source in map(seen_through, node.all_input_nodes):
                     mark(source)
-
-
-class InTurn(CustomGraphPass):
-    """Several passes, one after the other."""
-
-    def __init__(self, *passes: CustomGraphPass) -> None:
-        self._passes = passes
-
-    def uuid(self) -> Any:
-        return [each.uuid() for each in self._passes]
-
-    def __call__(self, graph: Graph) -> None:
-        for each in self._passes:
-            each(graph)
 
 
 def mark(node: Node) -> None:

@@ -6,7 +6,6 @@ step (about 20 s for 5 steps of a small network). Cost: 9F a step; memory as `Re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator
 from typing import Any
 
@@ -46,11 +45,11 @@ class CompiledWhole:
         """The whole run, told at its end; None where something is not finite: an eager run then names what broke."""
         arguments = arguments_of(inputs)
         self._kernel.begin()
-        packed: Whole = self._kernel(arguments[-2:], *arguments)
-        if not math.isfinite(packed.sound.item()):
+        packed, sound = self._kernel(arguments[-2:], *arguments)
+        if not sound.item():
             return None
         unpack = inputs.optimizer.unpack
-        done = packed._replace(B=unpack(packed.B), theta=unpack(packed.theta))
+        done: Whole = packed._replace(B=unpack(packed.B), theta=unpack(packed.theta))
         yield Event(14, 0, {"B": done.B, "S": done.S})
         return done
 

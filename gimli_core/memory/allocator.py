@@ -13,8 +13,8 @@ NOTE [memory kept for reuse]
 A run takes the same memory at every call. By default glibc gives back what is free at the end of the heap, and every
 block above 32 MiB, and the kernel clears each page of it anew in the next call: a third of the time of a compiled run
 of a small network, a tenth of an eager one of convolutions. So a run without `memory=` takes all from the heap, and
-what is free at the heap's end stays with the process from then on. A run under a `Budget` gives it back before it
-starts, as `malloc_trim` does.
+what is free at the heap's end stays with the process from then on, up to 2 GiB; more is given back whole, but for holes
+below a block that is still in use. A run with `memory=` gives all of it back before it starts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,18 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["LOW", "fresh_seconds", "keeper", "long_lived", "occupied", "resident", "reusing", "separates", "trimmed"]
+__all__ = [
+    "LOW",
+    "fresh_seconds",
+    "give_back",
+    "keeper",
+    "long_lived",
+    "occupied",
+    "resident",
+    "reusing",
+    "separates",
+    "trimmed",
+]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 LOW = 128 * 1024  # glibc's own default threshold
@@ -53,10 +64,12 @@ def long_lived() -> Iterator[None]:
         yield
         return
     mallopt(M_MMAP_THRESHOLD, LOW)
+    mallopt(M_MMAP_MAX, BLOCKS)
     try:
         yield
     finally:
         mallopt(M_MMAP_THRESHOLD, HIGH)
+        mallopt(M_MMAP_MAX, 0 if _reuse["depth"] else BLOCKS)
 
 
 @contextmanager
@@ -67,11 +80,25 @@ def reusing() -> Iterator[None]:
         yield
         return
     _keep_free()
+    _reuse["depth"] += 1
     mallopt(M_MMAP_MAX, 0)
     try:
         yield
     finally:
-        mallopt(M_MMAP_MAX, BLOCKS)
+        _reuse["depth"] -= 1
+        _reuse["left"] = True
+        if not _reuse["depth"]:
+            mallopt(M_MMAP_MAX, BLOCKS)
+
+
+_reuse = {"depth": 0, "left": False}  # how many `reusing` are entered; whether one has left memory to the process
+
+
+def give_back() -> None:
+    """Give back what `reusing` has left."""
+    if _reuse["left"]:
+        _reuse["left"] = False
+        trimmed()
 
 
 def separates() -> bool:
@@ -145,7 +172,8 @@ def _keep_free() -> None:
     """Once for the process."""
     mallopt = _mallopt()
     mallopt(M_MMAP_THRESHOLD, HIGH)
-    mallopt(M_TRIM_THRESHOLD, -1)
+    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # bytes: the most that can be said
 
 
 @functools.cache

@@ -63,7 +63,8 @@ def meta_gradient(
         phi_loss: `{name: tensor}`, handed to both losses.
         state_0: a warm optimizer state, in the form of `result.state_J`; a cold start by default.
         val_weights: w_j, J numbers for theta_1 … theta_J or J + 1 from theta_0 on.
-        memory: a schedule of `gimli.memory`; by default `RetainGraphs(compact=False)`, the fastest.
+        memory: a schedule of `gimli.memory`; by default `RetainGraphs(compact=False)`, the fastest, which leaves memory
+            that it has freed to the next call (up to 2 GiB, on glibc). A run with a schedule gives that back first.
         recurrence: "augmented", which is exact, or "theta_only", the paper's lines 11-14 read
             without the optimizer state: an ablation that shows what is missed.
         second_order: the means of the products with second derivatives in lines 13 and 14. They agree to rounding.

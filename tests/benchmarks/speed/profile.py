@@ -14,7 +14,8 @@ from gimli_core.optimizers.interface import Optimizer
 from tests.benchmarks.speed.floor import PRODUCTS
 
 MARKS = {"step": "optimizer step", "pullback": "pullback"}
-GROUPS = ("matmul, convolution", "fused kernels", "elementwise and other operations", *MARKS.values())
+GROUPS = ("matmul, convolution", "compiled code", "elementwise and other operations", *MARKS.values())
+COMPILED = ("fused", "inductor", "CompiledFxGraph")
 REST = "Python and what it calls outside operations"
 
 
@@ -47,14 +48,14 @@ def group_of(event: Any) -> str:
     name = event.name.removeprefix("aten::")
     if name in PRODUCTS or "mkldnn" in name or "conv" in name:
         return GROUPS[0]
-    return GROUPS[1] if "fused" in name or "inductor" in name else GROUPS[2]
+    return GROUPS[1] if any(mark in name for mark in COMPILED) else GROUPS[2]
 
 
 def shares(run: Callable[[], Any], eager: type[Optimizer] | None, runs: int = 3) -> dict[str, float]:
     """Seconds a run in each group of operations, and in the rest of its time.
 
     The step and the pullback of the optimizer are told apart if it is given, which is for `eager` runs: compiled
-    code has them in its fused kernels.
+    code has them in its fused kernels, and where it is called from C++, as small steps are, its products too.
     """
     run()
     with marked(eager) if eager else nullcontext(), profile(activities=[ProfilerActivity.CPU]) as watched:

@@ -207,12 +207,12 @@ def signature(inputs: Inputs) -> tuple[Any, ...]:
     """All tensors that a compiled step works on, and what else it is compiled for: two runs of a problem that are alike
     in the outline of this share what was compiled; with the means of second order, what a step costs.
     """
-    optimizer, shapes = inputs.optimizer, {k: tuple(v.shape) for k, v in inputs.hyper.theta.items()}
-    packed = optimizer.pack(inputs.theta_0), optimizer.pack_hyper(inputs.hyper.at(0))
+    optimizer, hyper = inputs.optimizer, inputs.hyper
+    packed = optimizer.pack(inputs.theta_0), optimizer.pack_hyper(hyper.at(0))
     tensors = (*packed, inputs.frozen, inputs.state_0, inputs.phi_loss)
-    hyper = inputs.hyper
-    forms = shapes, hyper.constant, hyper.by_task() if inputs.tasks else None  # a shape alone can be read in two ways
-    fixed = (*hyper.wanted, inputs.recurrence, repr((inputs.tasks, forms)))
+    shapes = {k: tuple(v.shape) for k, v in hyper.theta.items()}  # of one task, and in a vector no longer seen
+    forms = hyper.constant, hyper.by_task() if inputs.tasks else None  # a shape alone can be read in two ways
+    fixed = (*hyper.wanted, inputs.recurrence, repr((inputs.tasks, shapes, forms)))
     return (*tensors, inputs.batch(0), inputs.val_batch, fixed)
 
 

@@ -283,9 +283,8 @@ def test_what_is_handed_on_may_lie_as_the_compiler_likes(
         "problem": gimli.Problem(fit, fit, SGD(lr=0.1)), "theta_0": dict(net.named_parameters()),
         "train_batches": [x, x], "val_batch": x, "tasks": T,
     }  # fmt: skip
-    agree(
-        gimli.meta_gradient(**made, compile="steps"), gimli.meta_gradient(**made, compile=False), rtol=1e-3, atol=1e-6
-    )
+    found, eager = gimli.meta_gradient(**made, compile="steps"), gimli.meta_gradient(**made, compile=False)
+    agree(found, eager, rtol=1e-3, atol=1e-6)  # float32: another layout sums in another order
     assert "not compiled" not in said(caplog)
 
 

@@ -12,8 +12,8 @@ operations again on a processor: the sum then joins the loop that has C at hand.
 
 `InMemory`: two kinds of results are computed for themselves, not within the loops that use them. A number that enters
 a loop over a tensor, such as Adam's 1 - beta1^t: its power and its root would be taken again for every sixteen entries,
-a tenth of a step of an MLP. And what a convolution reads, in the order that eager mode has it in: it would be laid down
-in another, and copied for the convolution.
+5 % of a step of an MLP. And what a convolution reads, in the order that eager mode has it in: it would be laid down in
+another, and copied for the convolution.
 """
 
 from __future__ import annotations

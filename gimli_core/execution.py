@@ -71,7 +71,7 @@ class Execution:
         self._reached = None if self._journal is None else self._journal.load()
         if self._reached is not None:
             schedule = schedule_of(self._reached[1]["schedule"])
-        schedule, self._between = settle(schedule, inputs, Execution)
+        schedule, self._between = settle(schedule, inputs, Execution, self._compiled)
         self._schedule = schedule
         self._done = 0  # actions
         self._start: Snapshot | None = None  # random numbers and buffers before step 0

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from gimli_core.compiled.choice import check_compile, chosen
+from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.execution import Execution
 from gimli_core.inputs import fused, prepare
-from gimli_core.measure import measure
+from gimli_core.measure import known_costs
 from gimli_core.memory.actions import Schedule
 from gimli_core.memory.binomial import advances
 from gimli_core.memory.budget import Budget, choose, estimate, least
@@ -82,12 +84,14 @@ def plan(
     val_weights: Sequence[float] | Tensor | None = None,
     second_order: str = "auto",
     check: bool = True,
+    compile: bool | str = False,
 ) -> Plan:
     """What each memory schedule would cost on this problem: predicted peak and time.
 
     Two steps are run and measured; nothing else is.
 
-    Args: as in `meta_gradient`.
+    Args: as in `meta_gradient`; with `compile=True` the steps are compiled first, and those are measured (on a
+        processor and glibc; elsewhere compiled tensors cannot be seen, and eager steps stand for them).
 
     Returns:
         Plan: `.rows` with `.name`, `.schedule`, `.peak` in bytes above what the process holds, `.seconds` and
@@ -96,7 +100,7 @@ def plan(
     Raises:
         ArgumentError: fewer than 2 steps, for which every schedule costs the same; and what `meta_gradient` raises.
 
-    Cost: about 75F, and the memory of one step with its graph.
+    Cost: about 75F, once for a problem and its shapes, and the memory of one step with its graph.
 
     >>> import torch, gimli_core as gimli
     >>> def loss(theta, phi, target):
@@ -106,6 +110,7 @@ def plan(
     >>> next(row.replays for row in p.rows if row.name == "Checkpoint(10)")
     123
     """
+    check_compile(compile)
     inputs = prepare(
         problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
         state_0=state_0, val_weights=val_weights, second_order=second_order,
@@ -115,7 +120,9 @@ def plan(
         raise ArgumentError(explain("steps", "at least 2", str(J), "With fewer there is nothing to choose."))
     if check:
         inputs = require(inputs, replays=True)
-    costs = measure(fused(inputs), Execution)
+    inputs = fused(inputs)
+    compiled, _ = chosen(inputs, compile, whole=False)
+    costs = known_costs(inputs, Execution, compiled if isinstance(compiled, CompiledSteps) else None)
     named = {"RetainGraphs()": Checkpoint(1, graphs=J), "StoreStates()": Checkpoint(J)}
     named |= {f"Checkpoint({S})": Checkpoint(S) for S in (50, 20, 10, 5, 2) if S < J}
     smallest, largest = least(J, costs), estimate(named["RetainGraphs()"], J, costs)[0]

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", default="784,512,512,10", help="layer widths, from input to output")
     parser.add_argument("--batch", type=int, default=128, help="examples in a batch")
     parser.add_argument("--optimizer", choices=sorted(RULES), default="adam")
+    parser.add_argument("--compile", action="store_true", help="of compiled steps")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,5 +57,6 @@ def run(arguments: argparse.Namespace) -> int:
         return F.cross_entropy(h, batch[1])
 
     problem = Problem(loss, loss, RULES[arguments.optimizer]())
-    print(plan(problem, theta_0, lambda j: (x, y), (x, y), steps=arguments.steps, phi_opt={"lr": torch.tensor(1e-3)}))
+    options = {"steps": arguments.steps, "phi_opt": {"lr": torch.tensor(1e-3)}, "compile": arguments.compile}
+    print(plan(problem, theta_0, lambda j: (x, y), (x, y), **options))
     return 0

@@ -71,14 +71,24 @@ def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float
     kept = min(schedule.snapshots, blocks) - 1  # theta_0 is the caller's
     fresh = kept * costs.point + (first * costs.gradient if schedule.gradients else 0)
     seconds += costs.fresh * fresh
-    held = fresh + block * costs.record
-    return held + working_set(costs), seconds
+    return costs.start + fresh + highest(block, blocks, costs) + costs.room, seconds
 
 
-def working_set(costs: Costs) -> int:
-    """Bytes of one step at work, whatever the schedule; with room for the holes of NOTE [heap holes]."""
-    acts = (costs.run, costs.run_graph, costs.validate, costs.sweep, costs.sweep_point)
-    return costs.start + costs.end + costs.point + max(act.transient for act in acts) + costs.room
+def highest(block: int, blocks: int, costs: Costs) -> int:
+    """The most bytes at work in any part of a run, above `start` and what is kept from then on."""
+    point, graphs = costs.point, (block - 1) * costs.record  # the latter while the last step of a block is at work
+    forwards = max(costs.run.transient, costs.run_known.transient)
+    moments = [
+        point + graphs + costs.run_graph.transient,
+        point + graphs + costs.record + costs.validate.transient,
+        costs.end + graphs + costs.record + costs.sweep.transient,
+    ]
+    if blocks > 1:  # again, once the last block is swept
+        moments += [point + costs.end + forwards, point + costs.end + graphs + costs.sweep_point.transient]
+        if block > 1:
+            last = max(costs.run_graph.transient - costs.record, costs.sweep.transient)
+            moments += [point + costs.end + graphs + last]
+    return max(moments)
 
 
 def least(steps: int, costs: Costs) -> int:

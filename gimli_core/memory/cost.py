@@ -25,7 +25,7 @@ class Costs(NamedTuple):
     point: int  # (theta_j, s_j)
     gradient: int  # G_j
     record: int  # a point, G_j and the graph of G_j
-    end: int  # bytes held from the validation on: B, S and what L_val's gradient leaves
+    end: int  # bytes held from the validation on: theta_J, s_J, B, S and what L_val's gradient leaves
     run: Act  # a step forwards
     run_graph: Act  # a step forwards that keeps its graph
     run_known: Act  # a step forwards from its kept gradient
@@ -59,7 +59,7 @@ def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
     graphs: set[int] = set()
     gradients: set[int] = set()
     point, reached, replays, in_memory, on_disk = 0, 0, 0, 0, 0
-    restored, ended, peak, most_stored, most_on_disk, seconds = 0, False, 0, 0, 0, 0.0
+    restored, end, peak, most_stored, most_on_disk, seconds = 0, -1, 0, 0, 0, 0.0
     worked = 0  # actions on the heap; what stays of a step that keeps its graph is mapped
     for action in actions:
         act = Act()
@@ -91,14 +91,14 @@ def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
         keeps_graph = isinstance(action, Advance) and action.keep is Keep.GRAPH
         worked += isinstance(action, (Advance, Validate, Sweep)) and not keeps_graph
         # theta_0 is the caller's and s_0 in `start`; a working point whose step has a record is counted there.
-        counted = point == 0 or point in graphs or (point in stored and restored == point)
+        counted = point in (0, end) or point in graphs or (point in stored and restored == point)
         held = costs.start + costs.point * (in_memory - (0 in stored) + (not counted)) + costs.gradient * len(gradients)
-        held += costs.record * (len(graphs) - keeps_graph) + (costs.end if ended else 0)
+        held += costs.record * (len(graphs) - keeps_graph) + (costs.end if end >= 0 else 0)
         peak = max(peak, held + act.transient + holes(costs, worked))
         most_stored, most_on_disk = max(most_stored, in_memory), max(most_on_disk, on_disk)
         seconds += act.seconds
         if isinstance(action, Validate):
-            ended = True
+            end = action.j
         if isinstance(action, Sweep):
             graphs.discard(action.j)
             gradients.discard(action.j)

@@ -23,11 +23,13 @@ import torch
 
 import gimli_core as gimli
 import gimli_core.measure as engine_measure
+from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.execution import Execution
 from gimli_core.inputs import Inputs, prepare
-from gimli_core.measure import LiveBytes, measure
+from gimli_core.measure import known_costs, measure
 from gimli_core.memory.budget import choose, estimate, least
 from gimli_core.memory.cost import predict
+from gimli_core.meters import LiveBytes
 from tests.benchmarks.measure import MIB, in_fresh_process, peak_above_base
 from tests.benchmarks.mnist_mlp import DATA, Workload
 
@@ -62,7 +64,9 @@ def timed(run: Callable[[], object], *, again: bool = True) -> tuple[int, float,
     return peak, time.perf_counter() - start, time.process_time() - cpu
 
 
-def measured(schedule: gimli.memory.Schedule, inputs: Inputs, run: Callable[[], object]) -> Measured:
+def measured(
+    schedule: gimli.memory.Schedule, inputs: Inputs, run: Callable[[], object], compiled: CompiledSteps | None = None
+) -> Measured:
     """A run of the engine beside its prediction; a budget's is the one that it made itself.
 
     A budget below the least feasible, which each process measures a little differently, is raised to it.
@@ -78,7 +82,7 @@ def measured(schedule: gimli.memory.Schedule, inputs: Inputs, run: Callable[[], 
 
         engine_measure.choose = noted
     else:
-        made.append((schedule, measure(inputs, Execution)))
+        made.append((schedule, known_costs(inputs, Execution, compiled)))
     peak, seconds, cpu = timed(run, again=inputs.steps <= ONCE)
     ran, costs = made[0]
     return Measured(peak, predict(ran.actions(steps), costs).peak, seconds, cpu, str(ran), size)

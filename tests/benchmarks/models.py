@@ -5,7 +5,7 @@
 A transformer (2 layers, width 256, context 128, AdamW) and a small convolutional network (4 layers, SGD with momentum),
 on random data, against autograd through a plain unroll; then budgets from the least up to all graphs.
 Peaks are above what the process holds after a run of two steps, so that the libraries' code and buffers do not count;
-times are those of a second run. What is compiled has been compiled before; predictions are those of the eager steps.
+times are those of a second run. What is compiled has been compiled before.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gimli_core as gimli
+from gimli_core.compiled.choice import chosen
+from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.execution import Execution
-from gimli_core.inputs import prepare
+from gimli_core.inputs import fused, prepare
 from gimli_core.measure import measure
 from gimli_core.memory.budget import estimate, least
 from tests.benchmarks.budget import Measured, measured, schedule_named, timed, verdict
@@ -134,10 +136,11 @@ def one(model: str, name: str, steps: int) -> Measured:
     if name == "autograd":
         peak, seconds, cpu = timed(work.autograd)
         return Measured(peak, None, seconds, cpu, "")
-    schedule, compiled = schedule_named(name.removesuffix(COMPILED)), name.endswith(COMPILED)
-    if compiled:
-        work.engine(schedule, compile=True)
-    return measured(schedule, prepare(**work.arguments()), lambda: work.engine(schedule, compile=compiled))
+    schedule, compile = schedule_named(name.removesuffix(COMPILED)), name.endswith(COMPILED)
+    inputs = fused(prepare(**work.arguments()))
+    compiled, _ = chosen(inputs, compile, whole=False)
+    assert isinstance(compiled, CompiledSteps) == compile
+    return measured(schedule, inputs, lambda: work.engine(schedule, compile=compile), compiled)
 
 
 def main() -> None:

@@ -13,12 +13,13 @@ import gimli_core.storage as storage_module
 from gimli_core.errors import ArgumentError
 from gimli_core.execution import Execution
 from gimli_core.inputs import prepare
-from gimli_core.measure import LiveBytes, measure
+from gimli_core.measure import measure
 from gimli_core.memory import Budget, Checkpoint
 from gimli_core.memory.actions import Advance
 from gimli_core.memory.budget import choose, estimate, least
 from gimli_core.memory.cost import Act, Costs, predict
 from gimli_core.memory.sizes import parse_size
+from gimli_core.meters import LiveBytes
 
 COSTS = Costs(
     start=0, point=30, gradient=10, record=50, end=30, run=Act(20, 4.0), run_graph=Act(60, 4.0), run_known=Act(15, 1.0),
@@ -104,7 +105,9 @@ def test_a_budget_with_disk_returns_the_same_bits(tmp_path, monkeypatch):
 
 def test_a_problem_is_measured_once_for_its_shapes(monkeypatch):
     measured = []
-    monkeypatch.setattr(measure_module, "measure", lambda *given: (measured.append(given), measure(*given))[1])
+    monkeypatch.setattr(
+        measure_module, "measure", lambda *given, **more: (measured.append(given), measure(*given, **more))[1]
+    )
     arguments, options = problem()
     for steps in (12, 30, 12):
         gimli.meta_gradient(*arguments, **{**options, "steps": steps}, memory=Budget("1GB"))

@@ -1,0 +1,102 @@
+"""Bytes in use while something runs: those of tensors, counted at every operation, or those of the process.
+
+What is compiled makes its tensors without telling anyone; there the process is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gimli_core.memory.allocator import LOW, occupied
+
+__all__ = ["LiveBytes", "Meter", "Note", "ResidentBytes", "tensors"]
+
+
+class Note(NamedTuple):
+    """What a meter saw between two moments, in bytes."""
+
+    before: int = 0
+    peak: int = 0
+    after: int = 0
+    large: int = 0  # of all tensors made that are mapped alone where NOTE [heap holes] keeps them apart
+
+
+class Meter(AbstractContextManager[Any], Protocol):
+    """Looks on while it is entered."""
+
+    def begin(self) -> None:
+        """A part begins."""
+
+    def end(self) -> Note:
+        """It ends."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that were made since it was entered and still live, looked at after every operation.
+
+    What an operation allocates and frees inside itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, tuple[Any, int]] = {}
+        self.peak = 0
+        self._large = self._before = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tensors((args, kwargs or {}))}
+        out = func(*args, **(kwargs or {}))
+        for t in tensors(out):
+            storage = t.untyped_storage()
+            if storage._cdata not in given and storage._cdata not in self._made:
+                self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                self._large += storage.nbytes() if storage.nbytes() >= LOW else 0
+        self.peak = max(self.peak, self.live())
+        return out
+
+    def live(self) -> int:
+        """Bytes now."""
+        self._made = {key: held for key, held in self._made.items() if not held[0].expired()}
+        return sum(size for _, size in self._made.values())
+
+    def begin(self) -> None:
+        self._before = self.peak = self.live()
+        self._large = 0
+
+    def end(self) -> Note:
+        return Note(self._before, self.peak, self.live(), self._large)
+
+
+class ResidentBytes(AbstractContextManager["ResidentBytes"]):
+    """Bytes that the process occupies, each part's above those at its beginning. Linux with glibc."""
+
+    def __init__(self) -> None:
+        self._looking = ExitStack()
+        self._most: Callable[[], int] = lambda: 0
+
+    def __exit__(self, *failure: object) -> None:
+        self._looking.close()
+
+    def begin(self) -> None:
+        self._most = self._looking.enter_context(occupied())
+
+    def end(self) -> Note:
+        self._looking.close()
+        return Note(peak=self._most())
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Every tensor in nested dicts and lists."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from tensors(item)
+    elif isinstance(tree, dict):
+        yield from tensors(list(tree.values()))

@@ -108,7 +108,7 @@ def measure(
         sweep=acts[6],
         sweep_point=acts[9],
         holes=0,
-        room=round((ROOM_COMPILED if compiled else ROOM) * (end + transient)) if separates() else 0,
+        room=round((ROOM_COMPILED if compiled else ROOM) * (end + point + transient)) if separates() else 0,
         fresh=fresh,
         write=written,
         read=read,
@@ -225,5 +225,5 @@ def settle(
     # So free holes stay, until an action that finds none of them of use could come near the peak.
     acts = (costs.run, costs.run_graph, costs.validate, costs.sweep, costs.sweep_point)
     transient = max(act.transient for act in acts)
-    most = estimate(chosen, steps, costs)[0] - transient - costs.room // 4
+    most = estimate(chosen, steps, costs)[0] - transient - costs.room // 3  # of which that action may lose
     return chosen, lambda: keep(most)

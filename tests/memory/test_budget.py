@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 
 import pytest
@@ -10,12 +11,14 @@ import torch
 import gimli_core as gimli
 import gimli_core.measure as measure_module
 import gimli_core.storage as storage_module
+from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError
 from gimli_core.execution import Execution
 from gimli_core.inputs import prepare
-from gimli_core.measure import measure
+from gimli_core.measure import known_costs, measure
 from gimli_core.memory import Budget, Checkpoint
 from gimli_core.memory.actions import Advance
+from gimli_core.memory.allocator import occupied, separates
 from gimli_core.memory.budget import choose, estimate, least
 from gimli_core.memory.cost import Act, Costs, predict
 from gimli_core.memory.sizes import parse_size
@@ -139,8 +142,8 @@ def test_too_small_a_budget_for_few_steps(steps):
         gimli.meta_gradient(*arguments, **options, memory=Budget(need - 1))
 
 
-def problem(width=64, steps=12):
-    x, y = torch.randn(32, width), torch.randn(32, width)
+def problem(width=64, steps=12, rows=32):
+    x, y = torch.randn(rows, width), torch.randn(rows, width)
 
     def loss(theta, phi, batch):
         return (torch.tanh(batch[0] @ theta["a"]) @ theta["b"] - batch[1]).square().mean()
@@ -191,3 +194,29 @@ def test_works_under_unroll():
     lr = torch.tensor(1e-3, requires_grad=True)
     gimli.unroll(*arguments, steps=12, phi_opt={"lr": lr}, memory=Budget("1GB")).backward()
     assert torch.equal(lr.grad, gimli.meta_gradient(*arguments, **options).A_opt["lr"])
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not separates(), reason="compiled tensors are seen on glibc alone")
+def test_compiled_steps_are_measured_as_they_run():
+    """What they hold and what the process occupies, against the prediction; eager steps of this problem take more."""
+    arguments, options = problem(width=700, steps=8, rows=1024)
+    inputs = prepare(*arguments, **options)
+    compiled = CompiledSteps(inputs)
+    costs = known_costs(inputs, Execution, compiled)
+    assert costs.point == costs.end // 2 == pytest.approx(3 * costs.gradient, rel=1e-5)  # and the count of steps
+    assert costs.record == costs.point + costs.gradient
+    assert costs.run == costs.run_graph == costs.run_known
+    assert costs.run.transient > 3 * costs.gradient  # theta, m and v of the next step, and G
+    schedule = Checkpoint(3)
+    with occupied() as most:
+        execution = Execution(prepare(*arguments, **options), schedule, compiled=compiled)
+        deque(execution.forward(), maxlen=0)
+        deque(execution.backward(), maxlen=0)
+    # In this process the heap is full of other tests' holes; eager steps' prediction would be half as much again.
+    assert 0.75 <= predict(schedule.actions(8), costs).peak / most() <= 1.25
+    assert costs.run.transient + costs.sweep_point.transient < sum(
+        act.transient for act in (known_costs(inputs, Execution).run, known_costs(inputs, Execution).sweep_point)
+    )
+    assert len(inputs.problem.made["costs"]) == 2

@@ -8,7 +8,7 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gimli_core.arguments import check_batches, check_phi_loss, check_state, check_theta, check_weights
 from gimli_core.errors import ArgumentError, closest, explain, listing
@@ -21,7 +21,7 @@ from gimli_core.problem import Problem
 from gimli_core.second_order import ASKED, BY_GRAPH
 from gimli_core.tasks import Tasks, check_tasks, expanded, over_tasks, own, split_marked, stacked_state
 
-__all__ = ["RECURRENCES", "Inputs", "fused", "prepare", "signature"]
+__all__ = ["RECURRENCES", "Inputs", "fused", "modules_of", "prepare", "signature"]
 
 RECURRENCES = ("augmented", "theta_only")
 
@@ -145,7 +145,7 @@ def prepare(
         )
     hyper = Hyperparameters(problem.optimizer, phi_opt or {}, one, J, T)
     optimizer = problem.optimizer.bind(expand_betas(phi_opt or {}))
-    modules = discover([problem.train_loss, problem.val_loss]) if problem.modules is None else problem.modules
+    modules = modules_of(problem)
     if T is None:
         batched, cold = None, optimizer.initial_state(trained, hyper.at(0))
     else:
@@ -181,6 +181,11 @@ def prepare(
         first_order=first_order,
         first=first,
     )
+
+
+def modules_of(problem: Problem) -> Sequence[nn.Module]:
+    """The modules whose buffers the losses may use."""
+    return discover([problem.train_loss, problem.val_loss]) if problem.modules is None else problem.modules
 
 
 def fused(inputs: Inputs) -> Inputs:

@@ -17,6 +17,7 @@ from gimli_core.inputs import Inputs, fused, prepare
 from gimli_core.markers import PerTask, unmarked
 from gimli_core.memory.actions import Schedule
 from gimli_core.memory.retain_graphs import RetainGraphs
+from gimli_core.recall import form_of, recalled, remember
 from gimli_core.record import Event
 from gimli_core.requirements import require
 from gimli_core.results import MetaGradient, Trajectory
@@ -52,10 +53,14 @@ def make_run(
     T = arguments.get("tasks")
 
     def run(arguments: Mapping[str, Any], resume: Any = None) -> Run:
-        inputs = prepare(**arguments)
-        if check:
-            inputs = require(inputs, replays=schedule.replays, tied=tied)
-        inputs = fused(inputs)
+        form = form_of(arguments, check, schedule.replays, tied)
+        inputs = recalled(form, arguments)
+        if inputs is None:
+            inputs = prepare(**arguments)
+            if check:
+                inputs = require(inputs, replays=schedule.replays, tied=tied)
+            inputs = fused(inputs)
+            remember(form, inputs, arguments["problem"])
         compiled, clock = chosen(inputs, compile, whole=memory is None and resume is None, watched=watched)
         return Execution(inputs, schedule, resume, compiled, clock)
 

@@ -139,7 +139,8 @@ class Hyperparameters:
         self.tasks = tasks
         self.theta = theta
         self.groups = resolve_groups(optimizer, theta)
-        self.given = phi_opt
+        # The caller's own dicts may change before the result is put in their form.
+        self.given = {name: dict(v) if isinstance(v, Mapping) else v for name, v in phi_opt.items()}
         meta = expand_betas(phi_opt)
         self.wanted = tuple(meta)
         for name in meta:

@@ -1,7 +1,7 @@
 """The inputs of a call that is like the problem's last one, but for what its tensors hold.
 
 An outer loop calls with the same arguments over and over: only theta_0, phi_loss and the batches are new. Where the
-tensors are small, working out everything anew takes a fifth of the time of a compiled run. What is taken over here
+tensors are small, working out everything anew takes a tenth of the time of a compiled run. What is taken over here
 depends on the form of the arguments alone; the tensors are looked at as `prepare` looks at them.
 """
 

@@ -126,6 +126,14 @@ def test_bad_input_is_refused_at_the_second_call_too(name: str, value: Any, mess
         gimli.meta_gradient(**arguments)
 
 
+def test_what_a_caller_changes_in_place_is_not_taken_over() -> None:
+    problem, phi_opt = gimli.Problem(loss, loss, Adam()), {"lr": 0.1}
+    gimli.meta_gradient(problem, **given(0, phi_opt=phi_opt))
+    phi_opt["beta2"] = 0.9
+    again = given(0, phi_opt={"lr": 0.1})
+    same(gimli.meta_gradient(problem, **again), gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **again))
+
+
 def test_buffers_of_a_module_that_is_put_in_place_are_restored() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
 

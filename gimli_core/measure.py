@@ -84,16 +84,20 @@ def measure(
     acts = [Act(max(note.peak - note.before, 0), t) for note, t in zip(notes, seconds, strict=True)]
     theta, state = nbytes(inputs.theta_0), nbytes(inputs.state_0)
     point = theta + state
+    fresh, large = fresh_seconds(), notes[4].large
     if compiled:  # all that stays are the tensors of the algorithm itself, and whatever is kept, a step does the same
-        accumulators = nbytes(inputs.hyper.zeros()) + nbytes(inputs.phi_loss)
-        gradient, record, end = theta, point + theta, 2 * point
+        phi_loss = sum(max(v.nbytes, 4 * v.numel()) for v in inputs.phi_loss.values())  # in float32 at least
+        accumulators = nbytes(inputs.hyper.zeros()) + phi_loss
+        validation = theta + phi_loss if any(w is not None for w in inputs.weights[inputs.first : -1]) else 0
+        gradient, record, end = theta, point + theta + validation, 2 * point
+        large = record
         for alike in ((1, 3, 4), (6, 9)):
             act = Act(max(acts[i].transient for i in alike), min(acts[i].seconds for i in alike))
             acts = [act if i in alike else other for i, other in enumerate(acts)]
     else:
         accumulators, live = notes[0].before, [note.after for note in notes]
         gradient, record, end = live[2] - accumulators, live[4] - live[3], live[5] - live[4] + point
-    fresh, transient = fresh_seconds(), max(act.transient for act in acts)
+    transient = max(act.transient for act in acts)
     costs = Costs(
         start=accumulators,
         point=point,
@@ -102,7 +106,7 @@ def measure(
         end=end,
         run=acts[1],
         # In a run of two the heap still has room for it; later all that the step makes is mapped, and soon given back.
-        run_graph=acts[4]._replace(seconds=acts[4].seconds + fresh * notes[4].large),
+        run_graph=acts[4]._replace(seconds=acts[4].seconds + fresh * large),
         run_known=acts[3],
         validate=acts[5],
         sweep=acts[6],
@@ -122,7 +126,10 @@ def measure(
 def _piloted(
     inputs: Inputs, run: Callable[[Inputs, Schedule], Run], compiled: bool
 ) -> tuple[list[Note], list[float], int]:
-    """For each action of the pilot what a meter saw and the seconds; and the most bytes that the process occupied."""
+    """For each action of the pilot what a meter saw and the seconds; and the most bytes that the process occupied.
+
+    The last is the mean of two runs, if there are two: it differs by a tenth from run to run.
+    """
     environment = inputs.environment
     found = environment.capture()
     weights = (*inputs.weights[inputs.first : inputs.first + 2], inputs.weights[-1] or 1.0)
@@ -223,7 +230,7 @@ def settle(
     chosen = choose(schedule, steps, costs)
     # What an action frees the next one takes again: given back in between, the kernel would have to clear it each time.
     # So free holes stay, until an action that finds none of them of use could come near the peak.
-    acts = (costs.run, costs.run_graph, costs.validate, costs.sweep, costs.sweep_point)
+    acts = (costs.run, costs.run_graph, costs.run_known, costs.validate, costs.sweep, costs.sweep_point)
     transient = max(act.transient for act in acts)
     most = estimate(chosen, steps, costs)[0] - transient - costs.room // 3  # of which that action may lose
     return chosen, lambda: keep(most)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from gimli_core.compiled.choice import check_compile, chosen
+from gimli_core.compiled.choice import chosen
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.execution import Execution
@@ -84,14 +84,15 @@ def plan(
     val_weights: Sequence[float] | Tensor | None = None,
     second_order: str = "auto",
     check: bool = True,
-    compile: bool | str = False,
+    compile: bool = False,
 ) -> Plan:
     """What each memory schedule would cost on this problem: predicted peak and time.
 
     Two steps are run and measured; nothing else is.
 
-    Args: as in `meta_gradient`; with `compile=True` the steps are compiled first, and those are measured (on a
-        processor and glibc; elsewhere compiled tensors cannot be seen, and eager steps stand for them).
+    Args: as in `meta_gradient`, but for
+        compile: True compiles the steps first, and measures those (on a processor and glibc; elsewhere compiled
+            tensors cannot be seen, and eager steps stand for them). The rows are those of runs with `memory=`.
 
     Returns:
         Plan: `.rows` with `.name`, `.schedule`, `.peak` in bytes above what the process holds, `.seconds` and
@@ -110,7 +111,9 @@ def plan(
     >>> next(row.replays for row in p.rows if row.name == "Checkpoint(10)")
     123
     """
-    check_compile(compile)
+    if not isinstance(compile, bool):
+        do = "The rows are those of single steps, eager or compiled."
+        raise ArgumentError(explain("compile", "True or False", repr(compile), do))
     inputs = prepare(
         problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
         state_0=state_0, val_weights=val_weights, second_order=second_order,

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", default="784,512,512,10", help="layer widths, from input to output")
     parser.add_argument("--batch", type=int, default=128, help="examples in a batch")
     parser.add_argument("--optimizer", choices=sorted(RULES), default="adam")
-    parser.add_argument("--compile", action="store_true", help="of compiled steps")
+    parser.add_argument("--compile", action="store_true", help="compile the steps first, and measure those")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,14 +1,13 @@
-"""The inputs of a call that is like the problem's last one, but for what its tensors hold.
+"""The inputs of a call that is like an earlier one, but for what its tensors hold.
 
 An outer loop calls with the same arguments over and over: only theta_0, phi_loss and the batches are new. Where the
 tensors are small, working out everything anew takes a tenth of the time of a compiled run. What is taken over here
-depends on the form of the arguments alone; the tensors are looked at as `prepare` looks at them.
+depends on the form of the arguments alone; the tensors are looked at as `prepare` looks at them, and none is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,19 +18,23 @@ from gimli_core.inputs import Inputs, modules_of
 from gimli_core.modules import Environment
 from gimli_core.optimizers.fused import Fused
 from gimli_core.problem import Problem
-from gimli_core.tasks import expanded
+from gimli_core.tasks import expanded, over_tasks
 
 __all__ = ["form_of", "recalled", "remember"]
 
 TENSORS = ("theta_0", "phi_loss")  # whose values may be others
-FREE = ("problem", "train_batches", "val_batch")  # what may be anything
+FREE = ("problem", "train_batches", "val_batch")  # of which a form says nothing
 PLAIN = (bool, int, float, str, type(None))
+# What is taken over of the inputs.
+KEPT = ("optimizer", "warm", "hyper", "steps", "weights", "recurrence", "tasks", "second_order", "first_order", "first")
 
 Form = tuple[Any, ...]
 
 
-def form_of(arguments: Mapping[str, Any], *flags: bool) -> Form | None:
+def form_of(arguments: Mapping[str, Any], *checked: bool) -> Form | None:
     """What two calls must share, for one to take over from the other; None where values matter or are unknown.
+
+    `checked`: what the inputs were checked for.
 
     >>> import torch
     >>> a, b = ({"theta_0": {"w": torch.ones(2)}, "phi_opt": {"lr": lr}, "steps": 3} for lr in (0.1, torch.tensor(0.1)))
@@ -40,56 +43,66 @@ def form_of(arguments: Mapping[str, Any], *flags: bool) -> Form | None:
     """
     if torch.is_inference_mode_enabled():
         return None
-    form: list[Any] = [*flags]
+    form: list[Any] = [*checked]
     for name, value in arguments.items():
         if name not in FREE:
-            entry = tensors_of(value) if name in TENSORS and value is not None else plain_of(value)
+            entry = outlines(value) if name in TENSORS and value is not None else plain(value)
             if entry is None:
                 return None
             form.append((name, entry))
     return tuple(form)
 
 
-def tensors_of(value: Any) -> Form | None:
-    """The outlines of a dict of tensors."""
+def outlines(value: Any) -> Form | None:
+    """The outlines of a dict of tensors; None for anything else."""
     if type(value) is not dict or not all(type(v) in (Tensor, nn.Parameter) for v in value.values()):
         return None
     return tuple((k, type(v), v.requires_grad, v.shape, v.dtype, v.device) for k, v in value.items())
 
 
-def plain_of(value: Any) -> Form | None:
-    """A number, a string or a dict of them, with their types: True is not 1 here."""
+def plain(value: Any) -> Form | None:
+    """A number, a string or a dict of them, each with its type, since True is not 1 here; None for anything else."""
     if type(value) is dict:
-        entries = [(k, plain_of(v)) for k, v in value.items()]
+        entries = [(k, plain(v)) for k, v in value.items()]
         return None if any(entry is None for _, entry in entries) else (dict, *entries)
     return (type(value), value) if type(value) in PLAIN else None
 
 
 def remember(form: Form | None, inputs: Inputs, problem: Problem) -> None:
-    """Keep the inputs for a call of the same form, if they are small."""
-    if form is not None and isinstance(inputs.optimizer, Fused):
-        problem.made["form"] = form, inputs
+    """Keep what a call of the same form can take over, if theta is small and the optimizer holds no tensor."""
+    fixed = all(plain(value) for value in problem.optimizer.hyperparameters().values())
+    if form is not None and fixed and isinstance(inputs.optimizer, Fused):
+        inputs.hyper.theta = {k: v.clone() for k, v in inputs.hyper.theta.items()}  # a caller's may be part of more
+        problem.made["form"] = form, {name: getattr(inputs, name) for name in KEPT}
 
 
 def recalled(form: Form | None, arguments: Mapping[str, Any]) -> Inputs | None:
-    """The inputs of a call whose form is the last one's. Raises what `prepare` raises where tensors are at fault."""
+    """The inputs of a call of the remembered form. Raises what `prepare` raises where tensors are at fault."""
     problem = arguments["problem"]
-    known: tuple[Form, Inputs] | None = problem.made.get("form") if isinstance(problem, Problem) else None
+    known: tuple[Form, dict[str, Any]] | None = problem.made.get("form") if isinstance(problem, Problem) else None
     if known is None or known[0] != form:
         return None
-    inputs = known[1]
-    assert isinstance(inputs.optimizer, Fused)
+    kept = known[1]
+    batch, steps = check_batches(arguments["train_batches"], arguments["steps"])
+    if steps != kept["steps"]:
+        return None
+    optimizer, hyper, tasks = kept["optimizer"], kept["hyper"], kept["tasks"]
     trained, frozen = check_theta(arguments["theta_0"])
-    _, phi_loss = check_phi_loss(arguments["phi_loss"], next(iter(trained.values())), inputs.hyper.tasks)
-    batch, _ = check_batches(arguments["train_batches"], inputs.steps)
-    theta = inputs.optimizer.gathered(expanded(trained, inputs.tasks.count) if inputs.tasks else trained)
-    return replace(
-        inputs,
+    anywhere = next(iter(trained.values()))
+    _, phi_loss = check_phi_loss(arguments["phi_loss"], anywhere, hyper.tasks)
+    modules = modules_of(problem)
+    if tasks is not None:
+        problem = over_tasks(problem, tasks, frozenset(frozen) - frozenset(trained), modules)
+        trained = expanded(trained, tasks.count)
+    theta = optimizer.gathered(trained)
+    return Inputs(
+        problem=problem,
         theta_0=theta,
         frozen=frozen,
-        state_0=inputs.optimizer.initial_state(theta, inputs.hyper.at(0)),
+        state_0=optimizer.initial_state(theta, hyper.at(0)),
         phi_loss=phi_loss,
         batch=batch,
         val_batch=arguments["val_batch"],
-        environment=Environment(modules_of(problem), inputs.environment.device),
+        environment=Environment(modules, anywhere.device),
+        **kept,
     )

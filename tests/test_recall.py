@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import weakref
 from functools import partial
 from typing import Any
 
@@ -79,6 +81,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "other means": {"second_order": "forward_over_reverse"},
     "chunks": {"chunk": 2},
     "a schedule": {"memory": gimli.memory.Checkpoint(2)},
+    "fewer batches": {},
+    "unchecked": {"check": False},
     "a tensor a task": {"phi_loss": {"l2": gimli.per_task(0 * ones(T))}},
     "a start a task": {"theta_0": gimli.per_task({"w": ones(T, 3, 4), "v": ones(T, 4)})},
     "another order": {"theta_0": {"v": ones(4), "w": ones(3, 4)}},
@@ -89,16 +93,20 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_another_form_is_prepared_anew(other: str) -> None:
+def test_another_form_is_prepared_anew(other: str, prepared: list[Any]) -> None:
     """Once before and once after, so that what is taken over is never another call's."""
     problem = gimli.Problem(loss, loss, Adam())
     changed = {**given(1), **OTHERS[other]}
+    if other == "fewer batches":
+        changed["train_batches"] = changed["train_batches"][:2]
     if other == "another dtype":
         for name in ("train_batches", "val_batch", "phi_loss"):
             changed[name] = torch.utils._pytree.tree_map(Tensor.float, changed[name])
     expected = gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **changed)
     first = gimli.meta_gradient(problem, **given(0))
+    prepared.clear()
     same(gimli.meta_gradient(problem, **changed), expected)
+    assert prepared
     same(gimli.meta_gradient(problem, **given(0)), first)
     same(gimli.meta_gradient(problem, **changed), expected)
 
@@ -109,21 +117,83 @@ def test_another_form_is_prepared_anew(other: str) -> None:
         ("theta_0", {"w": torch.full((3, 4), torch.nan), "v": torch.ones(4)}, r"theta_0\['w'\]: expected finite"),
         ("phi_loss", {"l2": torch.tensor(torch.inf)}, r"phi_loss\['l2'\]: expected finite"),
         ("train_batches", iter(()), "train_batches: expected a sequence"),
-        ("steps", True, "steps: expected a whole number"),
+        ("train_batches", lambda j: None, "steps: expected a number"),
         ("problem", None, "problem: expected a gimli.Problem"),
     ],
 )
-def test_bad_input_is_refused_at_the_second_call_too(name: str, value: Any, message: str) -> None:
-    problem = gimli.Problem(loss, loss, Adam())
-    arguments = {"problem": problem, **given(0), "steps": 1}
-    gimli.meta_gradient(**arguments)
+def test_bad_input_is_refused_at_the_second_call_too(name: str, value: Any, message: str, prepared: list[Any]) -> None:
+    arguments = {"problem": gimli.Problem(loss, loss, Adam()), **given(0)}
+    for _ in range(2):
+        gimli.meta_gradient(**arguments)
+    assert len(prepared) == 1
     with pytest.raises(ArgumentError, match=message):
         gimli.meta_gradient(**{**arguments, name: value})
-    tied = torch.ones(4)
-    with pytest.raises(ArgumentError, match="each tensor once"):
-        gimli.meta_gradient(**{**arguments, "theta_0": {"w": tied, "v": tied}})
     with torch.inference_mode(), pytest.raises(ArgumentError, match="inference_mode"):
         gimli.meta_gradient(**arguments)
+
+
+def test_one_tensor_under_two_names_is_refused_at_the_second_call_too(prepared: list[Any]) -> None:
+    def of_two(theta: dict[str, Tensor], phi: Any, batch: Tensor) -> Tensor:
+        return (theta["a"] * batch - theta["b"]).square().sum()
+
+    problem, x = gimli.Problem(of_two, of_two, SGD(lr=0.1)), torch.ones(2)
+    gimli.meta_gradient(problem, {"a": torch.ones(2), "b": torch.zeros(2)}, [x], x)
+    with pytest.raises(ArgumentError, match="each tensor once"):
+        gimli.meta_gradient(problem, {"a": x, "b": x}, [x], x)
+    assert len(prepared) == 1
+
+
+@pytest.mark.parametrize("tasks", [None, T])
+def test_the_number_of_batches_is_seen(tasks: int | None) -> None:
+    """Where `steps` is left out it is J."""
+    problem, arguments = gimli.Problem(loss, loss, Adam()), given(0, tasks)
+    for steps in (3, 4, 2):
+        fewer = {**arguments, "train_batches": arguments["train_batches"][:steps]}
+        found = gimli.meta_gradient(problem, **fewer)
+        assert len(found.train_losses) == steps
+        same(found, gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **fewer))
+
+
+def test_a_tensor_of_the_optimizer_may_change() -> None:
+    lr = torch.tensor(0.1, dtype=torch.float32)
+    problem, arguments = gimli.Problem(loss, loss, Adam(lr=lr)), given(0, phi_opt=None)
+    gimli.meta_gradient(problem, **arguments)
+    lr.fill_(0.5)
+    same(
+        gimli.meta_gradient(problem, **arguments),
+        gimli.meta_gradient(gimli.Problem(loss, loss, Adam(lr=lr)), **arguments),
+    )
+    lr.fill_(torch.nan)
+    with pytest.raises(ArgumentError, match="expected finite"):
+        gimli.meta_gradient(problem, **arguments)
+
+
+@pytest.mark.parametrize("tasks", [None, T])
+def test_nothing_of_the_caller_is_kept(tasks: int | None, prepared: list[Any]) -> None:
+    problem = gimli.Problem(loss, loss, Adam())
+    arguments = given(0, tasks)
+    told = [weakref.ref(x) for x in torch.utils._pytree.tree_leaves(arguments) if isinstance(x, Tensor)]
+    gimli.meta_gradient(problem, **arguments)
+    assert prepared
+    prepared.clear()
+    del arguments
+    assert not any(ref() is not None for ref in told)
+    pickle.loads(pickle.dumps(problem))
+    freed = weakref.ref(problem)
+    del problem
+    assert freed() is None
+
+
+def test_unroll_takes_over_too(prepared: list[Any]) -> None:
+    problem = gimli.Problem(loss, loss, Adam())
+    for seed in (0, 1):
+        arguments = given(seed)
+        leaf = arguments["theta_0"]["w"].requires_grad_()
+        gimli.unroll(problem, **arguments).backward()
+        fresh = given(seed)
+        expected = gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **fresh).B_0["w"]
+        assert torch.equal(leaf.grad, expected)
+    assert sum(call["problem"] is problem for call in prepared) == 1
 
 
 def test_what_a_caller_changes_in_place_is_not_taken_over() -> None:
@@ -134,7 +204,7 @@ def test_what_a_caller_changes_in_place_is_not_taken_over() -> None:
     same(gimli.meta_gradient(problem, **again), gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **again))
 
 
-def test_buffers_of_a_module_that_is_put_in_place_are_restored() -> None:
+def test_buffers_of_a_module_that_is_put_in_place_are_restored(prepared: list[Any]) -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
 
     def of_net(theta: dict[str, Tensor], phi: Any, batch: Tensor) -> Tensor:
@@ -147,6 +217,7 @@ def test_buffers_of_a_module_that_is_put_in_place_are_restored() -> None:
     gimli.meta_gradient(problem, theta_0, batches, batches[0])
     mean = net[1].running_mean = torch.ones(4)
     result = gimli.meta_gradient(problem, theta_0, batches, batches[0])
+    assert len(prepared) == 1
     assert net[1].running_mean is mean
     assert torch.equal(mean, torch.ones(4))
     assert not torch.equal(result.buffers_J["1.running_mean"], mean)

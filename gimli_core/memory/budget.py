@@ -21,7 +21,8 @@ class Budget(Schedule):
     """Keep the run's memory within `size`, and be as fast as that allows.
 
     One step is measured first (about 75F, once for a problem and its shapes); then graphs of the last steps, states,
-    gradients and replays are mixed so that the predicted time is least among all mixes whose peak fits.
+    gradients and replays are mixed so that the predicted time is least among all mixes whose peak fits. Measured is
+    the first batch: larger ones later take more.
 
     Args:
         size: bytes above what the process holds when the run starts: a number, "512MiB", "2GB".
@@ -75,7 +76,7 @@ def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float
 
 
 def highest(block: int, blocks: int, costs: Costs) -> int:
-    """The most bytes at work in any part of a run, above `start` and what is kept from then on."""
+    """The most bytes at work in any part of a run, above `start`, stored points and kept gradients."""
     point, graphs = costs.point, (block - 1) * costs.record  # the latter while the last step of a block is at work
     forwards = max(costs.run.transient, costs.run_known.transient)
     moments = [

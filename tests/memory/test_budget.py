@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections import deque
 
@@ -73,6 +74,30 @@ def test_more_bytes_never_take_longer(steps):
         last = seconds
         assert seconds == pytest.approx(walked.seconds, rel=1e-9) or schedule.gradients
     assert not any(isinstance(a, Advance) and a.j < 0 for a in schedule.actions(steps))
+
+
+def test_the_estimate_is_what_the_walk_adds_up():
+    """With one or two costs of a byte, and all others 0, over every schedule of a few steps: an upper bound, and near.
+
+    Twice the most that is possible would be 4, and the sum of all parts 30.
+    """
+    bytes_of = ("start", "point", "gradient", "record", "end")
+    acts = ("run", "run_graph", "run_known", "validate", "sweep", "sweep_point")
+    nothing = Costs(*[Act() if name in acts else 0 for name in Costs._fields])
+    schedules = [
+        (steps, Checkpoint(S, graphs=graphs, gradients=gradients))
+        for steps in (2, 3, 5, 8)
+        for S in range(1, steps + 1)
+        for graphs in range(1, steps + 1)
+        for gradients in (False, True)
+    ]
+    slack = []
+    for pair in itertools.combinations_with_replacement((*bytes_of, *acts), 2):
+        costs = nothing._replace(**{name: Act(1) if name in acts else 1 for name in pair})
+        for steps, schedule in schedules:
+            slack.append(estimate(schedule, steps, costs)[0] - predict(schedule.actions(steps), costs).peak)
+    assert min(slack) >= 0
+    assert max(slack) <= 2
 
 
 def test_too_small_a_budget_says_what_would_do():
@@ -187,6 +212,8 @@ def test_plan_and_budget_agree():
         gimli.meta_gradient(*arguments, **options, memory=Budget(plan.least // 3))
     with pytest.raises(ArgumentError, match="at least 2"):
         gimli.plan(*arguments, **{**options, "steps": 1})
+    with pytest.raises(ArgumentError, match="compile: expected True or False; got 'whole'"):
+        gimli.plan(*arguments, **options, compile="whole")
 
 
 def test_works_under_unroll():
@@ -207,7 +234,11 @@ def test_compiled_steps_are_measured_as_they_run():
     costs = known_costs(inputs, Execution, compiled)
     assert costs.point == costs.end // 2 == pytest.approx(3 * costs.gradient, rel=1e-5)  # and the count of steps
     assert costs.record == costs.point + costs.gradient
-    assert costs.run == costs.run_graph == costs.run_known
+    weighed = prepare(*arguments, **options, val_weights=[1.0] * 8)
+    assert known_costs(weighed, Execution, compiled).record == costs.record + costs.gradient  # and that of L_val
+    assert costs.run == costs.run_known
+    assert costs.run.transient == costs.run_graph.transient
+    assert choose(Budget(10**12), 8, costs).graphs == 1  # a step takes as long from its record as from its point
     assert costs.run.transient > 3 * costs.gradient  # theta, m and v of the next step, and G
     schedule = Checkpoint(3)
     with occupied() as most:
@@ -219,4 +250,4 @@ def test_compiled_steps_are_measured_as_they_run():
     assert costs.run.transient + costs.sweep_point.transient < sum(
         act.transient for act in (known_costs(inputs, Execution).run, known_costs(inputs, Execution).sweep_point)
     )
-    assert len(inputs.problem.made["costs"]) == 2
+    assert len(inputs.problem.made["costs"]) == 3

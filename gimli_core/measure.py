@@ -49,6 +49,7 @@ PILOT = (
     Store(0), Advance(0, Keep.GRADIENT), Restore(0), Advance(0), Advance(1, Keep.GRAPH), Validate(2),
     Sweep(1), Restore(0), Drop(0), Sweep(0),
 )  # fmt: skip
+RUN, RUN_KNOWN, RUN_GRAPH, VALIDATE, SWEEP, SWEEP_POINT = 1, 3, 4, 5, 6, 9  # where each stands in it
 
 
 @dataclass(frozen=True)
@@ -84,19 +85,21 @@ def measure(
     acts = [Act(max(note.peak - note.before, 0), t) for note, t in zip(notes, seconds, strict=True)]
     theta, state = nbytes(inputs.theta_0), nbytes(inputs.state_0)
     point = theta + state
-    fresh, large = fresh_seconds(), notes[4].large
+    fresh, large = fresh_seconds(), notes[RUN_GRAPH].large
     if compiled:  # all that stays are the tensors of the algorithm itself, and whatever is kept, a step does the same
         phi_loss = sum(max(v.nbytes, 4 * v.numel()) for v in inputs.phi_loss.values())  # in float32 at least
         accumulators = nbytes(inputs.hyper.zeros()) + phi_loss
         validation = theta + phi_loss if any(w is not None for w in inputs.weights[inputs.first : -1]) else 0
         gradient, record, end = theta, point + theta + validation, 2 * point
         large = record
-        for alike in ((1, 3, 4), (6, 9)):
+        for alike in ((RUN, RUN_KNOWN, RUN_GRAPH), (SWEEP, SWEEP_POINT)):
             act = Act(max(acts[i].transient for i in alike), min(acts[i].seconds for i in alike))
             acts = [act if i in alike else other for i, other in enumerate(acts)]
     else:
         accumulators, live = notes[0].before, [note.after for note in notes]
-        gradient, record, end = live[2] - accumulators, live[4] - live[3], live[5] - live[4] + point
+        gradient = live[RUN_KNOWN - 1] - accumulators
+        record = live[RUN_GRAPH] - live[RUN_KNOWN]
+        end = live[VALIDATE] - live[RUN_GRAPH] + point
     transient = max(act.transient for act in acts)
     costs = Costs(
         start=accumulators,
@@ -104,13 +107,13 @@ def measure(
         gradient=gradient,
         record=record,
         end=end,
-        run=acts[1],
+        run=acts[RUN],
         # In a run of two the heap still has room for it; later all that the step makes is mapped, and soon given back.
-        run_graph=acts[4]._replace(seconds=acts[4].seconds + fresh * large),
-        run_known=acts[3],
-        validate=acts[5],
-        sweep=acts[6],
-        sweep_point=acts[9],
+        run_graph=acts[RUN_GRAPH]._replace(seconds=acts[RUN_GRAPH].seconds + fresh * large),
+        run_known=acts[RUN_KNOWN],
+        validate=acts[VALIDATE],
+        sweep=acts[SWEEP],
+        sweep_point=acts[SWEEP_POINT],
         holes=0,
         room=round((ROOM_COMPILED if compiled else ROOM) * (end + point + transient)) if separates() else 0,
         fresh=fresh,
@@ -229,8 +232,9 @@ def settle(
     costs = known_costs(inputs, run, compiled, schedule.disk)
     chosen = choose(schedule, steps, costs)
     # What an action frees the next one takes again: given back in between, the kernel would have to clear it each time.
-    # So free holes stay, until an action that finds none of them of use could come near the peak.
+    # So free holes stay, until an action that finds none of them of use, and leaves holes of its own in a third of the
+    # room, could come near the peak.
     acts = (costs.run, costs.run_graph, costs.run_known, costs.validate, costs.sweep, costs.sweep_point)
     transient = max(act.transient for act in acts)
-    most = estimate(chosen, steps, costs)[0] - transient - costs.room // 3  # of which that action may lose
+    most = estimate(chosen, steps, costs)[0] - transient - costs.room // 3
     return chosen, lambda: keep(most)

@@ -213,7 +213,7 @@ class Execution:
             **vars(self.trajectory()),
             A_opt=self.inputs.hyper.join(self._A_opt),
             A_loss=self._A_loss,
-            B_0=B_0,
+            B_0=dict(B_0),
             S_0=S_0,
             recurrence=self.inputs.recurrence,
         )

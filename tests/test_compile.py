@@ -45,6 +45,7 @@ def given(optimizer: Optimizer, tasks: int | None = None, steps: int = J, **more
 def agree(a: Any, b: Any, rtol: float = 1e-10, atol: float = 1e-13) -> None:
     """All that two results hold."""
     for name in ("val_loss", "theta_J", "train_losses", "A_opt", "A_loss", "B_0", "S_0", "state_J", "val_losses"):
+        assert type(getattr(a, name)) is type(getattr(b, name)), name  # a plain dict, whoever looks at it
         torch.testing.assert_close(
             getattr(a, name), getattr(b, name), rtol=rtol, atol=atol, equal_nan=True, check_dtype=False
         )

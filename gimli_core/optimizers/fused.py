@@ -26,7 +26,10 @@ NUMBERS = 2**17  # beyond, an operation costs more than calling it, and joining 
 
 
 class Spread(dict[str, Tensor]):
-    """`{name: tensor}` whose tensors are views of one vector, `flat`; they are made when one is asked for."""
+    """`{name: tensor}` whose tensors are views of one vector, `flat`; they are made when one is asked for.
+
+    To be read: the vector would not follow another tensor under a name.
+    """
 
     def __init__(self, flat: Tensor, places: Mapping[str, tuple[int, ...]], sizes: list[int]) -> None:
         super().__init__()
@@ -51,17 +54,44 @@ class Spread(dict[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self._places
 
-    def __getitem__(self, name: str) -> Tensor:
-        return super(Spread, self._made()).__getitem__(name)
-
     def keys(self) -> Any:
         return self._places.keys()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return super(Spread, self._made()).__getitem__(name)
 
     def values(self) -> Any:
         return super(Spread, self._made()).values()
 
     def items(self) -> Any:
         return super(Spread, self._made()).items()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super(Spread, self._made()).get(name, default)
+
+    def copy(self) -> Tensors:
+        return dict(self._made().items())
+
+    def __repr__(self) -> str:
+        return repr(self.copy())
+
+    def __eq__(self, other: object) -> bool:
+        return self.copy() == other
+
+    def __ne__(self, other: object) -> bool:
+        return self.copy() != other
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.copy()
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(list(self._places))
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        raise TypeError(f"{name!r} is a view of one vector of all tensors: make a new dict, {{**these, {name!r}: …}}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from gimli_core.modules import split_frozen
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.tasks import own, split_marked
 
-__all__ = ["check_batches", "check_phi_loss", "check_state", "check_theta", "check_weights", "finite"]
+__all__ = ["check_batches", "check_phi_loss", "check_state", "check_theta", "check_weights", "finite", "laid_out"]
 
 
 def check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
@@ -46,7 +46,7 @@ def check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
                 )
             )
         seen[id(v)] = k
-    trained, frozen = split_frozen(theta_0)
+    trained, frozen = laid_out(theta_0)
     if not trained:
         raise ArgumentError(
             explain(
@@ -63,6 +63,12 @@ def check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
                 explain(f"theta_0[{k!r}]", f"{first.dtype} on {first.device}, as theta_0[{first_name!r}] is",
                         f"{v.dtype} on {v.device}", "Bring all entries to one dtype and device.")
             )  # fmt: skip
+    return trained, frozen
+
+
+def laid_out(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+    """The trained entries, and what they are laid over: all of theta_0 if some are held constant, else nothing."""
+    trained, frozen = split_frozen(theta_0)
     # The losses see the order in which theta_0 was given: some take theta.values() apart by it.
     return trained, {k: v.detach() for k, v in theta_0.items()} if frozen else {}
 

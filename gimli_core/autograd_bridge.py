@@ -97,7 +97,7 @@ def unroll(
     arguments = {
         "A_opt": phi_opt or {},
         "A_loss": phi_loss or {},
-        "B_0": {k: unmarked(theta_0)[k] for k in run.inputs.theta_0},
+        "B_0": {k: unmarked(theta_0)[k] for k in run.trained},
         "S_0": {slot: held for slot, held in (unmarked(state_0) or {}).items() if slot != "step"},
         "val_losses": _from_the_end(val_weights),
     }
@@ -121,7 +121,7 @@ class _Unrolled(torch.autograd.Function):
         tied = ctx.saved_tensors  # raises if one was changed in place since the forward unroll
         if ctx.gradients is None:
             drain(ctx.run.backward(), ctx.watch)
-            result, scale = ctx.run.result(), ctx.run.inputs.scale
+            result, scale = ctx.run.result(), ctx.run.scale
             ctx.gradients = [_gradient_at(result, scale, path, t) for path, t in zip(ctx.paths, tied, strict=True)]
             ctx.run = None
         scaled = [(arriving * g).to(t) for g, t in zip(ctx.gradients, tied, strict=True)]

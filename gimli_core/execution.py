@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, KeysView
+from collections.abc import Callable, Collection, Generator, Iterator, KeysView
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,6 @@ from gimli_core.compiled.functions import Swept as CompiledSwept
 from gimli_core.compiled.functions import Whole
 from gimli_core.compiled.loop import CompiledLoop
 from gimli_core.compiled.steps import CompiledSteps, start
-from gimli_core.compiled.whole import CompiledWhole
 from gimli_core.derivatives import Gradient, evaluate
 from gimli_core.errors import NotFiniteError, ReplayError
 from gimli_core.inputs import Inputs
@@ -60,11 +59,11 @@ class Execution:
         inputs: Inputs,
         schedule: Schedule,
         resume: str | Path | None = None,
-        compiled: CompiledSteps | CompiledLoop | CompiledWhole | None = None,
+        compiled: CompiledSteps | CompiledLoop | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.inputs = inputs
-        self._whole = None if isinstance(compiled, CompiledSteps) else compiled
+        self._loop = None if isinstance(compiled, CompiledSteps) else compiled
         self._compiled = compiled if isinstance(compiled, CompiledSteps) else None
         self._clock = clock
         self._journal = None if resume is None else Journal(resume, inputs)
@@ -99,6 +98,16 @@ class Execution:
         """J."""
         return self.inputs.steps
 
+    @property
+    def scale(self) -> float:
+        """What the sum of the tasks' losses is multiplied by."""
+        return self.inputs.scale
+
+    @property
+    def trained(self) -> Collection[str]:
+        """The names of theta."""
+        return self.inputs.theta_0.keys()
+
     def _all_actions(self) -> Iterator[Action]:
         return truncated(self._schedule, self.inputs.steps, self.inputs.first)
 
@@ -111,8 +120,8 @@ class Execution:
             self._compiled.begin()
         try:
             with self._memory():
-                if self._whole is not None:
-                    done = yield from self._whole.run(self.inputs)
+                if self._loop is not None:
+                    done = yield from self._loop.run(self.inputs)
                     if done is not None:
                         self._take(done, found)
                         return
@@ -161,11 +170,10 @@ class Execution:
         self._swept = True
         if self._clock is not None:
             self._clock.stop()
-        first = self.inputs.hyper.at(0)
+        hyper, optimizer = self.inputs.hyper, self.inputs.optimizer
         if not self.inputs.warm:  # s_0 = s_0(phi_opt)
-            self.inputs.hyper.accumulate(
-                self._A_opt, 0, self.inputs.optimizer.initial_state_pullback(self._S, first, self.inputs.hyper.wanted)
-            )
+            S_0 = optimizer.split_state(self._S)
+            hyper.accumulate(self._A_opt, 0, optimizer.initial_state_pullback(S_0, hyper.at(0), hyper.wanted))
 
     @property
     def held(self) -> tuple[KeysView[int], KeysView[int]]:
@@ -219,7 +227,7 @@ class Execution:
         )
 
     def _take(self, done: Whole, found: Snapshot) -> None:
-        """Take over what a whole run has computed."""
+        """Take over what a compiled loop has computed."""
         inputs, environment = self.inputs, self.inputs.environment
         buffers = {name: b.detach().clone() for name, b in zip(environment.names, environment.buffers, strict=True)}
         environment.restore_buffers(found)

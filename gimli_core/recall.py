@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gimli_core.arguments import check_batches, check_phi_loss, check_theta
+from gimli_core.arguments import check_batches, check_phi_loss, check_theta, laid_out
+from gimli_core.compiled.whole import CompiledWhole, Given
 from gimli_core.inputs import Inputs, modules_of
 from gimli_core.modules import Environment
 from gimli_core.optimizers.fused import Fused
 from gimli_core.problem import Problem
 from gimli_core.tasks import expanded, over_tasks
+from gimli_core.whole_run import Frame
 
-__all__ = ["form_of", "recalled", "remember"]
+__all__ = ["form_of", "recalled", "recalled_whole", "remember", "remember_whole"]
 
 TENSORS = ("theta_0", "phi_loss")  # whose values may be others
 FREE = ("problem", "train_batches", "val_batch")  # of which a form says nothing
@@ -31,10 +33,10 @@ KEPT = ("optimizer", "warm", "hyper", "steps", "weights", "recurrence", "tasks",
 Form = tuple[Any, ...]
 
 
-def form_of(arguments: Mapping[str, Any], *checked: bool) -> Form | None:
+def form_of(arguments: Mapping[str, Any], *more: bool | str) -> Form | None:
     """What two calls must share, for one to take over from the other; None where values matter or are unknown.
 
-    `checked`: what the inputs were checked for.
+    `more`: what the inputs are checked for, and how they are run.
 
     >>> import torch
     >>> a, b = ({"theta_0": {"w": torch.ones(2)}, "phi_opt": {"lr": lr}, "steps": 3} for lr in (0.1, torch.tensor(0.1)))
@@ -43,7 +45,7 @@ def form_of(arguments: Mapping[str, Any], *checked: bool) -> Form | None:
     """
     if torch.is_inference_mode_enabled():
         return None
-    form: list[Any] = [*checked]
+    form: list[Any] = [(type(x), x) for x in more]
     for name, value in arguments.items():
         if name not in FREE:
             entry = outlines(value) if name in TENSORS and value is not None else plain(value)
@@ -57,7 +59,7 @@ def outlines(value: Any) -> Form | None:
     """The outlines of a dict of tensors; None for anything else."""
     if type(value) is not dict or not all(type(v) in (Tensor, nn.Parameter) for v in value.values()):
         return None
-    return tuple((k, type(v), v.requires_grad, v.shape, v.dtype, v.device) for k, v in value.items())
+    return tuple((k, type(v), v.requires_grad, v.shape, v.dtype, v.device, v.layout) for k, v in value.items())
 
 
 def plain(value: Any) -> Form | None:
@@ -106,3 +108,27 @@ def recalled(form: Form | None, arguments: Mapping[str, Any]) -> Inputs | None:
         environment=Environment(modules, anywhere.device),
         **kept,
     )
+
+
+def remember_whole(form: Form | None, compiled: CompiledWhole, frame: Frame, given: Given, problem: Problem) -> None:
+    """Keep what a compiled run of the same form can take over; only after `remember`, and if it touches nothing."""
+    if form is not None and compiled.pure and problem.made.get("form", (None,))[0] == form:
+        problem.made["whole"] = form, compiled, frame, (given.hypers, given.weights)
+
+
+def recalled_whole(form: Form | None, arguments: Mapping[str, Any]) -> tuple[CompiledWhole, Frame, Given] | None:
+    """A compiled run of the remembered form. Whether theta_0 and phi_loss are finite is told by the run itself."""
+    problem = arguments["problem"]
+    known: Any = problem.made.get("whole") if isinstance(problem, Problem) else None
+    if known is None or known[0] != form:
+        return None
+    _, compiled, frame, (hypers, weights) = known
+    theta_0, phi_loss, val_batch = arguments["theta_0"], arguments["phi_loss"] or {}, arguments["val_batch"]
+    batch, steps = check_batches(arguments["train_batches"], arguments["steps"])
+    if steps != frame.steps or len(set(map(id, theta_0.values()))) != len(theta_0):
+        return None
+    trained, frozen = laid_out(theta_0)
+    theta_0 = {k: v.contiguous() for k, v in trained.items()}
+    phi_loss = {k: v.detach() for k, v in phi_loss.items()}
+    batches = [batch(j) for j in range(steps)]
+    return compiled, frame, Given(theta_0, {}, phi_loss, frozen, hypers, weights, batches, val_batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from itertools import chain
 from typing import Any, Protocol
 
@@ -11,17 +11,19 @@ from torch import Tensor
 
 from gimli_core.arguments import check_batches
 from gimli_core.compiled.choice import check_compile, chosen
+from gimli_core.compiled.whole import CompiledWhole, given_of
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.execution import Execution
-from gimli_core.inputs import Inputs, fused, prepare
+from gimli_core.inputs import fused, prepare
 from gimli_core.markers import PerTask, unmarked
 from gimli_core.memory.actions import Schedule
 from gimli_core.memory.retain_graphs import RetainGraphs
-from gimli_core.recall import form_of, recalled, remember
+from gimli_core.recall import form_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.record import Event
 from gimli_core.requirements import require
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.tasks import of_tasks, own
+from gimli_core.whole_run import Frame, WholeRun
 
 __all__ = ["Run", "check_schedule", "make_run"]
 
@@ -31,10 +33,12 @@ Events = Generator[Event, None, None]
 class Run(Protocol):
     """Lines 4-9, then lines 10-16."""
 
-    inputs: Inputs
-
     @property
     def steps(self) -> int: ...  # inner steps in all
+    @property
+    def scale(self) -> float: ...  # what the sum of the tasks' losses is multiplied by
+    @property
+    def trained(self) -> Collection[str]: ...  # the names of theta
     def forward(self) -> Events: ...
     def backward(self) -> Events: ...
     @property
@@ -52,8 +56,16 @@ def make_run(
     check_compile(compile)
     T = arguments.get("tasks")
 
+    free = memory is None and resume is None
+
     def run(arguments: Mapping[str, Any], resume: Any = None) -> Run:
-        form = form_of(arguments, check, schedule.replays, tied)
+        form = form_of(arguments, check, schedule.replays, tied, free, watched, compile)
+        known = recalled_whole(form, arguments)
+        if known is None:
+            return prepared(arguments, resume, form)
+        return WholeRun(*known, None, lambda: prepared(arguments, resume, form))
+
+    def prepared(arguments: Mapping[str, Any], resume: Any, form: Any) -> Run:
         inputs = recalled(form, arguments)
         if inputs is None:
             inputs = prepare(**arguments)
@@ -61,8 +73,12 @@ def make_run(
                 inputs = require(inputs, replays=schedule.replays, tied=tied)
             inputs = fused(inputs)
             remember(form, inputs, arguments["problem"])
-        compiled, clock = chosen(inputs, compile, whole=memory is None and resume is None, watched=watched)
-        return Execution(inputs, schedule, resume, compiled, clock)
+        compiled, clock = chosen(inputs, compile, whole=free, watched=watched)
+        if not isinstance(compiled, CompiledWhole):
+            return Execution(inputs, schedule, resume, compiled, clock)
+        frame, given = Frame.of(inputs), given_of(inputs)
+        remember_whole(form, compiled, frame, given, arguments["problem"])
+        return WholeRun(compiled, frame, given, inputs.environment, lambda: Execution(inputs, schedule))
 
     if chunk is None:
         return run(arguments, resume)
@@ -81,13 +97,9 @@ class Chunks:
     ) -> None:
         self._parts, self._run, self._whole = parts, run, whole
         self._first: Run | None = run(parts[0])
-        self.inputs = self._first.inputs
+        self.steps = self._first.steps * len(parts)  # inner steps of all chunks
+        self.scale, self.trained = self._first.scale, self._first.trained
         self._result: MetaGradient | None = None
-
-    @property
-    def steps(self) -> int:
-        """Inner steps of all chunks."""
-        return self.inputs.steps * len(self._parts)
 
     def forward(self) -> Events:
         """All of Algorithm 1, chunk by chunk."""

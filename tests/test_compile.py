@@ -340,6 +340,25 @@ def test_what_the_loss_reads_besides_its_arguments_is_watched(monkeypatch: pytes
         agree(gimli.meta_gradient(**made, compile="steps"), gimli.meta_gradient(**made, compile=False))
 
 
+@pytest.mark.long
+def test_a_network_that_no_longer_compiles_runs_eagerly_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """In training BatchNorm changes its statistics within the derivative, which the compiler cannot do."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    def of_net(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
+        return torch.func.functional_call(net, theta, (batch,)).square().mean()
+
+    x, theta_0 = torch.randn(8, 3), {k: v.detach() for k, v in net.named_parameters()}
+    problem = gimli.Problem(of_net, of_net, SGD(lr=0.1))
+    for training in (False, True, False):
+        net.train(training)
+        found, eager = (
+            gimli.meta_gradient(problem, theta_0, [x] * 3, x, memory=StoreStates(), compile=c) for c in (True, False)
+        )
+        agree(found, eager)
+    assert said(caplog).count("not compiled any more: ") == said(caplog).count("compiling") == 1
+
+
 def test_random_numbers_are_the_same() -> None:
     def noisy(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
         return (nn.functional.dropout(batch, 0.5) @ theta["w"]).square().mean() + theta["c"] ** 2

@@ -65,8 +65,10 @@ def test_engine_equals_autograd(rule: Rule, problem: Any, start: str) -> None:
     # Zeros would say little. (A slot of a single element may be 0: a running maximum is either kept or not.)
     moving = [key for key, g in oracle.gradient.items() if g.numel() > 1 or (g.numel() and key[0] != "S_0")]
     assert rule.flat or all(bool(oracle.gradient[key].any()) for key in moving)
-    # Under LAMB a single element moves by its own length whatever s is: S cancels to rounding there.
     floor = {part: 1e-5 * largest(oracle.gradient, part) for part in ("S_0", "A_opt", "A_loss", "B_0")}
+    if rule.name.startswith("lamb"):
+        # A single element moves by its own length whatever s is: S is 0, and autograd's sum cancels to a few eps.
+        floor["S_0"] *= 100
     worst = {key: distance(found[key], expected, floor[key[0]]) for key, expected in oracle.gradient.items()}
     assert max(worst.values()) < 1e-11, worst
 

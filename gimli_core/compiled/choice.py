@@ -11,7 +11,7 @@ from gimli_core.compiled.kernel import Uncompiled
 from gimli_core.compiled.loop import CompiledLoop
 from gimli_core.compiled.places import fits, outline
 from gimli_core.compiled.steps import CompiledSteps
-from gimli_core.compiled.whole import CompiledWhole, is_small, pattern
+from gimli_core.compiled.whole import CompiledWhole, form_of, is_small
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.inputs import Inputs, signature
 from gimli_core.notice import notice
@@ -84,12 +84,19 @@ def chosen(
             )
         )
     if compile == "whole" or (compile != "steps" and whole and not watched and is_small(inputs)):
-        found = _compiled(known, ("whole", inputs.steps, pattern(inputs)), inputs)
+        form = form_of(inputs)
+        found = _compiled(known, ("whole", inputs.steps, form.validates, form.warm), inputs)
         if compile == "whole" or not isinstance(found, Uncompiled):
             return None if isinstance(found, Uncompiled) else found, None
     found = _compiled(known, ("loop",), inputs) if whole else Uncut()
     if isinstance(found, Uncut):
         found = _compiled(known, ("steps",), inputs)
+    if isinstance(found, CompiledSteps):
+        try:
+            found.look(inputs)
+        except Uncompiled as reason:
+            notice(f"not compiled any more: {reason}")
+            found = reason
     return None if isinstance(found, Uncompiled) else found, None
 
 

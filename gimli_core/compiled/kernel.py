@@ -78,10 +78,11 @@ class Kernel:
         varying: Any, **options: Any,
     ) -> None:  # fmt: skip
         self.name = name
+        self.graphs = 0  # that were compiled: another one for each state of what the function reads besides
         self._function = function
         self._options = compiler_options(options)
         self._varying = outline(varying)
-        self._told = self._given_up = False
+        self._told = self._given_up = self._closed = self._looking = False
         self._called: tuple[Any, Any, Any] | None = None  # by the last guarded call: the graph, what it took and gave
         self._direct: Direct | None = None
         self._take = taker(arguments)
@@ -95,13 +96,22 @@ class Kernel:
         self._direct = None
 
     def __call__(self, varying: Any, *arguments: Any) -> Any:
+        """The results, of the function as it is where it cannot run compiled."""
+        found = self.compiled(varying, *arguments)
+        if found is None:
+            with torch.no_grad():
+                return self._function(*arguments)
+        return found
+
+    def compiled(self, varying: Any, *arguments: Any) -> Any:
+        """The results; None where the function cannot run compiled, which a notice tells once."""
+        if self._given_up:
+            return None
+        if not fits(varying, self._varying):
+            self._tell(ANOTHER_FORM)
+            return None
+        flat = self._take(arguments)
         with torch.no_grad():
-            if self._given_up:
-                return self._function(*arguments)
-            if not fits(varying, self._varying):
-                self._tell(ANOTHER_FORM)
-                return self._function(*arguments)
-            flat = self._take(arguments)
             try:
                 if self._direct is not None and lies_alike(varying, self._varying):
                     try:
@@ -114,7 +124,39 @@ class Kernel:
                     raise
                 self._given_up = True
                 self._tell(first_line(error))
-                return self._function(*arguments)
+                return None
+
+    def look(self, varying: Any, *arguments: Any) -> None:
+        """Does what was compiled still fit? If not, compile again. Computes nothing. Raises Uncompiled."""
+        if self._given_up:
+            raise Uncompiled("what it reads besides its arguments has changed so that the compiler cannot do it")
+        if not fits(varying, self._varying):
+            return
+        self._looking = True
+        try:
+            with torch.no_grad():
+                self._compiled(*each_once(self._take(arguments)))
+        except Exception as error:
+            if not of_compiler(error):
+                raise
+            raise reason_of(error) from error
+        finally:
+            self._looking = False
+
+    def as_it_is(self, varying: Any, *arguments: Any) -> Any:
+        """The results by a graph that there is; None, and nothing said, where another one would have to be compiled."""
+        if self._given_up or not fits(varying, self._varying):
+            return None
+        self._closed = True
+        try:
+            with torch.no_grad():
+                return self._build(self._compiled(*each_once(self._take(arguments))))
+        except Exception as error:
+            if not of_compiler(error):
+                raise
+            return None
+        finally:
+            self._closed, self._called = False, None
 
     def _guarded(self, flat: Sequence[Any], compiled: Callable[..., Any] | None = None) -> list[Any]:
         """Call it with every guard; the next calls of the run go to the graph that it found."""
@@ -133,9 +175,16 @@ class Kernel:
     def _backend(self, module: Any, inputs: Any) -> Callable[..., Any]:
         from torch._inductor.compile_fx import compile_fx  # takes seconds to import, and is seldom needed
 
+        if self._closed:
+            raise Uncompiled("what the losses read besides their arguments has changed")
+        self.graphs += 1
         graph: Any = compile_fx(module, inputs, config_patches=self._options)
 
+        count = len(module.graph.output_node().args[0])
+
         def noted(*inputs: Any) -> Any:
+            if self._looking:
+                return [torch.empty(0) for _ in range(count)]
             outputs = graph(*inputs)
             self._called = (graph, inputs, outputs)
             return outputs

@@ -61,6 +61,16 @@ class CompiledSteps:
         )
         self.seconds = self._advance.seconds + self._validate.seconds + self._sweep.seconds
 
+    def look(self, inputs: Inputs) -> None:
+        """Can all of a run be done with what was compiled, or compiled again? Raises Uncompiled."""
+        self.begin()
+        point, batch = start(inputs), inputs.batch(0)
+        arguments = *self._given(inputs, point), batch
+        theta, rest = arguments[0], (inputs.phi_loss, inputs.frozen, inputs.val_batch)
+        self._advance.look(batch, *arguments)
+        self._validate.look(inputs.val_batch, theta, *rest)
+        self._sweep.look(batch, *arguments, theta, inputs.optimizer.zero_adjoint(point.state))
+
     def begin(self) -> None:
         """A run begins."""
         self._packed = (None, None)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.optimizers.interface import (
+    SMALL,
     ElementwiseOptimizer,
     Hyper,
     Optimizer,
@@ -22,7 +23,7 @@ from gimli_core.optimizers.interface import (
 __all__ = ["Fused", "Spread", "fuses"]
 
 ALL = "all"  # the one name under which the rule sees the vector
-NUMBERS = 2**17  # beyond, an operation costs more than calling it, and joining the tensors more than it saves
+NUMBERS = SMALL  # beyond, joining the tensors costs more than it saves
 
 
 class Spread(dict[str, Tensor]):
@@ -144,16 +145,19 @@ class Fused(Optimizer):
 
         def of(held: Tensors) -> Tensors:
             vector = held[ALL]
-            return dict.fromkeys(self.shapes, vector) if vector.ndim == 0 else dict(self.unpack(vector))
+            return dict.fromkeys(self.shapes, vector) if vector.ndim == 0 else dict(self.unpack(vector).items())
 
         return {slot: held if slot == "step" else of(held) for slot, held in state.items()}
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
-        return self.rule.initial_state({ALL: self.pack(theta)}, self.pack_hyper(hyper))
+        return self.initial_state_packed(self.pack(theta), self.pack_hyper(hyper))
+
+    def initial_state_packed(self, theta: Tensor, hyper: Hyper) -> State:
+        return self.rule.initial_state({ALL: theta}, hyper)
 
     def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
-        # By tensor, as without fusing: the pullback of a start has sums of its own.
-        return self.rule.initial_state_pullback(self.split_state(S_0), hyper, wanted)
+        # Of a state that is split by tensor, as without fusing: the pullback of a start has sums of its own.
+        return self.rule.initial_state_pullback(S_0, hyper, wanted)
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         new, new_state = self.step_packed(self.pack(theta), state, self.pack(G), self.pack_hyper(hyper))

@@ -49,6 +49,8 @@ State = dict[str, Any]
 Hyper = dict[str, dict[str, Tensor]]
 Thunks = dict[str, Callable[[], Tensor]]
 
+SMALL = 2**17  # elements; up to there an operation costs less than calling it
+
 
 class Pulled(NamedTuple):
     """The adjoints of one optimizer step's inputs."""
@@ -171,6 +173,10 @@ class Optimizer(ABC):
     def pack_hyper(self, hyper: Hyper) -> Hyper:
         """Hyperparameters likewise."""
         return hyper
+
+    def initial_state_packed(self, theta: Any, hyper: Hyper) -> State:
+        """`initial_state` of packed arguments."""
+        return self.initial_state(theta, hyper)
 
     def step_packed(self, theta: Any, state: State, G: Any, hyper: Hyper) -> tuple[Any, State]:
         """`step` of packed arguments."""
@@ -364,7 +370,13 @@ def lifted(x: Tensor) -> Tensor:
 
 
 def reduce_like(product: Tensor, value: Tensor) -> Tensor:
-    """Sum an elementwise adjoint to the shape of the hyperparameter it belongs to."""
+    """Sum an elementwise adjoint to the shape of the hyperparameter it belongs to.
+
+    A small one in rows, however it lies: so it lies in the one vector of a fused rule, and another order changes the
+    last bits.
+    """
     if product.shape == value.shape:
         return product
+    if product.numel() <= SMALL:
+        product = product.contiguous()
     return product.sum(dtype=torch.promote_types(product.dtype, torch.float32))

@@ -1,0 +1,220 @@
+"""A run that is compiled whole takes its form over from the last one, and sees all that is no longer as it was."""
+
+from __future__ import annotations
+
+import shutil
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import gimli_core as gimli
+from gimli_core.compiled.whole import CompiledWhole
+from gimli_core.errors import ArgumentError, NotFiniteError
+from gimli_core.optimizers import SGD, Adam
+from tests.test_compile import agree, said
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler"
+)
+
+T, J = 3, 2
+SLOPE = 1.0
+
+
+def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+    x, y = batch
+    fit = torch.tanh(x @ theta["w"]) @ theta["v"] * SLOPE + theta["c"] - y
+    return fit.square().mean() + phi["l2"].exp() * theta["w"].square().sum()
+
+
+def given(seed: int, tasks: int | None = T, steps: int = J, **more: Any) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    lead = () if tasks is None else (tasks,)
+    made = [(torch.randn(*lead, 6, 3), torch.randn(*lead, 6)) for _ in range(steps + 1)]
+    return {
+        "theta_0": {"w": torch.randn(3, 4), "v": torch.randn(4), "c": torch.randn(())},
+        "train_batches": made[:-1], "val_batch": made[-1], "phi_loss": {"l2": torch.randn(())},
+        "phi_opt": {"lr": 0.05, "beta1": 0.8}, **({"tasks": tasks} if tasks else {}), **more,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[T, None], ids=["tasks", "alone"])
+def problem(request: pytest.FixtureRequest) -> Any:
+    """A problem that has been compiled, and how many tasks it has."""
+    made, dtype = gimli.Problem(loss, loss, Adam()), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # as within every test
+    with torch.random.fork_rng():
+        gimli.meta_gradient(made, **given(0, request.param), compile="whole")
+    torch.set_default_dtype(dtype)
+    return made, request.param
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How the compiled runs were called: with what the last one's form had decided, or from the start."""
+    taken: list[str] = []
+    for way in ("__call__", "as_it_is"):
+        plain = getattr(CompiledWhole, way)
+
+        def called(self: Any, values: Any, plain: Any = plain, way: str = way) -> Any:
+            found = plain(self, values)
+            taken.append(way if found is not None else f"{way}: None")
+            return found
+
+        monkeypatch.setattr(CompiledWhole, way, called)
+    return taken
+
+
+def test_new_values(problem: Any, ways: list[str]) -> None:
+    made, tasks = problem
+    for seed in (0, 1, 2):
+        agree(
+            gimli.meta_gradient(made, **given(seed, tasks), compile="whole"),
+            gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **given(seed, tasks), compile=False),
+        )
+    assert ways[1:] == ["as_it_is"] * 2
+
+
+def test_unroll(problem: Any, ways: list[str]) -> None:
+    made, tasks = problem
+    for compile in ("whole", "whole", False):
+        arguments = given(1, tasks)
+        leaves = arguments["theta_0"]["w"].requires_grad_(), arguments["phi_loss"]["l2"].requires_grad_()
+        value, trajectory = gimli.unroll(made, **arguments, compile=compile, with_trajectory=True)
+        (2 * value).backward()
+        found = torch.stack([trajectory.val_loss, leaves[0].grad.sum(), leaves[1].grad])
+        expected = found if compile == "whole" and len(ways) == 1 else expected  # noqa: F821
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert ways == ["__call__", "as_it_is"]
+
+
+def test_columns_and_a_batch_that_comes_at_every_step(problem: Any, ways: list[str]) -> None:
+    made, tasks = problem
+    gimli.meta_gradient(made, **given(0, tasks), compile="whole")
+    arguments = given(1, tasks)
+    arguments["theta_0"]["w"] = arguments["theta_0"]["w"].T.contiguous().T
+    arguments["train_batches"] = arguments["train_batches"][:1] * J
+    found = gimli.meta_gradient(made, **arguments, compile="whole")
+    agree(found, gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **arguments, compile=False))
+    assert ways[1:] == ["as_it_is"]
+
+
+BAD: dict[str, tuple[str, Any, str]] = {
+    "nan": ("theta_0", {"w": torch.full((3, 4), torch.nan), "v": torch.ones(4), "c": torch.ones(())}, "finite values"),
+    "inf": ("phi_loss", {"l2": torch.tensor(torch.inf)}, r"phi_loss\['l2'\]: expected finite"),
+    "twice": ("theta_0", {"w": torch.ones(3, 4), **dict.fromkeys("vc", torch.ones(4))}, "each tensor once"),
+    "sparse": ("theta_0", {"w": torch.ones(3, 4).to_sparse(), "v": torch.ones(4), "c": torch.ones(())}, "a dense"),
+    "a generator": ("train_batches", iter(()), "train_batches: expected a sequence"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_as_at_first(problem: Any, case: str) -> None:
+    made, tasks = problem
+    name, value, message = BAD[case]
+    arguments = given(1, tasks)
+    if case == "twice":  # of one form with the other calls
+        arguments["theta_0"]["c"] = arguments["theta_0"]["v"]
+        del arguments["theta_0"]["w"]
+        value = arguments["theta_0"]
+    with pytest.raises(ArgumentError, match=message):
+        gimli.meta_gradient(made, **{**arguments, name: value}, compile="whole")
+
+
+def test_a_batch_without_tasks_is_refused(problem: Any) -> None:
+    made, tasks = problem
+    if tasks is None:
+        return
+    arguments = given(1, tasks)
+    arguments["val_batch"] = (torch.ones(2, 6, 3), torch.ones(2, 6))
+    with pytest.raises(ArgumentError, match="leading dimension of 3 tasks"):
+        gimli.meta_gradient(made, **arguments, compile="whole")
+
+
+def test_what_breaks_is_named(problem: Any, ways: list[str]) -> None:
+    made, tasks = problem
+    gimli.meta_gradient(made, **given(0, tasks), compile="whole")
+    arguments = given(1, tasks)
+    arguments["train_batches"][1][0].flatten()[0] = torch.inf
+    with pytest.raises(NotFiniteError, match=r"at inner step j = 1: .*G_1 of 'w'"):
+        gimli.meta_gradient(made, **arguments, compile="whole")
+    assert ways[1:] == ["as_it_is: None", "__call__: None"]
+
+
+def test_nothing_of_the_caller_is_kept(problem: Any, ways: list[str]) -> None:
+    made, tasks = problem
+    for _ in range(2):
+        arguments = given(1, tasks)
+        told = [weakref.ref(x) for x in torch.utils._pytree.tree_leaves(arguments) if isinstance(x, Tensor)]
+        result = gimli.meta_gradient(made, **arguments, compile="whole")
+        told.append(weakref.ref(result.B_0["w"]))
+        del arguments, result
+        assert not any(ref() is not None for ref in told)
+    assert ways[-1] == "as_it_is"
+
+
+class Net(nn.Module):
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.layer, self.drop = nn.Linear(3, 1), nn.Dropout(0.5)
+        self.norm = nn.BatchNorm1d(3) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(self.drop(self.norm(x)))
+        return out
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_random_numbers_and_buffers(norm: bool, ways: list[str]) -> None:
+    """Without either a run leaves its surroundings alone; with one of them it looks after them, as eager ones do."""
+    net = Net(norm)
+
+    def of_net(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
+        return functional_call(net, theta, (batch,)).square().mean()
+
+    made = gimli.Problem(of_net, of_net, SGD(lr=0.1))
+    theta_0 = {k: v.detach() for k, v in net.named_parameters()}
+    x = torch.randn(8, 3)
+    for training in (False, False, True, True, False):
+        net.train(training)
+        found = []
+        for compile in ("whole", False):
+            torch.manual_seed(0)
+            before = [b.clone() for b in net.buffers()]
+            result = gimli.meta_gradient(made, theta_0, [x], x, compile=compile)
+            assert all(map(torch.equal, before, net.buffers()))
+            found.append((result, torch.get_rng_state()))
+        agree(found[0][0], found[1][0], rtol=1e-9, atol=1e-12)
+        assert torch.equal(found[0][1], found[1][1])
+        torch.testing.assert_close(found[0][0].buffers_J, found[1][0].buffers_J)
+    none = "as_it_is: None"
+    if norm:  # in training it cannot run compiled: its own statistics would change within the derivative
+        assert ways == ["__call__", "__call__", *["__call__: None"] * 3]
+    else:
+        assert ways == ["__call__", "as_it_is", none, "__call__", none, "__call__", none, "__call__"]
+
+
+def test_chunks(ways: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    made, arguments = gimli.Problem(loss, loss, Adam()), given(1, 2 * T)
+    for _ in range(2):
+        found = gimli.meta_gradient(made, **arguments, chunk=T, compile="whole")
+        agree(found, gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **arguments, compile=False), rtol=1e-9)
+    assert ways == ["__call__", "as_it_is", "as_it_is", "as_it_is"]
+    assert said(caplog).count("compiling") == 1
+
+
+def test_what_the_loss_reads_besides_its_arguments_is_watched(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = gimli.Problem(loss, loss, Adam())
+    for slope in (1.0, 1.0, 2.0, 2.0, 1.0):
+        monkeypatch.setitem(globals(), "SLOPE", slope)
+        agree(
+            gimli.meta_gradient(made, **given(1, None), compile="whole"),
+            gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **given(1, None), compile=False),
+        )
+    # Where there is more than one graph, none is known to be the one that was looked at.
+    none = "as_it_is: None"
+    assert ways == ["__call__", "as_it_is", none, "__call__", none, "__call__", none, "__call__"]

@@ -415,17 +415,22 @@ def test_an_operation_that_will_not_compile_runs_eagerly_with_one_line(caplog: p
     assert said(caplog).count("one step forwards and its sweep not compiled: ") == 1
 
 
-def test_a_machine_without_a_compiler_runs_eagerly(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_machine_without_a_compiler_runs_eagerly(caplog: pytest.LogCaptureFixture) -> None:
     import torch._inductor.config as inductor
+    import torch.compiler.config as compiler
 
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
     made = given(SGD(lr=0.1))
-    found, eager = (gimli.meta_gradient(**made, compile=c) for c in ("steps", False))
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}), compiler.patch(force_disable_caches=True):
+        found, eager = (gimli.meta_gradient(**made, compile=c) for c in ("steps", False))
     assert torch.equal(found.B_0["w"], eager.B_0["w"])
     assert "not compiled: " in said(caplog)
+
+
+def test_a_small_problem_compiles(caplog: pytest.LogCaptureFixture) -> None:
+    """Also after the test before this one: else those that follow would compare eager with eager."""
+    gimli.meta_gradient(**given(SGD(lr=0.1)), compile="steps")
+    assert "compiled in " in said(caplog)
+    assert "not compiled" not in said(caplog)
 
 
 @pytest.mark.parametrize("kind", ["steps", "whole"])

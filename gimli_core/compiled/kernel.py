@@ -177,8 +177,8 @@ class Kernel:
 
         if self._closed:
             raise Uncompiled("what the losses read besides their arguments has changed")
+        graph: Any = compile_fx(module, inputs, config_patches=self._options)  # may have it traced once more
         self.graphs += 1
-        graph: Any = compile_fx(module, inputs, config_patches=self._options)
 
         count = len(module.graph.output_node().args[0])
 

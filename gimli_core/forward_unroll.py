@@ -109,7 +109,7 @@ def total(tensors: Tensors) -> float:
 
 def check_end(theta_J: Tensors, train_losses: list[Tensor]) -> None:
     """Raise `NotFiniteError` unless theta_J is finite; where steps were not looked at, say which loss broke first."""
-    names = broken(theta_J)
+    names = "" if math.isfinite(total(theta_J)) else broken(theta_J)
     if not names:
         return
     finite = [bool(torch.isfinite(loss).all()) for loss in train_losses]

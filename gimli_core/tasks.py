@@ -88,7 +88,7 @@ class LossOverTasks:
 
     def vectorised(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
         """The losses of all tasks by vmap; raises what vmap raises."""
-        dims = pytree.tree_map(lambda mine: 0 if mine else None, self._which(theta, phi_loss, batch))
+        dims = tuple(_said_once(own) for own in self._which(theta, phi_loss, batch))
         of_all: Tensor = vmap(self._of_one, in_dims=dims, randomness="different")(theta, phi_loss, batch)
         return of_all
 
@@ -139,6 +139,14 @@ class LossOverTasks:
             came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ArgumentError(explain(self.name, "to return a scalar for one task", came, "Reduce it with .mean()."))
         return loss
+
+
+def _said_once(own: Any) -> Any:
+    """The dimension for `vmap` of a tree of booleans: 0 or None for all of it, which it reads faster, or a tree."""
+    leaves = pytree.tree_leaves(own)
+    if all(leaves) or not any(leaves):
+        return 0 if leaves and leaves[0] else None
+    return pytree.tree_map(lambda mine: 0 if mine else None, own)
 
 
 def by_task(leaf: Any, count: int, name: str) -> bool:

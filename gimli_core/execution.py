@@ -16,8 +16,7 @@ from torch.utils._pytree import tree_map
 from gimli_core import backward_sweep, forward_unroll
 from gimli_core.compiled.choice import Clock
 from gimli_core.compiled.functions import Swept as CompiledSwept
-from gimli_core.compiled.functions import Whole
-from gimli_core.compiled.loop import CompiledLoop
+from gimli_core.compiled.loop import CompiledLoop, Whole
 from gimli_core.compiled.steps import CompiledSteps, start
 from gimli_core.derivatives import Gradient, evaluate
 from gimli_core.errors import NotFiniteError, ReplayError

@@ -55,7 +55,6 @@ def make_run(
     schedule = check_schedule(memory)
     check_compile(compile)
     T = arguments.get("tasks")
-
     free = memory is None and resume is None
 
     def run(arguments: Mapping[str, Any], resume: Any = None) -> Run:

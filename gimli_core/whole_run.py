@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gimli_core.compiled.functions import Outcome
-from gimli_core.compiled.whole import CompiledWhole, Given
+from gimli_core.compiled.whole import CompiledWhole, Given, Outcome
 from gimli_core.inputs import Inputs
 from gimli_core.memory.allocator import reusing
 from gimli_core.meta_parameters import Hyperparameters

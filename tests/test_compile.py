@@ -385,20 +385,20 @@ def test_a_batch_of_another_shape_runs_uncompiled_with_one_line(caplog: pytest.L
 
 def test_rounding_that_a_rule_blows_up_is_not_held_against_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32 the trial is judged by float64: a result as close to it as the eager one is sound."""
-    from gimli_core.compiled import kernel
+    from gimli_core.compiled import trial
 
     def f(x: Tensor) -> Tensor:
         return torch.stack([x.sum(), (x.sum() - x.flip(0).sum()) * 1e8])  # the second is rounding alone, blown up
 
     x = torch.rand(1000, dtype=torch.float32)
     environment, eager = Environment([], x.device), f(x)
-    assert kernel.as_close([eager * 1.0], eager, f, environment, (x,))
+    assert trial.as_close([eager * 1.0], eager, f, environment, (x,))
     other = torch.stack([x.sum(), eager[1] * -1.5 + 1.0])
-    assert kernel.distance([other], [eager]) > 1
-    assert kernel.as_close([other], eager, f, environment, (x,))
-    assert not kernel.as_close([other * 1e3], eager, f, environment, (x,))
+    assert trial.distance([other], [eager]) > 1
+    assert trial.as_close([other], eager, f, environment, (x,))
+    assert not trial.as_close([other * 1e3], eager, f, environment, (x,))
     half = torch.ones(3, dtype=torch.float32)
-    assert not kernel.as_close([other], eager, lambda x: torch.mv(x.outer(half), half), environment, (x,))
+    assert not trial.as_close([other], eager, lambda x: torch.mv(x.outer(half), half), environment, (x,))
 
 
 def test_an_operation_that_will_not_compile_runs_eagerly_with_one_line(caplog: pytest.LogCaptureFixture) -> None:

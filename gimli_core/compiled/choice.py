@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from gimli_core.compiled.halves import Uncut
-from gimli_core.compiled.kernel import Uncompiled
 from gimli_core.compiled.loop import CompiledLoop
 from gimli_core.compiled.places import fits, outline
 from gimli_core.compiled.steps import CompiledSteps
+from gimli_core.compiled.trial import Uncompiled
 from gimli_core.compiled.whole import CompiledWhole, form_of, is_small
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.inputs import Inputs, signature

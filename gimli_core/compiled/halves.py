@@ -22,7 +22,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointPolicy
 
-from gimli_core.compiled.kernel import Uncompiled, beside_eager, compiler_options, each_once, of_compiler, reason_of
+from gimli_core.compiled.kernel import compiler_options, each_once
+from gimli_core.compiled.trial import Uncompiled, beside_eager, of_compiler, reason_of
 from gimli_core.modules import Environment
 
 __all__ = ["Halves", "Uncut"]

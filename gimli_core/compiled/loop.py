@@ -15,17 +15,18 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gimli_core.compiled import functions
-from gimli_core.compiled.functions import Advanced, Packed, Swept, Validated, Whole, rows, soundness
+from gimli_core.compiled.functions import Advanced, Packed, Swept, Validated, rows, soundness
 from gimli_core.compiled.halves import Halves
-from gimli_core.compiled.kernel import ANOTHER_FORM, Kernel, Uncompiled
+from gimli_core.compiled.kernel import ANOTHER_FORM, Kernel
 from gimli_core.compiled.places import builder, fits, outline, taker
 from gimli_core.compiled.steps import bound, fixed_of, options_of
+from gimli_core.compiled.trial import Uncompiled
 from gimli_core.inputs import Inputs
 from gimli_core.notice import notice
 from gimli_core.optimizers.interface import Hyper, State, Tensors
 from gimli_core.record import Event
 
-__all__ = ["CompiledLoop"]
+__all__ = ["CompiledLoop", "Whole"]
 
 PENDING = 2**16  # numbers that wait before they are added up
 
@@ -36,6 +37,19 @@ class Step(NamedTuple):
     kept: list[Any]
     point: tuple[Packed, State] | None
     read: list[tuple[Tensor, int]]  # the batch's tensors and their versions
+
+
+class Whole(NamedTuple):
+    """What a run has computed."""
+
+    train_losses: list[Tensor]
+    val_losses: dict[int, Tensor]
+    theta: Packed  # theta_J
+    s: State
+    B: Packed
+    S: State
+    A_opt: list[dict[str, Tensors]]  # increments, of step J-1 first; or their sum alone
+    A_loss: Tensors
 
 
 class CompiledLoop:

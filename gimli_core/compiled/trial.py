@@ -1,0 +1,108 @@
+"""The first call of a compiled function: held against the function as it is, before it is used."""
+
+from __future__ import annotations
+
+import time
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from gimli_core.errors import first_line
+from gimli_core.modules import Environment
+
+__all__ = ["Uncompiled", "as_close", "beside_eager", "distance", "of_compiler", "reason_of"]
+
+# ||compiled - eager|| / ||eager|| that rounding can explain, by dtype; a compiled function beyond it is not used.
+TRUSTED = {torch.float64: 1e-6, torch.float32: 2e-2}
+
+
+class Uncompiled(Exception):
+    """Why a function cannot be compiled, in one line."""
+
+
+def beside_eager(
+    function: Callable[..., Any], environment: Environment, arguments: tuple[Any, ...],
+    backend: Callable[[Any, Any], Callable[..., Any]],
+    call: Callable[[Callable[..., Any], Sequence[Any], Any], list[Any]],
+) -> tuple[Callable[..., Any], Any, float]:  # fmt: skip
+    """(`function` of flat arguments under `torch.compile`, what `function` returned, seconds of the first `call`).
+
+    `call` gets the compiled function, the leaves of the arguments and what the function returned as it is.
+    The environment is left as it was found. Raises Uncompiled, also where the two do not agree.
+    """
+    found = environment.capture()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, about its parts
+            eager = function(*arguments)
+            flat, structure = pytree.tree_flatten(arguments)
+
+            def of_flat(*flat: Any) -> list[Any]:
+                return pytree.tree_leaves(function(*pytree.tree_unflatten(flat, structure)))
+
+            # torch.compile keeps what it compiled on the code object: other kernels must not share it.
+            own = types.FunctionType(of_flat.__code__.replace(), globals(), "kernel", None, of_flat.__closure__)
+            compiled = torch.compile(own, fullgraph=True, dynamic=False, backend=backend)
+            environment.restore(found)
+            start = time.perf_counter()
+            results = call(compiled, flat, eager)
+            seconds = time.perf_counter() - start
+    except Exception as error:
+        raise reason_of(error) from error
+    finally:
+        environment.restore(found)
+    worst = distance(results, pytree.tree_leaves(eager))
+    if not worst <= 1 and not as_close(results, eager, function, environment, arguments):
+        raise Uncompiled(f"compiled and eager differ by {worst:.3g} times what rounding can explain")
+    return compiled, eager, seconds
+
+
+def as_close(
+    results: list[Any], eager: Any, function: Callable[..., Any], environment: Environment, arguments: tuple[Any, ...]
+) -> bool:
+    """Whether compiled results are as close to those in float64 as the eager ones are.
+
+    Adam's first step divides a gradient by its own size: where that is rounding alone, no two computations agree.
+    """
+
+    def exact(x: Any) -> Any:
+        return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+    found = environment.capture()
+    try:
+        with torch.no_grad():
+            truth = pytree.tree_leaves(function(*pytree.tree_map(exact, arguments)))
+    except Exception:  # what the function reads besides is in float32
+        return False
+    finally:
+        environment.restore(found)
+    return distance(results, truth) <= 2 * distance(pytree.tree_leaves(eager), truth)
+
+
+def distance(a: Any, b: Any) -> float:
+    """The largest ||a - b|| / ||b|| over all tensors, in units of what is trusted; inf where only one is finite."""
+    tensors = list(zip(a, b, strict=True))
+    sizes = [torch.linalg.vector_norm(y.nan_to_num().double()).item() for _, y in tensors]
+    floor = 1e-4 * max(sizes, default=0.0)  # a tensor of rounding residues alone is compared with the others
+    worst = 0.0
+    for (x, y), size in zip(tensors, sizes, strict=True):
+        if x.shape != y.shape or not torch.equal(x.isfinite(), y.isfinite()):
+            return float("inf")
+        gap = torch.linalg.vector_norm(x.nan_to_num().double() - y.nan_to_num().double()).item()
+        worst = max(worst, gap / max(size, floor) / TRUSTED.get(x.dtype, 3e-2) if gap else 0.0)
+    return worst
+
+
+def of_compiler(error: Exception) -> bool:
+    """Whether an exception is the compiler's own, not the compiled code's."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._functorch"))
+
+
+def reason_of(error: Exception) -> Uncompiled:
+    """Why something was not compiled, as an exception; the compiler wraps what is raised within it."""
+    inner = getattr(error, "inner_exception", error)
+    return inner if isinstance(inner, Uncompiled) else Uncompiled(first_line(inner))

@@ -159,7 +159,7 @@ def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any],
             raise ArgumentError(
                 explain("steps", "a number, since train_batches is a function", "None", "Say how many steps to run.")
             )
-        return train_batches, steps
+        return told(train_batches, steps), steps
     held = len(train_batches)
     if held == 0 and steps is None:
         raise ArgumentError(
@@ -175,7 +175,25 @@ def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any],
                 "Give more, lower steps, or use a function of j: lambda j: batch uses one batch for every step.",
             )
         )
-    return lambda j: train_batches[j], J
+    return told(lambda j: train_batches[j], J), J
+
+
+def told(batches: Callable[[int], Any], steps: int) -> Callable[[int], Any]:
+    """The same function; where it fails, the error says at which step."""
+
+    def batch(j: int) -> Any:
+        try:
+            return batches(j)
+        except StopIteration as error:
+            expected, do = f"a batch for each of the {steps} steps", "A function of j gives the same batch again."
+            raise ArgumentError(explain("train_batches", expected, f"StopIteration at j = {j}", do)) from error
+        except Exception as error:
+            note = f"in train_batches, at inner step j = {j} of {steps}"
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+            raise
+
+    return batch
 
 
 def check_weights(val_weights: Any, steps: int, first: int) -> tuple[float | None, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from gimli_core.derivatives import Gradient, gradient
-from gimli_core.errors import ArgumentError, NotFiniteError, explain
+from gimli_core.errors import NotFiniteError
 from gimli_core.inputs import Inputs
 from gimli_core.modules import keeping_buffers
 from gimli_core.optimizers.fused import Spread
@@ -29,16 +29,13 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     modules take another kernel, and theta_{j+1} would depend on the memory schedule in the last bits.
     """
     j, buffers = point.j, inputs.environment.buffers
+    batch = inputs.batch(j)
     try:
         with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
-            batch = inputs.batch(j)
             G_j = gradient(
                 inputs.problem.train_loss, "train_loss", point.theta, inputs.phi_loss, batch,
                 frozen=inputs.frozen, keep_graph=True,
             )  # fmt: skip
-    except StopIteration as error:
-        expected, do = f"a batch for each of the {inputs.steps} steps", "A function of j gives the same batch again."
-        raise ArgumentError(explain("train_batches", expected, f"StopIteration at j = {j}", do)) from error
     except Exception as error:
         error.add_note(f"at inner step j = {j} of {inputs.steps}")
         raise

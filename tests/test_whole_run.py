@@ -125,6 +125,28 @@ def test_bad_input_is_refused_as_at_first(problem: Any, case: str) -> None:
         gimli.meta_gradient(made, **{**arguments, name: value}, compile="whole")
 
 
+@pytest.mark.parametrize("compile", ["whole", False])
+@pytest.mark.parametrize("error", [StopIteration, KeyError])
+def test_a_batch_that_fails_names_its_step(problem: Any, compile: Any, error: type[Exception]) -> None:
+    made, tasks = problem
+    arguments = given(1, tasks)
+
+    def batch(j: int) -> Any:
+        if j == 1:
+            raise error("nothing there")
+        return arguments["val_batch"]
+
+    arguments |= {"train_batches": batch, "steps": J}
+    with pytest.raises((ArgumentError, KeyError)) as caught:
+        gimli.meta_gradient(made, **arguments, compile=compile)
+    if error is StopIteration:
+        assert "train_batches: expected a batch for each of the 2 steps; got StopIteration at j = 1" in str(
+            caught.value
+        )
+    else:
+        assert caught.value.__notes__ == ["in train_batches, at inner step j = 1 of 2"]
+
+
 def test_a_batch_without_tasks_is_refused(problem: Any) -> None:
     made, tasks = problem
     if tasks is None:
@@ -155,6 +177,19 @@ def test_nothing_of_the_caller_is_kept(problem: Any, ways: list[str]) -> None:
         del arguments, result
         assert not any(ref() is not None for ref in told)
     assert ways[-1] == "as_it_is"
+
+
+def test_every_result_has_memory_of_its_own(problem: Any) -> None:
+    made, tasks = problem
+    first, second = (gimli.meta_gradient(made, **given(1, tasks), compile="whole") for _ in range(2))
+    arguments = given(1, tasks)
+    for x in torch.utils._pytree.tree_leaves(vars(gimli.meta_gradient(made, **arguments, compile="whole"))):
+        if isinstance(x, Tensor):
+            x.fill_(7.0)
+    again = given(1, tasks)
+    torch.testing.assert_close(arguments["theta_0"], again["theta_0"], rtol=0, atol=0)
+    for result in (first, gimli.meta_gradient(made, **again, compile="whole")):
+        agree(result, second, rtol=0, atol=0)
 
 
 class Net(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Generator, Iterator, KeysView
+from collections.abc import Callable, Generator, Iterator, KeysView
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -61,7 +61,8 @@ class Execution:
         compiled: CompiledSteps | CompiledLoop | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.inputs = inputs
+        self.inputs, self.steps, self.scale = inputs, inputs.steps, inputs.scale
+        self.trained = inputs.theta_0.keys()
         self._loop = None if isinstance(compiled, CompiledSteps) else compiled
         self._compiled = compiled if isinstance(compiled, CompiledSteps) else None
         self._clock = clock
@@ -91,21 +92,6 @@ class Execution:
             k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32))
             for k, v in inputs.phi_loss.items()
         }
-
-    @property
-    def steps(self) -> int:
-        """J."""
-        return self.inputs.steps
-
-    @property
-    def scale(self) -> float:
-        """What the sum of the tasks' losses is multiplied by."""
-        return self.inputs.scale
-
-    @property
-    def trained(self) -> Collection[str]:
-        """The names of theta."""
-        return self.inputs.theta_0.keys()
 
     def _all_actions(self) -> Iterator[Action]:
         return truncated(self._schedule, self.inputs.steps, self.inputs.first)
@@ -228,7 +214,7 @@ class Execution:
     def _take(self, done: Whole, found: Snapshot) -> None:
         """Take over what a compiled loop has computed."""
         inputs, environment = self.inputs, self.inputs.environment
-        buffers = {name: b.detach().clone() for name, b in zip(environment.names, environment.buffers, strict=True)}
+        buffers = environment.copies()
         environment.restore_buffers(found)
         self._train_losses, self._val_losses = done.train_losses, done.val_losses
         self._end = (done.theta, done.s, buffers)
@@ -407,8 +393,7 @@ class Execution:
     def _validate(self) -> Events:
         inputs, J = self.inputs, self.inputs.steps
         point = self._point
-        buffers = zip(inputs.environment.names, inputs.environment.buffers, strict=True)
-        self._end = (point.theta, point.state, {name: b.detach().clone() for name, b in buffers})
+        self._end = (point.theta, point.state, inputs.environment.copies())
         self._S = inputs.optimizer.zero_adjoint(point.state)
         forward_unroll.check_end(point.theta, self._train_losses)
         self._B = {k: torch.zeros_like(v) for k, v in point.theta.items()}

@@ -118,6 +118,16 @@ class Environment:
         """The buffers as they are now: a module may replace one instead of changing it in place."""
         return tuple(getattr(owner, key) for owner, key, _ in self._homes)
 
+    def copies(self) -> Tensors:
+        """The buffers as they are now, by name, in memory of their own."""
+        return {name: b.detach().clone() for name, b in zip(self.names, self.buffers, strict=True)}
+
+    def moved(self, found: Snapshot) -> bool:
+        """Whether a random number has been drawn, or a buffer changed, since `found`."""
+        now = self.capture(found)  # shares with `found` what is the same
+        pairs = zip((*now.generators, *now.buffers), (*found.generators, *found.buffers), strict=True)
+        return any(new is not old for new, old in pairs)
+
     def capture(self, previous: Snapshot | None = None) -> Snapshot:
         """A snapshot of now; parts equal to `previous` are shared with it, not copied."""
         generators: list[Any] = [torch.get_rng_state(), _numpy_state(), random.getstate()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,26 +58,12 @@ class WholeRun:
         self, compiled: CompiledWhole, frame: Frame, given: Given, environment: Environment | None,
         otherwise: Callable[[], Any],
     ) -> None:  # fmt: skip
+        self.steps, self.scale, self.trained = frame.steps, frame.scale, given.theta_0.keys()
         self._compiled, self._frame, self._given = compiled, frame, given
         self._environment, self._otherwise = environment, otherwise
         self._instead: Any = None
         self._outcome: Outcome | None = None
         self._buffers: Tensors = {}
-
-    @property
-    def steps(self) -> int:
-        """J."""
-        return self._frame.steps
-
-    @property
-    def scale(self) -> float:
-        """What the sum of the tasks' losses is multiplied by."""
-        return self._frame.scale
-
-    @property
-    def trained(self) -> Collection[str]:
-        """The names of theta."""
-        return self._given.theta_0.keys()
 
     def forward(self) -> Events:
         """All of Algorithm 1, told at its end."""
@@ -97,8 +83,7 @@ class WholeRun:
         outcome = None
         try:
             outcome = self._compiled(self._given)
-            names, buffers = environment.names, environment.buffers
-            self._buffers = {name: b.detach().clone() for name, b in zip(names, buffers, strict=True)}
+            self._buffers = environment.copies()
         finally:
             if outcome is None:  # the run that names what broke meets what this one met
                 environment.restore(found)

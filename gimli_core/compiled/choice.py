@@ -11,7 +11,7 @@ from gimli_core.compiled.loop import CompiledLoop
 from gimli_core.compiled.places import fits, outline
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.trial import Uncompiled
-from gimli_core.compiled.whole import CompiledWhole, form_of, is_small
+from gimli_core.compiled.whole import CompiledWhole, course_of, is_small
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.inputs import Inputs, signature
 from gimli_core.notice import notice
@@ -84,8 +84,8 @@ def chosen(
             )
         )
     if compile == "whole" or (compile != "steps" and whole and not watched and is_small(inputs)):
-        form = form_of(inputs)
-        found = _compiled(known, ("whole", inputs.steps, form.validates, form.warm), inputs)
+        course = course_of(inputs)
+        found = _compiled(known, ("whole", inputs.steps, course.validates, course.warm), inputs)
         if compile == "whole" or not isinstance(found, Uncompiled):
             return None if isinstance(found, Uncompiled) else found, None
     found = _compiled(known, ("loop",), inputs) if whole else Uncut()

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointPolicy
 
 from gimli_core.compiled.kernel import compiler_options, each_once
-from gimli_core.compiled.trial import Uncompiled, beside_eager, of_compiler, reason_of
+from gimli_core.compiled.trial import Uncompiled, beside_eager, compiling
 from gimli_core.modules import Environment
 
 __all__ = ["Halves", "Uncut"]
@@ -86,13 +86,8 @@ class Halves:
 
         Computes nothing. Of the leaves of all arguments only the form matters. Raises Uncompiled.
         """
-        try:
-            with torch.no_grad():
-                self._look(self._compiled, flat)
-        except Exception as error:
-            if not of_compiler(error):
-                raise
-            raise reason_of(error) from error
+        with compiling(), torch.no_grad():
+            self._look(self._compiled, flat)
 
     def first(self, early: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """(the leaves of the first result, what `second` needs) from the leaves of the early arguments."""

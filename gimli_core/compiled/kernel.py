@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gimli_core.compiled.places import builder, fits, lies_alike, outline, taker
-from gimli_core.compiled.trial import Uncompiled, beside_eager, of_compiler, reason_of
+from gimli_core.compiled.trial import Uncompiled, beside_eager, compiling, of_compiler
 from gimli_core.errors import first_line
 from gimli_core.modules import Environment
 from gimli_core.notice import notice
@@ -115,12 +115,8 @@ class Kernel:
             return
         self._looking = True
         try:
-            with torch.no_grad():
+            with compiling(), torch.no_grad():
                 self._compiled(*each_once(self._take(arguments)))
-        except Exception as error:
-            if not of_compiler(error):
-                raise
-            raise reason_of(error) from error
         finally:
             self._looking = False
 
@@ -130,11 +126,9 @@ class Kernel:
             return None
         self._closed = True
         try:
-            with torch.no_grad():
+            with compiling(), torch.no_grad():
                 return self._build(self._compiled(*each_once(self._take(arguments))))
-        except Exception as error:
-            if not of_compiler(error):
-                raise
+        except Uncompiled:
             return None
         finally:
             self._closed, self._called = False, None

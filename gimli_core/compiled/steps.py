@@ -46,9 +46,7 @@ class CompiledSteps:
         self._advance = Kernel("the step", bound(functions.advance, fixed), environment, arguments, batch, **options)
         # Whether the losses draw random numbers or change buffers: if not, no snapshot is needed to run a step again.
         self._advance(batch, *arguments)
-        after = environment.capture(found)  # shares with `found` what is the same
-        pairs = zip((*after.generators, *after.buffers), (*found.generators, *found.buffers), strict=True)
-        self.draws = any(new is not old for new, old in pairs)
+        self.draws = environment.moved(found)
         environment.restore(found)
         validation = (theta, *rest, inputs.val_batch)
         self._validate = Kernel(
@@ -63,7 +61,6 @@ class CompiledSteps:
 
     def look(self, inputs: Inputs) -> None:
         """Can all of a run be done with what was compiled, or compiled again? Raises Uncompiled."""
-        self.begin()
         point, batch = start(inputs), inputs.batch(0)
         arguments = *self._given(inputs, point), batch
         theta, rest = arguments[0], (inputs.phi_loss, inputs.frozen, inputs.val_batch)

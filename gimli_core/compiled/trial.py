@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 from gimli_core.errors import first_line
 from gimli_core.modules import Environment
 
-__all__ = ["Uncompiled", "as_close", "beside_eager", "distance", "of_compiler", "reason_of"]
+__all__ = ["Uncompiled", "as_close", "beside_eager", "compiling", "distance", "of_compiler", "reason_of"]
 
 # ||compiled - eager|| / ||eager|| that rounding can explain, by dtype; a compiled function beyond it is not used.
 TRUSTED = {torch.float64: 1e-6, torch.float32: 2e-2}
@@ -95,6 +96,17 @@ def distance(a: Any, b: Any) -> float:
         gap = torch.linalg.vector_norm(x.nan_to_num().double() - y.nan_to_num().double()).item()
         worst = max(worst, gap / max(size, floor) / TRUSTED.get(x.dtype, 3e-2) if gap else 0.0)
     return worst
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Within it, what the compiler cannot do is Uncompiled; what is raised by the compiled code stays as it is."""
+    try:
+        yield
+    except Exception as error:
+        if not of_compiler(error):
+            raise
+        raise reason_of(error) from error
 
 
 def of_compiler(error: Exception) -> bool:

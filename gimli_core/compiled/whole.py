@@ -20,7 +20,7 @@ from gimli_core.optimizers.fused import Fused
 from gimli_core.optimizers.interface import Hyper, State, Tensors
 from gimli_core.tasks import Tasks, expanded, summed
 
-__all__ = ["CompiledWhole", "Given", "Outcome", "form_of", "given_of", "is_small", "whole"]
+__all__ = ["CompiledWhole", "Given", "Outcome", "course_of", "given_of", "is_small", "whole"]
 
 # What is compiled whole unasked: few steps, and few numbers in each.
 STEPS, NUMBERS = 8, 2**18
@@ -45,7 +45,7 @@ class Given(NamedTuple):
     val_batch: Any
 
 
-class Form(NamedTuple):
+class Course(NamedTuple):
     """What a whole run is compiled for, besides what is `Fixed`."""
 
     validates: tuple[bool, ...]  # where L_val has a weight, from theta_0 to theta_J
@@ -73,15 +73,13 @@ class CompiledWhole:
 
     def __init__(self, inputs: Inputs) -> None:
         given, environment = given_of(inputs), inputs.environment
-        function = bound(whole, fixed_of(inputs), form_of(inputs))
+        function = bound(whole, fixed_of(inputs), course_of(inputs))
         self._kernel = Kernel("the whole run", function, environment, given, given[-2:], **options_of(inputs))
         self.seconds = self._kernel.seconds
         found = environment.capture()
         self._kernel(given[-2:], *given)
-        after = environment.capture(found)  # shares with `found` what is the same
+        self._pure = not environment.names and not environment.moved(found)
         environment.restore(found)
-        draws = any(new is not old for new, old in zip(after.generators, found.generators, strict=True))
-        self._pure = not draws and not environment.names
 
     @property
     def pure(self) -> bool:
@@ -102,9 +100,9 @@ def _sound(found: tuple[Outcome, Tensor] | None) -> Outcome | None:
     return found[0] if found is not None and found[1].item() else None
 
 
-def form_of(inputs: Inputs) -> Form:
+def course_of(inputs: Inputs) -> Course:
     """What `whole` is compiled for."""
-    return Form(tuple(w is not None for w in inputs.weights), inputs.tasks, inputs.warm)
+    return Course(tuple(w is not None for w in inputs.weights), inputs.tasks, inputs.warm)
 
 
 def given_of(inputs: Inputs) -> Given:
@@ -124,7 +122,7 @@ def given_of(inputs: Inputs) -> Given:
 
 
 def whole(
-    fixed: Fixed, form: Form, theta_0: Tensors, state_0: State, phi_loss: Tensors, frozen: Tensors,
+    fixed: Fixed, course: Course, theta_0: Tensors, state_0: State, phi_loss: Tensors, frozen: Tensors,
     hypers: list[Hyper], weights: Tensor, batches: list[Any], val_batch: Any,
 ) -> tuple[Outcome, Tensor]:  # fmt: skip
     """(lines 4-14, 1 if what came, the losses, theta_J and B_0 are finite and else 0).
@@ -132,12 +130,12 @@ def whole(
     theta_0 as it was given, not packed. `state_0` is empty where the optimizer's own start is meant. `weights` [J + 1]
     are w_0 … w_J, used where `validates`.
     """
-    optimizer, tasks, J = fixed.optimizer, form.tasks, len(batches)
+    optimizer, tasks, J = fixed.optimizer, course.tasks, len(batches)
     theta = optimizer.pack(theta_0 if tasks is None or tasks.theta else expanded(theta_0, tasks.count))
     s = state_0 or optimizer.initial_state_packed(theta, hypers[0])
     kept, train_losses, validated = [], [], {}
     for j, batch in enumerate(batches):
-        if form.validates[j]:
+        if course.validates[j]:
             validated[j] = validate(fixed, theta, phi_loss, frozen, val_batch)
         hyper = hypers[j if len(hypers) > 1 else 0]
         G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
@@ -145,7 +143,7 @@ def whole(
         train_losses.append(loss)
         theta, s = optimizer.step_packed(theta, s, G, hyper)
     theta_J, s_J = theta, s
-    if form.validates[J]:
+    if course.validates[J]:
         validated[J] = validate(fixed, theta, phi_loss, frozen, val_batch)
     B: Packed = pytree.tree_map(torch.zeros_like, theta)
     A_loss = {k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32)) for k, v in phi_loss.items()}
@@ -156,7 +154,7 @@ def whole(
             B, S, A_j, mixed = lines_11_to_14(fixed, theta, s, hyper, G, pull, B, S)
             A_opt.append(A_j)
             A_loss = {k: v + mixed[k] for k, v in A_loss.items()}
-        if form.validates[j]:
+        if course.validates[j]:
             w = weights[j] if tasks is None else weights[j] * tasks.scale
             B = pytree.tree_map(lambda v, g, w=w: v + w.to(g.dtype) * g, B, validated[j].theta)
             A_loss = {k: v + w.to(v.dtype) * validated[j].phi_loss[k] for k, v in A_loss.items()}
@@ -174,7 +172,7 @@ def whole(
         theta_J=dict(optimizer.unpack(theta_J).items()),
         state_J=optimizer.split_state(s_J),
         B_0=dict(B_0.items()),
-        S_0=S_0 if tasks is None or tasks.state or not form.warm else summed(S_0),
+        S_0=S_0 if tasks is None or tasks.state or not course.warm else summed(S_0),
         A_opt=A_opt,
         A_loss=A_loss,
     )

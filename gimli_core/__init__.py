@@ -1,7 +1,6 @@
 """Exact meta-gradients by Algorithm 1 of GIMLI: an explicit unroll, then a hand-written second-order backward sweep."""
 
 from gimli_core import errors, memory, optimizers, verification
-from gimli_core.autograd_bridge import unroll
 from gimli_core.markers import per_step, per_task
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.plan import Plan, plan
@@ -10,6 +9,7 @@ from gimli_core.progress import Progress
 from gimli_core.requirements import check_requirements
 from gimli_core.results import MetaGradient
 from gimli_core.step_through import lessons, step_through, trace
+from gimli_core.unroll import unroll
 from gimli_core.verification import verify
 from gimli_core.watch import AdjointNorms
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
+from gimli_core.environment import split_frozen
 from gimli_core.errors import ArgumentError, closest, explain, listing
-from gimli_core.modules import split_frozen
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.tasks import own, split_marked
 

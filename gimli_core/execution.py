@@ -19,13 +19,13 @@ from gimli_core.compiled.functions import Swept as CompiledSwept
 from gimli_core.compiled.loop import CompiledLoop, Whole
 from gimli_core.compiled.steps import CompiledSteps, start
 from gimli_core.derivatives import Gradient, evaluate
+from gimli_core.environment import Snapshot
 from gimli_core.errors import NotFiniteError, ReplayError
 from gimli_core.inputs import Inputs
 from gimli_core.measure import settle
 from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
 from gimli_core.memory.allocator import give_back, long_lived, reusing
 from gimli_core.memory.truncated import truncated
-from gimli_core.modules import Snapshot
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.record import Event, Kept, Point, Record
 from gimli_core.results import MetaGradient, Trajectory

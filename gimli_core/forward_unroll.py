@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from gimli_core.derivatives import Gradient, gradient
+from gimli_core.environment import keeping_buffers
 from gimli_core.errors import NotFiniteError
 from gimli_core.inputs import Inputs
-from gimli_core.modules import keeping_buffers
 from gimli_core.optimizers.fused import Spread
 from gimli_core.optimizers.interface import Tensors
 from gimli_core.record import Event, Point

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gimli_core.arguments import check_batches, check_phi_loss, check_state, check_theta, check_weights
+from gimli_core.environment import Environment, discover
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.meta_parameters import Hyperparameters, expand_betas
-from gimli_core.modules import Environment, discover
 from gimli_core.optimizers.fused import Fused, fuses
 from gimli_core.optimizers.interface import ElementwiseOptimizer, Optimizer, State, Tensors
 from gimli_core.optimizers.over_tasks import OverTasks

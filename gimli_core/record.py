@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from gimli_core.derivatives import Gradient
-from gimli_core.modules import Snapshot
+from gimli_core.environment import Snapshot
 from gimli_core.optimizers.interface import State, Tensors
 
 __all__ = ["Event", "Kept", "Point", "Record"]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import gimli_core as gimli
 from gimli_core.compiled import choice, halves, loop
 from gimli_core.compiled.halves import Halves
+from gimli_core.environment import Environment
 from gimli_core.errors import ArgumentError, NotFiniteError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
-from gimli_core.modules import Environment
 from gimli_core.optimizers import LAMB, SGD, Adam, ClipNorm, Optimizer, RMSprop, fused
 
 pytestmark = pytest.mark.skipif(

@@ -16,8 +16,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gimli_core as gimli
+from gimli_core.environment import discover
 from gimli_core.memory import RetainGraphs
-from gimli_core.modules import discover
 from gimli_core.optimizers import SGD, Adam
 from gimli_core.verification.plain_unroll import autograd_gradient
 from tests.cases import SCHEDULES, distance, entries, question

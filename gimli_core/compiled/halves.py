@@ -24,7 +24,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from gimli_core.compiled.kernel import compiler_options, each_once
 from gimli_core.compiled.trial import Uncompiled, beside_eager, compiling
-from gimli_core.modules import Environment
+from gimli_core.environment import Environment
 
 __all__ = ["Halves", "Uncut"]
 

@@ -16,8 +16,8 @@ import torch
 
 from gimli_core.compiled.places import builder, fits, lies_alike, outline, taker
 from gimli_core.compiled.trial import Uncompiled, beside_eager, compiling, of_compiler
+from gimli_core.environment import Environment
 from gimli_core.errors import first_line
-from gimli_core.modules import Environment
 from gimli_core.notice import notice
 
 __all__ = ["ANOTHER_FORM", "Kernel", "compiler_options", "each_once"]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from gimli_core.environment import Environment
 from gimli_core.errors import first_line
-from gimli_core.modules import Environment
 
 __all__ = ["Uncompiled", "as_close", "beside_eager", "compiling", "distance", "of_compiler", "reason_of"]
 

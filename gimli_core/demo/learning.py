@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from gimli_core.autograd_bridge import unroll
 from gimli_core.demo.data import Labelled, Splits
 from gimli_core.optimizers import Adam
 from gimli_core.problem import Problem
+from gimli_core.unroll import unroll
 
 __all__ = ["Hyperparameters", "Score", "Training", "grid", "grid_rates", "learn", "score", "train"]
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.autograd_bridge import Once
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW
 from gimli_core.optimizers.interface import Hyper, Optimizer, State, Tensors
+from gimli_core.unroll import Once
 
 __all__ = ["TWICE", "differentiable_step"]
 

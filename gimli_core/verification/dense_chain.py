@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
-from gimli_core.modules import Environment, split_frozen
+from gimli_core.environment import Environment, split_frozen
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.verification.plain_rules import Root, initial_state, plain_step, values_at
 from gimli_core.verification.plain_unroll import inner_gradient, slots

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gimli_core.modules import Environment, Snapshot
+from gimli_core.environment import Environment, Snapshot
 from gimli_core.verification.plain_unroll import loss_value
 from gimli_core.verification.question import Entries, Key, Question
 

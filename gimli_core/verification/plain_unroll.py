@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gimli_core.environment import Environment, Snapshot, keeping_buffers, split_frozen
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.modules import Environment, Snapshot, keeping_buffers, split_frozen
 from gimli_core.optimizers.interface import Hyper, State, Tensors
 from gimli_core.verification.plain_rules import Root, initial_state, plain_step, values_at
 from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gimli_core.environment import Environment, discover, split_frozen
 from gimli_core.markers import PerStep
 from gimli_core.meta_parameters import expand_betas
-from gimli_core.modules import Environment, discover, split_frozen
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
 

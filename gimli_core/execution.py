@@ -18,7 +18,7 @@ from gimli_core.compiled.choice import Clock
 from gimli_core.compiled.functions import Swept as CompiledSwept
 from gimli_core.compiled.loop import CompiledLoop, Whole
 from gimli_core.compiled.steps import CompiledSteps, start
-from gimli_core.derivatives import Gradient, evaluate
+from gimli_core.derivatives.first_order import Gradient, evaluate
 from gimli_core.environment import Snapshot
 from gimli_core.errors import NotFiniteError, ReplayError
 from gimli_core.inputs import Inputs

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from gimli_core.derivatives import Gradient, gradient
+from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.environment import keeping_buffers
 from gimli_core.errors import NotFiniteError
 from gimli_core.inputs import Inputs

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gimli_core.arguments import check_batches, check_phi_loss, check_state, check_theta, check_weights
+from gimli_core.derivatives.second_order import ASKED, BY_GRAPH
 from gimli_core.environment import Environment, discover
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.meta_parameters import Hyperparameters, expand_betas
@@ -18,7 +19,6 @@ from gimli_core.optimizers.fused import Fused, fuses
 from gimli_core.optimizers.interface import ElementwiseOptimizer, Optimizer, State, Tensors
 from gimli_core.optimizers.over_tasks import OverTasks
 from gimli_core.problem import Problem
-from gimli_core.second_order import ASKED, BY_GRAPH
 from gimli_core.tasks import Tasks, check_tasks, expanded, over_tasks, own, split_marked, stacked_state
 
 __all__ = ["RECURRENCES", "Inputs", "fused", "modules_of", "prepare", "signature"]

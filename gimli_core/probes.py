@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gimli_core.derivatives import evaluate
+from gimli_core.derivatives.first_order import evaluate
 from gimli_core.errors import ReplayError, RequirementError
 from gimli_core.inputs import Inputs
 from gimli_core.meta_parameters import tensor_paths

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from gimli_core.derivatives import Gradient
+from gimli_core.derivatives.first_order import Gradient
 from gimli_core.environment import Snapshot
 from gimli_core.optimizers.interface import State, Tensors
 

@@ -134,15 +134,20 @@ def test_autograd_is_asked_in_three_places() -> None:
     """First derivatives in derivatives.py; second ones in second_order/, which stands on it and knows no run; and both
     once more, traced, in compiled/functions.py."""
     asking = {name for name, path in CORE.items() if autograd_calls(path)}
-    second = {"gimli_core.second_order.reverse_over_reverse", "gimli_core.second_order.dual"}
-    assert asking == {"gimli_core.derivatives", "gimli_core.compiled.functions"} | second | LOCAL
-    package = {name for name in CORE if name.startswith("gimli_core.second_order.")}
-    below = {"gimli_core.derivatives", "gimli_core.errors", "gimli_core.problem", "gimli_core.optimizers.interface"}
+    second = {"gimli_core.derivatives.second_order.reverse_over_reverse", "gimli_core.derivatives.second_order.dual"}
+    assert asking == {"gimli_core.derivatives.first_order", "gimli_core.compiled.functions"} | second | LOCAL
+    package = {name for name in CORE if name.startswith("gimli_core.derivatives.second_order.")}
+    below = {
+        "gimli_core.derivatives.first_order",
+        "gimli_core.errors",
+        "gimli_core.problem",
+        "gimli_core.optimizers.interface",
+    }
     for name in package:
         known = {module for module in imports(CORE[name]) if module in CORE}
-        assert {module for module in known if module not in package | {"gimli_core.second_order"}} <= below | {
-            module.rpartition(".")[0] for module in below
-        }, name
+        assert {
+            module for module in known if module not in package | {"gimli_core.derivatives.second_order"}
+        } <= below | {module.rpartition(".")[0] for module in below}, name
 
 
 # Autograd within one step, by design: an optimizer of which only the step is written, and SAM, which is a loss.

@@ -12,10 +12,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import gimli_core as gimli
+from gimli_core.derivatives.second_order import MEANS
 from gimli_core.errors import ArgumentError, ReplayError, RequirementError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
 from gimli_core.optimizers import SGD, Adam
-from gimli_core.second_order import MEANS
 from tests.cases import PROBLEMS, RULES, SCHEDULES, STARTS, Rule, arguments, distance, entries, largest, question
 from tests.test_contract import flat_results, identical
 

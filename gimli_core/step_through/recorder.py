@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gimli_core.derivatives import hessian
+from gimli_core.derivatives.first_order import hessian
 from gimli_core.errors import ArgumentError, closest, explain
 from gimli_core.optimizers.interface import Optimizer, State, Tensors
 from gimli_core.optimizers.sgd import SGD

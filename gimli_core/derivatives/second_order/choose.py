@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gimli_core.derivatives.second_order import forward_over_reverse, reverse_over_forward
+from gimli_core.derivatives.second_order.products import Products
 from gimli_core.optimizers.interface import Tensors
-from gimli_core.second_order import forward_over_reverse, reverse_over_forward
-from gimli_core.second_order.products import Products
 
 __all__ = ["ASKED", "BY_GRAPH", "MEANS", "Choice", "choose", "from_a_point"]
 

@@ -18,11 +18,11 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gimli_core.derivatives import differentiate, evaluate
+from gimli_core.derivatives.first_order import differentiate, evaluate
+from gimli_core.derivatives.second_order.dual import duals, tangent
+from gimli_core.derivatives.second_order.products import Products, collect
 from gimli_core.optimizers.interface import Tensors
 from gimli_core.problem import Loss
-from gimli_core.second_order.dual import duals, tangent
-from gimli_core.second_order.products import Products, collect
 
 __all__ = ["products"]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gimli_core.derivatives import Graph
+from gimli_core.derivatives.first_order import Graph
+from gimli_core.derivatives.second_order.products import Products, collect
 from gimli_core.optimizers.interface import Tensors
-from gimli_core.second_order.products import Products, collect
 
 __all__ = ["products"]
 

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain, listing
-from gimli_core.optimizers.adadelta import Adadelta
-from gimli_core.optimizers.adafactor import Adafactor
-from gimli_core.optimizers.adagrad import Adagrad
-from gimli_core.optimizers.adam import Adam, AdamW
-from gimli_core.optimizers.adamax import Adamax
-from gimli_core.optimizers.asgd import ASGD
 from gimli_core.optimizers.check import constants
 from gimli_core.optimizers.interface import Optimizer, State, Tensors
-from gimli_core.optimizers.muon import Muon
-from gimli_core.optimizers.nadam import NAdam
-from gimli_core.optimizers.radam import RAdam
-from gimli_core.optimizers.rmsprop import RMSprop
-from gimli_core.optimizers.rprop import Rprop
-from gimli_core.optimizers.sgd import SGD
-from gimli_core.optimizers.sparse_adam import SparseAdam
+from gimli_core.optimizers.rules.adadelta import Adadelta
+from gimli_core.optimizers.rules.adafactor import Adafactor
+from gimli_core.optimizers.rules.adagrad import Adagrad
+from gimli_core.optimizers.rules.adam import Adam, AdamW
+from gimli_core.optimizers.rules.adamax import Adamax
+from gimli_core.optimizers.rules.asgd import ASGD
+from gimli_core.optimizers.rules.muon import Muon
+from gimli_core.optimizers.rules.nadam import NAdam
+from gimli_core.optimizers.rules.radam import RAdam
+from gimli_core.optimizers.rules.rmsprop import RMSprop
+from gimli_core.optimizers.rules.rprop import Rprop
+from gimli_core.optimizers.rules.sgd import SGD
+from gimli_core.optimizers.rules.sparse_adam import SparseAdam
 
 __all__ = ["REGISTERED", "FromTorch", "from_torch", "options_of", "register"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gimli_core.optimizers.interface import ElementwiseOptimizer, Tensors, Thunks, hyperparameter
-from gimli_core.optimizers.parts import WeightDecay
-from gimli_core.optimizers.singular import sqrt_slope
+from gimli_core.optimizers.rules.parts import WeightDecay
+from gimli_core.optimizers.rules.singular import sqrt_slope
 
 __all__ = ["Adadelta"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.optimizers.interface import ElementwiseOptimizer, Tensors, Thunks, hyperparameter
-from gimli_core.optimizers.singular import sqrt_slope
+from gimli_core.optimizers.rules.singular import sqrt_slope
 
 __all__ = ["Adam", "AdamW"]
 

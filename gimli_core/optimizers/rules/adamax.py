@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.optimizers.interface import ElementwiseOptimizer, Tensors, Thunks, hyperparameter
-from gimli_core.optimizers.parts import WeightDecay
+from gimli_core.optimizers.rules.parts import WeightDecay
 
 __all__ = ["Adamax"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gimli_core.optimizers.interface import ElementwiseOptimizer, Tensors, Thunks, hyperparameter
-from gimli_core.optimizers.parts import moments, moments_pullback
-from gimli_core.optimizers.singular import sqrt_slope
+from gimli_core.optimizers.rules.parts import moments, moments_pullback
+from gimli_core.optimizers.rules.singular import sqrt_slope
 
 __all__ = ["SparseAdam"]
 

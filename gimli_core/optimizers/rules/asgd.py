@@ -18,7 +18,7 @@ from gimli_core.optimizers.interface import (
     hyperparameter,
     reduce_like,
 )
-from gimli_core.optimizers.parts import WeightDecay
+from gimli_core.optimizers.rules.parts import WeightDecay
 
 __all__ = ["ASGD"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.optimizers.interface import Tensors, TensorwiseOptimizer, Thunks, hyperparameter
-from gimli_core.optimizers.parts import WeightDecay
+from gimli_core.optimizers.rules.parts import WeightDecay
 
 __all__ = ["Adafactor"]
 

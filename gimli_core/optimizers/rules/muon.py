@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.optimizers.interface import Tensors, TensorwiseOptimizer, Thunks, hyperparameter
-from gimli_core.optimizers.parts import WeightDecay
+from gimli_core.optimizers.rules.parts import WeightDecay
 
 __all__ = ["Muon"]
 

@@ -18,7 +18,7 @@ from gimli_core.optimizers.interface import (
     hyperparameter,
     reduce_like,
 )
-from gimli_core.optimizers.singular import sqrt_slope
+from gimli_core.optimizers.rules.singular import sqrt_slope
 
 __all__ = ["Adagrad"]
 

@@ -1,8 +1,8 @@
 """Exact meta-gradients by Algorithm 1 of GIMLI: an explicit unroll, then a hand-written second-order backward sweep."""
 
 from gimli_core import errors, memory, optimizers, verification
-from gimli_core.markers import per_step, per_task
 from gimli_core.meta_gradient import meta_gradient
+from gimli_core.meta_parameters.marks import per_step, per_task
 from gimli_core.plan import Plan, plan
 from gimli_core.problem import Problem
 from gimli_core.progress import Progress

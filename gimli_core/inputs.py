@@ -14,7 +14,7 @@ from gimli_core.arguments import check_batches, check_phi_loss, check_state, che
 from gimli_core.derivatives.second_order import ASKED, BY_GRAPH
 from gimli_core.environment import Environment, discover
 from gimli_core.errors import ArgumentError, closest, explain, listing
-from gimli_core.meta_parameters import Hyperparameters, expand_betas
+from gimli_core.meta_parameters.hyperparameters import Hyperparameters, expand_betas
 from gimli_core.optimizers.fused import Fused, fuses
 from gimli_core.optimizers.interface import ElementwiseOptimizer, Optimizer, State, Tensors
 from gimli_core.optimizers.over_tasks import OverTasks

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from gimli_core.derivatives.first_order import evaluate
 from gimli_core.errors import ReplayError, RequirementError
 from gimli_core.inputs import Inputs
-from gimli_core.meta_parameters import tensor_paths
+from gimli_core.meta_parameters.hyperparameters import tensor_paths
 
 __all__ = ["probe_replay", "refuse_once_differentiable", "refuse_stray_tensors"]
 

@@ -21,7 +21,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from gimli_core.errors import ArgumentError, explain, first_line, listing
-from gimli_core.markers import PerTask
+from gimli_core.meta_parameters.marks import PerTask
 from gimli_core.notice import notice
 from gimli_core.optimizers.fused import Spread
 from gimli_core.optimizers.interface import Tensors

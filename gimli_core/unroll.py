@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gimli_core.errors import SecondDerivativeError
 from gimli_core.execution import drain
-from gimli_core.markers import unmarked
 from gimli_core.memory.actions import Schedule
-from gimli_core.meta_parameters import look_up, tensor_paths
+from gimli_core.meta_parameters.hyperparameters import look_up, tensor_paths
+from gimli_core.meta_parameters.marks import unmarked
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
 from gimli_core.progress import Progress

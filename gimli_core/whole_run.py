@@ -12,7 +12,7 @@ from gimli_core.compiled.whole import CompiledWhole, Given, Outcome
 from gimli_core.environment import Environment
 from gimli_core.inputs import Inputs
 from gimli_core.memory.allocator import reusing
-from gimli_core.meta_parameters import Hyperparameters
+from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.optimizers.interface import Optimizer, Tensors
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient, Trajectory

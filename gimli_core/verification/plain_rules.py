@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from gimli_core import optimizers
-from gimli_core.markers import PerStep
-from gimli_core.meta_parameters import expand_betas
+from gimli_core.meta_parameters.hyperparameters import expand_betas
+from gimli_core.meta_parameters.marks import PerStep
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from gimli_core.optimizers.interface import Hyper, State, Tensors
 from gimli_core.verification.plain_torch_rules import STARTS, TORCH_RULES

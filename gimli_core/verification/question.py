@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from gimli_core.environment import Environment, discover, split_frozen
-from gimli_core.markers import PerStep
-from gimli_core.meta_parameters import expand_betas
+from gimli_core.meta_parameters.hyperparameters import expand_betas
+from gimli_core.meta_parameters.marks import PerStep
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
 

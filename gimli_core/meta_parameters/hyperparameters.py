@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gimli_core.arguments import finite
 from gimli_core.errors import ArgumentError, closest, explain, listing
-from gimli_core.markers import PerStep, PerTask, unmarked
+from gimli_core.meta_parameters.marks import PerStep, PerTask, unmarked
 from gimli_core.optimizers.interface import Hyper, Optimizer, Tensors
 
 __all__ = ["Hyperparameters", "expand_betas", "look_up", "resolve_groups", "tensor_paths"]

@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from gimli_core.environment import split_frozen
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.optimizers.interface import State, Tensors
-from gimli_core.tasks import own, split_marked
+from gimli_core.transforms.tasks import own, split_marked
 
 __all__ = ["check_batches", "check_phi_loss", "check_state", "check_theta", "check_weights", "finite", "laid_out"]
 

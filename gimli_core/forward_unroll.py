@@ -15,9 +15,9 @@ from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.environment import keeping_buffers
 from gimli_core.errors import NotFiniteError
 from gimli_core.inputs import Inputs
-from gimli_core.optimizers.fused import Spread
 from gimli_core.optimizers.interface import Tensors
 from gimli_core.record import Event, Point
+from gimli_core.transforms.one_vector import Spread
 
 __all__ = ["check_end", "check_finite", "flaw", "inner_gradient", "step"]
 

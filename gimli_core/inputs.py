@@ -15,11 +15,11 @@ from gimli_core.derivatives.second_order import ASKED, BY_GRAPH
 from gimli_core.environment import Environment, discover
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters, expand_betas
-from gimli_core.optimizers.fused import Fused, fuses
 from gimli_core.optimizers.interface import ElementwiseOptimizer, Optimizer, State, Tensors
-from gimli_core.optimizers.over_tasks import OverTasks
 from gimli_core.problem import Problem
-from gimli_core.tasks import Tasks, check_tasks, expanded, over_tasks, own, split_marked, stacked_state
+from gimli_core.transforms.one_vector import Fused, fuses
+from gimli_core.transforms.over_tasks import OverTasks
+from gimli_core.transforms.tasks import Tasks, check_tasks, expanded, over_tasks, own, split_marked, stacked_state
 
 __all__ = ["RECURRENCES", "Inputs", "fused", "modules_of", "prepare", "signature"]
 

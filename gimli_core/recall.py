@@ -17,9 +17,9 @@ from gimli_core.arguments import check_batches, check_phi_loss, check_theta, lai
 from gimli_core.compiled.whole import CompiledWhole, Given
 from gimli_core.environment import Environment
 from gimli_core.inputs import Inputs, modules_of
-from gimli_core.optimizers.fused import Fused
 from gimli_core.problem import Problem
-from gimli_core.tasks import expanded, over_tasks
+from gimli_core.transforms.one_vector import Fused
+from gimli_core.transforms.tasks import expanded, over_tasks
 from gimli_core.whole_run import Frame
 
 __all__ = ["form_of", "recalled", "recalled_whole", "remember", "remember_whole"]

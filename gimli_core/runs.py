@@ -22,7 +22,7 @@ from gimli_core.recall import form_of, recalled, recalled_whole, remember, remem
 from gimli_core.record import Event
 from gimli_core.requirements import require
 from gimli_core.results import MetaGradient, Trajectory
-from gimli_core.tasks import of_tasks, own
+from gimli_core.transforms.tasks import of_tasks, own
 from gimli_core.whole_run import Frame, WholeRun
 
 __all__ = ["Run", "check_schedule", "make_run"]

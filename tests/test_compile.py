@@ -15,7 +15,8 @@ from gimli_core.compiled.halves import Halves
 from gimli_core.environment import Environment
 from gimli_core.errors import ArgumentError, NotFiniteError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
-from gimli_core.optimizers import LAMB, SGD, Adam, ClipNorm, Optimizer, RMSprop, fused
+from gimli_core.optimizers import LAMB, SGD, Adam, ClipNorm, Optimizer, RMSprop
+from gimli_core.transforms import one_vector as fused
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler"

@@ -18,10 +18,10 @@ from gimli_core.compiled.kernel import Kernel
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.forward_unroll import check_finite
 from gimli_core.inputs import Inputs
-from gimli_core.optimizers.fused import Fused
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.record import Event, Point
-from gimli_core.tasks import LossOverTasks
+from gimli_core.transforms.one_vector import Fused
+from gimli_core.transforms.tasks import LossOverTasks
 
 __all__ = ["CompiledSteps", "bound", "fixed_of", "options_of", "start"]
 

@@ -16,9 +16,9 @@ from gimli_core.compiled.functions import Fixed, Packed, linearised, lines_11_to
 from gimli_core.compiled.kernel import Kernel
 from gimli_core.compiled.steps import bound, fixed_of, options_of
 from gimli_core.inputs import Inputs
-from gimli_core.optimizers.fused import Fused
 from gimli_core.optimizers.interface import Hyper, State, Tensors
-from gimli_core.tasks import Tasks, expanded, summed
+from gimli_core.transforms.one_vector import Fused
+from gimli_core.transforms.tasks import Tasks, expanded, summed
 
 __all__ = ["CompiledWhole", "Given", "Outcome", "course_of", "given_of", "is_small", "whole"]
 

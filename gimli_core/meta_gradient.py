@@ -12,10 +12,10 @@ from gimli_core.execution import drain
 from gimli_core.memory.actions import Schedule
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
-from gimli_core.progress import Progress
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
 from gimli_core.runs import make_run
+from gimli_core.watchers.progress import Progress
 
 __all__ = ["meta_gradient"]
 

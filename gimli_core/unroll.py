@@ -17,9 +17,9 @@ from gimli_core.meta_parameters.hyperparameters import look_up, tensor_paths
 from gimli_core.meta_parameters.marks import unmarked
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
-from gimli_core.progress import Progress
 from gimli_core.results import MetaGradient
 from gimli_core.runs import Run, make_run
+from gimli_core.watchers.progress import Progress
 
 __all__ = ["Once", "unroll"]
 

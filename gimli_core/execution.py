@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from gimli_core import backward_sweep, forward_unroll
+from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled.choice import Clock
 from gimli_core.compiled.functions import Swept as CompiledSwept
 from gimli_core.compiled.loop import CompiledLoop, Whole
@@ -21,7 +22,6 @@ from gimli_core.compiled.steps import CompiledSteps, start
 from gimli_core.derivatives.first_order import Gradient, evaluate
 from gimli_core.environment import Snapshot
 from gimli_core.errors import NotFiniteError, ReplayError
-from gimli_core.inputs import Inputs
 from gimli_core.measure import settle
 from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
 from gimli_core.memory.allocator import give_back, long_lived, reusing

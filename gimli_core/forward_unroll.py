@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.environment import keeping_buffers
 from gimli_core.errors import NotFiniteError
-from gimli_core.inputs import Inputs
 from gimli_core.optimizers.interface import Tensors
 from gimli_core.record import Event, Point
 from gimli_core.transforms.one_vector import Spread

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import torch
 
+from gimli_core.arguments.inputs import Inputs, signature
 from gimli_core.compiled.places import fits, outline
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.inputs import Inputs, signature
 from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Tier, Validate
 from gimli_core.memory.allocator import fresh_seconds, keeper, occupied, separates
 from gimli_core.memory.budget import Budget, choose, estimate

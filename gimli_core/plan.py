@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from gimli_core.arguments.inputs import fused, prepare
 from gimli_core.compiled.choice import chosen
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.execution import Execution
-from gimli_core.inputs import fused, prepare
 from gimli_core.measure import known_costs
 from gimli_core.memory.actions import Schedule
 from gimli_core.memory.binomial import advances

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import evaluate
 from gimli_core.errors import ReplayError, RequirementError
-from gimli_core.inputs import Inputs
 from gimli_core.meta_parameters.hyperparameters import tensor_paths
 
 __all__ = ["probe_replay", "refuse_once_differentiable", "refuse_stray_tensors"]

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gimli_core.arguments import check_batches, check_phi_loss, check_theta, laid_out
+from gimli_core.arguments.checks import check_batches, check_phi_loss, check_theta, laid_out
+from gimli_core.arguments.inputs import Inputs, modules_of
 from gimli_core.compiled.whole import CompiledWhole, Given
 from gimli_core.environment import Environment
-from gimli_core.inputs import Inputs, modules_of
 from gimli_core.problem import Problem
 from gimli_core.transforms.one_vector import Fused
 from gimli_core.transforms.tasks import expanded, over_tasks

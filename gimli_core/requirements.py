@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.derivatives.first_order import Graph, differentiate, evaluate, gradient
 from gimli_core.derivatives.second_order import BY_GRAPH, Choice, Products, choose, from_a_point, reverse_over_reverse
 from gimli_core.errors import RequirementError
-from gimli_core.inputs import Inputs, prepare
 from gimli_core.notice import notice
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.probes import probe_replay, refuse_once_differentiable, refuse_stray_tensors

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gimli_core.arguments.inputs import Inputs
 from gimli_core.environment import Snapshot
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.inputs import Inputs
 from gimli_core.memory.actions import Action, Advance, Drop, Keep, Schedule, Store, Sweep, Tier
 from gimli_core.memory.checkpoint import Checkpoint
 from gimli_core.memory.retain_graphs import RetainGraphs

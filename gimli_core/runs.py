@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gimli_core.arguments import check_batches
+from gimli_core.arguments.checks import check_batches
+from gimli_core.arguments.inputs import fused, prepare
 from gimli_core.compiled.choice import check_compile, chosen
 from gimli_core.compiled.whole import CompiledWhole, given_of
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.execution import Execution
-from gimli_core.inputs import fused, prepare
 from gimli_core.memory.actions import Schedule
 from gimli_core.memory.retain_graphs import RetainGraphs
 from gimli_core.meta_parameters.marks import PerTask, unmarked

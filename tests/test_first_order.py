@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import gimli_core as gimli
+from gimli_core.arguments.inputs import prepare
 from gimli_core.derivatives.second_order import MEANS
 from gimli_core.errors import ArgumentError, RequirementError
 from gimli_core.execution import Execution
-from gimli_core.inputs import prepare
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from tests.cases import DISK, distance

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from gimli_core.arguments.inputs import Inputs, signature
 from gimli_core.compiled.halves import Uncut
 from gimli_core.compiled.loop import CompiledLoop
 from gimli_core.compiled.places import fits, outline
@@ -13,7 +14,6 @@ from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.trial import Uncompiled
 from gimli_core.compiled.whole import CompiledWhole, course_of, is_small
 from gimli_core.errors import ArgumentError, explain, listing
-from gimli_core.inputs import Inputs, signature
 from gimli_core.notice import notice
 
 __all__ = ["AUTO_SECONDS", "Clock", "check_compile", "chosen"]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled import functions
 from gimli_core.compiled.functions import Advanced, Packed, Swept, Validated, rows, soundness
 from gimli_core.compiled.halves import Halves
@@ -21,7 +22,6 @@ from gimli_core.compiled.kernel import ANOTHER_FORM, Kernel
 from gimli_core.compiled.places import builder, fits, outline, taker
 from gimli_core.compiled.steps import bound, fixed_of, options_of
 from gimli_core.compiled.trial import Uncompiled
-from gimli_core.inputs import Inputs
 from gimli_core.notice import notice
 from gimli_core.optimizers.interface import Hyper, State, Tensors
 from gimli_core.record import Event

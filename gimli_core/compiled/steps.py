@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled import functions
 from gimli_core.compiled.functions import Fixed
 from gimli_core.compiled.kernel import Kernel
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.forward_unroll import check_finite
-from gimli_core.inputs import Inputs
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.record import Event, Point
 from gimli_core.transforms.one_vector import Fused

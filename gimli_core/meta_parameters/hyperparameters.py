@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.arguments import finite
+from gimli_core.arguments.checks import finite
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.meta_parameters.marks import PerStep, PerTask, unmarked
 from gimli_core.optimizers.interface import Hyper, Optimizer, Tensors

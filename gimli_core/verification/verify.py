@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.environment import Environment
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.execution import Execution
-from gimli_core.inputs import Inputs, prepare
 from gimli_core.memory import Schedule
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.optimizers.interface import State

@@ -23,9 +23,9 @@ import torch
 
 import gimli_core as gimli
 import gimli_core.measure as engine_measure
+from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.execution import Execution
-from gimli_core.inputs import Inputs, prepare
 from gimli_core.measure import known_costs, measure
 from gimli_core.memory.budget import choose, estimate, least
 from gimli_core.memory.cost import predict

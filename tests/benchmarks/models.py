@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gimli_core as gimli
+from gimli_core.arguments.inputs import fused, prepare
 from gimli_core.compiled.choice import chosen
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.execution import Execution
-from gimli_core.inputs import fused, prepare
 from gimli_core.measure import measure
 from gimli_core.memory.budget import estimate, least
 from tests.benchmarks.budget import Measured, measured, schedule_named, timed, verdict

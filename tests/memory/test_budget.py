@@ -12,10 +12,10 @@ import torch
 import gimli_core as gimli
 import gimli_core.measure as measure_module
 import gimli_core.storage as storage_module
+from gimli_core.arguments.inputs import prepare
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError
 from gimli_core.execution import Execution
-from gimli_core.inputs import prepare
 from gimli_core.measure import known_costs, measure
 from gimli_core.memory import Budget, Checkpoint
 from gimli_core.memory.actions import Advance

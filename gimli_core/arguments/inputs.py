@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gimli_core.arguments import check_batches, check_phi_loss, check_state, check_theta, check_weights
+from gimli_core.arguments.checks import check_batches, check_phi_loss, check_state, check_theta, check_weights
 from gimli_core.derivatives.second_order import ASKED, BY_GRAPH
 from gimli_core.environment import Environment, discover
 from gimli_core.errors import ArgumentError, closest, explain, listing

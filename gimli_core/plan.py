@@ -22,7 +22,7 @@ from gimli_core.memory.cost import Costs, holes
 from gimli_core.memory.sizes import show_size
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
-from gimli_core.requirements import require
+from gimli_core.requirements.examine import require
 
 __all__ = ["Plan", "Row", "plan"]
 

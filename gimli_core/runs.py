@@ -20,7 +20,7 @@ from gimli_core.memory.retain_graphs import RetainGraphs
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.recall import form_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.record import Event
-from gimli_core.requirements import require
+from gimli_core.requirements.examine import require
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.transforms.tasks import of_tasks, own
 from gimli_core.whole_run import Frame, WholeRun

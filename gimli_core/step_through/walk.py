@@ -17,7 +17,7 @@ from gimli_core.memory.actions import Schedule
 from gimli_core.optimizers.interface import Optimizer, State, Tensors
 from gimli_core.problem import Problem
 from gimli_core.record import Event
-from gimli_core.requirements import require
+from gimli_core.requirements.examine import require
 from gimli_core.results import MetaGradient
 from gimli_core.runs import check_schedule
 

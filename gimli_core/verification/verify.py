@@ -16,7 +16,7 @@ from gimli_core.memory import Schedule
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
-from gimli_core.requirements import require
+from gimli_core.requirements.examine import require
 from gimli_core.runs import check_schedule
 from gimli_core.verification.bounds import Bounds
 from gimli_core.verification.claims import entries_of

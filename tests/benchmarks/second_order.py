@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import gimli_core as gimli
 from gimli_core.arguments.inputs import prepare
 from gimli_core.derivatives.second_order import MEANS
-from gimli_core.requirements import require
+from gimli_core.requirements.examine import require
 from tests.benchmarks.measure import MIB, in_fresh_process, median_ratio, peak_above_base
 from tests.benchmarks.mnist_mlp import DATA, Workload
 from tests.benchmarks.models import Block, Work

@@ -24,8 +24,8 @@ from gimli_core.derivatives.second_order import BY_GRAPH, Choice, Products, choo
 from gimli_core.errors import RequirementError
 from gimli_core.notice import notice
 from gimli_core.optimizers.interface import State, Tensors
-from gimli_core.probes import probe_replay, refuse_once_differentiable, refuse_stray_tensors
 from gimli_core.problem import Problem
+from gimli_core.requirements.probes import probe_replay, refuse_once_differentiable, refuse_stray_tensors
 
 __all__ = ["Requirement", "Requirements", "check_requirements", "require"]
 

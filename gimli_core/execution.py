@@ -22,15 +22,15 @@ from gimli_core.compiled.steps import CompiledSteps, start
 from gimli_core.derivatives.first_order import Gradient, evaluate
 from gimli_core.environment import Snapshot
 from gimli_core.errors import NotFiniteError, ReplayError
-from gimli_core.measure import settle
-from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
 from gimli_core.memory.allocator import give_back, long_lived, reusing
-from gimli_core.memory.truncated import truncated
+from gimli_core.memory.measure import settle
+from gimli_core.memory.schedules.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
+from gimli_core.memory.schedules.truncated import truncated
+from gimli_core.memory.storage import Storage
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.record import Event, Kept, Point, Record
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.resume import Journal, describe, plain_snapshot, rebuilding, schedule_of, snapshot_of, state_after
-from gimli_core.storage import Storage
 from gimli_core.transforms.tasks import summed
 
 __all__ = ["Execution", "drain"]

@@ -13,13 +13,13 @@ from gimli_core.compiled.choice import chosen
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.execution import Execution
-from gimli_core.measure import known_costs
-from gimli_core.memory.actions import Schedule
-from gimli_core.memory.binomial import advances
-from gimli_core.memory.budget import Budget, choose, estimate, least
-from gimli_core.memory.checkpoint import Checkpoint
-from gimli_core.memory.cost import Costs, holes
-from gimli_core.memory.sizes import show_size
+from gimli_core.memory.measure import known_costs
+from gimli_core.memory.schedules.actions import Schedule
+from gimli_core.memory.schedules.binomial import advances
+from gimli_core.memory.schedules.budget import Budget, choose, estimate, least
+from gimli_core.memory.schedules.checkpoint import Checkpoint
+from gimli_core.memory.schedules.costs import Costs, holes
+from gimli_core.memory.schedules.sizes import show_size
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
 from gimli_core.requirements.examine import require

@@ -20,12 +20,12 @@ from torch import Tensor
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.environment import Snapshot
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.memory.actions import Action, Advance, Drop, Keep, Schedule, Store, Sweep, Tier
-from gimli_core.memory.checkpoint import Checkpoint
-from gimli_core.memory.retain_graphs import RetainGraphs
-from gimli_core.memory.store_states import StoreStates
+from gimli_core.memory.schedules.actions import Action, Advance, Drop, Keep, Schedule, Store, Sweep, Tier
+from gimli_core.memory.schedules.checkpoint import Checkpoint
+from gimli_core.memory.schedules.retain_graphs import RetainGraphs
+from gimli_core.memory.schedules.store_states import StoreStates
+from gimli_core.memory.storage import read_file, write_file
 from gimli_core.record import Point
-from gimli_core.storage import read_file, write_file
 
 __all__ = [
     "SECONDS",

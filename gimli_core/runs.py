@@ -15,8 +15,8 @@ from gimli_core.compiled.choice import check_compile, chosen
 from gimli_core.compiled.whole import CompiledWhole, given_of
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.execution import Execution
-from gimli_core.memory.actions import Schedule
-from gimli_core.memory.retain_graphs import RetainGraphs
+from gimli_core.memory.schedules.actions import Schedule
+from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.recall import form_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.record import Event

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gimli_core.errors import SecondDerivativeError
 from gimli_core.execution import drain
-from gimli_core.memory.actions import Schedule
+from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.meta_parameters.hyperparameters import look_up, tensor_paths
 from gimli_core.meta_parameters.marks import unmarked
 from gimli_core.optimizers.interface import State

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import gimli_core as gimli
 from gimli_core.memory import Budget, Schedule
-from gimli_core.memory.actions import Advance, Drop, Restore, Store, Sweep, Validate
+from gimli_core.memory.schedules.actions import Advance, Drop, Restore, Store, Sweep, Validate
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW
 from tests.cases import RULES, SCHEDULES, Rule, distance, starts
 

@@ -24,8 +24,8 @@ from gimli_core.arguments.inputs import fused, prepare
 from gimli_core.compiled.choice import chosen
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.execution import Execution
-from gimli_core.measure import measure
-from gimli_core.memory.budget import estimate, least
+from gimli_core.memory.measure import measure
+from gimli_core.memory.schedules.budget import estimate, least
 from tests.benchmarks.budget import Measured, measured, schedule_named, timed, verdict
 from tests.benchmarks.measure import MIB, in_fresh_process
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from gimli_core.memory.actions import Advance, Drop, Keep, Restore, Store, Sweep, Tier, Validate
+from gimli_core.memory.schedules.actions import Advance, Drop, Keep, Restore, Store, Sweep, Tier, Validate
 
 
 @dataclass

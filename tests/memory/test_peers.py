@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gimli_core.memory import Checkpoint
-from gimli_core.memory.binomial import advances
+from gimli_core.memory.schedules.binomial import advances
 from tests.memory.simulator import Machine
 
 SIZES = [(10, 2), (20, 3), (64, 4), (100, 5), (100, 10), (100, 20), (250, 7), (1000, 10)]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gimli_core.memory import Checkpoint, RetainGraphs, StoreStates
-from gimli_core.memory.actions import Keep, Tier
-from gimli_core.memory.binomial import advances, capacity
+from gimli_core.memory.schedules.actions import Keep, Tier
+from gimli_core.memory.schedules.binomial import advances, capacity
 from tests.memory.simulator import Machine
 
 

@@ -12,9 +12,9 @@ import torch
 
 from gimli_core.errors import ArgumentError, StorageError
 from gimli_core.memory import Checkpoint, StoreStates
-from gimli_core.memory.actions import Tier
+from gimli_core.memory.schedules.actions import Tier
+from gimli_core.memory.storage import PREFIX, Storage, read_file, scratch_directory, write_file
 from gimli_core.record import Point
-from gimli_core.storage import PREFIX, Storage, read_file, scratch_directory, write_file
 from tests.memory.problems import gradients
 
 TREE = {"theta": {"w": torch.arange(6.0).reshape(2, 3), "h": torch.ones(3, dtype=torch.bfloat16)},
@@ -73,7 +73,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
     program = (
-        "import os, sys, pathlib; from gimli_core.storage import scratch_directory;"
+        "import os, sys, pathlib; from gimli_core.memory.storage import scratch_directory;"
         "d = scratch_directory(pathlib.Path(sys.argv[1])); (d / 'step-3').write_bytes(b'x'); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)

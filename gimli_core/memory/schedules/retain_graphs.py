@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from gimli_core.memory.actions import Action, Advance, Keep, Schedule, Sweep, Validate
+from gimli_core.memory.schedules.actions import Action, Advance, Keep, Schedule, Sweep, Validate
 
 __all__ = ["RetainGraphs"]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.memory.actions import Action, Schedule
-from gimli_core.memory.binomial import advances
-from gimli_core.memory.checkpoint import Checkpoint
-from gimli_core.memory.cost import Costs
-from gimli_core.memory.sizes import parse_size, show_size
+from gimli_core.memory.schedules.actions import Action, Schedule
+from gimli_core.memory.schedules.binomial import advances
+from gimli_core.memory.schedules.checkpoint import Checkpoint
+from gimli_core.memory.schedules.costs import Costs
+from gimli_core.memory.schedules.sizes import parse_size, show_size
 
 __all__ = ["Budget", "choose", "estimate", "least"]
 

@@ -7,8 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Tier, Validate
-from gimli_core.memory.binomial import split
+from gimli_core.memory.schedules.actions import (
+    Action,
+    Advance,
+    Drop,
+    Keep,
+    Restore,
+    Schedule,
+    Store,
+    Sweep,
+    Tier,
+    Validate,
+)
+from gimli_core.memory.schedules.binomial import split
 
 __all__ = ["Checkpoint"]
 

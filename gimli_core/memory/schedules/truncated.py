@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gimli_core.memory.actions import Action, Advance, Schedule
+from gimli_core.memory.schedules.actions import Action, Advance, Schedule
 
 __all__ = ["truncated"]
 

@@ -17,15 +17,26 @@ from gimli_core.arguments.inputs import Inputs, signature
 from gimli_core.compiled.places import fits, outline
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Tier, Validate
 from gimli_core.memory.allocator import fresh_seconds, keeper, occupied, separates
-from gimli_core.memory.budget import Budget, choose, estimate
-from gimli_core.memory.checkpoint import Checkpoint
-from gimli_core.memory.cost import Act, Costs, predict
-from gimli_core.memory.sizes import show_size
-from gimli_core.meters import LiveBytes, Meter, Note, ResidentBytes, tensors
+from gimli_core.memory.meters import LiveBytes, Meter, Note, ResidentBytes, tensors
+from gimli_core.memory.schedules.actions import (
+    Action,
+    Advance,
+    Drop,
+    Keep,
+    Restore,
+    Schedule,
+    Store,
+    Sweep,
+    Tier,
+    Validate,
+)
+from gimli_core.memory.schedules.budget import Budget, choose, estimate
+from gimli_core.memory.schedules.checkpoint import Checkpoint
+from gimli_core.memory.schedules.costs import Act, Costs, predict
+from gimli_core.memory.schedules.sizes import show_size
+from gimli_core.memory.storage import Storage
 from gimli_core.record import Point
-from gimli_core.storage import Storage
 
 __all__ = ["known_costs", "measure", "nbytes", "settle"]
 

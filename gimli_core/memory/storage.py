@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, StorageError, explain
-from gimli_core.memory.actions import Tier
 from gimli_core.memory.allocator import long_lived
+from gimli_core.memory.schedules.actions import Tier
 from gimli_core.record import Point
 
 try:

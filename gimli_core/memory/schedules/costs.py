@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from math import log2
 from typing import NamedTuple
 
-from gimli_core.memory.actions import Action, Advance, Drop, Keep, Restore, Store, Sweep, Tier, Validate
+from gimli_core.memory.schedules.actions import Action, Advance, Drop, Keep, Restore, Store, Sweep, Tier, Validate
 
 __all__ = ["Act", "Costs", "Prediction", "holes", "predict"]
 

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map
 from gimli_core import backward_sweep, forward_unroll
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled.choice import Clock
-from gimli_core.compiled.functions import Swept as CompiledSwept
-from gimli_core.compiled.loop import CompiledLoop, Whole
+from gimli_core.compiled.pure_steps import Swept as CompiledSwept
+from gimli_core.compiled.retained_run import CompiledLoop, Whole
 from gimli_core.compiled.steps import CompiledSteps, start
 from gimli_core.derivatives.first_order import Gradient, evaluate
 from gimli_core.environment import Snapshot

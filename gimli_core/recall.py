@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gimli_core.arguments.checks import check_batches, check_phi_loss, check_theta, laid_out
 from gimli_core.arguments.inputs import Inputs, modules_of
-from gimli_core.compiled.whole import CompiledWhole, Given
+from gimli_core.compiled.whole_run import CompiledWhole, Given
 from gimli_core.environment import Environment
 from gimli_core.problem import Problem
 from gimli_core.transforms.one_vector import Fused

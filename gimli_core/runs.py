@@ -12,7 +12,7 @@ from torch import Tensor
 from gimli_core.arguments.checks import check_batches
 from gimli_core.arguments.inputs import fused, prepare
 from gimli_core.compiled.choice import check_compile, chosen
-from gimli_core.compiled.whole import CompiledWhole, given_of
+from gimli_core.compiled.whole_run import CompiledWhole, given_of
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.execution import Execution
 from gimli_core.memory.schedules.actions import Schedule

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.compiled.whole import CompiledWhole, Given, Outcome
+from gimli_core.compiled.whole_run import CompiledWhole, Given, Outcome
 from gimli_core.environment import Environment
 from gimli_core.memory.allocator import reusing
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import gimli_core as gimli
-from gimli_core.compiled import choice, halves, loop
-from gimli_core.compiled.halves import Halves
+from gimli_core.compiled import choice
+from gimli_core.compiled import retained_run as loop
+from gimli_core.compiled.compiler import split_function as halves
+from gimli_core.compiled.compiler.split_function import Halves
 from gimli_core.environment import Environment
 from gimli_core.errors import ArgumentError, NotFiniteError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
@@ -113,7 +115,7 @@ def test_products_that_are_transposed_at_once_are_computed_the_other_way_round(p
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from gimli_core.compiled.passes import Transposes, is_transpose
+    from gimli_core.compiled.compiler.graph_passes import Transposes, is_transpose
 
     def f(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> list[Tensor]:
         both = product(a, b)
@@ -137,7 +139,7 @@ def test_products_that_are_transposed_at_once_are_computed_the_other_way_round(p
 def test_a_product_and_a_sum_of_whole_matrices_are_two_operations() -> None:
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from gimli_core.compiled.passes import SumsApart
+    from gimli_core.compiled.compiler.graph_passes import SumsApart
 
     def f(a: Tensor, b: Tensor, c: Tensor) -> list[Tensor]:
         return [torch.addmm(c, a, b), torch.addmm(c[0], a, b), torch.addmm(c, a, b, beta=2)]
@@ -157,7 +159,7 @@ def test_numbers_are_computed_before_the_loops_that_they_enter() -> None:
     """Held against the code that the compiler writes: it is the compiler that has to heed the marks."""
     from torch._inductor.utils import run_and_get_code
 
-    from gimli_core.compiled.kernel import compiler_options
+    from gimli_core.compiled.compiler.compiled_function import compiler_options
 
     def corrected(m: Tensor, t: Tensor) -> Tensor:
         return m / (1 - 0.9**t)
@@ -174,7 +176,7 @@ def test_numbers_are_computed_before_the_loops_that_they_enter() -> None:
 def test_what_a_convolution_reads_lies_as_in_eager_mode() -> None:
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from gimli_core.compiled.passes import InMemory
+    from gimli_core.compiled.compiler.graph_passes import InMemory
 
     def f(x: Tensor, w: Tensor) -> Tensor:
         return torch.conv2d(x.exp().permute(1, 0, 2, 3).reshape(2, 3, 4, 4), w.sin()).cos()
@@ -386,7 +388,7 @@ def test_a_batch_of_another_shape_runs_uncompiled_with_one_line(caplog: pytest.L
 
 def test_rounding_that_a_rule_blows_up_is_not_held_against_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32 the trial is judged by float64: a result as close to it as the eager one is sound."""
-    from gimli_core.compiled import trial
+    from gimli_core.compiled.compiler import trial
 
     def f(x: Tensor) -> Tensor:
         return torch.stack([x.sum(), (x.sum() - x.flip(0).sum()) * 1e8])  # the second is rounding alone, blown up

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import gimli_core as gimli
-from gimli_core.compiled.whole import CompiledWhole
+from gimli_core.compiled.whole_run import CompiledWhole
 from gimli_core.errors import ArgumentError, NotFiniteError
 from gimli_core.optimizers import SGD, Adam
 from tests import test_compile

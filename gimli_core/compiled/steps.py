@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.compiled import functions
-from gimli_core.compiled.functions import Fixed
-from gimli_core.compiled.kernel import Kernel
+from gimli_core.compiled import pure_steps as functions
+from gimli_core.compiled.compiler.compiled_function import Kernel
+from gimli_core.compiled.pure_steps import Fixed
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.forward_unroll import check_finite
 from gimli_core.optimizers.interface import State, Tensors

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from gimli_core.arguments.inputs import Inputs, signature
-from gimli_core.compiled.places import fits, outline
+from gimli_core.compiled.compiler.trees_in_source import fits, outline
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.memory.allocator import fresh_seconds, keeper, occupied, separates

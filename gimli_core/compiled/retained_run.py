@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.compiled import functions
-from gimli_core.compiled.functions import Advanced, Packed, Swept, Validated, rows, soundness
-from gimli_core.compiled.halves import Halves
-from gimli_core.compiled.kernel import ANOTHER_FORM, Kernel
-from gimli_core.compiled.places import builder, fits, outline, taker
+from gimli_core.compiled import pure_steps as functions
+from gimli_core.compiled.compiler.compiled_function import ANOTHER_FORM, Kernel
+from gimli_core.compiled.compiler.split_function import Halves
+from gimli_core.compiled.compiler.trees_in_source import builder, fits, outline, taker
+from gimli_core.compiled.compiler.trial import Uncompiled
+from gimli_core.compiled.pure_steps import Advanced, Packed, Swept, Validated, rows, soundness
 from gimli_core.compiled.steps import bound, fixed_of, options_of
-from gimli_core.compiled.trial import Uncompiled
 from gimli_core.notice import notice
 from gimli_core.optimizers.interface import Hyper, State, Tensors
 from gimli_core.record import Event

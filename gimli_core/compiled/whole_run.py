@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.compiled.functions import Fixed, Packed, linearised, lines_11_to_14, soundness, validate
-from gimli_core.compiled.kernel import Kernel
+from gimli_core.compiled.compiler.compiled_function import Kernel
+from gimli_core.compiled.pure_steps import Fixed, Packed, linearised, lines_11_to_14, soundness, validate
 from gimli_core.compiled.steps import bound, fixed_of, options_of
 from gimli_core.optimizers.interface import Hyper, State, Tensors
 from gimli_core.transforms.one_vector import Fused

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from gimli_core.compiled.places import builder, fits, lies_alike, outline, taker
-from gimli_core.compiled.trial import Uncompiled, beside_eager, compiling, of_compiler
+from gimli_core.compiled.compiler.trees_in_source import builder, fits, lies_alike, outline, taker
+from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, of_compiler
 from gimli_core.environment import Environment
 from gimli_core.errors import first_line
 from gimli_core.notice import notice
@@ -175,7 +175,7 @@ class Kernel:
 def compiler_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the compiler: random numbers are the eager ones, and the passes of passes.py are made."""
     # Here, since it imports the compiler, which takes seconds.
-    from gimli_core.compiled.passes import InMemory, SumsApart, Transposes
+    from gimli_core.compiled.compiler.graph_passes import InMemory, SumsApart, Transposes
 
     passes = {"post_grad_custom_pre_pass": Transposes(), "post_grad_custom_post_pass": (SumsApart(), InMemory())}
     return {"fallback_random": True, **passes, **options}

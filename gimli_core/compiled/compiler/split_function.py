@@ -22,8 +22,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointPolicy
 
-from gimli_core.compiled.kernel import compiler_options, each_once
-from gimli_core.compiled.trial import Uncompiled, beside_eager, compiling
+from gimli_core.compiled.compiler.compiled_function import compiler_options, each_once
+from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling
 from gimli_core.environment import Environment
 
 __all__ = ["Halves", "Uncut"]

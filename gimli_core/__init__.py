@@ -3,10 +3,10 @@
 from gimli_core import errors, memory, optimizers, verification
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters.marks import per_step, per_task
-from gimli_core.plan import Plan, plan
 from gimli_core.problem import Problem
 from gimli_core.requirements.examine import check_requirements
 from gimli_core.results import MetaGradient
+from gimli_core.runs.plan import Plan, plan
 from gimli_core.step_through import lessons, step_through, trace
 from gimli_core.unroll import unroll
 from gimli_core.verification import verify

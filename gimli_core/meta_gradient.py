@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from gimli_core.execution import drain
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
-from gimli_core.runs import make_run
+from gimli_core.runs.make_run import make_run
+from gimli_core.runs.scheduled_run import drain
 from gimli_core.watchers.progress import Progress
 
 __all__ = ["meta_gradient"]

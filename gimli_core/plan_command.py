@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from gimli_core import optimizers
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.plan import plan
 from gimli_core.problem import Problem
+from gimli_core.runs.plan import plan
 
 __all__ = ["add_arguments", "run"]
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import SecondDerivativeError
-from gimli_core.execution import drain
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.meta_parameters.hyperparameters import look_up, tensor_paths
 from gimli_core.meta_parameters.marks import unmarked
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient
-from gimli_core.runs import Run, make_run
+from gimli_core.runs.make_run import Run, make_run
+from gimli_core.runs.scheduled_run import drain
 from gimli_core.watchers.progress import Progress
 
 __all__ = ["Once", "unroll"]

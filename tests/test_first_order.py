@@ -12,9 +12,9 @@ import gimli_core as gimli
 from gimli_core.arguments.inputs import prepare
 from gimli_core.derivatives.second_order import MEANS
 from gimli_core.errors import ArgumentError, RequirementError
-from gimli_core.execution import Execution
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
+from gimli_core.runs.scheduled_run import Execution
 from tests.cases import DISK, distance
 from tests.test_contract import flat_results, identical
 
@@ -288,7 +288,7 @@ def test_unroll_and_resume(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert theta_0["w"].grad is not None
     assert trajectory.approximation == expected.approximation
 
-    monkeypatch.setattr("gimli_core.resume.SECONDS", 0.0)
+    monkeypatch.setattr("gimli_core.runs.journal.SECONDS", 0.0)
     for memory in (RetainGraphs(), StoreStates(), Checkpoint(2), Budget("1GB")):
         for line, j in ((6, 1), (6, 4), (14, 4)):
 

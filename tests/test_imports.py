@@ -80,7 +80,7 @@ def test_data_flows_one_way() -> None:
         # record is the parcel between the two halves; the unroll makes it.
         later -= {"gimli_core.record"} if name == "forward_unroll" else set()
         assert not reached(f"gimli_core.{name}") & later, name
-    assert {"gimli_core.forward_unroll", "gimli_core.backward_sweep"} <= imports(FILES["gimli_core.execution"])
+    assert {"gimli_core.forward_unroll", "gimli_core.backward_sweep"} <= imports(FILES["gimli_core.runs.scheduled_run"])
 
 
 @pytest.mark.parametrize("name", CORE)

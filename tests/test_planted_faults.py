@@ -13,10 +13,10 @@ from torch import Tensor
 import gimli_core as gimli
 from gimli_core import backward_sweep, forward_unroll
 from gimli_core.errors import VerificationError
-from gimli_core.execution import Execution
 from gimli_core.memory import RetainGraphs, StoreStates
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.optimizers import SGD, Adagrad, Adam
+from gimli_core.runs.scheduled_run import Execution
 from gimli_core.verification import Verdict, verify
 
 STEPS = 5

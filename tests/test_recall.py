@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import gimli_core as gimli
-from gimli_core import runs
 from gimli_core.errors import ArgumentError
 from gimli_core.optimizers import SGD, Adam, ClipNorm, Optimizer
+from gimli_core.runs import make_run as runs
 
 T, J = 3, 4
 

@@ -337,7 +337,7 @@ def test_unroll_verify_and_resume(mean: str, tmp_path: Any, monkeypatch: pytest.
     assert distance(lr.grad, expected.A_opt["lr"]) < 1e-13
     gimli.verify(**made, second_order=mean).assert_ok()
 
-    monkeypatch.setattr("gimli_core.resume.SECONDS", 0.0)
+    monkeypatch.setattr("gimli_core.runs.journal.SECONDS", 0.0)
     whole = gimli.meta_gradient(**made, second_order=mean)
 
     def kill(event: Any) -> None:

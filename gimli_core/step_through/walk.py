@@ -12,14 +12,14 @@ from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.errors import ArgumentError, closest, explain, listing
-from gimli_core.execution import Execution
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.optimizers.interface import Optimizer, State, Tensors
 from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.requirements.examine import require
 from gimli_core.results import MetaGradient
-from gimli_core.runs import check_schedule
+from gimli_core.runs.make_run import check_schedule
+from gimli_core.runs.scheduled_run import Execution
 
 __all__ = ["CHANGEABLE", "Intervention", "Moment", "Walk", "step_through"]
 

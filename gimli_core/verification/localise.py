@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.execution import Execution
 from gimli_core.record import Event
+from gimli_core.runs.scheduled_run import Execution
 from gimli_core.verification.plain_unroll import Totals
 from gimli_core.verification.question import Key, flatten
 

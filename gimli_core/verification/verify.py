@@ -11,13 +11,13 @@ from torch import Tensor
 from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.environment import Environment
 from gimli_core.errors import ArgumentError, explain, listing
-from gimli_core.execution import Execution
 from gimli_core.memory import Schedule
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
 from gimli_core.requirements.examine import require
-from gimli_core.runs import check_schedule
+from gimli_core.runs.make_run import check_schedule
+from gimli_core.runs.scheduled_run import Execution
 from gimli_core.verification.bounds import Bounds
 from gimli_core.verification.claims import entries_of
 from gimli_core.verification.dense_chain import LIMIT, dense_chain

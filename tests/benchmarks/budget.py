@@ -25,11 +25,11 @@ import gimli_core as gimli
 import gimli_core.memory.measure as engine_measure
 from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.compiled.steps import CompiledSteps
-from gimli_core.execution import Execution
 from gimli_core.memory.measure import known_costs, measure
 from gimli_core.memory.meters import LiveBytes
 from gimli_core.memory.schedules.budget import choose, estimate, least
 from gimli_core.memory.schedules.costs import predict
+from gimli_core.runs.scheduled_run import Execution
 from tests.benchmarks.measure import MIB, in_fresh_process, peak_above_base
 from tests.benchmarks.mnist_mlp import DATA, Workload
 

@@ -23,9 +23,9 @@ import gimli_core as gimli
 from gimli_core.arguments.inputs import fused, prepare
 from gimli_core.compiled.choice import chosen
 from gimli_core.compiled.steps import CompiledSteps
-from gimli_core.execution import Execution
 from gimli_core.memory.measure import measure
 from gimli_core.memory.schedules.budget import estimate, least
+from gimli_core.runs.scheduled_run import Execution
 from tests.benchmarks.budget import Measured, measured, schedule_named, timed, verdict
 from tests.benchmarks.measure import MIB, in_fresh_process
 

@@ -15,7 +15,6 @@ import gimli_core.memory.storage as storage_module
 from gimli_core.arguments.inputs import prepare
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError
-from gimli_core.execution import Execution
 from gimli_core.memory import Budget, Checkpoint
 from gimli_core.memory.allocator import occupied, separates
 from gimli_core.memory.measure import known_costs, measure
@@ -24,6 +23,7 @@ from gimli_core.memory.schedules.actions import Advance
 from gimli_core.memory.schedules.budget import choose, estimate, least
 from gimli_core.memory.schedules.costs import Act, Costs, predict
 from gimli_core.memory.schedules.sizes import parse_size
+from gimli_core.runs.scheduled_run import Execution
 
 COSTS = Costs(
     start=0, point=30, gradient=10, record=50, end=30, run=Act(20, 4.0), run_graph=Act(60, 4.0), run_known=Act(15, 1.0),

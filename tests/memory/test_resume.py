@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import gimli_core as gimli
-import gimli_core.resume as resume_module
+import gimli_core.runs.journal as resume_module
 from gimli_core.errors import ArgumentError, StorageError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, StoreStates
-from gimli_core.resume import Journal
+from gimli_core.runs.journal import Journal
 from tests.memory.problems import assert_identical, gradients
 
 SCHEDULES = {
@@ -88,12 +88,12 @@ def test_unroll_goes_on_in_either_direction(tmp_path, monkeypatch):
 
 
 PROGRAM = """
-import sys, torch, gimli_core.resume
+import sys, torch, gimli_core.runs.journal
 from gimli_core.memory import Checkpoint
 from tests.memory.problems import gradients
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
-gimli_core.resume.SECONDS = 0.0
+gimli_core.runs.journal.SECONDS = 0.0
 print("ready", flush=True)
 torch.save(gradients(Checkpoint(3), steps=120, resume=sys.argv[1]), sys.argv[2])
 """

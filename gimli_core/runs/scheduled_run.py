@@ -30,7 +30,7 @@ from gimli_core.memory.storage import Storage
 from gimli_core.optimizers.interface import State, Tensors
 from gimli_core.record import Event, Kept, Point, Record
 from gimli_core.results import MetaGradient, Trajectory
-from gimli_core.resume import Journal, describe, plain_snapshot, rebuilding, schedule_of, snapshot_of, state_after
+from gimli_core.runs.journal import Journal, describe, plain_snapshot, rebuilding, schedule_of, snapshot_of, state_after
 from gimli_core.transforms.tasks import summed
 
 __all__ = ["Execution", "drain"]

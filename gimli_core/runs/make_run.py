@@ -14,16 +14,16 @@ from gimli_core.arguments.inputs import fused, prepare
 from gimli_core.compiled.choice import check_compile, chosen
 from gimli_core.compiled.whole_run import CompiledWhole, given_of
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.execution import Execution
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.meta_parameters.marks import PerTask, unmarked
-from gimli_core.recall import form_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.record import Event
 from gimli_core.requirements.examine import require
 from gimli_core.results import MetaGradient, Trajectory
+from gimli_core.runs.compiled_run import Frame, WholeRun
+from gimli_core.runs.recall import form_of, recalled, recalled_whole, remember, remember_whole
+from gimli_core.runs.scheduled_run import Execution
 from gimli_core.transforms.tasks import of_tasks, own
-from gimli_core.whole_run import Frame, WholeRun
 
 __all__ = ["Run", "check_schedule", "make_run"]
 

@@ -18,9 +18,9 @@ from gimli_core.arguments.inputs import Inputs, modules_of
 from gimli_core.compiled.whole_run import CompiledWhole, Given
 from gimli_core.environment import Environment
 from gimli_core.problem import Problem
+from gimli_core.runs.compiled_run import Frame
 from gimli_core.transforms.one_vector import Fused
 from gimli_core.transforms.tasks import expanded, over_tasks
-from gimli_core.whole_run import Frame
 
 __all__ = ["form_of", "recalled", "recalled_whole", "remember", "remember_whole"]
 

@@ -12,7 +12,6 @@ from gimli_core.arguments.inputs import fused, prepare
 from gimli_core.compiled.choice import chosen
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.execution import Execution
 from gimli_core.memory.measure import known_costs
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.binomial import advances
@@ -23,6 +22,7 @@ from gimli_core.memory.schedules.sizes import show_size
 from gimli_core.optimizers.interface import State
 from gimli_core.problem import Problem
 from gimli_core.requirements.examine import require
+from gimli_core.runs.scheduled_run import Execution
 
 __all__ = ["Plan", "Row", "plan"]
 

@@ -12,8 +12,8 @@ import torch
 import gimli_core as gimli
 from gimli_core.memory import RetainGraphs, Schedule, StoreStates
 from gimli_core.verification import Verdict, verify
-from gimli_core.verification.closed_forms import CLOSED_FORMS
 from gimli_core.verification.data import regression_table
+from gimli_core.verification.oracles.closed_forms import CLOSED_FORMS
 from gimli_core.verification.question import flatten
 
 ORACLES = ("autograd", "finite differences", "dense chain")

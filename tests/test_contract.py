@@ -13,7 +13,7 @@ from torch import Tensor
 import gimli_core as gimli
 from gimli_core.memory import Budget
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
-from gimli_core.verification.plain_unroll import autograd_gradient, random_rounding
+from gimli_core.verification.oracles.plain_unroll import autograd_gradient, random_rounding
 from tests.cases import (
     NUMBERS,
     PROBLEMS,

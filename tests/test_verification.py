@@ -23,10 +23,10 @@ from gimli_core.memory import StoreStates
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from gimli_core.verification import Report, Verdict, command, verify
 from gimli_core.verification.cases import CASES
-from gimli_core.verification.closed_forms import CLOSED_FORMS
-from gimli_core.verification.dense_chain import LIMIT, dense_chain
-from gimli_core.verification.finite_differences import finite_differences
-from gimli_core.verification.plain_rules import flat_root, initial_state, plain_step, values_at
+from gimli_core.verification.oracles.closed_forms import CLOSED_FORMS
+from gimli_core.verification.oracles.dense_chain import LIMIT, dense_chain
+from gimli_core.verification.oracles.finite_differences import finite_differences
+from gimli_core.verification.oracles.plain_rules import flat_root, initial_state, plain_step, values_at
 from gimli_core.verification.question import Question, flatten
 from gimli_core.verification.report import HEADER
 

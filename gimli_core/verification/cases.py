@@ -10,8 +10,8 @@ from torch.func import functional_call
 
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW
 from gimli_core.problem import Problem
-from gimli_core.verification.closed_forms import CLOSED_FORMS, Case
 from gimli_core.verification.data import regression_table
+from gimli_core.verification.oracles.closed_forms import CLOSED_FORMS, Case
 
 __all__ = ["CASES"]
 

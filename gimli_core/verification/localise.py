@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gimli_core.record import Event
 from gimli_core.runs.scheduled_run import Execution
-from gimli_core.verification.plain_unroll import Totals
+from gimli_core.verification.oracles.plain_unroll import Totals
 from gimli_core.verification.question import Key, flatten
 
 __all__ = ["Finding", "first_disagreement"]

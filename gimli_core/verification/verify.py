@@ -20,11 +20,11 @@ from gimli_core.runs.make_run import check_schedule
 from gimli_core.runs.scheduled_run import Execution
 from gimli_core.verification.bounds import Bounds
 from gimli_core.verification.claims import entries_of
-from gimli_core.verification.dense_chain import LIMIT, dense_chain
-from gimli_core.verification.finite_differences import Slopes, finite_differences
 from gimli_core.verification.localise import Finding, first_disagreement
-from gimli_core.verification.plain_rules import RULES
-from gimli_core.verification.plain_unroll import loss_value
+from gimli_core.verification.oracles.dense_chain import LIMIT, dense_chain
+from gimli_core.verification.oracles.finite_differences import Slopes, finite_differences
+from gimli_core.verification.oracles.plain_rules import RULES
+from gimli_core.verification.oracles.plain_unroll import loss_value
 from gimli_core.verification.question import RESULTS, VAL_LOSS, Key, Question, flatten, same_randomness
 from gimli_core.verification.report import Check, Report, Verdict, judge
 

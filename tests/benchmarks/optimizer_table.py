@@ -26,8 +26,8 @@ from torch import Tensor
 
 import gimli_core as gimli
 from gimli_core.optimizers.check import constants
-from gimli_core.verification.finite_differences import finite_differences
-from gimli_core.verification.plain_unroll import autograd_gradient
+from gimli_core.verification.oracles.finite_differences import finite_differences
+from gimli_core.verification.oracles.plain_unroll import autograd_gradient
 from gimli_core.verification.question import Question, flatten
 from tests.optimizer_cases import CASES, Case
 from tests.test_optimizer_rules import PUBLISHED, run, run_torch, start

@@ -20,8 +20,8 @@ from torch.autograd.functional import jacobian
 
 from gimli_core.environment import Environment, split_frozen
 from gimli_core.optimizers.interface import State, Tensors
-from gimli_core.verification.plain_rules import Root, initial_state, plain_step, values_at
-from gimli_core.verification.plain_unroll import inner_gradient, slots
+from gimli_core.verification.oracles.plain_rules import Root, initial_state, plain_step, values_at
+from gimli_core.verification.oracles.plain_unroll import inner_gradient, slots
 from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness
 
 __all__ = ["LIMIT", "dense_chain"]

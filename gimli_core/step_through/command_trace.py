@@ -10,8 +10,8 @@ from pathlib import Path
 
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.step_through.lessons import LESSONS, Lesson
+from gimli_core.step_through.page.trace import trace
 from gimli_core.step_through.source import SCHEDULES, arguments_of, find
-from gimli_core.step_through.trace import trace
 from gimli_core.step_through.walk import step_through
 
 __all__ = ["add_arguments", "run"]
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     path = made.save(arguments.out)
     print(f"{path}: {len(made.data['events']['line'])} moments, {path.stat().st_size / 1e6:.2f} MB")
     if arguments.figures:
-        from gimli_core.step_through.figures import save_all
+        from gimli_core.step_through.page.figures import save_all
 
         for written in save_all(made, arguments.figures):
             print(written)

@@ -21,7 +21,7 @@ import pytest
 import gimli_core as gimli
 from gimli_core.command_line import main
 from gimli_core.errors import ArgumentError
-from gimli_core.step_through.stepper import Stepper
+from gimli_core.step_through.terminal.stepper import Stepper
 from tests.step_through.conftest import network
 
 RUN = [sys.executable, "-c", "import sys; from gimli_core.command_line import main; sys.exit(main(sys.argv[1:]))"]
@@ -324,7 +324,7 @@ def test_one_parameter_through_the_run() -> None:
 
 
 def test_tensors_are_let_go_beyond_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["gimli_core.step_through.stepper"], "KEPT_BYTES", 400)
+    monkeypatch.setattr(sys.modules["gimli_core.step_through.terminal.stepper"], "KEPT_BYTES", 400)
     one = stepper()
     while one.next():
         pass

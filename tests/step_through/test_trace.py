@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError
 from gimli_core.memory import StoreStates
-from gimli_core.step_through.summaries import numbers, plan
-from gimli_core.step_through.trace import Trace
+from gimli_core.step_through.page.summaries import numbers, plan
+from gimli_core.step_through.page.trace import Trace
 from tests.step_through.conftest import network
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gimli_core.errors import VerificationError
-from gimli_core.step_through.trace import Trace, trace
+from gimli_core.step_through.page.trace import Trace, trace
 from gimli_core.step_through.walk import Walk, step_through
 
 __all__ = ["Check", "Lesson", "Verification", "chart", "differences", "section"]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.step_through.algorithm import LINES, MEANING
-from gimli_core.step_through.stepper import Stepper
+from gimli_core.step_through.page.algorithm import LINES, MEANING
+from gimli_core.step_through.terminal.stepper import Stepper
 
 __all__ = ["Style", "row", "screen", "sparkline", "tensor_text", "value_text"]
 

@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from gimli_core.step_through.algorithm import LINES, MEANING
+from gimli_core.step_through.page.algorithm import LINES, MEANING
 
 __all__ = ["LIMIT", "page"]
 

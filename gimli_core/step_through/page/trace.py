@@ -11,8 +11,8 @@ from typing import Any
 
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.results import MetaGradient
-from gimli_core.step_through.page import page
-from gimli_core.step_through.recorder import Recorder
+from gimli_core.step_through.page.page import page
+from gimli_core.step_through.page.recorder import Recorder
 from gimli_core.step_through.walk import Moment, Walk
 
 __all__ = ["Trace", "trace", "write"]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.step_through.summaries import norm as norm_of
-from gimli_core.step_through.summaries import total
+from gimli_core.step_through.page.summaries import norm as norm_of
+from gimli_core.step_through.page.summaries import total
 from gimli_core.step_through.walk import Moment, Walk, tensors
 
 __all__ = ["Kept", "Stepper"]

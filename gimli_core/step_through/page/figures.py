@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.step_through.trace import Trace
+from gimli_core.step_through.page.trace import Trace
 
 __all__ = ["adjoints", "contributions", "hyperparameters", "memory", "save_all"]
 

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from gimli_core import command_line
+from gimli_core.commands import command_line
 from gimli_core.errors import ArgumentError
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAM = [sys.executable, "-c", "import sys; from gimli_core.command_line import main; sys.exit(main())"]
+PROGRAM = [sys.executable, "-c", "import sys; from gimli_core.commands.command_line import main; sys.exit(main())"]
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, outcome: object) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from gimli_core.command_line import main
-from gimli_core.demo import command, data, picture
+from gimli_core.commands import demo as command
+from gimli_core.commands.command_line import main
+from gimli_core.demo import data, picture
 from gimli_core.demo.learning import Training, grid_rates, learn, score, train
 from gimli_core.errors import ArgumentError
 from gimli_core.meta_gradient import meta_gradient

@@ -51,7 +51,7 @@ def test_constraints_pin_every_requirement() -> None:
 def test_the_core_imports_with_torch_and_numpy_alone() -> None:
     # What an extra brings must not be needed by `import gimli_core` or by the command's own help.
     block = "import sys; sys.modules.update(dict.fromkeys(['scipy', 'sklearn', 'matplotlib', 'rich', 'sympy']))"
-    code = f"{block}; import gimli_core; from gimli_core.command_line import main; main(['--help'])"
+    code = f"{block}; import gimli_core; from gimli_core.commands.command_line import main; main(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: gimli" in done.stdout

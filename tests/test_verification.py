@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 import gimli_core as gimli
+from gimli_core.commands import verify as command
 from gimli_core.errors import ArgumentError, VerificationError
 from gimli_core.memory import StoreStates
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
-from gimli_core.verification import Report, Verdict, command, verify
+from gimli_core.verification import Report, Verdict, verify
 from gimli_core.verification.cases import CASES
 from gimli_core.verification.oracles.closed_forms import CLOSED_FORMS
 from gimli_core.verification.oracles.dense_chain import LIMIT, dense_chain

@@ -19,12 +19,16 @@ from typing import Any
 import pytest
 
 import gimli_core as gimli
-from gimli_core.command_line import main
+from gimli_core.commands.command_line import main
 from gimli_core.errors import ArgumentError
 from gimli_core.step_through.terminal.stepper import Stepper
 from tests.step_through.conftest import network
 
-RUN = [sys.executable, "-c", "import sys; from gimli_core.command_line import main; sys.exit(main(sys.argv[1:]))"]
+RUN = [
+    sys.executable,
+    "-c",
+    "import sys; from gimli_core.commands.command_line import main; sys.exit(main(sys.argv[1:]))",
+]
 ROOT = Path(gimli.__file__).parents[1]
 USER = """
 import torch

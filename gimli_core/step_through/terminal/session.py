@@ -9,10 +9,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 
+from gimli_core.commands.source import SCHEDULES, arguments_of, find
 from gimli_core.errors import ArgumentError, GimliError, closest, explain
 from gimli_core.step_through.lessons import LESSONS
 from gimli_core.step_through.page.recorder import entry
-from gimli_core.step_through.source import SCHEDULES, arguments_of, find
 from gimli_core.step_through.terminal.stepper import Stepper
 from gimli_core.step_through.terminal.view import Style, row, screen, value_text
 from gimli_core.step_through.walk import step_through, tensors

@@ -8,10 +8,10 @@ import sys
 import webbrowser
 from pathlib import Path
 
+from gimli_core.commands.source import SCHEDULES, arguments_of, find
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.step_through.lessons import LESSONS, Lesson
 from gimli_core.step_through.page.trace import trace
-from gimli_core.step_through.source import SCHEDULES, arguments_of, find
 from gimli_core.step_through.walk import step_through
 
 __all__ = ["add_arguments", "run"]

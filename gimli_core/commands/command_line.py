@@ -27,11 +27,11 @@ class _Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": _Command("gimli_core.demo.command", "demo", "learn a small network's hyperparameters on real data"),
+    "demo": _Command("gimli_core.commands.demo", "demo", "learn a small network's hyperparameters on real data"),
     "step": _Command("gimli_core.step_through.terminal.session", "figures", "walk through Algorithm 1 in the terminal"),
-    "trace": _Command("gimli_core.step_through.command_trace", "figures", "write a run as one self-contained page"),
-    "plan": _Command("gimli_core.plan_command", "demo", "what each memory schedule would cost, in bytes and seconds"),
-    "verify": _Command("gimli_core.verification.command", "verify", "check meta-gradients against every oracle"),
+    "trace": _Command("gimli_core.commands.trace", "figures", "write a run as one self-contained page"),
+    "plan": _Command("gimli_core.commands.plan", "demo", "what each memory schedule would cost, in bytes and seconds"),
+    "verify": _Command("gimli_core.commands.verify", "verify", "check meta-gradients against every oracle"),
 }
 
 FAILED, INTERRUPTED, CUT_OFF = 2, 130, 141  # the latter two as a shell reports SIGINT and SIGPIPE

@@ -16,8 +16,8 @@ error.
 
 from gimli_core.inner_loop import optim, patch
 from gimli_core.inner_loop.context import innerloop_ctx
-from gimli_core.inner_loop.hyperparameters import apply_trainable_opt_params, get_trainable_opt_params
 from gimli_core.inner_loop.optim import create_diff_optim, get_diff_optim
+from gimli_core.inner_loop.options import apply_trainable_opt_params, get_trainable_opt_params
 from gimli_core.inner_loop.patch import monkeypatch
 from gimli_core.inner_loop.rules import register_optim
 

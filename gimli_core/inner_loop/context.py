@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from gimli_core.errors import ArgumentError, explain, listing
-from gimli_core.inner_loop.hyperparameters import Override
 from gimli_core.inner_loop.optim import DifferentiableOptimizer, get_diff_optim
+from gimli_core.inner_loop.options import Override
 from gimli_core.inner_loop.patch import FunctionalModule, monkeypatch
 
 __all__ = ["innerloop_ctx"]

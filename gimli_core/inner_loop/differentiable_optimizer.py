@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gimli_core.derivatives.first_order import differentiate
 from gimli_core.errors import ArgumentError, ClosedError, closest, explain, listing
-from gimli_core.inner_loop.hyperparameters import Override, value_for_group
+from gimli_core.inner_loop.options import Override, value_for_group
 from gimli_core.inner_loop.patch import FunctionalModule
 from gimli_core.inner_loop.rules import rule_of
 from gimli_core.inner_loop.update import Forms, TensorState, update

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.inner_loop.differentiable_optimizer import DifferentiableOptimizer
-from gimli_core.inner_loop.hyperparameters import Override, apply_trainable_opt_params, get_trainable_opt_params
+from gimli_core.inner_loop.options import Override, apply_trainable_opt_params, get_trainable_opt_params
 from gimli_core.inner_loop.patch import FunctionalModule
 from gimli_core.inner_loop.rules import register_optim, registered
 

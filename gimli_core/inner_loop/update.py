@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain, listing
-from gimli_core.inner_loop.hyperparameters import as_hyper
-from gimli_core.inner_loop.step import differentiable_step
+from gimli_core.inner_loop.differentiable_step import differentiable_step
+from gimli_core.inner_loop.options import as_hyper
 from gimli_core.optimizers.interface import Optimizer, Tensors
 
 __all__ = ["Forms", "TensorState", "update"]

@@ -17,7 +17,7 @@ from gimli_core.errors import ArgumentError, ReplayError, RequirementError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
 from gimli_core.optimizers import SGD, Adam
 from tests.cases import PROBLEMS, RULES, SCHEDULES, STARTS, Rule, arguments, distance, entries, largest, question
-from tests.test_contract import flat_results, identical
+from tests.optimizers.test_contract import flat_results, identical
 
 REVERSE, FORWARD, MIXED = MEANS  # over reverse, over reverse, reverse over forward
 

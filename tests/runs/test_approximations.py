@@ -16,7 +16,7 @@ from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreS
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from gimli_core.runs.scheduled_run import Execution
 from tests.cases import DISK, distance
-from tests.test_contract import flat_results, identical
+from tests.optimizers.test_contract import flat_results, identical
 
 J = 6
 RULES: dict[str, tuple[Optimizer, dict[str, float]]] = {

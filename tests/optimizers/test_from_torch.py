@@ -12,7 +12,7 @@ from torch import nn
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError
 from gimli_core.optimizers import from_torch
-from tests.optimizer_cases import CASES, Case
+from tests.optimizers.cases import CASES, Case
 
 X, Y = (
     torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(8, 3),

@@ -14,8 +14,8 @@ import gimli_core as gimli
 from gimli_core.compiled.whole_run import CompiledWhole
 from gimli_core.errors import ArgumentError, NotFiniteError
 from gimli_core.optimizers import SGD, Adam
-from tests import test_compile
-from tests.test_compile import T, agree, loss, said
+from tests.compiled import test_compile
+from tests.compiled.test_compile import T, agree, loss, said
 
 pytestmark = test_compile.pytestmark
 

@@ -482,7 +482,7 @@ def test_unknown_oracle() -> None:
 
 def example() -> ModuleType:
     pytest.importorskip("sklearn")
-    path = Path(__file__).parents[1] / "examples" / "verify_claims.py"
+    path = Path(__file__).parents[2] / "examples" / "verify_claims.py"
     specification = importlib.util.spec_from_file_location("verify_claims", path)
     assert specification is not None
     assert specification.loader is not None

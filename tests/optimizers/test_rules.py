@@ -12,7 +12,7 @@ from torch import Tensor
 from gimli_core.optimizers import check_pullback
 from gimli_core.optimizers.check import constants
 from gimli_core.transforms.one_vector import Spread
-from tests.optimizer_cases import CASES, Case
+from tests.optimizers.cases import CASES, Case
 
 STEPS = 100
 

@@ -240,7 +240,7 @@ def test_a_script_gives_the_numbers_that_it_gave(script: Callable[[Any], Numbers
         torch.testing.assert_close(a, b, rtol=ROUNDING, atol=ROUNDING)
 
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "maml_omniglot_as_for_higher.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "maml_omniglot_as_for_higher.py"
 OUR_IMPORT = "import gimli_core.inner_loop as higher\n"
 
 

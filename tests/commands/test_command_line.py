@@ -14,7 +14,7 @@ import pytest
 from gimli_core.commands import command_line
 from gimli_core.errors import ArgumentError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = [sys.executable, "-c", "import sys; from gimli_core.commands.command_line import main; sys.exit(main())"]
 
 

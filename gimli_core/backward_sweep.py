@@ -22,7 +22,7 @@ from torch import Tensor
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.derivatives.second_order import Products, from_a_point, reverse_over_reverse
-from gimli_core.optimizers.interface import State, Tensors
+from gimli_core.notation import State, Tensors
 from gimli_core.record import Event, Point
 
 __all__ = ["Swept", "step", "validation_gradient"]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from gimli_core.optimizers.interface import Tensors
+from gimli_core.notation import Tensors
 
 __all__ = ["Environment", "Snapshot", "discover", "keeping_buffers", "split_frozen"]
 

@@ -8,6 +8,7 @@ and from the built-in exception that a caller would reach for.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable
 
 __all__ = [
@@ -81,3 +82,11 @@ def first_line(error: Exception) -> str:
     """What an error says, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def notice(text: str) -> None:
+    """Tell the user one line in passing, through `logging`: the logger is `gimli_core`, the level WARNING.
+
+    So without any set-up it appears on standard error; `logging.getLogger("gimli_core").setLevel("ERROR")` silences it.
+    """
+    logging.getLogger("gimli_core").warning("gimli_core: %s", text)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gimli_core.memory.schedules.actions import Schedule
-from gimli_core.optimizers.interface import State
+from gimli_core.notation import State
 from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient

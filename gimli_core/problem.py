@@ -1,29 +1,21 @@
 """The problem that Algorithm 1 is run on: two losses and an optimizer.
 
-The symbols, here and everywhere, are the paper's:
-
-    theta_j   parameters after j inner steps          phi_opt    optimizer meta-parameters
-    s_j       optimizer state                         phi_loss   loss meta-parameters
-    ell_j     inner loss of step j                    G_j        its gradient
-    L_val     validation loss                         J          number of inner steps
-    B_j, S_j  dL/dtheta_j, dL/ds_j                    V_j        dL/dG_j, the paper's B O
-    A_opt     dL/dphi_opt                             A_loss     dL/dphi_loss
+The symbols are those of notation.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.notation import Loss
 from gimli_core.optimizers.interface import Optimizer
 
-__all__ = ["Loss", "Problem"]
-
-Loss = Callable[[dict[str, Tensor], dict[str, Tensor], Any], Tensor]
+__all__ = ["Problem"]
 
 
 @dataclass(frozen=True, eq=False)

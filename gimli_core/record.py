@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.environment import Snapshot
-from gimli_core.optimizers.interface import State, Tensors
+from gimli_core.notation import State, Tensors
 
 __all__ = ["Event", "Kept", "Point", "Record"]
 

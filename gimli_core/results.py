@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gimli_core.optimizers.interface import State, Tensors
+from gimli_core.notation import State, Tensors
 
 __all__ = ["MetaGradient", "Trajectory"]
 

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import SecondDerivativeError
+from gimli_core.derivatives.once import Once
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.meta_parameters.hyperparameters import look_up, tensor_paths
 from gimli_core.meta_parameters.marks import unmarked
-from gimli_core.optimizers.interface import State
+from gimli_core.notation import State
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Run, make_run
 from gimli_core.runs.scheduled_run import drain
 from gimli_core.watchers.progress import Progress
 
-__all__ = ["Once", "unroll"]
+__all__ = ["unroll"]
 
 _SECOND = (
     "unroll: expected one derivative of the validation loss; got a request for a second one. The backward sweep gives "
@@ -128,22 +128,6 @@ class _Unrolled(torch.autograd.Function):
         if torch.is_grad_enabled():
             scaled = list(Once.apply(_SECOND, len(scaled), *scaled, *tied, arriving))
         return (None, None, None, *scaled)
-
-
-class Once(torch.autograd.Function):
-    """The identity on `count` gradients; differentiating them again raises `message`, and is never silently wrong.
-
-    The tensors after the first `count` are what the gradients depend on.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, message: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.message = message
-        return tuple(t.clone() for t in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *arriving: Tensor) -> tuple[None, ...]:
-        raise SecondDerivativeError(ctx.message)
 
 
 def _from_the_end(val_weights: Any) -> Any:

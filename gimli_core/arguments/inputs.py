@@ -10,12 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gimli_core.arguments.checks import check_batches, check_phi_loss, check_state, check_theta, check_weights
+from gimli_core.arguments.batches import check_batches
+from gimli_core.arguments.phi_loss import check_phi_loss
+from gimli_core.arguments.state import check_state
+from gimli_core.arguments.theta import check_theta
+from gimli_core.arguments.val_weights import check_weights
 from gimli_core.derivatives.second_order import ASKED, BY_GRAPH
 from gimli_core.environment import Environment, discover
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters, expand_betas
-from gimli_core.optimizers.interface import ElementwiseOptimizer, Optimizer, State, Tensors
+from gimli_core.notation import State, Tensors
+from gimli_core.optimizers.interface import Optimizer
+from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 from gimli_core.problem import Problem
 from gimli_core.transforms.one_vector import Fused, fuses
 from gimli_core.transforms.over_tasks import OverTasks

@@ -13,8 +13,7 @@ from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.retained_run import CompiledLoop
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, course_of, is_small
-from gimli_core.errors import ArgumentError, explain, listing
-from gimli_core.notice import notice
+from gimli_core.errors import ArgumentError, explain, listing, notice
 
 __all__ = ["AUTO_SECONDS", "Clock", "check_compile", "chosen"]
 

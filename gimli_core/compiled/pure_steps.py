@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.func import grad_and_value, vjp
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gimli_core.optimizers.interface import Hyper, Optimizer, State, Tensors
-from gimli_core.problem import Loss
+from gimli_core.notation import Hyper, Loss, State, Tensors
+from gimli_core.optimizers.interface import Optimizer
 
 __all__ = [
     "Advanced",

@@ -22,8 +22,8 @@ from gimli_core.compiled.compiler.trees_in_source import builder, fits, outline,
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.pure_steps import Advanced, Packed, Swept, Validated, rows, soundness
 from gimli_core.compiled.steps import bound, fixed_of, options_of
-from gimli_core.notice import notice
-from gimli_core.optimizers.interface import Hyper, State, Tensors
+from gimli_core.errors import notice
+from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.record import Event
 
 __all__ = ["CompiledLoop", "Whole"]

@@ -16,9 +16,9 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled import pure_steps as functions
 from gimli_core.compiled.compiler.compiled_function import Kernel
 from gimli_core.compiled.pure_steps import Fixed
+from gimli_core.derivatives.finite import check_finite
 from gimli_core.derivatives.first_order import Gradient
-from gimli_core.forward_unroll import check_finite
-from gimli_core.optimizers.interface import State, Tensors
+from gimli_core.notation import State, Tensors
 from gimli_core.record import Event, Point
 from gimli_core.transforms.one_vector import Fused
 from gimli_core.transforms.tasks import LossOverTasks
@@ -81,7 +81,7 @@ class CompiledSteps:
         G, theta = optimizer.unpack(done.G), optimizer.unpack(done.theta)
         G_j = Gradient(done.loss, G, {}, None)
         if done.sound.device.type == "cpu" and not math.isfinite(done.sound.item()):
-            check_finite(point, G_j, batch)
+            check_finite(j, point.theta, G_j, batch)
         yield Event(5, j, {"loss": done.loss, "G": G}, replay)
         yield Event(6, j, {"theta": theta, "s": done.s}, replay)
         return G_j, Point(j + 1, theta, done.s, None)

@@ -16,7 +16,7 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled.compiler.compiled_function import Kernel
 from gimli_core.compiled.pure_steps import Fixed, Packed, linearised, lines_11_to_14, soundness, validate
 from gimli_core.compiled.steps import bound, fixed_of, options_of
-from gimli_core.optimizers.interface import Hyper, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.transforms.one_vector import Fused
 from gimli_core.transforms.tasks import Tasks, expanded, summed
 

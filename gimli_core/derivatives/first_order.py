@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.optimizers.interface import Tensors
-from gimli_core.problem import Loss
+from gimli_core.notation import Loss, Tensors
 
 __all__ = ["Gradient", "Graph", "differentiate", "evaluate", "gradient", "hessian"]
 

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gimli_core.derivatives.once import Once
+from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW
-from gimli_core.optimizers.interface import Hyper, Optimizer, State, Tensors
-from gimli_core.unroll import Once
+from gimli_core.optimizers.interface import Optimizer
 
 __all__ = ["TWICE", "differentiable_step"]
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.optimizers.interface import Hyper, Optimizer
+from gimli_core.notation import Hyper
+from gimli_core.optimizers.interface import Optimizer
 
 __all__ = ["Override", "apply_trainable_opt_params", "as_hyper", "get_trainable_opt_params", "value_for_group"]
 

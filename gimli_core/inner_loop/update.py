@@ -10,7 +10,8 @@ from torch import Tensor
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.inner_loop.differentiable_step import differentiable_step
 from gimli_core.inner_loop.options import as_hyper
-from gimli_core.optimizers.interface import Optimizer, Tensors
+from gimli_core.notation import Tensors
+from gimli_core.optimizers.interface import Optimizer
 
 __all__ = ["Forms", "TensorState", "update"]
 

@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.arguments.checks import finite
+from gimli_core.derivatives.finite import finite
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.meta_parameters.marks import PerStep, PerTask, unmarked
-from gimli_core.optimizers.interface import Hyper, Optimizer, Tensors
+from gimli_core.notation import Hyper, Tensors
+from gimli_core.optimizers.interface import Optimizer
 
 __all__ = ["Hyperparameters", "expand_betas", "look_up", "resolve_groups", "tensor_paths"]
 

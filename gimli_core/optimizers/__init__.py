@@ -2,13 +2,7 @@
 
 from gimli_core.optimizers.check import check_pullback
 from gimli_core.optimizers.derived import DerivedOptimizer
-from gimli_core.optimizers.interface import (
-    ElementwiseOptimizer,
-    Optimizer,
-    Pulled,
-    TensorwiseOptimizer,
-    hyperparameter,
-)
+from gimli_core.optimizers.interface import Optimizer, Pulled, hyperparameter
 from gimli_core.optimizers.rules.adadelta import Adadelta
 from gimli_core.optimizers.rules.adafactor import Adafactor
 from gimli_core.optimizers.rules.adagrad import Adagrad
@@ -24,6 +18,7 @@ from gimli_core.optimizers.rules.rmsprop import RMSprop
 from gimli_core.optimizers.rules.rprop import Rprop
 from gimli_core.optimizers.rules.sgd import SGD
 from gimli_core.optimizers.rules.sparse_adam import SparseAdam
+from gimli_core.optimizers.tensorwise import ElementwiseOptimizer, TensorwiseOptimizer
 from gimli_core.optimizers.torch_optim import FromTorch, from_torch, register
 from gimli_core.optimizers.torch_schedulers import schedule
 from gimli_core.optimizers.wrappers import EMA, Accumulate, ClipNorm, ClipValue, Lookahead, MaskedDecay, Partition, sam

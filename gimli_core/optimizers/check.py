@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, VerificationError, explain
+from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.derived import derived_pullback
-from gimli_core.optimizers.interface import Hyper, Optimizer, Pulled, State, Tensors
+from gimli_core.optimizers.interface import Optimizer, Pulled
 
 __all__ = ["PullbackReport", "check_pullback"]
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.optimizers.interface import Hyper, Optimizer, Pulled, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.optimizers.interface import Optimizer, Pulled
 
 __all__ = ["DerivedOptimizer", "derived_pullback"]
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.check import constants
-from gimli_core.optimizers.interface import Optimizer, State, Tensors
+from gimli_core.optimizers.interface import Optimizer
 from gimli_core.optimizers.rules.adadelta import Adadelta
 from gimli_core.optimizers.rules.adafactor import Adafactor
 from gimli_core.optimizers.rules.adagrad import Adagrad

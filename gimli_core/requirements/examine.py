@@ -21,9 +21,8 @@ from torch import Tensor
 from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.derivatives.first_order import Graph, differentiate, evaluate, gradient
 from gimli_core.derivatives.second_order import BY_GRAPH, Choice, Products, choose, from_a_point, reverse_over_reverse
-from gimli_core.errors import RequirementError
-from gimli_core.notice import notice
-from gimli_core.optimizers.interface import State, Tensors
+from gimli_core.errors import RequirementError, notice
+from gimli_core.notation import State, Tensors
 from gimli_core.problem import Problem
 from gimli_core.requirements.probes import probe_replay, refuse_once_differentiable, refuse_stray_tensors
 

@@ -13,7 +13,8 @@ from gimli_core.compiled.whole_run import CompiledWhole, Given, Outcome
 from gimli_core.environment import Environment
 from gimli_core.memory.allocator import reusing
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
-from gimli_core.optimizers.interface import Optimizer, Tensors
+from gimli_core.notation import Tensors
+from gimli_core.optimizers.interface import Optimizer
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient, Trajectory
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gimli_core.arguments.checks import check_batches
+from gimli_core.arguments.batches import check_batches
 from gimli_core.arguments.inputs import fused, prepare
 from gimli_core.compiled.choice import check_compile, chosen
 from gimli_core.compiled.whole_run import CompiledWhole, given_of

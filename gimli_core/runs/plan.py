@@ -19,7 +19,7 @@ from gimli_core.memory.schedules.budget import Budget, choose, estimate, least
 from gimli_core.memory.schedules.checkpoint import Checkpoint
 from gimli_core.memory.schedules.costs import Costs, holes
 from gimli_core.memory.schedules.sizes import show_size
-from gimli_core.optimizers.interface import State
+from gimli_core.notation import State
 from gimli_core.problem import Problem
 from gimli_core.requirements.examine import require
 from gimli_core.runs.scheduled_run import Execution

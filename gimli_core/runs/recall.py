@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gimli_core.arguments.checks import check_batches, check_phi_loss, check_theta, laid_out
+from gimli_core.arguments.batches import check_batches
 from gimli_core.arguments.inputs import Inputs, modules_of
+from gimli_core.arguments.phi_loss import check_phi_loss
+from gimli_core.arguments.theta import check_theta, laid_out
 from gimli_core.compiled.whole_run import CompiledWhole, Given
 from gimli_core.environment import Environment
 from gimli_core.problem import Problem

@@ -19,6 +19,7 @@ from gimli_core.compiled.choice import Clock
 from gimli_core.compiled.pure_steps import Swept as CompiledSwept
 from gimli_core.compiled.retained_run import CompiledLoop, Whole
 from gimli_core.compiled.steps import CompiledSteps, start
+from gimli_core.derivatives.finite import check_end, flaw
 from gimli_core.derivatives.first_order import Gradient, evaluate
 from gimli_core.environment import Snapshot
 from gimli_core.errors import NotFiniteError, ReplayError
@@ -27,7 +28,7 @@ from gimli_core.memory.measure import settle
 from gimli_core.memory.schedules.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
 from gimli_core.memory.schedules.truncated import truncated
 from gimli_core.memory.storage import Storage
-from gimli_core.optimizers.interface import State, Tensors
+from gimli_core.notation import State, Tensors
 from gimli_core.record import Event, Kept, Point, Record
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.journal import Journal, describe, plain_snapshot, rebuilding, schedule_of, snapshot_of, state_after
@@ -395,7 +396,7 @@ class Execution:
         point = self._point
         self._end = (point.theta, point.state, inputs.environment.copies())
         self._S = inputs.optimizer.zero_adjoint(point.state)
-        forward_unroll.check_end(point.theta, self._train_losses)
+        check_end(point.theta, self._train_losses)
         self._B = {k: torch.zeros_like(v) for k, v in point.theta.items()}
         if inputs.weights[J] is not None:
             L = self._validation_gradient(point)
@@ -404,7 +405,7 @@ class Execution:
         if not bool(torch.isfinite(self.val_loss)):
             raise NotFiniteError(
                 f"val_loss: expected a finite number; got {self.val_loss.item():g}, though theta_{J} is finite. "
-                f"{forward_unroll.flaw(inputs.val_batch)}Look at val_loss and val_batch."
+                f"{flaw(inputs.val_batch)}Look at val_loss and val_batch."
             )
         yield Event(8, J, {"loss": self.val_loss, "A_opt": self._A_opt, "A_loss": self._A_loss})
         yield from self._announce(J)

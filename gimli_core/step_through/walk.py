@@ -13,7 +13,8 @@ from torch import Tensor
 from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.memory.schedules.actions import Schedule
-from gimli_core.optimizers.interface import Optimizer, State, Tensors
+from gimli_core.notation import State, Tensors
+from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.requirements.examine import require

@@ -9,16 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.optimizers.interface import (
-    SMALL,
-    ElementwiseOptimizer,
-    Hyper,
-    Optimizer,
-    Pulled,
-    State,
-    Tensors,
-    reduce_like,
-)
+from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.optimizers.interface import Optimizer, Pulled
+from gimli_core.optimizers.tensorwise import SMALL, ElementwiseOptimizer, reduce_like
 
 __all__ = ["Fused", "Spread", "fuses"]
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from gimli_core.optimizers.interface import Hyper, Optimizer, Pulled, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.optimizers.interface import Optimizer, Pulled
 
 __all__ = ["OverTasks"]
 

@@ -20,11 +20,10 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from gimli_core.errors import ArgumentError, explain, first_line, listing
+from gimli_core.errors import ArgumentError, explain, first_line, listing, notice
 from gimli_core.meta_parameters.marks import PerTask
-from gimli_core.notice import notice
-from gimli_core.optimizers.interface import Tensors
-from gimli_core.problem import Loss, Problem
+from gimli_core.notation import Loss, Tensors
+from gimli_core.problem import Problem
 from gimli_core.transforms.one_vector import Spread
 
 __all__ = [

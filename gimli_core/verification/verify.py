@@ -13,7 +13,7 @@ from gimli_core.environment import Environment
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.memory import Schedule
 from gimli_core.meta_gradient import meta_gradient
-from gimli_core.optimizers.interface import State
+from gimli_core.notation import State
 from gimli_core.problem import Problem
 from gimli_core.requirements.examine import require
 from gimli_core.runs.make_run import check_schedule

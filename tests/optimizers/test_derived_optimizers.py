@@ -12,8 +12,9 @@ from torch import Tensor
 
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError, VerificationError
+from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers import SGD, Adam, DerivedOptimizer, Muon, check_pullback, hyperparameter
-from gimli_core.optimizers.interface import Hyper, Pulled, State, Tensors
+from gimli_core.optimizers.interface import Pulled
 from gimli_core.optimizers.rules.singular import flat_sqrt
 from gimli_core.verification import verify
 

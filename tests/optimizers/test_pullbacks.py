@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gimli_core.optimizers.interface import ElementwiseOptimizer, Hyper, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 from tests.cases import RULES, Rule, distance
 
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)

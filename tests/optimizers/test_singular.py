@@ -12,7 +12,7 @@ from torch.func import functional_call
 import gimli_core as gimli
 from gimli_core.memory import StoreStates
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW
-from gimli_core.optimizers.interface import ElementwiseOptimizer
+from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 from gimli_core.verification.oracles.plain_rules import flat_root
 from gimli_core.verification.oracles.plain_unroll import autograd_gradient
 from tests.cases import distance, entries, question

@@ -17,8 +17,7 @@ import torch
 from gimli_core.compiled.compiler.trees_in_source import builder, fits, lies_alike, outline, taker
 from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, of_compiler
 from gimli_core.environment import Environment
-from gimli_core.errors import first_line
-from gimli_core.notice import notice
+from gimli_core.errors import first_line, notice
 
 __all__ = ["ANOTHER_FORM", "Kernel", "compiler_options", "each_once"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gimli_core.derivatives.second_order import forward_over_reverse, reverse_over_forward
 from gimli_core.derivatives.second_order.products import Products
-from gimli_core.optimizers.interface import Tensors
+from gimli_core.notation import Tensors
 
 __all__ = ["ASKED", "BY_GRAPH", "MEANS", "Choice", "choose", "from_a_point"]
 

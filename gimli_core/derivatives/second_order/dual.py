@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gimli_core.optimizers.interface import Tensors
+from gimli_core.notation import Tensors
 
 __all__ = ["duals", "tangent"]
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from gimli_core.derivatives.first_order import differentiate, evaluate
 from gimli_core.derivatives.second_order.dual import duals, tangent
 from gimli_core.derivatives.second_order.products import Products, collect
-from gimli_core.optimizers.interface import Tensors
-from gimli_core.problem import Loss
+from gimli_core.notation import Loss, Tensors
 
 __all__ = ["products"]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.optimizers.interface import Tensors
+from gimli_core.notation import Tensors
 
 __all__ = ["Products", "collect"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gimli_core.derivatives.first_order import Graph
 from gimli_core.derivatives.second_order.products import Products, collect
-from gimli_core.optimizers.interface import Tensors
+from gimli_core.notation import Tensors
 
 __all__ = ["products"]
 

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.optimizers.interface import ElementwiseOptimizer, Tensors, Thunks, hyperparameter
+from gimli_core.notation import Tensors, Thunks
+from gimli_core.optimizers.interface import hyperparameter
 from gimli_core.optimizers.rules.parts import WeightDecay
 from gimli_core.optimizers.rules.singular import sqrt_slope
+from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 
 __all__ = ["Adadelta"]
 

@@ -9,16 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.optimizers.interface import (
-    ElementwiseOptimizer,
-    Hyper,
-    State,
-    Tensors,
-    Thunks,
-    hyperparameter,
-    reduce_like,
-)
+from gimli_core.notation import Hyper, State, Tensors, Thunks
+from gimli_core.optimizers.interface import hyperparameter
 from gimli_core.optimizers.rules.parts import WeightDecay
+from gimli_core.optimizers.tensorwise import ElementwiseOptimizer, reduce_like
 
 __all__ = ["ASGD"]
 

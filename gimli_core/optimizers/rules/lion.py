@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.optimizers.interface import ElementwiseOptimizer, Tensors, Thunks, hyperparameter
+from gimli_core.notation import Tensors, Thunks
+from gimli_core.optimizers.interface import hyperparameter
 from gimli_core.optimizers.rules.parts import WeightDecay
+from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 
 __all__ = ["Lion"]
 

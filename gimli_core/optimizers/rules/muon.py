@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.optimizers.interface import Tensors, TensorwiseOptimizer, Thunks, hyperparameter
+from gimli_core.notation import Tensors, Thunks
+from gimli_core.optimizers.interface import hyperparameter
 from gimli_core.optimizers.rules.parts import WeightDecay
+from gimli_core.optimizers.tensorwise import TensorwiseOptimizer
 
 __all__ = ["Muon"]
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.optimizers.interface import Optimizer, Tensors, Thunks
+from gimli_core.notation import Tensors, Thunks
+from gimli_core.optimizers.interface import Optimizer
 
 __all__ = ["MomentsPullback", "WeightDecay", "moments", "moments_pullback"]
 

@@ -9,15 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.optimizers.interface import (
-    ElementwiseOptimizer,
-    Hyper,
-    State,
-    Tensors,
-    Thunks,
-    hyperparameter,
-    reduce_like,
-)
+from gimli_core.notation import Hyper, State, Tensors, Thunks
+from gimli_core.optimizers.interface import hyperparameter
+from gimli_core.optimizers.tensorwise import ElementwiseOptimizer, reduce_like
 
 __all__ = ["Rprop"]
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError
-from gimli_core.optimizers.interface import ElementwiseOptimizer, Tensors, Thunks, hyperparameter
+from gimli_core.notation import Tensors, Thunks
+from gimli_core.optimizers.interface import hyperparameter
+from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 
 __all__ = ["SGD"]
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.optimizers.interface import Hyper, Pulled, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.optimizers.interface import Pulled
 from gimli_core.optimizers.wrappers.interface import Wrapper, only
 from gimli_core.optimizers.wrappers.lookahead import check_every
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.optimizers.interface import Hyper, Tensors, hyperparameter
+from gimli_core.notation import Hyper, Tensors
+from gimli_core.optimizers.interface import hyperparameter
 from gimli_core.optimizers.wrappers.interface import GradientWrapper
 
 __all__ = ["ClipNorm"]

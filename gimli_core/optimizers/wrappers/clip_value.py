@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from gimli_core.optimizers.interface import Hyper, Tensors, hyperparameter, reduce_like
+from gimli_core.notation import Hyper, Tensors
+from gimli_core.optimizers.interface import hyperparameter
+from gimli_core.optimizers.tensorwise import reduce_like
 from gimli_core.optimizers.wrappers.interface import GradientWrapper
 
 __all__ = ["ClipValue"]

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain, listing
-from gimli_core.optimizers.interface import Hyper, Pulled, State, Tensors, hyperparameter, reduce_like
+from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.optimizers.interface import Pulled, hyperparameter
+from gimli_core.optimizers.tensorwise import reduce_like
 from gimli_core.optimizers.wrappers.interface import Wrapper, only
 
 __all__ = ["EMA"]

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain, listing
-from gimli_core.optimizers.interface import Hyper, Optimizer, Pulled, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.optimizers.interface import Optimizer, Pulled
 
 __all__ = ["GradientWrapper", "Wrapper", "only"]
 

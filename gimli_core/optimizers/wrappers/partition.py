@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from gimli_core.errors import ArgumentError, explain, listing
-from gimli_core.optimizers.interface import Hyper, Optimizer, Pulled, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.optimizers.interface import Optimizer, Pulled
 
 __all__ = ["Partition"]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gimli_core.derivatives.first_order import hessian
 from gimli_core.errors import ArgumentError, closest, explain
-from gimli_core.optimizers.interface import Optimizer, State, Tensors
+from gimli_core.notation import State, Tensors
+from gimli_core.optimizers.interface import Optimizer
 from gimli_core.optimizers.rules.sgd import SGD
 from gimli_core.step_through.page.summaries import describe, norm, number, numbers, plan, total
 from gimli_core.step_through.walk import Moment, Walk

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gimli_core.optimizers.interface import Tensors
+from gimli_core.notation import Tensors
 
 __all__ = ["Detail", "describe", "norm", "number", "plan", "total"]
 

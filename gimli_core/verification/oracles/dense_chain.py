@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.functional import jacobian
 
 from gimli_core.environment import Environment, split_frozen
-from gimli_core.optimizers.interface import State, Tensors
+from gimli_core.notation import State, Tensors
 from gimli_core.verification.oracles.plain_rules import Root, initial_state, plain_step, values_at
 from gimli_core.verification.oracles.plain_unroll import inner_gradient, slots
 from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness

@@ -16,8 +16,8 @@ from torch import Tensor
 from gimli_core import optimizers
 from gimli_core.meta_parameters.hyperparameters import expand_betas
 from gimli_core.meta_parameters.marks import PerStep
+from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
-from gimli_core.optimizers.interface import Hyper, State, Tensors
 from gimli_core.verification.oracles.plain_torch_rules import STARTS, TORCH_RULES
 from gimli_core.verification.question import Entries, Question, rebuild
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.optimizers.interface import Tensors
+from gimli_core.notation import Tensors
 
 __all__ = ["STARTS", "TORCH_RULES"]
 

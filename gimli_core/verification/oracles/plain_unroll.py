@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gimli_core.environment import Environment, Snapshot, keeping_buffers, split_frozen
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.optimizers.interface import Hyper, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.verification.oracles.plain_rules import Root, initial_state, plain_step, values_at
 from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness
 

@@ -1,0 +1,56 @@
+"""phi_loss, checked: a flat dict of tensors, some of which each task has its own of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core.arguments.theta import check_tensor
+from gimli_core.errors import ArgumentError, explain
+from gimli_core.notation import Tensors
+from gimli_core.transforms.tasks import own, split_marked
+
+__all__ = ["check_phi_loss"]
+
+
+def check_phi_loss(phi_loss: Any, theta: Tensor, tasks: int | None) -> tuple[frozenset[str], Tensors]:
+    """The names that each task has its own tensor of, and all tensors."""
+    whole, phi_loss = split_marked(phi_loss)
+    if phi_loss is None:
+        return frozenset(), {}
+    if not isinstance(phi_loss, Mapping):
+        raise ArgumentError(
+            explain(
+                "phi_loss",
+                "a dict {name: tensor}",
+                type(phi_loss).__name__,
+                "For a module: dict(module.named_parameters()).",
+            )
+        )
+    checked, by_task = {}, set()
+    for k, v in phi_loss.items():
+        argument = f"phi_loss[{k!r}]"
+        alone, v = split_marked(v)
+        if alone or whole:
+            by_task.add(k)
+            own(argument, v, tasks)
+        if isinstance(v, (int, float)) and not isinstance(v, bool):
+            v = torch.tensor(float(v), dtype=theta.dtype, device=theta.device)
+        check_tensor(argument, v)
+        if not isinstance(k, str):
+            raise ArgumentError(explain("phi_loss", "names that are strings", f"the key {k!r}", "Rename it."))
+        half = theta.dtype in (torch.float16, torch.bfloat16) and v.dtype == torch.float32
+        if v.ndim > 0 and ((v.dtype != theta.dtype and not half) or v.device != theta.device):
+            raise ArgumentError(
+                explain(
+                    argument,
+                    f"{theta.dtype} on {theta.device}, as theta_0 is",
+                    f"{v.dtype} on {v.device}",
+                    "Convert it with .to(...).",
+                )
+            )
+        checked[k] = v.detach()
+    return frozenset(by_task), checked

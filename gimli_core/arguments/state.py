@@ -1,0 +1,53 @@
+"""state_0, checked against the form of a cold start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.notation import State
+
+__all__ = ["check_state"]
+
+
+def check_state(state_0: Any, like: State, path: str = "state_0") -> State:
+    """`state_0`, detached, if it has the structure of `like`."""
+    if isinstance(like, Tensor):
+        value = torch.as_tensor(state_0, dtype=like.dtype) if isinstance(state_0, (int, float)) else state_0
+        if not isinstance(value, Tensor) or value.shape != like.shape:
+            came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ArgumentError(
+                explain(path, f"a tensor of shape {list(like.shape)}", came, "Take it from a result's state_J.")
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise ArgumentError(explain(path, "finite values", "inf or nan", "Find out where it was computed."))
+        if value.ndim > 0 and value.device != like.device:
+            raise ArgumentError(
+                explain(
+                    path,
+                    f"a tensor on theta's device {like.device}",
+                    f"one on {value.device}",
+                    "Move it with .to(...).",
+                )
+            )
+        if path == "state_0['step']" and (value < 0 or value != value.round()):
+            raise ArgumentError(
+                explain(
+                    path,
+                    "a whole number of finished steps, 0 or more",
+                    f"{value.item():g}",
+                    "A result's state_J counts them.",
+                )
+            )
+        return value.detach().to(like.dtype)
+    if not isinstance(state_0, Mapping) or set(state_0) != set(like):
+        came = listing(state_0) if isinstance(state_0, Mapping) else type(state_0).__name__
+        near = "".join(closest(k, like) for k in state_0 if k not in like) if isinstance(state_0, Mapping) else ""
+        raise ArgumentError(
+            explain(path, f"a dict with the keys {listing(like)}", came, f"A result's state_J has this form.{near}")
+        )
+    return {k: check_state(state_0[k], like[k], f"{path}[{k!r}]") for k in like}

@@ -1,0 +1,82 @@
+"""theta_0, checked: a flat dict of finite floating-point tensors, some of them held constant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
+
+from gimli_core.derivatives.finite import finite
+from gimli_core.environment import split_frozen
+from gimli_core.errors import ArgumentError, explain
+from gimli_core.notation import Tensors
+
+__all__ = ["check_tensor", "check_theta", "laid_out"]
+
+
+def check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
+    if not isinstance(theta_0, Mapping) or not theta_0:
+        came = "an empty dict" if isinstance(theta_0, Mapping) else type(theta_0).__name__
+        raise ArgumentError(
+            explain(
+                "theta_0",
+                "a dict {name: floating-point tensor}",
+                came,
+                "For a module: dict(module.named_parameters()).",
+            )
+        )
+    seen: dict[int, str] = {}
+    for k, v in theta_0.items():
+        check_tensor(f"theta_0[{k!r}]", v)
+        if not isinstance(k, str):
+            raise ArgumentError(explain("theta_0", "names that are strings", f"the key {k!r}", "Rename it."))
+        if id(v) in seen:
+            raise ArgumentError(
+                explain(
+                    f"theta_0[{k!r}]",
+                    "each tensor once",
+                    f"the tensor of {seen[id(v)]!r} again",
+                    "For tied weights give one name, as named_parameters() does; functional_call fills in the others.",
+                )
+            )
+        seen[id(v)] = k
+    trained, frozen = laid_out(theta_0)
+    if not trained:
+        raise ArgumentError(
+            explain(
+                "theta_0",
+                "at least one trained entry",
+                "only frozen parameters",
+                "Call .requires_grad_() on what is trained.",
+            )
+        )
+    first_name, first = next(iter(trained.items()))
+    for k, v in trained.items():
+        if (v.dtype, v.device) != (first.dtype, first.device):
+            raise ArgumentError(
+                explain(f"theta_0[{k!r}]", f"{first.dtype} on {first.device}, as theta_0[{first_name!r}] is",
+                        f"{v.dtype} on {v.device}", "Bring all entries to one dtype and device.")
+            )  # fmt: skip
+    return trained, frozen
+
+
+def laid_out(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+    """The trained entries, and what they are laid over: all of theta_0 if some are held constant, else nothing."""
+    trained, frozen = split_frozen(theta_0)
+    # The losses see the order in which theta_0 was given: some take theta.values() apart by it.
+    return trained, {k: v.detach() for k, v in theta_0.items()} if frozen else {}
+
+
+def check_tensor(argument: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
+        came = f"a {value.dtype} tensor, layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+        raise ArgumentError(explain(argument, "a dense floating-point tensor", came, "Convert it, or leave it out."))
+    if value.is_meta or isinstance(value, UninitializedParameter):
+        came = "one on the meta device" if value.is_meta else "a parameter that a lazy module has not made yet"
+        do = "Materialize it: run the module once, or .to_empty(device=...) and initialise it."
+        raise ArgumentError(explain(argument, "a tensor that holds values", came, do))
+    if not finite(value):
+        raise ArgumentError(explain(argument, "finite values", "inf or nan", "Find out where it was computed."))

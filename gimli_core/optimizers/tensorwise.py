@@ -1,0 +1,134 @@
+"""Rules that treat every tensor alone, or every element alone: a step and a pullback of single tensors."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from gimli_core.notation import Hyper, State, Tensors, Thunks
+from gimli_core.optimizers.interface import Optimizer, Pulled
+from gimli_core.optimizers.jacobians import diagonal_jacobians
+
+__all__ = ["SMALL", "ElementwiseOptimizer", "TensorwiseOptimizer", "lifted", "reduce_like"]
+
+SMALL = 2**17  # elements; up to there an operation costs less than calling it
+
+
+class TensorwiseOptimizer(Optimizer):
+    """A rule that treats every tensor of theta alone.
+
+    A subclass says which slots it keeps and writes two functions of single tensors:
+    `_step(theta, s, G, h, t) -> (theta', s')` and
+    `_pullback(theta, s, G, h, t, B, S) -> (V, B, S, A)`, with t the number of this step
+    counted from 1 and A a dict of functions, so that only what is asked for is computed.
+    """
+
+    def slots(self) -> tuple[str, ...]:
+        """Names of the state tensors kept for each tensor of theta."""
+        return ()
+
+    def _initial(self, slot: str, theta: Tensor, h: dict[str, Tensor]) -> Tensor | None:
+        """s_0 of one slot, or None where this tensor has no such slot."""
+        return torch.zeros_like(theta)
+
+    @abstractmethod
+    def _step(
+        self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor
+    ) -> tuple[Tensor, Tensors]: ...
+
+    @abstractmethod
+    def _pullback(
+        self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor, B: Tensor, S: Tensors
+    ) -> tuple[Tensor, Tensor, Tensors, Thunks]: ...
+
+    def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
+        state: State = {"step": torch.zeros((), dtype=torch.float64)}
+        for slot in self.slots():
+            first = {k: self._initial(slot, v, hyper[k]) for k, v in theta.items()}
+            state[slot] = {k: v for k, v in first.items() if v is not None}
+        return state
+
+    def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        t = state["step"] + 1
+        new_theta: Tensors = {}
+        new_state: State = {"step": t} | {slot: {} for slot in self.slots()}
+        for k, theta_k in theta.items():
+            new, s = self._step(lifted(theta_k), self._held(state, k, theta_k), lifted(G[k]), hyper[k], t)
+            new_theta[k] = new.reshape(theta_k.shape)
+            for slot, value in s.items():
+                new_state[slot][k] = value.reshape(state[slot][k].shape)
+        return new_theta, new_state
+
+    def pullback(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
+    ) -> Pulled:
+        t = state["step"] + 1
+        pulled = Pulled({}, {}, {slot: {} for slot in self.slots()}, {})
+        for k, theta_k in theta.items():
+            s, S_k = self._held(state, k, theta_k), self._held(S, k, theta_k)
+            V, B_k, S_k, thunks = self._pullback(lifted(theta_k), s, lifted(G[k]), hyper[k], t, lifted(B[k]), S_k)
+            pulled.V[k], pulled.B[k] = V.reshape(theta_k.shape), B_k.reshape(theta_k.shape)
+            for slot, value in S_k.items():
+                pulled.S[slot][k] = value.reshape(state[slot][k].shape)
+            pulled.A[k] = {name: reduce_like(thunks[name](), hyper[k][name]) for name in wanted if name in thunks}
+        return pulled
+
+    def _held(self, state: State, k: str, theta: Tensor) -> Tensors:
+        """The slots of one tensor, lifted where it is. Plain numbers, in float64, stay numbers."""
+        held = {slot: state[slot][k] for slot in self.slots() if k in state[slot]}
+        return {slot: lifted(v) if theta.ndim == 0 and v.dtype == theta.dtype else v for slot, v in held.items()}
+
+
+class ElementwiseOptimizer(TensorwiseOptimizer):
+    """A rule that treats every element alone; its Jacobians are diagonal.
+
+    Written as a `TensorwiseOptimizer` is. In return, `jacobians` shows every derivative.
+    """
+
+    def jacobians(
+        self, theta: Tensors, state: State | None = None, G: Tensors | None = None, hyper: Hyper | None = None
+    ) -> dict[str, dict[str, Tensors]]:
+        """The diagonal Jacobians of one step, for inspection.
+
+        `jacobians(...)[output][input][name]` is d output / d input, elementwise: the
+        paper's O_j is `["theta"]["G"]`. Outputs are theta and the state slots; inputs are
+        G, theta, the slots and every hyperparameter.
+
+        Args:
+            theta: `{name: tensor}`.
+            state: s_j; the initial state by default.
+            G: inner gradient, shaped like theta; zero by default.
+            hyper: `{name: {hyperparameter: value}}`; the values given at construction by default.
+
+        Raises:
+            ArgumentError: an argument of another form.
+
+        Cost: one pullback for each output.
+
+        >>> import torch, gimli_core as gimli
+        >>> adam = gimli.optimizers.Adam(lr=0.5, eps=0.25)
+        >>> adam.jacobians({"w": torch.zeros(1)})["theta"]["G"]["w"]   # -lr / eps at G = 0
+        tensor([-2.])
+        """
+        return diagonal_jacobians(self, self.slots(), theta, state, G, hyper)
+
+
+def lifted(x: Tensor) -> Tensor:
+    """A 0-dimensional tensor as a vector of one element, which keeps its dtype beside float64 hyperparameters."""
+    return x.reshape(1) if x.ndim == 0 else x
+
+
+def reduce_like(product: Tensor, value: Tensor) -> Tensor:
+    """Sum an elementwise adjoint to the shape of the hyperparameter it belongs to.
+
+    A small one in rows, however it lies: so it lies in the one vector of a fused rule, and another order changes the
+    last bits.
+    """
+    if product.shape == value.shape:
+        return product
+    if product.numel() <= SMALL:
+        product = product.contiguous()
+    return product.sum(dtype=torch.promote_types(product.dtype, torch.float32))

@@ -20,7 +20,8 @@ from gimli_core.environment import discover
 from gimli_core.memory import RetainGraphs
 from gimli_core.optimizers import SGD, Adam
 from gimli_core.verification.oracles.plain_unroll import autograd_gradient
-from tests.cases import SCHEDULES, distance, entries, question
+from tests.compare import distance, entries
+from tests.problems import SCHEDULES, question
 
 Loss = Callable[[dict[str, Tensor], dict[str, Tensor], Any], Tensor]
 

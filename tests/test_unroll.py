@@ -13,9 +13,7 @@ import gimli_core as gimli
 from gimli_core.errors import RequirementError, SecondDerivativeError
 from gimli_core.memory import Budget, StoreStates
 from gimli_core.optimizers import SGD, Adam
-from tests.cases import SCHEDULES
-
-schedules = pytest.mark.parametrize("memory", SCHEDULES, ids=str)
+from tests.problems import every_schedule
 
 
 def train_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
@@ -51,7 +49,7 @@ def leaves(args: dict[str, Any]) -> list[Tensor]:
     return [leaf.requires_grad_() for leaf in found]
 
 
-@schedules
+@every_schedule
 def test_backward_fills_every_gradient(memory: Any) -> None:
     """theta_0, phi_opt, phi_loss, a warm state, weights of losses along the way: as in `meta_gradient`."""
     state_0 = {"step": 2, "momentum_buffer": {"w": torch.rand(3), "b": torch.rand(2)}}
@@ -125,7 +123,7 @@ def test_a_learned_loss_network_in_phi_loss() -> None:
     assert any(bool(p.grad.any()) for p in critic.parameters())
 
 
-@schedules
+@every_schedule
 def test_the_sweep_runs_once(memory: Any) -> None:
     calls = {"count": 0}
 
@@ -241,7 +239,7 @@ def test_a_second_derivative_through_the_arriving_gradient_is_refused() -> None:
         torch.autograd.grad(gradient, scale)
 
 
-@schedules
+@every_schedule
 @pytest.mark.parametrize("which", range(5))
 def test_an_input_changed_in_place_is_noticed(memory: Any, which: int) -> None:
     args = arguments(memory=memory)

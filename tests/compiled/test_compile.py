@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import pytest
@@ -19,43 +18,13 @@ from gimli_core.errors import ArgumentError, NotFiniteError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
 from gimli_core.optimizers import LAMB, SGD, Adam, ClipNorm, Optimizer, RMSprop
 from gimli_core.transforms import one_vector as fused
+from tests import problems
+from tests.compare import agree, said
+from tests.problems import tanh_loss, tanh_network
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler"
-)
+pytestmark = problems.needs_compiler
 
 T, J = 3, 4
-SLOPE = 1.0
-
-
-def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-    x, y = batch
-    fit = torch.tanh(x @ theta["w"]) @ theta["v"] * SLOPE + theta["c"] - y
-    return fit.square().mean() + phi["l2"].exp() * torch.stack([v.square().sum() for v in theta.values()]).sum()
-
-
-def given(optimizer: Optimizer, tasks: int | None = None, steps: int = J, **more: Any) -> dict[str, Any]:
-    lead = () if tasks is None else (tasks,)
-    made = [(torch.randn(*lead, 6, 3), torch.randn(*lead, 6)) for _ in range(steps + 1)]
-    return {
-        "problem": gimli.Problem(loss, loss, optimizer),
-        "theta_0": {"w": torch.randn(3, 4), "v": torch.randn(4), "c": torch.tensor(0.3)},
-        "train_batches": made[:-1], "val_batch": made[-1], "phi_loss": {"l2": torch.tensor(-2.0)},
-        **({} if tasks is None else {"tasks": tasks}), **more,
-    }  # fmt: skip
-
-
-def agree(a: Any, b: Any, rtol: float = 1e-10, atol: float = 1e-13) -> None:
-    """All that two results hold."""
-    for name in ("val_loss", "theta_J", "train_losses", "A_opt", "A_loss", "B_0", "S_0", "state_J", "val_losses"):
-        assert type(getattr(a, name)) is type(getattr(b, name)), name  # a plain dict, whoever looks at it
-        torch.testing.assert_close(
-            getattr(a, name), getattr(b, name), rtol=rtol, atol=atol, equal_nan=True, check_dtype=False
-        )
-
-
-def said(caplog: pytest.LogCaptureFixture) -> str:
-    return "\n".join(record.message for record in caplog.records)
 
 
 @pytest.mark.long
@@ -69,7 +38,7 @@ def said(caplog: pytest.LogCaptureFixture) -> str:
     ids=["sgd", "adam", "clipped"],
 )
 def test_steps_agree_with_eager_under_every_schedule(optimizer: Optimizer, phi_opt: dict[str, Any]) -> None:
-    made = given(optimizer, phi_opt=phi_opt, val_weights=[0.2, 0.0, 0.1, 1.0])
+    made = tanh_network(optimizer, phi_opt=phi_opt, val_weights=[0.2, 0.0, 0.1, 1.0])
     eager = gimli.meta_gradient(**made, compile=False)
     schedules: list[Schedule] = [RetainGraphs(), StoreStates(), Checkpoint(2), Checkpoint(1, graphs=2, gradients=True)]
     first: Any = None
@@ -96,7 +65,7 @@ def test_the_loop_agrees_with_eager(
     case: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     optimizer, more = LOOPS[case]
-    made = given(optimizer, **more, val_weights=[0.2, 0.0, 0.1, 1.0])
+    made = tanh_network(optimizer, **more, val_weights=[0.2, 0.0, 0.1, 1.0])
     made["train_batches"] = [(x.mT.contiguous().mT, y) for x, y in made["train_batches"]]  # lies in columns
     cuts, cut_in_two = [], halves.cut_in_two
     monkeypatch.setattr(halves, "cut_in_two", lambda *given: (cuts.append(given), cut_in_two(*given))[1])
@@ -298,7 +267,7 @@ def test_a_batch_that_is_changed_before_its_sweep_is_found_out() -> None:
     def batch(j: int) -> tuple[Tensor, Tensor]:
         return held.copy_(torch.full((6, 3), float(j))), torch.ones(6)
 
-    made = given(SGD(lr=0.1)) | {"train_batches": batch, "steps": 3}
+    made = tanh_network(SGD(lr=0.1)) | {"train_batches": batch, "steps": 3}
     with pytest.raises(RuntimeError, match="batch of inner step j = 1 has been changed in place"):
         gimli.meta_gradient(**made, compile="steps", check=False)
 
@@ -309,13 +278,13 @@ def test_a_whole_run_of_tasks_agrees_with_eager(monkeypatch: pytest.MonkeyPatch,
     if not fuse:
         monkeypatch.setattr(fused, "NUMBERS", 0)
     rates = gimli.per_task(gimli.per_step(0.1 * torch.rand(T, 2)))
-    made = given(Adam(), T, steps=2, phi_opt={"lr": rates, "beta1": torch.tensor(0.8)}, val_weights=[0.5, 1.0])
+    made = tanh_network(Adam(), T, steps=2, phi_opt={"lr": rates, "beta1": torch.tensor(0.8)}, val_weights=[0.5, 1.0])
     agree(gimli.meta_gradient(**made, compile="whole"), gimli.meta_gradient(**made, compile=False))
 
 
 @pytest.mark.long
 def test_a_rule_that_sees_whole_tensors_and_a_warm_start() -> None:
-    made = given(LAMB(), T, phi_opt={"lr": torch.tensor(0.05)})
+    made = tanh_network(LAMB(), T, phi_opt={"lr": torch.tensor(0.05)})
     warm = gimli.meta_gradient(**made, compile=False).state_J
     made |= {"state_0": gimli.per_task(warm)}
     agree(gimli.meta_gradient(**made, compile="steps"), gimli.meta_gradient(**made, compile=False))
@@ -324,7 +293,7 @@ def test_a_rule_that_sees_whole_tensors_and_a_warm_start() -> None:
 @pytest.mark.long
 def test_unroll_compiles_once_and_tells_so(caplog: pytest.LogCaptureFixture) -> None:
     lr = torch.tensor(0.1, requires_grad=True)
-    made = given(SGD(), T, steps=2, phi_opt={"lr": lr})
+    made = tanh_network(SGD(), T, steps=2, phi_opt={"lr": lr})
     gimli.unroll(**made, compile=False).backward()
     eager, lr.grad = lr.grad, None
     for _ in range(2):
@@ -337,9 +306,9 @@ def test_unroll_compiles_once_and_tells_so(caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.mark.long
 def test_what_the_loss_reads_besides_its_arguments_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = given(SGD(lr=0.1))
+    made = tanh_network(SGD(lr=0.1))
     for slope in (1.0, 2.0, 1.0):
-        monkeypatch.setitem(globals(), "SLOPE", slope)
+        monkeypatch.setattr(problems, "SLOPE", slope)
         agree(gimli.meta_gradient(**made, compile="steps"), gimli.meta_gradient(**made, compile=False))
 
 
@@ -379,7 +348,7 @@ def test_random_numbers_are_the_same() -> None:
 
 
 def test_a_batch_of_another_shape_runs_uncompiled_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    made = given(SGD(lr=0.1), steps=5)
+    made = tanh_network(SGD(lr=0.1), steps=5)
     for j in (2, 4):
         made["train_batches"][j] = (torch.randn(7, 3), torch.randn(7))
     agree(gimli.meta_gradient(**made, compile="steps"), gimli.meta_gradient(**made, compile=False))
@@ -406,10 +375,10 @@ def test_rounding_that_a_rule_blows_up_is_not_held_against_the_compiler(monkeypa
 
 def test_an_operation_that_will_not_compile_runs_eagerly_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
     def branches(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-        found = loss(theta, phi, batch)
+        found = tanh_loss(theta, phi, batch)
         return 2 * found if found.item() > 1 else found
 
-    made = given(SGD(lr=0.1))
+    made = tanh_network(SGD(lr=0.1))
     made["problem"] = gimli.Problem(branches, branches, SGD(lr=0.1))
     eager = gimli.meta_gradient(**made, compile=False)
     for _ in range(2):
@@ -422,7 +391,7 @@ def test_a_machine_without_a_compiler_runs_eagerly(caplog: pytest.LogCaptureFixt
     import torch._inductor.config as inductor
     import torch.compiler.config as compiler
 
-    made = given(SGD(lr=0.1))
+    made = tanh_network(SGD(lr=0.1))
     with inductor.patch({"cpp.cxx": ("no-such-compiler",)}), compiler.patch(force_disable_caches=True):
         found, eager = (gimli.meta_gradient(**made, compile=c) for c in ("steps", False))
     assert torch.equal(found.B_0["w"], eager.B_0["w"])
@@ -431,14 +400,14 @@ def test_a_machine_without_a_compiler_runs_eagerly(caplog: pytest.LogCaptureFixt
 
 def test_a_small_problem_compiles(caplog: pytest.LogCaptureFixture) -> None:
     """Also after the test before this one: else those that follow would compare eager with eager."""
-    gimli.meta_gradient(**given(SGD(lr=0.1)), compile="steps")
+    gimli.meta_gradient(**tanh_network(SGD(lr=0.1)), compile="steps")
     assert "compiled in " in said(caplog)
     assert "not compiled" not in said(caplog)
 
 
 @pytest.mark.parametrize("kind", ["steps", "whole"])
 def test_errors_in_compiled_code_name_the_step_and_the_parameter(kind: str) -> None:
-    made = given(SGD(lr=0.1))
+    made = tanh_network(SGD(lr=0.1))
     made["train_batches"][2][0][0] = float("inf")
     with pytest.raises(NotFiniteError, match=r"at inner step j = 2: .*G_2 of 'w'"):
         gimli.meta_gradient(**made, compile=kind)
@@ -464,7 +433,7 @@ def test_the_eager_run_after_a_whole_one_that_broke_draws_the_same() -> None:
 def test_the_default_compiles_once_eager_runs_have_taken_long(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = given(SGD(lr=0.1))
+    made = tanh_network(SGD(lr=0.1))
     first = gimli.meta_gradient(**made)
     assert not said(caplog)
     monkeypatch.setattr(choice, "AUTO_SECONDS", 0.0)
@@ -475,6 +444,6 @@ def test_the_default_compiles_once_eager_runs_have_taken_long(
 @pytest.mark.parametrize("asked", ["fast", 1, None])
 def test_a_wrong_choice_is_refused(asked: Any) -> None:
     with pytest.raises(ArgumentError, match=r"compile: expected True, False, 'auto', 'steps', 'whole'"):
-        gimli.meta_gradient(**given(SGD(lr=0.1)), compile=asked)
+        gimli.meta_gradient(**tanh_network(SGD(lr=0.1)), compile=asked)
     with pytest.raises(ArgumentError, match=r"compile: expected 'steps' or True beside memory=, resume= or truncate="):
-        gimli.meta_gradient(**given(SGD(lr=0.1)), compile="whole", memory=StoreStates())
+        gimli.meta_gradient(**tanh_network(SGD(lr=0.1)), compile="whole", memory=StoreStates())

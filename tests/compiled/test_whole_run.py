@@ -14,18 +14,19 @@ import gimli_core as gimli
 from gimli_core.compiled.whole_run import CompiledWhole
 from gimli_core.errors import ArgumentError, NotFiniteError
 from gimli_core.optimizers import SGD, Adam
-from tests.compiled import test_compile
-from tests.compiled.test_compile import T, agree, loss, said
+from tests import problems
+from tests.compare import agree, said
+from tests.problems import tanh_loss
 
-pytestmark = test_compile.pytestmark
+pytestmark = problems.needs_compiler
 
-J = 2
+T, J = 3, 2
 
 
 def given(seed: int, tasks: int | None = T) -> dict[str, Any]:
     """The arguments of a call, but for its problem."""
     torch.manual_seed(seed)
-    made = test_compile.given(Adam(), tasks, steps=J, phi_opt={"lr": 0.05, "beta1": 0.8})
+    made = problems.tanh_network(Adam(), tasks, steps=J, phi_opt={"lr": 0.05, "beta1": 0.8})
     made["phi_loss"] = {"l2": torch.randn(())}
     del made["problem"]
     return made
@@ -34,7 +35,7 @@ def given(seed: int, tasks: int | None = T) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=[T, None], ids=["tasks", "alone"])
 def problem(request: pytest.FixtureRequest) -> Any:
     """A problem that has been compiled, and how many tasks it has."""
-    made, dtype = gimli.Problem(loss, loss, Adam()), torch.get_default_dtype()
+    made, dtype = gimli.Problem(tanh_loss, tanh_loss, Adam()), torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # as within every test
     with torch.random.fork_rng():
         gimli.meta_gradient(made, **given(0, request.param), compile="whole")
@@ -63,7 +64,7 @@ def test_new_values(problem: Any, ways: list[str]) -> None:
     for seed in (0, 1, 2):
         agree(
             gimli.meta_gradient(made, **given(seed, tasks), compile="whole"),
-            gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **given(seed, tasks), compile=False),
+            gimli.meta_gradient(gimli.Problem(tanh_loss, tanh_loss, Adam()), **given(seed, tasks), compile=False),
         )
     assert ways[1:] == ["as_it_is"] * 2
 
@@ -88,7 +89,7 @@ def test_columns_and_a_batch_that_comes_at_every_step(problem: Any, ways: list[s
     arguments["theta_0"]["w"] = arguments["theta_0"]["w"].T.contiguous().T
     arguments["train_batches"] = arguments["train_batches"][:1] * J
     found = gimli.meta_gradient(made, **arguments, compile="whole")
-    agree(found, gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **arguments, compile=False))
+    agree(found, gimli.meta_gradient(gimli.Problem(tanh_loss, tanh_loss, Adam()), **arguments, compile=False))
     assert ways[1:] == ["as_it_is"]
 
 
@@ -234,21 +235,21 @@ def test_random_numbers_and_buffers(norm: bool, ways: list[str]) -> None:
 
 
 def test_chunks(ways: list[str], caplog: pytest.LogCaptureFixture) -> None:
-    made, arguments = gimli.Problem(loss, loss, Adam()), given(1, 2 * T)
+    made, arguments = gimli.Problem(tanh_loss, tanh_loss, Adam()), given(1, 2 * T)
     for _ in range(2):
         found = gimli.meta_gradient(made, **arguments, chunk=T, compile="whole")
-        agree(found, gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **arguments, compile=False))
+        agree(found, gimli.meta_gradient(gimli.Problem(tanh_loss, tanh_loss, Adam()), **arguments, compile=False))
     assert ways == ["__call__", "as_it_is", "as_it_is", "as_it_is"]
     assert said(caplog).count("compiling") == 1
 
 
 def test_what_the_loss_reads_besides_its_arguments_is_watched(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    made = gimli.Problem(loss, loss, Adam())
+    made = gimli.Problem(tanh_loss, tanh_loss, Adam())
     for slope in (1.0, 1.0, 2.0, 2.0, 1.0):
-        monkeypatch.setattr(test_compile, "SLOPE", slope)
+        monkeypatch.setattr(problems, "SLOPE", slope)
         agree(
             gimli.meta_gradient(made, **given(1, None), compile="whole"),
-            gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **given(1, None), compile=False),
+            gimli.meta_gradient(gimli.Problem(tanh_loss, tanh_loss, Adam()), **given(1, None), compile=False),
         )
     # Where there is more than one graph, none is known to be the one that was looked at.
     none = "as_it_is: None"

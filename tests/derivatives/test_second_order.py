@@ -16,8 +16,8 @@ from gimli_core.derivatives.second_order import MEANS
 from gimli_core.errors import ArgumentError, ReplayError, RequirementError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
 from gimli_core.optimizers import SGD, Adam
-from tests.cases import PROBLEMS, RULES, SCHEDULES, STARTS, Rule, arguments, distance, entries, largest, question
-from tests.optimizers.test_contract import flat_results, identical
+from tests.compare import distance, entries, flat_results, identical, largest
+from tests.problems import PROBLEMS, RULES, SCHEDULES, STARTS, Rule, arguments, question
 
 REVERSE, FORWARD, MIXED = MEANS  # over reverse, over reverse, reverse over forward
 

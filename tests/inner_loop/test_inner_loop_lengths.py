@@ -13,10 +13,8 @@ import gimli_core as gimli
 from gimli_core.memory import Budget, Schedule
 from gimli_core.memory.schedules.actions import Advance, Drop, Restore, Store, Sweep, Validate
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW
-from tests.cases import RULES, SCHEDULES, Rule, distance, starts
-
-schedules = pytest.mark.parametrize("memory", SCHEDULES, ids=str)
-every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+from tests.compare import distance, tensors
+from tests.problems import SCHEDULES, Rule, every_rule, every_schedule, starts
 
 
 def train_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
@@ -40,7 +38,7 @@ def arguments(optimizer: Any, steps: int, **more: Any) -> dict[str, Any]:
     }
 
 
-@schedules
+@every_schedule
 @pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), Adagrad(), Adam(), AdamW()], ids=lambda o: type(o).__name__)
 def test_no_steps(memory: Any, optimizer: Any) -> None:
     """B_0 is the plain gradient of val_loss, and only its explicit part reaches phi_loss."""
@@ -56,13 +54,13 @@ def test_no_steps(memory: Any, optimizer: Any) -> None:
     assert all(not g.any() for held in result.S_0.values() for g in held.values())
 
 
-@schedules
+@every_schedule
 def test_no_steps_of_an_empty_sequence(memory: Any) -> None:
     args = arguments(SGD(), 0, memory=memory, train_batches=[], phi_loss={"l2": 0.1})
     assert torch.equal(gimli.meta_gradient(**args).theta_J["w"], args["theta_0"]["w"])
 
 
-@schedules
+@every_schedule
 def test_one_step(memory: Any) -> None:
     """theta_1 = theta_0 - lr G_0: everything by hand."""
     args = arguments(SGD(), 1, phi_opt={"lr": 0.1}, memory=memory)
@@ -93,7 +91,7 @@ def test_a_warm_state_continues_a_run(rule: Rule) -> None:
     assert all(
         torch.equal(a, b)
         for slot in whole.state_J
-        for a, b in zip(*(_tensors(r.state_J[slot]) for r in (tail, whole)), strict=True)
+        for a, b in zip(*(tensors(r.state_J[slot]) for r in (tail, whole)), strict=True)
     )
 
     # dL/dphi = <B_3, dtheta_3/dphi> + <S_3, ds_3/dphi> + the later steps' own part. No loss sees s_3, so the
@@ -111,11 +109,7 @@ def test_a_warm_state_continues_a_run(rule: Rule) -> None:
         torch.testing.assert_close(chained, whole.A_opt[name], rtol=2e-7, atol=2e-8, msg=name)
 
 
-def _tensors(held: Any) -> list[Tensor]:
-    return [held] if isinstance(held, Tensor) else list(held.values())
-
-
-@schedules
+@every_schedule
 def test_weights_of_J_and_of_J_plus_one(memory: Any) -> None:
     """L = Σ w_j L_val(theta_j), and its derivative is the sum of those of the runs of length j."""
     weights = [0.5, 0.0, -0.25, 1.5]
@@ -146,7 +140,7 @@ def test_no_weight_at_the_end() -> None:
     assert torch.equal(result.A_opt["lr"], short.A_opt["lr"])
 
 
-@schedules
+@every_schedule
 def test_the_literal_recurrence(memory: Any) -> None:
     """With theta alone, lines 11-14 are exact for plain SGD, and wrong for whatever keeps a state."""
 

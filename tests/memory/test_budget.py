@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections import deque
 
 import pytest
@@ -24,6 +23,7 @@ from gimli_core.memory.schedules.budget import choose, estimate, least
 from gimli_core.memory.schedules.costs import Act, Costs, predict
 from gimli_core.memory.schedules.sizes import parse_size
 from gimli_core.runs.scheduled_run import Execution
+from tests.problems import needs_compiler
 
 COSTS = Costs(
     start=0, point=30, gradient=10, record=50, end=30, run=Act(20, 4.0), run_graph=Act(60, 4.0), run_known=Act(15, 1.0),
@@ -224,7 +224,7 @@ def test_works_under_unroll():
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler")
+@needs_compiler
 @pytest.mark.skipif(not separates(), reason="compiled tensors are seen on glibc alone")
 def test_compiled_steps_are_measured_as_they_run():
     """What they hold and what the process occupies, against the prediction; eager steps of this problem take more."""

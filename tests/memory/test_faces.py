@@ -10,11 +10,10 @@ import torch
 import gimli_core as gimli
 from gimli_core.memory import Budget, RetainGraphs, Schedule
 from gimli_core.meta_parameters.hyperparameters import look_up, tensor_paths
-from tests.cases import PROBLEMS, RULES, SCHEDULES, Rule, arguments
-from tests.memory.problems import assert_identical
+from tests.compare import assert_identical
+from tests.problems import PROBLEMS, RULES, SCHEDULES, Rule, arguments, every_problem
 
 RULE = next(rule for rule in RULES if rule.name == "adamw-amsgrad")
-every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.__name__)
 every_schedule = pytest.mark.parametrize("schedule", [*SCHEDULES, "tight"], ids=str)
 
 

@@ -8,7 +8,8 @@ import torch
 import gimli_core as gimli
 from gimli_core.errors import ReplayError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, StoreStates
-from tests.memory.problems import STEPS, assert_identical, gradients
+from tests.compare import assert_identical
+from tests.problems import REPLAYED_STEPS, replayed
 
 RULES = {
     "sgd": lambda: gimli.optimizers.SGD(),
@@ -33,23 +34,23 @@ SCHEDULES = {
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_same_bits(rule, schedule, tmp_path):
-    expected = gradients(RetainGraphs(), RULES[rule]())
-    assert_identical(gradients(SCHEDULES[schedule](tmp_path), RULES[rule]()), expected)
+    expected = replayed(RetainGraphs(), RULES[rule]())
+    assert_identical(replayed(SCHEDULES[schedule](tmp_path), RULES[rule]()), expected)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_same_bits_with_losses_along_the_way(schedule, tmp_path):
     weights = [0.0, 1.0, 0.5] * 3 + [2.0]
-    expected = gradients(RetainGraphs(), val_weights=weights)
-    assert_identical(gradients(SCHEDULES[schedule](tmp_path), val_weights=weights), expected)
+    expected = replayed(RetainGraphs(), val_weights=weights)
+    assert_identical(replayed(SCHEDULES[schedule](tmp_path), val_weights=weights), expected)
 
 
-@pytest.mark.parametrize("steps", [1, 2, STEPS])
+@pytest.mark.parametrize("steps", [1, 2, REPLAYED_STEPS])
 def test_few_steps(steps):
-    expected = gradients(RetainGraphs(), steps=steps)
+    expected = replayed(RetainGraphs(), steps=steps)
     for schedule in (Checkpoint(2), Checkpoint(2, graphs=5, gradients=True), Budget("1GB")):
-        assert_identical(gradients(schedule, steps=steps), expected)
+        assert_identical(replayed(schedule, steps=steps), expected)
 
 
 def test_a_loss_that_changes_between_runs_is_caught():

@@ -15,7 +15,7 @@ from gimli_core.memory import Checkpoint, StoreStates
 from gimli_core.memory.schedules.actions import Tier
 from gimli_core.memory.storage import PREFIX, Storage, read_file, scratch_directory, write_file
 from gimli_core.record import Point
-from tests.memory.problems import gradients
+from tests.problems import replayed
 
 TREE = {"theta": {"w": torch.arange(6.0).reshape(2, 3), "h": torch.ones(3, dtype=torch.bfloat16)},
         "state": {"step": torch.tensor(3.0), "m": {"w": torch.zeros(0, 2)}}}  # fmt: skip
@@ -57,7 +57,7 @@ def test_a_damaged_file_stops_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Storage, "get", damage)
     with pytest.raises(StorageError, match="other bytes than were written"):
-        gradients(Checkpoint(1, tmp_path))
+        replayed(Checkpoint(1, tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -67,7 +67,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(StorageError, match="No space left on device"):
-        gradients(Checkpoint(1, tmp_path))
+        replayed(Checkpoint(1, tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -86,7 +86,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArgumentError, match="a directory that can be written to"):
-        gradients(Checkpoint(1, tmp_path / "file"))
+        replayed(Checkpoint(1, tmp_path / "file"))
 
 
 def test_files_go_with_an_execution_that_is_never_swept(tmp_path):
@@ -107,7 +107,7 @@ def test_a_small_tmpfs(tmp_path):
         pytest.skip("mounting is not allowed here")
     try:
         with pytest.raises(StorageError, match="No space left on device"):
-            gradients(Checkpoint(1, tmp_path))
+            replayed(Checkpoint(1, tmp_path))
         assert list(tmp_path.iterdir()) == []
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)

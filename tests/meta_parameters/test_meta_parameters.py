@@ -13,7 +13,7 @@ import gimli_core as gimli
 from gimli_core.errors import ArgumentError
 from gimli_core.optimizers import SGD, Adagrad, Adam
 from gimli_core.verification.question import flatten
-from tests.cases import distance
+from tests.compare import distance
 
 J = 4
 THETA = {"body.w": (2, 3), "body.b": (3,), "head": ()}

@@ -8,44 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import gimli_core as gimli
 from gimli_core.memory import Budget
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from gimli_core.verification.oracles.plain_unroll import autograd_gradient, random_rounding
-from tests.cases import (
+from tests.compare import distance, entries, flat_results, identical, largest
+from tests.problems import (
     NUMBERS,
-    PROBLEMS,
-    RULES,
     SCHEDULES,
     STARTS,
     Rule,
     arguments,
-    distance,
-    entries,
-    largest,
+    every_problem,
+    every_rule,
     question,
 )
 
-every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.__name__)
 every_start = pytest.mark.parametrize("start", STARTS)
-
-
-def flat_results(result: gimli.MetaGradient) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in vars(result).items()
-        if name not in ("recurrence", "approximation", "task_val_losses")
-    }
-
-
-def identical(a: Any, b: Any) -> bool:
-    """To the bit, nan equal to nan."""
-    if isinstance(a, Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
-    return a.keys() == b.keys() and all(identical(a[k], b[k]) for k in a)
 
 
 @every_rule

@@ -17,6 +17,7 @@ from gimli_core.optimizers import SGD, Adam, DerivedOptimizer, Muon, check_pullb
 from gimli_core.optimizers.interface import Pulled
 from gimli_core.optimizers.rules.singular import flat_sqrt
 from gimli_core.verification import verify
+from tests.problems import squares, two_tensors, wells
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,18 +69,6 @@ class Recurrent(DerivedOptimizer):
         return new, {"step": state["step"] + 1, "memory": memory}
 
 
-def loss(theta: Tensors, phi: Tensors, batch: Any) -> Tensor:
-    return sum((torch.cosh(v - phi["c"]) * (n + 1)).sum() for n, v in enumerate(theta.values()))
-
-
-def val(theta: Tensors, phi: Tensors, batch: Any) -> Tensor:
-    return sum((v**2).sum() for v in theta.values())
-
-
-def start() -> Tensors:
-    return {"w": torch.linspace(-1.0, 1.0, 6).reshape(3, 2), "b": torch.linspace(0.5, 2.0, 4)}
-
-
 PHI = {"c": torch.tensor(0.3, dtype=torch.float64)}
 
 
@@ -87,7 +76,13 @@ def test_a_derived_rule_equals_the_analytic_one() -> None:
     phi_opt = {"lr": 0.1, "beta1": 0.8, "beta2": 0.9, "eps": 1e-2}
     found = [
         gimli.meta_gradient(
-            gimli.Problem(loss, val, rule), start(), lambda j: None, None, steps=6, phi_opt=phi_opt, phi_loss=PHI
+            gimli.Problem(wells, squares, rule),
+            two_tensors(),
+            lambda j: None,
+            None,
+            steps=6,
+            phi_opt=phi_opt,
+            phi_loss=PHI,
         )
         for rule in (PlainAdam(), Adam())
     ]
@@ -113,8 +108,8 @@ def learned() -> dict[str, Tensor]:
 
 def test_a_learned_optimizer_with_recurrent_state() -> None:
     report = verify(
-        gimli.Problem(loss, val, Recurrent(**learned())),
-        start(),
+        gimli.Problem(wells, squares, Recurrent(**learned())),
+        two_tensors(),
         lambda j: None,
         None,
         steps=4,
@@ -126,12 +121,12 @@ def test_a_learned_optimizer_with_recurrent_state() -> None:
 
 def test_a_learned_optimizer_learns() -> None:
     weights = {k: v.requires_grad_() for k, v in learned().items()}
-    problem = gimli.Problem(loss, val, Recurrent(**{k: v.detach() for k, v in weights.items()}))
+    problem = gimli.Problem(wells, squares, Recurrent(**{k: v.detach() for k, v in weights.items()}))
     outer = torch.optim.Adam(weights.values(), lr=0.02)
     losses = []
     for _ in range(30):
         outer.zero_grad()
-        L = gimli.unroll(problem, start(), lambda j: None, None, steps=4, phi_opt=weights, phi_loss=PHI)
+        L = gimli.unroll(problem, two_tensors(), lambda j: None, None, steps=4, phi_opt=weights, phi_loss=PHI)
         L.backward()
         outer.step()
         losses.append(L.item())
@@ -142,7 +137,7 @@ def test_muon_meta_gradients_agree_with_every_oracle() -> None:
     theta = {"tall": torch.linspace(-1.0, 1.0, 6).reshape(3, 2), "wide": torch.linspace(0.5, 2.0, 8).reshape(2, 4)}
     phi_opt = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.1, "ns_a": 3.4445, "ns_b": -4.775, "ns_c": 2.0315}
     verify(
-        gimli.Problem(loss, val, Muon()), theta, lambda j: None, None, steps=4, phi_opt=phi_opt, phi_loss=PHI
+        gimli.Problem(wells, squares, Muon()), theta, lambda j: None, None, steps=4, phi_opt=phi_opt, phi_loss=PHI
     ).assert_ok()
 
 

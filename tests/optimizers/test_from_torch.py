@@ -12,6 +12,7 @@ from torch import nn
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError
 from gimli_core.optimizers import from_torch
+from tests.compare import tensors
 from tests.optimizers.cases import CASES, Case
 
 X, Y = (
@@ -62,18 +63,10 @@ def test_training_goes_on_where_it_was(case: Case) -> None:
         state_0=state_0,
     )
     after = [optimizer.state_dict(), module.state_dict()]
-    assert all(torch.equal(a, b) for a, b in zip(_tensors(before), _tensors(after), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(before), tensors(after), strict=True))
     train(module, optimizer, 3, case.rule == "SparseAdam")
     for k, p in module.named_parameters():
         assert torch.allclose(result.theta_J[k], p.detach(), rtol=1e-13, atol=1e-15), k
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    if isinstance(tree, torch.Tensor):
-        return [tree]
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    return [t for branch in tree for t in _tensors(branch)] if isinstance(tree, (list, tuple)) else []
 
 
 def test_groups_keep_their_own_values() -> None:

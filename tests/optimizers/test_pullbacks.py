@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
-from tests.cases import RULES, Rule, distance
+from tests.compare import distance, tensors
+from tests.problems import RULES, Rule, every_rule
 
-every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 seeds = st.integers(0, 2**31)
 few = settings(max_examples=12)
 
@@ -61,10 +61,6 @@ def drawn(
     return optimizer, theta, state, {k: holed(random(*v.shape)) for k, v in theta.items()}, hyper, B, S
 
 
-def flat(tree: Any) -> list[Tensor]:
-    return [tree] if isinstance(tree, Tensor) else [leaf for key in sorted(tree) for leaf in flat(tree[key])]
-
-
 @every_rule
 @few
 @given(seed=seeds, factor=st.floats(-3, 3))
@@ -76,7 +72,7 @@ def test_the_pullback_is_linear(rule: Rule, seed: int, factor: float) -> None:
 
     def pull(b: Tensors, s: State) -> list[Tensor]:
         pulled = optimizer.pullback(theta, state, G, hyper, b, s, tuple(rule.learned))
-        return [leaf for part in (pulled.V, pulled.B, pulled.S, pulled.A) for leaf in flat(part)]
+        return [leaf for part in (pulled.V, pulled.B, pulled.S, pulled.A) for leaf in tensors(part)]
 
     size = 1 + max(float(x.abs().max()) for x in (*pull(B, S), *pull(B2, S2)))
     for both, one, two in zip(pull(mixed_B, mixed_S), pull(B, S), pull(B2, S2), strict=True):

@@ -15,7 +15,8 @@ from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 from gimli_core.verification.oracles.plain_rules import flat_root
 from gimli_core.verification.oracles.plain_unroll import autograd_gradient
-from tests.cases import distance, entries, question
+from tests.compare import distance, entries
+from tests.problems import question
 
 ADAPTIVE: dict[str, Any] = {
     "adagrad": lambda **h: Adagrad(**h),

@@ -29,6 +29,7 @@ from gimli_core.optimizers import (
 )
 from gimli_core.optimizers.check import constants
 from gimli_core.verification import verify
+from tests.problems import squares, two_tensors, wells
 
 INNER = [SGD(lr=0.1, momentum=0.8, weight_decay=0.05), Adam(lr=0.1, eps=1e-3)]
 WRAPPERS: dict[str, Callable[[Optimizer], Optimizer]] = {
@@ -74,10 +75,6 @@ def gradients(theta: dict[str, Tensor], j: int) -> dict[str, Tensor]:
     return {k: torch.cos(v * (n + 1) + j) * (1 + 2 * (j % 3)) for n, (k, v) in enumerate(theta.items())}
 
 
-def start() -> dict[str, Tensor]:
-    return {"w": torch.linspace(-1.0, 1.0, 6).reshape(3, 2), "b": torch.linspace(0.5, 2.0, 4)}
-
-
 def run(rule: Optimizer, theta: dict[str, Tensor], steps: int = 30) -> dict[str, Tensor]:
     state = rule.initial_state(theta, constants(rule, theta))
     for j in range(steps):
@@ -88,7 +85,7 @@ def run(rule: Optimizer, theta: dict[str, Tensor], steps: int = 30) -> dict[str,
 def run_torch(
     make: Callable[[Any], torch.optim.Optimizer], before_step: Callable[[Any, int], bool], steps: int = 30
 ) -> Any:
-    params = {k: torch.nn.Parameter(v) for k, v in start().items()}
+    params = {k: torch.nn.Parameter(v) for k, v in two_tensors().items()}
     optimizer = make(params)
     for j in range(steps):
         for k, G in gradients({k: p.detach() for k, p in params.items()}, j).items():
@@ -133,28 +130,28 @@ ORIGINALS: dict[str, tuple[Optimizer, Any, Any]] = {
 
 @pytest.mark.parametrize(("rule", "make", "before"), ORIGINALS.values(), ids=ORIGINALS.keys())
 def test_forward_results_equal_torch(rule: Optimizer, make: Any, before: Any) -> None:
-    ours, theirs = run(rule, start()), run_torch(make, before)
+    ours, theirs = run(rule, two_tensors()), run_torch(make, before)
     for k, want in theirs.items():
         assert torch.allclose(ours[k], want, rtol=1e-13, atol=1e-14)
 
 
 def test_lookahead_is_its_algorithm() -> None:
-    fast, slow = start(), start()
+    fast, slow = two_tensors(), two_tensors()
     for outer in range(4):
         for inner in range(5):
             G = gradients(fast, 5 * outer + inner)
             fast = {k: v - 0.1 * G[k] for k, v in fast.items()}
         slow = {k: v + 0.3 * (fast[k] - v) for k, v in slow.items()}
         fast = slow
-    ours = run(Lookahead(SGD(lr=0.1), slow_rate=0.3, every=5), start(), steps=20)
+    ours = run(Lookahead(SGD(lr=0.1), slow_rate=0.3, every=5), two_tensors(), steps=20)
     assert all(torch.allclose(ours[k], v, rtol=1e-14, atol=1e-15) for k, v in slow.items())
 
 
 def test_ema_is_torchs_averaged_model() -> None:
     ema = EMA(SGD(lr=0.1), ema_decay=0.9)
-    theta = ema.extend(start())
+    theta = ema.extend(two_tensors())
     state = ema.initial_state(theta, constants(ema, theta))
-    model = torch.nn.ParameterDict({k: v.clone() for k, v in start().items()})
+    model = torch.nn.ParameterDict({k: v.clone() for k, v in two_tensors().items()})
     averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
     averaged.update_parameters(model)  # the first update copies: theta_0
     for j in range(10):
@@ -167,52 +164,43 @@ def test_ema_is_torchs_averaged_model() -> None:
         assert torch.allclose(average, averaged.module[k].detach(), rtol=1e-14, atol=1e-15)
 
 
-def quadratic(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
-    weights = {k: v for k, v in theta.items() if not k.startswith("ema.")}
-    return sum((torch.cosh(v - phi["c"]) * (n + 1)).sum() for n, v in enumerate(weights.values()))
-
-
-def val(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
-    return sum((v**2).sum() for v in theta.values())
-
-
 EXACT: dict[str, tuple[Optimizer, Any, dict[str, float]]] = {
-    "clip-norm": (ClipNorm(Adam(lr=0.1), max_norm=1.0), quadratic, {"lr": 0.1, "max_norm": 1.0, "eps": 1e-3}),
-    "clip-value": (ClipValue(SGD(lr=0.1), clip_value=1.0), quadratic, {"lr": 0.1, "clip_value": 1.0}),
-    "decay": (MaskedDecay(Adam(lr=0.1)), quadratic, {"lr": 0.1, "decay": 0.1, "eps": 1e-3}),
-    "lookahead": (Lookahead(Adam(lr=0.1), every=2), quadratic, {"lr": 0.1, "slow_rate": 0.4, "eps": 1e-3}),
-    "accumulate": (Accumulate(Adam(lr=0.1), every=2), quadratic, {"lr": 0.1, "beta1": 0.8, "eps": 1e-3}),
-    "ema": (EMA(SGD(lr=0.1)), quadratic, {"lr": 0.1, "ema_decay": 0.8}),
+    "clip-norm": (ClipNorm(Adam(lr=0.1), max_norm=1.0), wells, {"lr": 0.1, "max_norm": 1.0, "eps": 1e-3}),
+    "clip-value": (ClipValue(SGD(lr=0.1), clip_value=1.0), wells, {"lr": 0.1, "clip_value": 1.0}),
+    "decay": (MaskedDecay(Adam(lr=0.1)), wells, {"lr": 0.1, "decay": 0.1, "eps": 1e-3}),
+    "lookahead": (Lookahead(Adam(lr=0.1), every=2), wells, {"lr": 0.1, "slow_rate": 0.4, "eps": 1e-3}),
+    "accumulate": (Accumulate(Adam(lr=0.1), every=2), wells, {"lr": 0.1, "beta1": 0.8, "eps": 1e-3}),
+    "ema": (EMA(SGD(lr=0.1)), wells, {"lr": 0.1, "ema_decay": 0.8}),
     "partition": (
-        Partition({"m": (Adam(eps=1e-3), ["w"]), "v": (SGD(), ["b"])}), quadratic,
+        Partition({"m": (Adam(eps=1e-3), ["w"]), "v": (SGD(), ["b"])}), wells,
         {"m.lr": 0.1, "m.eps": 1e-3, "v.lr": 0.05, "v.momentum": 0.5},
     ),
-    "sam": (SGD(lr=0.1), sam(quadratic), {"lr": 0.1}),
-    "adaptive-sam": (SGD(lr=0.1), sam(quadratic, adaptive=True), {"lr": 0.1}),
+    "sam": (SGD(lr=0.1), sam(wells), {"lr": 0.1}),
+    "adaptive-sam": (SGD(lr=0.1), sam(wells, adaptive=True), {"lr": 0.1}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("rule", "train", "phi_opt"), EXACT.values(), ids=EXACT.keys())
 def test_meta_gradients_agree_with_every_oracle(rule: Optimizer, train: Any, phi_opt: dict[str, float]) -> None:
-    theta_0 = start()
-    phi = {"c": torch.tensor(0.3)} | ({"rho": torch.tensor(0.2)} if train is not quadratic else {})
-    problem = gimli.Problem(train, val, rule)
+    theta_0 = two_tensors()
+    phi = {"c": torch.tensor(0.3)} | ({"rho": torch.tensor(0.2)} if train is not wells else {})
+    problem = gimli.Problem(train, squares, rule)
     theta_0 = rule.extend(theta_0) if isinstance(rule, EMA) else theta_0
     verify(problem, theta_0, lambda j: None, None, steps=5, phi_opt=phi_opt, phi_loss=phi).assert_ok()
 
 
 def test_sam_is_its_algorithm() -> None:
-    theta, rho = start(), 0.2
+    theta, rho = two_tensors(), 0.2
     phi = {"c": torch.tensor(0.3)}
     result = gimli.meta_gradient(
-        gimli.Problem(sam(quadratic, rho), val, SGD(lr=0.05)), theta, lambda j: None, None, steps=4, phi_loss=phi
+        gimli.Problem(sam(wells, rho), squares, SGD(lr=0.05)), theta, lambda j: None, None, steps=4, phi_loss=phi
     )
     for _ in range(4):
         leaf = {k: v.requires_grad_() for k, v in theta.items()}
-        G = dict(zip(leaf, torch.autograd.grad(quadratic(leaf, phi, None), list(leaf.values())), strict=True))
+        G = dict(zip(leaf, torch.autograd.grad(wells(leaf, phi, None), list(leaf.values())), strict=True))
         norm = torch.stack([g.square().sum() for g in G.values()]).sum().sqrt()
         away = {k: (v + rho * G[k] / (norm + 1e-12)).detach().requires_grad_() for k, v in leaf.items()}
-        G = dict(zip(away, torch.autograd.grad(quadratic(away, phi, None), list(away.values())), strict=True))
+        G = dict(zip(away, torch.autograd.grad(wells(away, phi, None), list(away.values())), strict=True))
         theta = {k: (v - 0.05 * G[k]).detach() for k, v in theta.items()}
     assert all(torch.allclose(result.theta_J[k], v, rtol=1e-14, atol=1e-15) for k, v in theta.items())
 

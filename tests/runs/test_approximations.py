@@ -15,8 +15,8 @@ from gimli_core.errors import ArgumentError, RequirementError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from gimli_core.runs.scheduled_run import Execution
-from tests.cases import DISK, distance
-from tests.optimizers.test_contract import flat_results, identical
+from tests.compare import distance, flat_results, identical
+from tests.problems import DISK
 
 J = 6
 RULES: dict[str, tuple[Optimizer, dict[str, float]]] = {

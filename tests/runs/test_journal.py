@@ -15,7 +15,8 @@ import gimli_core.runs.journal as resume_module
 from gimli_core.errors import ArgumentError, StorageError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, StoreStates
 from gimli_core.runs.journal import Journal
-from tests.memory.problems import assert_identical, gradients
+from tests.compare import assert_identical
+from tests.problems import replayed
 
 SCHEDULES = {
     "graphs": RetainGraphs(),
@@ -35,7 +36,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("weights", [None, [0.5] * 10])
 def test_after_every_writing(schedule, weights, tmp_path, monkeypatch):
     """The run is stopped right after each of its writings in turn, forwards and backwards."""
-    expected = gradients(RetainGraphs(), val_weights=weights)
+    expected = replayed(RetainGraphs(), val_weights=weights)
     monkeypatch.setattr(resume_module, "SECONDS", 0.0)
     write = Journal.write
 
@@ -46,7 +47,7 @@ def test_after_every_writing(schedule, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(Journal, "write", write_and_stop)
     for _ in range(200):
         try:
-            found = gradients(SCHEDULES[schedule], val_weights=weights, resume=tmp_path / "run")
+            found = replayed(SCHEDULES[schedule], val_weights=weights, resume=tmp_path / "run")
         except Killed:
             continue
         assert_identical(found, expected)
@@ -90,17 +91,17 @@ def test_unroll_goes_on_in_either_direction(tmp_path, monkeypatch):
 PROGRAM = """
 import sys, torch, gimli_core.runs.journal
 from gimli_core.memory import Checkpoint
-from tests.memory.problems import gradients
+from tests.problems import replayed
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
 gimli_core.runs.journal.SECONDS = 0.0
 print("ready", flush=True)
-torch.save(gradients(Checkpoint(3), steps=120, resume=sys.argv[1]), sys.argv[2])
+torch.save(replayed(Checkpoint(3), steps=120, resume=sys.argv[1]), sys.argv[2])
 """
 
 
 def test_kill_9_at_random_moments(tmp_path):
-    expected = gradients(RetainGraphs(), steps=120)
+    expected = replayed(RetainGraphs(), steps=120)
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run"), str(tmp_path / "result")]
     delays, kills = iter(torch.rand(100).mul(1.2).tolist()), 0
     while not (tmp_path / "result").exists():
@@ -129,13 +130,13 @@ def stop_after_one(monkeypatch, directory):
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "write", write_and_stop)
         with pytest.raises(Killed):
-            gradients(Checkpoint(2), resume=directory)
+            replayed(Checkpoint(2), resume=directory)
 
 
 def test_another_problem(tmp_path, monkeypatch):
     stop_after_one(monkeypatch, tmp_path)
     with pytest.raises(ArgumentError, match="another problem"):
-        gradients(Checkpoint(2), gimli.optimizers.SGD(), resume=tmp_path)
+        replayed(Checkpoint(2), gimli.optimizers.SGD(), resume=tmp_path)
 
 
 def test_a_damaged_progress_file(tmp_path, monkeypatch):
@@ -143,10 +144,10 @@ def test_a_damaged_progress_file(tmp_path, monkeypatch):
     whole = (tmp_path / "progress").read_bytes()
     (tmp_path / "progress").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(StorageError, match="as it was written"):
-        gradients(Checkpoint(2), resume=tmp_path)
+        replayed(Checkpoint(2), resume=tmp_path)
 
 
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArgumentError, match="a directory that can be written to"):
-        gradients(Checkpoint(2), resume=tmp_path / "file")
+        replayed(Checkpoint(2), resume=tmp_path / "file")

@@ -15,6 +15,7 @@ import gimli_core as gimli
 from gimli_core.errors import ArgumentError
 from gimli_core.optimizers import SGD, Adam, ClipNorm, Optimizer
 from gimli_core.runs import make_run as runs
+from tests.compare import assert_same
 
 T, J = 3, 4
 
@@ -38,12 +39,6 @@ def given(seed: int, tasks: int | None = T, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def same(a: Any, b: Any) -> None:
-    assert (a.approximation, a.recurrence) == (b.approximation, b.recurrence)
-    for name in ("val_loss", "theta_J", "train_losses", "A_opt", "A_loss", "B_0", "S_0", "state_J", "val_losses"):
-        torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0, equal_nan=True)
-
-
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The calls that were prepared from the start."""
@@ -63,7 +58,7 @@ def test_new_values_have_the_bits_of_a_new_problem(
     prepared.clear()
     found = gimli.meta_gradient(problem, **given(1, tasks))
     assert len(prepared) == isinstance(optimizer, ClipNorm)  # which sees all tensors at once
-    same(found, gimli.meta_gradient(gimli.Problem(loss, loss, optimizer), **given(1, tasks)))
+    assert_same(found, gimli.meta_gradient(gimli.Problem(loss, loss, optimizer), **given(1, tasks)))
 
 
 ones = partial(torch.ones, dtype=torch.float64)
@@ -105,10 +100,10 @@ def test_another_form_is_prepared_anew(other: str, prepared: list[Any]) -> None:
     expected = gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **changed)
     first = gimli.meta_gradient(problem, **given(0))
     prepared.clear()
-    same(gimli.meta_gradient(problem, **changed), expected)
+    assert_same(gimli.meta_gradient(problem, **changed), expected)
     assert prepared
-    same(gimli.meta_gradient(problem, **given(0)), first)
-    same(gimli.meta_gradient(problem, **changed), expected)
+    assert_same(gimli.meta_gradient(problem, **given(0)), first)
+    assert_same(gimli.meta_gradient(problem, **changed), expected)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +146,7 @@ def test_the_number_of_batches_is_seen(tasks: int | None) -> None:
         fewer = {**arguments, "train_batches": arguments["train_batches"][:steps]}
         found = gimli.meta_gradient(problem, **fewer)
         assert len(found.train_losses) == steps
-        same(found, gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **fewer))
+        assert_same(found, gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **fewer))
 
 
 def test_a_tensor_of_the_optimizer_may_change() -> None:
@@ -159,7 +154,7 @@ def test_a_tensor_of_the_optimizer_may_change() -> None:
     problem, arguments = gimli.Problem(loss, loss, Adam(lr=lr)), given(0, phi_opt=None)
     gimli.meta_gradient(problem, **arguments)
     lr.fill_(0.5)
-    same(
+    assert_same(
         gimli.meta_gradient(problem, **arguments),
         gimli.meta_gradient(gimli.Problem(loss, loss, Adam(lr=lr)), **arguments),
     )
@@ -201,7 +196,7 @@ def test_what_a_caller_changes_in_place_is_not_taken_over() -> None:
     gimli.meta_gradient(problem, **given(0, phi_opt=phi_opt))
     phi_opt["beta2"] = 0.9
     again = given(0, phi_opt={"lr": 0.1})
-    same(gimli.meta_gradient(problem, **again), gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **again))
+    assert_same(gimli.meta_gradient(problem, **again), gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **again))
 
 
 def test_buffers_of_a_module_that_is_put_in_place_are_restored(prepared: list[Any]) -> None:

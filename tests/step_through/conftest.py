@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-import gimli_core as gimli
 
 FLAGS = [
     "--no-sandbox",
@@ -66,25 +63,3 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert trouble == []
-
-
-def network(steps: int = 4, names: tuple[str, str] = ("w", "b"), **changed: Any) -> dict[str, Any]:
-    """A small regression under Adam with a learned weight decay: arguments of every entry of the engine."""
-    generator = torch.Generator().manual_seed(1)
-    x, y = torch.randn(8, 3, generator=generator), torch.randn(8, generator=generator)
-    w, b = names
-
-    def loss(theta: dict[str, torch.Tensor], phi: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
-        fitted = torch.tanh(batch[0] @ theta[w] + theta[b])
-        return ((fitted - batch[1]) ** 2).mean() + phi["decay"].exp() * (theta[w] ** 2).sum()
-
-    arguments = {
-        "problem": gimli.Problem(loss, loss, gimli.optimizers.Adam(lr=0.1)),
-        "theta_0": {w: torch.randn(3, generator=generator), b: torch.zeros(())},
-        "train_batches": lambda j: (x[j % 4 : j % 4 + 4], y[j % 4 : j % 4 + 4]),
-        "val_batch": (x, y),
-        "steps": steps,
-        "phi_opt": {"lr": 0.1, "beta2": 0.99},
-        "phi_loss": {"decay": torch.tensor(-2.0)},
-    }
-    return {**arguments, **changed}

@@ -12,7 +12,7 @@ import gimli_core as gimli
 from gimli_core.errors import ArgumentError, VerificationError
 from gimli_core.step_through.lessons.lesson import Check, Verification, differences
 from gimli_core.step_through.page import figures
-from tests.step_through.conftest import network
+from tests.problems import network
 
 
 @pytest.mark.parametrize("name", gimli.lessons.LESSONS)

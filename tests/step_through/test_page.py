@@ -16,8 +16,7 @@ from torch import Tensor, nn
 import gimli_core as gimli
 from gimli_core.memory import StoreStates
 from gimli_core.step_through.page.trace import Trace
-from tests.step_through.conftest import network
-from tests.step_through.test_trace import failing
+from tests.problems import failing, network
 
 Open = Callable[..., Any]
 

@@ -22,7 +22,7 @@ import gimli_core as gimli
 from gimli_core.commands.command_line import main
 from gimli_core.errors import ArgumentError
 from gimli_core.step_through.terminal.stepper import Stepper
-from tests.step_through.conftest import network
+from tests.problems import network
 
 RUN = [
     sys.executable,

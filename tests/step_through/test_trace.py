@@ -16,7 +16,7 @@ from gimli_core.errors import ArgumentError
 from gimli_core.memory import StoreStates
 from gimli_core.step_through.page.summaries import numbers, plan
 from gimli_core.step_through.page.trace import Trace
-from tests.step_through.conftest import network
+from tests.problems import failing, network
 
 
 def data_of(trace: Trace) -> dict[str, Any]:
@@ -100,18 +100,6 @@ def test_what_is_held_is_the_schedules_own() -> None:
     assert sorted(j for kind, j, *_ in held if kind == "point") == [0, 1, 2]
     assert [j for kind, j, *_ in held if kind == "graph"] == [3]
     assert all(begin < end for *_, begin, end in held)
-
-
-def failing(at: int) -> dict[str, Any]:
-    arguments = network(steps=10)
-    batches = arguments["train_batches"]
-
-    def broken(j: int) -> Any:
-        if j == at:
-            raise RuntimeError("the <b>disk</b> is full")
-        return batches(j)
-
-    return {**arguments, "train_batches": broken, "check": False}
 
 
 def test_a_run_that_fails_is_shown_up_to_there() -> None:

@@ -13,7 +13,7 @@ import gimli_core as gimli
 from gimli_core.errors import ArgumentError
 from gimli_core.memory import RetainGraphs, StoreStates
 from gimli_core.step_through.walk import Walk, tensors
-from tests.step_through.conftest import network
+from tests.problems import network
 
 SCHEDULES = [RetainGraphs(), StoreStates()]
 

@@ -16,7 +16,7 @@ import gimli_core as gimli
 from gimli_core.errors import ArgumentError
 from gimli_core.memory import Checkpoint, RetainGraphs, Schedule, StoreStates
 from gimli_core.optimizers import SGD, Adam, ClipNorm, Lookahead, sam
-from tests.cases import RULES, Rule
+from tests.problems import RULES, Rule
 
 T, J = 3, 4
 WEIGHTS = [0.3, 0.0, 0.2, 1.0]

@@ -1,4 +1,4 @@
-"""The one table that the contract tests run on: rules x problems x starts x schedules x dtypes.
+"""The problems that tests share, and the one table of the contract: rules x problems x starts x schedules x dtypes.
 
 A new optimizer, switch, problem or memory schedule inherits every test of the contract by adding a row here.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import gimli_core as gimli
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
@@ -35,22 +38,7 @@ from gimli_core.optimizers import (
     Rprop,
     SparseAdam,
 )
-from gimli_core.verification.question import Entries, Question, flatten
-
-__all__ = [
-    "NUMBERS",
-    "PROBLEMS",
-    "RULES",
-    "SCHEDULES",
-    "STARTS",
-    "Rule",
-    "arguments",
-    "distance",
-    "entries",
-    "largest",
-    "question",
-    "starts",
-]
+from gimli_core.verification.question import Question
 
 
 class Rule(NamedTuple):
@@ -207,6 +195,13 @@ def network_with_dropout(dtype: torch.dtype) -> dict[str, Any]:
 
 PROBLEMS: list[Callable[[torch.dtype], dict[str, Any]]] = [coupled_cubic, network_with_dropout]
 
+every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.__name__)
+every_schedule = pytest.mark.parametrize("memory", SCHEDULES, ids=str)
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler"
+)
+
 
 def arguments(
     rule: Rule, problem: Callable[[torch.dtype], dict[str, Any]], start: str, dtype: torch.dtype = torch.float64
@@ -246,22 +241,106 @@ def question(made: dict[str, Any]) -> Question:
     return Question(**made)
 
 
-def entries(result: gimli.MetaGradient, like: Entries) -> Entries:
-    """The parts of a meta-gradient that `like` has."""
-    parts = {"A_opt": result.A_opt, "A_loss": result.A_loss, "B_0": result.B_0, "S_0": result.S_0}
-    found = {key: value for name, tree in parts.items() for key, value in flatten(tree, (name,)).items()}
-    return {key: found[key] for key in like}
+SLOPE = 1.0  # changed by tests
 
 
-def distance(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:
-    """The largest difference, relative to the largest expected number or `floor`; 0 for two empty tensors."""
-    assert found.shape == expected.shape
-    difference = (found.double() - expected.double()).abs()
-    if difference.numel() == 0 or difference.max() == 0:
-        return 0.0
-    return float(difference.max() / max(float(expected.abs().max()), floor))
+def tanh_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Written in matrix products, for one task or several; it reads SLOPE besides its arguments."""
+    x, y = batch
+    fit = torch.tanh(x @ theta["w"]) @ theta["v"] * SLOPE + theta["c"] - y
+    return fit.square().mean() + phi["l2"].exp() * torch.stack([v.square().sum() for v in theta.values()]).sum()
 
 
-def largest(gradient: Entries, part: str) -> float:
-    """The largest number in one part of a meta-gradient."""
-    return max((float(g.abs().max()) for key, g in gradient.items() if key[0] == part and g.numel()), default=0.0)
+def tanh_network(optimizer: Optimizer, tasks: int | None = None, steps: int = 4, **more: Any) -> dict[str, Any]:
+    """The keyword arguments of a call on `tanh_loss`, with numbers drawn anew."""
+    lead = () if tasks is None else (tasks,)
+    made = [(torch.randn(*lead, 6, 3), torch.randn(*lead, 6)) for _ in range(steps + 1)]
+    return {
+        "problem": gimli.Problem(tanh_loss, tanh_loss, optimizer),
+        "theta_0": {"w": torch.randn(3, 4), "v": torch.randn(4), "c": torch.tensor(0.3)},
+        "train_batches": made[:-1], "val_batch": made[-1], "phi_loss": {"l2": torch.tensor(-2.0)},
+        **({} if tasks is None else {"tasks": tasks}), **more,
+    }  # fmt: skip
+
+
+REPLAYED_STEPS = 9
+
+
+def replayed(
+    memory: Any,
+    rule: Optimizer | None = None,
+    steps: int = REPLAYED_STEPS,
+    val_weights: Any = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """All that replay must restore: dropout, BatchNorm, per-step rates, losses along the way. Everything that a
+    meta-gradient from fixed seeds returns, flat."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 3))
+    x, y = torch.randn(steps + 1, 8, 4), torch.randint(3, (steps + 1, 8))
+
+    def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        out = torch.func.functional_call(net, theta, (batch[0],))
+        return F.cross_entropy(out, batch[1]) + phi["l2"] * sum(v.square().sum() for v in theta.values())
+
+    problem = gimli.Problem(loss, loss, rule or gimli.optimizers.Adam())
+    result = gimli.meta_gradient(
+        problem, {k: v.detach() for k, v in net.named_parameters()}, lambda j: (x[j], y[j]), (x[-1], y[-1]),
+        steps=steps,
+        phi_opt={"lr": torch.linspace(0.01, 0.02, steps)}, phi_loss={"l2": torch.tensor(0.01)}, memory=memory,
+        val_weights=val_weights, **options,
+    )  # fmt: skip
+    flat = {"L": result.val_loss, "lr": result.A_opt["lr"], "l2": result.A_loss["l2"], "losses": result.train_losses}
+    flat |= {f"B.{k}": v for k, v in result.B_0.items()} | {f"theta.{k}": v for k, v in result.theta_J.items()}
+    flat |= {f"S.{slot}.{k}": v for slot, held in result.S_0.items() for k, v in held.items()}
+    return flat | {f"buffer.{k}": v for k, v in result.buffers_J.items()}
+
+
+def network(steps: int = 4, names: tuple[str, str] = ("w", "b"), **changed: Any) -> dict[str, Any]:
+    """A small regression under Adam with a learned weight decay: arguments of every entry of the engine."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(8, 3, generator=generator), torch.randn(8, generator=generator)
+    w, b = names
+
+    def loss(theta: dict[str, torch.Tensor], phi: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
+        fitted = torch.tanh(batch[0] @ theta[w] + theta[b])
+        return ((fitted - batch[1]) ** 2).mean() + phi["decay"].exp() * (theta[w] ** 2).sum()
+
+    arguments = {
+        "problem": gimli.Problem(loss, loss, gimli.optimizers.Adam(lr=0.1)),
+        "theta_0": {w: torch.randn(3, generator=generator), b: torch.zeros(())},
+        "train_batches": lambda j: (x[j % 4 : j % 4 + 4], y[j % 4 : j % 4 + 4]),
+        "val_batch": (x, y),
+        "steps": steps,
+        "phi_opt": {"lr": 0.1, "beta2": 0.99},
+        "phi_loss": {"decay": torch.tensor(-2.0)},
+    }
+    return {**arguments, **changed}
+
+
+def failing(at: int) -> dict[str, Any]:
+    """`network`, of which step `at` has no batch."""
+    arguments = network(steps=10)
+    batches = arguments["train_batches"]
+
+    def broken(j: int) -> Any:
+        if j == at:
+            raise RuntimeError("the <b>disk</b> is full")
+        return batches(j)
+
+    return {**arguments, "train_batches": broken, "check": False}
+
+
+def two_tensors() -> dict[str, Tensor]:
+    """Where `wells` starts from."""
+    return {"w": torch.linspace(-1.0, 1.0, 6).reshape(3, 2), "b": torch.linspace(0.5, 2.0, 4)}
+
+
+def wells(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+    """Convex, its minimum at phi["c"]; averages that an optimizer keeps in theta have no part in it."""
+    weights = {k: v for k, v in theta.items() if not k.startswith("ema.")}
+    return sum((torch.cosh(v - phi["c"]) * (n + 1)).sum() for n, v in enumerate(weights.values()))
+
+
+def squares(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+    return sum((v**2).sum() for v in theta.values())

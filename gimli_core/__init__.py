@@ -7,8 +7,7 @@ from gimli_core.problem import Problem
 from gimli_core.requirements.examine import check_requirements
 from gimli_core.results import MetaGradient
 from gimli_core.runs.plan import Plan, plan
-from gimli_core.step_through import lessons, step_through
-from gimli_core.step_through.page import trace
+from gimli_core.step_through import lessons, step_through, trace
 from gimli_core.unroll import unroll
 from gimli_core.verification import verify
 from gimli_core.watchers.adjoint_norms import AdjointNorms

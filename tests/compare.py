@@ -74,12 +74,3 @@ def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
     assert list(found) == list(expected)
     for k, v in found.items():
         assert torch.equal(v, expected[k]), k
-
-
-def tensors(tree: Any) -> list[Tensor]:
-    """All tensors of a tree of dicts, lists and tuples."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    return [t for branch in tree for t in tensors(branch)] if isinstance(tree, (list, tuple)) else []

@@ -195,7 +195,7 @@ def test_the_check_on_symbols_catches_a_wrong_factor() -> None:
 
 @pytest.mark.parametrize(("module", "proof"), [("adam", adam), ("adagrad", adagrad)])
 def test_a_wrong_slope_of_the_root_is_caught(module: str, proof: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = importlib.import_module(f"gimli_core.optimizers.{module}")
+    shipped = importlib.import_module(f"gimli_core.optimizers.rules.{module}")
     right = shipped.sqrt_slope
     monkeypatch.setattr(shipped, "sqrt_slope", lambda root: right(root) * 1.0005)
     with pytest.raises(AssertionError, match="adjoint of"):

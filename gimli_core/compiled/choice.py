@@ -8,12 +8,12 @@ from typing import Any
 
 from gimli_core.arguments.inputs import Inputs, signature
 from gimli_core.compiled.compiler.split_function import Uncut
-from gimli_core.compiled.compiler.trees_in_source import fits, outline
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.retained_run import CompiledLoop
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, course_of, is_small
 from gimli_core.errors import ArgumentError, explain, listing, notice
+from gimli_core.trees import fits, outline
 
 __all__ = ["AUTO_SECONDS", "Clock", "check_compile", "chosen"]
 

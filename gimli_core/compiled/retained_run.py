@@ -18,13 +18,14 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled import pure_steps as functions
 from gimli_core.compiled.compiler.compiled_function import ANOTHER_FORM, Kernel
 from gimli_core.compiled.compiler.split_function import Halves
-from gimli_core.compiled.compiler.trees_in_source import builder, fits, outline, taker
+from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.pure_steps import Advanced, Packed, Swept, Validated, rows, soundness
 from gimli_core.compiled.steps import bound, fixed_of, options_of
 from gimli_core.errors import notice
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.record import Event
+from gimli_core.trees import fits, outline
 
 __all__ = ["CompiledLoop", "Whole"]
 

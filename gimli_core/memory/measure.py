@@ -14,11 +14,10 @@ from typing import Any, Protocol
 import torch
 
 from gimli_core.arguments.inputs import Inputs, signature
-from gimli_core.compiled.compiler.trees_in_source import fits, outline
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.memory.allocator import fresh_seconds, keeper, occupied, separates
-from gimli_core.memory.meters import LiveBytes, Meter, Note, ResidentBytes, tensors
+from gimli_core.memory.meters import LiveBytes, Meter, Note, ResidentBytes
 from gimli_core.memory.schedules.actions import (
     Action,
     Advance,
@@ -37,8 +36,9 @@ from gimli_core.memory.schedules.costs import Act, Costs, predict
 from gimli_core.memory.schedules.sizes import show_size
 from gimli_core.memory.storage import Storage
 from gimli_core.record import Point
+from gimli_core.trees import fits, nbytes, outline
 
-__all__ = ["known_costs", "measure", "nbytes", "settle"]
+__all__ = ["known_costs", "measure", "settle"]
 
 
 # Share of a step's working set that is left free for NOTE [heap holes]: a bound that is the same at every call, so that
@@ -206,11 +206,6 @@ def _disk_seconds(inputs: Inputs, disk: Path) -> tuple[float, float]:
 def _drain(execution: Run) -> None:
     deque(execution.forward(), maxlen=0)
     deque(execution.backward(), maxlen=0)
-
-
-def nbytes(tree: Any) -> int:
-    """Bytes of all tensors in nested dicts and lists."""
-    return sum(t.nbytes for t in tensors(tree))
 
 
 def counted(inputs: Inputs, run: Callable[[Inputs, Schedule], Run]) -> int:

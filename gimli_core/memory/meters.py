@@ -5,17 +5,17 @@ What is compiled makes its tensors without telling anyone; there the process is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gimli_core.memory.allocator import LOW, occupied
+from gimli_core.trees import tensors
 
-__all__ = ["LiveBytes", "Meter", "Note", "ResidentBytes", "tensors"]
+__all__ = ["LiveBytes", "Meter", "Note", "ResidentBytes"]
 
 
 class Note(NamedTuple):
@@ -89,14 +89,3 @@ class ResidentBytes(AbstractContextManager["ResidentBytes"]):
     def end(self) -> Note:
         self._looking.close()
         return Note(peak=self._most())
-
-
-def tensors(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in nested dicts and lists."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from tensors(item)
-    elif isinstance(tree, dict):
-        yield from tensors(list(tree.values()))

@@ -25,6 +25,7 @@ from gimli_core.errors import ArgumentError, StorageError, explain
 from gimli_core.memory.allocator import long_lived
 from gimli_core.memory.schedules.actions import Tier
 from gimli_core.record import Point
+from gimli_core.trees import cloned
 
 try:
     import fcntl
@@ -55,7 +56,7 @@ class Storage:
             self._points[0] = point
         else:
             with long_lived():
-                self._points[point.j] = point._replace(theta=_copied(point.theta), state=_copied(point.state))
+                self._points[point.j] = point._replace(theta=cloned(point.theta), state=cloned(point.state))
 
     def get(self, j: int) -> Point:
         """The stored point j."""
@@ -213,10 +214,6 @@ def _flat(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[tu
     for name, value in tree.items():
         found += [((*above, name), value)] if isinstance(value, Tensor) else _flat(value, (*above, name))
     return found
-
-
-def _copied(tree: Any) -> Any:
-    return tree.clone() if isinstance(tree, Tensor) else {name: _copied(value) for name, value in tree.items()}
 
 
 def _put(tree: dict[str, Any], names: list[str], t: Tensor) -> None:

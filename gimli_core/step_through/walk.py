@@ -21,6 +21,7 @@ from gimli_core.requirements.examine import require
 from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import check_schedule
 from gimli_core.runs.scheduled_run import Execution
+from gimli_core.trees import tensors
 
 __all__ = ["CHANGEABLE", "Intervention", "Moment", "Walk", "step_through"]
 
@@ -220,18 +221,6 @@ def step_through(
     if check:
         inputs = require(inputs, replays=schedule.replays)
     return Walk(inputs, schedule)
-
-
-def tensors(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in nested dicts and lists."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from tensors(value)
-    elif isinstance(tree, (tuple, list)):
-        for value in tree:
-            yield from tensors(value)
 
 
 def merged(old: Any, new: Any, path: str) -> Any:

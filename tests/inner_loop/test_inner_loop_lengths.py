@@ -13,7 +13,8 @@ import gimli_core as gimli
 from gimli_core.memory import Budget, Schedule
 from gimli_core.memory.schedules.actions import Advance, Drop, Restore, Store, Sweep, Validate
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW
-from tests.compare import distance, tensors
+from gimli_core.trees import tensors
+from tests.compare import distance
 from tests.problems import SCHEDULES, Rule, every_rule, every_schedule, starts
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError
 from gimli_core.optimizers import from_torch
-from tests.compare import tensors
+from gimli_core.trees import tensors
 from tests.optimizers.cases import CASES, Case
 
 X, Y = (

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
-from tests.compare import distance, tensors
+from gimli_core.trees import tensors
+from tests.compare import distance
 from tests.problems import RULES, Rule, every_rule
 
 seeds = st.integers(0, 2**31)

@@ -12,7 +12,8 @@ from torch import Tensor
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError
 from gimli_core.memory import RetainGraphs, StoreStates
-from gimli_core.step_through.walk import Walk, tensors
+from gimli_core.step_through.walk import Walk
+from gimli_core.trees import tensors
 from tests.problems import network
 
 SCHEDULES = [RetainGraphs(), StoreStates()]

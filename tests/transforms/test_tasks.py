@@ -15,6 +15,7 @@ from torch.func import functional_call
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError
 from gimli_core.memory import Checkpoint, RetainGraphs, Schedule, StoreStates
+from gimli_core.meta_parameters import marks
 from gimli_core.optimizers import SGD, Adam, ClipNorm, Lookahead, sam
 from tests.problems import RULES, Rule
 
@@ -40,13 +41,13 @@ def batches(count: int) -> list[tuple[Tensor, Tensor]]:
 
 def one_of(t: int, value: Any) -> Any:
     """What task t has: its slice of what is marked, all of the rest."""
-    if isinstance(value, gimli.markers.PerTask):
+    if isinstance(value, marks.PerTask):
         return slices(t, value.value)
     return {k: one_of(t, v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def slices(t: int, value: Any) -> Any:
-    if isinstance(value, gimli.markers.PerStep):
+    if isinstance(value, marks.PerStep):
         return gimli.per_step(slices(t, value.value))
     if isinstance(value, dict):
         return {k: v if k == "step" else slices(t, v) for k, v in value.items()}

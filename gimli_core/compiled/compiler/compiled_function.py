@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from gimli_core.compiled.compiler.trees_in_source import builder, fits, lies_alike, outline, taker
+from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, of_compiler
 from gimli_core.environment import Environment
 from gimli_core.errors import first_line, notice
+from gimli_core.trees import fits, lies_alike, outline
 
 __all__ = ["ANOTHER_FORM", "Kernel", "compiler_options", "each_once"]
 

@@ -7,12 +7,9 @@ expression, as `collections.namedtuple` does for its fields.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
-
-__all__ = ["builder", "fits", "lies_alike", "outline", "taker"]
+__all__ = ["builder", "taker"]
 
 
 def taker(tree: Any) -> Callable[[Any], list[Any]]:
@@ -57,46 +54,3 @@ def builder(tree: Any) -> Callable[[Sequence[Any]], Any]:
 
     function: Callable[[Sequence[Any]], Any] = eval(f"lambda leaves: {written(tree)}", kinds)
     return function
-
-
-class Outline(NamedTuple):
-    """What a tensor looks like, without its values."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    stride: tuple[int, ...]
-
-
-def outline(tree: Any) -> Any:
-    """The tree with an outline for every tensor."""
-    if isinstance(tree, Tensor):
-        return Outline(tree.shape, tree.dtype, tree.device, tree.stride())
-    if isinstance(tree, dict):
-        return {k: outline(v) for k, v in tree.items()}
-    return [outline(v) for v in tree] if isinstance(tree, (tuple, list)) else tree
-
-
-def fits(tree: Any, like: Any) -> bool:
-    """Whether a tree has this outline, strides aside.
-
-    >>> import torch
-    >>> fits((torch.ones(2), 1), outline((torch.zeros(2), 1))), fits((torch.ones(2), 1), outline((torch.zeros(2), 2)))
-    (True, False)
-    """
-    if isinstance(tree, Tensor):
-        return isinstance(like, Outline) and (tree.shape, tree.dtype, tree.device) == like[:3]
-    if isinstance(tree, dict):
-        return isinstance(like, dict) and list(tree) == list(like) and all(fits(v, like[k]) for k, v in tree.items())
-    if isinstance(tree, (tuple, list)):
-        return type(like) is list and len(tree) == len(like) and all(map(fits, tree, like))
-    return tree is like or (isinstance(tree, (bool, int, float, str)) and type(tree) is type(like) and tree == like)
-
-
-def lies_alike(tree: Any, like: Any) -> bool:
-    """Whether the tensors of a tree that fits an outline have its strides too."""
-    if isinstance(tree, Tensor):
-        return bool(tree.stride() == like.stride)
-    if isinstance(tree, dict):
-        return all(lies_alike(v, like[k]) for k, v in tree.items())
-    return all(map(lies_alike, tree, like)) if isinstance(tree, (tuple, list)) else True

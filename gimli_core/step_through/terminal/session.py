@@ -15,7 +15,8 @@ from gimli_core.step_through.lessons import LESSONS
 from gimli_core.step_through.page.recorder import entry
 from gimli_core.step_through.terminal.stepper import Stepper
 from gimli_core.step_through.terminal.view import Style, row, screen, value_text
-from gimli_core.step_through.walk import step_through, tensors
+from gimli_core.step_through.walk import step_through
+from gimli_core.trees import tensors
 
 __all__ = ["add_arguments", "run"]
 

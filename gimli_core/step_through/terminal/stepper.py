@@ -16,7 +16,8 @@ from torch import Tensor
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.step_through.page.summaries import norm as norm_of
 from gimli_core.step_through.page.summaries import total
-from gimli_core.step_through.walk import Moment, Walk, tensors
+from gimli_core.step_through.walk import Moment, Walk
+from gimli_core.trees import tensors
 
 __all__ = ["Kept", "Stepper"]
 

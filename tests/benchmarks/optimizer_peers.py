@@ -8,8 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tests.optimizers.cases import Case
-from tests.optimizers.test_rules import start
+from tests.optimizers.cases import Case, start
 
 STEPS = 6
 CENTRE = 0.3

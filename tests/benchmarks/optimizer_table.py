@@ -29,8 +29,7 @@ from gimli_core.optimizers.check import constants
 from gimli_core.verification.oracles.finite_differences import finite_differences
 from gimli_core.verification.oracles.plain_unroll import autograd_gradient
 from gimli_core.verification.question import Question, flatten
-from tests.optimizers.cases import CASES, Case
-from tests.optimizers.test_rules import PUBLISHED, run, run_torch, start
+from tests.optimizers.cases import CASES, PUBLISHED, Case, run, run_torch, start
 
 STEPS = 6
 JUMPS = ("Rprop", "Lion")

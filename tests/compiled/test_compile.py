@@ -123,6 +123,7 @@ def test_a_product_and_a_sum_of_whole_matrices_are_two_operations() -> None:
     torch.testing.assert_close(graph(*tensors), f(*tensors))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # torch's own, as its compiler loads
 def test_numbers_are_computed_before_the_loops_that_they_enter() -> None:
     """Held against the code that the compiler writes: it is the compiler that has to heed the marks."""
@@ -171,6 +172,7 @@ def test_no_mask_is_handed_from_a_step_to_its_sweep() -> None:
     torch.testing.assert_close((total, swept), both(x, B))
 
 
+@pytest.mark.long
 def test_a_value_for_every_step_is_not_taken_for_one_for_all() -> None:
     """Both are one number at step 0."""
     rates = gimli.per_step(torch.tensor([0.1, 0.5, 0.3]))
@@ -181,6 +183,7 @@ def test_a_value_for_every_step_is_not_taken_for_one_for_all() -> None:
         agree(gimli.meta_gradient(**made, compile="whole"), gimli.meta_gradient(**made, compile=False))
 
 
+@pytest.mark.long
 def test_a_value_for_every_task_is_not_taken_for_one_for_every_element() -> None:
     """Both have three entries."""
     problem = gimli.Problem(square, square, SGD(lr=0.1))
@@ -261,6 +264,7 @@ def test_what_is_handed_on_may_lie_as_the_compiler_likes(
     assert "not compiled" not in said(caplog)
 
 
+@pytest.mark.long
 def test_a_batch_that_is_changed_before_its_sweep_is_found_out() -> None:
     held = torch.ones(6, 3)
 
@@ -331,6 +335,7 @@ def test_a_network_that_no_longer_compiles_runs_eagerly_with_one_line(caplog: py
     assert said(caplog).count("not compiled any more: ") == said(caplog).count("compiling") == 1
 
 
+@pytest.mark.long
 def test_random_numbers_are_the_same() -> None:
     def noisy(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
         return (nn.functional.dropout(batch, 0.5) @ theta["w"]).square().mean() + theta["c"] ** 2
@@ -405,7 +410,7 @@ def test_a_small_problem_compiles(caplog: pytest.LogCaptureFixture) -> None:
     assert "not compiled" not in said(caplog)
 
 
-@pytest.mark.parametrize("kind", ["steps", "whole"])
+@pytest.mark.parametrize("kind", ["steps", pytest.param("whole", marks=pytest.mark.long)])
 def test_errors_in_compiled_code_name_the_step_and_the_parameter(kind: str) -> None:
     made = tanh_network(SGD(lr=0.1))
     made["train_batches"][2][0][0] = float("inf")

@@ -204,7 +204,7 @@ class Net(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("norm", [pytest.param(False, marks=pytest.mark.long), True])
 def test_random_numbers_and_buffers(norm: bool, ways: list[str]) -> None:
     """Without either a run leaves its surroundings alone; with one of them it looks after them, as eager ones do."""
     net = Net(norm)
@@ -234,6 +234,7 @@ def test_random_numbers_and_buffers(norm: bool, ways: list[str]) -> None:
         assert ways == ["__call__", "as_it_is", none, "__call__", none, "__call__", none, "__call__"]
 
 
+@pytest.mark.long
 def test_chunks(ways: list[str], caplog: pytest.LogCaptureFixture) -> None:
     made, arguments = gimli.Problem(tanh_loss, tanh_loss, Adam()), given(1, 2 * T)
     for _ in range(2):
@@ -243,6 +244,7 @@ def test_chunks(ways: list[str], caplog: pytest.LogCaptureFixture) -> None:
     assert said(caplog).count("compiling") == 1
 
 
+@pytest.mark.long
 def test_what_the_loss_reads_besides_its_arguments_is_watched(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     made = gimli.Problem(tanh_loss, tanh_loss, Adam())
     for slope in (1.0, 1.0, 2.0, 2.0, 1.0):

@@ -32,6 +32,7 @@ def fewest_advances(n: int, slots: int, block: int) -> int:
     return min(m + fewest_advances(n - m, slots - 1, block) + fewest_advances(m, slots, block) for m in range(1, n))
 
 
+@pytest.mark.long
 def test_simulator_for_all_small_sizes():
     for J in range(1, 65):
         for S in range(1, 65):

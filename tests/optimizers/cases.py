@@ -6,15 +6,17 @@ One table for the parity tests, the pullback tests and the printed table (`pytho
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from gimli_core import optimizers
 from gimli_core.optimizers import Optimizer
+from gimli_core.optimizers.check import constants
 
-__all__ = ["CASES", "THETA", "Case"]
+__all__ = ["CASES", "PUBLISHED", "STEPS", "THETA", "Case", "gradient", "run", "run_torch", "start"]
 
 THETA = {"w": (3, 2), "b": (4,)}  # shapes
 
@@ -116,3 +118,70 @@ def _idle(momentum: float, dampening: float, nesterov: bool, **_: Any) -> bool:
 
 
 CASES = tuple(_cases())
+
+
+STEPS = 100
+
+
+def start(case: Case) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {k: torch.randn(shape, generator=generator) for k, shape in case.shapes.items()}
+
+
+def gradient(theta: dict[str, Tensor], j: int) -> dict[str, Tensor]:
+    """A noisy quadratic's, whose second column of w is never used."""
+    generator = torch.Generator().manual_seed(j)
+    G = {k: v - 0.3 + torch.randn(v.shape, generator=generator) / 2 for k, v in theta.items()}
+    G["w"][:, 1] = 0
+    return G
+
+
+def run(case: Case, steps: int = STEPS) -> dict[str, Tensor]:
+    theta, rule = start(case), case.build_as_torch()
+    hyper = constants(rule, theta)
+    state = rule.initial_state(theta, hyper)
+    for j in range(steps):
+        theta, state = rule.step(theta, state, gradient(theta, j), hyper)
+    return theta
+
+
+def run_torch(case: Case, steps: int = STEPS) -> dict[str, Tensor]:
+    params = {k: torch.nn.Parameter(v) for k, v in start(case).items()}
+    optimizer = case.build_torch(list(params.values()))
+    for j in range(steps):
+        for k, G in gradient({k: p.detach() for k, p in params.items()}, j).items():
+            params[k].grad = G.to_sparse() if case.rule == "SparseAdam" else G
+        optimizer.step()
+    return {k: p.detach() for k, p in params.items()}
+
+
+def lion(case: Case) -> dict[str, Tensor]:
+    """Algorithm 2 of Chen et al. 2023, written out."""
+    o, theta = case.options, start(case)
+    momentum = {k: torch.zeros_like(v) for k, v in theta.items()}
+    for j in range(STEPS):
+        for k, G in gradient(theta, j).items():
+            g = -G if o["maximize"] else G
+            update = torch.sign(o["betas"][0] * momentum[k] + (1 - o["betas"][0]) * g)
+            theta[k] = theta[k] - o["lr"] * (update + o["weight_decay"] * theta[k])
+            momentum[k] = o["betas"][1] * momentum[k] + (1 - o["betas"][1]) * g
+    return theta
+
+
+def lamb(case: Case) -> dict[str, Tensor]:
+    """Algorithm 2 of You et al. 2020, written out; φ(z) = min(z, norm_limit)."""
+    o, theta = case.options, start(case)
+    m = {k: torch.zeros_like(v) for k, v in theta.items()}
+    v = {k: torch.zeros_like(x) for k, x in theta.items()}
+    (b1, b2), limit = o["betas"], o["norm_limit"] or float("inf")
+    for j in range(STEPS):
+        for k, G in gradient(theta, j).items():
+            g = -G if o["maximize"] else G
+            m[k], v[k] = b1 * m[k] + (1 - b1) * g, b2 * v[k] + (1 - b2) * g**2
+            c1, c2 = (1 - b1 ** (j + 1), 1 - b2 ** (j + 1)) if o["bias_correction"] else (1, 1)
+            u = m[k] / c1 / (torch.sqrt(v[k] / c2) + o["eps"]) + o["weight_decay"] * theta[k]
+            theta[k] = theta[k] - o["lr"] * min(float(theta[k].norm()), limit) / u.norm() * u
+    return theta
+
+
+PUBLISHED: dict[str, Callable[[Case], dict[str, Tensor]]] = {"Lion": lion, "LAMB": lamb}

@@ -100,6 +100,7 @@ torch.save(replayed(Checkpoint(3), steps=120, resume=sys.argv[1]), sys.argv[2])
 """
 
 
+@pytest.mark.long
 def test_kill_9_at_random_moments(tmp_path):
     expected = replayed(RetainGraphs(), steps=120)
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run"), str(tmp_path / "result")]

@@ -1,24 +1,40 @@
 """Exact meta-gradients by Algorithm 1 of GIMLI: an explicit unroll, then a hand-written second-order backward sweep."""
 
 from gimli_core import errors, memory, optimizers, verification
+from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters.marks import per_step, per_task
+from gimli_core.optimizers.check import PullbackReport
 from gimli_core.problem import Problem
-from gimli_core.requirements.examine import check_requirements
-from gimli_core.results import MetaGradient
+from gimli_core.record import Event
+from gimli_core.requirements.examine import Requirements, check_requirements
+from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.plan import Plan, plan
 from gimli_core.step_through import lessons, step_through, trace
+from gimli_core.transforms.tasks import Tasks
 from gimli_core.unroll import unroll
 from gimli_core.verification import verify
 from gimli_core.watchers.adjoint_norms import AdjointNorms
 from gimli_core.watchers.progress import Progress
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AdjointNorms",
+    "Approximation",
+    "Event",
+    "FirstOrder",
     "MetaGradient",
     "Plan",
     "Problem",
     "Progress",
+    "PullbackReport",
+    "Requirements",
+    "Tasks",
+    "ThetaOnly",
+    "Trajectory",
+    "Truncated",
+    "__version__",
     "check_requirements",
     "errors",
     "lessons",

@@ -36,17 +36,18 @@ class Swept(NamedTuple):
     A_opt: dict[str, Tensors]  # the increment of line 12, {tensor: {hyperparameter: adjoint}}
     A_loss: Tensors  # the increment of line 13
     loss: Tensor | None  # ell_j, where the second-order products evaluated it again
+    same: Tensor | None = None  # ell_j, where line 5 was run again: to the same bits
 
 
 def validation_gradient(inputs: Inputs, point: Point) -> Gradient:
     """Lines 8 and 9: L_val, its explicit derivative in phi_loss, and grad_theta L_val. Cost 3F."""
     return gradient(
-        inputs.problem.val_loss,
+        inputs.form.problem.val_loss,
         "val_loss",
         point.theta,
-        inputs.phi_loss,
-        inputs.val_batch,
-        frozen=inputs.frozen,
+        inputs.values.phi_loss,
+        inputs.values.val_batch,
+        frozen=inputs.values.frozen,
         of_phi=True,
     )
 
@@ -58,9 +59,9 @@ def step(
 
     Cost 6F from a graph, 9F from a point, nothing where no second-order product is asked for.
     """
-    j, optimizer = point.j, inputs.optimizer
-    phi_opt = inputs.hyper.at(j)
-    pulled = optimizer.pullback(point.theta, point.state, G_j.theta, phi_opt, B, S, inputs.hyper.wanted)
+    j, form = point.j, inputs.form
+    phi_opt = inputs.values.hyper.at(j)
+    pulled = form.optimizer.pullback(point.theta, point.state, G_j.theta, phi_opt, B, S, form.wanted)
     given = {
         "theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt, "B": B, "S": S, "graph": G_j.graph,
     }  # fmt: skip
@@ -75,7 +76,7 @@ def step(
     yield computed
     A_loss = computed.values["A_loss"]
     B_j = {k: torch.add(direct, curvature[k]) for k, direct in pulled.B.items()}  # line 14; to first order, plus 0
-    S_j = pulled.S if inputs.recurrence == "augmented" else optimizer.zero_adjoint(point.state)
+    S_j = pulled.S if form.augmented else form.optimizer.zero_adjoint(point.state)
     computed = Event(14, j, {"B": B_j, "S": S_j, "direct": pulled.B, "curvature": curvature}, replay)
     yield computed
     return Swept(computed.values["B"], computed.values["S"], A_opt, A_loss, again)
@@ -83,14 +84,15 @@ def step(
 
 def second_order_products(inputs: Inputs, point: Point, G_j: Gradient, V: Tensors) -> Products:
     """V_j Hessian (zeros to first order) and V_j mixed, by the means of `inputs`."""
-    if inputs.keeps_graph:
+    form, values = inputs.form, inputs.values
+    if form.keeps_graph:
         assert G_j.graph is not None
-        return reverse_over_reverse.products(G_j.graph, V, curvature=not inputs.first_order)
-    if not inputs.evaluates_again:
+        return reverse_over_reverse.products(G_j.graph, V, curvature=form.curvature)
+    if not form.evaluates_again:
         return Products({k: v.new_zeros(()).expand_as(v) for k, v in V.items()}, {}, False, frozenset(), None)
     assert point.snapshot is not None
     inputs.environment.restore(point.snapshot)  # what the loss met when G_j was computed
-    return from_a_point(inputs.second_order)(
-        inputs.problem.train_loss, point.theta, inputs.phi_loss, inputs.batch(point.j), V,
-        frozen=inputs.frozen, curvature=not inputs.first_order,
+    return from_a_point(form.second_order)(
+        form.problem.train_loss, point.theta, values.phi_loss, values.batch(point.j), V,
+        frozen=values.frozen, curvature=form.curvature,
     )  # fmt: skip

@@ -20,20 +20,19 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     The graph is always recorded, and dropped at once if it is not to be kept: without it normalisations and other
     modules take another kernel, and theta_{j+1} would depend on the memory schedule in the last bits.
     """
-    j, buffers = point.j, inputs.environment.buffers
-    batch = inputs.batch(j)
+    form, values, j, buffers = inputs.form, inputs.values, point.j, inputs.environment.buffers
+    batch = values.batch(j)
     try:
         with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
             G_j = gradient(
-                inputs.problem.train_loss, "train_loss", point.theta, inputs.phi_loss, batch,
-                frozen=inputs.frozen, keep_graph=True,
+                form.problem.train_loss, "train_loss", point.theta, values.phi_loss, batch,
+                frozen=values.frozen, keep_graph=True,
             )  # fmt: skip
     except Exception as error:
-        error.add_note(f"at inner step j = {j} of {inputs.steps}")
+        error.add_note(f"at inner step j = {j} of {form.steps}")
         raise
-    G_j = G_j._replace(theta=inputs.optimizer.gathered(G_j.theta))
-    if point.theta[next(iter(point.theta))].device.type == "cpu":  # elsewhere a look would stall the device
-        check_finite(j, point.theta, G_j, batch)
+    if inputs.device.type == "cpu":  # elsewhere a look would stall the device
+        check_finite(j, point.theta, G_j, batch, form.names)
     return G_j if keep_graph else G_j._replace(graph=None)
 
 
@@ -46,8 +45,8 @@ def step(
     computed = Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay, {"theta": point.theta})
     yield computed
     G_j = G_j._replace(theta=computed.values["G"])
-    phi_opt = inputs.hyper.at(j)
-    theta, s = inputs.optimizer.step(point.theta, point.state, G_j.theta, phi_opt)  # line 6
+    phi_opt = inputs.values.hyper.at(j)
+    theta, s = inputs.form.optimizer.step(point.theta, point.state, G_j.theta, phi_opt)  # line 6
     given = {"theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt}
     computed = Event(6, j, {"theta": theta, "s": s}, replay, given)
     yield computed

@@ -8,13 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
+from gimli_core.arguments.approximation import Approximation
+from gimli_core.arguments.call import Call
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.notation import State
 from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
-from gimli_core.runs.make_run import make_run
-from gimli_core.runs.scheduled_run import drain
+from gimli_core.runs.make_run import Wants, make_run
+from gimli_core.runs.run import drain
+from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
 
 __all__ = ["meta_gradient"]
@@ -32,17 +35,13 @@ def meta_gradient(
     state_0: State | None = None,
     val_weights: Sequence[float] | Tensor | None = None,
     memory: Schedule | None = None,
-    recurrence: str = "augmented",
+    approximation: Approximation | None = None,
     second_order: str = "auto",
-    first_order: bool = False,
-    truncate: int | None = None,
-    check: bool = True,
-    resume: str | Path | None = None,
-    watch: Callable[[Event], None] | None = None,
-    tasks: int | None = None,
-    reduce: str = "mean",
-    chunk: int | None = None,
+    tasks: int | Tasks | None = None,
     compile: bool | str = "auto",
+    resume: str | Path | None = None,
+    check: bool = True,
+    watch: Callable[[Event], None] | None = None,
     progress: bool = False,
 ) -> MetaGradient:
     """The exact meta-gradient of the validation loss after J inner steps (Algorithm 1, lines 2-16).
@@ -65,34 +64,30 @@ def meta_gradient(
         val_weights: w_j, J numbers for theta_1 … theta_J or J + 1 from theta_0 on.
         memory: a schedule of `gimli.memory`; by default `RetainGraphs(compact=False)`, the fastest, which leaves memory
             that it has freed to the next call (up to 2 GiB, on glibc). A run with a schedule gives that back first.
-        recurrence: "augmented", which is exact, or "theta_only", the paper's lines 11-14 read
-            without the optimizer state: an ablation that shows what is missed.
+        approximation: what to leave out on purpose, for comparison: `gimli.FirstOrder()`, `gimli.Truncated(k)`,
+            `gimli.ThetaOnly()`, joined by `&`. The result names it. None is exact.
         second_order: the means of the products with second derivatives in lines 13 and 14. They agree to rounding.
             "reverse_over_reverse" keeps the graph of G_j and goes back through it; "forward_over_reverse" and
             "reverse_over_forward" keep theta_j, s_j and G_j alone and take 3F more. Where the loss has an
             operation without the formula that one needs, another that works takes its place, and a line
             in the log says why. "auto" is the first of the three that works; with check=False, the first.
-        first_order: leave out line 14's curvature, V_j Hessian (in MAML: FOMAML). Line 13 stays for a phi_loss;
-            without one there is no second derivative, no graph, and a step takes 3F.
-        truncate: k, sweep only the last k steps; the others count as the identity, so that B_0 is B_{J-k} and S_0
-            is S_{J-k}, and they keep nothing. k >= J changes nothing.
         check: test requirements I-III when a problem is first met with these shapes (13F, once).
         resume: a directory in which the run notes every 30 s what it has reached. A run that was killed goes on from
             there when it is called again alike, to the same bits; the files go when it ends.
-        watch: called with every event as it happens: `gimli.AdjointNorms()`, or your own.
+        watch: called with every `gimli.Event` as it happens: `gimli.AdjointNorms()`, or your own.
         progress: show on standard error how far the run is and how long it still takes, by `gimli.Progress`.
-        tasks: T, a meta-batch in one vectorised run. Every tensor of a batch and of `val_batch` then has a leading
-            dimension T; theta_0, phi and state_0 are shared, but for what `gimli.per_task` marks.
-        reduce: "mean" or "sum" over the tasks: of the losses, and so of all gradients.
-        chunk: tasks that are run at a time, to bound memory; by default all.
+        tasks: T, a meta-batch in one vectorised run, or `gimli.Tasks(T, reduce=…, chunk=…)`. Every tensor of a batch
+        and of
+            `val_batch` then has a leading dimension T; theta_0, phi and state_0 are shared, but for what
+            `gimli.per_task` marks. Losses and gradients are the mean over the tasks, or their sum.
         compile: True compiles the steps at the first call, once for a problem and its shapes ("steps"), and a short
             run of small steps as a whole ("whole"); "auto" does so once eager runs of the problem have taken a
             minute, unless `memory` or `resume` is given; False never. Compiled and eager agree to rounding.
 
     Returns:
         MetaGradient: `val_loss`, `A_opt`, `A_loss`, `B_0`, `S_0`, `theta_J`, `state_J`,
-        `buffers_J`, `train_losses`, `val_losses`; `approximation`, "" unless first_order or truncate
-        leaves something out. Buffers of modules are left as they were found.
+        `buffers_J`, `train_losses`, `val_losses`; `recurrence` and `approximation` say what is left out. Buffers of
+        modules are left as they were found.
 
     Raises:
         ArgumentError, RequirementError: before any work. NotFiniteError: a loss or gradient that is
@@ -112,16 +107,11 @@ def meta_gradient(
     >>> result.val_loss, result.A_opt["lr"]    # w_J - 1 = -(1 - lr)^J, so L = (1 - lr)^2J
     (tensor(0.0625), tensor(-0.5000, dtype=torch.float64))
     """
-    arguments = {
-        "problem": problem, "theta_0": theta_0, "train_batches": train_batches, "val_batch": val_batch, "steps": steps,
-        "phi_opt": phi_opt, "phi_loss": phi_loss, "state_0": state_0, "val_weights": val_weights,
-        "recurrence": recurrence, "tasks": tasks, "reduce": reduce, "second_order": second_order,
-        "first_order": first_order, "truncate": truncate,
-    }  # fmt: skip
-    run = make_run(
-        arguments, memory=memory, check=check, resume=resume, tied=False, chunk=chunk, compile=compile,
-        watched=progress or watch is not None,
+    call = Call(
+        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory, approximation,
+        second_order, tasks, compile, resume, check,
     )  # fmt: skip
+    run = make_run(call, Wants(steps=progress, lines=watch is not None))
     shown = Progress(run.steps) if progress else None
     drain(run.forward(), watch, shown)
     drain(run.backward(), watch, shown)

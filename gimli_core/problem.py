@@ -5,6 +5,7 @@ The symbols are those of notation.py.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Loss
 from gimli_core.optimizers.interface import Optimizer
 
-__all__ = ["Problem"]
+__all__ = ["Memo", "Problem"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +49,7 @@ class Problem:
     val_loss: Loss
     optimizer: Optimizer
     modules: Sequence[nn.Module] | None = None
-    # What has been made for this problem (compiled steps, its form over tasks): here, so that it goes with the problem.
-    made: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
+    memo: Memo = field(init=False, repr=False, default_factory=lambda: Memo())
 
     def __post_init__(self) -> None:
         for name in ("train_loss", "val_loss"):
@@ -94,3 +94,21 @@ class Problem:
                         "Pass the modules themselves.",
                     )
                 )
+
+
+@dataclass(eq=False)
+class Memo:
+    """What has been found out about a problem, or made for it, once: it goes when the problem goes.
+
+    A problem stays what it is; nothing here changes what a call returns, only what it takes.
+    """
+
+    forms: dict[Any, Problem] = field(default_factory=dict)  # the problem in other forms, by transform
+    examined: dict[Any, Any] = field(default_factory=dict)  # what the requirements' test found, for names and shapes
+    told: set[str] = field(default_factory=set)  # notices that were given
+    costs: list[tuple[Any, Any]] = field(default_factory=list)  # measured costs, for an outline
+    compiled: list[tuple[Any, Any]] = field(default_factory=list)  # compiled functions, for an outline
+    eager_seconds: float = 0.0  # that eager runs have taken
+    recalled: Any = None  # what a call like the last one takes over
+    lock: Any = field(default_factory=threading.RLock)  # one thread compiles
+    by_name: bool = False  # whether tensors must stay apart: a step left one of them alone

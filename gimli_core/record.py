@@ -1,4 +1,6 @@
-"""What is kept of a step, and what is told of it. Tensors here are detached, but for the graph of G_j."""
+"""What is kept of a step, what is told of it, and what a run ends with. Tensors here are detached, but for the graph of
+G_j.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.environment import Snapshot
 from gimli_core.notation import State, Tensors
 
-__all__ = ["Event", "Kept", "Point", "Record"]
+__all__ = ["Ends", "Event", "Kept", "Outcome", "Point", "Record"]
 
 
 class Point(NamedTuple):
@@ -51,3 +55,25 @@ class Event(NamedTuple):
     values: dict[str, Any]
     replay: bool = False
     given: Mapping[str, Any] = MappingProxyType({})
+
+
+class Ends(NamedTuple):
+    """Where the unroll and the sweep end."""
+
+    theta_J: Tensors
+    s_J: State
+    B: Tensors  # B_0, or B_{J-k} of a sweep of the last k steps
+    S: State
+
+
+class Outcome(NamedTuple):
+    """What a run has computed. With T tasks each loss is [T]."""
+
+    val_loss: Tensor  # L = Σ_j w_j L_val(theta_j); over tasks their mean or sum
+    of_each: Tensor  # the same, of each task
+    train_losses: Tensor  # [J], or [J, T]
+    val_losses: Tensor  # [J + 1]: L_val(theta_j), nan where it was not evaluated; or [J + 1, T]
+    ends: Ends
+    buffers_J: Tensors
+    A_opt: list[Tensor]  # one accumulator for each tensor of phi_opt; what s_0 adds is not in it yet
+    A_loss: Tensors

@@ -10,15 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gimli_core.arguments.approximation import Approximation
+from gimli_core.arguments.call import Call
 from gimli_core.derivatives.once import Once
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.meta_parameters.hyperparameters import look_up, tensor_paths
 from gimli_core.meta_parameters.marks import unmarked
 from gimli_core.notation import State
+from gimli_core.optimizers.interface import slots_of
 from gimli_core.problem import Problem
+from gimli_core.record import Event
 from gimli_core.results import MetaGradient
-from gimli_core.runs.make_run import Run, make_run
-from gimli_core.runs.scheduled_run import drain
+from gimli_core.runs.make_run import Wants, make_run
+from gimli_core.runs.run import Run, drain
+from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
 
 __all__ = ["unroll"]
@@ -42,18 +47,15 @@ def unroll(
     state_0: State | None = None,
     val_weights: Sequence[float] | Tensor | None = None,
     memory: Schedule | None = None,
-    recurrence: str = "augmented",
+    approximation: Approximation | None = None,
     second_order: str = "auto",
-    first_order: bool = False,
-    truncate: int | None = None,
-    check: bool = True,
-    resume: str | Path | None = None,
-    with_trajectory: bool = False,
-    tasks: int | None = None,
-    reduce: str = "mean",
-    chunk: int | None = None,
+    tasks: int | Tasks | None = None,
     compile: bool | str = "auto",
+    resume: str | Path | None = None,
+    check: bool = True,
+    watch: Callable[[Event], None] | None = None,
     progress: bool = False,
+    with_trajectory: bool = False,
 ) -> Any:
     """The validation loss after J inner steps, tied into autograd.
 
@@ -73,7 +75,8 @@ def unroll(
         SecondDerivativeError: when a second derivative is asked for through L (`create_graph=True`
             alone is harmless).
 
-    Cost: forwards 3F·J, backwards the rest of what `meta_gradient` costs.
+    Cost: forwards 3F·J, backwards the rest of what `meta_gradient` costs. Where nobody can go backwards (under
+    `torch.no_grad()`, or if nothing requires grad) the run keeps nothing: the memory of one step.
     Source: Grefenstette et al. 2019, Algorithm 1.
 
     >>> import torch, gimli_core as gimli
@@ -87,22 +90,27 @@ def unroll(
     >>> log_lr.grad                       # lr · dL/dlr
     tensor(-0.2500)
     """
-    asked = {
-        "problem": problem, "theta_0": theta_0, "train_batches": train_batches, "val_batch": val_batch, "steps": steps,
-        "phi_opt": phi_opt, "phi_loss": phi_loss, "state_0": state_0, "val_weights": val_weights,
-        "recurrence": recurrence, "tasks": tasks, "reduce": reduce, "second_order": second_order,
-        "first_order": first_order, "truncate": truncate,
-    }  # fmt: skip
-    run = make_run(asked, memory=memory, check=check, resume=resume, tied=True, chunk=chunk, compile=compile)
-    arguments = {
+    arguments = (phi_opt, phi_loss, theta_0, state_0, val_weights)
+    needed = torch.is_grad_enabled() and any(t.requires_grad for _, t in tensor_paths(arguments))
+    call = Call(
+        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory, approximation,
+        second_order, tasks, compile, resume, check,
+    )  # fmt: skip
+    wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed)
+    run = make_run(call, wants)
+    watching = (watch, Progress(run.steps) if progress else None)
+    if not needed:
+        drain(run.forward(), *watching)
+        return (run.val_loss.clone(), run.trajectory()) if with_trajectory else run.val_loss.clone()
+    results = {
         "A_opt": phi_opt or {},
         "A_loss": phi_loss or {},
-        "B_0": {k: unmarked(theta_0)[k] for k in run.trained},
-        "S_0": {slot: held for slot, held in (unmarked(state_0) or {}).items() if slot != "step"},
+        "B_0": {k: unmarked(theta_0)[k] for k in run.form.trained},
+        "S_0": slots_of(unmarked(state_0) or {}),
         "val_losses": _from_the_end(val_weights),
     }
-    paths, tied = zip(*tensor_paths(arguments), strict=True)
-    loss: Tensor = _Unrolled.apply(run, Progress(run.steps) if progress else None, paths, *tied)
+    paths, tied = zip(*tensor_paths(results), strict=True)
+    loss: Tensor = _Unrolled.apply(run, watching, paths, *tied)
     return (loss, run.trajectory()) if with_trajectory else loss
 
 
@@ -110,9 +118,9 @@ class _Unrolled(torch.autograd.Function):
     """Forward: lines 2-9. Backward: lines 10-15, once, times the gradient that arrives."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, watch: Any, paths: Sequence[tuple[Any, ...]], *tied: Tensor) -> Tensor:
-        drain(run.forward(), watch)
-        ctx.run, ctx.watch, ctx.paths, ctx.gradients = run, watch, paths, None
+    def forward(ctx: Any, run: Run, watching: Any, paths: Sequence[tuple[Any, ...]], *tied: Tensor) -> Tensor:
+        drain(run.forward(), *watching)
+        ctx.run, ctx.watching, ctx.paths, ctx.gradients = run, watching, paths, None
         ctx.save_for_backward(*tied)
         return run.val_loss.clone()
 
@@ -120,8 +128,8 @@ class _Unrolled(torch.autograd.Function):
     def backward(ctx: Any, arriving: Tensor) -> tuple[Tensor | None, ...]:
         tied = ctx.saved_tensors  # raises if one was changed in place since the forward unroll
         if ctx.gradients is None:
-            drain(ctx.run.backward(), ctx.watch)
-            result, scale = ctx.run.result(), ctx.run.scale
+            drain(ctx.run.backward(), *ctx.watching)
+            result, scale = ctx.run.result(), ctx.run.form.scale
             ctx.gradients = [_gradient_at(result, scale, path, t) for path, t in zip(ctx.paths, tied, strict=True)]
             ctx.run = None
         scaled = [(arriving * g).to(t) for g, t in zip(ctx.gradients, tied, strict=True)]

@@ -1,66 +1,88 @@
-"""The public edge: every argument of a meta-gradient checked and put into one shape, before any work."""
+"""A call, checked: its form, which holds no tensor, and its values, which are the tensors.
+
+    Call      what the user gave                              call.py
+    Form      all that is checked, and what is run            here
+    Values    theta_0, s_0, phi, batches and weights          here
+
+Every argument is checked by a file of its own; here they are put together, and brought into the form that is run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gimli_core.arguments.approximation import Approximation, check_approximation
 from gimli_core.arguments.batches import check_batches
+from gimli_core.arguments.call import Call
 from gimli_core.arguments.phi_loss import check_phi_loss
+from gimli_core.arguments.phi_opt import check_phi_opt
 from gimli_core.arguments.state import check_state
+from gimli_core.arguments.surroundings import check_surroundings
 from gimli_core.arguments.theta import check_theta
 from gimli_core.arguments.val_weights import check_weights
-from gimli_core.derivatives.second_order import ASKED, BY_GRAPH
+from gimli_core.derivatives.second_order import BY_GRAPH
 from gimli_core.environment import Environment, discover
-from gimli_core.errors import ArgumentError, closest, explain, listing
-from gimli_core.meta_parameters.hyperparameters import Hyperparameters, expand_betas
+from gimli_core.meta_parameters.hyperparameters import LEARNED, Hyperparameters
 from gimli_core.notation import State, Tensors
-from gimli_core.optimizers.interface import Optimizer
+from gimli_core.optimizers.interface import Optimizer, slots_of
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 from gimli_core.problem import Problem
-from gimli_core.transforms.one_vector import Fused, fuses
+from gimli_core.record import Ends
+from gimli_core.transforms.interface import Transform
+from gimli_core.transforms.one_vector import one_vector
 from gimli_core.transforms.over_tasks import OverTasks
-from gimli_core.transforms.tasks import Tasks, check_tasks, expanded, over_tasks, own, split_marked, stacked_state
+from gimli_core.transforms.tasks import check_tasks, own, split_marked, stacked_state
 
-__all__ = ["RECURRENCES", "Inputs", "fused", "modules_of", "prepare", "signature"]
-
-RECURRENCES = ("augmented", "theta_only")
+__all__ = ["Form", "Inputs", "Values", "as_one_vector", "modules_of", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """A problem with all that one run of Algorithm 1 needs, checked."""
+class Form:
+    """What is run, without a tensor: two calls of one form differ in their values alone."""
 
-    problem: Problem
-    optimizer: Optimizer  # the problem's, with phi_opt's values in place of its own
-    theta_0: Tensors
-    frozen: (
-        Tensors  # what the trained entries are laid over: all of theta_0, in the order given, if some are held constant
-    )
-    state_0: State
-    warm: bool  # whether state_0 was given
-    phi_loss: Tensors
-    hyper: Hyperparameters
-    batch: Callable[[int], Any]
-    val_batch: Any
+    problem: Problem  # the losses as they are run
+    optimizer: Optimizer  # as it is run, knowing which of its hyperparameters are learned
     steps: int
-    weights: tuple[float | None, ...]  # w_0 … w_J of L = Σ_j w_j L_val(theta_j); None: L_val is not evaluated there
-    environment: Environment
-    recurrence: str
-    tasks: Tasks | None = None
-    second_order: str = "auto"  # the means of second-order products; `require` puts one that works in its place
-    first_order: bool = False  # line 14 without the curvature
-    first: int = 0  # the step at which the sweep ends: J - k where it is truncated to k steps
+    weighted: tuple[bool, ...]  # whether L_val(theta_j) counts, for j = 0 … J
+    warm: bool  # whether state_0 was given
+    wanted: tuple[str, ...]  # the hyperparameters of phi_opt
+    phi_loss: bool  # whether there is a phi_loss
+    tasks: int | None
+    scale: float  # what the sum of the tasks' losses is multiplied by; 1 for a single inner loop
+    left_out: Approximation
+    second_order: str  # the means of second-order products; `require` puts one that works in its place
+    trained: tuple[str, ...]
+    transforms: tuple[Transform, ...] = ()
 
     @property
-    def scale(self) -> float:
-        """What the sum of the tasks' losses is multiplied by; 1 for a single inner loop."""
-        return 1.0 if self.tasks is None else self.tasks.scale
+    def first(self) -> int:
+        """The step at which the sweep ends: J - k where it is truncated to k steps."""
+        return self.left_out.first(self.steps)
+
+    @property
+    def curvature(self) -> bool:
+        """Whether line 14 has V_j Hessian."""
+        return not self.left_out.first_order
+
+    @property
+    def augmented(self) -> bool:
+        """Whether the sweep carries S_j, the adjoint of the optimizer's state."""
+        return not self.left_out.theta_only
+
+    @property
+    def recurrence(self) -> str:
+        """How lines 11-14 are read."""
+        return "augmented" if self.augmented else "theta_only"
+
+    @property
+    def second_derivatives(self) -> bool:
+        """Whether line 13 or 14 needs any."""
+        return self.curvature or self.phi_loss
 
     @property
     def keeps_graph(self) -> bool:
@@ -73,120 +95,153 @@ class Inputs:
         return self.second_derivatives and not self.keeps_graph
 
     @property
-    def second_derivatives(self) -> bool:
-        """Whether line 13 or 14 needs any."""
-        return not self.first_order or bool(self.phi_loss)
-
-    @property
     def approximation(self) -> str:
         """What the result leaves out, or the empty string."""
-        left_out = ["first order: line 14 without V_j Hessian"] * self.first_order
+        missing = ["first order: line 14 without V_j Hessian"] * (not self.curvature)
         k = self.steps - self.first
-        left_out += [f"truncated: the last {k} of {self.steps} steps, the others as the identity"] * (self.first > 0)
-        return "; ".join(left_out)
+        missing += [f"truncated: the last {k} of {self.steps} steps, the others as the identity"] * (self.first > 0)
+        return "; ".join(missing)
+
+    def names(self, theta: Tensors) -> Tensors:
+        """theta, G or B of a run by the names of the tensors, for whoever looks at it."""
+        for transform in reversed(self.transforms):
+            theta = transform.names(theta)
+        return theta
+
+    def back(self, ends: Ends) -> Ends:
+        """The ends of a run in the form that the arguments came in."""
+        for transform in reversed(self.transforms):
+            ends = transform.back(ends)
+        return ends
 
 
-def prepare(
-    problem: Problem,
-    theta_0: Mapping[str, Tensor],
-    train_batches: Sequence[Any] | Callable[[int], Any],
-    val_batch: Any,
-    *,
-    steps: int | None = None,
-    phi_opt: Mapping[str, Any] | None = None,
-    phi_loss: Mapping[str, Tensor] | None = None,
-    state_0: State | None = None,
-    val_weights: Sequence[float] | Tensor | None = None,
-    recurrence: str = "augmented",
-    tasks: int | None = None,
-    reduce: str = "mean",
-    among: int | None = None,
-    second_order: str = "auto",
-    first_order: bool = False,
-    truncate: int | None = None,
-) -> Inputs:
-    """Check the arguments of `meta_gradient` and put them into one shape. Raises ArgumentError.
+@dataclass(frozen=True, eq=False)
+class Values:
+    """The tensors of a call, in the form that is run."""
 
-    `among`: of how many tasks these are a part; all of them by default.
-    """
-    if not isinstance(problem, Problem):
-        raise ArgumentError(
-            explain("problem", "a gimli.Problem", type(problem).__name__, "Build one from two losses and an optimizer.")
-        )
-    if torch.is_inference_mode_enabled():
-        raise ArgumentError(
-            explain(
-                "torch.inference_mode",
-                "it to be off",
-                "it on",
-                "Its tensors have no derivatives: use torch.no_grad() instead.",
-            )
-        )
-    if recurrence not in RECURRENCES:
-        raise ArgumentError(
-            explain("recurrence", listing(RECURRENCES), repr(recurrence), "The exact one is 'augmented'.")
-        )
-    if second_order not in ASKED:
-        raise ArgumentError(
-            explain(
-                "second_order", listing(ASKED), repr(second_order), f"'auto' picks one.{closest(second_order, ASKED)}"
-            )
-        )
-    if not isinstance(first_order, bool):
-        raise ArgumentError(
-            explain("first_order", "True or False", repr(first_order), "True leaves out line 14's curvature.")
-        )
-    T = check_tasks(tasks, reduce)
-    own_theta, theta_0 = split_marked(theta_0)
-    own_state, state_0 = split_marked(state_0)
+    theta_0: Tensors
+    trained: Tensors  # theta_0 by name, before any transform
+    frozen: Tensors  # what the trained entries are laid over: all of theta_0, in its order, if some are held constant
+    state_0: State
+    phi_loss: Tensors
+    hyper: Hyperparameters
+    batch: Callable[[int], Any]
+    val_batch: Any
+    weights: tuple[float | None, ...]  # w_0 … w_J of L = Σ_j w_j L_val(theta_j); None: L_val is not evaluated there
+    cold: bool = False  # whether state_0 follows from theta_0 and the hyperparameters alone
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """All that one run of Algorithm 1 needs."""
+
+    form: Form
+    values: Values
+    environment: Environment
+
+    @property
+    def device(self) -> torch.device:
+        """Where theta lies."""
+        return next(iter(self.values.theta_0.values())).device
+
+    def signature(self) -> tuple[Any, ...]:
+        """All tensors that a compiled step works on, and what else it is compiled for: two runs of a problem that are
+        alike in the outline of this share what was compiled; with the means of second order, what a step costs.
+        """
+        form, values = self.form, self.values
+        shapes = {k: tuple(v.shape) for k, v in values.hyper.theta.items()}  # of one task, no longer seen in a vector
+        readings = values.hyper.constant, values.hyper.by_task() if form.tasks else None  # a shape has two readings
+        more = (*form.wanted, form.recurrence, repr((form.tasks, form.scale, shapes, readings)))
+        tensors = (values.theta_0, values.hyper.at(0), values.frozen, values.state_0, values.phi_loss)
+        return (*tensors, values.batch(0), values.val_batch, more)
+
+
+def prepare(call: Call) -> Inputs:
+    """Check the arguments of `meta_gradient` and bring them into the form that is run. Raises ArgumentError."""
+    problem = call.problem
+    check_surroundings(call)
+    left_out = check_approximation(call.approximation)
+    tasks = check_tasks(call.tasks)
+    T = None if tasks is None else tasks.count
+    own_theta, theta_0 = split_marked(call.theta_0)
     trained, frozen = check_theta(theta_0)
     one = {k: v[0] for k, v in own("theta_0", trained, T).items()} if own_theta else trained  # theta of one task
-    batch, J = check_batches(train_batches, steps)
-    first = _check_truncate(truncate, J)
-    anywhere = next(iter(trained.values()))
-    own_phi, loss_parameters = check_phi_loss(phi_loss, anywhere, T)
-    if phi_opt is not None and not isinstance(phi_opt, Mapping):
-        raise ArgumentError(
-            explain("phi_opt", "a dict {hyperparameter: value}", type(phi_opt).__name__, "For example {'lr': lr}.")
-        )
-    hyper = Hyperparameters(problem.optimizer, phi_opt or {}, one, J, T)
-    optimizer = problem.optimizer.bind(expand_betas(phi_opt or {}))
+    batch, J = check_batches(call.train_batches, call.steps)
+    own_phi, phi_loss = check_phi_loss(call.phi_loss, next(iter(trained.values())), T)
+    hyper = Hyperparameters(problem.optimizer, check_phi_opt(call.phi_opt), one, J, T)
+    optimizer = problem.optimizer.bind(dict.fromkeys(hyper.wanted, LEARNED))
+    weights = check_weights(call.val_weights, J, left_out.first(J))
     modules = modules_of(problem)
+    form = Form(
+        problem=problem, optimizer=optimizer, steps=J, weighted=tuple(w is not None for w in weights),
+        warm=call.state_0 is not None, wanted=hyper.wanted, phi_loss=bool(phi_loss), tasks=T, scale=1.0,
+        left_out=left_out, second_order=call.second_order, trained=tuple(trained),
+    )  # fmt: skip
+    values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, call.val_batch, weights)
     if T is None:
-        batched, cold = None, optimizer.initial_state(trained, hyper.at(0))
+        cold = optimizer.initial_state(trained, hyper.at(0))
+        state_0 = cold if call.state_0 is None else check_state(call.state_0, cold)
+        inputs = Inputs(form, replace(values, state_0=state_0), Environment(modules, _anywhere(trained).device))
     else:
-        scale = 1 / (among or T) if reduce == "mean" else 1.0
-        batched = Tasks(T, scale, own_theta, own_state, own_phi)
-        trained = trained if own_theta else expanded(trained, T)
-        state_0 = state_0 if state_0 is None or own_state else stacked_state(state_0, T)
-        shared = frozenset(k for k in frozen if k not in trained) if not own_theta else frozenset()
-        problem = over_tasks(problem, batched, shared, modules)
-        rule, by_task = optimizer, hyper.by_task()
-        optimizer = OverTasks(rule=rule, by_task=by_task)
-        if own_theta or any(by for per in by_task.values() for by in per.values()):
-            cold = optimizer.initial_state(trained, hyper.at(0))
-        else:  # all start from the same
-            cold = stacked_state(rule.initial_state(one, hyper.at(0)), T)
-    return Inputs(
-        problem=problem,
-        optimizer=optimizer,
-        theta_0=trained,
-        frozen=frozen,
-        state_0=cold if state_0 is None else check_state(state_0, cold),
-        warm=state_0 is not None,
-        phi_loss=loss_parameters,
-        hyper=hyper,
-        batch=batch,
-        val_batch=val_batch,
-        steps=J,
-        weights=check_weights(val_weights, J, first),
-        environment=Environment(modules, anywhere.device),
-        recurrence=recurrence,
-        tasks=batched,
-        second_order=second_order,
-        first_order=first_order,
-        first=first,
-    )
+        scale = 1 / (call.among or T) if tasks is not None and tasks.reduce == "mean" else 1.0
+        form = replace(form, scale=scale)
+        inputs = Inputs(form, values, Environment(modules, _anywhere(trained).device))
+        inputs = _over_tasks(inputs, call.state_0, own_theta, own_phi, one, modules)
+    return inputs
+
+
+def _over_tasks(
+    inputs: Inputs, state_0: Any, own_theta: bool, own_phi: frozenset[str], one: Tensors, modules: Sequence[nn.Module]
+) -> Inputs:
+    """The inputs of all tasks."""
+    form, values = inputs.form, inputs.values
+    rule, hyper, T = form.optimizer, values.hyper, form.tasks
+    assert T is not None
+    own_state, state_0 = split_marked(state_0)
+    shared = frozenset(k for k in values.frozen if k not in values.theta_0) if not own_theta else frozenset()
+    transform = OverTasks(
+        count=T, scale=form.scale, own_theta=own_theta, shared_state=form.warm and not own_state, phi_loss=own_phi,
+        frozen=shared, hyper_by_task=hyper.by_task(), modules=modules,
+    )  # fmt: skip
+    theta_0, optimizer = transform.theta(values.theta_0), transform.rule(rule)
+    if own_theta or any(by for per in transform.hyper_by_task.values() for by in per.values()):
+        cold = optimizer.initial_state(theta_0, hyper.at(0))
+    else:  # all start from the same
+        cold = stacked_state(rule.initial_state(one, hyper.at(0)), T)
+    if state_0 is not None:
+        cold = check_state(state_0 if own_state else stacked_state(state_0, T), cold)
+    form = replace(
+        form, problem=transform.problem(form.problem), optimizer=optimizer,
+        transforms=(*form.transforms, transform),
+    )  # fmt: skip
+    return replace(inputs, form=form, values=replace(values, theta_0=theta_0, state_0=cold))
+
+
+def as_one_vector(inputs: Inputs) -> Inputs:
+    """The inputs with an elementwise rule on one vector of all small tensors, where that pays."""
+    form, values = inputs.form, inputs.values
+    rule, hyper = form.optimizer, values.hyper
+    if form.warm or form.problem.memo.by_name:
+        return inputs
+    for transform in form.transforms:
+        if isinstance(transform, OverTasks):
+            if any(by for per in transform.hyper_by_task.values() for by in per.values()):
+                return inputs
+            rule = rule.rule  # type: ignore[attr-defined]
+    shapes = {k: v.shape for k, v in hyper.theta.items()}
+    vector = one_vector(rule, values.theta_0, shapes, *hyper.scalars(), form.tasks, values.frozen)
+    if vector is None:
+        return inputs
+    assert isinstance(rule, ElementwiseOptimizer)
+    optimizer, hyper, theta_0 = vector.rule(rule), hyper.through(vector), vector.theta(values.theta_0)
+    state_0 = optimizer.initial_state(theta_0, hyper.at(0))
+    if any(v.ndim == 0 for slot in slots_of(state_0).values() for v in slot.values()):
+        return inputs  # each tensor has numbers of its own, whose adjoints are sums over it
+    form = replace(
+        form, problem=vector.problem(form.problem), optimizer=optimizer,
+        transforms=(*form.transforms, vector),
+    )  # fmt: skip
+    return replace(inputs, form=form, values=replace(values, theta_0=theta_0, state_0=state_0, hyper=hyper, cold=True))
 
 
 def modules_of(problem: Problem) -> Sequence[nn.Module]:
@@ -194,44 +249,5 @@ def modules_of(problem: Problem) -> Sequence[nn.Module]:
     return discover([problem.train_loss, problem.val_loss]) if problem.modules is None else problem.modules
 
 
-def fused(inputs: Inputs) -> Inputs:
-    """The inputs with an elementwise rule fused over small tensors, where that pays; results are split again."""
-    optimizer, tasks = inputs.optimizer, inputs.tasks
-    if isinstance(optimizer, OverTasks):
-        if any(by for per in optimizer.by_task.values() for by in per.values()):
-            return inputs
-        optimizer = optimizer.rule
-    scalars, numbers = inputs.hyper.scalars()
-    if inputs.warm or not fuses(optimizer, inputs.theta_0, scalars, numbers):
-        return inputs
-    shapes = {k: v.shape for k, v in inputs.hyper.theta.items()}
-    assert isinstance(optimizer, ElementwiseOptimizer)
-    whole = Fused(rule=optimizer, shapes=shapes, scalars=scalars, tasks=None if tasks is None else tasks.count)
-    theta_0 = whole.gathered(inputs.theta_0)
-    state_0 = whole.initial_state(theta_0, inputs.hyper.at(0))
-    if any(v.ndim == 0 for slot, held in state_0.items() if slot != "step" for v in held.values()):
-        return inputs  # each tensor has numbers of its own, whose adjoints are sums over it
-    return replace(inputs, optimizer=whole, theta_0=theta_0, state_0=state_0)
-
-
-def signature(inputs: Inputs) -> tuple[Any, ...]:
-    """All tensors that a compiled step works on, and what else it is compiled for: two runs of a problem that are alike
-    in the outline of this share what was compiled; with the means of second order, what a step costs.
-    """
-    optimizer, hyper = inputs.optimizer, inputs.hyper
-    packed = optimizer.pack(inputs.theta_0), optimizer.pack_hyper(hyper.at(0))
-    tensors = (*packed, inputs.frozen, inputs.state_0, inputs.phi_loss)
-    shapes = {k: tuple(v.shape) for k, v in hyper.theta.items()}  # of one task, and in a vector no longer seen
-    forms = hyper.constant, hyper.by_task() if inputs.tasks else None  # a shape alone can be read in two ways
-    fixed = (*hyper.wanted, inputs.recurrence, repr((inputs.tasks, shapes, forms)))
-    return (*tensors, inputs.batch(0), inputs.val_batch, fixed)
-
-
-def _check_truncate(truncate: Any, steps: int) -> int:
-    """The step at which the sweep ends."""
-    if truncate is None:
-        return 0
-    if isinstance(truncate, bool) or not isinstance(truncate, Integral) or truncate < 1:
-        do = "truncate=k sweeps the last k steps only; first_order=True leaves out curvature."
-        raise ArgumentError(explain("truncate", "a whole number k >= 1", repr(truncate), do))
-    return max(0, steps - int(truncate))
+def _anywhere(theta: Tensors) -> Tensor:
+    return next(iter(theta.values()))

@@ -1,51 +1,44 @@
-"""What to compile: nothing, single steps, a loop over them, or a short run whole; once for a problem and its shapes."""
+"""What to compile: nothing, single steps, a step forwards and its sweep, or a short run whole; once for its shapes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from gimli_core.arguments.inputs import Inputs, signature
+from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled.compiler.split_function import Uncut
 from gimli_core.compiled.compiler.trial import Uncompiled
-from gimli_core.compiled.retained_run import CompiledLoop
+from gimli_core.compiled.retained_run import CompiledRetained
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, course_of, is_small
 from gimli_core.errors import ArgumentError, explain, listing, notice
+from gimli_core.problem import Memo
 from gimli_core.trees import fits, outline
 
-__all__ = ["AUTO_SECONDS", "Clock", "check_compile", "chosen"]
+__all__ = ["AUTO_SECONDS", "Compiled", "check_compile", "chosen", "clocked"]
 
 CHOICES = (True, False, "auto", "steps", "whole")
 AUTO_SECONDS = 60.0  # of eager runs of one problem, after which "auto" compiles it
 
-Compiled = CompiledSteps | CompiledLoop | CompiledWhole
-
+Compiled = CompiledSteps | CompiledRetained | CompiledWhole
 
 KINDS: dict[str, tuple[str, Callable[[Inputs], Compiled]]] = {
     "steps": ("one step forwards and one backwards", CompiledSteps),
-    "loop": ("one step forwards and its sweep", CompiledLoop),
+    "retained": ("one step forwards and its sweep", CompiledRetained),
     "whole": ("the whole run", CompiledWhole),
 }
 
 
-class Known:
-    """What is known of a problem."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0  # spent in eager runs
-        self.compiled: list[tuple[Any, Compiled | Uncompiled]] = []  # for an outline
-
-
-class Clock:
-    """Adds the time between its start and `stop()` to what eager runs of a problem have taken."""
-
-    def __init__(self, known: Known) -> None:
-        self._known, self._start = known, time.monotonic()
-
-    def stop(self) -> None:
-        self._known.seconds += time.monotonic() - self._start
+@contextmanager
+def clocked(memo: Memo) -> Iterator[None]:
+    """Adds the time within it to what eager runs of a problem have taken."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        memo.eager_seconds += time.monotonic() - start
 
 
 def check_compile(compile: object) -> None:
@@ -55,58 +48,51 @@ def check_compile(compile: object) -> None:
         raise ArgumentError(explain("compile", listing(CHOICES), repr(compile), do))
 
 
-def chosen(
-    inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = False
-) -> tuple[Compiled | None, Clock | None]:
-    """What to run with, and a clock for an eager run whose time counts.
+def chosen(inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = False) -> Compiled | None:
+    """What to run with; None for eager steps.
 
     `whole`: whether a run may keep what it likes, since no schedule was asked for. One that was asked for has the same
     bits as every other: "auto" leaves it eager. `watched`: whether someone wants to be told of every step.
     """
-    if compile is False or inputs.steps == 0:
-        return None, None
-    if inputs.first_order or inputs.evaluates_again:
+    form, memo = inputs.form, inputs.form.problem.memo
+    if compile is False or form.steps == 0:
+        return None
+    if not form.curvature or form.evaluates_again:
         if compile != "auto":
             notice("not compiled: what is compiled has all of line 14, by reverse over reverse")
-        return None, None
-    whole = whole and inputs.first == 0
-    known: Known = inputs.problem.made.setdefault("compiled", Known())
-    if compile == "auto" and (not whole or known.seconds < AUTO_SECONDS):
-        return None, Clock(known) if whole else None
+        return None
+    whole = whole and form.first == 0
+    if compile == "auto" and (not whole or memo.eager_seconds < AUTO_SECONDS):
+        return None
     if compile == "whole" and not whole:
-        raise ArgumentError(
-            explain(
-                "compile",
-                "'steps' or True beside memory=, resume= or truncate=",
-                "'whole'",
-                "A whole run keeps every step.",
-            )
-        )
+        expected = "'steps' or True beside memory=, resume= or Truncated"
+        raise ArgumentError(explain("compile", expected, "'whole'", "A whole run keeps every step."))
     if compile == "whole" or (compile != "steps" and whole and not watched and is_small(inputs)):
-        course = course_of(inputs)
-        found = _compiled(known, ("whole", inputs.steps, course.validates, course.warm), inputs)
+        found = _compiled(memo, ("whole", form.steps, repr(course_of(inputs)[0]), form.warm), inputs)
         if compile == "whole" or not isinstance(found, Uncompiled):
-            return None if isinstance(found, Uncompiled) else found, None
-    found = _compiled(known, ("loop",), inputs) if whole else Uncut()
+            return None if isinstance(found, Uncompiled) else found
+    found = _compiled(memo, ("retained",), inputs) if whole else Uncut()
     if isinstance(found, Uncut):
-        found = _compiled(known, ("steps",), inputs)
+        found = _compiled(memo, ("steps",), inputs)
     if isinstance(found, CompiledSteps):
         try:
             found.look(inputs)
         except Uncompiled as reason:
             notice(f"not compiled any more: {reason}")
             found = reason
-    return None if isinstance(found, Uncompiled) else found, None
+    return None if isinstance(found, Uncompiled) else found
 
 
-def _compiled(known: Known, kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
+def _compiled(memo: Memo, kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
     """What was compiled of this kind, or why it was not; at the first call it is compiled, with a notice."""
-    wanted = (kind, *signature(inputs))
-    for like, found in known.compiled:
-        if fits(wanted, like):
-            return found
-    known.compiled.append((outline(wanted), _compile(kind, inputs)))
-    return known.compiled[-1][1]
+    wanted = (kind, *inputs.signature())
+    with memo.lock:
+        for like, found in memo.compiled:
+            if fits(wanted, like):
+                return found  # type: ignore[no-any-return]
+        found = _compile(kind, inputs)
+        memo.compiled.append((outline(wanted), found))
+        return found
 
 
 def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:

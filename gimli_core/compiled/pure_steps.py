@@ -10,7 +10,6 @@ traced whole:
 
 `sweep` computes G_j again (12F a step in all, as `StoreStates`); `both` keeps what G_j's derivative needs (9F), once it
 is cut in two (halves.py).
-theta, G and B are in the form that the optimizer packs them in (`Optimizer.pack`): a dict, or one vector.
 """
 
 from __future__ import annotations
@@ -42,9 +41,6 @@ __all__ = [
 ]
 
 
-Packed = Any  # Tensors, or one vector
-
-
 class Fixed(NamedTuple):
     """What a compiled function is compiled for, besides the shapes."""
 
@@ -57,15 +53,15 @@ class Fixed(NamedTuple):
 
 class Advanced(NamedTuple):
     loss: Tensor  # one number, or [T]
-    G: Packed
-    theta: Packed  # theta_{j+1}
+    G: Tensors
+    theta: Tensors  # theta_{j+1}
     s: State
     sound: Tensor  # not finite if the loss or G is not
 
 
 class Swept(NamedTuple):
     loss: Tensor
-    B: Packed
+    B: Tensors
     S: State
     A_opt: dict[str, Tensors]
     A_loss: Tensors
@@ -73,32 +69,32 @@ class Swept(NamedTuple):
 
 class Validated(NamedTuple):
     loss: Tensor
-    theta: Packed  # B_J
+    theta: Tensors  # B_J
     phi_loss: Tensors  # the explicit part of A_loss
 
 
-def losses(loss: Loss, fixed: Fixed, theta: Packed, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Any:
+def losses(loss: Loss, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Any:
     """(the sum over tasks, the loss of each)."""
-    each = loss({**frozen, **fixed.optimizer.unpack(theta)}, phi_loss, batch)
+    each = loss({**frozen, **theta}, phi_loss, batch)
     return each.sum(), each
 
 
-def gradient(fixed: Fixed, theta: Packed, phi_loss: Tensors, frozen: Tensors, batch: Any) -> tuple[Packed, Tensor]:
+def gradient(fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any) -> tuple[Tensors, Tensor]:
     """(G_j, ell_j)."""
 
-    def total(theta: Packed) -> Any:
-        return losses(fixed.train_loss, fixed, theta, phi_loss, frozen, batch)
+    def total(theta: Tensors) -> Any:
+        return losses(fixed.train_loss, theta, phi_loss, frozen, batch)
 
     G, (_, each) = grad_and_value(total, has_aux=True)(theta)
     return G, each
 
 
 def advance(
-    fixed: Fixed, theta: Packed, s: State, phi_loss: Tensors, frozen: Tensors, hyper: Hyper, batch: Any
+    fixed: Fixed, theta: Tensors, s: State, phi_loss: Tensors, frozen: Tensors, hyper: Hyper, batch: Any
 ) -> Advanced:
     """Lines 5 and 6."""
     G, loss = gradient(fixed, theta, phi_loss, frozen, batch)
-    new_theta, new_s = fixed.optimizer.step_packed(theta, s, G, hyper)
+    new_theta, new_s = fixed.optimizer.step(theta, s, G, hyper)
     return Advanced(loss, G, new_theta, new_s, soundness((loss, G)))
 
 
@@ -114,8 +110,8 @@ def soundness(tree: Any) -> Tensor:
 
 
 def sweep(
-    fixed: Fixed, theta: Packed, s: State, phi_loss: Tensors, frozen: Tensors, hyper: Hyper, batch: Any,
-    B: Packed, S: State,
+    fixed: Fixed, theta: Tensors, s: State, phi_loss: Tensors, frozen: Tensors, hyper: Hyper, batch: Any,
+    B: Tensors, S: State,
 ) -> Swept:  # fmt: skip
     """Lines 11-14, from the point alone."""
     G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
@@ -124,47 +120,47 @@ def sweep(
 
 
 def both(
-    fixed: Fixed, theta: Packed, s: State, phi_loss: Tensors, frozen: Tensors, hyper: Hyper, batch: Any,
-    B: Packed, S: State,
+    fixed: Fixed, theta: Tensors, s: State, phi_loss: Tensors, frozen: Tensors, hyper: Hyper, batch: Any,
+    B: Tensors, S: State,
 ) -> tuple[Advanced, Swept]:  # fmt: skip
     """Lines 5 and 6, and the same step's lines 11-14. What the next step takes comes in rows without gaps."""
     G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
-    new_theta, new_s = fixed.optimizer.step_packed(theta, s, G, hyper)
+    new_theta, new_s = fixed.optimizer.step(theta, s, G, hyper)
     B_j, S_j, A_opt, A_loss = lines_11_to_14(fixed, theta, s, hyper, G, pull, B, S)
     new_theta, new_s, B_j, S_j = rows((new_theta, new_s, B_j, S_j))
     return Advanced(loss, G, new_theta, new_s, soundness((loss, G))), Swept(loss, B_j, S_j, A_opt, A_loss)
 
 
-def validate(fixed: Fixed, theta: Packed, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Validated:
+def validate(fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Validated:
     """Lines 8 and 9."""
 
-    def total(theta: Packed, phi_loss: Tensors) -> Any:
-        return losses(fixed.val_loss, fixed, theta, phi_loss, frozen, batch)
+    def total(theta: Tensors, phi_loss: Tensors) -> Any:
+        return losses(fixed.val_loss, theta, phi_loss, frozen, batch)
 
     (B, explicit), (_, each) = grad_and_value(total, argnums=(0, 1), has_aux=True)(theta, phi_loss)
     return Validated(each, B, explicit)
 
 
-Pull = Callable[[Packed], tuple[Packed, Tensors]]
+Pull = Callable[[Tensors], tuple[Tensors, Tensors]]
 
 
 def linearised(
-    fixed: Fixed, theta: Packed, phi_loss: Tensors, frozen: Tensors, batch: Any
-) -> tuple[Packed, Pull, Tensor]:
+    fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any
+) -> tuple[Tensors, Pull, Tensor]:
     """G_j, the function V -> (V Hessian, V mixed), and the loss."""
 
-    def G_of(theta: Packed, phi_loss: Tensors) -> tuple[Packed, Tensor]:
+    def G_of(theta: Tensors, phi_loss: Tensors) -> tuple[Tensors, Tensor]:
         return gradient(fixed, theta, phi_loss, frozen, batch)
 
-    linear: tuple[Packed, Pull, Tensor] = vjp(G_of, theta, phi_loss, has_aux=True)  # type: ignore[assignment]
+    linear: tuple[Tensors, Pull, Tensor] = vjp(G_of, theta, phi_loss, has_aux=True)  # type: ignore[assignment]
     return linear
 
 
 def lines_11_to_14(
-    fixed: Fixed, theta: Packed, s: State, hyper: Hyper, G: Packed, pull: Pull, B: Packed, S: State
-) -> tuple[Packed, State, dict[str, Tensors], Tensors]:
+    fixed: Fixed, theta: Tensors, s: State, hyper: Hyper, G: Tensors, pull: Pull, B: Tensors, S: State
+) -> tuple[Tensors, State, dict[str, Tensors], Tensors]:
     """(B_j, S_j, the increment of A_opt, the increment of A_loss)."""
-    V, direct, S_j, A = fixed.optimizer.pullback_packed(theta, s, G, hyper, B, S, fixed.wanted)  # lines 11 and 12
+    V, direct, S_j, A = fixed.optimizer.pullback(theta, s, G, hyper, B, S, fixed.wanted)  # lines 11 and 12
     curvature, mixed = pull(V)  # line 13
-    B_j: Packed = tree_map(torch.add, direct, curvature)  # line 14
+    B_j: Tensors = tree_map(torch.add, direct, curvature)  # line 14
     return B_j, (S_j if fixed.augmented else fixed.optimizer.zero_adjoint(s)), A, mixed

@@ -1,7 +1,7 @@
 """All of Algorithm 1 with two compiled calls a step and next to nothing between them.
 
-The step forwards hands on what its sweep needs (halves.py): 9F a step; memory as `RetainGraphs`, less all that is
-cheap to compute again. Who watches is told of every step, but cannot intervene.
+The step forwards hands on what its sweep needs (split_function.py): 9F a step; memory as `RetainGraphs`, less all that
+is cheap to compute again. Who watches is told of every step, but cannot intervene.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.compiled import pure_steps as functions
+from gimli_core.compiled import pure_steps
 from gimli_core.compiled.compiler.compiled_function import ANOTHER_FORM, Kernel
-from gimli_core.compiled.compiler.split_function import Halves
+from gimli_core.compiled.compiler.split_function import Halves, Joined
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.compiler.trial import Uncompiled
-from gimli_core.compiled.pure_steps import Advanced, Packed, Swept, Validated, rows, soundness
+from gimli_core.compiled.pure_steps import Advanced, Swept, Validated, rows, soundness
 from gimli_core.compiled.steps import bound, fixed_of, options_of
 from gimli_core.errors import notice
 from gimli_core.notation import Hyper, State, Tensors
-from gimli_core.record import Event
+from gimli_core.record import Ends, Event
 from gimli_core.trees import fits, outline
 
-__all__ = ["CompiledLoop", "Whole"]
+__all__ = ["CompiledRetained", "Computed"]
 
 PENDING = 2**16  # numbers that wait before they are added up
 
@@ -36,146 +36,139 @@ class Step(NamedTuple):
     """What is kept of a step: what its sweep needs, or the point of one that ran uncompiled."""
 
     kept: list[Any]
-    point: tuple[Packed, State] | None
+    point: tuple[Tensors, State] | None
     read: list[tuple[Tensor, int]]  # the batch's tensors and their versions
 
 
-class Whole(NamedTuple):
+class Computed(NamedTuple):
     """What a run has computed."""
 
     train_losses: list[Tensor]
     val_losses: dict[int, Tensor]
-    theta: Packed  # theta_J
-    s: State
-    B: Packed
-    S: State
+    ends: Ends
     A_opt: list[dict[str, Tensors]]  # increments, of step J-1 first; or their sum alone
     A_loss: Tensors
 
 
-class CompiledLoop:
+class CompiledRetained:
     """The steps of one problem, compiled for the shapes of `inputs`. Raises Uncompiled, with the reason."""
 
     def __init__(self, inputs: Inputs) -> None:
         self._fixed = fixed = fixed_of(inputs)
-        optimizer, options, batch = inputs.optimizer, options_of(inputs), inputs.batch(0)
+        values, options, batch = inputs.values, options_of(inputs), inputs.values.batch(0)
         self._batch, self._take_batch, self._told = outline(batch), taker(batch), False
         batch = builder(batch)(self._rows_of(batch))
         theta, s = in_rows(inputs)
-        rest, hyper = (inputs.phi_loss, inputs.frozen), optimizer.pack_hyper(inputs.hyper.at(0))
-        validation = (theta, *rest, inputs.val_batch)
+        rest, hyper = (values.phi_loss, values.frozen), values.hyper.at(0)
+        validation = (theta, *rest, values.val_batch)
         self._validate = Kernel(
-            "val_loss", bound(functions.validate, fixed), inputs.environment, validation, inputs.val_batch, **options
+            "val_loss", bound(pure_steps.validate, fixed), inputs.environment, validation, values.val_batch, **options
         )
         found = inputs.environment.capture()
-        B, S = rows(self._validate(inputs.val_batch, *validation).theta), rows(optimizer.zero_adjoint(s))
+        B = rows(self._validate(values.val_batch, *validation).theta)
+        S = rows(inputs.form.optimizer.zero_adjoint(s))
         inputs.environment.restore(found)
         arguments = (theta, s, *rest, hyper, batch, B, S)
         self._early, self._late = taker(arguments[:-3]), taker((B, S))
-        function = bound(functions.both, fixed)
+        function = bound(pure_steps.both, fixed)
         self._step = Halves(function, inputs.environment, arguments, len(self._late((B, S))), **options)
         self.seconds = self._validate.seconds + self._step.seconds
         advanced, swept = self._step.results
         self._advanced, self._swept = builder(advanced), builder(swept)
         self._take_A, self._build_A = taker((swept.A_opt, swept.A_loss)), builder((swept.A_opt, swept.A_loss))
 
-    def run(self, inputs: Inputs) -> Generator[Event, None, Whole | None]:
+    def run(self, inputs: Inputs) -> Generator[Event, None, Computed | None]:
         """The whole run, or None where something in it is not finite: an eager run then names what broke first."""
-        optimizer, J, weights = inputs.optimizer, inputs.steps, inputs.weights
+        form, values, J = inputs.form, inputs.values, inputs.form.steps
         steps, train_losses, sounds = [], [], []
         validated: dict[int, Validated] = {}
         theta, s = in_rows(inputs)
         try:
-            self._begin(inputs, theta, s)
+            joined = self._begin(inputs, theta, s)
         except Uncompiled as reason:
             notice(f"not compiled any more: {reason}")
             return None
         for j in range(J + 1):
-            if weights[j] is not None:
-                arguments = (theta, inputs.phi_loss, inputs.frozen, inputs.val_batch)
-                validated[j] = self._validate(inputs.val_batch, *arguments)
+            if form.weighted[j]:
+                arguments = (theta, values.phi_loss, values.frozen, values.val_batch)
+                validated[j] = self._validate(values.val_batch, *arguments)
             if j < J:
-                done, step = self._forwards(inputs, j, theta, s)
+                done, step = self._forwards(joined, inputs, j, theta, s)
                 steps.append(step)
                 train_losses.append(done.loss)
                 sounds.append(done.sound)
                 theta, s = done.theta, done.s
-                yield Event(6, j, {"theta": optimizer.unpack(theta), "s": s})
+                yield Event(6, j, {"theta": theta, "s": s})
         if not math.isfinite(soundness((sounds, theta, [L.loss for L in validated.values()])).item()):
             return None
         theta_J, s_J = theta, s
-        B, S = pytree.tree_map(torch.zeros_like, theta), rows(optimizer.zero_adjoint(s))
+        B, S = pytree.tree_map(torch.zeros_like, theta), rows(form.optimizer.zero_adjoint(s))
         A, explicit, A_of_steps = Sums(), Sums(), []  # over the steps; L_val's own part of A_loss; of each step
         for j in range(J, -1, -1):
             if j < J:
-                swept = self._backwards(inputs, j, steps.pop(), B, S)
+                swept = self._backwards(joined, inputs, j, steps.pop(), B, S)
                 B, S = swept.B, swept.S
                 A.add(self._take_A((swept.A_opt, swept.A_loss)))
-                if not inputs.hyper.constant:
+                if not values.hyper.constant:
                     A_of_steps.append(swept.A_opt)
-            if (w := weights[j]) is not None:
-                w *= inputs.scale
+            if (w := values.weights[j]) is not None:
+                w *= form.scale
                 B = rows(pytree.tree_map(lambda v, g, w=w: torch.add(v, g, alpha=w), B, validated[j].theta))
                 explicit.add([w * x for x in validated[j].phi_loss.values()])
-            yield Event(14 if j < J else 9, j, {"B": optimizer.unpack(B), "S": S})
+            yield Event(14 if j < J else 9, j, {"B": B, "S": S})
         A_opt, A_loss = self._build_A(A.total())
-        for k, v in zip(inputs.phi_loss, explicit.total(), strict=True):
+        for k, v in zip(values.phi_loss, explicit.total(), strict=True):
             A_loss[k] += v
         val_losses = {j: L.loss for j, L in validated.items()}
-        theta, B = optimizer.unpack(theta_J), optimizer.unpack(B)
-        return Whole(train_losses, val_losses, theta, s_J, B, S, A_of_steps or [A_opt], A_loss)
+        return Computed(train_losses, val_losses, Ends(theta_J, s_J, B, S), A_of_steps or [A_opt], A_loss)
 
-    def _begin(self, inputs: Inputs, theta: Packed, s: State) -> None:
+    def _begin(self, inputs: Inputs, theta: Tensors, s: State) -> Joined:
         """A run begins: is all that the losses read besides their arguments as it was? Raises Uncompiled."""
         self._validate.begin()
-        self._hyper: tuple[Any, Any] = (None, None)  # the last step's, as they are and packed
-        B, S = pytree.tree_map(torch.empty_like, (theta, inputs.optimizer.zero_adjoint(s)))
-        arguments = self._arguments(inputs, 0, theta, s)
-        self._step.look([*self._early(arguments), *self._rows_of(arguments[-1]), *self._late((B, S))])
+        B, S = pytree.tree_map(torch.empty_like, (theta, inputs.form.optimizer.zero_adjoint(s)))
+        arguments = _arguments(inputs, 0, theta, s)
+        return self._step.look([*self._early(arguments), *self._rows_of(arguments[-1]), *self._late((B, S))])
 
-    def _arguments(
-        self, inputs: Inputs, j: int, theta: Packed, s: State
-    ) -> tuple[Packed, State, Tensors, Tensors, Hyper, Any]:
-        hyper = inputs.hyper.at(j)
-        if self._hyper[0] is not hyper:
-            self._hyper = hyper, inputs.optimizer.pack_hyper(hyper)
-        return theta, s, inputs.phi_loss, inputs.frozen, self._hyper[1], inputs.batch(j)
-
-    def _forwards(self, inputs: Inputs, j: int, theta: Packed, s: State) -> tuple[Advanced, Step]:
+    def _forwards(self, joined: Joined, inputs: Inputs, j: int, theta: Tensors, s: State) -> tuple[Advanced, Step]:
         """Lines 5 and 6."""
-        arguments = self._arguments(inputs, j, theta, s)
+        arguments = _arguments(inputs, j, theta, s)
         batch = arguments[-1]
         if not fits(batch, self._batch):
             if not self._told:
                 self._told = True
                 notice(f"the step runs uncompiled here: {ANOTHER_FORM}")
             with torch.no_grad():
-                return functions.advance(self._fixed, *arguments), Step([], (theta, s), [])
-        leaves, kept = self._step.first([*self._early(arguments), *self._rows_of(batch)])
+                return pure_steps.advance(self._fixed, *arguments), Step([], (theta, s), [])
+        leaves, kept = joined.first([*self._early(arguments), *self._rows_of(batch)])
         read = [(x, x._version) for x in self._take_batch(batch) if isinstance(x, Tensor)]
         return self._advanced(leaves), Step(kept, None, read)
 
     def _rows_of(self, batch: Any) -> list[Any]:
         return [x.contiguous() if isinstance(x, Tensor) else x for x in self._take_batch(batch)]
 
-    def _backwards(self, inputs: Inputs, j: int, step: Step, B: Packed, S: State) -> Swept:
+    def _backwards(self, joined: Joined, inputs: Inputs, j: int, step: Step, B: Tensors, S: State) -> Swept:
         """Lines 11-14."""
         if step.point is not None:
             with torch.no_grad():
-                again = functions.sweep(self._fixed, *self._arguments(inputs, j, *step.point), B, S)
+                again = pure_steps.sweep(self._fixed, *_arguments(inputs, j, *step.point), B, S)
                 return again._replace(B=rows(again.B), S=rows(again.S))
         if any(x._version != version for x, version in step.read):
             raise RuntimeError(
                 f"the batch of inner step j = {j} has been changed in place before the backward sweep. "
                 "Leave batches as they are until then, or pass copies."
             )
-        swept: Swept = self._swept(self._step.second(step.kept, self._late((B, S))))
+        swept: Swept = self._swept(joined.second(step.kept, self._late((B, S))))
         return swept
 
 
-def in_rows(inputs: Inputs) -> tuple[Packed, State]:
-    """(theta_0, s_0) as every later step returns them: without gaps."""
-    return rows(inputs.optimizer.pack(inputs.theta_0)), rows(inputs.state_0)
+def _arguments(inputs: Inputs, j: int, theta: Tensors, s: State) -> tuple[Tensors, State, Tensors, Tensors, Hyper, Any]:
+    values = inputs.values
+    return theta, s, values.phi_loss, values.frozen, values.hyper.at(j), values.batch(j)
+
+
+def in_rows(inputs: Inputs) -> tuple[Tensors, State]:
+    """(theta_0, s_0) as every later step returns them: contiguous."""
+    return rows(inputs.values.theta_0), rows(inputs.values.state_0)
 
 
 class Sums:

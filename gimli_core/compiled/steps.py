@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.compiled import pure_steps as functions
+from gimli_core.backward_sweep import Swept
+from gimli_core.compiled import pure_steps
 from gimli_core.compiled.compiler.compiled_function import Kernel
 from gimli_core.compiled.pure_steps import Fixed
 from gimli_core.derivatives.finite import check_finite
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.notation import State, Tensors
 from gimli_core.record import Event, Point
-from gimli_core.transforms.one_vector import Fused
-from gimli_core.transforms.tasks import LossOverTasks
+from gimli_core.transforms.one_vector import OneVector
 
 __all__ = ["CompiledSteps", "bound", "fixed_of", "options_of", "start"]
 
@@ -33,90 +33,98 @@ class CompiledSteps:
         Uncompiled: with the reason.
     """
 
+    eager = False
+
     def __init__(self, inputs: Inputs) -> None:
         fixed = fixed_of(inputs)
-        self._packed: tuple[Any, Any] = (None, None)  # the last step's hyperparameters, as they are and packed
-        point, batch, hyper = start(inputs), inputs.batch(0), inputs.optimizer.pack_hyper(inputs.hyper.at(0))
-        theta = inputs.optimizer.pack(point.theta)
-        rest = (inputs.phi_loss, inputs.frozen)
+        point, batch, hyper = start(inputs), inputs.values.batch(0), inputs.values.hyper.at(0)
+        theta = point.theta
+        rest = (inputs.values.phi_loss, inputs.values.frozen)
         environment = inputs.environment
         found = environment.capture()
         arguments: tuple[Any, ...] = (theta, point.state, *rest, hyper, batch)
         options = options_of(inputs)
-        self._advance = Kernel("the step", bound(functions.advance, fixed), environment, arguments, batch, **options)
+        self._advance = Kernel("the step", bound(pure_steps.advance, fixed), environment, arguments, batch, **options)
         # Whether the losses draw random numbers or change buffers: if not, no snapshot is needed to run a step again.
         self._advance(batch, *arguments)
         self.draws = environment.moved(found)
         environment.restore(found)
-        validation = (theta, *rest, inputs.val_batch)
+        validation = (theta, *rest, inputs.values.val_batch)
         self._validate = Kernel(
-            "val_loss", bound(functions.validate, fixed), environment, validation, inputs.val_batch, **options
+            "val_loss", bound(pure_steps.validate, fixed), environment, validation, inputs.values.val_batch, **options
         )
-        B, S = self._validate(inputs.val_batch, *validation).theta, inputs.optimizer.zero_adjoint(point.state)
+        B, S = (
+            self._validate(inputs.values.val_batch, *validation).theta,
+            inputs.form.optimizer.zero_adjoint(point.state),
+        )
         environment.restore(found)
         self._sweep = Kernel(
-            "the sweep", bound(functions.sweep, fixed), environment, (*arguments, B, S), batch, **options
+            "the sweep", bound(pure_steps.sweep, fixed), environment, (*arguments, B, S), batch, **options
         )
         self.seconds = self._advance.seconds + self._validate.seconds + self._sweep.seconds
 
     def look(self, inputs: Inputs) -> None:
         """Can all of a run be done with what was compiled, or compiled again? Raises Uncompiled."""
-        point, batch = start(inputs), inputs.batch(0)
-        arguments = *self._given(inputs, point), batch
-        theta, rest = arguments[0], (inputs.phi_loss, inputs.frozen, inputs.val_batch)
+        point, batch = start(inputs), inputs.values.batch(0)
+        arguments = *_arguments(inputs, point), batch
+        theta, rest = arguments[0], (inputs.values.phi_loss, inputs.values.frozen, inputs.values.val_batch)
         self._advance.look(batch, *arguments)
-        self._validate.look(inputs.val_batch, theta, *rest)
-        self._sweep.look(batch, *arguments, theta, inputs.optimizer.zero_adjoint(point.state))
+        self._validate.look(inputs.values.val_batch, theta, *rest)
+        self._sweep.look(batch, *arguments, theta, inputs.form.optimizer.zero_adjoint(point.state))
 
-    def begin(self) -> None:
-        """A run begins."""
-        self._packed = (None, None)
+    def begin(self, inputs: Inputs) -> Point:
+        """A run begins: (theta_0, s_0)."""
         for kernel in (self._advance, self._sweep, self._validate):
             kernel.begin()
+        return start(inputs)
 
-    def advance(self, inputs: Inputs, point: Point, *, replay: bool) -> Generator[Event, None, tuple[Gradient, Point]]:
-        """Lines 5 and 6, as `forward_unroll.step`; what a consumer puts into an event's values is not seen."""
-        j, batch, optimizer = point.j, inputs.batch(point.j), inputs.optimizer
-        done = self._advance(batch, *self._given(inputs, point), batch)
-        G, theta = optimizer.unpack(done.G), optimizer.unpack(done.theta)
-        G_j = Gradient(done.loss, G, {}, None)
+    def advance(
+        self, inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, known: Gradient | None
+    ) -> Generator[Event, None, tuple[Gradient, Point]]:
+        """Lines 5 and 6; from theta_j even where G_j is known, for the same bits as in the first run.
+
+        What a consumer puts into an event's values is not seen.
+        """
+        j, batch = point.j, inputs.values.batch(point.j)
+        done = self._advance(batch, *_arguments(inputs, point), batch)
+        G_j = Gradient(done.loss, done.G, {}, None)
         if done.sound.device.type == "cpu" and not math.isfinite(done.sound.item()):
-            check_finite(j, point.theta, G_j, batch)
-        yield Event(5, j, {"loss": done.loss, "G": G}, replay)
-        yield Event(6, j, {"theta": theta, "s": done.s}, replay)
-        return G_j, Point(j + 1, theta, done.s, None)
+            check_finite(j, point.theta, G_j, batch, inputs.form.names)
+        yield Event(5, j, {"loss": done.loss, "G": done.G}, replay)
+        yield Event(6, j, {"theta": done.theta, "s": done.s}, replay)
+        return G_j, Point(j + 1, done.theta, done.s, None)
 
     def sweep(
-        self, inputs: Inputs, point: Point, B: Tensors, S: State, *, replay: bool
-    ) -> Generator[Event, None, functions.Swept]:
-        """Lines 11-14, as `backward_sweep.step`, from the point alone."""
-        j, batch, optimizer = point.j, inputs.batch(point.j), inputs.optimizer
-        done: functions.Swept = self._sweep(batch, *self._given(inputs, point), batch, optimizer.pack(B), S)
-        swept = done._replace(B=optimizer.unpack(done.B))
-        yield Event(14, j, {"B": swept.B, "S": swept.S}, replay)
-        return swept
+        self, inputs: Inputs, point: Point, G_j: Gradient | None, B: Tensors, S: State, *, replay: bool
+    ) -> Generator[Event, None, Swept]:
+        """Lines 11-14, from the point alone."""
+        j, batch = point.j, inputs.values.batch(point.j)
+        done: pure_steps.Swept = self._sweep(batch, *_arguments(inputs, point), batch, B, S)
+        yield Event(14, j, {"B": done.B, "S": done.S}, replay)
+        return Swept(done.B, done.S, done.A_opt, done.A_loss, done.loss)
 
     def validation_gradient(self, inputs: Inputs, point: Point) -> Gradient:
         """Lines 8 and 9."""
-        theta, batch = inputs.optimizer.pack(point.theta), inputs.val_batch
-        done = self._validate(batch, theta, inputs.phi_loss, inputs.frozen, batch)
-        return Gradient(done.loss, inputs.optimizer.unpack(done.theta), done.phi_loss, None)
+        values = inputs.values
+        done = self._validate(values.val_batch, point.theta, values.phi_loss, values.frozen, values.val_batch)
+        return Gradient(done.loss, done.theta, done.phi_loss, None)
 
-    def _given(self, inputs: Inputs, point: Point) -> tuple[Any, ...]:
-        hyper = inputs.hyper.at(point.j)
-        if self._packed[0] is not hyper:
-            self._packed = hyper, inputs.optimizer.pack_hyper(hyper)
-        theta = inputs.optimizer.pack(point.theta)
-        return theta, point.state, inputs.phi_loss, inputs.frozen, self._packed[1]
+    def validation_value(self, inputs: Inputs, point: Point) -> Tensor:
+        """L_val, by the kernel of the sweep, so that every schedule has the same bits."""
+        return self.validation_gradient(inputs, point).loss
+
+
+def _arguments(inputs: Inputs, point: Point) -> tuple[Any, ...]:
+    values = inputs.values
+    return point.theta, point.state, values.phi_loss, values.frozen, values.hyper.at(point.j)
 
 
 def fixed_of(inputs: Inputs) -> Fixed:
     """What the functions are compiled for."""
-    train_loss, val_loss = (
-        loss.vectorised if isinstance(loss, LossOverTasks) else loss
-        for loss in (inputs.problem.train_loss, inputs.problem.val_loss)
-    )
-    return Fixed(train_loss, val_loss, inputs.optimizer, inputs.hyper.wanted, inputs.recurrence == "augmented")
+    form = inputs.form
+    # A loss over tasks that cannot be vectorised would run one task after the other: that is not compiled.
+    losses = (getattr(loss, "vectorised", loss) for loss in (form.problem.train_loss, form.problem.val_loss))
+    return Fixed(*losses, form.optimizer, form.wanted, form.augmented)
 
 
 def options_of(inputs: Inputs) -> dict[str, Any]:
@@ -126,17 +134,17 @@ def options_of(inputs: Inputs) -> dict[str, Any]:
     threads. Convolutions keep the layout that they came in: the compiler's own takes 15 % longer on Omniglot, since
     what goes with them must be laid out anew, forwards and twice backwards.
     """
-    if next(iter(inputs.hyper.theta.values())).device.type != "cpu":
+    if inputs.device.type != "cpu":
         return {}
-    small = {"cpp_wrapper": True, "cpp.min_chunk_size": 4096} if isinstance(inputs.optimizer, Fused) else {}
+    joined = any(isinstance(transform, OneVector) for transform in inputs.form.transforms)
+    small = {"cpp_wrapper": True, "cpp.min_chunk_size": 4096} if joined else {}
     return {"layout_optimization": False, **small}
 
 
 def start(inputs: Inputs) -> Point:
     """(theta_0, s_0) in memory of its own: what is expanded over tasks would have strides that no later step has."""
-    optimizer = inputs.optimizer
-    theta, state = tree_map(_own, (optimizer.pack(inputs.theta_0), inputs.state_0))
-    return Point(0, optimizer.unpack(theta), state, None)
+    theta, state = tree_map(_own, (inputs.values.theta_0, inputs.values.state_0))
+    return Point(0, theta, state, None)
 
 
 def _own(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.errors import NotFiniteError
 from gimli_core.notation import Tensors
-from gimli_core.transforms.one_vector import Spread
 
 __all__ = ["broken", "check_end", "check_finite", "finite", "flaw", "total"]
 
@@ -22,13 +22,16 @@ def finite(value: Tensor) -> bool:
     return math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
 
 
-def check_finite(j: int, theta: Tensors, G_j: Gradient, batch: Any) -> None:
-    """Raise `NotFiniteError`, naming the step and what broke first, unless the loss and G_j are finite."""
+def check_finite(j: int, theta: Tensors, G_j: Gradient, batch: Any, names: Callable[[Tensors], Tensors]) -> None:
+    """Raise `NotFiniteError`, naming the step and what broke first, unless the loss and G_j are finite.
+
+    `names` gives theta and G_j by the names that a user knows.
+    """
     loss = G_j.loss.sum().item()  # over the tasks, if there are any
     sound = math.isfinite(loss) and math.isfinite(total(G_j.theta))
     if sound:
         return
-    bad_theta, bad_G = broken(theta), broken(G_j.theta)
+    bad_theta, bad_G = broken(names(theta)), broken(names(G_j.theta))
     if bad_theta:
         broke = f"the update of step {j - 1} broke it, from a finite G_{j - 1}"
         came = f"theta_{j} of {bad_theta} is not finite already: {broke}"
@@ -60,14 +63,13 @@ def flaw(batch: Any) -> str:
 
 def total(tensors: Tensors) -> float:
     """The sum over all entries."""
-    flat = tensors.flat if isinstance(tensors, Spread) else None
-    return flat.sum().item() if flat is not None else sum(g.sum().item() for g in tensors.values())
+    return sum(g.sum().item() for g in tensors.values())
 
 
-def check_end(theta_J: Tensors, train_losses: list[Tensor]) -> None:
+def check_end(theta_J: Tensors, train_losses: list[Tensor], names: Callable[[Tensors], Tensors]) -> None:
     """Raise `NotFiniteError` unless theta_J is finite; where steps were not looked at, say which loss broke first."""
-    names = "" if math.isfinite(total(theta_J)) else broken(theta_J)
-    if not names:
+    bad = "" if math.isfinite(total(theta_J)) else broken(names(theta_J))
+    if not bad:
         return
     finite = [bool(torch.isfinite(loss).all()) for loss in train_losses]
     first = (
@@ -76,7 +78,7 @@ def check_end(theta_J: Tensors, train_losses: list[Tensor]) -> None:
         else "every train_loss was finite"
     )
     raise NotFiniteError(
-        f"theta_{len(finite)} of {names}: expected finite values; got inf or nan, and {first}. Lower the learning rate."
+        f"theta_{len(finite)} of {bad}: expected finite values; got inf or nan, and {first}. Lower the learning rate."
     )
 
 

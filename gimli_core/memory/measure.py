@@ -7,14 +7,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from gimli_core.arguments.inputs import Inputs, signature
-from gimli_core.compiled.steps import CompiledSteps
+from gimli_core.arguments.inputs import Inputs
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.memory.allocator import fresh_seconds, keeper, occupied, separates
 from gimli_core.memory.meters import LiveBytes, Meter, Note, ResidentBytes
@@ -38,7 +36,7 @@ from gimli_core.memory.storage import Storage
 from gimli_core.record import Point
 from gimli_core.trees import fits, nbytes, outline
 
-__all__ = ["known_costs", "measure", "settle"]
+__all__ = ["Maker", "known_costs", "measure", "settle"]
 
 
 # Share of a step's working set that is left free for NOTE [heap holes]: a bound that is the same at every call, so that
@@ -55,6 +53,8 @@ class Run(Protocol):
     def forward(self) -> Iterable[Any]: ...
     def backward(self) -> Iterable[Any]: ...
 
+
+Maker = Callable[[Inputs, Schedule], Run]
 
 PILOT = (
     Store(0), Advance(0, Keep.GRADIENT), Restore(0), Advance(0), Advance(1, Keep.GRAPH), Validate(2),
@@ -82,9 +82,7 @@ class _Pilot(Schedule):
                 self.notes.append(self.meter.end())
 
 
-def measure(
-    inputs: Inputs, run: Callable[[Inputs, Schedule], Run], disk: Path | None = None, *, compiled: bool = False
-) -> Costs:
+def measure(inputs: Inputs, run: Maker, disk: Path | None = None, *, compiled: bool = False) -> Costs:
     """The costs of a problem with 2 or more steps to sweep, from two or three runs of two steps.
 
     `compiled`: whether `run` makes its tensors unseen, so that the process is looked at as a whole.
@@ -94,13 +92,15 @@ def measure(
     written, read = (0.0, 0.0) if disk is None else _disk_seconds(inputs, disk)
     notes, seconds, most = _piloted(inputs, run, compiled)
     acts = [Act(max(note.peak - note.before, 0), t) for note, t in zip(notes, seconds, strict=True)]
-    theta, state = nbytes(inputs.theta_0), nbytes(inputs.state_0)
+    theta, state = nbytes(inputs.values.theta_0), nbytes(inputs.values.state_0)
     point = theta + state
     fresh, large = fresh_seconds(), notes[RUN_GRAPH].large
     if compiled:  # all that stays are the tensors of the algorithm itself, and whatever is kept, a step does the same
-        phi_loss = sum(max(v.nbytes, 4 * v.numel()) for v in inputs.phi_loss.values())  # in float32 at least
-        accumulators = nbytes(inputs.hyper.zeros()) + phi_loss
-        validation = theta + phi_loss if any(w is not None for w in inputs.weights[inputs.first : -1]) else 0
+        phi_loss = sum(max(v.nbytes, 4 * v.numel()) for v in inputs.values.phi_loss.values())  # in float32 at least
+        accumulators = nbytes(inputs.values.hyper.zeros()) + phi_loss
+        validation = (
+            theta + phi_loss if any(w is not None for w in inputs.values.weights[inputs.form.first : -1]) else 0
+        )
         gradient, record, end = theta, point + theta + validation, 2 * point
         large = record
         for alike in ((RUN, RUN_KNOWN, RUN_GRAPH), (SWEEP, SWEEP_POINT)):
@@ -133,21 +133,24 @@ def measure(
     )
     holes = max(round(LOST * transient) if compiled else 0, most - predict(PILOT, costs).peak)
     # s_0 was there before the pilot; the point that the sweep ends at is the caller's only if it is theta_0.
-    own = point if inputs.first else 0 if inputs.warm else state
+    own = point if inputs.form.first else 0 if inputs.form.warm else state
     return costs._replace(holes=holes, start=accumulators + own)
 
 
-def _piloted(
-    inputs: Inputs, run: Callable[[Inputs, Schedule], Run], compiled: bool
-) -> tuple[list[Note], list[float], int]:
+def _piloted(inputs: Inputs, run: Maker, compiled: bool) -> tuple[list[Note], list[float], int]:
     """For each action of the pilot what a meter saw and the seconds; and the most bytes that the process occupied.
 
     The last is the mean of two runs, if there are two: it differs by a tenth from run to run.
     """
     environment = inputs.environment
     found = environment.capture()
-    weights = (*inputs.weights[inputs.first : inputs.first + 2], inputs.weights[-1] or 1.0)
-    short = replace(inputs, steps=2, first=0, batch=lambda j: inputs.batch(0), weights=weights)
+    form, values = inputs.form, inputs.values
+    weights = (*values.weights[form.first : form.first + 2], values.weights[-1] or 1.0)
+    short = replace(
+        inputs,
+        form=replace(form, steps=2, weighted=tuple(w is not None for w in weights), left_out=form.left_out.whole()),
+        values=replace(values, batch=lambda j: values.batch(0), weights=weights),
+    )
     timed, metered = _Pilot(), _Pilot(ResidentBytes() if compiled else LiveBytes())
     occupations = []
 
@@ -161,7 +164,7 @@ def _piloted(
 
     try:
         once(timed, watched=False)  # first, so that what libraries allocate once is there already, and the heap in use
-        if compiled or inputs.steps > SHORT:
+        if compiled or inputs.form.steps > SHORT:
             once(timed, watched=True)
         once(metered, watched=not compiled)
     finally:
@@ -170,22 +173,21 @@ def _piloted(
     return metered.notes, quickest, sum(occupations) // len(occupations)
 
 
-def known_costs(
-    inputs: Inputs, run: Callable[..., Run], compiled: CompiledSteps | None = None, disk: Path | None = None
-) -> Costs:
+def known_costs(inputs: Inputs, eager: Maker, compiled: Maker | None = None, disk: Path | None = None) -> Costs:
     """The costs of a problem with these shapes, measured when they are first asked for: those of compiled steps where
     they can be seen, and else of eager ones.
     """
-    seen = compiled is not None and separates() and next(iter(inputs.theta_0.values())).device.type == "cpu"
-    known: list[tuple[Any, Costs]] = inputs.problem.made.setdefault("costs", [])
-    validates = [w is not None for w in (*inputs.weights[inputs.first : inputs.first + 2], inputs.weights[-1])]
-    means = (inputs.second_order, inputs.first_order, inputs.warm, inputs.first > 0, validates, seen)
-    accumulators = [leaf.value for leaf in inputs.hyper.leaves]
-    wanted = (signature(inputs), accumulators, means, str(disk), torch.get_num_threads())
+    form, values = inputs.form, inputs.values
+    seen = compiled is not None and separates() and inputs.device.type == "cpu"
+    known: list[tuple[Any, Costs]] = form.problem.memo.costs
+    weighted = [*form.weighted[form.first : form.first + 2], form.weighted[-1]]
+    means = (form.second_order, form.curvature, form.warm, form.first > 0, weighted, seen)
+    accumulators = [leaf.value for leaf in values.hyper.leaves]
+    wanted = (inputs.signature(), accumulators, means, str(disk), torch.get_num_threads())
     for like, costs in known:
         if fits(wanted, like):
             return costs
-    costs = measure(inputs, partial(run, compiled=compiled) if seen else run, disk, compiled=seen)
+    costs = measure(inputs, compiled if seen and compiled is not None else eager, disk, compiled=seen)
     known.append((outline(wanted), costs))
     return costs
 
@@ -195,7 +197,7 @@ def _disk_seconds(inputs: Inputs, disk: Path) -> tuple[float, float]:
     storage = Storage(disk)
     try:
         start = time.perf_counter()
-        storage.put(Point(0, inputs.theta_0, inputs.state_0, None), Tier.DISK)
+        storage.put(Point(0, inputs.values.theta_0, inputs.values.state_0, None), Tier.DISK)
         between = time.perf_counter()
         storage.get(0)
         return between - start, time.perf_counter() - between
@@ -208,7 +210,7 @@ def _drain(execution: Run) -> None:
     deque(execution.backward(), maxlen=0)
 
 
-def counted(inputs: Inputs, run: Callable[[Inputs, Schedule], Run]) -> int:
+def counted(inputs: Inputs, run: Maker) -> int:
     """Bytes that a run with one snapshot takes at its highest, by making it once."""
     meter = LiveBytes()
     found = inputs.environment.capture()
@@ -221,21 +223,30 @@ def counted(inputs: Inputs, run: Callable[[Inputs, Schedule], Run]) -> int:
 
 
 def settle(
-    schedule: Schedule, inputs: Inputs, run: Callable[..., Run], compiled: CompiledSteps | None
+    schedule: Schedule, inputs: Inputs, eager: Maker, compiled: Maker | None
 ) -> tuple[Schedule, Callable[[], None]]:
-    """The schedule to run, and what to call between its actions. A budget is measured and becomes a `Checkpoint`."""
+    """The schedule to run, and what to call between its actions. A budget is measured and becomes a `Checkpoint`.
+
+    How a budget predicts. A pilot of two steps holds every kind of action once; around each a meter notes the bytes
+    that it leaves behind and needs for a moment, and a clock its seconds. From these `budget.estimate` tells the peak
+    and the time of any schedule in closed form, without running it, and `budget.choose` takes the quickest that fits.
+    What glibc loses between blocks is measured on the process and predicted to grow (`costs.holes`); the watch that is
+    called between actions gives free holes back before a peak could pass the bound.
+
+    `eager` and `compiled` make a run of a schedule by steps of either kind.
+    """
     if not isinstance(schedule, Budget):
         return schedule, lambda: None
-    steps = inputs.steps - inputs.first
+    steps = inputs.form.steps - inputs.form.first
     if steps < 2:  # nothing to choose
-        need = counted(inputs, run)
+        need = counted(inputs, eager)
         if need > schedule.bytes:
             remedy = "With so few steps no other schedule takes less; a smaller batch does."
             came, expected = show_size(schedule.bytes), f"at least {need} bytes for {steps} steps"
             raise ArgumentError(explain(f"Budget({schedule.size!r})", expected, came, remedy))
         return Checkpoint(1), lambda: None
     keep = keeper()
-    costs = known_costs(inputs, run, compiled, schedule.disk)
+    costs = known_costs(inputs, eager, compiled, schedule.disk)
     chosen = choose(schedule, steps, costs)
     # What an action frees the next one takes again: given back in between, the kernel would have to clear it each time.
     # So free holes stay, until an action that finds none of them of use, and leaves holes of its own in a third of the

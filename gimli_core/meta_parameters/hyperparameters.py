@@ -15,10 +15,11 @@ ways is refused; `per_step` settles it. With T tasks a value marked `per_task` h
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,7 +30,17 @@ from gimli_core.meta_parameters.marks import PerStep, PerTask, unmarked
 from gimli_core.notation import Hyper, Tensors
 from gimli_core.optimizers.interface import Optimizer
 
-__all__ = ["Hyperparameters", "expand_betas", "look_up", "resolve_groups", "tensor_paths"]
+__all__ = ["LEARNED", "Hyperparameters", "expand_betas", "look_up", "resolve_groups", "tensor_paths"]
+
+
+class _Learned:
+    """Stands in a bound optimizer for a value that phi_opt gives: no number, and so never left out as a plain 0."""
+
+    def __repr__(self) -> str:
+        return "learned"
+
+
+LEARNED = _Learned()
 
 
 class Leaf(NamedTuple):
@@ -42,6 +53,17 @@ class Leaf(NamedTuple):
     by_step: bool
     group_index: tuple[int, ...] | None  # for a vector over groups: the entry that each of `serves` uses
     by_task: bool = False
+
+    def renewed(self, rule: Optimizer, value: Any, theta: Tensors) -> Leaf:
+        """The leaf with another value of the same shape, checked."""
+        value = _as_tensor(value, self.label)
+        _check_values(rule, self.hyperparameter, value, self.label, next(iter(theta.values())), self.by_element)
+        return self._replace(value=value)
+
+    @property
+    def by_element(self) -> bool:
+        """Whether every element of a tensor has a value of its own."""
+        return not _per_tensor(self)
 
     def at(self, j: int, position: int) -> Tensor:
         return self.part(self.value, j, position)
@@ -118,6 +140,10 @@ def resolve_groups(optimizer: Optimizer, theta: Tensors) -> dict[str, tuple[str,
     return groups
 
 
+class _Transform(Protocol):
+    def hyper(self, hyper: Hyper) -> Hyper: ...
+
+
 class Hyperparameters:
     """Every hyperparameter of a bound optimizer, resolved against theta and the number of steps.
 
@@ -136,6 +162,7 @@ class Hyperparameters:
     def __init__(
         self, optimizer: Optimizer, phi_opt: Mapping[str, Any], theta: Tensors, steps: int, tasks: int | None = None
     ) -> None:
+        self._rule = optimizer
         self.steps = steps
         self.tasks = tasks
         self.theta = theta
@@ -159,6 +186,7 @@ class Hyperparameters:
                 for position, k in enumerate(leaf.serves):
                     self._home[k][leaf.hyperparameter] = (leaf, position, number if learning else None)
         self._cached: Hyper | None = None
+        self._through: Callable[[Hyper], Hyper] | None = None
         for name in optimizer.continuous():
             missing = [k for k in theta if name not in self._home[k]]
             if missing:
@@ -181,14 +209,36 @@ class Hyperparameters:
             k: {name: _as_used(leaf, leaf.at(j, at), self.theta[k]) for name, (leaf, at, _) in homes.items()}
             for k, homes in self._home.items()
         }
+        hyper = hyper if self._through is None else self._through(hyper)
         if self.constant:
             self._cached = hyper
         return hyper
+
+    def through(self, transform: _Transform) -> Hyperparameters:
+        """The same, of which each step's values come in a transform's form. Increments of A_opt stay by name."""
+        other = copy.copy(self)
+        other._cached, other._through = None, transform.hyper
+        return other
 
     @functools.cached_property
     def constant(self) -> bool:
         """Whether all steps have the same values."""
         return not any(leaf.by_step for homes in self._home.values() for leaf, _, _ in homes.values())
+
+    def renewed(self, phi_opt: Mapping[str, Any]) -> Hyperparameters:
+        """The same for a phi_opt of the same form with other values. Raises ArgumentError as the constructor does."""
+        other = copy.copy(self)
+        values = (leaf for value in expand_betas(phi_opt).values() for leaf in leaves_of(value))
+        other.leaves = [
+            leaf.renewed(self._rule, value, self.theta) for leaf, value in zip(self.leaves, values, strict=True)
+        ]
+        other._home = {
+            k: {n: (leaf if at is None else other.leaves[at], place, at) for n, (leaf, place, at) in homes.items()}
+            for k, homes in self._home.items()
+        }
+        other._cached = None
+        other.given = {name: dict(v) if isinstance(v, Mapping) else v for name, v in phi_opt.items()}
+        return other
 
     def zeros(self) -> list[Tensor]:
         """A_opt = 0, one accumulator a leaf, in float32 at least (line 8)."""
@@ -283,14 +333,8 @@ class Hyperparameters:
                     "Move it with .to(...).",
                 )
             )
-        if not finite(value):
-            raise ArgumentError(explain(label, "finite values", "inf or nan", "Find out where it was computed."))
         by_step, groups = reading
-        if name in ("beta1", "beta2") and value.numel():
-            rounds = len(shape) > by_step + groups and anywhere.dtype != value.dtype  # 0.999 is 1 in bfloat16
-            used = value.to(anywhere.dtype) if rounds else value
-            for extreme in (used.min().item(), used.max().item()):
-                rule.check_range(name, extreme, f"{label}, rounded to {anywhere.dtype}" if rounds else label)
+        _check_values(rule, name, value, label, anywhere, len(shape) > by_step + groups)
         index = None
         if groups:
             order = {k: i for i, members in enumerate(self.groups.values()) for k in members}
@@ -384,6 +428,29 @@ def _as_tensor(value: Any, label: str) -> Tensor:
             )
         )
     return value.detach()
+
+
+def _check_values(
+    rule: Optimizer, name: str, value: Tensor, label: str, theta: Tensor, by_element: bool
+) -> None:  # fmt: skip
+    """Raise ArgumentError unless all values are finite, and betas in their range as they will be used."""
+    if not finite(value):
+        raise ArgumentError(explain(label, "finite values", "inf or nan", "Find out where it was computed."))
+    if name in ("beta1", "beta2") and value.numel():
+        rounds = by_element and theta.dtype != value.dtype  # 0.999 is 1 in bfloat16
+        used = value.to(theta.dtype) if rounds else value
+        for extreme in (used.min().item(), used.max().item()):
+            rule.check_range(name, extreme, f"{label}, rounded to {theta.dtype}" if rounds else label)
+
+
+def leaves_of(value: Any) -> Iterator[Any]:
+    """The numbers and tensors of one hyperparameter, in the order of their leaves."""
+    value = unmarked(value)
+    if isinstance(value, Mapping):
+        for entry in value.values():
+            yield from leaves_of(entry)
+    else:
+        yield value
 
 
 def _per_tensor(leaf: Leaf) -> bool:

@@ -35,10 +35,20 @@ from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Hyper, State, Tensors
 
 __all__ = [
+    "COUNTS",
     "Optimizer",
     "Pulled",
     "hyperparameter",
+    "slots_of",
 ]
+
+
+COUNTS = ("step",)  # entries of a state that count; nothing is differentiated by them
+
+
+def slots_of(state: State) -> State:
+    """The differentiable slots of a state: all but its counts."""
+    return {slot: held for slot, held in state.items() if slot not in COUNTS}
 
 
 class Pulled(NamedTuple):
@@ -146,43 +156,6 @@ class Optimizer(ABC):
     ) -> Pulled:
         """Lines 11, 12 and the direct part of 14; `wanted` names the hyperparameters of A."""
 
-    def gathered(self, tensors: Tensors) -> Tensors:
-        """theta or G_j as the rule takes them best."""
-        return tensors
-
-    def pack(self, tensors: Tensors) -> Any:
-        """The same in what `step_packed` and `pullback_packed` take: fewer tensors, if the rule knows how."""
-        return tensors
-
-    def unpack(self, packed: Any) -> Tensors:
-        """What was packed, by name."""
-        tensors: Tensors = packed
-        return tensors
-
-    def pack_hyper(self, hyper: Hyper) -> Hyper:
-        """Hyperparameters likewise."""
-        return hyper
-
-    def initial_state_packed(self, theta: Any, hyper: Hyper) -> State:
-        """`initial_state` of packed arguments."""
-        return self.initial_state(theta, hyper)
-
-    def step_packed(self, theta: Any, state: State, G: Any, hyper: Hyper) -> tuple[Any, State]:
-        """`step` of packed arguments."""
-        return self.step(theta, state, G, hyper)
-
-    def pullback_packed(
-        self, theta: Any, state: State, G: Any, hyper: Hyper, B: Any, S: State, wanted: Collection[str]
-    ) -> tuple[Any, Any, State, dict[str, Tensors]]:
-        """`pullback` of packed arguments: (V, B, S, A), V and B packed."""
-        return self.pullback(theta, state, G, hyper, B, S, wanted)
-
-    def split_state(self, state: State) -> State:
-        """A state, or the adjoint of one, as `{slot: {tensor name: tensor}}`."""
-        return state
-
     def zero_adjoint(self, state: State) -> State:
         """S_J = 0 for every differentiable slot of `state`."""
-        return {
-            slot: {k: torch.zeros_like(v) for k, v in held.items()} for slot, held in state.items() if slot != "step"
-        }
+        return {slot: {k: torch.zeros_like(v) for k, v in held.items()} for slot, held in slots_of(state).items()}

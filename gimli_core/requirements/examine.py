@@ -10,7 +10,6 @@ What each is needed for: appendix_proofs/requirements.py.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.derivatives.first_order import Graph, differentiate, evaluate, gradient
 from gimli_core.derivatives.second_order import BY_GRAPH, Choice, Products, choose, from_a_point, reverse_over_reverse
@@ -92,10 +92,8 @@ def check_requirements(
     >>> gimli.check_requirements(problem, theta_0, lambda j: None, None, steps=2, phi_loss=phi_loss).ok
     False
     """
-    inputs = prepare(
-        problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss, state_0=state_0
-    )
-    return examine(inputs)[0]
+    call = Call(problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0)
+    return examine(prepare(call))[0]
 
 
 def examine(inputs: Inputs) -> tuple[Requirements, Choice | None]:
@@ -108,7 +106,7 @@ def examine(inputs: Inputs) -> tuple[Requirements, Choice | None]:
     try:
         first, explicit = _requirement_I(inputs)
         entries, choice = [first], None
-        if inputs.steps > 0:
+        if inputs.form.steps > 0:
             second, choice = _requirement_II(inputs)
             entries += [second, _requirement_IIIa(inputs)]
             if second.holds:  # without a second derivative IIIb cannot be asked
@@ -121,50 +119,52 @@ def examine(inputs: Inputs) -> tuple[Requirements, Choice | None]:
         environment.restore(found)
 
 
-# Problems already examined: the means found for the names and shapes they were examined with; and what was told of it.
-_examined: weakref.WeakKeyDictionary[Problem, dict[Any, str]] = weakref.WeakKeyDictionary()
-_told: weakref.WeakKeyDictionary[Problem, set[str]] = weakref.WeakKeyDictionary()
-
-
 def require(inputs: Inputs, *, replays: bool, tied: bool = False) -> Inputs:
     """Raise unless the requirements hold; once per problem and shapes. Returns the inputs with means that work.
 
     With `replays`, the inner loss must also be replayable; when `tied` into autograd, the losses must
     not reach tensors whose gradient would be missing.
     """
-    seen = _examined.setdefault(inputs.problem, {})
-    shapes = tuple((k, v.shape) for k, v in (*inputs.theta_0.items(), *inputs.phi_loss.items()))
-    means = (inputs.second_order, inputs.second_derivatives)
-    signature = (shapes, inputs.hyper.wanted, inputs.steps > 0, replays, tied, means)
+    seen = inputs.form.problem.memo.examined
+    shapes = tuple((k, v.shape) for k, v in (*inputs.values.theta_0.items(), *inputs.values.phi_loss.items()))
+    means = (inputs.form.second_order, inputs.form.second_derivatives)
+    signature = (shapes, inputs.form.wanted, inputs.form.steps > 0, replays, tied, means)
     if signature in seen:
-        return replace(inputs, second_order=seen[signature])
+        return _by(inputs, seen[signature])
     verdict, choice = examine(inputs)
     verdict.assert_ok()
     if choice is not None and choice.mean is not None:
-        inputs = replace(inputs, second_order=choice.mean)
-        _tell(inputs.problem, choice)
-    if (replays or inputs.evaluates_again) and inputs.steps > 0:
+        inputs = _by(inputs, choice.mean)
+        _tell(inputs.form.problem, choice)
+    if (replays or inputs.form.evaluates_again) and inputs.form.steps > 0:
         probe_replay(inputs)
     if tied:
         refuse_stray_tensors(inputs)
-    seen[signature] = inputs.second_order
+    seen[signature] = inputs.form.second_order
     return inputs
+
+
+def _by(inputs: Inputs, mean: str) -> Inputs:
+    """The inputs with the means of second-order products that work."""
+    return replace(inputs, form=replace(inputs.form, second_order=mean))
 
 
 def _tell(problem: Problem, choice: Choice) -> None:
     """Say once per problem which means took the place of others, and why."""
     message = f"second_order: {choice.mean} is used for train_loss, since another fails: {choice}"
-    if choice.reasons and message not in _told.setdefault(problem, set()):
-        _told[problem].add(message)
+    if choice.reasons and message not in problem.memo.told:
+        problem.memo.told.add(message)
         notice(message)
 
 
 def _requirement_I(inputs: Inputs) -> tuple[Requirement, frozenset[str]]:
     """I, and the names in phi_loss that L_val depends on explicitly."""
     with torch.enable_grad():
-        theta = {k: v.detach().requires_grad_() for k, v in inputs.theta_0.items()}
-        phi = {k: v.detach().requires_grad_() for k, v in inputs.phi_loss.items()}
-        L = evaluate(inputs.problem.val_loss, "val_loss", {**inputs.frozen, **theta}, phi, inputs.val_batch)
+        theta = {k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()}
+        phi = {k: v.detach().requires_grad_() for k, v in inputs.values.phi_loss.items()}
+        L = evaluate(
+            inputs.form.problem.val_loss, "val_loss", {**inputs.values.frozen, **theta}, phi, inputs.values.val_batch
+        )
         found = differentiate(L, [*theta.values(), *phi.values()])
     explicit = frozenset(k for k, g in zip(phi, found[len(theta) :], strict=True) if g is not None)
     if any(g is not None for g in found[: len(theta)]):
@@ -179,7 +179,7 @@ def _requirement_I(inputs: Inputs) -> tuple[Requirement, frozenset[str]]:
 
 def _requirement_II(inputs: Inputs) -> tuple[Requirement, Choice]:
     """II, and the means of second-order products."""
-    if not inputs.second_derivatives:
+    if not inputs.form.second_derivatives:
         return Requirement("II", True, "to first order no second derivative is asked for"), Choice(None, None, {})
     start = inputs.environment.capture()
     graph = _recorded(inputs, 0)
@@ -191,7 +191,7 @@ def _requirement_II(inputs: Inputs) -> tuple[Requirement, Choice]:
         refuse_once_differentiable(inputs)
         return reverse_over_reverse.products(graph, V)
 
-    choice = choose(inputs.second_order, at, _direction(inputs))
+    choice = choose(inputs.form.second_order, at, _direction(inputs))
     if choice.products is None:
         why = (
             f"train_loss has no second derivative ({choice}). Use operations that autograd "
@@ -206,8 +206,8 @@ def _requirement_II(inputs: Inputs) -> tuple[Requirement, Choice]:
 def _recorded(inputs: Inputs, j: int) -> Graph:
     """The gradient of the inner loss at theta_0 and batch j, with its graph. Cost 3F."""
     G = gradient(
-        inputs.problem.train_loss, "train_loss", inputs.theta_0, inputs.phi_loss, inputs.batch(j),
-        frozen=inputs.frozen, keep_graph=True,
+        inputs.form.problem.train_loss, "train_loss", inputs.values.theta_0, inputs.values.phi_loss, inputs.values.batch(j),
+        frozen=inputs.values.frozen, keep_graph=True,
     )  # fmt: skip
     assert G.graph is not None
     return G.graph
@@ -218,33 +218,38 @@ def _products(inputs: Inputs, mean: str, j: int, V: Tensors) -> Products:
     if mean == BY_GRAPH:
         return reverse_over_reverse.products(_recorded(inputs, j), V)
     return from_a_point(mean)(
-        inputs.problem.train_loss, inputs.theta_0, inputs.phi_loss, inputs.batch(j), V, frozen=inputs.frozen
+        inputs.form.problem.train_loss,
+        inputs.values.theta_0,
+        inputs.values.phi_loss,
+        inputs.values.batch(j),
+        V,
+        frozen=inputs.values.frozen,
     )
 
 
 def _direction(inputs: Inputs) -> Tensors:
     """A direction that no symmetry of a loss makes a special one."""
-    return {k: torch.arange(1, v.numel() + 1).to(v).cos().reshape(v.shape) for k, v in inputs.theta_0.items()}
+    return {k: torch.arange(1, v.numel() + 1).to(v).cos().reshape(v.shape) for k, v in inputs.values.theta_0.items()}
 
 
 def _requirement_IIIa(inputs: Inputs) -> Requirement:
     """IIIa: every hyperparameter in phi_opt moves the update."""
-    optimizer, hyper = inputs.optimizer, inputs.hyper
+    optimizer, hyper = inputs.form.optimizer, inputs.values.hyper
     if not hyper.wanted:
         return Requirement("IIIa", True, "no phi_opt")
-    ones = {k: torch.ones_like(v) for k, v in inputs.theta_0.items()}
-    zero = optimizer.zero_adjoint(inputs.state_0)
+    ones = {k: torch.ones_like(v) for k, v in inputs.values.theta_0.items()}
+    zero = optimizer.zero_adjoint(inputs.values.state_0)
     S = {slot: {k: torch.ones_like(v) for k, v in held.items()} for slot, held in zero.items()}
-    pulled = optimizer.pullback(inputs.theta_0, inputs.state_0, ones, hyper.at(0), ones, S, hyper.wanted)
+    pulled = optimizer.pullback(inputs.values.theta_0, inputs.values.state_0, ones, hyper.at(0), ones, S, hyper.wanted)
     moved = {name for increments in pulled.A.values() for name in increments}
-    if not inputs.warm:
+    if not inputs.form.warm:
         first = optimizer.initial_state_pullback(S, hyper.at(0), hyper.wanted)
         moved |= {name for increments in first.values() for name in increments}
     idle = [name for name in hyper.wanted if name not in moved]
     if not idle:
         return Requirement("IIIa", True, f"the update is differentiable in {', '.join(hyper.wanted)}")
     rule = type(optimizer).__name__
-    start = " with a given state_0" if inputs.warm else ""
+    start = " with a given state_0" if inputs.form.warm else ""
     why = (
         f"the update of {rule}, as it is set up{start}, does not use {', '.join(repr(n) for n in idle)}. "
         "Remove it from phi_opt, or switch on what uses it"
@@ -254,10 +259,10 @@ def _requirement_IIIa(inputs: Inputs) -> Requirement:
 
 def _requirement_IIIb(inputs: Inputs, explicit: frozenset[str], choice: Choice) -> Requirement:
     """IIIb: every entry of phi_loss reaches G or L_val."""
-    if choice.products is None or choice.mean is None or not inputs.phi_loss:
+    if choice.products is None or choice.mean is None or not inputs.values.phi_loss:
         return Requirement("IIIb", True, "no phi_loss")
-    idle = [k for k in inputs.phi_loss if k not in choice.products.reached | explicit]
-    for j in range(1, inputs.steps):
+    idle = [k for k in inputs.values.phi_loss if k not in choice.products.reached | explicit]
+    for j in range(1, inputs.form.steps):
         if not idle:
             break
         seen = _products(inputs, choice.mean, j, _direction(inputs)).reached

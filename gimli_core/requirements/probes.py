@@ -26,9 +26,15 @@ def probe_replay(inputs: Inputs) -> None:
         for _ in range(2):
             environment.restore(found)
             with torch.no_grad():
-                theta = {**inputs.frozen, **inputs.theta_0}
+                theta = {**inputs.values.frozen, **inputs.values.theta_0}
                 values.append(
-                    evaluate(inputs.problem.train_loss, "train_loss", theta, inputs.phi_loss, inputs.batch(0))
+                    evaluate(
+                        inputs.form.problem.train_loss,
+                        "train_loss",
+                        theta,
+                        inputs.values.phi_loss,
+                        inputs.values.batch(0),
+                    )
                 )
     finally:
         environment.restore(found)
@@ -46,8 +52,8 @@ def refuse_stray_tensors(inputs: Inputs) -> None:
 
     Looked for in the losses (at the first batch) and in the optimizer's own hyperparameters.
     """
-    for hyperparameter, value in inputs.problem.optimizer.hyperparameters().items():
-        if hyperparameter not in inputs.hyper.wanted and any(t.requires_grad for _, t in tensor_paths(value)):
+    for hyperparameter, value in inputs.form.problem.optimizer.hyperparameters().items():
+        if hyperparameter not in inputs.form.wanted and any(t.requires_grad for _, t in tensor_paths(value)):
             raise RequirementError(
                 f"optimizer: expected constants for what is not in phi_opt; got a {hyperparameter} that "
                 "requires grad, whose gradient "
@@ -55,15 +61,15 @@ def refuse_stray_tensors(inputs: Inputs) -> None:
             )
     environment = inputs.environment
     found = environment.capture()
-    losses = [("val_loss", inputs.problem.val_loss, lambda: inputs.val_batch)]
-    if inputs.steps > 0:
-        losses.append(("train_loss", inputs.problem.train_loss, lambda: inputs.batch(0)))
+    losses = [("val_loss", inputs.form.problem.val_loss, lambda: inputs.values.val_batch)]
+    if inputs.form.steps > 0:
+        losses.append(("train_loss", inputs.form.problem.train_loss, lambda: inputs.values.batch(0)))
     try:
         for name, loss_function, batch in losses:
             with torch.enable_grad():
-                theta = {k: v.detach().requires_grad_() for k, v in inputs.theta_0.items()}
-                phi = {k: v.detach().requires_grad_() for k, v in inputs.phi_loss.items()}
-                loss = evaluate(loss_function, name, {**inputs.frozen, **theta}, phi, batch())
+                theta = {k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()}
+                phi = {k: v.detach().requires_grad_() for k, v in inputs.values.phi_loss.items()}
+                loss = evaluate(loss_function, name, {**inputs.values.frozen, **theta}, phi, batch())
             stray = leaves_of(loss) - {id(t) for t in (*theta.values(), *phi.values())}
             if stray:
                 raise RequirementError(
@@ -85,9 +91,13 @@ def refuse_once_differentiable(inputs: Inputs) -> None:
     Autograd itself may say nothing: what such a backward returns can look like a constant, of derivative 0.
     """
     with torch.enable_grad():
-        theta = {k: v.detach().requires_grad_() for k, v in inputs.theta_0.items()}
+        theta = {k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()}
         loss = evaluate(
-            inputs.problem.train_loss, "train_loss", {**inputs.frozen, **theta}, inputs.phi_loss, inputs.batch(0)
+            inputs.form.problem.train_loss,
+            "train_loss",
+            {**inputs.values.frozen, **theta},
+            inputs.values.phi_loss,
+            inputs.values.batch(0),
         )
     for node in nodes_of(loss):
         function = getattr(type(node), "_forward_cls", None)

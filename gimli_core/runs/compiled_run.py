@@ -1,96 +1,57 @@
-"""One run of Algorithm 1 that is compiled whole; where it breaks, another takes its place and says why."""
+"""One run of Algorithm 1 by compiled functions that keep every step; where it breaks, another takes its place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from gimli_core.arguments.inputs import Inputs
-from gimli_core.compiled.whole_run import CompiledWhole, Given, Outcome
+from gimli_core.arguments.inputs import Form, Inputs
+from gimli_core.compiled.retained_run import CompiledRetained
+from gimli_core.compiled.whole_run import CompiledWhole, Given
 from gimli_core.environment import Environment
 from gimli_core.memory.allocator import reusing
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.notation import Tensors
-from gimli_core.optimizers.interface import Optimizer
-from gimli_core.record import Event
+from gimli_core.record import Event, Outcome
 from gimli_core.results import MetaGradient, Trajectory
+from gimli_core.runs.outcome import finished, outcome_of, trajectory
+from gimli_core.runs.run import Events, Run
 
-__all__ = ["Frame", "WholeRun"]
+__all__ = ["CompiledRun", "Compute", "retained", "whole"]
 
-Events = Generator[Event, None, None]
-
-
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """What a result needs besides the tensors of its run; the same for all calls of a form."""
-
-    optimizer: Optimizer
-    hyper: Hyperparameters
-    steps: int
-    scale: float
-    over_tasks: bool
-    warm: bool
-    recurrence: str
-
-    @staticmethod
-    def of(inputs: Inputs) -> Frame:
-        return Frame(
-            inputs.optimizer, inputs.hyper, inputs.steps, inputs.scale, inputs.tasks is not None, inputs.warm,
-            inputs.recurrence,
-        )  # fmt: skip
+Compute = Generator[Event, None, Outcome | None]
 
 
-class WholeRun:
-    """A run of a compiled function.
+class CompiledRun:
+    """A run of compiled functions, forwards and backwards at once.
 
     Args:
-        compiled: the function.
-        frame: the rest of the result.
-        given: the tensors.
-        environment: what the run may change besides, to be put back; None where it changes nothing.
-        otherwise: makes the run that takes its place where something is not finite, or (without an
-            environment) no longer as it was when the function was compiled.
+        form, hyper, frozen: what a result needs besides the outcome.
+        compute: the events of the run, and its outcome; None where something is not finite, or what was compiled no
+        longer
+            fits.
+        otherwise: makes the run that takes its place then, and names what broke.
     """
 
     def __init__(
-        self, compiled: CompiledWhole, frame: Frame, given: Given, environment: Environment | None,
-        otherwise: Callable[[], Any],
+        self, form: Form, hyper: Hyperparameters, frozen: Tensors, compute: Callable[[], Compute],
+        otherwise: Callable[[], Run],
     ) -> None:  # fmt: skip
-        self.steps, self.scale, self.trained = frame.steps, frame.scale, given.theta_0.keys()
-        self._compiled, self._frame, self._given = compiled, frame, given
-        self._environment, self._otherwise = environment, otherwise
-        self._instead: Any = None
+        self.form, self.steps = form, form.steps
+        self._hyper, self._frozen = hyper, frozen
+        self._compute, self._otherwise = compute, otherwise
+        self._instead: Run | None = None
         self._outcome: Outcome | None = None
-        self._buffers: Tensors = {}
 
     def forward(self) -> Events:
-        """All of Algorithm 1, told at its end."""
+        """All of Algorithm 1."""
         with reusing():
-            self._outcome = outcome = self._computed()
-        if outcome is None:
+            self._outcome = yield from self._compute()
+        if self._outcome is None:
             self._instead = self._otherwise()
             yield from self._instead.forward()
-        else:
-            yield Event(14, 0, {"B": outcome.B_0, "S": outcome.S_0})
-
-    def _computed(self) -> Outcome | None:
-        environment = self._environment
-        if environment is None:
-            return self._compiled.as_it_is(self._given)
-        found = environment.capture()
-        outcome = None
-        try:
-            outcome = self._compiled(self._given)
-            self._buffers = environment.copies()
-        finally:
-            if outcome is None:  # the run that names what broke meets what this one met
-                environment.restore(found)
-            else:
-                environment.restore_buffers(found)
-        return outcome
 
     def backward(self) -> Events:
         """Nothing: `forward` has been back already."""
@@ -99,40 +60,71 @@ class WholeRun:
 
     @property
     def val_loss(self) -> Tensor:
-        return self.trajectory().val_loss if self._outcome is None else self._outcome.val_loss
+        return self._instead.val_loss if self._instead is not None else self._computed.val_loss
 
     def trajectory(self) -> Trajectory:
-        return self.result() if self._instead is None else self._instead.trajectory()
+        if self._instead is not None:
+            return self._instead.trajectory()
+        return trajectory(self.form, self._frozen, self._computed)
 
     def result(self) -> MetaGradient:
         """The result, once `forward` is through."""
         if self._instead is not None:
-            instead: MetaGradient = self._instead.result()
-            return instead
-        assert self._outcome is not None
-        out, frame, frozen = self._outcome, self._frame, self._given.frozen
-        return MetaGradient(
-            val_loss=out.val_loss,
-            theta_J={**frozen, **out.theta_J} if frozen else out.theta_J,
-            state_J=out.state_J,
-            buffers_J=self._buffers,
-            train_losses=out.train_losses,
-            val_losses=out.val_losses,
-            task_val_losses=out.task_val_losses if frame.over_tasks else None,
-            A_opt=self._A_opt(out) if frame.hyper.wanted else {},
-            A_loss=out.A_loss,
-            B_0=out.B_0,
-            S_0=out.S_0,
-            recurrence=frame.recurrence,
-        )
+            return self._instead.result()
+        return finished(self.form, self._frozen, self._hyper, self._computed)
 
-    def _A_opt(self, out: Outcome) -> dict[str, Any]:
-        """The increments in the form of phi_opt."""
-        hyper = self._frame.hyper
-        total = hyper.zeros()
-        for j, A_j in zip(reversed(range(self.steps)), out.A_opt, strict=False):
-            hyper.accumulate(total, j, A_j)
-        if not self._frame.warm:  # s_0 = s_0(phi_opt)
-            started = self._frame.optimizer.initial_state_pullback(out.S_0, hyper.at(0), hyper.wanted)
-            hyper.accumulate(total, 0, started)
-        return hyper.join(total)
+    @property
+    def _computed(self) -> Outcome:
+        assert self._outcome is not None
+        return self._outcome
+
+
+def retained(compiled: CompiledRetained, inputs: Inputs) -> Compute:
+    """A compiled step forwards and its sweep, called in turn; every step is told."""
+    environment, hyper = inputs.environment, inputs.values.hyper
+    found = environment.capture()
+    done, buffers = None, {}
+    try:
+        done = yield from compiled.run(inputs)
+        buffers = environment.copies()
+    finally:
+        _put_back(environment, found, completely=done is None)
+    if done is None:
+        return None
+    A_opt = hyper.zeros()
+    for j, A_j in zip(reversed(range(inputs.form.steps)), done.A_opt, strict=False):
+        hyper.accumulate(A_opt, j, A_j)
+    return outcome_of(inputs, done.ends, done.train_losses, done.val_losses, buffers, A_opt, done.A_loss)
+
+
+def whole(
+    compiled: CompiledWhole, form: Form, hyper: Hyperparameters, given: Given, environment: Environment | None
+) -> Compute:
+    """The whole run as one function, told at its end. Without an environment it surely changes nothing."""
+    buffers: Tensors = {}
+    if environment is None:
+        done = compiled.as_it_is(given)
+    else:
+        found = environment.capture()
+        done = None
+        try:
+            done = compiled(given)
+            buffers = environment.copies()
+        finally:
+            _put_back(environment, found, completely=done is None)
+    if done is None:
+        return None
+    A_opt = hyper.zeros()
+    for j, A_j in zip(reversed(range(form.steps)), done.A_opt, strict=False):
+        hyper.accumulate(A_opt, j, A_j)
+    hyper.accumulate(A_opt, 0, done.A_start)
+    yield Event(14, 0, {"B": done.ends.B, "S": done.ends.S})
+    return Outcome(*done[:4], done.ends, buffers, A_opt, done.A_loss)
+
+
+def _put_back(environment: Environment, found: Any, *, completely: bool) -> None:
+    """Buffers as they were; random numbers too for a run that takes another's place: it meets what that one met."""
+    if completely:
+        environment.restore(found)
+    else:
+        environment.restore_buffers(found)

@@ -57,7 +57,9 @@ class Journal:
                 explain("resume", "a directory that can be written to", came, "Name another, or free some space.")
             ) from error
 
-    def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        self.reached = self._load()
+
+    def _load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """What the last run reached: (tensors, plain values), or None."""
         if not (self.directory / "progress").exists():
             return None
@@ -160,20 +162,24 @@ def fingerprint(inputs: Inputs) -> str:
 
     add(
         [
-            inputs.theta_0,
-            inputs.frozen,
-            inputs.state_0,
-            inputs.phi_loss,
-            inputs.weights,
-            inputs.steps,
-            inputs.recurrence,
-            inputs.second_order if inputs.evaluates_again else None,
-            inputs.first_order,
-            inputs.first,
+            inputs.values.theta_0,
+            inputs.values.frozen,
+            inputs.values.state_0,
+            inputs.values.phi_loss,
+            inputs.values.weights,
+            inputs.form.steps,
+            inputs.form.recurrence,
+            inputs.form.second_order if inputs.form.evaluates_again else None,
+            not inputs.form.curvature,
+            inputs.form.first,
         ]
     )
-    add([type(inputs.optimizer).__name__, inputs.optimizer.hyperparameters(), inputs.hyper.at(0), inputs.val_batch])
-    add([inputs.hyper.at(j) for j in (0, inputs.steps - 1)] + [inputs.batch(0)] if inputs.steps else [])
+    add([type(inputs.form.optimizer).__name__, inputs.values.hyper.at(0), inputs.values.val_batch])
+    add(
+        [inputs.values.hyper.at(j) for j in (0, inputs.form.steps - 1)] + [inputs.values.batch(0)]
+        if inputs.form.steps
+        else []
+    )
     return digest.hexdigest()
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from gimli_core.arguments.inputs import fused, prepare
+from gimli_core.arguments.approximation import Approximation
+from gimli_core.arguments.call import Call
 from gimli_core.compiled.choice import chosen
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError, explain
@@ -19,10 +20,12 @@ from gimli_core.memory.schedules.budget import Budget, choose, estimate, least
 from gimli_core.memory.schedules.checkpoint import Checkpoint
 from gimli_core.memory.schedules.costs import Costs, holes
 from gimli_core.memory.schedules.sizes import show_size
+from gimli_core.memory.schedules.store_states import StoreStates
 from gimli_core.notation import State
 from gimli_core.problem import Problem
-from gimli_core.requirements.examine import require
-from gimli_core.runs.scheduled_run import Execution
+from gimli_core.runs.eager_steps import EagerSteps
+from gimli_core.runs.make_run import Wants, checked, makers
+from gimli_core.transforms.tasks import Tasks
 
 __all__ = ["Plan", "Row", "plan"]
 
@@ -82,7 +85,9 @@ def plan(
     phi_loss: Mapping[str, Tensor] | None = None,
     state_0: State | None = None,
     val_weights: Sequence[float] | Tensor | None = None,
+    approximation: Approximation | None = None,
     second_order: str = "auto",
+    tasks: int | Tasks | None = None,
     check: bool = True,
     compile: bool = False,
 ) -> Plan:
@@ -93,6 +98,7 @@ def plan(
     Args: as in `meta_gradient`, but for
         compile: True compiles the steps first, and measures those (on a processor and glibc; elsewhere compiled
             tensors cannot be seen, and eager steps stand for them). The rows are those of runs with `memory=`.
+        tasks: of a meta-batch in chunks, one chunk's costs.
 
     Returns:
         Plan: `.rows` with `.name`, `.schedule`, `.peak` in bytes above what the process holds, `.seconds` and
@@ -114,18 +120,17 @@ def plan(
     if not isinstance(compile, bool):
         do = "The rows are those of single steps, eager or compiled."
         raise ArgumentError(explain("compile", "True or False", repr(compile), do))
-    inputs = prepare(
-        problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
-        state_0=state_0, val_weights=val_weights, second_order=second_order,
-    )  # fmt: skip
-    J = inputs.steps
+    call = Call(
+        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights,
+        approximation=approximation, second_order=second_order, tasks=tasks, check=check,
+    ).parts()[0]  # fmt: skip
+    inputs = checked(call, StoreStates(), Wants())
+    J = inputs.form.steps - inputs.form.first
     if J < 2:
-        raise ArgumentError(explain("steps", "at least 2", str(J), "With fewer there is nothing to choose."))
-    if check:
-        inputs = require(inputs, replays=True)
-    inputs = fused(inputs)
-    compiled, _ = chosen(inputs, compile, whole=False)
-    costs = known_costs(inputs, Execution, compiled if isinstance(compiled, CompiledSteps) else None)
+        do = "With fewer there is nothing to choose."
+        raise ArgumentError(explain("steps", "at least 2 that are swept", str(J), do))
+    compiled = chosen(inputs, compile, whole=False)
+    costs = known_costs(inputs, *makers(compiled if isinstance(compiled, CompiledSteps) else EagerSteps()))
     named = {"RetainGraphs()": Checkpoint(1, graphs=J), "StoreStates()": Checkpoint(J)}
     named |= {f"Checkpoint({S})": Checkpoint(S) for S in (50, 20, 10, 5, 2) if S < J}
     smallest, largest = least(J, costs), estimate(named["RetainGraphs()"], J, costs)[0]

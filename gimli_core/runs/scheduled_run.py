@@ -1,119 +1,99 @@
-"""One run of Algorithm 1: a memory schedule's actions, executed over the unroll and the sweep."""
+"""One run of Algorithm 1: a memory schedule's actions, executed over the unroll and the sweep.
+
+How a run advances. There is one working point, (theta_j, s_j). `Advance` takes it through step j; what stays of the
+step (nothing, G_j, or its record with the graph of G_j) is what the schedule says. `Store` and `Restore` put the
+working point aside and take it up again, with the random numbers and buffers that its step met, so that a step that is
+run again is the step that was run. `Sweep` takes B_{j+1}, S_{j+1} to B_j, S_j from the record of step j or, where there
+is none, from the working point j. Which lines of Algorithm 1 that means, eager or compiled, the `Steps` know that the
+run is handed.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, KeysView
+from collections.abc import Callable, Iterator, KeysView
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from gimli_core import backward_sweep, forward_unroll
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.compiled.choice import Clock
-from gimli_core.compiled.pure_steps import Swept as CompiledSwept
-from gimli_core.compiled.retained_run import CompiledLoop, Whole
-from gimli_core.compiled.steps import CompiledSteps, start
 from gimli_core.derivatives.finite import check_end, flaw
-from gimli_core.derivatives.first_order import Gradient, evaluate
+from gimli_core.derivatives.first_order import Gradient
 from gimli_core.environment import Snapshot
 from gimli_core.errors import NotFiniteError, ReplayError
 from gimli_core.memory.allocator import give_back, long_lived, reusing
-from gimli_core.memory.measure import settle
 from gimli_core.memory.schedules.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
 from gimli_core.memory.schedules.truncated import truncated
 from gimli_core.memory.storage import Storage
 from gimli_core.notation import State, Tensors
-from gimli_core.record import Event, Kept, Point, Record
+from gimli_core.record import Ends, Event, Kept, Outcome, Point, Record
 from gimli_core.results import MetaGradient, Trajectory
-from gimli_core.runs.journal import Journal, describe, plain_snapshot, rebuilding, schedule_of, snapshot_of, state_after
-from gimli_core.transforms.tasks import summed
+from gimli_core.runs.eager_steps import Steps
+from gimli_core.runs.journal import Journal, describe, plain_snapshot, rebuilding, snapshot_of, state_after
+from gimli_core.runs.outcome import finished, losses_of, outcome_of, reduced, trajectory, weighted
+from gimli_core.runs.run import Events
+from gimli_core.trees import cloned
 
-__all__ = ["Execution", "drain"]
-
-Events = Generator[Event, None, None]
-
-
-def drain(events: Events, *watching: Callable[[Event], None] | None) -> None:
-    """Run to the end; each event is shown to those who watch, and then let go."""
-    for event in events:
-        for watch in watching:
-            if watch is not None:
-                watch(event)
-        del event
+__all__ = ["ScheduledRun"]
 
 
-class Execution:
-    """One run of Algorithm 1: `forward()` to the validation loss, then `backward()`, each a stream of events.
+class ScheduledRun:
+    """One run: `forward()` to the validation loss, then `backward()`, each a stream of events.
 
     The stream is what the step-through and the progress display consume; drained, it costs nothing.
+
+    Args:
+        inputs: what is run.
+        schedule: whose actions are executed.
+        steps: what executes single lines.
+        journal: where a resumable run is noted, if it is one.
+        between: called before every action: a budget's watch over free holes.
     """
 
     def __init__(
-        self,
-        inputs: Inputs,
-        schedule: Schedule,
-        resume: str | Path | None = None,
-        compiled: CompiledSteps | CompiledLoop | None = None,
-        clock: Clock | None = None,
-    ) -> None:
-        self.inputs, self.steps, self.scale = inputs, inputs.steps, inputs.scale
-        self.trained = inputs.theta_0.keys()
-        self._loop = None if isinstance(compiled, CompiledSteps) else compiled
-        self._compiled = compiled if isinstance(compiled, CompiledSteps) else None
-        self._clock = clock
-        self._journal = None if resume is None else Journal(resume, inputs)
-        self._reached = None if self._journal is None else self._journal.load()
-        if self._reached is not None:
-            schedule = schedule_of(self._reached[1]["schedule"])
-        schedule, self._between = settle(schedule, inputs, Execution, self._compiled)
-        self._schedule = schedule
+        self, inputs: Inputs, schedule: Schedule, steps: Steps, journal: Journal | None = None,
+        between: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.inputs, self.form, self.steps = inputs, inputs.form, inputs.form.steps
+        self._by, self._schedule, self._journal, self._between = steps, schedule, journal, between
+        self._replays = schedule.replays or inputs.form.evaluates_again
+        self._actions = self._all_actions()
         self._done = 0  # actions
         self._start: Snapshot | None = None  # random numbers and buffers before step 0
-        self._replays = schedule.replays or inputs.evaluates_again
-        self._actions = self._all_actions()
-        self._point = Point(0, inputs.theta_0, inputs.state_0, None) if self._compiled is None else start(inputs)
+        self._last_snapshot: Snapshot | None = None
+        self._point = Point(0, {}, {}, None)
         self._stored = Storage(schedule.disk)
         self._records: dict[int, Record] = {}
         self._gradients: dict[int, Kept] = {}
         self._train_losses: list[Tensor] = []
         self._val_losses: dict[int, Tensor] = {}
-        self._last_snapshot: Snapshot | None = None
-        self._end: tuple[Tensors, State, Tensors] | None = None
-        self._swept = False
+        self._end: tuple[Tensors, State, Tensors] | None = None  # theta_J, s_J, buffers
         self._B: Tensors = {}
         self._S: State = {}
-        self._A_opt = inputs.hyper.zeros()
+        self._A_opt = inputs.values.hyper.zeros()
         self._A_loss = {
             k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32))
-            for k, v in inputs.phi_loss.items()
+            for k, v in inputs.values.phi_loss.items()
         }
+        self._outcome: Outcome | None = None
 
     def _all_actions(self) -> Iterator[Action]:
-        return truncated(self._schedule, self.inputs.steps, self.inputs.first)
+        return truncated(self._schedule, self.form.steps, self.form.first)
 
     def forward(self) -> Events:
         """Lines 4-9: up to L_val and B_J."""
         environment = self.inputs.environment
         found = environment.capture()
         self._last_snapshot = self._start = found
-        if self._compiled is not None:
-            self._compiled.begin()
+        self._point = self._by.begin(self.inputs)
         try:
             with self._memory():
-                if self._loop is not None:
-                    done = yield from self._loop.run(self.inputs)
-                    if done is not None:
-                        self._take(done, found)
-                        return
-                    environment.restore(found)  # the eager run that names what broke meets what this one met
-                if self._reached is not None:
-                    yield from self._resume(*self._reached)
+                reached = None if self._journal is None else self._journal.reached
+                if reached is not None:
+                    yield from self._resume(*reached)
                 for action in self._actions if self._end is None else ():
                     yield from self._run(action)
                     if isinstance(action, Validate):
@@ -126,8 +106,6 @@ class Execution:
 
     def backward(self) -> Events:
         """Lines 10-14: from B_J to B_0. Random number generators and buffers are left as found."""
-        if self._swept:
-            return
         environment = self.inputs.environment
         found = environment.capture(self._last_snapshot)
         try:
@@ -142,7 +120,10 @@ class Execution:
                 environment.restore_buffers(found)
         if self._journal is not None:
             self._journal.finish()
-        self._close()
+        theta_J, s_J, buffers_J = self._ended
+        ends = Ends(theta_J, s_J, self._B, self._S)
+        losses = self._train_losses, self._val_losses
+        self._outcome = outcome_of(self.inputs, ends, *losses, buffers_J, self._A_opt, self._A_loss)
 
     def _memory(self) -> AbstractContextManager[None]:
         """NOTE [memory kept for reuse] in allocator.py, where the least memory is not asked for."""
@@ -150,16 +131,6 @@ class Execution:
             return reusing()
         give_back()
         return nullcontext()
-
-    def _close(self) -> None:
-        """What is left once every step is swept."""
-        self._swept = True
-        if self._clock is not None:
-            self._clock.stop()
-        hyper, optimizer = self.inputs.hyper, self.inputs.optimizer
-        if not self.inputs.warm:  # s_0 = s_0(phi_opt)
-            S_0 = optimizer.split_state(self._S)
-            hyper.accumulate(self._A_opt, 0, optimizer.initial_state_pullback(S_0, hyper.at(0), hyper.wanted))
 
     @property
     def held(self) -> tuple[KeysView[int], KeysView[int]]:
@@ -169,69 +140,34 @@ class Execution:
     @property
     def val_loss(self) -> Tensor:
         """L = Σ_j w_j L_val(theta_j), once `forward` is through."""
-        return self._reduced(self._weighted())
-
-    def _reduced(self, of_each: Tensor) -> Tensor:
-        """One number, of all tasks if there are any."""
-        return of_each if self.inputs.tasks is None else of_each.sum() * self.inputs.scale
-
-    def _weighted(self) -> Tensor:
-        """Σ_j w_j L_val(theta_j), of each task if there are any."""
-        each = [w * self._val_losses[j] for j, w in enumerate(self.inputs.weights) if w is not None]
-        return torch.stack(each).sum(0)
+        return reduced(self.form, weighted(self.inputs.values.weights, self._val_losses))
 
     def trajectory(self) -> Trajectory:
         """Where the inner loop went, once `forward` is through."""
-        assert self._end is not None
-        theta_J, state_J, buffers_J = self._end
-        of_each = self._weighted()
-        nan = torch.full_like(of_each, float("nan"))
-        return Trajectory(
-            val_loss=self._reduced(of_each),
-            theta_J={**self.inputs.frozen, **theta_J},
-            state_J=self.inputs.optimizer.split_state(state_J),
-            buffers_J=buffers_J,
-            train_losses=torch.stack(self._train_losses) if self._train_losses else nan.new_empty((0, *nan.shape)),
-            val_losses=torch.stack([self._val_losses.get(j, nan) for j in range(self.inputs.steps + 1)]),
-            task_val_losses=None if self.inputs.tasks is None else of_each,
-            approximation=self.inputs.approximation,
-        )
+        theta_J, s_J, buffers_J = self._ended
+        ends = self.form.back(Ends(theta_J, s_J, self._B, self._S))
+        losses = losses_of(self.inputs, self._train_losses, self._val_losses)
+        return trajectory(self.form, self.inputs.values.frozen, Outcome(*losses, ends, buffers_J, [], {}))
 
     def result(self) -> MetaGradient:
         """The result, once `backward` is through."""
-        B_0, S_0, tasks = self._B, self.inputs.optimizer.split_state(self._S), self.inputs.tasks
-        if tasks is not None:  # what the tasks share gets the sum over them
-            B_0 = B_0 if tasks.theta else summed(B_0)
-            S_0 = S_0 if tasks.state or not self.inputs.warm else summed(S_0)
-        return MetaGradient(
-            **vars(self.trajectory()),
-            A_opt=self.inputs.hyper.join(self._A_opt),
-            A_loss=self._A_loss,
-            B_0=dict(B_0),
-            S_0=S_0,
-            recurrence=self.inputs.recurrence,
-        )
+        assert self._outcome is not None
+        values = self.inputs.values
+        return finished(self.form, values.frozen, values.hyper, self._outcome)
 
-    def _take(self, done: Whole, found: Snapshot) -> None:
-        """Take over what a compiled loop has computed."""
-        inputs, environment = self.inputs, self.inputs.environment
-        buffers = environment.copies()
-        environment.restore_buffers(found)
-        self._train_losses, self._val_losses = done.train_losses, done.val_losses
-        self._end = (done.theta, done.s, buffers)
-        self._B, self._S, self._A_loss = done.B, done.S, done.A_loss
-        for j, A_j in zip(reversed(range(inputs.steps)), done.A_opt, strict=False):
-            inputs.hyper.accumulate(self._A_opt, j, A_j)
-        self._close()
+    @property
+    def _ended(self) -> tuple[Tensors, State, Tensors]:
+        assert self._end is not None
+        return self._end
 
-    def _run(self, action: Any) -> Events:
+    def _run(self, action: Action) -> Events:
         self._between()
         yield from self._execute(action)
         self._done += 1
         if self._journal is not None and self._journal.due():
             self._write(self._journal)
 
-    def _execute(self, action: Any) -> Events:
+    def _execute(self, action: Action) -> Events:
         match action:
             case Advance(_, Keep.GRAPH) if self._apart:
                 with long_lived():
@@ -283,7 +219,7 @@ class Execution:
             self._stored.put(self._journal.point(j), tier)
         next(islice(self._actions, self._done, self._done), None)
         point = extra["point"]
-        first = Point(0, self.inputs.theta_0, self.inputs.state_0, self._start)
+        first = self._point._replace(snapshot=self._start)
         if records:
             point, actions = rebuilding(stored, records)
         self._point = self._stored.get(point) if point in stored else self._journal.point(point) if point else first
@@ -303,47 +239,39 @@ class Execution:
         self.inputs.environment.restore(point.snapshot)
 
     def _advance(self, keep: Keep) -> Events:
+        inputs, form = self.inputs, self.form
         recorded = keep is Keep.GRAPH
-        keep_graph = recorded and self.inputs.keeps_graph
-        kept, point = self._at_kept(self._point, restore=recorded or self._compiled is not None)
+        keep_graph = recorded and form.keeps_graph
+        kept, point = self._at_kept(self._point, restore=recorded or not self._by.eager)
         j = point.j
         replay = j < len(self._train_losses)
         validation = None
-        again = self.inputs.evaluates_again or (self._compiled is not None and self._compiled.draws)
-        if keep is Keep.GRADIENT or (recorded and again):
+        if keep is Keep.GRADIENT or (recorded and (form.evaluates_again or self._by.draws)):
             point = self._marked()
-        if self.inputs.weights[j] is not None and (recorded or not replay):
+        if form.weighted[j] and (recorded or not replay):
             point = self._marked()
             if recorded:
-                validation = self._validation_gradient(point)
-            self._val_losses[j] = self._validation_value(point) if validation is None else validation.loss
+                validation = self._by.validation_gradient(inputs, point)
+                self._val_losses[j] = validation.loss
+            else:
+                self._val_losses[j] = self._by.validation_value(inputs, point)
             self._return_to(point)
         known = None if kept is None or keep_graph else kept.gradient
-        if self._compiled is not None:  # from theta_j again, for the same bits as in the first run
-            G_j, self._point = yield from self._compiled.advance(self.inputs, point, replay=replay)
-        else:
-            G_j, self._point = yield from forward_unroll.step(
-                self.inputs, point, keep_graph=keep_graph, replay=replay, known=known
-            )
-        self._note_loss(j, G_j.loss)
+        G_j, self._point = yield from self._by.advance(inputs, point, keep_graph=keep_graph, replay=replay, known=known)
+        self._note_loss(j, G_j.loss, exact=self._by.eager)
         if recorded:
             self._records[j] = Record(point, G_j, validation)
         if keep is Keep.GRADIENT:
             assert point.snapshot is not None
             if self._apart:
-                G_j = self._copied(G_j)
+                with long_lived():  # apart from the heap that it was made on
+                    G_j = G_j._replace(theta=cloned(G_j.theta))
             self._gradients[j] = Kept(G_j, point.snapshot)
 
     @property
     def _apart(self) -> bool:
         """Whether what stays is mapped apart from what lives within a step (NOTE [heap holes] in allocator.py)."""
-        return self._schedule.compact and self._compiled is None
-
-    def _copied(self, G_j: Gradient) -> Gradient:
-        """G_j apart from the heap that it was made on."""
-        optimizer = self.inputs.optimizer
-        with long_lived():
-            return G_j._replace(theta=optimizer.unpack(tree_map(torch.clone, optimizer.pack(G_j.theta))))
+        return self._schedule.compact and self._by.eager
 
     def _at_kept(self, point: Point, *, restore: bool) -> tuple[Kept | None, Point]:
         """What was kept of the point's step, and the point with the environment of its first run.
@@ -358,26 +286,13 @@ class Execution:
                 self._return_to(point)
         return kept, point
 
-    def _validation_gradient(self, point: Point) -> Gradient:
-        if self._compiled is not None:
-            return self._compiled.validation_gradient(self.inputs, point)
-        return backward_sweep.validation_gradient(self.inputs, point)
-
-    def _validation_value(self, point: Point) -> Tensor:
-        inputs = self.inputs
-        if self._compiled is not None:  # the kernel of the sweep, so that every schedule has the same bits
-            return self._compiled.validation_gradient(inputs, point).loss
-        with torch.enable_grad():  # without it some modules take another path, and the last bits change
-            theta = {**inputs.frozen, **{k: v.detach().requires_grad_() for k, v in point.theta.items()}}
-            return evaluate(inputs.problem.val_loss, "val_loss", theta, inputs.phi_loss, inputs.val_batch).detach()
-
-    def _note_loss(self, j: int, loss: Tensor, *, exact: bool = True) -> None:
+    def _note_loss(self, j: int, loss: Tensor, *, exact: bool) -> None:
         """Keep the loss of a first run; hold a replay against it."""
         if j == len(self._train_losses):
             self._train_losses.append(loss)
             return
         first = self._train_losses[j]
-        if exact and loss.device.type == "cpu" and self._compiled is None:
+        if exact and loss.device.type == "cpu":
             same = torch.equal(first, loss)
         elif loss.ndim == 0:  # atomic additions, forward mode or another compiled function may change the last bits
             same = math.isclose(first.item(), loss.item(), rel_tol=1e-3, abs_tol=1e-8)
@@ -392,20 +307,20 @@ class Execution:
             )
 
     def _validate(self) -> Events:
-        inputs, J = self.inputs, self.inputs.steps
+        inputs, J = self.inputs, self.form.steps
         point = self._point
         self._end = (point.theta, point.state, inputs.environment.copies())
-        self._S = inputs.optimizer.zero_adjoint(point.state)
-        check_end(point.theta, self._train_losses)
+        self._S = self.form.optimizer.zero_adjoint(point.state)
+        check_end(point.theta, self._train_losses, self.form.names)
         self._B = {k: torch.zeros_like(v) for k, v in point.theta.items()}
-        if inputs.weights[J] is not None:
-            L = self._validation_gradient(point)
+        if self.form.weighted[J]:
+            L = self._by.validation_gradient(inputs, point)
             self._val_losses[J] = L.loss
             self._add_validation(J, L)
         if not bool(torch.isfinite(self.val_loss)):
             raise NotFiniteError(
                 f"val_loss: expected a finite number; got {self.val_loss.item():g}, though theta_{J} is finite. "
-                f"{flaw(inputs.val_batch)}Look at val_loss and val_batch."
+                f"{flaw(inputs.values.val_batch)}Look at val_loss and val_batch."
             )
         yield Event(8, J, {"loss": self.val_loss, "A_opt": self._A_opt, "A_loss": self._A_loss})
         yield from self._announce(J)
@@ -418,54 +333,41 @@ class Execution:
 
     def _add_validation(self, j: int, L: Gradient) -> None:
         """B_j += w_j grad_theta L_val(theta_j), and A_loss its explicit part."""
-        w = self.inputs.weights[j]
+        w = self.inputs.values.weights[j]
         assert w is not None
-        w *= self.inputs.scale
+        w *= self.form.scale
         self._B = {k: torch.add(v, L.theta[k], alpha=w) for k, v in self._B.items()}
         for k, explicit in L.phi_loss.items():
             self._A_loss[k].add_(explicit, alpha=w)
 
     def _sweep(self, j: int) -> Events:
-        inputs = self.inputs
+        inputs, form = self.inputs, self.form
         record = self._records.pop(j, None)
         replay = record is None
         if record is None:
             kept, point = self._at_kept(self._point, restore=True)
-            if inputs.weights[j] is not None or inputs.evaluates_again:
+            if form.weighted[j] or form.evaluates_again:
                 point = self._marked()
-            G_j, validation = (None if kept is None or inputs.keeps_graph else kept.gradient), None
+            G_j, validation = (None if kept is None or form.keeps_graph else kept.gradient), None
         else:
             point, G_j, validation = record
-            if point.snapshot is not None and self._compiled is not None:
+            if point.snapshot is not None and not self._by.eager:
                 self._return_to(point)
         del record
         self._gradients.pop(j, None)
-        swept: backward_sweep.Swept | CompiledSwept
-        if self._compiled is not None:
-            swept = yield from self._compiled.sweep(inputs, point, self._B, self._S, replay=replay)
-        else:
-            if replay:
-                G_j = yield from self._gradient_again(point, G_j)
-            assert G_j is not None
-            swept = yield from backward_sweep.step(inputs, point, G_j, self._B, self._S, replay=replay)
+        swept = yield from self._by.sweep(inputs, point, G_j, self._B, self._S, replay=replay)
+        del G_j
+        if swept.same is not None:
+            self._note_loss(j, swept.same, exact=True)
         if swept.loss is not None:
             self._note_loss(j, swept.loss, exact=False)
         self._B, self._S = swept.B, swept.S
-        inputs.hyper.accumulate(self._A_opt, j, swept.A_opt)
+        inputs.values.hyper.accumulate(self._A_opt, j, swept.A_opt)
         for k, increment in swept.A_loss.items():
             self._A_loss[k] += increment
-        if inputs.weights[j] is not None:
+        if form.weighted[j]:
             if validation is None:
                 self._return_to(point)
-                validation = self._validation_gradient(point)
+                validation = self._by.validation_gradient(inputs, point)
             self._add_validation(j, validation)
             yield from self._announce(j)
-
-    def _gradient_again(self, point: Point, G_j: Gradient | None) -> Generator[Event, None, Gradient]:
-        """Line 5 of a step whose graph was not kept, or not made; G_j where it is known."""
-        if G_j is None:
-            G_j = forward_unroll.inner_gradient(self.inputs, point, keep_graph=self.inputs.keeps_graph)
-            self._note_loss(point.j, G_j.loss)
-        computed = Event(5, point.j, {"loss": G_j.loss, "G": G_j.theta}, True, {"theta": point.theta})
-        yield computed
-        return G_j._replace(theta=computed.values["G"])

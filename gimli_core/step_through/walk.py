@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gimli_core.arguments.inputs import Inputs, prepare
+from gimli_core.arguments.approximation import Approximation
+from gimli_core.arguments.call import Call
+from gimli_core.arguments.inputs import Inputs
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
 from gimli_core.record import Event
-from gimli_core.requirements.examine import require
 from gimli_core.results import MetaGradient
-from gimli_core.runs.make_run import check_schedule
-from gimli_core.runs.scheduled_run import Execution
+from gimli_core.runs.make_run import Wants, make_run, schedule_of_call
+from gimli_core.transforms.tasks import Tasks
 from gimli_core.trees import tensors
 
 __all__ = ["CHANGEABLE", "Intervention", "Moment", "Walk", "step_through"]
@@ -101,15 +103,21 @@ class Moment:
 class Walk(Iterator[Moment]):
     """A run of Algorithm 1 that advances by one line for each `next`. `result` stands once it is through."""
 
-    def __init__(self, inputs: Inputs, schedule: Schedule) -> None:
-        self.inputs = inputs
-        self.schedule = schedule
-        self.execution = Execution(inputs, schedule)
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.schedule = schedule_of_call(call)
+        self.run = make_run(call, Wants(lines=True, changes=True))
         self.interventions: tuple[Intervention, ...] = ()
         self._changed: dict[Intervention, Any] = {}
         self._latest: Moment | None = None
         self._result: MetaGradient | None = None
         self._events = self._run()
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the run works on: its form and its tensors."""
+        inputs: Inputs = self.run.inputs  # type: ignore[attr-defined]
+        return inputs
 
     @property
     def result(self) -> MetaGradient:
@@ -134,14 +142,14 @@ class Walk(Iterator[Moment]):
                 event.values[made.name] = value
         self._latest = Moment(
             event.line, event.j, event.values, event.given, event.replay, seconds, self.interventions, self._intervene,
-            self.inputs.optimizer,
+            self.run.form.optimizer,
         )  # fmt: skip
         return self._latest
 
     def _run(self) -> Generator[Event, None, None]:
-        yield from self.execution.forward()
-        yield from self.execution.backward()
-        result = self.execution.result()
+        yield from self.run.forward()
+        yield from self.run.backward()
+        result = self.run.result()
         if self.interventions:
             made = "; ".join(str(i) for i in self.interventions)
             result = replace(result, recurrence=f"{result.recurrence}, with interventions: {made}")
@@ -184,7 +192,10 @@ def step_through(
     state_0: State | None = None,
     val_weights: Sequence[float] | Tensor | None = None,
     memory: Schedule | None = None,
-    recurrence: str = "augmented",
+    approximation: Approximation | None = None,
+    second_order: str = "auto",
+    tasks: int | Tasks | None = None,
+    resume: str | Path | None = None,
     check: bool = True,
 ) -> Walk:
     """Algorithm 1 line by line, as the engine runs it: an iterator with one `Moment` a line.
@@ -213,14 +224,12 @@ def step_through(
     >>> walk.result.A_opt["lr"]
     tensor(-0.5000, dtype=torch.float64)
     """
-    schedule = check_schedule(memory)
-    inputs = prepare(
-        problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
-        state_0=state_0, val_weights=val_weights, recurrence=recurrence,
+    return Walk(
+        Call(
+            problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
+            approximation, second_order, tasks, False, resume, check,
+        )
     )  # fmt: skip
-    if check:
-        inputs = require(inputs, replays=schedule.replays)
-    return Walk(inputs, schedule)
 
 
 def merged(old: Any, new: Any, path: str) -> Any:

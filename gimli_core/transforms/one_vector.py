@@ -1,208 +1,189 @@
-"""An elementwise rule on all small tensors at once, as one long vector: one chain of operations, not one a tensor."""
+"""All small tensors as one vector: one chain of operations a step of an elementwise rule, not one a tensor.
+
+theta is `{name: vector}`, of one name. The losses see their tensors by name, as views of it; the rule is the
+elementwise one on a single tensor. Every element has the bits that the rule alone would give it, and increments of A
+are summed tensor by tensor, in the order in which they would be without this form.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gimli_core.notation import Hyper, State, Tensors
-from gimli_core.optimizers.interface import Optimizer, Pulled
+from gimli_core.notation import Hyper, Loss, State, Tensors
+from gimli_core.optimizers.interface import COUNTS, Optimizer, Pulled, slots_of
 from gimli_core.optimizers.tensorwise import SMALL, ElementwiseOptimizer, reduce_like
+from gimli_core.problem import Problem
+from gimli_core.record import Ends
+from gimli_core.transforms.interface import Transform
 
-__all__ = ["Fused", "Spread", "fuses"]
+__all__ = ["OneVector", "one_vector"]
 
-ALL = "all"  # the one name under which the rule sees the vector
 NUMBERS = SMALL  # beyond, joining the tensors costs more than it saves
 
 
-class Spread(dict[str, Tensor]):
-    """`{name: tensor}` whose tensors are views of one vector, `flat`; they are made when one is asked for.
-
-    To be read: the vector would not follow another tensor under a name.
-    """
-
-    def __init__(self, flat: Tensor, places: Mapping[str, tuple[int, ...]], sizes: list[int]) -> None:
-        super().__init__()
-        self.flat, self._places, self._sizes = flat, places, sizes
-
-    def _made(self) -> Spread:
-        if not super().__len__():
-            for (k, place), part in zip(self._places.items(), self.flat.split(self._sizes, -1), strict=True):
-                super().__setitem__(k, part.reshape(place))
-        return self
-
-    def summed(self) -> Spread:
-        """The sum over the first dimension."""
-        return Spread(self.flat.sum(0), {k: place[1:] for k, place in self._places.items()}, self._sizes)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
-    def keys(self) -> Any:
-        return self._places.keys()
-
-    def __getitem__(self, name: str) -> Tensor:
-        return super(Spread, self._made()).__getitem__(name)
-
-    def values(self) -> Any:
-        return super(Spread, self._made()).values()
-
-    def items(self) -> Any:
-        return super(Spread, self._made()).items()
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return super(Spread, self._made()).get(name, default)
-
-    def copy(self) -> Tensors:
-        return dict(self._made().items())
-
-    def __repr__(self) -> str:
-        return repr(self.copy())
-
-    def __eq__(self, other: object) -> bool:
-        return self.copy() == other
-
-    def __ne__(self, other: object) -> bool:
-        return self.copy() != other
-
-    def __or__(self, other: Any) -> Any:
-        return self.copy() | other
-
-    def __ror__(self, other: Any) -> Any:
-        return other | self.copy()
-
-    def __reversed__(self) -> Iterator[str]:
-        return reversed(list(self._places))
-
-    def __setitem__(self, name: str, value: Tensor) -> None:
-        raise TypeError(f"{name!r} is a view of one vector of all tensors: make a new dict, {{**these, {name!r}: …}}")
-
-
 @dataclass(frozen=True, eq=False)
-class Fused(Optimizer):
-    """`rule` on one vector of all tensors; slots of its state are such vectors under a single name.
-
-    Every element has the bits that the rule alone would give it. Hyperparameters are one number for all tensors, or one
-    an element of each.
+class OneVector(Transform):
+    """The tensors of theta as one vector `[n]`, or `[T, n]` with tasks.
 
     Args:
-        rule: an elementwise optimizer.
         shapes: `{name: shape}`, of one task.
-        scalars: names of the hyperparameters that all tensors share as one number.
+        scalars: names of the hyperparameters that all tensors share as one number; the others are one an element.
         tasks: T, where tensors are `[T, …]`; all hyperparameters are then shared by the tasks.
+        taken: names of theta that the losses see besides, held constant.
 
-    Cost: one copy of G_j and of B_j a step.
+    Cost: views; the gradient comes out as one vector by itself.
     """
 
-    rule: ElementwiseOptimizer = field(kw_only=True)
-    shapes: Mapping[str, torch.Size] = field(kw_only=True)
-    scalars: frozenset[str] = field(kw_only=True)
-    tasks: int | None = field(kw_only=True)
+    shapes: Mapping[str, torch.Size]
+    scalars: frozenset[str]
+    tasks: int | None
+    taken: frozenset[str]
 
-    _lead: tuple[int, ...] = field(init=False)
-    _sizes: list[int] = field(init=False)
-    _places: dict[str, tuple[int, ...]] = field(init=False)  # the shape of each tensor, tasks included
+    name: str = field(init=False)  # under which the vector stands in theta
+    lead: tuple[int, ...] = field(init=False)
+    sizes: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        lead = () if self.tasks is None else (self.tasks,)
-        object.__setattr__(self, "_lead", lead)
-        object.__setattr__(self, "_sizes", [shape.numel() for shape in self.shapes.values()])
-        object.__setattr__(self, "_places", {k: lead + tuple(shape) for k, shape in self.shapes.items()})
+        name = "all tensors"
+        while name in self.taken or name in self.shapes:  # a name is data: someone may have used this one
+            name += "'"
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "lead", () if self.tasks is None else (self.tasks,))
+        object.__setattr__(self, "sizes", [shape.numel() for shape in self.shapes.values()])
 
-    def gathered(self, tensors: Tensors) -> Spread:
-        """The tensors as views of one vector [n] or [T, n]."""
-        if isinstance(tensors, Spread):
-            return tensors
-        return self.unpack(torch.cat([tensors[k].reshape(*self._lead, -1) for k in self.shapes], -1))
+    def problem(self, problem: Problem) -> Problem:
+        """Made once a problem and layout, so that what is compiled for it is found again."""
+        key = ("one vector", tuple(self.shapes.items()), self.tasks, self.name)
+        if key not in problem.memo.forms:
+            losses = {name: _LossOnVector(getattr(problem, name), self) for name in ("train_loss", "val_loss")}
+            problem.memo.forms[key] = Problem(**losses, optimizer=problem.optimizer, modules=problem.modules)
+        return problem.memo.forms[key]
 
-    def pack(self, tensors: Tensors) -> Tensor:
-        """The vector alone."""
-        return self.gathered(tensors).flat
+    def rule(self, rule: ElementwiseOptimizer) -> Optimizer:
+        """A rule in this form."""
+        return _RuleOnVector(rule=rule, layout=self)
 
-    def unpack(self, packed: Tensor) -> Spread:
-        """Views of a vector, by name."""
-        return Spread(packed, self._places, self._sizes)
+    def theta(self, theta: Tensors) -> Tensors:
+        return {self.name: torch.cat([theta[k].reshape((*self.lead, -1)) for k in self.shapes], -1)}
 
-    def split_state(self, state: State) -> State:
-        """A state of vectors as `{slot: {name: tensor}}`."""
+    def names(self, theta: Tensors) -> Tensors:
+        """Views of the vector, by name. `[n]`, or with the tasks' dimension in front where it still has that."""
+        vector = theta[self.name]
+        lead = vector.shape[:-1]
+        return {
+            k: part.reshape((*lead, *shape))
+            for (k, shape), part in zip(self.shapes.items(), vector.split(self.sizes, -1), strict=True)
+        }
 
-        def of(held: Tensors) -> Tensors:
-            vector = held[ALL]
-            return dict.fromkeys(self.shapes, vector) if vector.ndim == 0 else dict(self.unpack(vector).items())
-
-        return {slot: held if slot == "step" else of(held) for slot, held in state.items()}
-
-    def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
-        return self.initial_state_packed(self.pack(theta), self.pack_hyper(hyper))
-
-    def initial_state_packed(self, theta: Tensor, hyper: Hyper) -> State:
-        return self.rule.initial_state({ALL: theta}, hyper)
-
-    def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
-        # Of a state that is split by tensor, as without fusing: the pullback of a start has sums of its own.
-        return self.rule.initial_state_pullback(S_0, hyper, wanted)
-
-    def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-        new, new_state = self.step_packed(self.pack(theta), state, self.pack(G), self.pack_hyper(hyper))
-        return self.unpack(new), new_state
-
-    def step_packed(self, theta: Tensor, state: State, G: Tensor, hyper: Hyper) -> tuple[Tensor, State]:
-        new, new_state = self.rule.step({ALL: theta}, state, {ALL: G}, hyper)
-        return new[ALL], new_state
-
-    def pullback(
-        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
-    ) -> Pulled:
-        theta_G_B = (self.pack(theta), state, self.pack(G), self.pack_hyper(hyper), self.pack(B))
-        V, B_j, S_j, A = self.pullback_packed(*theta_G_B, S, wanted)
-        return Pulled(self.unpack(V), self.unpack(B_j), S_j, A)
-
-    def pullback_packed(
-        self, theta: Tensor, state: State, G: Tensor, hyper: Hyper, B: Tensor, S: State, wanted: Collection[str]
-    ) -> tuple[Tensor, Tensor, State, dict[str, Tensors]]:
-        s, S_all = ({slot: held[ALL] for slot, held in tree.items() if slot != "step"} for tree in (state, S))
-        V, B_j, S_j, thunks = self.rule._pullback(theta, s, G, hyper[ALL], state["step"] + 1, B, S_all)
-        A = self._by_tensor({name: thunks[name]() for name in wanted if name in thunks}, hyper[ALL])
-        return V, B_j, {slot: {ALL: S_j[slot]} for slot in S}, A
-
-    def pack_hyper(self, hyper: Hyper) -> Hyper:
-        """Every hyperparameter of the vector: one number for all as it is, one an element in a vector too."""
+    def hyper(self, hyper: Hyper) -> Hyper:
+        """One number for all as it is, one an element in a vector too."""
         first = next(iter(hyper.values()))
-        return {ALL: {name: v if name in self.scalars else self._wide(name, hyper) for name, v in first.items()}}
+        return {self.name: {n: v if n in self.scalars else self._wide(n, hyper) for n, v in first.items()}}
+
+    def hyper_by_name(self, hyper: Hyper) -> Hyper:
+        """The hyperparameters of a step by the names of the tensors."""
+        by_name: Hyper = {k: {} for k in self.shapes}
+        for name, value in hyper[self.name].items():
+            parts = value.split(self.sizes, -1) if name not in self.scalars else [value] * len(self.sizes)
+            for (k, shape), part in zip(self.shapes.items(), parts, strict=True):
+                by_name[k][name] = part if name in self.scalars else part.reshape((*self.lead, *shape))
+        return by_name
 
     def _wide(self, name: str, hyper: Hyper) -> Tensor:
         wide = torch.cat([hyper[k][name].reshape(-1) for k in self.shapes])
-        return wide.expand(*self._lead, len(wide))
+        return wide.expand(*self.lead, len(wide))
 
-    def _by_tensor(self, A: Tensors, h: Tensors) -> dict[str, Tensors]:
+    def back(self, ends: Ends) -> Ends:
+        theta_J, B = self.names(ends.theta_J), self.names(ends.B)
+        return Ends(theta_J, self.state_by_name(ends.s_J), B, self.state_by_name(ends.S))
+
+    def state_by_name(self, state: State) -> State:
+        """A state of vectors as `{slot: {name: tensor}}`."""
+        return {slot: held if slot in COUNTS else self.names(held) for slot, held in state.items()}
+
+    def by_tensor(self, A: Tensors, h: Tensors) -> dict[str, Tensors]:
         """Increments of the vector by tensor, each summed as its own: in what order changes the last bits."""
         found: dict[str, Tensors] = {k: {} for k in self.shapes}
         for name, increment in A.items():
-            for (k, place), part in zip(self._places.items(), increment.split(self._sizes, -1), strict=True):
+            for (k, shape), part in zip(self.shapes.items(), increment.split(self.sizes, -1), strict=True):
                 if name not in self.scalars:
-                    found[k][name] = part.reshape(place)
+                    found[k][name] = part.reshape((*self.lead, *shape))
                 elif self.tasks is None:
-                    found[k][name] = reduce_like(part.reshape(place), h[name])
+                    found[k][name] = reduce_like(part.reshape(shape), h[name])
                 else:
                     found[k][name] = part.sum(-1, dtype=torch.promote_types(part.dtype, torch.float32))
         return found
 
 
-def fuses(optimizer: Optimizer, theta: Tensors, scalars: Collection[str], exact: Collection[str]) -> bool:
-    """Whether it pays to fuse an elementwise rule over the tensors of theta, tasks included.
+class _LossOnVector:
+    """A loss that is handed the vector, and sees its tensors by name."""
 
-    `exact` names hyperparameters that are single numbers for some tensor, and so are used in float64: spread over the
-    elements they would be rounded to theta's dtype, and the bits would no longer be those of the rule alone.
+    def __init__(self, loss: Loss, layout: OneVector) -> None:
+        self.loss, self._layout = loss, layout
+        self.shape = getattr(loss, "shape", ())
+
+    def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
+        return self.loss(self._by_name(theta), phi_loss, batch)
+
+    def vectorised(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
+        """The same where a loss over tasks must not run one task after the other."""
+        loss = getattr(self.loss, "vectorised", self.loss)
+        return loss(self._by_name(theta), phi_loss, batch)
+
+    def _by_name(self, theta: Tensors) -> Tensors:
+        held = dict(theta)  # what is held constant keeps its place: some losses take theta.values() apart by it
+        vector = {self._layout.name: held.pop(self._layout.name)}
+        return {**held, **self._layout.names(vector)}
+
+
+@dataclass(frozen=True, eq=False)
+class _RuleOnVector(Optimizer):
+    """`rule` on the one tensor, with increments of A by the names of the many."""
+
+    rule: ElementwiseOptimizer = field(kw_only=True)
+    layout: OneVector = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        pass  # the rule has checked itself
+
+    def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
+        return self.rule.initial_state(theta, hyper)
+
+    def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
+        # Of a state that is split by tensor, as without this form: the pullback of a start has sums of its own.
+        return self.rule.initial_state_pullback(
+            self.layout.state_by_name(S_0), self.layout.hyper_by_name(hyper), wanted
+        )
+
+    def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        return self.rule.step(theta, state, G, hyper)
+
+    def pullback(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
+    ) -> Pulled:
+        k = self.layout.name
+        s, S_k = ({slot: held[k] for slot, held in slots_of(tree).items()} for tree in (state, S))
+        V, B_j, S_j, thunks = self.rule._pullback(theta[k], s, G[k], hyper[k], state["step"] + 1, B[k], S_k)
+        A = self.layout.by_tensor({name: thunks[name]() for name in wanted if name in thunks}, hyper[k])
+        return Pulled({k: V}, {k: B_j}, {slot: {k: S_j[slot]} for slot in S}, A)
+
+
+def one_vector(
+    optimizer: Optimizer, theta: Tensors, shapes: Mapping[str, torch.Size], scalars: Collection[str],
+    numbers: Collection[str], tasks: int | None, taken: Collection[str],
+) -> OneVector | None:  # fmt: skip
+    """The layout for an elementwise rule over the tensors of theta, tasks included; None where it does not pay.
+
+    `scalars` names hyperparameters that are one number for all tensors, `numbers` those that are a number for some
+    tensor, and so are used in float64: spread over the elements they would be rounded to theta's dtype, and the bits
+    would no longer be those of the rule alone.
     """
     small = len(theta) > 1 and sum(v.numel() for v in theta.values()) <= NUMBERS
-    return isinstance(optimizer, ElementwiseOptimizer) and small and set(exact) <= set(scalars)
+    if not isinstance(optimizer, ElementwiseOptimizer) or not small or not set(numbers) <= set(scalars):
+        return None
+    return OneVector(shapes, frozenset(scalars), tasks, frozenset(taken))

@@ -1,4 +1,4 @@
-"""One optimizer over T tasks at once: the same rule, vectorised over a leading dimension."""
+"""T tasks at once: the loss and the rule of one task, vectorised over a leading dimension."""
 
 from __future__ import annotations
 
@@ -9,15 +9,160 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils import _pytree as pytree
 
-from gimli_core.notation import Hyper, State, Tensors
-from gimli_core.optimizers.interface import Optimizer, Pulled
+from gimli_core.errors import ArgumentError, explain, first_line, notice
+from gimli_core.notation import Hyper, Loss, State, Tensors
+from gimli_core.optimizers.interface import COUNTS, Optimizer, Pulled, slots_of
+from gimli_core.problem import Problem
+from gimli_core.record import Ends
+from gimli_core.transforms.interface import Transform
+from gimli_core.transforms.tasks import by_task, expanded, summed
 
-__all__ = ["OverTasks"]
+__all__ = ["LossOverTasks", "OverTasks", "RuleOverTasks"]
 
 
 @dataclass(frozen=True, eq=False)
-class OverTasks(Optimizer):
+class OverTasks(Transform):
+    """A problem of one task as that of `count` tasks.
+
+    Args:
+        count: T.
+        scale: what the sum of their losses is multiplied by: 1, or one over how many tasks there are in all.
+        own_theta, own_state: whether theta_0, and a warm state_0, were given once a task.
+        shared_state: whether a warm state_0 is shared, so that its adjoint is summed.
+        phi_loss: names in phi_loss that the tasks do not share.
+        frozen: names in theta that all tasks share, held constant.
+        hyper_by_task: `{tensor: {hyperparameter: whether its value has a leading T}}`.
+        modules: whose buffers the losses may change; with tasks they must not.
+    """
+
+    count: int
+    scale: float
+    own_theta: bool
+    shared_state: bool
+    phi_loss: frozenset[str]
+    frozen: frozenset[str]
+    hyper_by_task: dict[str, dict[str, bool]]
+    modules: Any
+
+    def problem(self, problem: Problem) -> Problem:
+        """The losses of `[T]` values are made once a problem, so that what is compiled for them is found again."""
+        key = ("over tasks", self.count, self.frozen, self.phi_loss)
+        if key not in problem.memo.forms:
+            losses = {
+                name: LossOverTasks(getattr(problem, name), name, self.count, self.frozen, self.phi_loss, self.modules)
+                for name in ("train_loss", "val_loss")
+            }
+            problem.memo.forms[key] = Problem(**losses, optimizer=problem.optimizer, modules=self.modules)
+        return problem.memo.forms[key]
+
+    def rule(self, rule: Optimizer) -> RuleOverTasks:
+        """A rule in this form."""
+        return RuleOverTasks(rule=rule, by_task=self.hyper_by_task)
+
+    def theta(self, theta: Tensors) -> Tensors:
+        return theta if self.own_theta else expanded(theta, self.count)
+
+    def back(self, ends: Ends) -> Ends:
+        """What the tasks share gets the sum over them."""
+        B = ends.B if self.own_theta else summed(ends.B)
+        return ends._replace(B=B, S=summed(ends.S) if self.shared_state else ends.S)
+
+
+class LossOverTasks:
+    """`loss` for T tasks: from theta `[T, …]`, batch `[T, …]` to `[T]` values.
+
+    Vectorised by `vmap`; where that cannot be (a branch on values, autograd inside the loss, a module whose buffers
+    move), one task after the other, to the same result. Buffers that a task moves are put back before the next one:
+    each task starts from the same, and the last one's stay.
+
+    Args:
+        loss: of one task.
+        name: in messages.
+        count: T.
+        shared: names in theta that all tasks share (held constant).
+        phi_by_task: names in phi_loss that they do not.
+        modules: whose buffers the loss may change.
+
+    Raises:
+        ArgumentError: at a call: a batch without the leading dimension, a loss that is not one number a task, or that
+            changes a buffer.
+    """
+
+    def __init__(
+        self, loss: Loss, name: str, count: int, shared: frozenset[str], phi_by_task: frozenset[str], modules: Any
+    ) -> None:
+        self.loss, self.name, self.shape = loss, name, (count,)
+        self._shared, self._phi_by_task = shared, phi_by_task
+        self._buffers = [buffer for module in modules for buffer in module.buffers()]
+        self._one_by_one = False
+
+    def vectorised(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
+        """The losses of all tasks by vmap; raises what vmap raises."""
+        dims = tuple(_said_once(own) for own in self._which(theta, phi_loss, batch))
+        of_all: Tensor = vmap(self._of_one, in_dims=dims, randomness="different")(theta, phi_loss, batch)
+        return of_all
+
+    def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
+        if not self._one_by_one:
+            generator = torch.get_rng_state()
+            try:
+                return self.vectorised(theta, phi_loss, batch)
+            except (RuntimeError, ValueError, NotImplementedError) as error:
+                if isinstance(error, ArgumentError):
+                    raise
+                torch.set_rng_state(generator)
+                self._in_turn(theta, phi_loss, batch)  # where this fails too, the loss itself is at fault
+                self._one_by_one = True
+                torch.set_rng_state(generator)
+                notice(f"{self.name} runs one task after the other, since vmap cannot: {first_line(error)}")
+        return self._in_turn(theta, phi_loss, batch)
+
+    def _which(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
+        """What of the arguments each task has of its own."""
+        own_theta = {k: k not in self._shared for k in theta}
+        return (
+            own_theta,
+            {k: k in self._phi_by_task for k in phi_loss},
+            pytree.tree_map(lambda leaf: by_task(leaf, self.shape[0], self.name), batch),
+        )
+
+    def _in_turn(self, *arguments: Any) -> Tensor:
+        """The losses of all tasks, without vmap."""
+        before = [(buffer, buffer.clone()) for buffer in self._buffers]
+        own = self._which(*arguments)
+
+        def of(t: int) -> Any:
+            return pytree.tree_map(lambda mine, leaf: leaf[t] if mine else leaf, own, arguments)
+
+        losses = torch.stack([self._of_one(*of(t)) for t in range(self.shape[0])])
+        if any(not torch.equal(buffer, old) for buffer, old in before):
+            for buffer, old in before:
+                buffer.data.copy_(old)
+            expected = "a loss that changes no buffer, since each task would need buffers of its own"
+            do = "Normalise by batch statistics alone: BatchNorm(track_running_stats=False), or eval() before the call."
+            raise ArgumentError(explain(self.name, expected, "one that changes running statistics", do))
+        return losses
+
+    def _of_one(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
+        loss = self.loss(theta, phi_loss, batch)
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ArgumentError(explain(self.name, "to return a scalar for one task", came, "Reduce it with .mean()."))
+        return loss
+
+
+def _said_once(own: Any) -> Any:
+    """The dimension for `vmap` of a tree of booleans: 0 or None for all of it, which it reads faster, or a tree."""
+    leaves = pytree.tree_leaves(own)
+    if all(leaves) or not any(leaves):
+        return 0 if leaves and leaves[0] else None
+    return pytree.tree_map(lambda mine: 0 if mine else None, own)
+
+
+@dataclass(frozen=True, eq=False)
+class RuleOverTasks(Optimizer):
     """`rule` on tensors `[T, …]`; every task keeps its own state, and shares the count of steps.
 
     Increments of A have a leading T too: who shares a hyperparameter sums them.
@@ -39,7 +184,7 @@ class OverTasks(Optimizer):
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         def one(theta: Tensors, hyper: Hyper) -> State:
-            return _slots(self.rule.initial_state(theta, hyper))
+            return slots_of(self.rule.initial_state(theta, hyper))
 
         started: State = vmap(one, in_dims=(0, self._dims))(theta, hyper)
         return {"step": torch.zeros((), dtype=torch.float64), **started}
@@ -55,23 +200,24 @@ class OverTasks(Optimizer):
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         def one(theta: Tensors, slots: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-            theta, new = self.rule.step(theta, {"step": count, **slots}, G, hyper)
-            return theta, _slots(new)
+            theta, new = self.rule.step(theta, {**counts, **slots}, G, hyper)
+            return theta, slots_of(new)
 
-        count: Tensor = state["step"]
-        theta, new = vmap(one, in_dims=(0, 0, 0, self._dims))(theta, _slots(state), G, hyper)
-        return theta, {"step": count + 1, **new}
+        counts = counts_of(state)
+        theta, new = vmap(one, in_dims=(0, 0, 0, self._dims))(theta, slots_of(state), G, hyper)
+        return theta, {**counts, "step": counts["step"] + 1, **new}
 
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
         def one(theta: Tensors, slots: State, G: Tensors, hyper: Hyper, B: Tensors, S: State) -> Pulled:
-            return self.rule.pullback(theta, {"step": count, **slots}, G, hyper, B, S, wanted)
+            return self.rule.pullback(theta, {**counts, **slots}, G, hyper, B, S, wanted)
 
-        count: Tensor = state["step"]
-        pulled: Pulled = vmap(one, in_dims=(0, 0, 0, self._dims, 0, 0))(theta, _slots(state), G, hyper, B, S)
+        counts = counts_of(state)
+        pulled: Pulled = vmap(one, in_dims=(0, 0, 0, self._dims, 0, 0))(theta, slots_of(state), G, hyper, B, S)
         return pulled
 
 
-def _slots(state: dict[str, Any]) -> State:
-    return {slot: held for slot, held in state.items() if slot != "step"}
+def counts_of(state: State) -> State:
+    """The counts of a state, which all tasks share."""
+    return {name: held for name, held in state.items() if name in COUNTS}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.record import Event
-from gimli_core.runs.scheduled_run import Execution
+from gimli_core.runs.run import Run
 from gimli_core.verification.oracles.plain_unroll import Totals
 from gimli_core.verification.question import Key, flatten
 
@@ -39,10 +39,10 @@ class Finding(NamedTuple):
         return f"{self.quantity} (line {self.line}{step}, relative error {self.error:.1e})"
 
 
-def first_disagreement(execution: Execution, totals: Totals, allowed: Callable[[Key], float]) -> Finding | None:
-    """Run `execution` and return the first quantity that is off by more than `allowed` (absolute), or None."""
+def first_disagreement(run: Run, totals: Totals, allowed: Callable[[Key], float]) -> Finding | None:
+    """Run `run` and return the first quantity that is off by more than `allowed` (absolute), or None."""
     truth = {**totals.forward, **totals.backward}
-    for event in _events(execution):
+    for event in _events(run):
         for key, value in _quantities(event):
             if key not in truth:
                 continue
@@ -54,9 +54,9 @@ def first_disagreement(execution: Execution, totals: Totals, allowed: Callable[[
     return None
 
 
-def _events(execution: Execution) -> Iterator[Event]:
-    yield from execution.forward()
-    yield from execution.backward()
+def _events(run: Run) -> Iterator[Event]:
+    yield from run.forward()
+    yield from run.backward()
 
 
 def _quantities(event: Event) -> Iterator[tuple[Key, Tensor]]:

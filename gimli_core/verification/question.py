@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gimli_core.arguments.approximation import Approximation
 from gimli_core.environment import Environment, discover, split_frozen
 from gimli_core.meta_parameters.hyperparameters import expand_betas
 from gimli_core.meta_parameters.marks import PerStep
@@ -42,6 +43,7 @@ class Question:
     phi_loss: Mapping[str, Any] = field(default_factory=dict)
     state_0: Mapping[str, Any] | None = None
     val_weights: Any = None
+    left_out: Approximation = field(default_factory=Approximation)
 
     def entries(self) -> Entries:
         """Every meta-parameter: phi_opt, phi_loss, the trained part of theta_0, and a warm state."""

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gimli_core.arguments.inputs import Inputs, prepare
+from gimli_core.arguments.approximation import Approximation
+from gimli_core.arguments.call import Call
 from gimli_core.environment import Environment
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.memory import Schedule
-from gimli_core.meta_gradient import meta_gradient
 from gimli_core.notation import State
 from gimli_core.problem import Problem
-from gimli_core.requirements.examine import require
-from gimli_core.runs.make_run import check_schedule
-from gimli_core.runs.scheduled_run import Execution
+from gimli_core.runs.make_run import Wants, make_run
+from gimli_core.runs.run import drain
 from gimli_core.verification.bounds import Bounds
 from gimli_core.verification.claims import entries_of
 from gimli_core.verification.localise import Finding, first_disagreement
@@ -46,8 +46,9 @@ def verify(
     state_0: State | None = None,
     val_weights: Sequence[float] | Tensor | None = None,
     memory: Schedule | None = None,
-    recurrence: str = "augmented",
+    approximation: Approximation | None = None,
     second_order: str = "auto",
+    compile: bool | str = "auto",
     claimed: Mapping[str, Any] | None = None,
     closed_form: Mapping[str, Any] | None = None,
     oracles: Collection[str] = ORACLES,
@@ -70,7 +71,7 @@ def verify(
 
     Args:
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights,
-            memory, recurrence, second_order: as for `gimli.meta_gradient`.
+            memory, approximation, second_order, compile: as for `gimli.meta_gradient`; that very run is judged.
         claimed: a meta-gradient from elsewhere, to be judged beside the engine's: keyed like a result,
             `{"A_opt": {"lr": …}, "A_loss": {…}, "B_0": {…}, "S_0": {…}}`, or by flat names.
         closed_form: known values, keyed likewise.
@@ -107,34 +108,41 @@ def verify(
         raise ArgumentError(explain("oracles", f"some of {listing(ORACLES)}", listing(unknown), remedy))
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < 1):
         raise ArgumentError(explain("tolerance", "a number in [0, 1)", repr(tolerance), "It is relative to an entry."))
-    schedule = check_schedule(memory)
-    inputs = prepare(
-        problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
-        state_0=state_0, val_weights=val_weights, recurrence=recurrence, second_order=second_order,
+    call = Call(
+        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory, approximation,
+        second_order, None, compile,
     )  # fmt: skip
+    run = make_run(call)
     asked = Question(
-        problem, theta_0, train_batches, val_batch, inputs.steps, phi_opt or {}, phi_loss or {}, state_0, val_weights
+        problem,
+        theta_0,
+        train_batches,
+        val_batch,
+        run.form.steps,
+        phi_opt or {},
+        phi_loss or {},
+        state_0,
+        val_weights,
+        run.form.left_out,
     )
+    environment = asked.environment()
     entries = {VAL_LOSS: torch.zeros(()), **asked.entries()}
     claims, known = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")
 
-    with same_randomness(inputs.environment):
-        result = meta_gradient(
-            problem, theta_0, train_batches, val_batch, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss,
-            state_0=state_0, val_weights=val_weights, memory=schedule, recurrence=recurrence,
-            second_order=second_order,
-        )  # fmt: skip
+    with same_randomness(environment):
+        drain(chain(run.forward(), run.backward()))
+    result = run.result()
     found = {VAL_LOSS: result.val_loss, **flatten({name: getattr(result, name) for name in RESULTS}, ())}
     engine = {key: found[key] for key in entries}
 
-    question, notes = _precise(asked, inputs.environment)
-    if not all(map(torch.equal, result.buffers_J.values(), inputs.environment.buffers)):
+    question, notes = _precise(asked, environment)
+    if not all(map(torch.equal, result.buffers_J.values(), environment.buffers)):
         notes.append(
             "buffers of modules move in the loop; derivatives take them for constants. Finite differences hold them "
             "between losses, but cannot inside one that moves what it then reads, as spectral_norm does in train mode."
         )
-    bounds = Bounds(question, inputs.environment, asked.dtype, tolerance)
-    truths, more = _ask(question, inputs.environment, bounds, oracles)
+    bounds = Bounds(question, environment, asked.dtype, tolerance)
+    truths, more = _ask(question, environment, bounds, oracles)
     truths["closed form"] = known
     checks: list[Check] = []
     for key, value in engine.items():
@@ -142,7 +150,7 @@ def verify(
         if key in claims:
             checks += _against({**truths, "engine": engine}, "claimed", key, claims[key], bounds)
     wrong = [c for c in checks if c.subject == "engine" and c.verdict is Verdict.DISAGREES]
-    finding = _locate(inputs, schedule, bounds, wrong) if wrong else None
+    finding = _locate(call, environment, bounds, wrong) if wrong else None
     return Report(tuple(checks), finding, (str(bounds), *notes, *more))
 
 
@@ -170,6 +178,9 @@ def _ask(
         notes.append(
             "autograd gives NaN where sqrt meets 0 and its factor is 0; the second takes the product's limit, 0."
         )
+    if question.left_out.first_order or question.left_out.first(question.steps):
+        notes.append("an approximation is judged as what it says: by autograd alone, with the same left out.")
+        return answers, notes
     if "finite_differences" in oracles:
         answers["finite differences"] = finite_differences(question, environment)
     if "dense_chain" in oracles:
@@ -202,10 +213,11 @@ def _against(truths: Mapping[str, Answers], subject: str, key: Key, value: Tenso
             yield judge(subject, key, oracle, value, truth, uncertainty=own, allowed=allowed, scale=scale)
 
 
-def _locate(inputs: Inputs, schedule: Schedule, bounds: Bounds, wrong: Sequence[Check]) -> Finding | None:
-    with same_randomness(inputs.environment):
-        settled = require(inputs, replays=schedule.replays)  # examined already: it has the means that were used
-        found = first_disagreement(Execution(settled, schedule), bounds.reference, bounds.allowed)
+def _locate(call: Call, environment: Environment, bounds: Bounds, wrong: Sequence[Check]) -> Finding | None:
+    """The first quantity of an eager run that is wrong, line by line."""
+    with same_randomness(environment):
+        found = first_disagreement(make_run(call, Wants(lines=True, changes=True)), bounds.reference, bounds.allowed)
     if found is None and any(c.family == "autograd" for c in wrong):
-        return Finding(16, None, f"{wrong[0].name}: every increment agrees, but not their sum", wrong[0].error)
+        by = f"{wrong[0].name}: every increment agrees, but not their sum"
+        return Finding(16, None, by, wrong[0].error)
     return found

@@ -166,7 +166,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     # the rest
     "memory, a class": ({"memory": StoreStates}, ["memory: expected a schedule", "Call it"]),
     "memory, a string": ({"memory": "512MiB"}, ["memory", "'512MiB'"]),
-    "recurrence": ({"recurrence": "exact"}, ["recurrence: expected 'augmented', 'theta_only'", "'exact'"]),
+    "approximation": ({"approximation": "first order"}, ["approximation: expected None, or one of", "'first order'"]),
     "problem": ({"problem": loss}, ["problem: expected a gimli.Problem", "got function"]),
 }
 

@@ -55,7 +55,7 @@ LOOPS: dict[str, tuple[Optimizer, dict[str, Any]]] = {
     "per step": (SGD(momentum=0.9), {"phi_opt": {"lr": gimli.per_step(RATES), "momentum": 0.8}}),
     "not fused": (ClipNorm(RMSprop(), 0.5), {"phi_opt": {"lr": RATES[2]}}),
     "tasks": (SGD(), {"tasks": T, "phi_opt": {"lr": {k: gimli.per_task(RATES[:T]) for k in "wvc"}}}),
-    "ablation": (SGD(lr=0.1, momentum=0.9), {"recurrence": "theta_only"}),
+    "ablation": (SGD(lr=0.1, momentum=0.9), {"approximation": gimli.ThetaOnly()}),
 }
 
 
@@ -450,5 +450,5 @@ def test_the_default_compiles_once_eager_runs_have_taken_long(
 def test_a_wrong_choice_is_refused(asked: Any) -> None:
     with pytest.raises(ArgumentError, match=r"compile: expected True, False, 'auto', 'steps', 'whole'"):
         gimli.meta_gradient(**tanh_network(SGD(lr=0.1)), compile=asked)
-    with pytest.raises(ArgumentError, match=r"compile: expected 'steps' or True beside memory=, resume= or truncate="):
+    with pytest.raises(ArgumentError, match=r"compile: expected 'steps' or True beside memory=, resume= or Truncated"):
         gimli.meta_gradient(**tanh_network(SGD(lr=0.1)), compile="whole", memory=StoreStates())

@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from gimli_core.arguments.approximation import ThetaOnly
 from gimli_core.commands import demo as command
 from gimli_core.commands.command_line import main
 from gimli_core.demo import data, picture
@@ -281,7 +282,7 @@ def test_a_wrong_meta_gradient_makes_it_fail(
     honest = command.verify
 
     def verify(*arguments: object, **more: object) -> Report:
-        return honest(*arguments, **more, recurrence="theta_only")  # type: ignore[arg-type]
+        return honest(*arguments, **more, approximation=ThetaOnly())  # type: ignore[arg-type]
 
     monkeypatch.setattr(command, "verify", verify)
     assert demo(tmp_path) == 1

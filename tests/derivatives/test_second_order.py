@@ -389,7 +389,16 @@ def network_of_tasks(mean: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mean", [FORWARD, MIXED])
-@pytest.mark.parametrize("options", [{}, {"chunk": 1}, {"truncate": 2}, {"first_order": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tasks": gimli.Tasks(2, chunk=1)},
+        {"approximation": gimli.Truncated(2)},
+        {"approximation": gimli.FirstOrder()},
+    ],
+    ids=str,
+)
 def test_tasks(mean: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     made = network_of_tasks("auto", **options)
     expected, found = gimli.meta_gradient(**made), gimli.meta_gradient(**{**made, "second_order": mean})
@@ -397,11 +406,11 @@ def test_tasks(mean: str, options: dict[str, Any], caplog: pytest.LogCaptureFixt
         for name, value in getattr(expected, part).items():
             assert distance(getattr(found, part)[name], value) < 1e-12, (part, name)
     assert found.approximation == expected.approximation
-    assert bool(found.approximation) == ("chunk" not in options and options != {})
+    assert bool(found.approximation) == ("approximation" in options)
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("options", [{"second_order": FORWARD}, {"first_order": True}], ids=str)
+@pytest.mark.parametrize("options", [{"second_order": FORWARD}, {"approximation": gimli.FirstOrder()}], ids=str)
 def test_what_is_not_compiled_says_so(options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     made = cubic(lambda x: x**3, **options)
     eager = gimli.meta_gradient(**made, compile=False)

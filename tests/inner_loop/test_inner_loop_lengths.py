@@ -145,18 +145,20 @@ def test_no_weight_at_the_end() -> None:
 def test_the_literal_recurrence(memory: Any) -> None:
     """With theta alone, lines 11-14 are exact for plain SGD, and wrong for whatever keeps a state."""
 
-    def run(optimizer: Any, recurrence: str, steps: int = 4) -> gimli.MetaGradient:
+    def run(optimizer: Any, approximation: Any, steps: int = 4) -> gimli.MetaGradient:
         phi_opt = {"lr": 0.1}
-        return gimli.meta_gradient(**arguments(optimizer, steps, phi_opt=phi_opt, memory=memory, recurrence=recurrence))
+        return gimli.meta_gradient(
+            **arguments(optimizer, steps, phi_opt=phi_opt, memory=memory, approximation=approximation)
+        )
 
-    plain = [run(SGD(weight_decay=0.1), recurrence) for recurrence in ("augmented", "theta_only")]
+    plain = [run(SGD(weight_decay=0.1), approximation) for approximation in (None, gimli.ThetaOnly())]
     assert torch.equal(plain[0].B_0["w"], plain[1].B_0["w"])
     assert torch.equal(plain[0].A_opt["lr"], plain[1].A_opt["lr"])
     for optimizer in (SGD(momentum=0.9), Adam(), Adagrad()):
-        exact, literal = (run(optimizer, recurrence) for recurrence in ("augmented", "theta_only"))
+        exact, literal = (run(optimizer, approximation) for approximation in (None, gimli.ThetaOnly()))
         assert torch.equal(exact.val_loss, literal.val_loss)
         assert distance(literal.B_0["w"], exact.B_0["w"]) > 1e-3
-        once = [run(optimizer, recurrence, 1) for recurrence in ("augmented", "theta_only")]
+        once = [run(optimizer, approximation, 1) for approximation in (None, gimli.ThetaOnly())]
         assert torch.equal(once[0].B_0["w"], once[1].B_0["w"])  # one step meets S_J = 0 only
     assert "theta_only" in repr(run(SGD(momentum=0.9), "theta_only"))
 
@@ -171,9 +173,9 @@ def test_the_size_of_what_the_literal_recurrence_misses() -> None:
     problem = gimli.Problem(loss, lambda theta, phi, batch: theta["w"] * 1.0, SGD(lr=lr, momentum=momentum))
     run = [
         gimli.meta_gradient(
-            problem, {"w": torch.tensor(1.0)}, lambda j: None, None, steps=2, recurrence=recurrence
+            problem, {"w": torch.tensor(1.0)}, lambda j: None, None, steps=2, approximation=approximation
         ).B_0["w"]
-        for recurrence in ("augmented", "theta_only")
+        for approximation in (None, gimli.ThetaOnly())
     ]
     torch.testing.assert_close(run[0], torch.tensor((1 - lr) ** 2 - lr * momentum), rtol=1e-15, atol=0)
     torch.testing.assert_close(run[1], torch.tensor((1 - lr) ** 2), rtol=1e-15, atol=0)

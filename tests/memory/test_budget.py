@@ -11,6 +11,7 @@ import torch
 import gimli_core as gimli
 import gimli_core.memory.measure as measure_module
 import gimli_core.memory.storage as storage_module
+from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import prepare
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError
@@ -22,7 +23,11 @@ from gimli_core.memory.schedules.actions import Advance
 from gimli_core.memory.schedules.budget import choose, estimate, least
 from gimli_core.memory.schedules.costs import Act, Costs, predict
 from gimli_core.memory.schedules.sizes import parse_size
-from gimli_core.runs.scheduled_run import Execution
+from gimli_core.runs.eager_steps import EagerSteps
+from gimli_core.runs.make_run import makers
+from gimli_core.runs.scheduled_run import ScheduledRun
+
+EAGER = makers(EagerSteps())[0]
 from tests.problems import needs_compiler
 
 COSTS = Costs(
@@ -191,12 +196,12 @@ def problem(width=64, steps=12, rows=32):
 )
 def test_predicted_bytes_against_counted_bytes(schedule):
     arguments, options = problem()
-    inputs = prepare(*arguments, **options)
-    costs = measure(inputs, Execution)._replace(holes=0)
-    predicted = predict(schedule.actions(inputs.steps), costs).peak
+    inputs = prepare(Call(*arguments, **options))
+    costs = measure(inputs, EAGER)._replace(holes=0)
+    predicted = predict(schedule.actions(inputs.form.steps), costs).peak
     meter = LiveBytes()
     with meter:
-        execution = Execution(prepare(*arguments, **options), schedule)
+        execution = EAGER(prepare(Call(*arguments, **options)), schedule)
         deque(execution.forward(), maxlen=0)
         deque(execution.backward(), maxlen=0)
     assert 0.9 <= predicted / meter.peak <= 1.1
@@ -229,25 +234,25 @@ def test_works_under_unroll():
 def test_compiled_steps_are_measured_as_they_run():
     """What they hold and what the process occupies, against the prediction; eager steps of this problem take more."""
     arguments, options = problem(width=700, steps=8, rows=1024)
-    inputs = prepare(*arguments, **options)
+    inputs = prepare(Call(*arguments, **options))
     compiled = CompiledSteps(inputs)
-    costs = known_costs(inputs, Execution, compiled)
+    costs = known_costs(inputs, *makers(compiled))
     assert costs.point == costs.end // 2 == pytest.approx(3 * costs.gradient, rel=1e-5)  # and the count of steps
     assert costs.record == costs.point + costs.gradient
-    weighed = prepare(*arguments, **options, val_weights=[1.0] * 8)
-    assert known_costs(weighed, Execution, compiled).record == costs.record + costs.gradient  # and that of L_val
+    weighed = prepare(Call(*arguments, **options, val_weights=[1.0] * 8))
+    assert known_costs(weighed, *makers(compiled)).record == costs.record + costs.gradient  # and that of L_val
     assert costs.run == costs.run_known
     assert costs.run.transient == costs.run_graph.transient
     assert choose(Budget(10**12), 8, costs).graphs == 1  # a step takes as long from its record as from its point
     assert costs.run.transient > 3 * costs.gradient  # theta, m and v of the next step, and G
     schedule = Checkpoint(3)
     with occupied() as most:
-        execution = Execution(prepare(*arguments, **options), schedule, compiled=compiled)
+        execution = ScheduledRun(prepare(Call(*arguments, **options)), schedule, compiled)
         deque(execution.forward(), maxlen=0)
         deque(execution.backward(), maxlen=0)
     # In this process the heap is full of other tests' holes; eager steps' prediction would be half as much again.
     assert 0.75 <= predict(schedule.actions(8), costs).peak / most() <= 1.25
     assert costs.run.transient + costs.sweep_point.transient < sum(
-        act.transient for act in (known_costs(inputs, Execution).run, known_costs(inputs, Execution).sweep_point)
+        act.transient for act in (known_costs(inputs, EAGER).run, known_costs(inputs, EAGER).sweep_point)
     )
-    assert len(inputs.problem.made["costs"]) == 3
+    assert len(inputs.form.problem.memo.costs) == 3

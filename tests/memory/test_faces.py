@@ -67,7 +67,7 @@ def test_verify(problem: Any, schedule: Schedule | str) -> None:
 def test_verify_finds_the_same_fault(schedule: Schedule | str) -> None:
     """The ablation is wrong, and the first wrong step does not depend on what was replayed."""
     reports = [
-        gimli.verify(**row(PROBLEMS[1], memory), oracles=["autograd"], recurrence="theta_only")
+        gimli.verify(**row(PROBLEMS[1], memory), oracles=["autograd"], approximation=gimli.ThetaOnly())
         for memory in (RetainGraphs(), schedule)
     ]
     expected, found = (report.finding for report in reports)

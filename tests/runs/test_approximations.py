@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 import gimli_core as gimli
+from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import prepare
 from gimli_core.derivatives.second_order import MEANS
 from gimli_core.errors import ArgumentError, RequirementError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
-from gimli_core.runs.scheduled_run import Execution
+from gimli_core.runs.eager_steps import EagerSteps
+from gimli_core.runs.scheduled_run import ScheduledRun
 from tests.compare import distance, flat_results, identical
 from tests.problems import DISK
 
@@ -149,7 +151,7 @@ def test_the_plain_unroll_is_the_engine_where_nothing_is_cut(rule: str, with_phi
 def test_first_order(rule: str, with_phi: bool, warm: bool, mean: str) -> None:
     """G_j with theta_j cut off, and with phi_loss kept."""
     made = arguments(rule, with_phi=with_phi, warm=warm)
-    result = gimli.meta_gradient(**made, first_order=True, second_order=mean)
+    result = gimli.meta_gradient(**made, approximation=gimli.FirstOrder(), second_order=mean)
     expected = autograd(rule, made, first_order=True)
     check(result, expected)
     exact = gimli.meta_gradient(**made)
@@ -165,7 +167,7 @@ def test_first_order(rule: str, with_phi: bool, warm: bool, mean: str) -> None:
 @pytest.mark.parametrize("first_order", [False, True])
 def test_truncated(rule: str, k: int, warm: bool, first_order: bool) -> None:
     made = arguments(rule, warm=warm)
-    result = gimli.meta_gradient(**made, truncate=k, first_order=first_order)
+    result = gimli.meta_gradient(**made, approximation=gimli.Approximation(first_order, k))
     check(result, autograd(rule, made, truncate=k, first_order=first_order))
     told = f"truncated: the last {k} of {J} steps, the others as the identity"
     assert result.approximation == ("first order: line 14 without V_j Hessian; " if first_order else "") + told
@@ -177,7 +179,7 @@ def test_truncated(rule: str, k: int, warm: bool, first_order: bool) -> None:
 @pytest.mark.parametrize("k", [J, J + 5])
 def test_truncating_beyond_the_start_changes_nothing(k: int) -> None:
     made = arguments("adam")
-    found, exact = gimli.meta_gradient(**made, truncate=k), gimli.meta_gradient(**made)
+    found, exact = gimli.meta_gradient(**made, approximation=gimli.Truncated(k)), gimli.meta_gradient(**made)
     assert identical(flat_results(found), flat_results(exact))
     assert found.approximation == ""
 
@@ -190,19 +192,21 @@ SCHEDULES: list[Schedule] = [
 
 @every_rule
 @pytest.mark.parametrize(
-    "options", [{"truncate": 4}, {"first_order": True}, {"truncate": 1, "first_order": True}], ids=str
+    "approximation", [gimli.Truncated(4), gimli.FirstOrder(), gimli.Truncated(1) & gimli.FirstOrder()], ids=str
 )
 @pytest.mark.parametrize("with_phi", [True, False])
-def test_schedules_agree_to_the_bit(rule: str, options: dict[str, Any], with_phi: bool) -> None:
+def test_schedules_agree_to_the_bit(rule: str, approximation: gimli.Approximation, with_phi: bool) -> None:
     made = arguments(rule, with_phi=with_phi)
-    results = [flat_results(gimli.meta_gradient(**made, memory=memory, **options)) for memory in SCHEDULES]
+    results = [
+        flat_results(gimli.meta_gradient(**made, memory=memory, approximation=approximation)) for memory in SCHEDULES
+    ]
     assert all(identical(other, results[0]) for other in results[1:])
 
 
 @pytest.mark.parametrize("memory", SCHEDULES, ids=str)
 def test_truncated_with_losses_along_the_way(memory: Schedule) -> None:
     made, weights = arguments("adam"), [0.0, 0.0, 0.0, 0.3, 0.0, -0.2, 0.7]
-    result = gimli.meta_gradient(**made, val_weights=weights, truncate=3, memory=memory)
+    result = gimli.meta_gradient(**made, val_weights=weights, approximation=gimli.Truncated(3), memory=memory)
     check(result, autograd("adam", made, truncate=3, weights=weights))
 
 
@@ -211,25 +215,27 @@ def test_weights_before_the_cut_are_refused() -> None:
     with pytest.raises(
         ArgumentError, match=r"val_weights: expected no weight before theta_3, .*; got one at theta_2\."
     ):
-        gimli.meta_gradient(**made, val_weights=[0.0, 0.0, 0.1, 0.0, 0.0, 0.0, 1.0], truncate=3)
+        gimli.meta_gradient(**made, val_weights=[0.0, 0.0, 0.1, 0.0, 0.0, 0.0, 1.0], approximation=gimli.Truncated(3))
     learned = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1.0], requires_grad=True)
     with pytest.raises(ArgumentError, match="got one at theta_1, which is learned"):
-        gimli.unroll(**made, val_weights=learned, truncate=3)
+        gimli.unroll(**made, val_weights=learned, approximation=gimli.Truncated(3))
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.0, True, "3"])
 def test_bad_arguments(k: Any) -> None:
-    with pytest.raises(ArgumentError, match="truncate: expected a whole number k >= 1"):
-        gimli.meta_gradient(**arguments("sgd"), truncate=k)
-    with pytest.raises(ArgumentError, match="first_order: expected True or False"):
-        gimli.meta_gradient(**arguments("sgd"), first_order=int(k))
+    with pytest.raises(ArgumentError, match=r"Truncated\(steps\): expected a whole number k >= 1"):
+        gimli.Truncated(k)
+    with pytest.raises(ArgumentError, match="approximation: expected None, or one of"):
+        gimli.meta_gradient(**arguments("sgd"), approximation=k)
 
 
 def test_first_order_without_phi_loss_needs_no_second_derivative() -> None:
     """No graph is kept, and a loss that has no double backward will do; a phi_loss brings line 13, which needs one."""
     seen: list[Any] = []
     made = arguments("adam", with_phi=False)
-    gimli.meta_gradient(**made, first_order=True, watch=lambda event: seen.append(event.given.get("graph")))
+    gimli.meta_gradient(
+        **made, approximation=gimli.FirstOrder(), watch=lambda event: seen.append(event.given.get("graph"))
+    )
     assert [graph for graph in seen if graph is not None] == []
 
     def once(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
@@ -241,12 +247,12 @@ def test_first_order_without_phi_loss_needs_no_second_derivative() -> None:
     made = {"theta_0": {"w": torch.randn(6, 1, 4)}, "train_batches": [None] * 2, "val_batch": None}
     with pytest.raises(RequirementError, match="requirement II fails"):
         gimli.meta_gradient(problem, **made)
-    result = gimli.meta_gradient(problem, **made, first_order=True)
+    result = gimli.meta_gradient(problem, **made, approximation=gimli.FirstOrder())
     assert torch.equal(result.B_0["w"], 2 * result.theta_J["w"])
     with pytest.raises(RequirementError, match="requirement II fails"):
         gimli.meta_gradient(
             gimli.Problem(lambda theta, phi, batch: phi["c"] * once(theta, phi, batch), problem.val_loss, SGD(lr=0.1)),
-            **made, first_order=True, phi_loss={"c": 0.5},
+            **made, approximation=gimli.FirstOrder(), phi_loss={"c": 0.5},
         )  # fmt: skip
 
 
@@ -261,7 +267,7 @@ def test_first_order_takes_one_evaluation_a_step() -> None:
     made["problem"] = gimli.Problem(counted, val_loss, Adam())
     for memory in (RetainGraphs(), Checkpoint(J, gradients=True)):
         calls["n"] = 0
-        gimli.meta_gradient(**made, first_order=True, memory=memory, check=False)
+        gimli.meta_gradient(**made, approximation=gimli.FirstOrder(), memory=memory, check=False)
         assert calls["n"] == J
 
 
@@ -269,8 +275,8 @@ def test_first_order_takes_one_evaluation_a_step() -> None:
 def test_the_first_steps_keep_nothing(memory: Schedule) -> None:
     made = arguments("adam")
     holds = []
-    inputs = prepare(**made, truncate=2)
-    execution = Execution(inputs, memory)
+    inputs = prepare(Call(**made, approximation=gimli.Truncated(2)))
+    execution = ScheduledRun(inputs, memory, EagerSteps())
     for event in execution.forward():
         holds.append((event.j, [*execution.held[0], *execution.held[1]]))
     assert all(held == [] for j, held in holds if j < J - 2)
@@ -279,7 +285,7 @@ def test_the_first_steps_keep_nothing(memory: Schedule) -> None:
 
 def test_unroll_and_resume(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = arguments("adam", warm=True)
-    options = {"truncate": 3, "first_order": True}
+    options = {"approximation": gimli.Truncated(3) & gimli.FirstOrder()}
     expected = gimli.meta_gradient(**made, **options)
     theta_0 = {k: v.clone().requires_grad_() for k, v in made["theta_0"].items()}
     L, trajectory = gimli.unroll(**{**made, "theta_0": theta_0}, **options, with_trajectory=True)
@@ -324,5 +330,5 @@ def test_a_budget_is_for_the_steps_that_are_swept() -> None:
 
 
 def test_truncated_runs_are_not_compiled_whole() -> None:
-    with pytest.raises(ArgumentError, match="compile: expected 'steps' or True beside memory=, resume= or truncate="):
-        gimli.meta_gradient(**arguments("sgd"), truncate=2, compile="whole")
+    with pytest.raises(ArgumentError, match="compile: expected 'steps' or True beside memory=, resume= or Truncated"):
+        gimli.meta_gradient(**arguments("sgd"), approximation=gimli.Truncated(2), compile="whole")

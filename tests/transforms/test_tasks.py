@@ -113,7 +113,7 @@ def test_what_each_task_has_of_its_own(schedule: Schedule, reduce: str, chunk: i
                     "v": torch.tensor(0.8), "c": torch.tensor(0.9)}},
         "phi_loss": {"m": gimli.per_task(torch.rand(T)), "l2": torch.tensor(-2.0)}, "state_0": gimli.per_task(state_0),
     }  # fmt: skip
-    alone, together = by_loop(given), gimli.meta_gradient(**given, tasks=T, reduce=reduce, chunk=chunk)
+    alone, together = by_loop(given), gimli.meta_gradient(**given, tasks=gimli.Tasks(T, reduce, chunk))
     scale = 1 / T if reduce == "mean" else 1.0
     agree(together.A_opt["lr"], torch.stack([r.A_opt["lr"] for r in alone]) * scale)
     agree(together.A_opt["beta1"]["w"], torch.stack([r.A_opt["beta1"]["w"] for r in alone]) * scale)
@@ -134,7 +134,7 @@ def test_rules_that_couple_tensors_do_not_couple_tasks(wrap: Callable[[Any], Any
         "problem": gimli.Problem(loss, loss, wrap(SGD(lr=0.1))), "theta_0": theta_0(), "train_batches": batches(J),
         "val_batch": batches(1)[0], "phi_opt": {"lr": torch.tensor(0.1)}, "phi_loss": phi_loss,
     }  # fmt: skip
-    alone, together = by_loop(given), gimli.meta_gradient(**given, tasks=T, reduce="sum")
+    alone, together = by_loop(given), gimli.meta_gradient(**given, tasks=gimli.Tasks(T, "sum"))
     agree(together.A_opt["lr"], shared([r.A_opt["lr"] for r in alone], "sum"))
     for k in together.B_0:
         agree(together.B_0[k], shared([r.B_0[k] for r in alone], "sum"))
@@ -150,7 +150,7 @@ def test_unroll_carries_the_gradients_of_tasks_on(chunk: int | None) -> None:
         "problem": gimli.Problem(loss, loss, SGD()), "train_batches": batches(J), "val_batch": batches(1)[0],
     }  # fmt: skip
     made = {"theta_0": start, "phi_loss": {"m": torch.tensor(1.0), "l2": l2}, "val_weights": weights}
-    gimli.unroll(**given, **made, phi_opt={"lr": gimli.per_task(rates)}, tasks=T, chunk=chunk).backward()
+    gimli.unroll(**given, **made, phi_opt={"lr": gimli.per_task(rates)}, tasks=gimli.Tasks(T, chunk=chunk)).backward()
     leaves = [rates, l2, weights, *start.values()]
     found = [leaf.grad.clone() for leaf in leaves]
     total = torch.zeros(())
@@ -171,7 +171,7 @@ def test_frozen_entries_are_shared() -> None:
     }  # fmt: skip
     alone = by_loop(given)
     for chunk in (None, 1):
-        together = gimli.meta_gradient(**given, tasks=T, chunk=chunk)
+        together = gimli.meta_gradient(**given, tasks=gimli.Tasks(T, chunk=chunk))
         agree(together.theta_J["w"], start["w"].detach())
         agree(together.theta_J["v"], torch.stack([r.theta_J["v"] for r in alone]))
         agree(together.B_0["v"], shared([r.B_0["v"] for r in alone], "mean"))
@@ -235,12 +235,9 @@ def call(**changed: Any) -> gimli.MetaGradient:
         ({"tasks": 0}, r"tasks: expected a whole number T >= 1"),
         ({"tasks": 2.0}, r"tasks: expected a whole number T >= 1"),
         ({"tasks": 4}, r"expected tensors with a leading dimension of 4 tasks; got one of shape \[3, 6, 3\]"),
-        ({"tasks": 2, "chunk": 1}, r"expected tensors with a leading dimension of 2 tasks; got one of shape \[3"),
-        ({"chunk": 2, "phi_opt": {"lr": gimli.per_task(torch.ones(5))}}, r"phi_opt\['lr'\]: expected .* 3 tasks"),
-        ({"reduce": "max"}, r"reduce: expected 'mean', 'sum'; got 'max'"),
-        ({"chunk": 0}, r"chunk: expected a number of tasks, at least 1; got 0"),
-        ({"chunk": 2, "tasks": None}, r"chunk: expected tasks=T beside it"),
-        ({"chunk": 2, "resume": "runs"}, r"Give one of chunk= and resume="),
+        ({"tasks": gimli.Tasks(2, chunk=1)}, r"expected tensors with a leading dimension of 2 tasks; got one of shape \[3"),
+        ({"tasks": gimli.Tasks(3, chunk=2), "phi_opt": {"lr": gimli.per_task(torch.ones(5))}}, r"phi_opt\['lr'\]: expected .* 3 tasks"),
+        ({"tasks": gimli.Tasks(3, chunk=2), "resume": "runs"}, r"Give one of chunk= and resume="),
         ({"theta_0": gimli.per_task({"w": torch.ones(2, 3, 4)})}, r"theta_0\['w'\]: expected .* 3 tasks"),
         ({"tasks": None, "theta_0": gimli.per_task({"w": torch.ones(2, 3, 4)})}, r"tasks: expected tasks=T beside"),
         ({"phi_opt": {"lr": gimli.per_task(torch.ones(2))}}, r"phi_opt\['lr'\]: expected a leading dimension of 3"),
@@ -274,3 +271,16 @@ def test_what_is_made_for_a_problem_goes_with_it() -> None:
     del work
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: gimli.Tasks(3, reduce="max"), r"Tasks\(reduce=…\): expected 'mean', 'sum'; got 'max'"),
+        (lambda: gimli.Tasks(3, chunk=0), r"Tasks\(chunk=…\): expected a whole number of tasks that are run at a time"),
+        (lambda: gimli.Tasks(0), r"Tasks\(count=…\): expected a whole number of tasks, at least 1; got 0"),
+    ],
+)
+def test_a_number_of_tasks_that_makes_no_sense(made: Any, said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        made()

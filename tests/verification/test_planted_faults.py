@@ -16,7 +16,8 @@ from gimli_core.errors import VerificationError
 from gimli_core.memory import RetainGraphs, StoreStates
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.optimizers import SGD, Adagrad, Adam
-from gimli_core.runs.scheduled_run import Execution
+from gimli_core.runs.eager_steps import EagerSteps
+from gimli_core.runs.scheduled_run import ScheduledRun
 from gimli_core.verification import Verdict, verify
 
 STEPS = 5
@@ -81,7 +82,7 @@ FAULTS = [
           "v_bar * beta2", "v_bar * 0",
           14, 4, "S_4[exp_avg_sq] of w: the S pullback at step 4"),
     Fault("two steps swapped forwards", ADAM, forward_unroll, "inner_gradient",
-          "inputs.batch(j)", "inputs.batch({1: 2, 2: 1}.get(j, j))",
+          "values.batch(j)", "values.batch({1: 2, 2: 1}.get(j, j))",
           5, 1, "G_1 of w"),
     Fault("two steps swapped in the sweep", MOMENTUM, RetainGraphs, "actions",
           "reversed(range(steps))", "(4, 3, 1, 2, 0)",
@@ -153,7 +154,7 @@ def test_losses_along_the_way_do_not_mislead(about: str, monkeypatch: pytest.Mon
 
 def test_a_wrong_loss_along_the_way_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     right, wrong = "L.theta[k], alpha=w)", "L.theta[k], alpha=w * (1 + (j == 2)))"
-    plant(monkeypatch, Fault("", MOMENTUM, Execution, "_add_validation", right, wrong, 9, 2, "B_2 of w"))
+    plant(monkeypatch, Fault("", MOMENTUM, ScheduledRun, "_add_validation", right, wrong, 9, 2, "B_2 of w"))
     finding = verify(**arguments(MOMENTUM), val_weights=[0.1, 0.2, 0.1, 0.3, 0.4], oracles=()).finding
     assert finding is not None
     assert (finding.line, finding.step, finding.quantity) == (9, 2, "B_2 of w")
@@ -170,7 +171,7 @@ def test_every_oracle_catches_alone(oracle: str, monkeypatch: pytest.MonkeyPatch
 def test_a_faulty_replay_is_told_from_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
     made = arguments(MOMENTUM)
     right, wrong = '"G": G_j.theta', '"G": {k: v.mul_(1.01) for k, v in G_j.theta.items()}'
-    fault = Fault("", MOMENTUM, Execution, "_gradient_again", right, wrong, 5, 3, "G_3 of w when step 3 is replayed")
+    fault = Fault("", MOMENTUM, EagerSteps, "sweep", right, wrong, 5, 3, "G_3 of w when step 3 is replayed")
     plant(monkeypatch, fault)
     assert verify(**made, oracles=()).ok  # with retained graphs nothing is replayed
     finding = verify(**made, oracles=(), memory=StoreStates()).finding

@@ -190,7 +190,7 @@ def test_theta_only_recurrence_is_caught() -> None:
     """The literal reading of lines 11-14 loses the momentum buffer's adjoint: first seen in S_{J-1}."""
     made = CASES["along-the-way"].build()
     verify(**made, oracles=()).assert_ok()
-    report = verify(**made, oracles=(), recurrence="theta_only")
+    report = verify(**made, oracles=(), approximation=gimli.ThetaOnly())
     assert not report.ok
     assert report.finding is not None
     assert report.finding.quantity == "S_3[momentum_buffer] of 0.weight: the S pullback at step 3"

@@ -9,6 +9,7 @@ others call the compiled graph itself with the same places of the arguments.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ class Kernel:
         self.name = name
         self.graphs = 0  # that were compiled: another one for each state of what the function reads besides
         self._function = function
+        self._lock = threading.RLock()  # a call notes on this object what it met: one at a time, from any thread
         self._options = compiler_options(options)
         self._varying = outline(varying)
         self._told = self._given_up = self._closed = self._looking = False
@@ -92,11 +94,12 @@ class Kernel:
             self._tell(ANOTHER_FORM)
             return None
         flat = self._take(arguments)
-        with torch.no_grad():
+        with self._lock, torch.no_grad():
             try:
-                if self._direct is not None and lies_alike(varying, self._varying):
+                direct = self._direct  # another thread's run may begin, and forget it
+                if direct is not None and lies_alike(varying, self._varying):
                     try:
-                        return self._build(self._direct(flat))
+                        return self._build(direct(flat))
                     except AssertionError:  # other strides
                         self._direct = None
                 return self._build(self._guarded(flat))
@@ -113,25 +116,27 @@ class Kernel:
             raise Uncompiled("what it reads besides its arguments has changed so that the compiler cannot do it")
         if not fits(varying, self._varying):
             return
-        self._looking = True
-        try:
-            with compiling(), torch.no_grad():
-                self._compiled(*each_once(self._take(arguments)))
-        finally:
-            self._looking = False
+        with self._lock:
+            self._looking = True
+            try:
+                with compiling(), torch.no_grad():
+                    self._compiled(*each_once(self._take(arguments)))
+            finally:
+                self._looking = False
 
     def as_it_is(self, varying: Any, *arguments: Any) -> Any:
         """The results by a graph that there is; None, and nothing said, where another one would have to be compiled."""
         if self._given_up or not fits(varying, self._varying):
             return None
-        self._closed = True
-        try:
-            with compiling(), torch.no_grad():
-                return self._build(self._compiled(*each_once(self._take(arguments))))
-        except Uncompiled:
-            return None
-        finally:
-            self._closed, self._called = False, None
+        with self._lock:
+            self._closed = True
+            try:
+                with compiling(), torch.no_grad():
+                    return self._build(self._compiled(*each_once(self._take(arguments))))
+            except Uncompiled:
+                return None
+            finally:
+                self._closed, self._called = False, None
 
     def _guarded(self, flat: Sequence[Any], compiled: Callable[..., Any] | None = None) -> list[Any]:
         """Call it with every guard; the next calls of the run go to the graph that it found."""
@@ -173,7 +178,7 @@ class Kernel:
 
 
 def compiler_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the compiler: random numbers are the eager ones, and the passes of passes.py are made."""
+    """Options of the compiler: random numbers are the eager ones, and the passes of graph_passes.py are made."""
     # Here, since it imports the compiler, which takes seconds.
     from gimli_core.compiled.compiler.graph_passes import InMemory, SumsApart, Transposes
 

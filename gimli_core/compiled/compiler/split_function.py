@@ -5,14 +5,16 @@ cut, so that nothing dear is computed twice and little is kept, torch's own min-
 and backward graphs of autograd under `torch.compile`. With a step forwards as the first half and its sweep as the
 second that is a kept graph (9F a step), without all that lies between products: that is cheap, and computed again.
 
-Everything is told by its place in a list:
-
-    early + constants + what the first graph gives      (constants: what the function reads besides its arguments)
-    kept + late + what the second graph gives
+How it is cut. `torch.compile` traces the function and hands the traced graph to a backend, which is here
+`Halves._backend`. It lowers the graph, names its early inputs `primals` and its late ones `tangents`, as the
+partitioner wants them, has it cut in two, and compiles each half. What the compiler then calls computes nothing: it
+notes what it was called with and returns marks in place of outputs. From the identities of arguments and marks
+`_connect` reads which leaf goes where (`Joined`); a run calls the two halves directly from then on.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +28,7 @@ from gimli_core.compiled.compiler.compiled_function import compiler_options, eac
 from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling
 from gimli_core.environment import Environment
 
-__all__ = ["Halves", "Uncut"]
+__all__ = ["Halves", "Joined", "Uncut"]
 
 Compiled = Callable[[list[Any]], Sequence[Any]]
 
@@ -46,8 +48,41 @@ class Cut(NamedTuple):
     second_gives: list[int]  # outputs
 
 
+class Joined(NamedTuple):
+    """The two halves with their inputs and outputs followed to the leaves of the arguments and of the results.
+
+    Everything is told by its place in a list:
+
+        early + constants + what the first graph gives      (constants: what the function reads besides its arguments)
+        kept + late + what the second graph gives
+    """
+
+    first_graph: Compiled
+    second_graph: Compiled
+    kept: list[int]
+    constants: list[Any]
+    first_takes: list[int]
+    first_results: list[int]
+    second_takes: list[int]
+    second_results: list[int]
+
+    def first(self, early: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """(the leaves of the first result, what `second` needs) from the leaves of the early arguments."""
+        pool = [*early, *self.constants]
+        with torch.no_grad():  # what is read besides may require a gradient
+            pool += self.first_graph([pool[i] for i in self.first_takes])
+        return [pool[i] for i in self.first_results], [pool[i] for i in self.kept]
+
+    def second(self, kept: Sequence[Any], late: Sequence[Any]) -> list[Any]:
+        """The leaves of the second result."""
+        pool = [*kept, *late]
+        with torch.no_grad():
+            pool += self.second_graph([pool[i] for i in self.second_takes])
+        return [pool[i] for i in self.second_results]
+
+
 class Halves:
-    """`function(*arguments)`, a pair, in two calls: `first` without the late arguments, `second` with them.
+    """`function(*arguments)`, a pair, in two calls: `Joined.first` without the late arguments, `second` with them.
 
     Args:
         function: pure, of nested dicts and lists of tensors. It draws no random numbers and changes no buffers.
@@ -69,6 +104,7 @@ class Halves:
         self, function: Callable[..., tuple[Any, Any]], environment: Environment, arguments: tuple[Any, ...], late: int,
         **options: Any,
     ) -> None:  # fmt: skip
+        self._lock = threading.RLock()  # a look writes to what stands here
         self._options = compiler_options(options)
         self._late = late
         self._early_results = 0  # how many leaves the first of the pair has
@@ -81,46 +117,34 @@ class Halves:
             function, environment, arguments, self._backend, self._trial
         )
 
-    def look(self, flat: Sequence[Any]) -> None:
-        """NOTE [one look a run] in kernel.py: does what was compiled still fit? If not, compile again.
+    def look(self, flat: Sequence[Any]) -> Joined:
+        """NOTE [one look a run] in compiled_function.py: does what was compiled still fit? If not, compile again.
 
-        Computes nothing. Of the leaves of all arguments only the form matters. Raises Uncompiled.
+        Computes nothing. Of the leaves of all arguments only the form matters. Raises Uncompiled. What it returns is
+        one run's: another run, in another thread, may look again and find something else.
         """
         with compiling(), torch.no_grad():
-            self._look(self._compiled, flat)
-
-    def first(self, early: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """(the leaves of the first result, what `second` needs) from the leaves of the early arguments."""
-        pool = [*early, *self._constants]
-        with torch.no_grad():  # what is read besides may require a gradient
-            pool += self._first([pool[i] for i in self._first_takes])
-        return [pool[i] for i in self._first_results], [pool[i] for i in self._kept]
-
-    def second(self, kept: Sequence[Any], late: Sequence[Any]) -> list[Any]:
-        """The leaves of the second result."""
-        pool = [*kept, *late]
-        with torch.no_grad():
-            pool += self._second([pool[i] for i in self._second_takes])
-        return [pool[i] for i in self._second_results]
+            return self._look(self._compiled, flat)
 
     def _trial(self, compiled: Callable[..., Any], flat: Sequence[Any], eager: tuple[Any, Any]) -> list[Any]:
         self._early_results = len(pytree.tree_leaves(eager[0]))
-        self._look(compiled, flat)
+        joined = self._look(compiled, flat)
         cut = len(flat) - self._late
-        first, kept = self.first(flat[:cut])
-        return [*first, *self.second(kept, flat[cut:])]
+        first, kept = joined.first(flat[:cut])
+        return [*first, *joined.second(kept, flat[cut:])]
 
-    def _look(self, compiled: Callable[..., Any], flat: Sequence[Any]) -> None:
-        self._flat = each_once(flat)
-        try:
-            results = compiled(*self._flat)
-            if self._cut is None:
-                raise Uncut("nothing in it depends on its arguments")
-            self._connect(self._cut, results)
-        finally:
-            self._flat, self._marks = [], []
+    def _look(self, compiled: Callable[..., Any], flat: Sequence[Any]) -> Joined:
+        with self._lock:
+            self._flat = each_once(flat)
+            try:
+                results = compiled(*self._flat)
+                if self._cut is None:
+                    raise Uncut("nothing in it depends on its arguments")
+                return self._connect(self._cut, results)
+            finally:
+                self._flat, self._marks = [], []
 
-    def _connect(self, cut: Cut, results: Sequence[Any]) -> None:
+    def _connect(self, cut: Cut, results: Sequence[Any]) -> Joined:
         """Follow every result back to where it comes from."""
         base = len(self._flat) - self._late + len(self._constants)  # of what the first graph gives
         of_flat, of_marks = self._places(), {id(x): i for i, x in enumerate(self._marks)}
@@ -151,10 +175,11 @@ class Halves:
             else:
                 first_results.append(place)
         end = len(kept) + self._late
-        self._first, self._second, self._kept = cut.first, cut.second, kept
-        self._first_takes, self._first_results = [self._inputs[i] for i in cut.first_takes], first_results
-        self._second_takes = [i if i >= 0 else end + i for i in takes]
-        self._second_results = [end + i if given or i < 0 else i for given, i in second_results]
+        return Joined(
+            cut.first, cut.second, kept, list(self._constants), [self._inputs[i] for i in cut.first_takes],
+            first_results, [i if i >= 0 else end + i for i in takes],
+            [end + i if given or i < 0 else i for given, i in second_results],
+        )  # fmt: skip
 
     def _places(self) -> dict[int, int]:
         """Where each leaf stands, by identity; the late ones are counted from the end."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gimli_core.arguments.approximation import ThetaOnly
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.optimizers import SGD
 from gimli_core.problem import Problem
@@ -63,7 +64,7 @@ def momentum() -> Lesson:
                 go=[("B_0", 14, 0), ("The result", 16, 0)],
             ),
         ],
-        check=lambda trace: _check(trace, meta_gradient(**arguments, recurrence="theta_only")),
+        check=lambda trace: _check(trace, meta_gradient(**arguments, approximation=ThetaOnly())),
         charts=lambda trace: _charts(trace, arguments),
     )
 
@@ -100,8 +101,8 @@ def _check(trace: Any, ablation: Any) -> Sequence[Check]:
 
 def _charts(trace: Any, arguments: dict[str, Any]) -> Sequence[dict[str, Any]]:
     curves = {}
-    for label, recurrence in (("exact", "augmented"), ("θ-only", "theta_only")):
-        walk = step_through(**arguments, recurrence=recurrence)
+    for label, approximation in (("exact", None), ("θ-only", ThetaOnly())):
+        walk = step_through(**arguments, approximation=approximation)
         B = {m.j: m.values["B"]["θ"] for m in walk if m.line in (9, 14)}
         for i in range(2):
             curves[f"{label} B_j[{i}]"] = [B[j][i].item() for j in range(STEPS + 1)]

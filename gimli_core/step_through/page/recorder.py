@@ -32,9 +32,9 @@ class Recorder:
     def __init__(self, walk: Walk, follow: Sequence[str] = ()) -> None:
         inputs = walk.inputs
         self.walk = walk
-        self.theta = inputs.theta_0
-        self.slots = [slot for slot in inputs.state_0 if slot != "step"]
-        J, n = inputs.steps, sum(t.numel() for t in self.theta.values())
+        self.theta = inputs.values.theta_0
+        self.slots = [slot for slot in inputs.values.state_0 if slot != "step"]
+        J, n = inputs.form.steps, sum(t.numel() for t in self.theta.values())
         if J > MOST_STEPS:
             raise ArgumentError(
                 explain(
@@ -52,21 +52,21 @@ class Recorder:
         self.held: dict[str, dict[int, int]] = {"point": {}, "graph": {}}  # the moment since which a step is kept
         self.data = self._empty()
         self._put("theta", 0, self.theta)
-        self._put_state("s", 0, inputs.state_0)
+        self._put_state("s", 0, inputs.values.state_0)
 
     def _empty(self) -> dict[str, Any]:
-        inputs, J = self.walk.inputs, self.walk.inputs.steps
-        leaves = [("A_opt", leaf.label, leaf.value) for leaf in inputs.hyper.leaves]
-        leaves += [("A_loss", f"phi_loss[{k!r}]", v) for k, v in inputs.phi_loss.items()]
+        inputs, J = self.walk.inputs, self.walk.inputs.form.steps
+        leaves = [("A_opt", leaf.label, leaf.value) for leaf in inputs.values.hyper.leaves]
+        leaves += [("A_loss", f"phi_loss[{k!r}]", v) for k, v in inputs.values.phi_loss.items()]
         return {
             "steps": J,
             "parameters": sum(t.numel() for t in self.theta.values()),
             "dtype": str(next(iter(self.theta.values())).dtype).removeprefix("torch."),
-            "optimizer": type(inputs.optimizer).__name__,
-            "rule": _plain_rule(inputs.optimizer),
-            "hyper": _hyper_values(inputs.hyper.at(0)),
+            "optimizer": type(inputs.form.optimizer).__name__,
+            "rule": _plain_rule(inputs.form.optimizer),
+            "hyper": _hyper_values(inputs.values.hyper.at(0)),
             "schedule": repr(self.walk.schedule),
-            "recurrence": inputs.recurrence,
+            "recurrence": inputs.form.recurrence,
             "tensors": [{"name": k, "shape": list(t.shape)} for k, t in self.theta.items()],
             "slots": self.slots,
             "events": {key: [] for key in ("line", "j", "replay", "us", "bytes", "memory")},
@@ -112,8 +112,8 @@ class Recorder:
                 self._put("V", j, values["V"])
                 self._look_into(j, moment)
             case 12:
-                increments = self.walk.inputs.hyper.zeros()
-                self.walk.inputs.hyper.accumulate(increments, j, values["A_opt"])
+                increments = self.walk.inputs.values.hyper.zeros()
+                self.walk.inputs.values.hyper.accumulate(increments, j, values["A_opt"])
                 self._leaves("inc", "A_opt", increments, j)
             case 13:
                 self._leaves("inc", "A_loss", list(values["A_loss"].values()), j)
@@ -148,7 +148,7 @@ class Recorder:
             ("bytes", moment.bytes), ("memory", resident_bytes(next(iter(self.theta.values())))),
         ):  # fmt: skip
             events[key].append(value)
-        for (kind, known), now in zip(self.held.items(), self.walk.execution.held, strict=True):
+        for (kind, known), now in zip(self.held.items(), self.walk.run.held, strict=True):
             for j in known.keys() - now:
                 self.data["held"].append([kind, j, known.pop(j), number_of_this])
             known.update(dict.fromkeys(now - known.keys(), number_of_this))
@@ -182,7 +182,7 @@ class Recorder:
 
     def _look_into(self, j: int, moment: Moment) -> None:
         """O_j, the two parts of V_j, and for a small problem the Hessian and the whole Jacobian."""
-        given, optimizer = moment.given, self.walk.inputs.optimizer
+        given, optimizer = moment.given, self.walk.inputs.form.optimizer
         B, S = given["B"], given["S"]
         no_B, no_S = {k: torch.zeros_like(v) for k, v in B.items()}, optimizer.zero_adjoint(given["s"])
 

@@ -172,7 +172,7 @@ class Session:
         )
 
     def follow(self, rest: str) -> None:
-        self.followed.append((*entry(rest, self.stepper.walk.inputs.theta_0), rest))
+        self.followed.append((*entry(rest, self.stepper.walk.inputs.values.theta_0), rest))
         if self.stepper.passed:
             self.show()
 

@@ -61,7 +61,7 @@ class Stepper:
         self.ended = False
         self.error: Exception | None = None
         self._latest: Moment | None = None
-        self._names: dict[str, Any] = {"theta": walk.inputs.theta_0, "s": walk.inputs.state_0}
+        self._names: dict[str, Any] = {"theta": walk.inputs.values.theta_0, "s": walk.inputs.values.state_0}
         self._totals: dict[str, Any] = {}
         self._held = 0
         self._oldest = 0
@@ -161,7 +161,7 @@ class Stepper:
 
     def series(self, name: str, index: int) -> dict[str, dict[int, float]]:
         """One scalar parameter through the run so far: {quantity: {j: value}}."""
-        found = {"theta": {0: self.walk.inputs.theta_0[name].reshape(-1)[index].item()}}
+        found = {"theta": {0: self.walk.inputs.values.theta_0[name].reshape(-1)[index].item()}}
         for kept in self.passed[: self.at + 1]:
             for quantity in ("theta", "G", "V", "B"):
                 if quantity in kept.fresh and kept.names is not None and name in kept.names[quantity]:
@@ -207,7 +207,7 @@ class Stepper:
         names = {**self._names, **increments, **values, "line": moment.line, "j": moment.j}
         if self._totals and moment.line != 16:
             inputs = self.walk.inputs
-            names["A_opt"] = _copied(inputs.hyper.join(self._totals["A_opt"]))
+            names["A_opt"] = _copied(inputs.values.hyper.join(self._totals["A_opt"]))
             names["A_loss"] = _copied(self._totals["A_loss"])
         self._names = names
         if "s" in values:  # its step counter is no quantity of the algorithm

@@ -124,7 +124,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def _header(stepper: Stepper, style: Style, width: int) -> list[str]:
-    here, J = stepper.here, stepper.walk.inputs.steps
+    here, J = stepper.here, stepper.walk.inputs.form.steps
     direction = "the end" if here.line == 16 else "backward" if here.backward else "forward"
     colour = "35" if here.backward else "32"
     again = style("33", "  replay") if here.replay else ""

@@ -72,9 +72,11 @@ class _Unroll:
                 theta = self._noted("B with L", j, theta)
                 with same_randomness(self.environment):
                     L = L + weights[j] * question.problem.val_loss({**frozen, **theta}, phi, question.val_batch)
+            theta, s = self._truncated(j, theta, s)
             theta_j, phi_j = self._noted("B", j, theta), self._noted("A_loss", j, phi)
             s_j: State = {"step": s["step"], **self._noted("S", j, slots(s))}
-            G_j = self._rounded(inner_gradient(question, theta_j, phi_j, j, frozen, graph=self.graph))
+            at = _cut(theta_j) if question.left_out.first_order else theta_j
+            G_j = self._rounded(inner_gradient(question, at, phi_j, j, frozen, graph=self.graph))
             self._seen("G", j, G_j)
             G_j = self._noted("V", j, G_j)
             values = self._rounded_finely(values_at(question, self.leaves, theta, j))
@@ -92,6 +94,19 @@ class _Unroll:
         self._seen("loss", J, L)
         assert isinstance(L, Tensor)
         return L
+
+    def _truncated(self, j: int, theta: Tensors, s: State) -> tuple[Tensors, State]:
+        """(theta_j, s_j); where the sweep ends here, as if they were theta_0 and s_0 moved by a constant."""
+        if j == 0 or j != self.question.left_out.first(self.question.steps):
+            return theta, s
+        started = {key[1]: leaf for key, leaf in self.leaves.items() if key[0] == "B_0"}
+        theta = {k: v.detach() + (started[k] - started[k].detach()) for k, v in theta.items()}
+        first = initial_state(self.question, self.leaves, started)
+        moved = {
+            slot: {k: v.detach() + (first[slot][k] - first[slot][k].detach()) for k, v in held.items()}
+            for slot, held in slots(s).items()
+        }
+        return theta, {"step": s["step"], **moved}
 
     def _settle_buffers(self, j: int) -> None:
         if j == len(self.buffers):
@@ -143,6 +158,11 @@ class _Unroll:
             k: {name: h * (1 + unit * torch.sign(self.rounding(torch.ones_like(h)) - 1)) for name, h in named.items()}
             for k, named in values.items()
         }
+
+
+def _cut(tensors: Tensors) -> Tensors:
+    """The same numbers, of which nothing is a function any more, though they may be differentiated by."""
+    return {k: v.detach().requires_grad_() for k, v in tensors.items()}
 
 
 def slots(s: State) -> State:

@@ -25,7 +25,7 @@ def arguments(work: Workload) -> dict[str, Any]:
         "steps": work.steps,
         "phi_opt": {"lr": work.lr} if "lr" in work.wanted else None,
         "phi_loss": work.phi_loss or None,
-        **({"tasks": work.tasks, "reduce": "sum"} if work.tasks else {}),
+        **({"tasks": gimli.Tasks(work.tasks, "sum")} if work.tasks else {}),
     }
 
 

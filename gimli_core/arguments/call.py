@@ -1,0 +1,99 @@
+"""A call: what the user gave, as it was given. Every public function of the engine builds one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from gimli_core.arguments.approximation import Approximation
+from gimli_core.arguments.batches import check_batches
+from gimli_core.meta_parameters.marks import PerTask, unmarked
+from gimli_core.notation import State
+from gimli_core.optimizers.interface import COUNTS
+from gimli_core.problem import Problem
+from gimli_core.transforms.tasks import Tasks, check_tasks, of_tasks, own
+
+__all__ = ["Call"]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The arguments of `gimli.meta_gradient`, unchecked; that function's docstring says what each means."""
+
+    problem: Problem
+    theta_0: Mapping[str, Tensor]
+    train_batches: Sequence[Any] | Callable[[int], Any]
+    val_batch: Any
+    steps: int | None = None
+    phi_opt: Mapping[str, Any] | None = None
+    phi_loss: Mapping[str, Tensor] | None = None
+    state_0: State | None = None
+    val_weights: Sequence[float] | Tensor | None = None
+    memory: Any = None  # a schedule of gimli.memory
+    approximation: Approximation | None = None
+    second_order: str = "auto"
+    tasks: int | Tasks | None = None
+    compile: bool | str = "auto"
+    resume: str | Path | None = None
+    check: bool = True
+    among: int | None = None  # of how many tasks these are a part; all of them by default
+
+    def parts(self) -> list[Call]:
+        """The calls of the tasks' chunks; this one alone if there are none. Raises ArgumentError."""
+        tasks = check_tasks(self.tasks)
+        if tasks is None or len(tasks.parts) == 1:
+            return [self]
+        return [self._part(tasks, first, last) for first, last in tasks.parts]
+
+    def _part(self, tasks: Tasks, first: int, last: int) -> Call:
+        """The call of the tasks [first, last)."""
+        T = tasks.count
+        batch_of_all, steps = check_batches(self.train_batches, self.steps)
+
+        def batch(j: int) -> Any:
+            return of_tasks(batch_of_all(j), T, "train_loss", first, last)
+
+        return replace(
+            self,
+            theta_0=of_part(self.theta_0, "theta_0", T, first, last),
+            phi_opt=of_part(self.phi_opt, "phi_opt", T, first, last),
+            phi_loss=of_part(self.phi_loss, "phi_loss", T, first, last),
+            state_0=_state_of_part(self.state_0, T, first, last),
+            steps=steps,
+            tasks=replace(tasks, count=last - first, chunk=None),
+            train_batches=batch,
+            val_batch=of_tasks(self.val_batch, T, "val_loss", first, last),
+            among=T,
+        )
+
+
+def of_part(value: Any, label: str, count: int, first: int, last: int, inside: bool = False) -> Any:
+    """What of an argument belongs to the tasks [first, last): slices of what is marked `per_task`, all of the rest."""
+    inside = inside or isinstance(value, PerTask)
+    if unmarked(value) is not value:
+        return type(value)(of_part(value.value, label, count, first, last, inside))
+    if isinstance(value, Mapping):
+        return {k: of_part(v, f"{label}[{k!r}]", count, first, last, inside) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(of_part(v, f"{label}[{i}]", count, first, last, inside) for i, v in enumerate(value))
+    if not inside or not isinstance(value, Tensor):
+        return value
+    part = own(label, value, count).detach()[first:last]
+    # An nn.Parameter says by what it is whether it is trained: a part of it is one too.
+    return nn.Parameter(part, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else part
+
+
+def _state_of_part(state_0: Any, count: int, first: int, last: int) -> Any:
+    """A state's slots by task; its counts are the same for all."""
+    marked = isinstance(state_0, PerTask)
+    state = unmarked(state_0)
+    if not isinstance(state, Mapping):
+        return state_0
+    counts = {name: held for name, held in state.items() if name in COUNTS}
+    slots = {name: held for name, held in state.items() if name not in COUNTS}
+    part = of_part(PerTask(slots) if marked else slots, "state_0", count, first, last)
+    return PerTask({**counts, **unmarked(part)}) if marked else {**counts, **part}

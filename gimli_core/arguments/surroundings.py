@@ -1,0 +1,27 @@
+"""What a call needs around it: a Problem, autograd that can be asked, switches that are switches."""
+
+from __future__ import annotations
+
+import torch
+
+from gimli_core.arguments.call import Call
+from gimli_core.derivatives.second_order import ASKED
+from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.problem import Problem
+
+__all__ = ["check_surroundings"]
+
+
+def check_surroundings(call: Call) -> None:
+    """Raise ArgumentError unless the call can be answered at all."""
+    if not isinstance(call.problem, Problem):
+        came, do = type(call.problem).__name__, "Build one from two losses and an optimizer."
+        raise ArgumentError(explain("problem", "a gimli.Problem", came, do))
+    if torch.is_inference_mode_enabled():
+        do = "Its tensors have no derivatives: use torch.no_grad() instead."
+        raise ArgumentError(explain("torch.inference_mode", "it to be off", "it on", do))
+    if call.second_order not in ASKED:
+        do = f"'auto' picks one.{closest(call.second_order, ASKED)}"
+        raise ArgumentError(explain("second_order", listing(ASKED), repr(call.second_order), do))
+    if not isinstance(call.check, bool):
+        raise ArgumentError(explain("check", "True or False", repr(call.check), "False leaves out the requirements."))

@@ -1,0 +1,108 @@
+"""The tasks of a meta-batch in chunks, each run forwards and backwards before the next is begun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core.arguments.call import Call
+from gimli_core.meta_parameters.marks import PerTask, unmarked
+from gimli_core.optimizers.interface import COUNTS
+from gimli_core.results import MetaGradient, Trajectory
+from gimli_core.runs.run import Events, Run
+
+__all__ = ["Chunks"]
+
+
+class Chunks:
+    """The run of a call in parts.
+
+    Args:
+        call: all of it.
+        run: makes the run of a part.
+    """
+
+    def __init__(self, call: Call, run: Callable[[Call], Run]) -> None:
+        self._call, self._parts, self._run = call, call.parts(), run
+        self._first: Run | None = run(self._parts[0])
+        self.form = self._first.form
+        self.steps = self._first.steps * len(self._parts)  # inner steps of all chunks
+        self._result: MetaGradient | None = None
+
+    def forward(self) -> Events:
+        """All of Algorithm 1, chunk by chunk."""
+        results = []
+        for part in self._parts:
+            run, self._first = self._first or self._run(part), None
+            yield from chain(run.forward(), run.backward())
+            results.append(run.result())
+            del run
+        self._result = joined(results, self._call)
+
+    def backward(self) -> Events:
+        """Nothing: `forward` has been back already."""
+        yield from ()
+
+    @property
+    def val_loss(self) -> Tensor:
+        return self.result().val_loss
+
+    def trajectory(self) -> Trajectory:
+        return self.result()
+
+    def result(self) -> MetaGradient:
+        assert self._result is not None
+        return self._result
+
+
+def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
+    """The results of chunks as one: sums over what the tasks share, a dimension of all tasks for what they do not."""
+    first = results[0]
+    own_theta, own_state = isinstance(call.theta_0, PerTask), call.state_0 is None or isinstance(call.state_0, PerTask)
+
+    def every(name: str) -> list[Any]:
+        return [getattr(result, name) for result in results]
+
+    frozen = {k for k in first.theta_J if not own_theta and k not in first.B_0}
+    return replace(
+        first,
+        val_loss=_join(every("val_loss"), False),
+        theta_J={k: v if k in frozen else _join([t[k] for t in every("theta_J")], True)
+                 for k, v in first.theta_J.items()},
+        state_J=_join_states(every("state_J"), True),
+        buffers_J=results[-1].buffers_J,
+        train_losses=torch.cat(every("train_losses"), 1),
+        val_losses=torch.cat(every("val_losses"), 1),
+        task_val_losses=_join(every("task_val_losses"), True),
+        A_opt=_join(every("A_opt"), False, call.phi_opt),
+        A_loss=_join(every("A_loss"), False, call.phi_loss),
+        B_0=_join(every("B_0"), own_theta),
+        S_0=_join_states(every("S_0"), own_state),
+    )  # fmt: skip
+
+
+def _join_states(states: list[dict[str, Any]], own: bool) -> dict[str, Any]:
+    """States joined slot by slot; their counts are the same."""
+    first = states[0]
+    return {slot: held if slot in COUNTS else _join([s[slot] for s in states], own) for slot, held in first.items()}
+
+
+def _join(parts: list[Any], own: bool, given: Any = None) -> Any:
+    """The sum of the parts' tensors, or where they are the tasks' `own` (or `given` marked so) all of them in a row."""
+    own = own or isinstance(given, PerTask)
+    while given is not None and unmarked(given) is not given:
+        given = given.value
+        own = own or isinstance(given, PerTask)
+    first = parts[0]
+    if isinstance(first, Mapping):
+        entry = given if isinstance(given, Mapping) else {}
+        return {k: _join([part[k] for part in parts], own, entry.get(k)) for k in first}
+    if isinstance(first, (tuple, list)):
+        beside = given or [None] * len(first)
+        return type(first)(_join([part[i] for part in parts], own, beside[i]) for i in range(len(first)))
+    return torch.cat(parts) if own else torch.stack(parts).sum(0)

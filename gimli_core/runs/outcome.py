@@ -1,0 +1,74 @@
+"""From what a run has computed to what the user gets: the one place that makes a result."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gimli_core.arguments.inputs import Form, Inputs
+from gimli_core.meta_parameters.hyperparameters import Hyperparameters
+from gimli_core.notation import Tensors
+from gimli_core.record import Ends, Outcome
+from gimli_core.results import MetaGradient, Trajectory
+
+__all__ = ["finished", "outcome_of", "reduced", "trajectory", "weighted"]
+
+
+def weighted(weights: tuple[float | None, ...], val_losses: dict[int, Tensor]) -> Tensor:
+    """Σ_j w_j L_val(theta_j), of each task if there are any."""
+    return torch.stack([w * val_losses[j] for j, w in enumerate(weights) if w is not None]).sum(0)
+
+
+def reduced(form: Form, of_each: Tensor) -> Tensor:
+    """One number, of all tasks if there are any."""
+    return of_each if form.tasks is None else of_each.sum() * form.scale
+
+
+def outcome_of(
+    inputs: Inputs, ends: Ends, train_losses: list[Tensor], val_losses: dict[int, Tensor], buffers_J: Tensors,
+    A_opt: list[Tensor], A_loss: Tensors,
+) -> Outcome:  # fmt: skip
+    """The outcome of a run from what it ended with, in the form that it ran in. Adds to A_opt what s_0 adds."""
+    form, hyper = inputs.form, inputs.values.hyper
+    if not form.warm:  # s_0 = s_0(phi_opt)
+        started = form.optimizer.initial_state_pullback(ends.S, hyper.at(0), form.wanted)
+        hyper.accumulate(A_opt, 0, started)
+    return Outcome(*losses_of(inputs, train_losses, val_losses), form.back(ends), buffers_J, A_opt, A_loss)
+
+
+def losses_of(
+    inputs: Inputs, train_losses: list[Tensor], val_losses: dict[int, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(L, L of each task, every ell_j, every L_val(theta_j))."""
+    of_each = weighted(inputs.values.weights, val_losses)
+    nan = torch.full_like(of_each, float("nan"))
+    every = torch.stack(train_losses) if train_losses else nan.new_empty((0, *nan.shape))
+    validated = torch.stack([val_losses.get(j, nan) for j in range(inputs.form.steps + 1)])
+    return reduced(inputs.form, of_each), of_each, every, validated
+
+
+def trajectory(form: Form, frozen: Tensors, outcome: Outcome) -> Trajectory:
+    """Where the inner loop went."""
+    theta_J, s_J = outcome.ends.theta_J, outcome.ends.s_J
+    return Trajectory(
+        val_loss=outcome.val_loss,
+        theta_J={**frozen, **theta_J} if frozen else theta_J,
+        state_J=s_J,
+        buffers_J=outcome.buffers_J,
+        train_losses=outcome.train_losses,
+        val_losses=outcome.val_losses,
+        task_val_losses=None if form.tasks is None else outcome.of_each,
+        approximation=form.approximation,
+    )
+
+
+def finished(form: Form, frozen: Tensors, hyper: Hyperparameters, outcome: Outcome) -> MetaGradient:
+    """The result (line 16): A_opt in the structure that phi_opt came in."""
+    return MetaGradient(
+        **vars(trajectory(form, frozen, outcome)),
+        A_opt=hyper.join(outcome.A_opt),
+        A_loss=outcome.A_loss,
+        B_0=outcome.ends.B,
+        S_0=outcome.ends.S,
+        recurrence=form.recurrence,
+    )

@@ -1,0 +1,45 @@
+"""A transform: a problem in another form, and what a run of it computed put back.
+
+    problem            the same losses and the same rule, in the other form
+    theta              theta_0 (or any theta, G or B) into that form
+    hyper              the hyperparameters of one step into that form
+    names              theta in that form back to its tensors by name, of the form before
+    back               the ends of a run back: theta_J and s_J as they are, B_0 and S_0 as adjoints are
+
+All of them are pure functions of tensors, so that one may be compiled together with the run between them. Transforms
+are applied in turn, each to what the one before it made, and taken back in the opposite order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from gimli_core.notation import Hyper, Tensors
+from gimli_core.problem import Problem
+from gimli_core.record import Ends
+
+__all__ = ["Transform"]
+
+
+class Transform(ABC):
+    """A form of a problem; see the module's docstring."""
+
+    @abstractmethod
+    def problem(self, problem: Problem) -> Problem:
+        """The problem in this form: its optimizer too."""
+
+    @abstractmethod
+    def theta(self, theta: Tensors) -> Tensors:
+        """theta in this form."""
+
+    def hyper(self, hyper: Hyper) -> Hyper:
+        """The hyperparameters of one step in this form."""
+        return hyper
+
+    def names(self, theta: Tensors) -> Tensors:
+        """theta of this form as it was before."""
+        return theta
+
+    @abstractmethod
+    def back(self, ends: Ends) -> Ends:
+        """What a run in this form ends with, as the form before has it."""

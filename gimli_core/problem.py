@@ -5,7 +5,6 @@ The symbols are those of notation.py.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,5 +109,4 @@ class Memo:
     compiled: list[tuple[Any, Any]] = field(default_factory=list)  # compiled functions, for an outline
     eager_seconds: float = 0.0  # that eager runs have taken
     recalled: Any = None  # what a call like the last one takes over
-    lock: Any = field(default_factory=threading.RLock)  # one thread compiles
     by_name: bool = False  # whether tensors must stay apart: a step left one of them alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from gimli_core.trees import fits, outline
 __all__ = ["AUTO_SECONDS", "Compiled", "check_compile", "chosen", "clocked"]
 
 CHOICES = (True, False, "auto", "steps", "whole")
+_ONE_AT_A_TIME = threading.RLock()  # threads that run one problem compile it once
 AUTO_SECONDS = 60.0  # of eager runs of one problem, after which "auto" compiles it
 
 Compiled = CompiledSteps | CompiledRetained | CompiledWhole
@@ -86,7 +88,7 @@ def chosen(inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = 
 def _compiled(memo: Memo, kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
     """What was compiled of this kind, or why it was not; at the first call it is compiled, with a notice."""
     wanted = (kind, *inputs.signature())
-    with memo.lock:
+    with _ONE_AT_A_TIME:
         for like, found in memo.compiled:
             if fits(wanted, like):
                 return found  # type: ignore[no-any-return]

@@ -36,7 +36,7 @@ def test_step_through(problem: Any, schedule: Schedule | str) -> None:
     expected = gimli.meta_gradient(**row(problem, RetainGraphs()))
     walk = gimli.step_through(**row(problem, schedule))
     seen = [(moment.line, moment.j, moment.replay) for moment in walk]
-    steps = walk.inputs.steps
+    steps = walk.inputs.form.steps
     assert [j for line, j, replay in seen if line == 6 and not replay] == list(range(steps))
     assert [j for line, j, _ in seen if line == 14] == list(reversed(range(steps)))
     assert_identical(flat(walk.result), flat(expected))

@@ -320,12 +320,22 @@ def test_a_budget_is_for_the_steps_that_are_swept() -> None:
     few = gimli.plan(problem, train_batches=[torch.randn(width)] * 3, **made)
     size = few.least + 2 * few.costs.point
     found = gimli.meta_gradient(
-        problem, train_batches=[torch.randn(width)] * 40, **made, truncate=2, memory=Budget(size), check=False
+        problem,
+        train_batches=[torch.randn(width)] * 40,
+        **made,
+        approximation=gimli.Truncated(2),
+        memory=Budget(size),
+        check=False,
     )
     assert found.approximation.startswith("truncated: the last 2 of 40 steps")
     with pytest.raises(ArgumentError, match=r"expected at least .* for 2 steps"):
         gimli.meta_gradient(
-            problem, train_batches=[torch.randn(width)] * 40, **made, truncate=2, memory=Budget("1KB"), check=False
+            problem,
+            train_batches=[torch.randn(width)] * 40,
+            **made,
+            approximation=gimli.Truncated(2),
+            memory=Budget("1KB"),
+            check=False,
         )
 
 

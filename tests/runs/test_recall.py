@@ -44,7 +44,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The calls that were prepared from the start."""
     calls: list[Any] = []
     plain = runs.prepare
-    monkeypatch.setattr(runs, "prepare", lambda **arguments: (calls.append(arguments), plain(**arguments))[1])
+    monkeypatch.setattr(runs, "prepare", lambda call: (calls.append(call), plain(call))[1])
     return calls
 
 
@@ -63,7 +63,6 @@ def test_new_values_have_the_bits_of_a_new_problem(
 
 ones = partial(torch.ones, dtype=torch.float64)
 OTHERS: dict[str, dict[str, Any]] = {
-    "another rate": {"phi_opt": {"lr": 0.1}},
     "a rate that is a tensor": {"phi_opt": {"lr": torch.tensor(0.1)}},
     "another hyperparameter": {"phi_opt": {"weight_decay": 0.1}},
     "none": {"phi_opt": None},
@@ -179,6 +178,19 @@ def test_nothing_of_the_caller_is_kept(tasks: int | None, prepared: list[Any]) -
     assert freed() is None
 
 
+def test_a_learned_rate_is_taken_over(prepared: list[Any]) -> None:
+    """Its value is a call's own, its derivative exact; and a value out of range is refused at the second call too."""
+    problem = gimli.Problem(loss, loss, Adam())
+    for seed, rate in enumerate((0.1, 0.2, 0.3)):
+        lr, fresh = (torch.tensor(rate, requires_grad=True) for _ in range(2))
+        gimli.unroll(problem, **given(seed, phi_opt={"lr": lr})).backward()
+        gimli.unroll(gimli.Problem(loss, loss, Adam()), **given(seed, phi_opt={"lr": fresh})).backward()
+        assert torch.equal(lr.grad, fresh.grad)
+    assert sum(call.problem is problem for call in prepared) == 1
+    with pytest.raises(ArgumentError, match=r"phi_opt\['lr'\]: expected finite values"):
+        gimli.unroll(problem, **given(0, phi_opt={"lr": torch.tensor(torch.nan, requires_grad=True)}))
+
+
 def test_unroll_takes_over_too(prepared: list[Any]) -> None:
     problem = gimli.Problem(loss, loss, Adam())
     for seed in (0, 1):
@@ -188,7 +200,7 @@ def test_unroll_takes_over_too(prepared: list[Any]) -> None:
         fresh = given(seed)
         expected = gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **fresh).B_0["w"]
         assert torch.equal(leaf.grad, expected)
-    assert sum(call["problem"] is problem for call in prepared) == 1
+    assert sum(call.problem is problem for call in prepared) == 1
 
 
 def test_what_a_caller_changes_in_place_is_not_taken_over() -> None:

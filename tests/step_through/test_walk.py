@@ -50,7 +50,7 @@ def test_the_lines_come_in_the_algorithms_order(memory: Any) -> None:
 def test_the_quantities_obey_the_recurrence() -> None:
     arguments = network()
     walk = gimli.step_through(**arguments)
-    optimizer = walk.inputs.optimizer
+    optimizer = walk.inputs.form.optimizer
     B: dict[str, Tensor] = {}
     S: dict[str, Any] = {}
     lr = 0.0
@@ -201,7 +201,7 @@ def test_O_is_the_optimizers_jacobian() -> None:
     for m in walk:
         if m.line == 11:
             given = (m.given[k] for k in ("theta", "s", "G", "phi_opt"))
-            assert same(m.O, walk.inputs.optimizer.jacobians(*given)["theta"]["G"])  # type: ignore[attr-defined]
+            assert same(m.O, walk.inputs.form.optimizer.jacobians(*given)["theta"]["G"])  # type: ignore[attr-defined]
         else:
             with pytest.raises(ArgumentError, match="a moment at line 11"):
                 _ = m.O

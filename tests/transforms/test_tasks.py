@@ -266,7 +266,7 @@ def test_what_is_made_for_a_problem_goes_with_it() -> None:
 
     work, x = Work(), torch.ones(2, 3)
     gimli.meta_gradient(work.problem, {"w": torch.zeros(3)}, [x] * 2, x, tasks=2)
-    assert work.problem.made
+    assert work.problem.memo.forms
     gone = weakref.ref(work.problem)
     del work
     gc.collect()

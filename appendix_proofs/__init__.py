@@ -30,4 +30,10 @@ PROOFS = (
     "augmented_state",
     "zero_gradient",
     "requirements",
+    "printed_training",
+    "printed_requirements",
+    "printed_paths",
+    "printed_algorithm",
+    "printed_prose",
+    "printed_appendix",
 )

@@ -18,7 +18,7 @@ for every g: a larger gradient never makes a smaller step. (x' = 0 is the subjec
 Theorem 2. The initial accumulator value v0 enters through ∂x_0/∂v0 = 1 alone, so that A_v0 = S_0; after J steps
 x_J = v0 + Σ_j g_j².
 
-This is what appendix_proofs/README.md reads the paper's Appendix A.2 to be about.
+The paper's Appendix A.2 as it is printed, without eps: appendix_proofs/printed_appendix.py.
 Source of the rule: the documentation of `torch.optim.Adagrad`.
 """
 

@@ -98,17 +98,17 @@ class Undefined:
         theta, s = self.theta_0, self.s_0 = sp.symbols(f"theta:{n}"), sp.symbols(f"s:{m}")
         self.steps = []
         for j in range(J):
-            G, dG = _call([f"G{j}_{i}" for i in range(n)], (*theta, lam))
-            z, dz = _call([f"T{j}_{i}" for i in range(n)] + [f"U{j}_{i}" for i in range(m)], (*theta, *s, phi, *G))
+            G, dG = undefined([f"G{j}_{i}" for i in range(n)], (*theta, lam))
+            z, dz = undefined([f"T{j}_{i}" for i in range(n)] + [f"U{j}_{i}" for i in range(m)], (*theta, *s, phi, *G))
             theta, s = z[:n], z[n:]
             columns = (slice(0, n), slice(n, n + m), slice(n + m, n + m + 1), slice(n + m + 1, None))
             blocks: Any = [dz[rows, column] for rows in (slice(0, n), slice(n, None)) for column in columns]
             self.steps.append(Step(*blocks, dG[:, :n], dG[:, n:]))
-        (self.value,), dW = _call(["W"], (*theta, *s, phi, lam))
+        (self.value,), dW = undefined(["W"], (*theta, *s, phi, lam))
         self.end = Adjoints(dW[:, :n], dW[:, n : n + m], A_opt=dW[-2], A_loss=dW[-1])
 
 
-def _call(names: Sequence[str], at: Sequence[Expr]) -> tuple[list[Expr], Matrix]:
+def undefined(names: Sequence[str], at: Sequence[Expr]) -> tuple[list[Expr], Matrix]:
     """Undefined functions of these names at one point, and the matrix of their partial derivatives."""
     partials = [[sp.Function(f"d{name}_d{i}") for i in range(len(at))] for name in names]
     values = [smooth(name, *row)(*at) for name, row in zip(names, partials, strict=True)]
@@ -136,7 +136,7 @@ def prove_undefined(proved: Statements, J: int, n: int, m: int) -> None:
 def prove_initial_state(proved: Statements) -> None:
     """s_0 = s_0(φ_opt), as in Adagrad."""
     initial = sp.Function("s_0")(phi)
-    (W,), (_, S_0, direct, _) = _call(["W"], (theta_0, initial, phi, lam))
+    (W,), (_, S_0, direct, _) = undefined(["W"], (theta_0, initial, phi, lam))
     statement = "an initial state s_0(φ_opt) adds S_0·ds_0/dφ_opt to A_opt"
     proved.equal(statement, direct + S_0 * sp.diff(initial, phi), sp.diff(W, phi))
 

@@ -1,12 +1,14 @@
 """The conditions I, II, IIIa and IIIb for a meta-gradient, and what is lost where each fails.
 
-As this project understands the paper's requirements (its text was not at hand, see README.md):
+The requirements of the paper's Section 2.4, with what they need besides (as printed: printed_requirements.py):
 
     I     L_val is differentiable in theta, else there is no B_J;
-    II    opt_j is differentiable in theta and G (and in its state), and G in theta, else B cannot pass line 14;
+    II    opt_j is differentiable in theta and G, besides in its state, and G in theta, else B cannot pass line 14;
     IIIa  opt_j is differentiable in φ_opt, else line 12 has nothing to add to A_opt;
     IIIb  G = ∇_θ ℓ is differentiable in φ_loss, that is, the mixed second derivative exists, else line 13 has
           nothing to add to A_loss.
+
+The paper asks for IIIa or IIIb or both: each is needed for its own part of φ.
 
 A condition fails in one of two ways. Where the derivative does not exist (at a kink or a jump) the
 meta-gradient is undefined. Where it exists and is zero almost everywhere, lines 8-14 are exact and return zero, and no

@@ -16,7 +16,7 @@ Theorem 2. With these, lines 8-14 of Algorithm 1 are, for plain SGD,
 so that B_0 = B_J·Π_j (1 - lr·H_j) and A_lr = -Σ_j B_{j+1}·G_j. Plain SGD has no state: here the
 recurrence in theta alone is exact.
 
-This is what appendix_proofs/README.md reads the paper's Appendix A.1 to be about.
+The paper's Appendix A.1 as it is printed: appendix_proofs/printed_appendix.py.
 Source of the rule: the documentation of `torch.optim.SGD`.
 """
 

@@ -7,8 +7,8 @@ submodules, methods of its own, parametrizations, recurrent layers, hooks.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gimli_core.errors import ArgumentError, ClosedError, explain
-from gimli_core.inner_loop.structure import FastWeights, copied_structure, first_weight
+from gimli_core.inner_loop.deferred import Shared, deferring
+from gimli_core.inner_loop.fast_weights import FastWeights
+from gimli_core.inner_loop.structure import copied_structure, first_weight, uncompiled
 
 __all__ = ["FunctionalModule", "make_functional", "monkeypatch"]
 
@@ -67,7 +69,11 @@ def make_functional(module: nn.Module, device: torch.device | str | None = None)
         raise ArgumentError(
             explain("module", "an nn.Module written in Python", came, "Pass the module that it was made from.")
         )
-    copied, fast = copied_structure(module, _functional_class(type(module)), device)  # type: ignore[arg-type]
+    return _functional(uncompiled(module), _functional_class(type(uncompiled(module))), device)  # type: ignore[arg-type]
+
+
+def _functional(module: nn.Module, kind: type[FunctionalModule], device: torch.device | str | None) -> FunctionalModule:
+    copied, fast = copied_structure(module, kind, device)
     fmodel: FunctionalModule = copied
     vars(fmodel)["_fast_weights"] = fast
     return fmodel
@@ -79,31 +85,48 @@ class FunctionalModule(nn.Module):
     _fast_weights: FastWeights
 
     def __call__(self, *args: Any, params: Iterable[Tensor] | None = None, **kwargs: Any) -> Any:
-        """The module's forward pass; `params`, if given, become the latest fast weights."""
+        """The module's forward pass; `params`, if given, become the latest fast weights.
+
+        Called in a backward pass (by a checkpoint around it), it computes with the fast weights of the first call.
+        """
         fast = self._fast_weights
-        if params is not None:
-            self.update_params(params)
-        if not fast.history:
-            raise ArgumentError(
-                explain(
-                    "params",
-                    "fast weights",
-                    "None, and the module has none of its own",
-                    "Pass params=[...], or call update_params.",
+        postponed = fast.postponed()
+        with fast.calling(), ExitStack() as conditions:
+            given = None if params is None else list(params)
+            if given is not None and not postponed:
+                fast.append(given)
+            if not fast.history:
+                raise ArgumentError(
+                    explain(
+                        "params",
+                        "fast weights",
+                        "None, and the module has none of its own",
+                        "Pass params=[...], or call update_params.",
+                    )
                 )
-            )
-        differentiable = fast.track and torch.is_grad_enabled()
-        if fast.closed and differentiable:
-            raise ClosedError(
-                "fmodel: expected a call inside its inner loop's context; got one after the end, where the graph of "
-                "its fast weights is released. Compute the outer loss inside the `with` block, or evaluate under "
-                "torch.no_grad()."
-            )
-        fast.check_untouched()
-        with ExitStack() as kernels:
-            if differentiable:
-                _enter_twice_differentiable(kernels, self)
+            if postponed:
+                conditions.enter_context(fast.restored(fast.of_this_moment() if given is None else given))
+            differentiable = fast.track and torch.is_grad_enabled()
+            if fast.closed and differentiable and not fast.put_back:
+                raise ClosedError(
+                    "fmodel: expected a call inside its inner loop's context; got one after the end, where the graph "
+                    "of its fast weights is released. Compute the outer loss inside the `with` block, or evaluate "
+                    "under torch.no_grad()."
+                )
+            fast.check_untouched()
+            kernels = _kernels(self) if differentiable else nullcontext
+            conditions.enter_context(kernels())
+            conditions.enter_context(deferring(self, kernels))
             return super().__call__(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FunctionalModule:
+        """A functional module of its own: the latest fast weights detached, with the buffers as they are."""
+        copied = _functional(self, type(self), None)
+        copied.track_higher_grads = self.track_higher_grads
+        if self._fast_weights.history:
+            copied.update_params([first_weight(p, None, copy=True) for p in self._fast_weights.standing])
+        memo[id(self)] = copied
+        return copied
 
     def parameters(self, recurse: bool = True, time: int | None = None) -> Iterator[Any]:
         """The fast weights, in the order of the module's own `parameters()`: the latest, or the set number `time`."""
@@ -163,8 +186,21 @@ def _functional_class(kind: type[nn.Module]) -> type[FunctionalModule]:
     return type(f"Functional{kind.__name__}", (FunctionalModule, kind), {"__module__": kind.__module__})
 
 
-def _enter_twice_differentiable(kernels: ExitStack, module: nn.Module) -> None:
-    """Choose kernels that have a second derivative, where the fast ones have none."""
-    kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
-    if torch.backends.cudnn.is_available() and any(isinstance(part, nn.RNNBase) for part in module.modules()):
-        kernels.enter_context(torch.backends.cudnn.flags(enabled=False))
+_MATH = Shared(lambda: sdpa_kernel(SDPBackend.MATH))
+_NO_CUDNN = Shared(lambda: torch.backends.cudnn.flags(enabled=False))
+
+
+def _kernels(module: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+    """A choice of kernels that have a second derivative, where the fast ones have none."""
+    recurrent = torch.backends.cudnn.is_available() and any(isinstance(part, nn.RNNBase) for part in module.modules())
+    return _math_without_cudnn if recurrent else _math
+
+
+def _math() -> AbstractContextManager[Any]:
+    return _MATH
+
+
+@contextmanager
+def _math_without_cudnn() -> Iterator[None]:
+    with _MATH, _NO_CUDNN:
+        yield

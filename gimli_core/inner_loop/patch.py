@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gimli_core.errors import ArgumentError, ClosedError, explain
+from gimli_core.inner_loop.checks import check_device, check_switch, listed
 from gimli_core.inner_loop.deferred import Shared, deferring
 from gimli_core.inner_loop.fast_weights import FastWeights
 from gimli_core.inner_loop.structure import copied_structure, first_weight, uncompiled
 
-__all__ = ["FunctionalModule", "make_functional", "monkeypatch"]
+__all__ = ["FunctionalModule", "buffer_sync", "make_functional", "monkeypatch"]
 
 
 def monkeypatch(
@@ -53,23 +54,53 @@ def monkeypatch(
     >>> fmodel(torch.ones(1), params=[weight * 0, bias * 0 + 3])
     tensor([3.], grad_fn=<ViewBackward0>)
     """
-    fmodel = make_functional(module, device)
+    if copy_initial_weights not in (0, 1):  # numbers too: existing scripts pass them
+        check_switch("copy_initial_weights", copy_initial_weights)
+    fmodel = make_functional(module, device=device)
     fmodel.track_higher_grads = track_higher_grads
     fmodel.update_params([first_weight(p, device, copy_initial_weights) for p in module.parameters()])
     return fmodel
 
 
-def make_functional(module: nn.Module, device: torch.device | str | None = None) -> FunctionalModule:
+def make_functional(
+    module: nn.Module,
+    encapsulator: Callable[[FunctionalModule, nn.Module], None] | None = None,
+    device: torch.device | str | None = None,
+) -> FunctionalModule:
     """A copy of `module` without fast weights of its own: every call needs `params`, or `update_params` before it.
 
-    Arguments and errors as in `monkeypatch`.
+    Args:
+        encapsulator: is called with (the copy, `module`) at the end, to fill it.
+        module, device: as in `monkeypatch`, whose errors are raised here too.
     """
     if not isinstance(module, nn.Module) or isinstance(module, (FunctionalModule, torch.jit.ScriptModule)):
         came = "one already" if isinstance(module, FunctionalModule) else f"a {type(module).__name__}"
         raise ArgumentError(
             explain("module", "an nn.Module written in Python", came, "Pass the module that it was made from.")
         )
-    return _functional(uncompiled(module), _functional_class(type(uncompiled(module))), device)  # type: ignore[arg-type]
+    check_device(device)
+    plain = uncompiled(module)
+    fmodel = _functional(plain, _functional_class(type(plain)), device)  # type: ignore[arg-type]
+    if encapsulator is not None:
+        encapsulator(fmodel, module)
+    return fmodel
+
+
+def buffer_sync(module: nn.Module, fmodule: nn.Module, device: torch.device | str | None = None) -> None:
+    """Copy the buffers of `module` as they are now into `fmodule`, which was made from it.
+
+    Raises:
+        ArgumentError: a submodule that `fmodule` does not have.
+    """
+    check_device(device)
+    parts = dict(fmodule.named_modules())
+    for name, part in uncompiled(module).named_modules():
+        if name not in parts:
+            raise ArgumentError(
+                explain("fmodule", f"a submodule {name!r}, as module has", "none", "Pass what was made from it.")
+            )
+        for key, buffer in part._buffers.items():
+            parts[name]._buffers[key] = None if buffer is None else buffer.detach().clone().to(device)
 
 
 def _functional(module: nn.Module, kind: type[FunctionalModule], device: torch.device | str | None) -> FunctionalModule:
@@ -92,7 +123,7 @@ class FunctionalModule(nn.Module):
         fast = self._fast_weights
         postponed = fast.postponed()
         with fast.calling(), ExitStack() as conditions:
-            given = None if params is None else list(params)
+            given = None if params is None else listed("params", params)
             if given is not None and not postponed:
                 fast.append(given)
             if not fast.history:
@@ -134,7 +165,7 @@ class FunctionalModule(nn.Module):
         if not fast.history:
             raise ArgumentError(explain("parameters()", "fast weights", "none yet", "Call update_params first."))
         time = -1 if time is None else time
-        if not -len(fast.history) <= time < len(fast.history):
+        if not isinstance(time, int) or not -len(fast.history) <= time < len(fast.history):
             kept = (
                 "only the latest, since higher gradients are not tracked"
                 if not fast.track
@@ -149,7 +180,7 @@ class FunctionalModule(nn.Module):
 
     def update_params(self, params: Iterable[Tensor]) -> None:
         """Make `params` the latest fast weights."""
-        self._fast_weights.append(list(params))
+        self._fast_weights.append(listed("params", params))
 
     @property
     def fast_params(self) -> list[Tensor] | None:
@@ -176,8 +207,7 @@ class FunctionalModule(nn.Module):
 
     @track_higher_grads.setter
     def track_higher_grads(self, value: bool) -> None:
-        if not isinstance(value, bool):
-            raise ArgumentError(explain("track_higher_grads", "True or False", repr(value), "Choose one."))
+        check_switch("track_higher_grads", value)
         self._fast_weights.track = value
 
 

@@ -1,4 +1,4 @@
-"""Work that a model puts off until backward reads the weights of its own call, and so gives the numbers of work at once.
+"""Work that a model puts off until backward reads the weights of its own call, and gives the numbers of work at once.
 
 Each module has a switch. With `later` it recomputes in backward, or has hooks and functions that read `self.w` there;
 without, it keeps what it computes, and hooks hold the weight that stood when they were made.

@@ -115,10 +115,7 @@ def create_diff_optim(
     given = listed("params", fmodel.parameters() if params is None and fmodel is not None else params)
     if not given:
         raise ArgumentError(explain("params", "at least one tensor", "none", "Pass those that are to be stepped."))
-    if isinstance(given[0], Mapping):
-        groups = [{**g, "params": _like(g)} for g in given]
-    else:
-        groups = [{"params": _like({"params": given})}]
+    groups = [_like(g) for g in (given if isinstance(given[0], Mapping) else [{"params": given}])]
     options = {} if opt_kwargs is None else opt_kwargs
     check_mapping("opt_kwargs", options, f"the options of {opt_type.__name__}, {{name: value}}")
     try:
@@ -132,13 +129,14 @@ def create_diff_optim(
     )
 
 
-def _like(group: Any) -> list[Tensor]:
+def _like(group: Any) -> dict[str, Any]:
+    """The group, with zeros in place of its tensors."""
     check_mapping("params", group, "tensors alone, or groups alone")
     if "params" not in group:
         raise ArgumentError(explain("params", 'groups with an entry "params"', f"{list(group)}", "Put tensors there."))
     held = group["params"]
     tensors = listed_tensors("params", [held] if isinstance(held, Tensor) else held)
-    return [torch.zeros_like(p, requires_grad=True) for p in tensors]
+    return {**group, "params": [torch.zeros_like(p, requires_grad=True) for p in tensors]}
 
 
 def _named(kind: type[torch.optim.Optimizer]) -> type[DifferentiableOptimizer]:

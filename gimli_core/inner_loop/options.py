@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -14,7 +15,14 @@ from gimli_core.inner_loop.checks import check_device, check_mapping, check_opti
 from gimli_core.notation import Hyper
 from gimli_core.optimizers.interface import Optimizer
 
-__all__ = ["Override", "apply_trainable_opt_params", "as_hyper", "get_trainable_opt_params", "value_for_group"]
+__all__ = [
+    "Override",
+    "apply_trainable_opt_params",
+    "as_hyper",
+    "constant",
+    "get_trainable_opt_params",
+    "value_for_group",
+]
 
 Override = Mapping[str, Sequence[Any]]
 
@@ -135,7 +143,14 @@ def _scalar(value: float | Tensor, device: torch.device, label: str) -> Tensor:
         return value.to(value.device if value.device.type == "cpu" else device, torch.float64).reshape(())
     if not isinstance(value, Real):
         raise ArgumentError(explain(label, "a number or a tensor", repr(value), "Convert it."))
-    return torch.tensor(float(value), dtype=torch.float64)
+    return constant(float(value))
+
+
+@functools.lru_cache(maxsize=1024)
+def constant(value: float) -> Tensor:
+    """A number as a tensor, which nobody may change: it is made once."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _expanded(value: Tensor, theta: Tensor, label: str) -> Tensor:

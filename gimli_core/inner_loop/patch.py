@@ -46,6 +46,10 @@ def monkeypatch(
     Raises:
         ArgumentError: not a module, a module that is functional already, or one that has been scripted.
 
+    Work that the module puts off until backward (`torch.utils.checkpoint`, hooks that read a weight there) is done with
+    the fast weights of its own call. Compiled code is left aside. One functional module belongs to one thread: another
+    may call it, but must not exchange its weights meanwhile. `copy.deepcopy` of one has weights of its own, detached.
+
     Cost: |theta| for a copy of the parameters, and the buffers.
 
     >>> import torch, gimli_core.inner_loop as inner_loop

@@ -24,6 +24,7 @@ __all__ = ["copied_structure", "first_weight", "uncompiled"]
 
 _INTERNAL = frozenset(vars(nn.Module()))  # the containers that every module has for itself
 _LONGEST = 4096  # a longer list holds data, not parts of a module
+_ATOMS = frozenset({bool, int, float, str})
 _COMPILED = "_compiled_call_impl"  # what module.compile() leaves: it computes with the module that it was made from
 
 
@@ -84,6 +85,8 @@ def _exchanged(value: Any, copies: dict[int, Any], depth: int = 0) -> Any:
 
     The object itself where nothing is exchanged.
     """
+    if value is None or type(value) in _ATOMS:
+        return value
     if id(value) in copies:
         return copies[id(value)]
     if depth > 4:

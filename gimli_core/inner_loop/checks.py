@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ __all__ = [
     "check_switch",
     "listed",
     "listed_tensors",
+    "matching_gradients",
 ]
 
 
@@ -81,6 +82,20 @@ def listed_tensors(name: str, values: Any) -> list[Tensor]:
     for i, value in enumerate(found):
         if not isinstance(value, Tensor):
             _refuse(f"{name}, at {i}", "a tensor", _kind(value), "Pass the tensors themselves.")
+    return found
+
+
+def matching_gradients(changed: Any, G: Sequence[Tensor | None], name: Callable[[int], str]) -> Sequence[Tensor | None]:
+    """What a grad_callback returned for G: one for one, or None; `name` says what number i is called."""
+    found = listed("grad_callback's value", changed, "gradients, one for each")
+    for i, (g, new) in enumerate(zip(G, found, strict=False)):
+        if new is not None and (g is None or not isinstance(new, Tensor) or new.shape != g.shape):
+            came = "None, or another shape or type" if g is not None else "a gradient where there was none"
+            expected = "a tensor shaped like the gradient, or None"
+            _refuse(f"grad_callback, at {name(i)}", expected, came, "Return one for one.")
+    if len(found) != len(G):
+        expected = f"a list of {len(G)} gradients back"
+        _refuse("grad_callback", expected, f"{len(found)}", "Return one for each, in order.")
     return found
 
 

@@ -16,8 +16,8 @@ from gimli_core.inner_loop.checks import (
     check_loss,
     check_mapping,
     check_switch,
-    listed,
     listed_tensors,
+    matching_gradients,
 )
 from gimli_core.inner_loop.options import Override, value_for_group
 from gimli_core.inner_loop.patch import FunctionalModule
@@ -125,7 +125,7 @@ class DifferentiableOptimizer:
         G: Sequence[Tensor | None] = self._gradients(loss, theta)
         with torch.set_grad_enabled(self._track):
             if callback is not None:
-                G = self._called_back(callback, G)
+                G = matching_gradients(callback(list(G)), G, self._name)
             for group, members in zip(self.param_groups, self._members, strict=True):
                 group["params"] = [theta[i] for i in members]
             self._update([[G[i] for i in members] for members in self._members])
@@ -207,30 +207,6 @@ class DifferentiableOptimizer:
                 )
             )
         return G
-
-    def _called_back(self, callback: GradCallback, G: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        changed = listed("grad_callback's value", callback(list(G)), "gradients, one for each")
-        for i, (g, new) in enumerate(zip(G, changed, strict=False)):
-            if new is not None and (g is None or not isinstance(new, Tensor) or new.shape != g.shape):
-                came = "None, or another shape or type" if g is not None else "a gradient where there was none"
-                raise ArgumentError(
-                    explain(
-                        f"grad_callback, at {self._name(i)}",
-                        "a tensor shaped like the gradient, or None",
-                        came,
-                        "Return one for one.",
-                    )
-                )
-        if len(changed) != len(G):
-            raise ArgumentError(
-                explain(
-                    "grad_callback",
-                    f"a list of {len(G)} gradients back",
-                    f"{len(changed)}",
-                    "Return one for each, in order.",
-                )
-            )
-        return changed
 
     def _update(self, grouped_grads: list[list[Tensor | None]]) -> None:
         """Line 6, with the registered rule; a subclass may put another in its place."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import gimli_core.inner_loop as inner_loop
-from gimli_core.errors import ClosedError
+from gimli_core.errors import ArgumentError, ClosedError
 
 STEPS, WIDTH, ROUNDING = 3, 4, 1e-12
 plainly = lambda function, *args: function(*args)  # noqa: E731
@@ -261,6 +262,32 @@ def test_also_after_the_end_of_the_context(kind: type[Later]) -> None:
 def test_what_cannot_be_known_after_the_end_is_refused() -> None:
     with pytest.raises(ClosedError, match=r"only the latest are kept.*inside the `with` block"):
         numbers(OwnFunction, later=True, after=True)
+
+
+def test_what_cannot_be_known_of_untracked_steps_is_refused() -> None:
+    module, x = OwnFunction(), torch.ones(2, WIDTH)
+    module.later = True
+    opt = torch.optim.SGD(module.parameters(), lr=0.1)
+    with inner_loop.innerloop_ctx(module, opt, track_higher_grads=False) as (fmodel, diffopt):
+        diffopt.step(fmodel(x).square().mean())
+        early = fmodel(x).square().mean()
+        diffopt.step(fmodel(x).square().mean())
+        with pytest.raises(ClosedError, match="track_higher_grads=False only the latest are kept"):
+            early.backward()
+        fmodel(x).square().mean().backward()
+
+
+def test_weights_from_two_threads_cannot_be_told_apart_in_backward() -> None:
+    module, x = OwnFunction(), torch.ones(2, WIDTH)
+    module.later = True
+    fmodel = inner_loop.monkeypatch(module)
+    early = fmodel(x).square().mean()
+    thread = threading.Thread(target=lambda: fmodel.update_params([p + 1 for p in fmodel.parameters()]))
+    thread.start()
+    thread.join()
+    fmodel.update_params([p + 1 for p in fmodel.parameters()])
+    with pytest.raises(ArgumentError, match=r"made in one thread.*fmodel of its own"):
+        early.backward()
 
 
 AROUND: dict[str, Call] = {

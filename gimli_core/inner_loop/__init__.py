@@ -14,7 +14,7 @@ What differs from `higher` is in examples/DIFFERENCES_FROM_HIGHER.md; above all,
 error.
 """
 
-from gimli_core.inner_loop import optim, patch
+from gimli_core.inner_loop import optim, patch, utils
 from gimli_core.inner_loop.context import innerloop_ctx
 from gimli_core.inner_loop.optim import create_diff_optim, get_diff_optim
 from gimli_core.inner_loop.options import apply_trainable_opt_params, get_trainable_opt_params
@@ -31,4 +31,5 @@ __all__ = [
     "optim",
     "patch",
     "register_optim",
+    "utils",
 ]

@@ -10,6 +10,15 @@ from torch import Tensor
 
 from gimli_core.derivatives.first_order import differentiate
 from gimli_core.errors import ArgumentError, ClosedError, closest, explain, listing
+from gimli_core.inner_loop.checks import (
+    check_callback,
+    check_device,
+    check_loss,
+    check_mapping,
+    check_switch,
+    listed_tensors,
+    matching_gradients,
+)
 from gimli_core.inner_loop.options import Override, value_for_group
 from gimli_core.inner_loop.patch import FunctionalModule
 from gimli_core.inner_loop.rules import rule_of
@@ -29,6 +38,8 @@ class DifferentiableOptimizer:
     Args: as in `get_diff_optim`.
     """
 
+    stands_for: type[torch.optim.Optimizer] | None = None  # whose rule it is; None: that of the live optimizer
+
     def __init__(
         self,
         other: torch.optim.Optimizer,
@@ -39,9 +50,15 @@ class DifferentiableOptimizer:
         grad_callback: GradCallback | None = None,
         track_higher_grads: bool = True,
     ) -> None:
-        reference = list(reference_params)
+        reference = listed_tensors("reference_params", reference_params)
+        check_device(device)
+        check_callback(grad_callback)
+        check_switch("track_higher_grads", track_higher_grads)
+        if fmodel is not None and not isinstance(fmodel, FunctionalModule):
+            came = type(fmodel).__name__
+            raise ArgumentError(explain("fmodel", "what monkeypatch returns", came, "Pass monkeypatch(model)."))
         number = {id(p): i for i, p in enumerate(reference)}
-        self._kind = type(other)
+        self._kind = self.stands_for or type(other)
         self._fmodel = fmodel
         self._grad_callback = grad_callback
         self._track = track_higher_grads
@@ -100,13 +117,15 @@ class DifferentiableOptimizer:
                 "step: expected a call inside its inner loop's context; got one after the end. Indent it into the "
                 "`with` block, or use monkeypatch and get_diff_optim, which have no end."
             )
+        check_loss(loss)
+        check_callback(grad_callback)
         self._apply_override(override)
         theta = self._weights(params)
         callback = grad_callback or self._grad_callback
         G: Sequence[Tensor | None] = self._gradients(loss, theta)
         with torch.set_grad_enabled(self._track):
             if callback is not None:
-                G = self._called_back(callback, G)
+                G = matching_gradients(callback(list(G)), G, self._name)
             for group, members in zip(self.param_groups, self._members, strict=True):
                 group["params"] = [theta[i] for i in members]
             self._update([[G[i] for i in members] for members in self._members])
@@ -114,6 +133,8 @@ class DifferentiableOptimizer:
             for i, p in zip(members, group["params"], strict=True):
                 theta[i] = p if self._track or p is theta[i] else p.detach().requires_grad_()
             group["params"] = [None] * len(members)
+        if not self._track:  # no history for what is in no group, or was not reached
+            theta = [p if p.grad_fn is None else p.detach().requires_grad_() for p in theta]
         if self._fmodel is not None:
             self._fmodel.update_params(theta)
         return theta
@@ -125,7 +146,17 @@ class DifferentiableOptimizer:
 
     def _weights(self, params: Iterable[Tensor] | None) -> list[Tensor]:
         if params is not None:
-            return list(params)
+            given = listed_tensors("params", params)
+            if len(given) <= max(max(members, default=-1) for members in self._members):
+                raise ArgumentError(
+                    explain(
+                        "params",
+                        "as many tensors as there are reference parameters",
+                        f"{len(given)}",
+                        "Keep the order of parameters().",
+                    )
+                )
+            return given
         if self._fmodel is None or self._fmodel.fast_params is None:
             raise ArgumentError(
                 explain(
@@ -177,30 +208,6 @@ class DifferentiableOptimizer:
             )
         return G
 
-    def _called_back(self, callback: GradCallback, G: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        changed = list(callback(list(G)))
-        for i, (g, new) in enumerate(zip(G, changed, strict=False)):
-            if new is not None and (g is None or not isinstance(new, Tensor) or new.shape != g.shape):
-                came = "None, or another shape or type" if g is not None else "a gradient where there was none"
-                raise ArgumentError(
-                    explain(
-                        f"grad_callback, at {self._name(i)}",
-                        "a tensor shaped like the gradient, or None",
-                        came,
-                        "Return one for one.",
-                    )
-                )
-        if len(changed) != len(G):
-            raise ArgumentError(
-                explain(
-                    "grad_callback",
-                    f"a list of {len(G)} gradients back",
-                    f"{len(changed)}",
-                    "Return one for each, in order.",
-                )
-            )
-        return changed
-
     def _update(self, grouped_grads: list[list[Tensor | None]]) -> None:
         """Line 6, with the registered rule; a subclass may put another in its place."""
         for i, (group, grads) in enumerate(zip(self.param_groups, grouped_grads, strict=True)):
@@ -213,7 +220,10 @@ class DifferentiableOptimizer:
                 group["params"][int(k)], self.state[i][int(k)] = p, states[k]
 
     def _apply_override(self, override: Override | None) -> None:
-        for name, values in (override or {}).items():
+        if override is None:
+            return
+        check_mapping("override", override, "{name: [value]}")
+        for name, values in override.items():
             for i, group in enumerate(self.param_groups):
                 if name not in group:
                     raise ArgumentError(

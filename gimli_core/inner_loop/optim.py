@@ -9,13 +9,23 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.inner_loop.checks import check_mapping, check_optimizer, listed, listed_tensors
 from gimli_core.inner_loop.differentiable_optimizer import DifferentiableOptimizer
 from gimli_core.inner_loop.options import Override, apply_trainable_opt_params, get_trainable_opt_params
 from gimli_core.inner_loop.patch import FunctionalModule
 from gimli_core.inner_loop.rules import register_optim, registered
 
 __all__ = [
+    "DifferentiableASGD",
+    "DifferentiableAdadelta",
+    "DifferentiableAdagrad",
+    "DifferentiableAdam",
+    "DifferentiableAdamW",
+    "DifferentiableAdamax",
     "DifferentiableOptimizer",
+    "DifferentiableRMSprop",
+    "DifferentiableRprop",
+    "DifferentiableSGD",
     "apply_trainable_opt_params",
     "create_diff_optim",
     "get_diff_optim",
@@ -58,12 +68,7 @@ def get_diff_optim(
     >>> lr.grad
     tensor(2.)
     """
-    if not isinstance(opt, torch.optim.Optimizer):
-        raise ArgumentError(
-            explain(
-                "opt", "an instance of a torch.optim class", type(opt).__name__, "For a class use create_diff_optim."
-            )
-        )
+    check_optimizer(opt)
     made = registered(type(opt))
     kind = made if isinstance(made, type) and issubclass(made, DifferentiableOptimizer) else DifferentiableOptimizer
     return kind(
@@ -107,18 +112,46 @@ def create_diff_optim(
     registered(opt_type)
     if params is None and fmodel is None:
         raise ArgumentError(explain("params", "tensors, or fmodel=… in their place", "neither", "Pass one of the two."))
-    given = list(params if params is not None else fmodel.parameters())  # type: ignore[union-attr]
-    groups = (
-        [{**g, "params": _like(g["params"])} for g in given]
-        if given and isinstance(given[0], Mapping)
-        else [{"params": _like(given)}]
-    )
-    opt = opt_type(groups, **(opt_kwargs or {}))
+    given = listed("params", fmodel.parameters() if params is None and fmodel is not None else params)
+    if not given:
+        raise ArgumentError(explain("params", "at least one tensor", "none", "Pass those that are to be stepped."))
+    groups = [_like(g) for g in (given if isinstance(given[0], Mapping) else [{"params": given}])]
+    options = {} if opt_kwargs is None else opt_kwargs
+    check_mapping("opt_kwargs", options, f"the options of {opt_type.__name__}, {{name: value}}")
+    try:
+        opt = opt_type(groups, **options)
+    except TypeError as error:
+        name = opt_type.__name__
+        raise ArgumentError(explain("opt_kwargs", f"options of {name}", str(error), "Rename or remove it.")) from error
     reference = [p for group in groups for p in group["params"]]
     return get_diff_optim(
         opt, reference, fmodel=fmodel, device=device, override=override, track_higher_grads=track_higher_grads, **kwargs
     )
 
 
-def _like(params: Any) -> list[Tensor]:
-    return [torch.zeros_like(p, requires_grad=True) for p in ([params] if isinstance(params, Tensor) else params)]
+def _like(group: Any) -> dict[str, Any]:
+    """The group, with zeros in place of its tensors."""
+    check_mapping("params", group, "tensors alone, or groups alone")
+    if "params" not in group:
+        raise ArgumentError(explain("params", 'groups with an entry "params"', f"{list(group)}", "Put tensors there."))
+    held = group["params"]
+    tensors = listed_tensors("params", [held] if isinstance(held, Tensor) else held)
+    return {**group, "params": [torch.zeros_like(p, requires_grad=True) for p in tensors]}
+
+
+def _named(kind: type[torch.optim.Optimizer]) -> type[DifferentiableOptimizer]:
+    about = f"A differentiable optimizer that steps as `torch.optim.{kind.__name__}`, for `register_optim`."
+    body = {"stands_for": kind, "__doc__": about, "__module__": __name__}
+    return type(f"Differentiable{kind.__name__}", (DifferentiableOptimizer,), body)
+
+
+# Names that existing scripts register for optimizers of their own, or inherit from.
+DifferentiableASGD = _named(torch.optim.ASGD)
+DifferentiableAdadelta = _named(torch.optim.Adadelta)
+DifferentiableAdagrad = _named(torch.optim.Adagrad)
+DifferentiableAdam = _named(torch.optim.Adam)
+DifferentiableAdamW = _named(torch.optim.AdamW)
+DifferentiableAdamax = _named(torch.optim.Adamax)
+DifferentiableRMSprop = _named(torch.optim.RMSprop)
+DifferentiableRprop = _named(torch.optim.Rprop)
+DifferentiableSGD = _named(torch.optim.SGD)

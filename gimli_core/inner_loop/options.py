@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.inner_loop.checks import check_device, check_mapping, check_optimizer
 from gimli_core.notation import Hyper
 from gimli_core.optimizers.interface import Optimizer
 
-__all__ = ["Override", "apply_trainable_opt_params", "as_hyper", "get_trainable_opt_params", "value_for_group"]
+__all__ = [
+    "Override",
+    "apply_trainable_opt_params",
+    "as_hyper",
+    "constant",
+    "get_trainable_opt_params",
+    "value_for_group",
+]
 
 Override = Mapping[str, Sequence[Any]]
 
@@ -33,6 +43,9 @@ def get_trainable_opt_params(
     >>> inner_loop.get_trainable_opt_params(opt)["lr"]
     [tensor(0.5000, requires_grad=True)]
     """
+
+    check_optimizer(opt)
+    check_device(device)
 
     def trainable(x: float | Tensor) -> Tensor:
         dtype = x.dtype if isinstance(x, Tensor) and x.is_floating_point() else torch.get_default_dtype()
@@ -59,6 +72,8 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
     >>> opt.param_groups[0]["lr"]
     0.25
     """
+    check_optimizer(opt)
+    check_mapping("override", override, "{name: [value]}")
     for name, values in override.items():
         for i, group in enumerate(opt.param_groups):
             value = value_for_group(name, values, i, len(opt.param_groups), group.get(name))
@@ -118,15 +133,24 @@ def as_hyper(rule: Optimizer, thetas: Mapping[str, Tensor], label: str) -> Hyper
             else:
                 place = (name, theta.device)
                 if place not in scalars:
-                    scalars[place] = _scalar(value, theta.device)
+                    scalars[place] = _scalar(value, theta.device, f"{name} {label}")
                 hyper[k][name] = scalars[place]
     return hyper
 
 
-def _scalar(value: float | Tensor, device: torch.device) -> Tensor:
-    if not isinstance(value, Tensor):
-        return torch.tensor(float(value), dtype=torch.float64)
-    return value.to(value.device if value.device.type == "cpu" else device, torch.float64).reshape(())
+def _scalar(value: float | Tensor, device: torch.device, label: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(value.device if value.device.type == "cpu" else device, torch.float64).reshape(())
+    if not isinstance(value, Real):
+        raise ArgumentError(explain(label, "a number or a tensor", repr(value), "Convert it."))
+    return constant(float(value))
+
+
+@functools.lru_cache(maxsize=1024)
+def constant(value: float) -> Tensor:
+    """A number as a tensor, which nobody may change: it is made once."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _expanded(value: Tensor, theta: Tensor, label: str) -> Tensor:

@@ -7,8 +7,8 @@ submodules, methods of its own, parametrizations, recurrent layers, hooks.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gimli_core.errors import ArgumentError, ClosedError, explain
-from gimli_core.inner_loop.structure import FastWeights, copied_structure, first_weight
+from gimli_core.inner_loop.checks import check_device, check_switch, listed
+from gimli_core.inner_loop.deferred import Shared, deferring
+from gimli_core.inner_loop.fast_weights import FastWeights
+from gimli_core.inner_loop.structure import copied_structure, first_weight, uncompiled
 
-__all__ = ["FunctionalModule", "make_functional", "monkeypatch"]
+__all__ = ["FunctionalModule", "buffer_sync", "make_functional", "monkeypatch"]
 
 
 def monkeypatch(
@@ -43,6 +46,10 @@ def monkeypatch(
     Raises:
         ArgumentError: not a module, a module that is functional already, or one that has been scripted.
 
+    Work that the module puts off until backward (`torch.utils.checkpoint`, hooks that read a weight there) is done with
+    the fast weights of its own call. Compiled code is left aside. One functional module belongs to one thread: another
+    may call it, but must not exchange its weights meanwhile. `copy.deepcopy` of one has weights of its own, detached.
+
     Cost: |theta| for a copy of the parameters, and the buffers.
 
     >>> import torch, gimli_core.inner_loop as inner_loop
@@ -51,23 +58,57 @@ def monkeypatch(
     >>> fmodel(torch.ones(1), params=[weight * 0, bias * 0 + 3])
     tensor([3.], grad_fn=<ViewBackward0>)
     """
-    fmodel = make_functional(module, device)
+    if copy_initial_weights not in (0, 1):  # numbers too: existing scripts pass them
+        check_switch("copy_initial_weights", copy_initial_weights)
+    fmodel = make_functional(module, device=device)
     fmodel.track_higher_grads = track_higher_grads
     fmodel.update_params([first_weight(p, device, copy_initial_weights) for p in module.parameters()])
     return fmodel
 
 
-def make_functional(module: nn.Module, device: torch.device | str | None = None) -> FunctionalModule:
+def make_functional(
+    module: nn.Module,
+    encapsulator: Callable[[FunctionalModule, nn.Module], None] | None = None,
+    device: torch.device | str | None = None,
+) -> FunctionalModule:
     """A copy of `module` without fast weights of its own: every call needs `params`, or `update_params` before it.
 
-    Arguments and errors as in `monkeypatch`.
+    Args:
+        encapsulator: is called with (the copy, `module`) at the end, to fill it.
+        module, device: as in `monkeypatch`, whose errors are raised here too.
     """
     if not isinstance(module, nn.Module) or isinstance(module, (FunctionalModule, torch.jit.ScriptModule)):
         came = "one already" if isinstance(module, FunctionalModule) else f"a {type(module).__name__}"
         raise ArgumentError(
             explain("module", "an nn.Module written in Python", came, "Pass the module that it was made from.")
         )
-    copied, fast = copied_structure(module, _functional_class(type(module)), device)  # type: ignore[arg-type]
+    check_device(device)
+    plain = uncompiled(module)
+    fmodel = _functional(plain, _functional_class(type(plain)), device)  # type: ignore[arg-type]
+    if encapsulator is not None:
+        encapsulator(fmodel, module)
+    return fmodel
+
+
+def buffer_sync(module: nn.Module, fmodule: nn.Module, device: torch.device | str | None = None) -> None:
+    """Copy the buffers of `module` as they are now into `fmodule`, which was made from it.
+
+    Raises:
+        ArgumentError: a submodule that `fmodule` does not have.
+    """
+    check_device(device)
+    parts = dict(fmodule.named_modules())
+    for name, part in uncompiled(module).named_modules():
+        if name not in parts:
+            raise ArgumentError(
+                explain("fmodule", f"a submodule {name!r}, as module has", "none", "Pass what was made from it.")
+            )
+        for key, buffer in part._buffers.items():
+            parts[name]._buffers[key] = None if buffer is None else buffer.detach().clone().to(device)
+
+
+def _functional(module: nn.Module, kind: type[FunctionalModule], device: torch.device | str | None) -> FunctionalModule:
+    copied, fast = copied_structure(module, kind, device)
     fmodel: FunctionalModule = copied
     vars(fmodel)["_fast_weights"] = fast
     return fmodel
@@ -79,31 +120,48 @@ class FunctionalModule(nn.Module):
     _fast_weights: FastWeights
 
     def __call__(self, *args: Any, params: Iterable[Tensor] | None = None, **kwargs: Any) -> Any:
-        """The module's forward pass; `params`, if given, become the latest fast weights."""
+        """The module's forward pass; `params`, if given, become the latest fast weights.
+
+        Called in a backward pass (by a checkpoint around it), it computes with the fast weights of the first call.
+        """
         fast = self._fast_weights
-        if params is not None:
-            self.update_params(params)
-        if not fast.history:
-            raise ArgumentError(
-                explain(
-                    "params",
-                    "fast weights",
-                    "None, and the module has none of its own",
-                    "Pass params=[...], or call update_params.",
+        postponed = fast.postponed()
+        with fast.calling(), ExitStack() as conditions:
+            given = None if params is None else listed("params", params)
+            if given is not None and not postponed:
+                fast.append(given)
+            if not fast.history:
+                raise ArgumentError(
+                    explain(
+                        "params",
+                        "fast weights",
+                        "None, and the module has none of its own",
+                        "Pass params=[...], or call update_params.",
+                    )
                 )
-            )
-        differentiable = fast.track and torch.is_grad_enabled()
-        if fast.closed and differentiable:
-            raise ClosedError(
-                "fmodel: expected a call inside its inner loop's context; got one after the end, where the graph of "
-                "its fast weights is released. Compute the outer loss inside the `with` block, or evaluate under "
-                "torch.no_grad()."
-            )
-        fast.check_untouched()
-        with ExitStack() as kernels:
-            if differentiable:
-                _enter_twice_differentiable(kernels, self)
+            if postponed:
+                conditions.enter_context(fast.restored(fast.of_this_moment() if given is None else given))
+            differentiable = fast.track and torch.is_grad_enabled()
+            if fast.closed and differentiable and not fast.put_back:
+                raise ClosedError(
+                    "fmodel: expected a call inside its inner loop's context; got one after the end, where the graph "
+                    "of its fast weights is released. Compute the outer loss inside the `with` block, or evaluate "
+                    "under torch.no_grad()."
+                )
+            fast.check_untouched()
+            kernels = _kernels(self) if differentiable else nullcontext
+            conditions.enter_context(kernels())
+            conditions.enter_context(deferring(self, kernels))
             return super().__call__(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FunctionalModule:
+        """A functional module of its own: the latest fast weights detached, with the buffers as they are."""
+        copied = _functional(self, type(self), None)
+        copied.track_higher_grads = self.track_higher_grads
+        if self._fast_weights.history:
+            copied.update_params([first_weight(p, None, copy=True) for p in self._fast_weights.standing])
+        memo[id(self)] = copied
+        return copied
 
     def parameters(self, recurse: bool = True, time: int | None = None) -> Iterator[Any]:
         """The fast weights, in the order of the module's own `parameters()`: the latest, or the set number `time`."""
@@ -111,7 +169,7 @@ class FunctionalModule(nn.Module):
         if not fast.history:
             raise ArgumentError(explain("parameters()", "fast weights", "none yet", "Call update_params first."))
         time = -1 if time is None else time
-        if not -len(fast.history) <= time < len(fast.history):
+        if not isinstance(time, int) or not -len(fast.history) <= time < len(fast.history):
             kept = (
                 "only the latest, since higher gradients are not tracked"
                 if not fast.track
@@ -126,7 +184,7 @@ class FunctionalModule(nn.Module):
 
     def update_params(self, params: Iterable[Tensor]) -> None:
         """Make `params` the latest fast weights."""
-        self._fast_weights.append(list(params))
+        self._fast_weights.append(listed("params", params))
 
     @property
     def fast_params(self) -> list[Tensor] | None:
@@ -153,8 +211,7 @@ class FunctionalModule(nn.Module):
 
     @track_higher_grads.setter
     def track_higher_grads(self, value: bool) -> None:
-        if not isinstance(value, bool):
-            raise ArgumentError(explain("track_higher_grads", "True or False", repr(value), "Choose one."))
+        check_switch("track_higher_grads", value)
         self._fast_weights.track = value
 
 
@@ -163,8 +220,21 @@ def _functional_class(kind: type[nn.Module]) -> type[FunctionalModule]:
     return type(f"Functional{kind.__name__}", (FunctionalModule, kind), {"__module__": kind.__module__})
 
 
-def _enter_twice_differentiable(kernels: ExitStack, module: nn.Module) -> None:
-    """Choose kernels that have a second derivative, where the fast ones have none."""
-    kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
-    if torch.backends.cudnn.is_available() and any(isinstance(part, nn.RNNBase) for part in module.modules()):
-        kernels.enter_context(torch.backends.cudnn.flags(enabled=False))
+_MATH = Shared(lambda: sdpa_kernel(SDPBackend.MATH))
+_NO_CUDNN = Shared(lambda: torch.backends.cudnn.flags(enabled=False))
+
+
+def _kernels(module: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+    """A choice of kernels that have a second derivative, where the fast ones have none."""
+    recurrent = torch.backends.cudnn.is_available() and any(isinstance(part, nn.RNNBase) for part in module.modules())
+    return _math_without_cudnn if recurrent else _math
+
+
+def _math() -> AbstractContextManager[Any]:
+    return _MATH
+
+
+@contextmanager
+def _math_without_cudnn() -> Iterator[None]:
+    with _MATH, _NO_CUDNN:
+        yield

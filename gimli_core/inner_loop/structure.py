@@ -12,116 +12,46 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.inner_loop.fast_weights import FastWeights, Home
 
-__all__ = ["FastWeights", "copied_structure", "first_weight"]
+__all__ = ["copied_structure", "first_weight", "uncompiled"]
 
 _INTERNAL = frozenset(vars(nn.Module()))  # the containers that every module has for itself
 _LONGEST = 4096  # a longer list holds data, not parts of a module
+_ATOMS = frozenset({bool, int, float, str})
+_COMPILED = "_compiled_call_impl"  # what module.compile() leaves: it computes with the module that it was made from
 
 
-class FastWeights:
-    """Every set of fast weights of one functional module, and where in it the latest stands."""
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module inside what `torch.compile` returns; any other module itself.
 
-    def __init__(self, originals: Mapping[str, Tensor]) -> None:
-        self.names = list(originals)
-        self.originals = list(originals.values())
-        self.history: list[list[Tensor]] = []
-        self.track = True
-        self.closed = False
-        # Where a parameter stands: (a module's _parameters, key). What else holds parameters: (a module, weakly since
-        # this object hangs from one; the attribute; its value with the originals in it).
-        self.homes: list[list[tuple[dict[str, Any], str]]] = [[] for _ in self.names]
-        self.aliases: list[tuple[weakref.ref[nn.Module], str, Any]] = []
-        self._versions: list[int] = []
-
-    def append(self, params: list[Tensor]) -> None:
-        """A new set, which becomes the latest."""
-        if len(params) != len(self.names):
-            raise ArgumentError(
-                explain(
-                    "params",
-                    f"{len(self.names)} tensors, one a parameter",
-                    f"{len(params)}",
-                    "Keep the order of parameters().",
-                )
-            )
-        for name, value, original in zip(self.names, params, self.originals, strict=True):
-            if not isinstance(value, Tensor) or value.shape != original.shape:
-                came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise ArgumentError(
-                    explain(
-                        f"params, at {name!r}",
-                        f"a tensor of shape {list(original.shape)}",
-                        came,
-                        "Keep the order of parameters().",
-                    )
-                )
-        if not self.track:
-            self.history.clear()
-        self.history.append(params)
-        self._install(params)
-
-    def close(self) -> None:
-        """Keep only the latest values, without their graph."""
-        self.closed = True
-        latest = [p.detach() for p in self.history[-1]] if self.history else []
-        self.history = [latest] if self.history else []
-        if latest:
-            self._install(latest)
-
-    def check_untouched(self) -> None:
-        """Raise unless the latest fast weights stand in the module as they were put there."""
-        for name, value, version, homes in zip(self.names, self.history[-1], self._versions, self.homes, strict=True):
-            if value._version != version:
-                raise ArgumentError(
-                    explain(
-                        f"fast weight {name!r}",
-                        "no change in place, which has no derivative",
-                        "one since it was made",
-                        "Compute a new tensor, and pass the whole list to fmodel.update_params(...).",
-                    )
-                )
-            if any(home.get(key) is not value for home, key in homes):
-                raise ArgumentError(
-                    explain(
-                        f"fast weight {name!r}",
-                        "the tensor that was put there",
-                        "another one, assigned since",
-                        "Pass the whole list to fmodel.update_params(...).",
-                    )
-                )
-
-    def _install(self, params: list[Tensor]) -> None:
-        self._versions = [p._version for p in params]
-        for homes, value in zip(self.homes, params, strict=True):
-            for home, key in homes:
-                home[key] = value
-        swap = {id(p): value for p, value in zip(self.originals, params, strict=True)}
-        for part, key, template in self.aliases:
-            if (held := part()) is not None:
-                vars(held)[key] = _exchanged(template, swap)
+    Compiled code computes with the module that it was made from, and has no second derivative.
+    """
+    inner = module._modules.get("_orig_mod")
+    return module if inner is None else uncompiled(inner)
 
 
 def copied_structure(
     module: nn.Module, root: type[nn.Module], device: torch.device | str | None
 ) -> tuple[Any, FastWeights]:
     """A copy of `module` of class `root`, and the fast weights that it is to compute with, none yet."""
+    parts = list({id(plain): plain for plain in map(uncompiled, module.modules())}.values())
     copies: dict[int, Any] = {}
-    for part in module.modules():
+    for part in parts:
         kind = root if part is module else type(part)
         copies[id(part)] = kind.__new__(kind)
+    for wrapper in module.modules():
+        copies[id(wrapper)] = copies[id(uncompiled(wrapper))]
     for buffer in module.buffers():
         copies[id(buffer)] = first_weight(buffer, device, copy=not buffer.requires_grad)
-    fast = FastWeights(dict(module.named_parameters()))
-    for part in module.modules():
+    fast = FastWeights(dict(module.named_parameters()), _exchanged)
+    for part in parts:
         _fill(copies[id(part)], part, copies, fast)
     return copies[id(module)], fast
 
@@ -138,15 +68,16 @@ def _fill(part: nn.Module, original: nn.Module, copies: dict[int, Any], fast: Fa
     number = {id(p): i for i, p in enumerate(fast.originals)}
     attributes = vars(part)
     for key, value in vars(original).items():
-        exchanged = _exchanged(value, copies)
+        exchanged = None if key == _COMPILED else _exchanged(value, copies)
         if key in _INTERNAL and exchanged is value and isinstance(value, (dict, set)):
             exchanged = value.copy()
         attributes[key] = exchanged
         if key not in _INTERNAL and _exchanged(exchanged, dict.fromkeys(number)) is not exchanged:
             fast.aliases.append((weakref.ref(part), key, exchanged))
+    home = attributes["_parameters"] = Home(attributes["_parameters"], fast)
     for key, parameter in original._parameters.items():
         if parameter is not None:
-            fast.homes[number[id(parameter)]].append((attributes["_parameters"], key))
+            fast.homes[number[id(parameter)]].append((weakref.ref(home), key))
 
 
 def _exchanged(value: Any, copies: dict[int, Any], depth: int = 0) -> Any:
@@ -154,6 +85,8 @@ def _exchanged(value: Any, copies: dict[int, Any], depth: int = 0) -> Any:
 
     The object itself where nothing is exchanged.
     """
+    if value is None or type(value) in _ATOMS:
+        return value
     if id(value) in copies:
         return copies[id(value)]
     if depth > 4:

@@ -1,5 +1,7 @@
 """Exact meta-gradients by Algorithm 1 of GIMLI: an explicit unroll, then a hand-written second-order backward sweep."""
 
+import sys as _sys
+
 from gimli_core import errors, memory, optimizers, verification
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters.marks import per_step, per_task
@@ -7,8 +9,7 @@ from gimli_core.problem import Problem
 from gimli_core.requirements.examine import check_requirements
 from gimli_core.results import MetaGradient
 from gimli_core.runs.plan import Plan, plan
-from gimli_core.step_through import lessons, step_through
-from gimli_core.step_through.page import trace
+from gimli_core.step_through import lessons, step_through, trace
 from gimli_core.unroll import unroll
 from gimli_core.verification import verify
 from gimli_core.watchers.adjoint_norms import AdjointNorms
@@ -35,3 +36,5 @@ __all__ = [
     "verification",
     "verify",
 ]
+
+_sys.modules[f"{__name__}.lessons"] = lessons  # so that `import gimli_core.lessons` finds what `gimli_core.lessons` is

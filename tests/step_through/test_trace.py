@@ -220,12 +220,12 @@ def test_looking_does_not_disturb_a_random_loss() -> None:
 def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="expected a file that can be written"):
         traced(steps=1).save(tmp_path / "nowhere" / "page.html")
-    with pytest.raises(ArgumentError, match="got is a directory"):
+    with pytest.raises(ArgumentError, match="got a directory"):
         traced(steps=1).save(tmp_path)
 
 
 def test_an_entry_that_is_not_there() -> None:
-    for text, message in (("v[0]", "Use one of w, b"), ("w[3]", r"within the shape \[3\]"), ("w[x]", "Count from 0")):
+    for text, message in (("v[0]", "Use one of 'w', 'b'"), ("w[3]", r"within the shape \[3\]"), ("w[x]", "Count from 0")):
         with pytest.raises(ArgumentError, match=message):
             gimli.trace(gimli.step_through(**network()), follow=[text])
 

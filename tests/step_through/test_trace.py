@@ -225,7 +225,11 @@ def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_an_entry_that_is_not_there() -> None:
-    for text, message in (("v[0]", "Use one of 'w', 'b'"), ("w[3]", r"within the shape \[3\]"), ("w[x]", "Count from 0")):
+    for text, message in (
+        ("v[0]", "Use one of 'w', 'b'"),
+        ("w[3]", r"within the shape \[3\]"),
+        ("w[x]", "Count from 0"),
+    ):
         with pytest.raises(ArgumentError, match=message):
             gimli.trace(gimli.step_through(**network()), follow=[text])
 

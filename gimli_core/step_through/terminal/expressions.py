@@ -25,7 +25,7 @@ QUANTITIES = (
     "theta", "s", "G", "V", "B", "S", "direct", "curvature", "A_opt", "A_loss", "dA_opt", "dA_loss", "loss",
     "line", "j",
 )  # fmt: skip
-LONGEST = 1000  # characters of an expression, so that neither it nor its nesting is a load
+LONGEST = 400  # characters of an expression, so that neither it nor its nesting is a load
 MOST_BITS = 4096  # of a whole number
 MOST_ELEMENTS = 1 << 24  # of a tensor that an expression makes, unless it has operands as large
 ATTRIBUTES = ("shape", "ndim", "T", "mT")  # of tensors

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gimli_core.errors import ArgumentError, GimliError, closest, explain, first_line, printable
 from gimli_core.step_through.page.recorder import entry
@@ -158,19 +157,16 @@ class Session:
     def change(self, rest: str) -> None:
         """change NAME[KEY]…[i] = EXPR: a copy of the quantity with that entry changed, or all its entries."""
         name, keys, value = assignment(rest, self.stepper.known())
-        copied = cloned(self.stepper.evaluate(name))
-        inner: Any = copied
-        while isinstance(inner, Mapping) and keys:
-            inner = entry_of(inner, keys.pop(0))
-        filled = list(tensors(inner))
-        if not filled or (keys and not isinstance(inner, Tensor)):
+        old = self.stepper.evaluate(name)
+        if not any(True for _ in tensors(old)):
             do = "A value is changed at the line that computes it."
             raise ArgumentError(explain(f"change {rest!r}", "a quantity of tensors", f"{name!r}", do))
-        for t in filled:
-            place = t
-            for key in keys:  # each gives a view, which is written through
-                place = entry_of(place, key)
-            place.copy_(torch.as_tensor(value, dtype=t.dtype, device=t.device))
+        copied = cloned(old)
+        try:
+            _fill(copied, keys, value)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            do = "Give a number, or a tensor of the entry's shape."
+            raise ArgumentError(explain(f"change {rest!r}", "a value that fits", first_line(error), do)) from None
         self.stepper.change(name, copied)
         self.show()
 
@@ -216,6 +212,18 @@ COMMANDS: dict[str, Callable[[Session, str], None]] = {
     "result": Session.result,
     "help": Session.help,
 }
+
+
+def _fill(tree: Any, keys: Sequence[Any], value: Any) -> None:
+    """Put `value` at `keys` in a tree of tensors: keys of mappings first, then indices into each tensor."""
+    if isinstance(tree, Mapping) and keys:
+        _fill(entry_of(tree, keys[0]), keys[1:], value)
+        return
+    for t in tensors(tree):
+        place = t
+        for key in keys:  # each gives a view, which is written through
+            place = entry_of(place, key)
+        place.copy_(torch.as_tensor(value, dtype=t.dtype, device=t.device))
 
 
 def _number(text: str) -> int:

@@ -142,3 +142,25 @@ def test_code_that_leaves_while_a_run_is_shown(way: str, module: Path) -> None:
 def test_a_problem_and_a_perceptrons_sizes_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "mine:build", "--steps", "3", "--batch", "2"]) == 2
     assert "got '--steps', '--batch'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shown", [[], ["--json"]])
+def test_names_of_a_problem_cannot_steer_the_terminal(
+    shown: list[str], module: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(module, {})
+    text = module.read_text(encoding="utf-8")
+    module.write_text(text.replace('"w"', '"\\x1b[2J"'), encoding="utf-8")
+    assert main(["verify", "mine:build", *shown]) == 0
+    said = capsys.readouterr().out
+    assert "[2J" in said
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("claimed", ["torch.ones(2)", "3", "[]", "'lr'"])
+def test_a_claim_that_is_no_dict(claimed: str, module: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(module, {})
+    text = module.read_text(encoding="utf-8")
+    module.write_text(text.replace("val_batch=None)", f"val_batch=None, claimed={claimed})"), encoding="utf-8")
+    assert main(["verify", "mine:build"]) == 2
+    assert "claimed: expected a dict of derivatives" in capsys.readouterr().err

@@ -23,7 +23,7 @@ RULES = {
 }
 
 
-DEFAULTS = {"steps": 100, "sizes": "784,512,512,10", "batch": 128, "optimizer": "adam"}
+DEFAULTS: dict[str, Any] = {"steps": 100, "sizes": "784,512,512,10", "batch": 128, "optimizer": "adam"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

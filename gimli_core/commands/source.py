@@ -74,9 +74,10 @@ def own(target: str, takes: Callable[..., object], public: str) -> dict[str, Any
         expected = "MODULE:FUNCTION that can be imported from here"
         raise ArgumentError(explain(f"source {target!r}", expected, str(error), "Check both names.")) from error
     if not hasattr(module, function_name):
-        came = f"no {function_name!r} in it"
         do = f"Check the name.{closest(function_name, vars(module))}"
-        raise ArgumentError(explain(f"source {target!r}", f"a function of {module_name}", came, do))
+        raise ArgumentError(
+            explain(f"source {target!r}", f"a function of {module_name}", f"no {function_name!r} in it", do)
+        )
     function = getattr(module, function_name)
     try:
         inspect.signature(function).bind()
@@ -84,7 +85,7 @@ def own(target: str, takes: Callable[..., object], public: str) -> dict[str, Any
         expected = "a function that can be called without arguments"
         raise ArgumentError(explain(f"source {target!r}", expected, str(error), "Wrap it in one.")) from None
     with users_code(f"source {target!r}"):
-        came = function()
+        came: Any = function()
     if isinstance(came, Lesson):
         came = came.arguments
     if isinstance(came, tuple) and len(came) == 2 and isinstance(came[1], Mapping):

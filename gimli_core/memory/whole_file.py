@@ -50,8 +50,8 @@ def writing(argument: str, path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     with _explained(argument, path):
         place = _place(path)
         if not _is_plain(place):
-            with open(place, "wb") as file:
-                yield file
+            with open(place, "wb") as direct:
+                yield direct
             return
         unfinished, file = _beside(place)
         try:

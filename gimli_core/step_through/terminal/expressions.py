@@ -47,7 +47,7 @@ def checked(text: str) -> ast.expr:
     Raises:
         ArgumentError: another syntax, an unknown name, a form that is not allowed.
     """
-    expression = _parsed(text, "eval").body
+    expression: ast.expr = _parsed(text, "eval").body
     _check(expression, text)
     return expression
 
@@ -191,9 +191,9 @@ def _value(node: ast.expr | None, names: Mapping[str, Any]) -> Any:
             return value
         case ast.Compare(left=left, ops=ops, comparators=others):
             value, before = True, _operand(_value(left, names))
-            for op, other in zip(ops, others, strict=True):
+            for comparison, other in zip(ops, others, strict=True):
                 after = _operand(_value(other, names))
-                value = _bounded(COMPARISONS[type(op)], before, after)
+                value = _bounded(COMPARISONS[type(comparison)], before, after)
                 if len(ops) > 1 and not value:
                     return value
                 before = after

@@ -1,5 +1,7 @@
 """Exact meta-gradients by Algorithm 1 of GIMLI: an explicit unroll, then a hand-written second-order backward sweep."""
 
+import sys as _sys
+
 from gimli_core import errors, memory, optimizers, verification
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
 from gimli_core.meta_gradient import meta_gradient
@@ -50,3 +52,5 @@ __all__ = [
     "verification",
     "verify",
 ]
+
+_sys.modules[f"{__name__}.lessons"] = lessons  # so that `import gimli_core.lessons` finds what `gimli_core.lessons` is

@@ -84,6 +84,17 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 
 
+def printable(text: object) -> str:
+    """`text` without the characters that could steer a terminal or that none can encode; its lines stay apart.
+
+    Names, paths and messages come from elsewhere. Whatever this package prints of them passes through here.
+
+    >>> printable("\\x1b[2Jname")
+    '�[2Jname'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in str(text))
+
+
 def notice(text: str) -> None:
     """Tell the user one line in passing, through `logging`: the logger is `gimli_core`, the level WARNING.
 

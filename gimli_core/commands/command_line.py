@@ -11,11 +11,12 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-from gimli_core.errors import GimliError
+from gimli_core.errors import GimliError, printable
 
 __all__ = ["main"]
 
@@ -28,7 +29,7 @@ class _Command(NamedTuple):
 
 COMMANDS = {
     "demo": _Command("gimli_core.commands.demo", "demo", "learn a small network's hyperparameters on real data"),
-    "step": _Command("gimli_core.step_through.terminal.session", "figures", "walk through Algorithm 1 in the terminal"),
+    "step": _Command("gimli_core.commands.step", "figures", "walk through Algorithm 1 in the terminal"),
     "trace": _Command("gimli_core.commands.trace", "figures", "write a run as one self-contained page"),
     "plan": _Command("gimli_core.commands.plan", "demo", "what each memory schedule would cost, in bytes and seconds"),
     "verify": _Command("gimli_core.commands.verify", "verify", "check meta-gradients against every oracle"),
@@ -40,20 +41,26 @@ FAILED, INTERRUPTED, CUT_OFF = 2, 130, 141  # the latter two as a shell reports 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `gimli` with `argv` and return its exit code.
 
-    0 done, 1 a check disagreed, 2 bad input (one line on stderr), 130 interrupted, 141 nobody reads on.
-    `--help`, `--version` and usage errors leave through `SystemExit`, as argparse does.
+    0 done, 1 a check disagreed, 2 bad input or a failure (one line on stderr), 130 interrupted, 141 nobody reads on.
+    `--help`, `--version` and usage errors leave through `SystemExit`, as argparse does. A fault of this package's
+    own shows its traceback too, and is a 2: a 1 would say that a check disagreed.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         arguments = _parser(argv).parse_args(argv)
-        code = importlib.import_module(COMMANDS[arguments.command].module).run(arguments)
+        command = importlib.import_module(COMMANDS[arguments.command].module)
+        try:
+            code = int(command.run(arguments))
+        except SystemExit as left:
+            # A command returns its code, so this came from code that it ran: nothing of its work is certain.
+            return _complain(f"expected code that runs through; got sys.exit({left.code!r}). The run did not end.")
         sys.stdout.flush()
-        return int(code)
+        return code
     except GimliError as error:
         return _complain(str(error))
     except ModuleNotFoundError as error:
         if (error.name or "gimli_core").startswith("gimli_core"):
-            raise
+            return _own_fault(error)
         extra = next((COMMANDS[name].extra for name in argv if name in COMMANDS), "demo")
         return _complain(f"the package {error.name!r} is missing. Install it with pip install 'gimli_core[{extra}]'.")
     except KeyboardInterrupt:
@@ -63,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`, say) has what it wants; keep the interpreter's last flush quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CUT_OFF
+    except Exception as error:
+        return _own_fault(error)
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -77,5 +86,10 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _complain(message: str) -> int:
-    print(f"gimli: {' '.join(message.split())}", file=sys.stderr)
+    print(printable(f"gimli: {' '.join(message.split())}"), file=sys.stderr)
     return FAILED
+
+
+def _own_fault(error: Exception) -> int:
+    traceback.print_exception(error)
+    return _complain(f"a fault of gimli_core's own: {type(error).__name__}: {error}. Please report it.")

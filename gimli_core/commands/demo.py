@@ -30,12 +30,14 @@ from gimli_core.demo.learning import (
     score,
     train,
 )
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import ArgumentError, explain, printable
 from gimli_core.verification.report import Check, Report, Verdict
 from gimli_core.verification.verify import verify
 
 __all__ = ["add_arguments", "run"]
 
+# From a seed, numbers of 64 bits are made.
+RANGES = {"outer_steps": (1, 100_000), "inner_steps": (1, 100_000), "seed": (0, (1 << 40) - 1)}
 TABLE_RUNS = 10
 VERIFIED_STEPS = 20  # finite differences run the inner loop some 500 times
 
@@ -53,17 +55,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """0, or 1 if an oracle disagrees with the meta-gradient."""
-    for name, least in (("outer_steps", 1), ("inner_steps", 1), ("seed", 0)):
+    for name, (least, most) in RANGES.items():
         value = getattr(arguments, name)
+        option = f"--{name.replace('_', '-')}"
         if value < least:
-            option = f"--{name.replace('_', '-')}"
             raise ArgumentError(explain(option, f"a whole number from {least}", str(value), "Choose a larger one."))
+        if value > most:
+            raise ArgumentError(explain(option, f"a whole number up to {most:,}", str(value), "Choose a smaller one."))
     picture.check_path(arguments.out)
     torch.set_num_threads(1)  # matrices this small gain nothing from more, and lose much to any other load
     console = Console()
     splits = load(arguments.data, arguments.seed)
     rows = f"{len(splits.train.y)} training, {len(splits.val.y)} validation and {len(splits.test.y)} test rows"
-    console.print(f"Data: {splits.name}: {rows}, {splits.classes} classes.", highlight=False, markup=False)
+    console.print(f"Data: {printable(splits.name)}: {rows}, {splits.classes} classes.", highlight=False, markup=False)
 
     training = Training(splits, arguments.inner_steps, arguments.seed)
     rates = grid_rates(arguments.outer_steps)
@@ -81,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(_budget(arguments.outer_steps, arguments.inner_steps, len(rates)), highlight=False)
     console.print(_comparison(training, contenders), _values(learned[-1]))
     picture.save(arguments.out, met, learned, best_loss, best_lr)
-    console.print(f"Picture: {arguments.out}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Picture: {printable(arguments.out)}", highlight=False, markup=False, soft_wrap=True)
 
     with console.status("verifying the meta-gradient"):
         report = _verification(training, learned[-1])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from gimli_core import optimizers
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.commands.source import own, users_code
+from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.problem import Problem
 from gimli_core.runs.plan import plan
 
@@ -21,42 +23,69 @@ RULES = {
 }
 
 
+DEFAULTS: dict[str, Any] = {"steps": 100, "sizes": "784,512,512,10", "batch": 128, "optimizer": "adam"}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gimli plan`."""
-    parser.add_argument("--steps", type=int, default=100, help="J, the number of inner steps")
-    parser.add_argument("--sizes", default="784,512,512,10", help="layer widths, from input to output")
-    parser.add_argument("--batch", type=int, default=128, help="examples in a batch")
-    parser.add_argument("--optimizer", choices=sorted(RULES), default="adam")
+    parser.add_argument(
+        "problem", nargs="?", metavar="MODULE:FUNCTION",
+        help="a function without arguments that returns those of gimli.plan: a dict, or (problem, dict of the rest)",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, help=f"J, the number of inner steps ({DEFAULTS['steps']})")
+    parser.add_argument("--sizes", help=f"layer widths, from input to output ({DEFAULTS['sizes']})")
+    parser.add_argument("--batch", type=int, help=f"examples in a batch ({DEFAULTS['batch']})")
+    parser.add_argument("--optimizer", choices=sorted(RULES), help=f"({DEFAULTS['optimizer']})")
     parser.add_argument("--compile", action="store_true", help="compile the steps first, and measure those")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan of the asked-for problem."""
+    given = [f"--{name}" for name in DEFAULTS if getattr(arguments, name) is not None]
+    if arguments.problem and given:
+        do = "The function says all but --compile."
+        raise ArgumentError(explain("gimli plan", "MODULE:FUNCTION or a perceptron's sizes", listing(given), do))
+    if arguments.problem:
+        asked = own(arguments.problem, plan, "gimli.plan")
+        asked["compile"] = arguments.compile or asked.get("compile", False)
+        with users_code(arguments.problem):
+            made = plan(**asked)
+    else:
+        chosen = {
+            name: default if getattr(arguments, name) is None else getattr(arguments, name)
+            for name, default in DEFAULTS.items()
+        }
+        made = plan(**_perceptron(**chosen), compile=arguments.compile)
+    print(made)
+    return 0
+
+
+def _perceptron(steps: int, sizes: str, batch: int, optimizer: str) -> dict[str, Any]:
+    """The arguments of `plan` for a multilayer perceptron of these widths."""
     try:
-        sizes = [int(n) for n in arguments.sizes.split(",")]
+        widths = [int(n) for n in sizes.split(",")]
     except ValueError:
-        sizes = []
-    if len(sizes) < 2 or min(sizes) < 1:
-        raise ArgumentError(
-            explain("--sizes", "at least two positive widths", repr(arguments.sizes), "For example 784,512,10.")
-        )
-    if arguments.batch < 1:
-        raise ArgumentError(explain("--batch", "a positive number", str(arguments.batch), "For example 128."))
+        widths = []
+    if len(widths) < 2 or min(widths) < 1:
+        raise ArgumentError(explain("--sizes", "at least two positive widths", repr(sizes), "For example 784,512,10."))
+    if batch < 1:
+        raise ArgumentError(explain("--batch", "a positive number", str(batch), "For example 128."))
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(arguments.batch, sizes[0], generator=generator)
-    y = torch.randint(sizes[-1], (arguments.batch,), generator=generator)
+    x = torch.randn(batch, widths[0], generator=generator)
+    y = torch.randint(widths[-1], (batch,), generator=generator)
     theta_0 = {}
-    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
         theta_0[f"w{i}"] = torch.randn(fan_out, fan_in, generator=generator) / fan_in**0.5
         theta_0[f"b{i}"] = torch.zeros(fan_out)
 
-    def loss(theta: dict[str, Tensor], phi_loss: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-        h = batch[0]
-        for i in range(len(sizes) - 1):
+    def loss(theta: dict[str, Tensor], phi_loss: dict[str, Tensor], rows: tuple[Tensor, Tensor]) -> Tensor:
+        h = rows[0]
+        for i in range(len(widths) - 1):
             h = F.linear(h if i == 0 else torch.relu(h), theta[f"w{i}"], theta[f"b{i}"])
-        return F.cross_entropy(h, batch[1])
+        return F.cross_entropy(h, rows[1])
 
-    problem = Problem(loss, loss, RULES[arguments.optimizer]())
-    options = {"steps": arguments.steps, "phi_opt": {"lr": torch.tensor(1e-3)}, "compile": arguments.compile}
-    print(plan(problem, theta_0, lambda j: (x, y), (x, y), **options))
-    return 0
+    return {
+        "problem": Problem(loss, loss, RULES[optimizer]()), "theta_0": theta_0,
+        "train_batches": lambda j: (x, y), "val_batch": (x, y),
+        "steps": steps, "phi_opt": {"lr": torch.tensor(1e-3)},
+    }  # fmt: skip

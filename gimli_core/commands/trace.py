@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import webbrowser
-from pathlib import Path
 
-from gimli_core.commands.source import SCHEDULES, arguments_of, find
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.commands.source import SCHEDULES, arguments_of, find, users_code
+from gimli_core.errors import printable
+from gimli_core.memory.whole_file import check_writable
 from gimli_core.step_through.lessons import LESSONS, Lesson
 from gimli_core.step_through.page.trace import trace
 from gimli_core.step_through.walk import step_through
@@ -33,47 +32,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page. A problem that fails on its way gives a page up to there, and the exit code 2."""
-    _check_writable(arguments.out)
+    check_writable("--out", arguments.out)
     found = find(arguments.source)
     if isinstance(found, Lesson) and not (arguments.memory or arguments.follow or arguments.title):
         made = found.page()
     else:
         title = arguments.title or (found.title if isinstance(found, Lesson) else arguments.source)
-        made = trace(step_through(**arguments_of(found, arguments.memory)), title=title, follow=arguments.follow)
+        with users_code(f"source {arguments.source!r}"):
+            made = trace(step_through(**arguments_of(found, arguments.memory)), title=title, follow=arguments.follow)
     path = made.save(arguments.out)
-    print(f"{path}: {len(made.data['events']['line'])} moments, {path.stat().st_size / 1e6:.2f} MB")
+    print(f"{printable(path)}: {len(made.data['events']['line'])} moments, {path.stat().st_size / 1e6:.2f} MB")
     if arguments.figures:
         from gimli_core.step_through.page.figures import save_all
 
         for written in save_all(made, arguments.figures):
-            print(written)
+            print(printable(written))
     if arguments.open and not webbrowser.open(path.absolute().as_uri()):
-        print(f"gimli: no browser could be started. Open {path} in one yourself.", file=sys.stderr)
+        print(f"gimli: no browser could be started. Open {printable(path)} in one yourself.", file=sys.stderr)
     if made.error is not None:
         came = made.data["error"]
         print(
-            f"gimli: the run ended {came['after']}: {came['kind']}: {came['message']} The page shows all up to there.",
+            printable(f"gimli: the run ended {came['after']}: {came['kind']}: {came['message']} ".replace("\n", " "))
+            + "The page shows all up to there.",
             file=sys.stderr,
         )
         return 2
     return 0
-
-
-def _check_writable(out: str) -> None:
-    """Before the work, not after it."""
-    path = Path(out)
-    parent = path.parent
-    if path.is_dir():
-        raise ArgumentError(
-            explain(f"--out {out!r}", "a file", "a directory", "Name the file: " + os.path.join(out, "page.html"))
-        )
-    if not parent.is_dir():
-        raise ArgumentError(
-            explain(
-                f"--out {out!r}", "a file in a directory that exists", f"no directory {str(parent)!r}", "Make it first."
-            )
-        )
-    if not os.access(path if path.exists() else parent, os.W_OK):
-        raise ArgumentError(
-            explain(f"--out {out!r}", "a place that can be written", "permission denied", "Give another path.")
-        )

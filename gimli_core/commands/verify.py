@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import inspect
 import json
-import os
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.commands.source import own, users_code
+from gimli_core.errors import ArgumentError, closest, explain, printable
+from gimli_core.memory.whole_file import check_writable, writing
 from gimli_core.verification.cases import CASES
 from gimli_core.verification.report import Report
 from gimli_core.verification.verify import verify
@@ -44,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.problem and arguments.case:
         raise ArgumentError(explain("gimli verify", "MODULE:FUNCTION or --case", "both", "Leave one out."))
+    if arguments.json not in (None, "-"):
+        check_writable("--json", arguments.json)
     names = [arguments.problem] if arguments.problem else arguments.case or list(CASES)
     in_full, show = bool(arguments.problem or arguments.case), arguments.json != "-"
     if show and not in_full:
@@ -52,13 +51,15 @@ def run(arguments: argparse.Namespace) -> int:
     with torch.random.fork_rng():
         for name in names:
             torch.manual_seed(0)
-            reports[name] = report = verify(**(_own(name) if arguments.problem else _bundled(name)))
+            asked = own(name, verify, "gimli.verify") if arguments.problem else _bundled(name)
+            with users_code(f"source {name!r}"):
+                reports[name] = report = verify(**asked)
             if show and not in_full:
                 errors = [report.worst(family) for family in FAMILIES]
                 cells = [str(report.entries), *("-" if e is None else f"{e:.0e}" for e in errors)]
                 print(_row(name, cells, "ok" if report.ok else "WRONG"), flush=True)
             if show and (in_full or not report.ok):
-                print(name if arguments.problem else f"{name}: {CASES[name].about}")
+                print(printable(name) if arguments.problem else f"{name}: {CASES[name].about}")
                 _print(report)
     ok = all(report.ok for report in reports.values())
     if show and not in_full:
@@ -76,58 +77,6 @@ def _bundled(name: str) -> dict[str, Any]:
             )
         )
     return CASES[name].build()
-
-
-def _own(target: str) -> dict[str, Any]:
-    """The arguments of `verify` that MODULE:FUNCTION returns."""
-    module_name, _, function_name = target.partition(":")
-    if not module_name or not function_name:
-        raise ArgumentError(
-            explain("gimli verify", "MODULE:FUNCTION", repr(target), "For example my_package.problem:build.")
-        )
-    sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except ModuleNotFoundError as error:
-        raise ArgumentError(
-            explain("gimli verify", "a module that can be imported from here", str(error), "Check the name.")
-        ) from error
-    except AttributeError as error:
-        raise ArgumentError(
-            explain("gimli verify", f"a function of {module_name}", str(error), "Check the name.")
-        ) from error
-    finally:
-        sys.path.pop(0)
-    try:
-        inspect.signature(function).bind()
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(
-            explain(target, "a function that can be called without arguments", str(error), "Wrap it in one.")
-        ) from error
-    came = function()
-    if isinstance(came, tuple) and len(came) == 2 and isinstance(came[1], Mapping):
-        came = {"problem": came[0], **came[1]}
-    if not isinstance(came, Mapping):
-        raise ArgumentError(
-            explain(
-                target,
-                "to return a dict of gimli.verify's arguments, or (problem, dict)",
-                type(came).__name__,
-                "Return one of these.",
-            )
-        )
-    try:
-        inspect.signature(verify).bind(**came)
-    except TypeError as error:
-        raise ArgumentError(
-            explain(
-                target,
-                f"arguments of gimli.verify ({listing(inspect.signature(verify).parameters, 20)})",
-                str(error),
-                "Rename it.",
-            )
-        ) from error
-    return dict(came)
 
 
 def _row(name: str, cells: Sequence[str], verdict: str) -> str:
@@ -152,9 +101,5 @@ def _write(found: dict[str, Any], path: str) -> None:
     if path == "-":
         print(text)
         return
-    try:
-        Path(path).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ArgumentError(
-            explain("--json", "a path that can be written", f"{path!r} ({error.strerror})", "Choose another.")
-        ) from error
+    with writing("--json", path) as file:
+        file.write(f"{text}\n".encode())

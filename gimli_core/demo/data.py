@@ -7,6 +7,8 @@ learns from the validation rows, and the test rows are looked at once, for the f
 from __future__ import annotations
 
 import csv
+import math
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import ArgumentError, explain, first_line, listing
 
 __all__ = ["Labelled", "Splits", "load", "split"]
 
 LEAST_ROWS = 40
 LEAST_ROWS_A_CLASS = 4
 MOST_ROWS = 10_000
+MOST_COLUMNS = 10_000  # a network learns from as many in minutes
+MOST_NUMBERS = 200_000_000
+MOST_BYTES = 2 << 30  # of a file, and of an array in it
 MOST_CLASSES = 1000
 
 # Names of the arrays in an .npz file: features, labels, and both again for a ready-made test set.
@@ -76,10 +81,22 @@ def load(path: str | None, seed: int = 0) -> Splits:
     if path is None:
         return split("handwritten digits (scikit-learn)", _digits(), seed)
     file = Path(path)
-    if not file.is_file():
-        came = "a directory" if file.is_dir() else "no such file"
+    try:
+        held = file.stat()
+    except (OSError, ValueError) as error:
+        came = (
+            "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or str(error)
+        )
+        raise _error(file, "an .npz or CSV file", came, "Check the path.") from None
+    if not stat.S_ISREG(held.st_mode):
+        came = "a directory" if stat.S_ISDIR(held.st_mode) else "something that is no regular file"
         raise _error(file, "an .npz or CSV file", came, "Check the path.")
-    table = _read_npz(file) if zipfile.is_zipfile(file) else _read_csv(file)
+    if held.st_size > MOST_BYTES:
+        raise _too_large(file, f"at most {MOST_BYTES:,} bytes", f"{held.st_size:,}")
+    try:
+        table = _read_npz(file) if zipfile.is_zipfile(file) else _read_csv(file)
+    except OSError as error:
+        raise _error(file, "a file that can be read", error.strerror or str(error), "Check it.") from None
     return split(file.name, _checked(file, table), seed)
 
 
@@ -108,7 +125,7 @@ def split(name: str, table: Table, seed: int) -> Splits:
     mean, deviation = features.mean(0), features.std(0)
 
     def labelled(part: str) -> Labelled:
-        x = (table.features[rows[part]] - mean) / np.where(deviation > 0, deviation, 1)
+        x = (table.features[rows[part]].astype(np.float64) - mean) / np.where(deviation > 0, deviation, 1)
         return Labelled(torch.tensor(x, dtype=torch.get_default_dtype()), torch.tensor(y[rows[part]]))
 
     used = sum(map(len, rows.values()))
@@ -130,21 +147,62 @@ def _digits() -> Table:
 
 def _read_npz(file: Path) -> Table:
     try:
+        with zipfile.ZipFile(file) as archive:
+            every = [name.removesuffix(".npy") for name in archive.namelist()]
+            names = next((n for n in ARRAY_NAMES if n[0] in every and n[1] in every), None)
+            if names is not None:
+                wanted = [name for name in names if name in every]
+                headers = {name: _header(archive, name) for name in wanted}
+    except Exception as error:
+        raise _unreadable(file, error) from error
+    if names is None:
+        pairs = ", ".join(f"{x}/{y}" for x, y, *_ in ARRAY_NAMES)
+        raise _error(file, f"arrays named as one of {pairs}", listing(every), "Rename them and save again.")
+    for shape, dtype in headers.values():  # before anything is unpacked: a few bytes can stand for any number of zeros
+        _check_size(file, shape[0] if shape else 1, math.prod(shape[1:]), math.prod(shape) * dtype.itemsize)
+    try:
         with np.load(file, allow_pickle=False) as archive:
-            held = {name: archive[name] for names in ARRAY_NAMES for name in names if name in archive.files}
-            every = archive.files
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise _error(file, "plain arrays of numbers or text", str(error), "Save it with np.savez.") from error
-    for x_name, y_name, x_test_name, y_test_name in ARRAY_NAMES:
-        if x_name not in held or y_name not in held:
-            continue
-        parts = [_flattened(file, x_name, held[x_name], y_name, held[y_name])]
-        if x_test_name is not None and y_test_name is not None and x_test_name in held and y_test_name in held:
-            parts.append(_flattened(file, x_test_name, held[x_test_name], y_test_name, held[y_test_name]))
-        features, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return Table(features, labels, np.arange(len(labels)) >= len(parts[0][1]))
-    pairs = ", ".join(f"{x}/{y}" for x, y, *_ in ARRAY_NAMES)
-    raise _error(file, f"arrays named as one of {pairs}", listing(every), "Rename them and save again.")
+            held = {name: archive[name] for name in wanted}
+    except Exception as error:
+        raise _unreadable(file, error) from error
+    x_name, y_name, x_test_name, y_test_name = names
+    parts = [_flattened(file, x_name, held[x_name], y_name, held[y_name])]
+    if x_test_name is not None and y_test_name is not None and x_test_name in held and y_test_name in held:
+        parts.append(_flattened(file, x_test_name, held[x_test_name], y_test_name, held[y_test_name]))
+        columns = [x.shape[1] for x, _ in parts]
+        if columns[0] != columns[1]:
+            came = f"{columns[1]} in {x_test_name}"
+            raise _error(file, f"{columns[0]} columns, as {x_name} has", came, "Give both the same.")
+    features, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Table(features, labels, np.arange(len(labels)) >= len(parts[0][1]))
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of an array of the archive, of which only the first bytes are unpacked."""
+    with archive.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+    return shape, dtype
+
+
+def _unreadable(file: Path, error: Exception) -> ArgumentError:
+    """For whatever a reader raises at bytes that came from elsewhere."""
+    return _error(file, "plain arrays of numbers or text", first_line(error), "Save it with np.savez.")
+
+
+def _check_size(file: Path, rows: int, columns: int, size: int = 0) -> None:
+    """Refuse what would take too long to learn from, or too much memory to hold."""
+    if columns > MOST_COLUMNS:
+        raise _too_large(file, f"at most {MOST_COLUMNS:,} columns", f"{columns:,}")
+    if rows * columns > MOST_NUMBERS:
+        raise _too_large(file, f"at most {MOST_NUMBERS:,} numbers", f"{rows:,} rows of {columns:,}")
+    if size > MOST_BYTES:
+        raise _too_large(file, f"at most {MOST_BYTES:,} bytes an array", f"{size:,}")
+
+
+def _too_large(file: Path, expected: str, came: str) -> ArgumentError:
+    return _error(file, expected, came, "Take a part of it.")
 
 
 def _flattened(
@@ -157,7 +215,7 @@ def _flattened(
     if y.shape not in ((len(x),), (len(x), 1)):
         shapes = f"{list(y.shape)} for {x_name} of shape {list(x.shape)}"
         raise _error(file, f"{y_name} with one label a row", shapes, "Give one class a row.")
-    return x.reshape(len(x), -1), y.reshape(-1)
+    return x.reshape(len(x), math.prod(x.shape[1:])), y.reshape(-1)
 
 
 def _read_csv(file: Path) -> Table:
@@ -171,6 +229,7 @@ def _read_csv(file: Path) -> Table:
     if not numbered or len(numbered[0][1]) < 2:
         raise _error(file, "columns of features and, last, the label", "one column or none", "Separate by commas.")
     width, first, second = len(numbered[0][1]), numbered[0][1], numbered[min(1, len(numbered) - 1)][1]
+    _check_size(file, len(numbered), width)
     header = [f"column {i + 1}" for i in range(width)]
     # A header is a first line with text above a number.
     if any(_number(above) is None and _number(below) is not None for above, below in zip(first, second, strict=False)):

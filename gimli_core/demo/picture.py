@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from gimli_core.demo.learning import ADAM_BETAS, START_L2, START_LR, Hyperparameters
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.memory.whole_file import check_writable, writing
 
 __all__ = ["check_path", "save"]
 
@@ -22,11 +22,7 @@ def check_path(path: Path) -> None:
     if path.suffix.lstrip(".").lower() not in formats:
         do = "Choose .png, .pdf or .svg."
         raise ArgumentError(explain(f"--out {path}", "the name of a picture", f"the ending {path.suffix!r}", do))
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        came = "a directory" if path.is_dir() else f"{str(path.parent)!r}, which is missing or read-only"
-        raise ArgumentError(
-            explain(f"--out {path}", "a file in a directory that can be written", came, "Choose another.")
-        )
+    check_writable("--out", path)
 
 
 def save(
@@ -53,12 +49,8 @@ def save(
     _curve(betas, "1 - beta2", 1 - ADAM_BETAS[1], [1 - values.beta2.item() for values in learned])
     for axes in (loss, rates, betas, penalties):
         axes.legend(fontsize="small")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(part, format=path.suffix.lstrip(".").lower(), dpi=150)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing("--out", path) as file:
+        figure.savefig(file, format=path.suffix.lstrip(".").lower(), dpi=150)
 
 
 def _curve(axes: Axes, label: str, start: float, values: Sequence[float]) -> None:

@@ -18,12 +18,12 @@ def entries_of(given: Mapping[str, Any] | None, entries: Entries, argument: str)
         ArgumentError: a name that belongs to no meta-parameter or to several, a value given twice, one that is not
             of real numbers, or another shape.
     """
-    if not isinstance(given or {}, Mapping):
+    if given is not None and not isinstance(given, Mapping):
         expected = f"a dict of derivatives, keyed by names or by {', '.join(RESULTS)}"
         remedy = "Of a result: {'A_opt': result.A_opt, 'B_0': result.B_0}."
         raise ArgumentError(explain(argument, expected, type(given).__name__, remedy))
     found: Entries = {}
-    for name, tree in (given or {}).items():
+    for name, tree in ({} if given is None else given).items():
         for key, value in _flat(tree, _path(name, entries, argument), argument).items():
             if key in found:
                 raise ArgumentError(explain(f"{argument}: {label(key)}", "one value", "two", "Leave one out."))

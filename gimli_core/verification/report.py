@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.errors import VerificationError
+from gimli_core.errors import VerificationError, printable
 from gimli_core.verification.localise import Finding
 from gimli_core.verification.question import Key, label
 
@@ -114,18 +114,20 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Nothing disagrees, and at least one oracle confirms every entry."""
-        return not self.disagreements and not self.unjudged
+        """Something was checked, nothing disagrees, and at least one oracle confirms every entry."""
+        return bool(self.checks) and not self.disagreements and not self.unjudged
 
     @property
     def headline(self) -> str:
         """One line: agreement, or what is wrong and where it went wrong first."""
+        if not self.checks:
+            return "not verified: nothing was checked"
         if self.disagreements:
             first = f"first wrong: {self.finding}; " if self.finding else ""
             others = len(self.disagreements) - 1
-            return f"DISAGREES: {first}{self.disagreements[0]}" + (f", and {others} more" if others else "")
+            return printable(f"DISAGREES: {first}{self.disagreements[0]}") + (f", and {others} more" if others else "")
         if self.unjudged:
-            return f"not verified: no oracle could judge {', '.join(self.unjudged)}"
+            return f"not verified: no oracle could judge {printable(', '.join(self.unjudged))}"
         return f"ok: {self.entries} entries agree with {', '.join(dict.fromkeys(c.family for c in self.checks))}"
 
     def of(self, subject: str) -> Report:
@@ -168,14 +170,15 @@ class Report:
         """The table's cells; an entry is named in the first of its rows only."""
         entry = value = ""
         for c in self.checks:
-            cells = (c.name if c.subject == "engine" else f"{c.subject} {c.name}", f"{c.value:.8g}")
+            name = printable(c.name)
+            cells = (name if c.subject == "engine" else f"{c.subject} {name}", f"{c.value:.8g}")
             shown = tuple("" if new == old else new for new, old in zip(cells, (entry, value), strict=True))
             entry, value = cells
             sizes = (f"{x:.1e}" if math.isfinite(x) else "-" for x in (c.error, c.uncertainty, c.allowed))
             yield (shown[0], cells[1] if shown[0] else shown[1], c.oracle, f"{c.expected:.8g}", *sizes, c.verdict.value)
 
     def __str__(self) -> str:
-        return "\n".join([self.headline, *_columns([HEADER, *self.rows()]), *self.notes])
+        return "\n".join([self.headline, *_columns([HEADER, *self.rows()]), *map(printable, self.notes)])
 
     @property
     def width(self) -> int:
@@ -192,7 +195,11 @@ class Report:
             column.no_wrap, column.justify = True, "right" if number in (1, 3, 4, 5, 6) else "left"
         for cells, c in zip(self.rows(), self.checks, strict=True):
             table.add_row(*map(Text, cells[:-1]), Text(cells[-1], STYLES[c.verdict]))
-        return Group(Text(self.headline, "green" if self.ok else "bold red"), table, *map(Text, self.notes))
+        return Group(
+            Text(self.headline, "green" if self.ok else "bold red"),
+            table,
+            *(Text(printable(note)) for note in self.notes),
+        )
 
 
 HEADER = (

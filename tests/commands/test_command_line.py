@@ -61,10 +61,18 @@ def test_failures_are_one_line_on_stderr(
     assert printed.out == ""
 
 
-def test_a_fault_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, ModuleNotFoundError("No module named 'gimli_core.nowhere'", name="gimli_core.nowhere"))
-    with pytest.raises(ModuleNotFoundError):
-        command_line.main(["pretended"])
+@pytest.mark.parametrize(
+    "fault", [ModuleNotFoundError("No module named 'gimli_core.nowhere'", name="gimli_core.nowhere"), KeyError("x")]
+)
+def test_a_fault_of_our_own_is_shown_and_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: Exception
+) -> None:
+    """1 would say that a check disagreed."""
+    pretend(monkeypatch, fault)
+    assert command_line.main(["pretended"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert f"gimli: a fault of gimli_core's own: {type(fault).__name__}" in said.splitlines()[-1]
 
 
 @pytest.mark.parametrize("argv", [[], ["dance"], ["demo", "--seed", "many"], ["--jump"]])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -152,6 +156,55 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+def member(name: str, content: bytes, **how: int) -> Callable[[Path], object]:
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", **how) as archive:  # type: ignore[arg-type]
+            archive.writestr(name, content)
+            archive.writestr("y.npy", header((60,)) + b"\0" * 480)
+
+    return write
+
+
+def header(shape: tuple[int, ...], descr: str = "<f8") -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+BAD_FILES |= {
+    "fewer columns to test": (
+        arrays(X_train=X, y_train=Y, X_test=X[:, :2], y_test=Y),
+        "3 columns, as X_train has; got 2",
+    ),
+    "too many columns": (arrays(X=np.zeros((60, 20_000), np.uint8), y=Y), "at most 10,000 columns; got 20,000"),
+    "a large header": (member("X.npy", header((1 << 30, 1))), "at most 200,000,000 numbers"),
+    "large items": (member("X.npy", header((60, 2), "<U99999999")), "bytes an array"),
+    "no array": (member("X.npy", b"something else"), "plain arrays"),
+    "an empty member": (member("X.npy", b""), "plain arrays"),
+    "less than the header says": (member("X.npy", header((60, 3))), "plain arrays"),
+    "a negative shape": (member("X.npy", header((-60, 3))), "expected"),
+    "a member that is no .npy": (member("X", b"x"), "plain arrays"),
+}
+
+
+def test_every_number_and_empty_test_set_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    np.savez(path, X_train=X.astype(np.longdouble), y_train=Y, X_test=X[:0], y_test=Y[:0])
+    assert data.load(str(path)).train.x.dtype == torch.get_default_dtype()
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\ud800.csv", "/dev/zero", "."])
+def test_what_is_no_file(name: str) -> None:
+    with pytest.raises(ArgumentError, match=r"expected an \.npz or CSV file"):
+        data.load(name)
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ArgumentError, match="no regular file"):
+        data.load(str(tmp_path / "fifo"))
+
+
 @pytest.mark.parametrize(("write", "says"), BAD_FILES.values(), ids=BAD_FILES)
 def test_bad_files_are_clear_errors(tmp_path: Path, write: Callable[[Path], object], says: str) -> None:
     path = tmp_path / "mine.data"
@@ -179,7 +232,10 @@ def test_a_damaged_npz_file_is_a_clear_error(tmp_path: Path) -> None:
         (["--inner-steps", "-3"], "--inner-steps: expected a whole number from 1; got -3"),
         (["--seed", "-1"], "--seed: expected a whole number from 0; got -1"),
         (["--out", "picture.txt"], "the ending '.txt'"),
-        (["--out", "absent/picture.png"], "'absent', which is missing or read-only"),
+        (
+            ["--out", "absent/picture.png"],
+            "'absent/picture.png': expected a file that can be written; got no directory",
+        ),
     ],
 )
 def test_bad_options_are_found_before_any_work(
@@ -293,8 +349,8 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: py
     old = tmp_path / "p.png"
     old.write_text("old", encoding="utf-8")
 
-    def savefig(self: object, path: Path, **how: object) -> None:
-        path.write_text("half", encoding="utf-8")
+    def savefig(self: object, file: BinaryIO, **how: object) -> None:
+        file.write(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(picture.Figure, "savefig", savefig)
@@ -302,7 +358,7 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: py
     start = Training(data.split("table", data.Table(x, y, np.zeros(60, bool)), seed=0), steps=1, seed=0).constant(
         1e-3, 1e-4
     )
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(ArgumentError, match="no space"):
         picture.save(old, [1.0], [start], 1.0, 0.1)
     assert old.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [old]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError
 from gimli_core.memory import StoreStates
-from gimli_core.step_through.page.summaries import numbers, plan
+from gimli_core.step_through.page.summaries import MOST_TENSORS, numbers, plan
 from gimli_core.step_through.page.trace import Trace
 from tests.problems import failing, network
 
@@ -208,12 +209,16 @@ def test_looking_does_not_disturb_a_random_loss() -> None:
 def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="expected a file that can be written"):
         traced(steps=1).save(tmp_path / "nowhere" / "page.html")
-    with pytest.raises(ArgumentError, match="got is a directory"):
+    with pytest.raises(ArgumentError, match="got a directory"):
         traced(steps=1).save(tmp_path)
 
 
 def test_an_entry_that_is_not_there() -> None:
-    for text, message in (("v[0]", "Use one of w, b"), ("w[3]", r"within the shape \[3\]"), ("w[x]", "Count from 0")):
+    for text, message in (
+        ("v[0]", "Use one of 'w', 'b'"),
+        ("w[3]", r"within the shape \[3\]"),
+        ("w[x]", "Count from 0"),
+    ):
         with pytest.raises(ArgumentError, match=message):
             gimli.trace(gimli.step_through(**network()), follow=[text])
 
@@ -232,3 +237,62 @@ def test_a_notebook_gets_the_whole_page() -> None:
 def test_no_steps_at_all() -> None:
     data = data_of(traced(steps=0))
     assert data["events"]["line"] == [8, 9, 16]
+
+
+@pytest.mark.parametrize(
+    ("taken", "says"), [(0, "complete"), (1, "from line 6 of step 0 on"), (9, "had begun"), (99, "nothing")]
+)
+def test_a_trace_says_how_much_it_has(taken: int, says: str) -> None:
+    walk = gimli.step_through(**network(steps=2))
+    total = sum(1 for _ in gimli.step_through(**network(steps=2)))
+    for _ in zip(range(taken), walk, strict=False):
+        pass
+    trace = gimli.trace(walk)
+    assert trace.error is None
+    assert says in repr(trace)
+    assert f"moments={max(0, total - taken)}" in repr(trace)
+    assert (trace.result is None) == (taken >= total)
+    assert data_of(trace)["extent"] == trace.data["extent"]
+
+
+@pytest.mark.parametrize("walk", [[1], None, 3, "momentum"])
+def test_what_is_no_walk(walk: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"expected a walk from gimli\.step_through"):
+        gimli.trace(walk)
+
+
+@pytest.mark.parametrize("path", [None, 3, "a\0b", "x" * 300, "\ud800"])
+def test_what_is_no_place_for_a_page(path: Any) -> None:
+    with pytest.raises(ArgumentError, match="expected a file that can be written"):
+        traced(steps=1).save(path)
+
+
+@pytest.mark.parametrize("title", ["\ud800", None, 3])
+def test_a_title_that_no_page_can_hold_is_named_before_the_work(title: Any) -> None:
+    walk = gimli.step_through(**network())
+    with pytest.raises(ArgumentError, match="title: expected text"):
+        gimli.trace(walk, title=title)
+    assert next(walk).line == 5
+
+
+def test_many_tensors_are_gathered_alike() -> None:
+    theta = {f"w{i}": torch.randn(1 + i % 2, dtype=torch.float64) for i in range(MOST_TENSORS + 50)}
+
+    def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        return torch.cat(list(theta.values())).square().sum()
+
+    problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.1, momentum=0.5))
+    walk = gimli.step_through(problem, theta, [None], None, phi_opt={"lr": dict.fromkeys(theta, 0.1)}, check=False)
+    data = data_of(gimli.trace(walk))
+    assert len(data["tensors"]) == MOST_TENSORS
+    assert all(len(cells) == MOST_TENSORS for q in data["q"].values() for cells in q["cells"] if cells)
+    assert data["count"] == {"tensors": MOST_TENSORS + 50, "leaves": MOST_TENSORS + 50}
+    assert data["tensors"][-1]["shape"] == [sum(map(torch.numel, theta.values())) - 2 * 125 - (MOST_TENSORS - 1 - 125)]
+    whole = torch.cat(list(theta.values())).norm().item()
+    assert data["q"]["theta"]["norm"][0] == pytest.approx(whole, rel=1e-14)
+
+
+def test_lessons_can_be_imported() -> None:
+    imported = importlib.import_module("gimli_core.lessons")
+    assert imported is gimli.lessons
+    assert imported.LESSONS

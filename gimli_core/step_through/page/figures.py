@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.memory.whole_file import writing
 from gimli_core.step_through.page.trace import Trace
 
 __all__ = ["adjoints", "contributions", "hyperparameters", "memory", "save_all"]
@@ -22,7 +23,7 @@ def adjoints(trace: Trace) -> Figure:
     """‖B_j‖ over j, with the two terms of line 14.
 
     >>> import gimli_core as gimli
-    >>> from gimli_core.step_through import figures
+    >>> from gimli_core.step_through.page import figures
     >>> figures.adjoints(gimli.lessons.exploding().page()).axes[0].get_xlabel()
     'step j'
     """
@@ -78,7 +79,7 @@ def hyperparameters(history: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         history: one dict `{name: number}` an outer step, as you changed them with each meta-gradient.
 
-    >>> from gimli_core.step_through import figures
+    >>> from gimli_core.step_through.page import figures
     >>> len(figures.hyperparameters([{"lr": 0.1}, {"lr": 0.2}]).axes)
     1
     """
@@ -134,13 +135,14 @@ def save_all(trace: Trace, directory: str | os.PathLike[str]) -> list[Path]:
         made["contributions"] = contributions(trace)
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
-        paths = [Path(directory) / f"{name}.png" for name in made]
-        for path, figure in zip(paths, made.values(), strict=True):
-            figure.savefig(path, dpi=150)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ArgumentError(
             explain(f"figures in {str(directory)!r}", "a directory that can be written", str(error), "Give another.")
         ) from None
+    paths = [Path(directory) / f"{name}.png" for name in made]
+    for path, figure in zip(paths, made.values(), strict=True):
+        with writing("figure", path) as file:
+            figure.savefig(file, format="png", dpi=150)
     return paths
 
 

@@ -84,4 +84,4 @@ def _script() -> str:
 
 
 def _asset(name: str) -> str:
-    return (files("gimli_core.step_through") / "assets" / name).read_text(encoding="utf-8")
+    return (files("gimli_core.step_through.page") / "assets" / name).read_text(encoding="utf-8")

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from gimli_core.derivatives.first_order import hessian
-from gimli_core.errors import ArgumentError, closest, explain
+from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.optimizers.rules.sgd import SGD
-from gimli_core.step_through.page.summaries import describe, norm, number, numbers, plan, total
+from gimli_core.step_through.page.summaries import describe, gathered, norm, number, numbers, plan, total
 from gimli_core.step_through.walk import Moment, Walk
 
 __all__ = ["Recorder", "entry"]
 
 WHOLE_MATRIX = 40  # the largest side of a Hessian or Jacobian that is shown whole
 MATRIX_NUMBERS = 150_000  # of a whole page
+MOST_LEAVES = 24  # hyperparameters of each kind
 LEAF_ENTRIES = 16  # of one hyperparameter that are followed one by one
 MOST_STEPS = 20_000
 
@@ -44,7 +45,8 @@ class Recorder:
         self.followed = [entry(text, self.theta) for text in follow] or [
             _largest(k, t) for k, t in list(self.theta.items())[:8]
         ]
-        self.detail = plan(self.theta, J, 9 + 2 * len(self.slots))
+        self.shown = gathered(self.theta)
+        self.detail = plan(self.shown, J, 9 + 2 * len(self.slots))
         self.rows = n * (1 + len(self.slots)) if n * (1 + len(self.slots)) <= WHOLE_MATRIX else n
         self.matrices = n <= WHOLE_MATRIX and (n * n + self.rows**2) * J <= MATRIX_NUMBERS
         self.accumulators: dict[str, Any] = {}
@@ -56,8 +58,8 @@ class Recorder:
 
     def _empty(self) -> dict[str, Any]:
         inputs, J = self.walk.inputs, self.walk.inputs.form.steps
-        leaves = [("A_opt", leaf.label, leaf.value) for leaf in inputs.values.hyper.leaves]
-        leaves += [("A_loss", f"phi_loss[{k!r}]", v) for k, v in inputs.values.phi_loss.items()]
+        leaves = [("A_opt", leaf.label, leaf.value) for leaf in inputs.values.hyper.leaves[:MOST_LEAVES]]
+        leaves += [("A_loss", f"phi_loss[{k!r}]", v) for k, v in [*inputs.values.phi_loss.items()][:MOST_LEAVES]]
         return {
             "steps": J,
             "parameters": sum(t.numel() for t in self.theta.values()),
@@ -67,7 +69,11 @@ class Recorder:
             "hyper": _hyper_values(inputs.values.hyper.at(0)),
             "schedule": repr(self.walk.schedule),
             "recurrence": inputs.form.recurrence,
-            "tensors": [{"name": k, "shape": list(t.shape)} for k, t in self.theta.items()],
+            "tensors": [{"name": k, "shape": list(t.shape)} for k, t in self.shown.items()],
+            "count": {
+                "tensors": len(self.theta),
+                "leaves": len(inputs.values.hyper.leaves) + len(inputs.values.phi_loss),
+            },
             "slots": self.slots,
             "events": {key: [] for key in ("line", "j", "replay", "us", "bytes", "memory")},
             "held": [],  # [kind, j, first moment, moment after the last]
@@ -96,7 +102,9 @@ class Recorder:
         j, values = moment.j, moment.values
         match moment.line:
             case 5 if not moment.replay:
-                self.data["loss"].append(number(values["loss"].item()))
+                losses = self.data["loss"]
+                losses += [None] * (j - len(losses))  # of steps that had been taken before
+                losses.append(number(values["loss"].item()))
                 self._put("G", j, values["G"])
             case 6 if not moment.replay:
                 self._put("theta", j + 1, values["theta"])
@@ -156,10 +164,11 @@ class Recorder:
 
     def _put(self, name: str, j: int, tensors: Tensors) -> None:
         kept = self.data["q"].setdefault(name, {"norm": {}, "cells": {}})
-        sizes = [norm(t) for t in tensors.values()]
+        parts = gathered(tensors)
+        sizes = [norm(t) for t in parts.values()]
         kept["norm"][j] = number(total(sizes))
         detail = self.detail._replace(summarised=frozenset()) if name in ("V_theta", "V_state") else self.detail
-        kept["cells"][j] = describe(tensors, sizes, j, detail)
+        kept["cells"][j] = describe(parts, sizes, j, detail)
         for (k, i), followed in zip(self.followed, self.data["follow"], strict=True):
             followed["q"].setdefault(name, {})[j] = numbers(tensors[k].reshape(-1)[i])[0]
 
@@ -168,11 +177,13 @@ class Recorder:
             self._put(f"{prefix}.{slot}", j, state[slot])
 
     def _accumulated(self, key: str, j: int | None = None) -> None:
+        if not self.accumulators:  # line 8 came before anything was recorded
+            return
         self._leaves(key, "A_opt", list(self.accumulators["A_opt"]), j)
         self._leaves(key, "A_loss", list(self.accumulators["A_loss"].values()), j)
 
     def _leaves(self, key: str, kind: str, values: Sequence[Tensor], j: int | None) -> None:
-        for leaf, value in zip([leaf for leaf in self.data["A"] if leaf["kind"] == kind], values, strict=True):
+        for leaf, value in zip([leaf for leaf in self.data["A"] if leaf["kind"] == kind], values, strict=False):
             few = value.numel() <= LEAF_ENTRIES
             shown = {"n": number(norm(value)), **({"v": numbers(value)} if few else {})}
             if j is None:
@@ -222,7 +233,7 @@ def entry(text: str, theta: Tensors) -> tuple[str, int]:
     if name not in theta:
         raise ArgumentError(
             explain(f"entry {text!r}", f"a tensor of theta with an index, such as {next(iter(theta))}[0]",
-                    f"the name {name or text!r}", f"Use one of {', '.join(theta)}.{closest(name or text, theta)}")
+                    f"the name {name or text!r}", f"Use one of {listing(theta)}.{closest(name or text, theta)}")
         )  # fmt: skip
     shape = theta[name].shape
     try:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from gimli_core.notation import Tensors
 
-__all__ = ["Detail", "describe", "norm", "number", "plan", "total"]
+__all__ = ["Detail", "describe", "gathered", "norm", "number", "plan", "total"]
 
+MOST_TENSORS = 200  # that a page tells apart
 BINS, TOP = 16, 5
 MAP_ROWS, MAP_COLUMNS = 12, 24
 FULL_NUMBERS = 350_000  # of a whole page; one takes about ten bytes
@@ -28,6 +29,22 @@ class Detail(NamedTuple):
     full: frozenset[str]  # tensors whose every element is kept
     summarised: frozenset[int]  # steps at which the larger ones are summarised
     norms: bool  # whether the other steps keep a norm a tensor
+
+
+def gathered(tensors: Tensors) -> Tensors:
+    """The tensors that a page tells apart: all of them, or the largest, and all others joined into one vector.
+
+    The choice rests on the sizes alone, so every quantity in the form of theta is gathered alike.
+    """
+    if len(tensors) <= MOST_TENSORS:
+        return tensors
+    by_size = sorted(tensors, key=lambda k: -tensors[k].numel())
+    largest = set(by_size[: MOST_TENSORS - 1])
+    others = [t.detach().reshape(-1) for k, t in tensors.items() if k not in largest]
+    name = f"the {len(others)} smaller tensors"
+    while name in largest:
+        name += "."
+    return {**{k: t for k, t in tensors.items() if k in largest}, name: torch.cat(others)}
 
 
 def plan(theta: Tensors, steps: int, quantities: int) -> Detail:

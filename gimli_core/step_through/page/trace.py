@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.memory.whole_file import writing
 from gimli_core.results import MetaGradient
 from gimli_core.step_through.page.page import page
 from gimli_core.step_through.page.recorder import Recorder
 from gimli_core.step_through.walk import Moment, Walk
 
-__all__ = ["Trace", "trace", "write"]
+__all__ = ["Trace", "trace"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,7 +25,7 @@ class Trace:
 
     title: str
     data: dict[str, Any]
-    result: MetaGradient | None  # none where the run failed
+    result: MetaGradient | None  # none where its end was not seen
     error: Exception | None
     notes: Mapping[str, Any]  # a lesson's text, charts and verification
 
@@ -33,8 +34,11 @@ class Trace:
         return page({"title": self.title, "notes": dict(self.notes), **self.data})
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the page. Raises ArgumentError where `path` cannot be written."""
-        return write(path, self.html())
+        """Write the page, whole or not at all. Raises ArgumentError where `path` cannot be written."""
+        text = self.html().encode()
+        with writing("path", path) as file:
+            file.write(text)
+        return Path(path)
 
     def _repr_html_(self) -> str:
         """For notebooks: the page in a frame of its own."""
@@ -45,8 +49,9 @@ class Trace:
         )
 
     def __repr__(self) -> str:
-        end = f"ended by {type(self.error).__name__}" if self.error else "complete"
-        return f"Trace({self.title!r}, steps={self.data['steps']}, moments={len(self.data['events']['line'])}, {end})"
+        data = self.data
+        moments = len(data["events"]["line"])
+        return f"Trace({self.title!r}, steps={data['steps']}, moments={moments}, {data['extent']})"
 
 
 def trace(
@@ -60,7 +65,7 @@ def trace(
     """Run a walk to its end and keep what a page shows of it.
 
     Args:
-        walk: a fresh one from `gimli.step_through`.
+        walk: from `gimli.step_through`; a fresh one, since of another only the rest is seen, as the trace then says.
         title: the page's heading.
         follow: entries of theta to follow through the run of a large model, such as "fc.weight[3, 2]". Of a
             small one every entry can be followed.
@@ -80,6 +85,14 @@ def trace(
     >>> gimli.trace(gimli.step_through(problem, {"w": torch.zeros(2)}, [torch.ones(2)] * 3, torch.ones(2)))
     Trace('Algorithm 1, step by step', steps=3, moments=21, complete)
     """
+    if not isinstance(walk, Walk):
+        do = "Give what gimli.step_through returns."
+        raise ArgumentError(explain("walk", "a walk from gimli.step_through", type(walk).__name__, do))
+    try:
+        title.encode()
+    except (AttributeError, UnicodeEncodeError):
+        do = "Leave lone surrogates out."
+        raise ArgumentError(explain("title", "text that UTF-8 can hold", repr(title), do)) from None
     recorder = Recorder(walk, follow)
     failure = None
     try:
@@ -90,18 +103,19 @@ def trace(
     except Exception as error:
         failure = error
         recorder.fail(error)
-    result = None if failure is not None else walk.result
+    recorder.data["extent"] = _extent(recorder.data, failure)
+    reached_the_end = recorder.data["events"]["line"][-1:] == [16]
+    result = walk.result if reached_the_end and failure is None else None
     return Trace(title, recorder.data, result, failure, dict(notes or {}))
 
 
-def write(path: str | os.PathLike[str], text: str) -> Path:
-    """Write `text` to `path`; ArgumentError says why it cannot be."""
-    path = Path(path)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        came = f"{error.strerror or error}".lower()
-        raise ArgumentError(
-            explain(f"path {str(path)!r}", "a file that can be written", came, "Give another path.")
-        ) from None
-    return path
+def _extent(data: Mapping[str, Any], failure: Exception | None) -> str:
+    """How much of the run was recorded: a walk may have been taken some way, or closed, before it came here."""
+    if failure is not None:
+        return f"ended by {type(failure).__name__}"
+    lines, steps = data["events"]["line"], data["events"]["j"]
+    if not lines:
+        return "nothing: the walk was over"
+    if (lines[0], steps[0]) != (5 if data["steps"] else 8, 0):
+        return f"only from line {lines[0]} of step {steps[0]} on: the walk had begun"
+    return "complete" if lines[-1] == 16 else f"only up to line {lines[-1]} of step {steps[-1]}"

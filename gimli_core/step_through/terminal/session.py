@@ -1,24 +1,22 @@
-"""`gimli step`: walk through a problem in the terminal, forwards and backwards."""
+"""A session in the terminal: typed commands, carried out on a stepper and drawn."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from gimli_core.commands.source import SCHEDULES, arguments_of, find
-from gimli_core.errors import ArgumentError, GimliError, closest, explain
-from gimli_core.step_through.lessons import LESSONS
+import torch
+
+from gimli_core.errors import ArgumentError, GimliError, closest, explain, first_line, printable
 from gimli_core.step_through.page.recorder import entry
+from gimli_core.step_through.terminal.expressions import assignment, entry_of
 from gimli_core.step_through.terminal.stepper import Stepper
 from gimli_core.step_through.terminal.view import Style, row, screen, value_text
-from gimli_core.step_through.walk import step_through
-from gimli_core.trees import tensors
+from gimli_core.trees import cloned, tensors
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HELP", "Session", "typed"]
 
 HELP = """\
 next [N]       n   one line on, or N lines          back [N]      b   one line back, or N lines
@@ -31,51 +29,6 @@ breaks             list breakpoints                 clear             forget all
 change NAME[ENTRY] = VALUE   intervene: change G['w'][0] = 0.5     change V = 0
 result             the meta-gradient, at the end    help              this text      quit   q
 Names: theta s G V B S direct curvature A_opt A_loss dA_opt dA_loss loss line j, and norm(), finite(), largest()."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = f"commands:\n{HELP}"
-    parser.add_argument(
-        "source", metavar="LESSON|MODULE:FUNCTION", help=f"a lesson ({', '.join(LESSONS)}) or your own problem"
-    )
-    parser.add_argument("--memory", choices=list(SCHEDULES), help="the memory schedule to step through")
-    parser.add_argument("--watch", action="append", default=[], metavar="EXPR", help="show this at every moment")
-    parser.add_argument(
-        "--break",
-        action="append",
-        default=[],
-        dest="breaks",
-        metavar="WHERE",
-        help="'line 14', 'step 3', 'norm(B) > 1e3'",
-    )
-    parser.add_argument("--follow", action="append", default=[], metavar="NAME[I]", help="follow one scalar parameter")
-    parser.add_argument("--no-colour", action="store_true", help="no escape sequences; so too where NO_COLOR is set")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Read commands until the input ends. Where output is not a terminal and none come, list the whole run."""
-    walk = step_through(**arguments_of(find(arguments.source), arguments.memory))
-    stepper = Stepper(walk, tuple(arguments.watch), tuple(arguments.breaks))
-    style = Style(_colour(arguments.no_colour), _unicode())
-    session = Session(stepper, style)
-    for text in arguments.follow:
-        session.follow(text)
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    given = [] if sys.stdin.isatty() else [line for line in sys.stdin.read().splitlines() if line.strip()]
-    if not interactive and not given:
-        return session.list_all()
-    moved = stepper.next()
-    print("help lists the commands; an empty line is next.") if interactive else None
-    if moved:
-        session.show()
-    else:
-        session.complain()
-    for command in _typed(style) if interactive else given:
-        if not session.obey(command.strip()):
-            break
-    walk.close()
-    return 0 if stepper.error is None else 2
 
 
 class Session:
@@ -105,8 +58,12 @@ class Session:
             if word not in COMMANDS:
                 raise ArgumentError(f"{word!r} is no command.{closest(word, COMMANDS)} help lists them.")
             COMMANDS[word](self, rest.strip())
+        except BrokenPipeError:
+            raise  # nobody reads on
         except GimliError as error:
             self.say(str(error))
+        except Exception as error:  # whatever was typed, the session and all that has run stay
+            self.say(f"{text!r} could not be carried out: {first_line(error)}. help lists the commands.")
         return True
 
     def show(self) -> None:
@@ -115,7 +72,7 @@ class Session:
         print(("\x1b[H\x1b[2J" if self.style.colour else "") + "\n".join(lines), flush=True)
 
     def say(self, text: str) -> None:
-        print(self.style.plain(text), flush=True)
+        print(self.style.plain(printable(text)), flush=True)
 
     def complain(self) -> None:
         """Why there is no next line."""
@@ -135,8 +92,7 @@ class Session:
         self.moved(all(self.stepper.next() for _ in range(_number(rest or "1"))))
 
     def back(self, rest: str) -> None:
-        for _ in range(_number(rest or "1")):
-            self.stepper.back()
+        self.stepper.back(_number(rest or "1"))
         self.moved(True)
 
     def line(self, rest: str) -> None:
@@ -168,7 +124,9 @@ class Session:
     def print(self, rest: str) -> None:
         value = self.stepper.evaluate(rest or "line")
         self.say(
-            f"{rest} = {value_text(value)}" if not isinstance(value, (dict, list, tuple)) else f"{rest} =\n{value}"
+            f"{rest or 'line'} = {value_text(value)}"
+            if not isinstance(value, (dict, list, tuple))
+            else f"{rest} =\n{value}"
         )
 
     def follow(self, rest: str) -> None:
@@ -177,9 +135,7 @@ class Session:
             self.show()
 
     def watch(self, rest: str) -> None:
-        if self.stepper.passed:
-            self.stepper.evaluate(rest)
-        self.stepper.watches.append(rest)
+        self.stepper.add_watch(rest)
         self.show()
 
     def unwatch(self, rest: str) -> None:
@@ -200,28 +156,17 @@ class Session:
 
     def change(self, rest: str) -> None:
         """change NAME[KEY]…[i] = EXPR: a copy of the quantity with that entry changed, or all its entries."""
-        target, equals, expression = rest.partition("=")
-        name, _, path = target.strip().partition("[")
-        if not equals or not name:
-            raise ArgumentError(
-                explain("change", "NAME[ENTRY] = VALUE", repr(rest), "For example: change G['w'][0] = 0.5.")
-            )
-        value = self.stepper.evaluate(expression)
-        copied = _clone(self.stepper.evaluate(name))
-        keys = self.stepper.evaluate(f"({path.replace('][', ',').rstrip(']')},)") if path else ()
-        inner = copied
-        for depth, key in enumerate(keys):
-            if not isinstance(inner, dict):
-                keys = keys[depth:]
-                break
-            inner = inner[key]
-        else:
-            keys = ()
-        for t in tensors(inner):
-            if keys:
-                t[tuple(keys)] = value
-            else:
-                t.fill_(float(value))
+        name, keys, value = assignment(rest, self.stepper.known())
+        old = self.stepper.evaluate(name)
+        if not any(True for _ in tensors(old)):
+            do = "A value is changed at the line that computes it."
+            raise ArgumentError(explain(f"change {rest!r}", "a quantity of tensors", f"{name!r}", do))
+        copied = cloned(old)
+        try:
+            _fill(copied, keys, value)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            do = "Give a number, or a tensor of the entry's shape."
+            raise ArgumentError(explain(f"change {rest!r}", "a value that fits", first_line(error), do)) from None
         self.stepper.change(name, copied)
         self.show()
 
@@ -239,7 +184,7 @@ class Session:
             print(row(self.stepper, self.style, width))
             for text in self.stepper.watches:
                 try:
-                    print(self.style.plain(f"    {text} = {value_text(self.stepper.evaluate(text))}"))
+                    self.say(f"    {text} = {value_text(self.stepper.evaluate(text))}")
                 except ArgumentError:
                     continue
         if self.stepper.error is not None:
@@ -269,17 +214,25 @@ COMMANDS: dict[str, Callable[[Session, str], None]] = {
 }
 
 
-def _clone(tree: object) -> object:
-    return {k: _clone(v) for k, v in tree.items()} if isinstance(tree, dict) else tree.clone()  # type: ignore[attr-defined]
+def _fill(tree: Any, keys: Sequence[Any], value: Any) -> None:
+    """Put `value` at `keys` in a tree of tensors: keys of mappings first, then indices into each tensor."""
+    if isinstance(tree, Mapping) and keys:
+        _fill(entry_of(tree, keys[0]), keys[1:], value)
+        return
+    for t in tensors(tree):
+        place = t
+        for key in keys:  # each gives a view, which is written through
+            place = entry_of(place, key)
+        place.copy_(torch.as_tensor(value, dtype=t.dtype, device=t.device))
 
 
 def _number(text: str) -> int:
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise ArgumentError(explain("command", "a whole number", repr(text), "For example: line 14."))
     return int(text)
 
 
-def _typed(style: Style) -> Iterator[str]:
+def typed(style: Style) -> Iterator[str]:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - history and editing, where the system has it
     while True:
@@ -292,11 +245,3 @@ def _typed(style: Style) -> Iterator[str]:
 
 def _width() -> int:
     return max(20, shutil.get_terminal_size((100, 30)).columns)
-
-
-def _colour(refused: bool) -> bool:
-    return sys.stdout.isatty() and not refused and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def _unicode() -> bool:
-    return "utf" in (sys.stdout.encoding or "").lower()

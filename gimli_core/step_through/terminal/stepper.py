@@ -5,22 +5,22 @@ Nothing here prints. The terminal view draws what the cursor stands on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.step_through.page.summaries import norm as norm_of
 from gimli_core.step_through.page.summaries import total
+from gimli_core.step_through.terminal.expressions import checked, evaluate
 from gimli_core.step_through.walk import Moment, Walk
 from gimli_core.trees import tensors
 
 __all__ = ["Kept", "Stepper"]
 
+PLACES = ("line", "step")  # a breakpoint by place
 KEPT_BYTES = 1 << 30  # of tensors, for going back; older moments keep their norms
 
 
@@ -46,14 +46,16 @@ class Stepper:
     Args:
         walk: a fresh one.
         watches, breaks: expressions over the quantities (theta, s, G, V, B, S, A_opt, A_loss, direct, curvature,
-            loss, line, j), with `norm`, `finite`, `abs`, `max`, `min` and `torch`. A break may also be "line 14" or
+            loss, line, j) in the language of `expressions`. A break may also be "line 14" or
             "step 3".
     """
 
     def __init__(self, walk: Walk, watches: tuple[str, ...] = (), breaks: tuple[str, ...] = ()) -> None:
         self.walk = walk
-        self.watches: list[str] = list(watches)
+        self.watches: list[str] = []
         self.breaks: list[str] = []
+        for text in watches:
+            self.add_watch(text)
         for text in breaks:
             self.add_break(text)
         self.passed: list[Kept] = []
@@ -92,9 +94,9 @@ class Stepper:
         self.at += 1
         return True
 
-    def back(self) -> bool:
-        """One line back; False at the first."""
-        self.at = max(self.at - 1, 0) if self.passed else -1
+    def back(self, count: int = 1) -> bool:
+        """`count` lines back, or to the first; False at the first."""
+        self.at = max(self.at - count, 0) if self.passed else -1
         return self.at > 0
 
     def until(self, reached: Callable[[Kept], bool]) -> bool:
@@ -130,34 +132,36 @@ class Stepper:
 
     def add_break(self, text: str) -> None:
         """Break on "line 14", "step 3", or where an expression is true."""
-        kind, _, value = text.strip().partition(" ")
-        if kind in ("line", "step"):
-            if not value.strip().isdigit():
-                raise ArgumentError(
-                    explain(f"break {text!r}", f"a number after {kind!r}", repr(value), f"For example: break {kind} 3.")
-                )
-        else:
-            _compiled(text)
-        self.breaks.append(text.strip())
+        text = text.strip()
+        kind, _, value = text.partition(" ")
+        if kind not in PLACES or not value.strip():
+            checked(text)
+        elif not (value.strip().isascii() and value.strip().isdigit() and len(value) < 20):
+            do = f"For example: break {kind} 3."
+            raise ArgumentError(explain(f"break {text!r}", f"a number after {kind!r}", repr(value), do))
+        self.breaks.append(text)
+
+    def add_watch(self, text: str) -> None:
+        """Show the value of an expression at every moment."""
+        checked(text)
+        self.watches.append(text)
 
     def evaluate(self, text: str) -> Any:
         """The value of an expression here."""
+        return evaluate(text, self.known())
+
+    def known(self) -> dict[str, Any]:
+        """Every quantity that is known here."""
         if self.here.names is None:
             raise ArgumentError(
                 explain(
-                    text,
+                    "names",
                     "a moment whose tensors are still kept",
                     "one that was let go",
                     "Norms are kept; go on, or start again.",
                 )
             )
-        try:
-            return eval(_compiled(text), {"__builtins__": {}}, {**TOOLS, **self.here.names})
-        except Exception as error:
-            known = ", ".join(self.here.names)
-            raise ArgumentError(
-                explain(text, f"an expression over {known}", f"{type(error).__name__}: {error}", "norm(B) is one.")
-            ) from None
+        return self.here.names
 
     def series(self, name: str, index: int) -> dict[str, dict[int, float]]:
         """One scalar parameter through the run so far: {quantity: {j: value}}."""
@@ -188,9 +192,9 @@ class Stepper:
 
     def _breaks(self, text: str) -> bool:
         kind, _, value = text.partition(" ")
-        if kind == "line":
+        if kind == "line" and value:
             return self.here.line == int(value)
-        if kind == "step":
+        if kind == "step" and value:
             return self.here.j == int(value) and (self.at == 0 or self.passed[self.at - 1].j != int(value))
         try:
             return bool(self.evaluate(text))
@@ -226,42 +230,6 @@ class Stepper:
             old.names = None
             self._held -= old.bytes
             self._oldest += 1
-
-
-def _norm(tree: Any) -> float:
-    return total([norm_of(t) for t in tensors(tree)])
-
-
-def _finite(tree: Any) -> bool:
-    return all(math.isfinite(norm_of(t)) for t in tensors(tree))
-
-
-def _magnitude(tree: Any) -> float:
-    return (
-        max((float(t.abs().max()) for t in tensors(tree) if t.numel()), default=0.0)
-        if not isinstance(tree, (int, float))
-        else abs(tree)
-    )
-
-
-TOOLS: Mapping[str, Any] = {
-    "norm": _norm,
-    "finite": _finite,
-    "largest": _magnitude,
-    "abs": abs,
-    "max": max,
-    "min": min,
-    "torch": torch,
-}
-
-
-def _compiled(text: str) -> Any:
-    try:
-        return compile(text.strip(), "<expression>", "eval")
-    except SyntaxError as error:
-        raise ArgumentError(
-            explain(f"expression {text!r}", "Python, such as norm(B) > 1e3", str(error.msg), "Mend it.")
-        ) from None
 
 
 def _copied(tree: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gimli_core.errors import printable
 from gimli_core.step_through.page.algorithm import LINES, MEANING
 from gimli_core.step_through.terminal.stepper import Stepper
 
@@ -76,13 +77,13 @@ def screen(stepper: Stepper, width: int, style: Style, followed: Sequence[tuple[
             came = value_text(stepper.evaluate(text))
         except ValueError:
             came = "not there yet"
-        tail.append(f"{style('36', 'watch')} {text} = {came}")
+        tail.append(f"{style('36', 'watch')} {printable(text)} = {printable(came)}")
     for name, index, label in followed:
         for quantity, by_step in stepper.series(name, index).items():
             line = sparkline(list(by_step.values())) if style.unicode else ""
             latest = next(reversed(by_step.values()))
             tail.append(
-                f"{style('36', 'follow')} {SYMBOLS.get(quantity, quantity)} of {label} = {latest:.10g}  "
+                f"{style('36', 'follow')} {SYMBOLS.get(quantity, quantity)} of {printable(label)} = {latest:.10g}  "
                 f"{line[-max(8, width - 44) :]}"
             )
     lines = [*head, *body, *([style("2", "─" * width), *tail] if tail else [])]
@@ -110,6 +111,7 @@ def tensor_text(t: Tensor, width: int, most: int = 6) -> str:
     """A small tensor's numbers, a large one's norm, range and shape."""
     if t.numel() <= most:
         return " ".join(f"{x:+.6g}" for x in t.reshape(-1).tolist()) if t.ndim else f"{t.item():+.8g}"
+    t = t if t.is_floating_point() else t.double()
     norm = float(torch.linalg.vector_norm(t, dtype=torch.float64))
     return f"norm {norm:.6g} in [{t.min().item():.3g}, {t.max().item():.3g}] {'×'.join(map(str, t.shape))}"
 
@@ -169,15 +171,10 @@ def _values(stepper: Stepper, style: Style, width: int) -> list[str]:
 
 def _leaves(tree: Any, width: int, path: str = "") -> list[str]:
     if isinstance(tree, Tensor):
-        return [f"{_printable(path):14} {tensor_text(tree, width)}"] if path else [tensor_text(tree, width)]
+        return [f"{printable(path):14} {tensor_text(tree, width)}"] if path else [tensor_text(tree, width)]
     items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
     lines = [line for key, value in items for line in _leaves(value, width, f"{path}.{key}" if path else str(key))]
     return lines if path or len(lines) <= 12 else [*lines[:12], f"… and {len(lines) - 12} more (print NAME shows all)"]
-
-
-def _printable(text: str) -> str:
-    """A name without the control characters that could steer a terminal."""
-    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def _cut(line: str, width: int) -> str:

@@ -100,9 +100,11 @@ function drawTimeline() {
 function begin() {
   $("title").textContent = D.title;
   const hyper = Object.entries(D.hyper).filter(([, x]) => x !== 0).map(([k, x]) => `${k} = ${fmt(x)}`).join(", ");
-  $("facts").textContent = `${J} steps of ${D.optimizer}${hyper ? ` (${hyper})` : ""} on ${D.parameters.toLocaleString("en")} parameters in ${D.tensors.length} ${D.tensors.length === 1 ? "tensor" : "tensors"}, ${D.dtype}${D.recurrence === "augmented" ? "" : `, recurrence ${D.recurrence}`}`;
+  $("facts").textContent = `${J} steps of ${D.optimizer}${hyper ? ` (${hyper})` : ""} on ${D.parameters.toLocaleString("en")} parameters in ${D.count.tensors.toLocaleString("en")} ${D.count.tensors === 1 ? "tensor" : "tensors"}, ${D.dtype}${D.recurrence === "augmented" ? "" : `, recurrence ${D.recurrence}`}`;
   const said = [];
   if (D.error) said.push(`The run ended ${D.error.after}: ${D.error.kind}: ${D.error.message}`);
+  if (D.extent !== "complete") said.push(`Not the whole run: ${D.extent}.`);
+  if (D.count.leaves > D.A.length) said.push(`${D.A.length} of ${D.count.leaves.toLocaleString("en")} meta-parameters are shown.`);
   if (D.interventions.length) said.push(`Not the exact meta-gradient: ${D.interventions.join("; ")}.`);
   if (D.recurrence === "theta_only") said.push("An ablation: the optimizer's state has no adjoint here, so this is not the exact meta-gradient.");
   if (said.length) { $("banner").textContent = said.join(" "); $("banner").hidden = false; if (!D.error) $("banner").classList.add("note"); }

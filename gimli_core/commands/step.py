@@ -1,0 +1,71 @@
+"""`gimli step`: walk through a problem in the terminal, forwards and backwards."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from gimli_core.commands.source import SCHEDULES, arguments_of, find, users_code
+from gimli_core.step_through.lessons import LESSONS
+from gimli_core.step_through.terminal.session import HELP, Session, typed
+from gimli_core.step_through.terminal.stepper import Stepper
+from gimli_core.step_through.terminal.view import Style
+from gimli_core.step_through.walk import step_through
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"commands:\n{HELP}"
+    parser.add_argument(
+        "source", metavar="LESSON|MODULE:FUNCTION", help=f"a lesson ({', '.join(LESSONS)}) or your own problem"
+    )
+    parser.add_argument("--memory", choices=list(SCHEDULES), help="the memory schedule to step through")
+    parser.add_argument("--watch", action="append", default=[], metavar="EXPR", help="show this at every moment")
+    parser.add_argument(
+        "--break",
+        action="append",
+        default=[],
+        dest="breaks",
+        metavar="WHERE",
+        help="'line 14', 'step 3', 'norm(B) > 1e3'",
+    )
+    parser.add_argument("--follow", action="append", default=[], metavar="NAME[I]", help="follow one scalar parameter")
+    parser.add_argument("--no-colour", action="store_true", help="no escape sequences; so too where NO_COLOR is set")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read commands until the input ends. Where output is not a terminal and none come, list the whole run."""
+    asked = arguments_of(find(arguments.source), arguments.memory)
+    with users_code(f"source {arguments.source!r}"):
+        walk = step_through(**asked)
+    stepper = Stepper(walk, tuple(arguments.watch), tuple(arguments.breaks))
+    style = Style(_colour(arguments.no_colour), _unicode())
+    session = Session(stepper, style)
+    for text in arguments.follow:
+        session.follow(text)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    given = [] if sys.stdin.isatty() else [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not interactive and not given:
+        return session.list_all()
+    moved = stepper.next()
+    print("help lists the commands; an empty line is next.") if interactive else None
+    if moved:
+        session.show()
+    else:
+        session.complain()
+    for command in typed(style) if interactive else given:
+        if not session.obey(command.strip()):
+            break
+    walk.close()
+    return 0 if stepper.error is None else 2
+
+
+def _colour(refused: bool) -> bool:
+    return sys.stdout.isatty() and not refused and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _unicode() -> bool:
+    return "utf" in (sys.stdout.encoding or "").lower()

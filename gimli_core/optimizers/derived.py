@@ -1,17 +1,16 @@
 """Optimizers of which only the step is written: the pullback is one local vector-Jacobian product.
 
 Autograd runs through a single step and never across steps, so that the sweep stays what it is: with c the inputs
-(theta, s, phi_opt, G) of the step and (B', S') its adjoints, `autograd.grad((theta', s'), c, (B', S'))`.
+(theta, s, phi_opt, G) of the step and (B', S') its adjoints, `vjp((theta', s')(c), (B', S'))`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch.func import vjp
 
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.interface import Optimizer, Pulled
@@ -71,28 +70,22 @@ class DerivedOptimizer(Optimizer):
 def derived_pullback(
     step: Step, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
 ) -> Pulled:
-    """The pullback of `step` by autograd, through this step alone. What the step does not use gets 0."""
-    leaves: list[Tensor] = []
+    """The pullback of `step` by autograd, through this step alone. What the step does not use gets 0.
 
-    def leaf(tensor: Tensor) -> Tensor:
-        leaves.append(tensor.detach().requires_grad_())
-        return leaves[-1]
+    By `torch.func.vjp`, which works on tensors and inside of other transforms alike: under `vmap` over tasks, compiled.
+    """
+    slots = {slot: held for slot, held in state.items() if slot != "step"}
+    learned = {k: {name: per[name] for name in wanted if name in per} for k, per in hyper.items()}
 
-    slots = [slot for slot in state if slot != "step"]
-    theta, G = ({k: leaf(v) for k, v in tensors.items()} for tensors in (theta, G))
-    held: State = {slot: {k: leaf(v) for k, v in state[slot].items()} for slot in slots}
-    known = {k: {name: leaf(h) if name in wanted else h for name, h in per.items()} for k, per in hyper.items()}
-    with torch.enable_grad():
-        new_theta, new_state = step(theta, {"step": state["step"], **held}, G, known)
-    pairs = [(new_theta[k], B[k]) for k in theta]
-    pairs += [(new_state[slot][k], S[slot][k]) for slot in slots for k in held[slot]]
-    pairs = [(out, bar.to(out)) for out, bar in pairs if out.requires_grad]
-    outputs, adjoints = [out for out, _ in pairs], [bar for _, bar in pairs]
-    found: Any = torch.autograd.grad(outputs, leaves, adjoints, allow_unused=True) if pairs else [None] * len(leaves)
-    of = {id(x): torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)}
-    return Pulled(
-        V={k: of[id(v)] for k, v in G.items()},
-        B={k: of[id(v)] for k, v in theta.items()},
-        S={slot: {k: of[id(v)] for k, v in held[slot].items()} for slot in slots},
-        A={k: {name: of[id(per[name])] for name in wanted if name in per} for k, per in known.items()},
+    def outputs(theta: Tensors, slots: State, G: Tensors, learned: Hyper) -> tuple[Tensors, State]:
+        known = {k: {**per, **learned[k]} for k, per in hyper.items()}
+        new_theta, new = step(theta, {"step": state["step"], **slots}, G, known)
+        return {k: new_theta[k] for k in theta}, {slot: {k: new[slot][k] for k in held} for slot, held in slots.items()}
+
+    (new_theta, new), pulled_back = vjp(outputs, theta, slots, G, learned)
+    adjoints = (
+        {k: B[k].to(out) for k, out in new_theta.items()},
+        {slot: {k: S[slot][k].to(out) for k, out in held.items()} for slot, held in new.items()},
     )
+    by_theta, by_slots, by_G, by_learned = pulled_back(adjoints)
+    return Pulled(V=by_G, B=by_theta, S=by_slots, A=by_learned)

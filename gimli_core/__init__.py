@@ -2,7 +2,7 @@
 
 from gimli_core import errors, memory, optimizers, verification
 from gimli_core.meta_gradient import meta_gradient
-from gimli_core.meta_parameters.marks import per_step, per_task
+from gimli_core.meta_parameters.marks import per_element, per_step, per_task
 from gimli_core.problem import Problem
 from gimli_core.requirements.examine import check_requirements
 from gimli_core.results import MetaGradient
@@ -26,6 +26,7 @@ __all__ = [
     "memory",
     "meta_gradient",
     "optimizers",
+    "per_element",
     "per_step",
     "per_task",
     "plan",

@@ -18,7 +18,7 @@ from gimli_core.arguments.val_weights import check_weights
 from gimli_core.derivatives.second_order import ASKED, BY_GRAPH
 from gimli_core.environment import Environment, discover
 from gimli_core.errors import ArgumentError, closest, explain, listing
-from gimli_core.meta_parameters.hyperparameters import Hyperparameters, expand_betas
+from gimli_core.meta_parameters.hyperparameters import Hyperparameters, bound
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
@@ -150,7 +150,7 @@ def prepare(
             explain("phi_opt", "a dict {hyperparameter: value}", type(phi_opt).__name__, "For example {'lr': lr}.")
         )
     hyper = Hyperparameters(problem.optimizer, phi_opt or {}, one, J, T)
-    optimizer = problem.optimizer.bind(expand_betas(phi_opt or {}))
+    optimizer = bound(problem.optimizer, phi_opt or {})
     modules = modules_of(problem)
     if T is None:
         batched, cold = None, optimizer.initial_state(trained, hyper.at(0))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Hyper
+from gimli_core.optimizers.derived import own_root
 from gimli_core.optimizers.interface import Optimizer
 
 __all__ = ["Override", "apply_trainable_opt_params", "as_hyper", "get_trainable_opt_params", "value_for_group"]
@@ -97,7 +98,7 @@ def as_hyper(rule: Optimizer, thetas: Mapping[str, Tensor], label: str) -> Hyper
     Scalars are held in float64, so that 1 - beta^t is as exact as torch.optim's; the tensors of a device share them.
     A rule's own parameters stay as they are.
     """
-    values, own, whole = rule.hyperparameters(), rule.own_parameters(), rule.whole_tensor()
+    values, whole = rule.hyperparameters(), rule.whole_tensor()
     scalars: dict[tuple[str, torch.device], Tensor] = {}
     hyper: Hyper = {}
     for k, theta in thetas.items():
@@ -107,7 +108,7 @@ def as_hyper(rule: Optimizer, thetas: Mapping[str, Tensor], label: str) -> Hyper
                 raise ArgumentError(
                     explain(f"{name} {label}", "a floating-point tensor", f"{value.dtype}", "Convert it with .float().")
                 )
-            if isinstance(value, Tensor) and name in own:
+            if isinstance(value, Tensor) and own_root(rule, name) is not None:
                 hyper[k][name] = value
             elif isinstance(value, Tensor) and value.numel() > 1:
                 if name in whole:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError
+from gimli_core.meta_parameters.marks import PerStep
 from gimli_core.optimizers import SGD, Adagrad, Adam
 from gimli_core.verification.question import flatten
 from tests.cases import distance
@@ -66,7 +67,7 @@ FORMS: dict[str, tuple[Callable[[], Any], Read]] = {
     "per element and step": (lambda: per_tensor(rates, J), lambda v, j, k: v[k][j]),
     "marked per step": (
         lambda: gimli.per_step(per_tensor(rates, J)),
-        lambda v, j, k: (v.value if isinstance(v, gimli.meta_parameters.PerStep) else v)[k][j],
+        lambda v, j, k: (v.value if isinstance(v, PerStep) else v)[k][j],
     ),
     "each its own": (
         lambda: {"body.w": rates(J, 2, 3), "body.b": gimli.per_step(rates(J)), "head": rates()},

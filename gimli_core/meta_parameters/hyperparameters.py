@@ -291,7 +291,7 @@ class Hyperparameters:
         if not finite(value):
             raise ArgumentError(explain(label, "finite values", "inf or nan", "Find out where it was computed."))
         by_step, groups = reading
-        if name in ("beta1", "beta2") and value.numel():
+        if name in ("beta1", "beta2", "eps_root") and value.numel():
             rounds = len(shape) > by_step + groups and anywhere.dtype != value.dtype  # 0.999 is 1 in bfloat16
             used = value.to(anywhere.dtype) if rounds else value
             for extreme in (used.min().item(), used.max().item()):

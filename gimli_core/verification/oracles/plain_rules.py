@@ -61,7 +61,7 @@ def adam(opt: Adam, w: Tensor, s: Tensors, G: Tensor, h: Tensors, t: int, root: 
     if opt.amsgrad:
         v = new["max_exp_avg_sq"] = torch.maximum(s["max_exp_avg_sq"], v)
     m_hat, v_hat = m / (1 - h["beta1"] ** t), v / (1 - h["beta2"] ** t)
-    return w - h["lr"] * m_hat / (root(v_hat) + h["eps"]), new
+    return w - h["lr"] * m_hat / (root(v_hat + h["eps_root"]) + h["eps"]), new
 
 
 def slots_of(opt: Optimizer) -> tuple[str, ...]:

@@ -5,19 +5,19 @@ Equations, with t = k + 1 the number of this step and σ = -1 under maximize, el
     g  = σ·G + w·theta                     w = weight_decay
     m' = beta1·m + (1 - beta1)·g           exp_avg
     v' = beta2·v + (1 - beta2)·g²          exp_avg_sq
-    d  = sqrt(v') / sqrt(c2) + eps         c1 = 1 - beta1^t,  c2 = 1 - beta2^t
+    d  = rho + eps,  rho = sqrt(v'/c2 + eps_root)    c1 = 1 - beta1^t,  c2 = 1 - beta2^t
     theta' = theta - lr·m' / (c1·d)
 
-Theorem. Where v' > 0 the update is differentiable. With r = sqrt(v') and
+Theorem. Where rho > 0 the update is differentiable. With
 
     P = -lr / (c1·d)                       = ∂theta'/∂m'
-    Q = lr·m' / (2·c1·d²·r·sqrt(c2))       = ∂theta'/∂v'
+    Q = lr·m' / (2·c1·c2·d²·rho)           = ∂theta'/∂v'
     D = (1 - beta1)·P + 2·(1 - beta2)·g·Q  = ∂theta'/∂g
 
 the derivatives are those of `CLOSED`; in particular the paper's O = ∂theta'/∂G = σ·D and
-∂theta'/∂theta = 1 + w·D. (v' = 0 is the subject of zero_gradient.py.)
+∂theta'/∂theta = 1 + w·D. (v' = eps_root = 0 is the subject of zero_gradient.py.)
 
-Source of the rule: the documentation of `torch.optim.Adam`.
+Source of the rule: the documentation of `torch.optim.Adam`, where eps_root = 0, and of `optax.adam`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from appendix_proofs.symbolic import (
     beta1,
     beta2,
     eps,
+    eps_root,
     k,
     lr,
     m,
@@ -45,6 +46,7 @@ from appendix_proofs.symbolic import (
     theta,
     v,
     weight_decay,
+    without,
 )
 from gimli_core.optimizers import Adam
 
@@ -57,6 +59,7 @@ INPUTS = {
     "beta1": beta1,
     "beta2": beta2,
     "eps": eps,
+    "eps_root": eps_root,
     "weight_decay": weight_decay,
 }
 
@@ -87,6 +90,7 @@ CLOSED = MOMENTS | {
         "exp_avg_sq": "beta2*Q",
         "lr": "-m1/(c1*d)",
         "eps": "lr*m1/(c1*d**2)",
+        "eps_root": "c2*Q",
         "beta1": "(m - g)*P + m1*P*t*beta1**k/c1",
         "beta2": "(v - g**2)*Q + v1*Q*t*beta2**k/c2",
     },
@@ -101,9 +105,10 @@ def adam(sign: int | Symbol, largest: Callable[[Expr], Expr] | None = None) -> R
     v1 = beta2 * v + (1 - beta2) * g**2
     x = v1 if largest is None else largest(v1)
     c1, c2 = 1 - beta1**t, 1 - beta2**t
-    d = sp.sqrt(x) / sp.sqrt(c2) + eps
+    rho = sp.sqrt(x / c2 + eps_root)
+    d = rho + eps
     P = -lr / (c1 * d)
-    Q = lr * m1 / (2 * c1 * d**2 * sp.sqrt(x) * sp.sqrt(c2))
+    Q = lr * m1 / (2 * c1 * c2 * d**2 * rho)
     D = (1 - beta1) * P + 2 * (1 - beta2) * g * Q
     where = {"s": sp.sympify(sign), "w": weight_decay, "g": g, "m": m, "v": v, "m1": m1, "v1": v1, "x": x}
     return Rule(
@@ -111,7 +116,7 @@ def adam(sign: int | Symbol, largest: Callable[[Expr], Expr] | None = None) -> R
         outputs={"theta": theta - lr * m1 / (c1 * d), "exp_avg": m1, "exp_avg_sq": v1},
         step=k,
         where=where | {"c1": c1, "c2": c2, "d": d, "t": t, "k": k, "P": P, "Q": Q, "D": D},
-        rational={v: (root**2 - (1 - beta2) * g**2) / beta2},
+        rational={v: ((root**2 - eps_root) * c2 - (1 - beta2) * g**2) / beta2},
     )
 
 
@@ -119,8 +124,11 @@ def cases() -> Iterator[Case]:
     """Every combination of Adam's options but amsgrad."""
     for maximize in (False, True):
         rule = adam(-1 if maximize else 1)
-        yield Case(f"Adam(weight_decay, maximize={maximize})", Adam(weight_decay=0.1, maximize=maximize), rule)
-        yield Case(f"Adam(maximize={maximize})", Adam(maximize=maximize), rule, {weight_decay: 0})
+        plain = without(rule, eps_root)
+        yield Case(f"Adam(weight_decay, maximize={maximize})", Adam(weight_decay=0.1, maximize=maximize), plain)
+        yield Case(f"Adam(maximize={maximize})", Adam(maximize=maximize), plain, {weight_decay: 0})
+        rooted = Adam(weight_decay=0.1, eps_root=0.1, maximize=maximize)
+        yield Case(f"Adam(weight_decay, eps_root, maximize={maximize})", rooted, rule)
 
 
 def prove() -> list[str]:

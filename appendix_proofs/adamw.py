@@ -22,7 +22,18 @@ from sympy import Expr, Symbol
 
 from appendix_proofs import adam
 from appendix_proofs.shipped import Case, check_shipped
-from appendix_proofs.symbolic import Rule, Statements, lr, prove_closed_forms, run, sigma, theta, weight_decay
+from appendix_proofs.symbolic import (
+    Rule,
+    Statements,
+    eps_root,
+    lr,
+    prove_closed_forms,
+    run,
+    sigma,
+    theta,
+    weight_decay,
+    without,
+)
 from gimli_core.optimizers import AdamW
 
 COUPLED = ("theta", "weight_decay")
@@ -61,9 +72,10 @@ def cases() -> Iterator[Case]:
     """Every combination of AdamW's options but amsgrad."""
     for maximize in (False, True):
         rule = adamw(-1 if maximize else 1)
-        yield Case(f"AdamW(maximize={maximize})", AdamW(maximize=maximize), rule)
+        yield Case(f"AdamW(maximize={maximize})", AdamW(maximize=maximize), without(rule, eps_root))
+        yield Case(f"AdamW(eps_root, maximize={maximize})", AdamW(eps_root=0.1, maximize=maximize), rule)
         no_decay = AdamW(weight_decay=0.0, maximize=maximize)
-        yield Case(f"AdamW(weight_decay=0, maximize={maximize})", no_decay, rule, {weight_decay: 0})
+        yield Case(f"AdamW(weight_decay=0, maximize={maximize})", no_decay, without(rule, eps_root), {weight_decay: 0})
 
 
 def prove() -> list[str]:

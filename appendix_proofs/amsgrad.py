@@ -3,9 +3,9 @@
 Equations, with everything else as in adam.py or adamw.py:
 
     x' = max(x, v')                        max_exp_avg_sq, the running maximum
-    d  = sqrt(x') / sqrt(c2) + eps
+    d  = sqrt(x'/c2 + eps_root) + eps
 
-Theorem. With Q taken at x' (Q = lr·m' / (2·c1·d²·sqrt(x')·sqrt(c2))), and x' > 0,
+Theorem. With Q taken at x' (Q = lr·m' / (2·c1·c2·d²·sqrt(x'/c2 + eps_root))), and x' > 0,
 
     kept,  x > v':   ∂theta'/∂x = Q,  and nothing passes from theta' to v or, through v', to g
     taken, x < v':   ∂theta'/∂x = 0,  and the derivatives are Adam's
@@ -34,12 +34,14 @@ from appendix_proofs.symbolic import (
     Statements,
     beta1,
     beta2,
+    eps_root,
     positive,
     prove_closed_forms,
     root,
     run,
     sigma,
     v,
+    without,
 )
 from gimli_core.optimizers import Adam, AdamW
 
@@ -71,14 +73,15 @@ def amsgrad(sign: int | Symbol, branch: str) -> Rule:
     rule = on("kept" if branch == "tie" else branch)
     share, where = SHARE[branch], rule.where
     D = (1 - beta1) * where["P"] + 2 * share * (1 - beta2) * where["g"] * where["Q"]
-    second = root**2 - gap if branch == "kept" else root**2  # v'
+    largest = (root**2 - eps_root) * where["c2"]  # x'
+    second = largest - gap if branch == "kept" else largest  # v'
     return replace(
         rule,
         inputs={**rule.inputs, "max_exp_avg_sq": M},
         where={**where, "p": share, "D": D},
         rational={
             v: (second - (1 - beta2) * where["g"] ** 2) / beta2,
-            M: root**2 - gap if branch == "taken" else root**2,
+            M: largest - gap if branch == "taken" else largest,
         },
         other=on("taken").outputs if branch == "tie" else None,
     )
@@ -90,9 +93,11 @@ def cases() -> Iterator[Case]:
         for branch in SHARE:
             rule = amsgrad(-1 if maximize else 1, branch)
             for kind, of in ((Adam, rule), (AdamW, adamw.decoupled(rule))):
-                optimizer = kind(weight_decay=0.1, amsgrad=True, maximize=maximize)
-                label = f"{kind.__name__}(amsgrad, maximize={maximize}), {branch}"
-                yield Case(label, optimizer, of, points=points(branch, of))
+                for rooted in (False, True):
+                    optimizer = kind(weight_decay=0.1, amsgrad=True, eps_root=0.1 * rooted, maximize=maximize)
+                    label = f"{kind.__name__}(amsgrad, {'eps_root, ' * rooted}maximize={maximize}), {branch}"
+                    mine = of if rooted else without(of, eps_root)
+                    yield Case(label, optimizer, mine, points=points(branch, mine))
 
 
 def points(branch: str, rule: Rule) -> dict[str, tuple[float, ...]]:

@@ -1,7 +1,7 @@
 """LAMB (You et al. 2020).
 
     m' = beta1·m + (1 - beta1)·g,   v' = beta2·v + (1 - beta2)·g²,   g = ±G
-    u = m'/(1 - beta1^t) / (sqrt(v'/(1 - beta2^t)) + eps) + w·theta
+    u = m'/(1 - beta1^t) / (sqrt(v'/(1 - beta2^t) + eps_root) + eps) + w·theta
     ratio = |theta| / |u|,   theta' = theta - lr·ratio·u
 
 Theorem. For the adjoint B of theta', with p = -lr·<B, u>,
@@ -19,7 +19,7 @@ from appendix_proofs.coupled import check_coupled, matrix
 from appendix_proofs.symbolic import Statements, run
 from gimli_core.optimizers import LAMB
 
-lr, beta1, beta2, eps, weight_decay = sp.symbols("lr beta1 beta2 eps weight_decay", positive=True)
+lr, beta1, beta2, eps, eps_root, weight_decay = sp.symbols("lr beta1 beta2 eps eps_root weight_decay", positive=True)
 
 
 def norm(x: sp.Matrix) -> sp.Expr:
@@ -48,13 +48,18 @@ def prove() -> list[str]:
         g = -G if maximize else G
         m1, v1 = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g.applyfunc(lambda e: e**2)
         u = (
-            sp.Matrix([a / (1 - beta1**3) / (sp.sqrt(c / (1 - beta2**3)) + eps) for a, c in zip(m1, v1, strict=True)])
+            sp.Matrix(
+                [
+                    a / (1 - beta1**3) / (sp.sqrt(c / (1 - beta2**3) + eps_root) + eps)
+                    for a, c in zip(m1, v1, strict=True)
+                ]
+            )
             + weight_decay * theta
         )
         check_coupled(
             proved,
             f"LAMB(maximize={maximize})",
-            LAMB(weight_decay=0.05, maximize=maximize),
+            LAMB(weight_decay=0.05, eps_root=0.01, maximize=maximize),
             {
                 "theta": theta,
                 "G": G,
@@ -64,10 +69,11 @@ def prove() -> list[str]:
                 "beta1": beta1,
                 "beta2": beta2,
                 "eps": eps,
+                "eps_root": eps_root,
                 "weight_decay": weight_decay,
             },
             {"theta": theta - lr * norm(theta) / norm(u) * u, "exp_avg": m1, "exp_avg_sq": v1},
-            {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.05},
+            {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "eps_root": 0.01, "weight_decay": 0.05},
         )
     return proved
 

@@ -1,7 +1,7 @@
 """NAdam, as in `torch.optim.NAdam`.
 
     g = ±G + w·theta, or theta ← theta·(1 - lr·w) where the decay is decoupled
-    m' = beta1·m + (1 - beta1)·g,   v' = beta2·v + (1 - beta2)·g²,   d = sqrt(v' / (1 - beta2^t)) + eps
+    m' = beta1·m + (1 - beta1)·g,   v' = beta2·v + (1 - beta2)·g²,   d = sqrt(v' / (1 - beta2^t) + eps_root) + eps
     mu_t = beta1·(1 - 0.96^(t·momentum_decay) / 2),   P' = P·mu_t
     theta' = theta - lr·(1 - mu_t) / (1 - P')·g / d - lr·mu_{t+1} / (1 - P'·mu_{t+1})·m' / d
 
@@ -21,6 +21,7 @@ from appendix_proofs.symbolic import (
     beta1,
     beta2,
     eps,
+    eps_root,
     k,
     lr,
     m,
@@ -29,6 +30,7 @@ from appendix_proofs.symbolic import (
     theta,
     v,
     weight_decay,
+    without,
 )
 from gimli_core.optimizers import NAdam
 
@@ -42,13 +44,14 @@ def nadam(sign: int, decoupled: bool) -> Rule:
     start = theta * (1 - lr * weight_decay) if decoupled else theta
     m1, v1 = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
     mu, mu_next = (beta1 * (1 - sp.Rational(0.96) ** (i * momentum_decay) / 2) for i in (t, t + 1))
-    d = sp.sqrt(v1 / (1 - beta2**t)) + eps
+    d = sp.sqrt(v1 / (1 - beta2**t) + eps_root) + eps
     P1 = P * mu
     moved = start - lr * (1 - mu) / (1 - P1) * g / d - lr * mu_next / (1 - P1 * mu_next) * m1 / d
     return Rule(
         inputs={
             "G": G, "theta": theta, "exp_avg": m, "exp_avg_sq": v, "mu_product": P, "lr": lr, "beta1": beta1,
-            "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "momentum_decay": momentum_decay,
+            "beta2": beta2, "eps": eps, "eps_root": eps_root, "weight_decay": weight_decay,
+            "momentum_decay": momentum_decay,
         },
         outputs={"theta": moved, "exp_avg": m1, "exp_avg_sq": v1, "mu_product": P1},
         step=k, where={}, rational={}, steps=(0, 1, 9),
@@ -59,12 +62,15 @@ def cases() -> list[Case]:
     """Every combination of switches."""
     return [
         Case(
-            f"NAdam(decoupled={decoupled}, maximize={maximize})",
-            NAdam(weight_decay=0.1, decoupled_weight_decay=decoupled, maximize=maximize),
-            nadam(-1 if maximize else 1, decoupled),
+            f"NAdam(decoupled={decoupled}, {'eps_root, ' * rooted}maximize={maximize})",
+            NAdam(weight_decay=0.1, eps_root=0.1 * rooted, decoupled_weight_decay=decoupled, maximize=maximize),
+            nadam(-1 if maximize else 1, decoupled)
+            if rooted
+            else without(nadam(-1 if maximize else 1, decoupled), eps_root),
         )
         for decoupled in (False, True)
         for maximize in (False, True)
+        for rooted in (False, True)
     ]
 
 

@@ -7,14 +7,25 @@ A `Rule` holds one step's forward equations and nothing else. Its Jacobian comes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import sympy as sp
 from sympy import Expr, Symbol
 
-__all__ = ["Rule", "Statements", "positive", "prove_closed_forms", "real", "run", "show", "smooth", "vanishes"]
+__all__ = [
+    "Rule",
+    "Statements",
+    "positive",
+    "prove_closed_forms",
+    "real",
+    "run",
+    "show",
+    "smooth",
+    "vanishes",
+    "without",
+]
 
 
 def real(names: str) -> tuple[Symbol, ...]:
@@ -30,6 +41,7 @@ def positive(names: str) -> tuple[Symbol, ...]:
 theta, G, m, b = real("theta G m b")  # tensors of any sign; m, b are first moments
 v, x, M = positive("v x M")  # second moments, running maximum
 lr, eps, weight_decay, momentum = positive("lr eps weight_decay momentum")
+(eps_root,) = positive("eps_root")
 beta1, beta2, lr_decay = positive("beta1 beta2 lr_decay")
 (dampening,) = real("dampening")
 (sigma,) = real("sigma")  # the sign of G: 1, and -1 under maximize
@@ -37,7 +49,7 @@ k = Symbol("k", integer=True, nonnegative=True)  # finished steps: this is step 
 k_later = Symbol("k", integer=True, positive=True)  # the same where t > 1
 
 # Positive symbols that make the equations rational, so that equality can be decided:
-# root = sqrt of the second moment in the denominator, C = sqrt(1 - beta2^t).
+# root = the square root in the denominator, C = sqrt(1 - beta2^t).
 root, C = positive("root C")
 
 
@@ -72,6 +84,22 @@ class Rule:
             for output in self.outputs
             for by, symbol in self.inputs.items()
         }
+
+
+def without(rule: Rule, symbol: Symbol) -> Rule:
+    """The rule at `symbol` = 0, where the shipped code leaves its term out: no longer an input."""
+
+    def at_zero(formulas: Mapping[Any, Expr]) -> dict[Any, Expr]:
+        return {name: formula.xreplace({symbol: sp.Integer(0)}) for name, formula in formulas.items()}
+
+    return replace(
+        rule,
+        inputs={name: one for name, one in rule.inputs.items() if one != symbol},
+        outputs=at_zero(rule.outputs),
+        other=None if rule.other is None else at_zero(rule.other),
+        where=at_zero(rule.where),
+        rational=at_zero(rule.rational),
+    )
 
 
 class Statements(list[str]):

@@ -57,6 +57,7 @@ from appendix_proofs.symbolic import (
     beta1,
     beta2,
     eps,
+    eps_root,
     k,
     lr,
     lr_decay,
@@ -67,6 +68,7 @@ from appendix_proofs.symbolic import (
     v,
     vanishes,
     weight_decay,
+    without,
     x,
 )
 from gimli_core.optimizers import Adagrad, Adam, AdamW, Optimizer
@@ -96,14 +98,19 @@ def at_zero() -> Iterator[AtZero]:
         mark = f"(weight_decay, maximize={maximize})"
         options: dict[str, Any] = {"weight_decay": 0.1, "maximize": maximize}
         yield AtZero(f"Adagrad{mark}", Adagrad(**options), adagrad.adagrad(sign), coupled | {x: zero}, adagrad_slope)
-        yield AtZero(f"Adam{mark}", Adam(**options), adam.adam(sign), coupled | moments, adam_slope)
-        yield AtZero(f"AdamW{mark}", AdamW(**options), adamw.adamw(sign), {G: zero} | moments, adam_slope)
+        plain = without(adam.adam(sign), eps_root), without(adamw.adamw(sign), eps_root)
+        yield AtZero(f"Adam{mark}", Adam(**options), plain[0], coupled | moments, adam_slope)
+        yield AtZero(f"AdamW{mark}", AdamW(**options), plain[1], {G: zero} | moments, adam_slope)
+        learned = Adam(eps_root=0.1, **options)  # its term is kept, and its value is 0
+        at = coupled | moments | {eps_root: zero}
+        yield AtZero(f"Adam(eps_root = 0, maximize={maximize})", learned, adam.adam(sign), at, adam_slope)
         for kind, rule, gradient in (
             (Adam, amsgrad.amsgrad(sign, "tie"), coupled),
             (AdamW, adamw.decoupled(amsgrad.amsgrad(sign, "tie")), {G: zero}),
         ):
             label = f"{kind.__name__}(amsgrad, weight_decay, maximize={maximize})"
-            yield AtZero(label, kind(amsgrad=True, **options), rule, gradient | moments, adam_slope)
+            kept = without(rule, eps_root)
+            yield AtZero(label, kind(amsgrad=True, **options), kept, gradient | moments, adam_slope)
 
 
 def prove_remainder(proved: Statements) -> None:
@@ -120,7 +127,7 @@ def prove_remainder(proved: Statements) -> None:
     proved.equal(
         "R/n tends to 0 with ρ: the update is differentiable, with slope -a/eps in n", sp.limit(R / n, rho, 0), 0
     )
-    of_g = {weight_decay: zero}
+    of_g = {weight_decay: zero, eps_root: zero}
     form = adagrad.adagrad(1).outputs["theta"].xreplace(of_g) - theta
     claim = -lr / (1 + k * lr_decay) * G / (sp.sqrt(x + G**2) + eps)
     proved.equal("Adagrad has this form, with n = g, ρ = sqrt(x + g²)", form, claim)
@@ -138,7 +145,7 @@ def prove_limits(proved: Statements) -> None:
     """Theorem 1 by sympy's limits: the difference quotients of one step from zero state, from both sides."""
     rules = {"Adagrad": (adagrad.adagrad(1), {x: zero}), "Adam": (adam.adam(1), {m: zero, v: zero})}
     for label, (rule, state) in rules.items():
-        step = rule.outputs["theta"].xreplace({weight_decay: zero, theta: zero, k: zero} | state)
+        step = rule.outputs["theta"].xreplace({weight_decay: zero, theta: zero, k: zero, eps_root: zero} | state)
         for side in (1, -1):
             quotient = sp.simplify((step.subs(G, side * h) - 0) / (side * h))
             found = sp.limit(quotient, h, 0)
@@ -176,7 +183,9 @@ def prove_kink(proved: Statements) -> None:
     right, left = (sp.limit(sp.together((moved(side * h) - moved(zero)) / (side * h)), h, 0) for side in (1, -1))
     proved.equal("Adam, v = 0, m != 0: the right derivative is -a·(1 - beta1)/eps + a·n·q/eps²", right, mean + jump)
     proved.equal("and the left derivative is -a·(1 - beta1)/eps - a·n·q/eps²", left, mean - jump)
-    shipped = pull_symbols(Adam(), adam.adam(1), {G: zero, v: zero, weight_decay: zero}, {"theta": sp.Integer(1)})
+    shipped = pull_symbols(
+        Adam(), without(adam.adam(1), eps_root), {G: zero, v: zero, weight_decay: zero}, {"theta": sp.Integer(1)}
+    )
     of_adam = {a: lr / (1 - beta1 ** (k + 1))}
     proved.equal("the shipped ∂theta'/∂G is their mean", shipped["G"], ((right + left) / 2).subs(of_adam))
     n = positive("n")[0]
@@ -188,7 +197,7 @@ def prove_kink(proved: Statements) -> None:
 def prove_dead_unit(proved: Statements, J: int = 3) -> None:
     """Theorem 4, against the shipped Adam chained on symbols and against the limit of the composed steps."""
     optimizer: Any = Adam()
-    values = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": 0}
+    values = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "eps_root": 0, "weight_decay": 0}
     hyper = {"w": {name: Exact(value) for name, value in values.items()}}
     none = {"w": Exact(0)}
     B, S = {"w": Exact(1)}, {"exp_avg": none, "exp_avg_sq": none}

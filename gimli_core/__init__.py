@@ -5,7 +5,7 @@ import sys as _sys
 from gimli_core import errors, memory, optimizers, verification
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
 from gimli_core.meta_gradient import meta_gradient
-from gimli_core.meta_parameters.marks import per_step, per_task
+from gimli_core.meta_parameters.marks import per_element, per_step, per_task
 from gimli_core.optimizers.check import PullbackReport
 from gimli_core.problem import Problem
 from gimli_core.record import Event
@@ -43,6 +43,7 @@ __all__ = [
     "memory",
     "meta_gradient",
     "optimizers",
+    "per_element",
     "per_step",
     "per_task",
     "plan",

@@ -78,6 +78,10 @@ RULES = [
     Rule("adamw-maximize", AdamW(maximize=True), _ADAM),
     Rule("adamw-amsgrad", AdamW(amsgrad=True), _ADAM),
     Rule("adamw-amsgrad-maximize", AdamW(amsgrad=True, maximize=True), _ADAM),
+    Rule("adam-eps-root", Adam(), {**_ADAM, "eps_root": 1e-2}),
+    Rule("adamw-amsgrad-eps-root-maximize", AdamW(amsgrad=True, maximize=True), {**_ADAM, "eps_root": 1e-2}),
+    Rule("nadam-eps-root", NAdam(), {**_NADAM, "eps_root": 1e-2}),
+    Rule("lamb-eps-root", LAMB(), {**_ADAM, "eps_root": 1e-2}),
     Rule("nadam", NAdam(), _NADAM),
     Rule("nadam-decoupled-maximize", NAdam(decoupled_weight_decay=True, maximize=True), _NADAM),
     Rule("radam", RAdam(), _ADAM, flat=True),  # eps has no part before the sixth step; a warm start is beyond it

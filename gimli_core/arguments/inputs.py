@@ -27,7 +27,7 @@ from gimli_core.arguments.theta import check_theta
 from gimli_core.arguments.val_weights import check_weights
 from gimli_core.derivatives.second_order import BY_GRAPH
 from gimli_core.environment import Environment, discover
-from gimli_core.meta_parameters.hyperparameters import LEARNED, Hyperparameters
+from gimli_core.meta_parameters.hyperparameters import Hyperparameters, bound
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import Optimizer, slots_of
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
@@ -169,7 +169,7 @@ def prepare(call: Call) -> Inputs:
     batch, J = check_batches(call.train_batches, call.steps)
     own_phi, phi_loss = check_phi_loss(call.phi_loss, next(iter(trained.values())), T)
     hyper = Hyperparameters(problem.optimizer, check_phi_opt(call.phi_opt), one, J, T)
-    optimizer = problem.optimizer.bind(dict.fromkeys(hyper.wanted, LEARNED))
+    optimizer = bound(problem.optimizer, call.phi_opt or {})
     weights = check_weights(call.val_weights, J, left_out.first(J))
     modules = modules_of(problem)
     form = Form(

@@ -13,6 +13,7 @@ from torch import Tensor
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.inner_loop.checks import check_device, check_mapping, check_optimizer
 from gimli_core.notation import Hyper
+from gimli_core.optimizers.derived import own_root
 from gimli_core.optimizers.interface import Optimizer
 
 __all__ = [
@@ -112,7 +113,7 @@ def as_hyper(rule: Optimizer, thetas: Mapping[str, Tensor], label: str) -> Hyper
     Scalars are held in float64, so that 1 - beta^t is as exact as torch.optim's; the tensors of a device share them.
     A rule's own parameters stay as they are.
     """
-    values, own, whole = rule.hyperparameters(), rule.own_parameters(), rule.whole_tensor()
+    values, whole = rule.hyperparameters(), rule.whole_tensor()
     scalars: dict[tuple[str, torch.device], Tensor] = {}
     hyper: Hyper = {}
     for k, theta in thetas.items():
@@ -122,7 +123,7 @@ def as_hyper(rule: Optimizer, thetas: Mapping[str, Tensor], label: str) -> Hyper
                 raise ArgumentError(
                     explain(f"{name} {label}", "a floating-point tensor", f"{value.dtype}", "Convert it with .float().")
                 )
-            if isinstance(value, Tensor) and name in own:
+            if isinstance(value, Tensor) and own_root(rule, name) is not None:
                 hyper[k][name] = value
             elif isinstance(value, Tensor) and value.numel() > 1:
                 if name in whole:

@@ -9,8 +9,9 @@ shape says how:
     [groups]       one value a group                       [J, groups]
     p              one value an element                    [J, *p]
 
-A dict keyed by tensor names (or group names) gives each its own leaf. A shape that could be read in two
-ways is refused; `per_step` settles it. With T tasks a value marked `per_task` has one of these forms with a leading T.
+A dict keyed by tensor names (or group names) gives each its own leaf; a dict for a rule's own parameter has its
+tensors as leaves, of any shape. A shape that could be read in two ways is refused; `per_step` or `per_element`
+settles it. With T tasks a value marked `per_task` has one of these forms with a leading T.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from torch import Tensor
 
 from gimli_core.derivatives.finite import finite
 from gimli_core.errors import ArgumentError, closest, explain, listing
-from gimli_core.meta_parameters.marks import PerStep, PerTask, unmarked
+from gimli_core.meta_parameters.marks import Marked, unmarked
 from gimli_core.notation import Hyper, Tensors
+from gimli_core.optimizers.derived import own_root
 from gimli_core.optimizers.interface import Optimizer
 
-__all__ = ["LEARNED", "Hyperparameters", "expand_betas", "look_up", "resolve_groups", "tensor_paths"]
+__all__ = ["Hyperparameters", "bound", "expand_betas", "look_up", "resolve_groups", "tensor_paths"]
 
 
 class _Learned:
@@ -89,6 +91,16 @@ def expand_betas(phi_opt: Mapping[str, Any]) -> dict[str, Any]:
             )  # fmt: skip
         expanded["beta1"], expanded["beta2"] = value
     return expanded
+
+
+def bound(optimizer: Optimizer, phi_opt: Mapping[str, Any]) -> Optimizer:
+    """The optimizer, knowing which of its hyperparameters are meta-parameters."""
+
+    def learned(name: str, value: Any) -> Any:
+        value = unmarked(value)
+        return dict.fromkeys(value, LEARNED) if isinstance(value, Mapping) and own_root(optimizer, name) else LEARNED
+
+    return optimizer.bind({name: learned(name, value) for name, value in expand_betas(phi_opt).items()})
 
 
 def tensor_paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
@@ -170,15 +182,18 @@ class Hyperparameters:
         # The caller's own dicts may change before the result is put in their form.
         self.given = {name: dict(v) if isinstance(v, Mapping) else v for name, v in phi_opt.items()}
         meta = expand_betas(phi_opt)
-        self.wanted = tuple(meta)
         for name in meta:
             _check_name(name, optimizer)
+        rule = type(optimizer).__name__
         fixed = [
-            self._resolve(optimizer, n, v, f"{type(optimizer).__name__}({n}=…)")
+            self._resolve(optimizer, n, v, f"{rule}({n}=…)")
             for n, v in optimizer.hyperparameters().items()
+            if v is not None  # phi_opt's to give
         ]
         learned = [self._resolve(optimizer, n, v, f"phi_opt[{n!r}]") for n, v in meta.items()]
         self.leaves = [leaf for leaves in learned for leaf in leaves]
+        self.wanted = tuple(dict.fromkeys(leaf.hyperparameter for leaf in self.leaves))
+        split = {name for name, value in meta.items() if isinstance(unmarked(value), Mapping) and unmarked(value)}
         # Later entries win: a phi_opt that covers some tensors leaves the others to the optimizer's own value.
         self._home: dict[str, dict[str, tuple[Leaf, int, int | None]]] = {k: {} for k in theta}
         for leaves, learning in ((fixed, False), (learned, True)):
@@ -188,16 +203,12 @@ class Hyperparameters:
         self._cached: Hyper | None = None
         self._through: Callable[[Hyper], Hyper] | None = None
         for name in optimizer.continuous():
-            missing = [k for k in theta if name not in self._home[k]]
+            missing = [k for k in theta if name not in self._home[k] and own_root(optimizer, name) not in split]
             if missing:
-                raise ArgumentError(
-                    explain(
-                        name,
-                        "a value for every tensor of theta",
-                        f"none for {listing(missing)}",
-                        "Add the missing names.",
-                    )
-                )
+                few = len(missing) < len(theta)
+                do = "Add the missing names." if few else f"Give it in phi_opt[{name!r}], or {rule}({name}=…)."
+                expected = "a value for every tensor of theta"
+                raise ArgumentError(explain(name, expected, f"none for {listing(missing)}", do))
 
     def at(self, j: int) -> Hyper:
         """{tensor: {hyperparameter: value}} of step j."""
@@ -288,21 +299,20 @@ class Hyperparameters:
         """{tensor: {hyperparameter: whether each task has its own}}."""
         return {k: {name: home[0].by_task for name, home in homes.items()} for k, homes in self._home.items()}
 
-    def _resolve(
-        self, rule: Optimizer, name: str, value: Any, label: str, inside_step: bool = False, inside_task: bool = False
-    ) -> list[Leaf]:
-        if isinstance(value, (PerStep, PerTask)):
-            stepwise, taskwise = inside_step or isinstance(value, PerStep), inside_task or isinstance(value, PerTask)
-            return self._resolve(rule, name, value.value, label, stepwise, taskwise)
+    def _resolve(self, rule: Optimizer, name: str, value: Any, label: str) -> list[Leaf]:
+        every = tuple(self.theta)
+        marked, value = Marked().inside(value)
         if not isinstance(value, Mapping):
-            return [self._leaf(rule, name, value, label, tuple(self.theta), inside_step, inside_task, whole=True)]
+            return [self._leaf(rule, name, value, label, every, marked, whole=True)]
+        if name in rule.own_parameters():
+            return [
+                self._leaf(rule, f"{name}.{key}", one, f"{label}[{key!r}]", every, mine, whole=True)
+                for key, (mine, one) in ((key, marked.inside(one)) for key, one in value.items())
+            ]
         by_group = bool(self.groups) and set(value) <= set(self.groups)
         leaves = []
         for key, one in value.items():
-            stepwise, taskwise = inside_step, inside_task
-            while isinstance(one, (PerStep, PerTask)):
-                stepwise, taskwise = stepwise or isinstance(one, PerStep), taskwise or isinstance(one, PerTask)
-                one = one.value
+            mine, one = marked.inside(one)
             known = self.groups if by_group else self.theta
             if key not in known:
                 what = "names of theta" + (" or of parameter groups" if self.groups else "")
@@ -311,18 +321,18 @@ class Hyperparameters:
                             f"Rename it.{closest(key, known)}")
                 )  # fmt: skip
             serves = self.groups[key] if by_group else (key,)
-            leaves.append(self._leaf(rule, name, one, f"{label}[{key!r}]", serves, stepwise, taskwise, whole=False))
+            leaves.append(self._leaf(rule, name, one, f"{label}[{key!r}]", serves, mine, whole=False))
         return leaves
 
     def _leaf(
-        self, rule: Optimizer, name: str, value: Any, label: str, serves: tuple[str, ...], stepwise: bool,
-        taskwise: bool, whole: bool,
-    ) -> Leaf:  # fmt: skip
+        self, rule: Optimizer, name: str, value: Any, label: str, serves: tuple[str, ...], marked: Marked, whole: bool
+    ) -> Leaf:
         value = _as_tensor(value, label)
-        own = name in rule.own_parameters()
-        by_element = () if name in rule.whole_tensor() else serves
-        shape = self._of_one_task(value, label) if taskwise else value.shape
-        reading = (False, False) if own else self._read(shape, label, by_element, stepwise, whole)
+        shape = self._of_one_task(value, label) if marked.by_task else value.shape
+        if own_root(rule, name) is not None:
+            reading = self._read_own(shape, label, marked), False
+        else:
+            reading = self._read(shape, label, () if name in rule.whole_tensor() else serves, marked, whole)
         anywhere = next(iter(self.theta.values()))
         if value.device != anywhere.device and value.ndim > 0:
             raise ArgumentError(
@@ -339,7 +349,7 @@ class Hyperparameters:
         if groups:
             order = {k: i for i, members in enumerate(self.groups.values()) for k in members}
             index = tuple(order[k] for k in serves)
-        return Leaf(name, label, value, serves, by_step, index, taskwise)
+        return Leaf(name, label, value, serves, by_step, index, marked.by_task)
 
     def _of_one_task(self, value: Tensor, label: str) -> torch.Size:
         if self.tasks is None or value.shape[:1] != (self.tasks,):
@@ -348,8 +358,18 @@ class Hyperparameters:
             raise ArgumentError(explain(label, expected, f"shape {list(value.shape)}, marked per_task", do))
         return value.shape[1:]
 
+    def _read_own(self, shape: torch.Size, label: str, marked: Marked) -> bool:
+        """Whether a rule's own parameter, of any shape, counts steps in front: only where it is marked so."""
+        if marked.by_step and (self.steps == 0 or shape[:1] != (self.steps,)):
+            expected, do = f"a leading dimension of J = {self.steps} > 0", "per_step marks values that count steps."
+            raise ArgumentError(explain(label, expected, f"shape {list(shape)}, marked per_step", do))
+        if marked.by_element:
+            expected, do = "no mark per_element", "The rule's own parameters are the same for every tensor."
+            raise ArgumentError(explain(label, expected, "one", do))
+        return marked.by_step
+
     def _read(
-        self, shape: torch.Size, label: str, serves: tuple[str, ...], stepwise: bool, whole: bool
+        self, shape: torch.Size, label: str, serves: tuple[str, ...], marked: Marked, whole: bool
     ) -> tuple[bool, bool]:
         """(by step, by group): the one reading that a shape allows."""
         elementwise = {tuple(self.theta[k].shape) for k in serves}
@@ -357,19 +377,25 @@ class Hyperparameters:
         readings: dict[tuple[int, ...], list[tuple[str, bool, bool]]] = {}
 
         def allow(allowed: tuple[int, ...], meaning: str, by_step: bool, by_group: bool) -> None:
-            if (J > 0 or not by_step) and (by_step or not stepwise):
+            if (J > 0 or not by_step) and (by_step or not marked.by_step):
                 readings.setdefault(allowed, []).append((meaning, by_step, by_group))
 
-        allow((), "one value", False, False)
-        allow((J,), "one per step", True, False)
-        if whole and self.groups:
-            allow((n,), "one per group", False, True)
-            allow((J, n), "one per step and group", True, True)
-        if len(elementwise) == 1 and elementwise != {()}:
+        if not marked.by_element:
+            allow((), "one value", False, False)
+            allow((J,), "one per step", True, False)
+            if whole and self.groups:
+                allow((n,), "one per group", False, True)
+                allow((J, n), "one per step and group", True, True)
+        if len(elementwise) == 1 and (elementwise != {()} or marked.by_element):
             p = next(iter(elementwise))
             allow(p, "one per element", False, False)
             allow((J, *p), "one per step and element", True, False)
         found = readings.get(tuple(shape), [])
+        if not readings and len(elementwise) != 1 and marked.by_element:
+            expected = "values per element of one shape of tensor" if elementwise else "one number a tensor"
+            came, do = f"shape {list(shape)}, marked per_element", "For several tensors use a dict keyed by names."
+            do = do if elementwise else "It acts on a tensor as a whole: leave out the mark."
+            raise ArgumentError(explain(label, expected, came, do))
         if not readings:
             raise ArgumentError(explain(label, "no value per step, as J = 0", str(list(shape)), "Give one value."))
         if not found:
@@ -385,14 +411,15 @@ class Hyperparameters:
         if len(found) > 1:
             raise ArgumentError(
                 explain(label, "a shape with one reading", f"{list(shape)}: {' or '.join(r[0] for r in found)}",
-                        "Wrap it in gimli.per_step(...) if its first dimension counts steps; else give a dict "
-                        "keyed by names, or expand it over the elements and steps.")
+                        "Wrap it in gimli.per_step(...) if its first dimension counts steps, or in "
+                        "gimli.per_element(...) if it has one value for each element; else give a dict keyed by names.")
             )  # fmt: skip
         return found[0][1], found[0][2]
 
 
 def _check_name(name: str, optimizer: Optimizer) -> None:
-    rule, known = type(optimizer), optimizer.continuous()
+    rule = type(optimizer)
+    known = tuple(dict.fromkeys(own_root(optimizer, one) or one for one in optimizer.continuous()))
     if name in known:
         return
     if hasattr(optimizer, name) and name in getattr(rule, "__dataclass_fields__", {}):
@@ -433,10 +460,10 @@ def _as_tensor(value: Any, label: str) -> Tensor:
 def _check_values(
     rule: Optimizer, name: str, value: Tensor, label: str, theta: Tensor, by_element: bool
 ) -> None:  # fmt: skip
-    """Raise ArgumentError unless all values are finite, and betas in their range as they will be used."""
+    """Raise ArgumentError unless all values are finite, and betas and eps_root in their range as they will be used."""
     if not finite(value):
         raise ArgumentError(explain(label, "finite values", "inf or nan", "Find out where it was computed."))
-    if name in ("beta1", "beta2") and value.numel():
+    if name in ("beta1", "beta2", "eps_root") and value.numel():
         rounds = by_element and theta.dtype != value.dtype  # 0.999 is 1 in bfloat16
         used = value.to(theta.dtype) if rounds else value
         for extreme in (used.min().item(), used.max().item()):

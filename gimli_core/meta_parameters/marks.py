@@ -1,28 +1,53 @@
-"""Marks on a value whose leading dimension means something: steps, or tasks."""
+"""Marks on a value that say what its shape means: steps or tasks in front, or one value an element."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["PerStep", "PerTask", "per_step", "per_task", "unmarked"]
+__all__ = ["Mark", "Marked", "PerElement", "PerStep", "PerTask", "per_element", "per_step", "per_task", "unmarked"]
 
 
 @dataclass(frozen=True, eq=False)
-class PerStep:
+class Mark:
+    """A value, and what its shape means."""
+
+    value: Any
+
+
+class PerStep(Mark):
     """A value whose leading dimension counts the steps; made by `per_step`."""
 
-    value: Any
 
-
-@dataclass(frozen=True, eq=False)
-class PerTask:
+class PerTask(Mark):
     """A value whose leading dimension counts the tasks; made by `per_task`."""
 
-    value: Any
+
+class PerElement(Mark):
+    """A value with one number for each element of a tensor; made by `per_element`."""
+
+
+class Marked(NamedTuple):
+    """Which marks stand on a value, and on what it is in."""
+
+    by_task: bool = False
+    by_step: bool = False
+    by_element: bool = False
+
+    def inside(self, value: Any) -> tuple[Marked, Any]:
+        """(these marks and those of `value`, the value without them)."""
+        marked = self
+        while isinstance(value, Mark):
+            marked = Marked(
+                marked.by_task or isinstance(value, PerTask),
+                marked.by_step or isinstance(value, PerStep),
+                marked.by_element or isinstance(value, PerElement),
+            )
+            value = value.value
+        return marked, value
 
 
 def per_step(value: Tensor | Mapping[str, Tensor]) -> PerStep:
@@ -35,6 +60,19 @@ def per_step(value: Tensor | Mapping[str, Tensor]) -> PerStep:
     >>> phi_opt = {"lr": gimli.per_step({"w": torch.full((3,), 0.1)})}   # w has 3 elements, and J = 3
     """
     return PerStep(value)
+
+
+def per_element(value: Tensor | Mapping[str, Tensor] | Mark) -> PerElement:
+    """Mark a hyperparameter as one value for each element of a tensor, where its shape alone is ambiguous.
+
+    Args:
+        value: a tensor of theta's shape p, or a dict of such tensors keyed by tensor or group names. One that also
+            counts steps is `[J, *p]`, tasks `[T, *p]` or `[T, J, *p]`: `per_task(per_step(per_element(…)))`.
+
+    >>> import torch, gimli_core as gimli
+    >>> phi_opt = {"lr": gimli.per_element({"w": torch.full((3,), 0.1)})}   # w has 3 elements, and J = 3
+    """
+    return PerElement(value)
 
 
 def per_task(value: Any) -> PerTask:
@@ -52,6 +90,6 @@ def per_task(value: Any) -> PerTask:
 
 def unmarked(value: Any) -> Any:
     """The value without its marks."""
-    while isinstance(value, (PerStep, PerTask)):
+    while isinstance(value, Mark):
         value = value.value
     return value

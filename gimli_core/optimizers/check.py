@@ -147,6 +147,9 @@ def check_pullback(
 def constants(optimizer: Optimizer, theta: Tensors) -> Hyper:
     """The hyperparameters given at construction, as numbers for every tensor of theta."""
     given = optimizer.hyperparameters()
+    for name in [name for name, value in given.items() if value is None]:
+        argument = f"{type(optimizer).__name__}({name}=…)"
+        raise ArgumentError(explain(argument, "a value, as there is no phi_opt", "None", "Construct it with one."))
     return {
         k: {n: v.detach() if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for n, v in given.items()}
         for k in theta

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.environment import Environment, discover, split_frozen
-from gimli_core.meta_parameters.hyperparameters import expand_betas
-from gimli_core.meta_parameters.marks import PerStep
+from gimli_core.meta_parameters.hyperparameters import bound
+from gimli_core.meta_parameters.marks import Mark
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
 
@@ -66,7 +66,7 @@ class Question:
     @property
     def optimizer(self) -> Optimizer:
         """The problem's, knowing which of its hyperparameters are meta-parameters."""
-        return self.problem.optimizer.bind(expand_betas(self.phi_opt))
+        return bound(self.problem.optimizer, self.phi_opt)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -93,7 +93,7 @@ class Question:
 
 def flatten(tree: Any, path: Key) -> Entries:
     """The leaves of nested dicts, tuples and lists, keyed by their paths."""
-    if isinstance(tree, PerStep):
+    if isinstance(tree, Mark):
         return flatten(tree.value, path)
     if isinstance(tree, (Mapping, tuple, list)):
         items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
@@ -103,8 +103,8 @@ def flatten(tree: Any, path: Key) -> Entries:
 
 def rebuild(tree: Any, path: Key, leaves: Mapping[Key, Tensor]) -> Any:
     """`tree` with every leaf replaced by the entry of its path."""
-    if isinstance(tree, PerStep):
-        return PerStep(rebuild(tree.value, path, leaves))
+    if isinstance(tree, Mark):
+        return type(tree)(rebuild(tree.value, path, leaves))
     if isinstance(tree, Mapping):
         return {name: rebuild(branch, (*path, name), leaves) for name, branch in tree.items()}
     if isinstance(tree, (tuple, list)):
@@ -132,8 +132,8 @@ def _double(tree: Any) -> Any:
         return torch.nn.Parameter(tree.detach().double(), requires_grad=tree.requires_grad)
     if isinstance(tree, Tensor):
         return tree.double() if tree.is_floating_point() else tree
-    if isinstance(tree, PerStep):
-        return PerStep(_double(tree.value))
+    if isinstance(tree, Mark):
+        return type(tree)(_double(tree.value))
     if isinstance(tree, Mapping):
         return {name: _double(branch) for name, branch in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):

@@ -34,10 +34,11 @@ class Adam(ElementwiseOptimizer):
         m' = beta1·m + (1 - beta1)·g
         v' = beta2·v + (1 - beta2)·g²
         x  = max(x, v') if amsgrad else v'
-        theta' = theta - lr / (1 - beta1^t) · m' / (sqrt(x / (1 - beta2^t)) + eps)
+        theta' = theta - lr / (1 - beta1^t) · m' / (sqrt(x / (1 - beta2^t) + eps_root) + eps)
 
     Args:
-        lr, eps, weight_decay: numbers, or any form that a meta-parameter takes.
+        lr, eps, weight_decay, eps_root: numbers, or any form that a meta-parameter takes. eps_root is 0 in
+            `torch.optim`; a positive one, as in optax and torchopt, bounds the slope of the root.
         betas: the pair (beta1, beta2), likewise. As meta-parameters they are named
             `"beta1"` and `"beta2"`, or `"betas"` for a pair of both.
         amsgrad, maximize: switches, not differentiable.
@@ -61,6 +62,7 @@ class Adam(ElementwiseOptimizer):
     beta2: Any = hyperparameter(0.999, below=1.0)
     eps: Any = hyperparameter(1e-8)
     weight_decay: Any = hyperparameter(0.0)
+    eps_root: Any = hyperparameter(0.0)
     amsgrad: bool = False
     maximize: bool = False
 
@@ -75,6 +77,7 @@ class Adam(ElementwiseOptimizer):
         weight_decay: Any = None,
         amsgrad: bool = False,
         *,
+        eps_root: Any = 0.0,
         maximize: bool = False,
         groups: Any = None,
     ) -> None:
@@ -88,6 +91,7 @@ class Adam(ElementwiseOptimizer):
             "beta2": betas[1],
             "eps": eps,
             "weight_decay": self.default_weight_decay if weight_decay is None else weight_decay,
+            "eps_root": eps_root,
             "amsgrad": amsgrad,
             "maximize": maximize,
             "groups": groups,
@@ -117,22 +121,27 @@ class Adam(ElementwiseOptimizer):
         new = {"exp_avg": m, "exp_avg_sq": v}
         if self.amsgrad:
             new["max_exp_avg_sq"] = x
-        d = (x.sqrt() / c2.sqrt()).add_(h["eps"])  # sqrt is left whole: verification may differentiate a step
+        # The root is left whole: verification may differentiate a step.
+        if self.uses("eps_root"):
+            d = (x / c2 + h["eps_root"]).sqrt() + h["eps"]
+        else:
+            d = (x.sqrt() / c2.sqrt()).add_(h["eps"])
         return torch.addcdiv(theta, m * -(h["lr"] / c1), d), new
 
     def _pullback(
         self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor, B: Tensor, S: Tensors
     ) -> tuple[Tensor, Tensor, Tensors, Thunks]:
         g, m, v, x, c1, c2 = self._moments(theta, s, G, h, t)
-        root = x.sqrt()
-        d = (root / c2.sqrt()).add_(h["eps"])
+        by_root = self.uses("eps_root")
+        root = (x / c2 + h["eps_root"]).sqrt() if by_root else x.sqrt()
+        d = root + h["eps"] if by_root else (root / c2.sqrt()).add_(h["eps"])
         lr, beta1, beta2, decay = h["lr"], h["beta1"], h["beta2"], h["weight_decay"]
         decays, rate = self.uses("weight_decay"), lr / c1
         q = B / d
         u = q * m  # B times the normalised update m'/d
         m_bar = S["exp_avg"] - q * rate
         w = u / d  # d_bar = rate·w
-        slope = sqrt_slope(root).mul_(rate / c2.sqrt())
+        slope = sqrt_slope(root).mul_(rate / (c2 if by_root else c2.sqrt()))  # ∂d/∂x, times the rate
         S_j: Tensors = {}
         if self.amsgrad:
             x_bar = w * slope + S["max_exp_avg_sq"]
@@ -147,11 +156,18 @@ class Adam(ElementwiseOptimizer):
             "lr": lambda: u * (-1 / c1) - (B * theta * decay if decays and self.decoupled else 0),
             "beta1": lambda: m_bar * (s["exp_avg"] - g) - u * (rate / c1 * t * beta1 ** (t - 1)),
             "beta2": lambda: (
-                v_bar * (s["exp_avg_sq"] - g * g) + w * root * (rate * t * beta2 ** (t - 1) / (2 * c2**1.5))
+                v_bar * (s["exp_avg_sq"] - g * g)
+                + (
+                    w * slope * x * (t * beta2 ** (t - 1) / c2)
+                    if by_root
+                    else w * root * (rate * t * beta2 ** (t - 1) / (2 * c2**1.5))
+                )
             ),
             "eps": lambda: w * rate,
             "weight_decay": lambda: B * theta * -lr if self.decoupled else g_bar * theta,
         }
+        if by_root:
+            A["eps_root"] = lambda: w * slope * c2
         V = -g_bar if self.maximize else g_bar
         B_j = B
         if decays:
@@ -163,7 +179,7 @@ class Adam(ElementwiseOptimizer):
 class AdamW(Adam):
     """AdamW (Loshchilov and Hutter 2019): Adam with decoupled weight decay.
 
-        theta' = theta·(1 - lr·weight_decay) - lr / (1 - beta1^t) · m' / (sqrt(x / (1 - beta2^t)) + eps)
+        theta' = theta·(1 - lr·weight_decay) - lr / (1 - beta1^t) · m' / (sqrt(x / (1 - beta2^t) + eps_root) + eps)
 
     with g = ±G, and m', v', x as in `Adam`; `weight_decay` is 1e-2 by default.
 

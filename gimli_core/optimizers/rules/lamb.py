@@ -10,8 +10,7 @@ from torch import Tensor
 
 from gimli_core.notation import Tensors, Thunks
 from gimli_core.optimizers.interface import hyperparameter
-from gimli_core.optimizers.rules.parts import WeightDecay, moments, moments_pullback
-from gimli_core.optimizers.rules.singular import sqrt_slope
+from gimli_core.optimizers.rules.parts import CorrectedRoot, WeightDecay, corrected_root, moments, moments_pullback
 from gimli_core.optimizers.tensorwise import TensorwiseOptimizer
 
 __all__ = ["LAMB"]
@@ -23,7 +22,7 @@ class _Parts(NamedTuple):
     v: Tensor
     c1: Tensor  # bias corrections
     c2: Tensor
-    root: Tensor  # sqrt(v' / c2)
+    root: CorrectedRoot  # of v' / c2
     d: Tensor  # root + eps
     u: Tensor  # the update before it is scaled
     theta_norm: Tensor
@@ -36,7 +35,7 @@ class _Parts(NamedTuple):
 class LAMB(WeightDecay, TensorwiseOptimizer):
     """LAMB (You et al. 2020): Adam whose step in each tensor is as long as the tensor's own norm says.
 
-        u      = m'/c1 / (sqrt(v'/c2) + eps) + weight_decay·theta         with g = ±G, m', v' as in `Adam`
+        u      = m'/c1 / (sqrt(v'/c2 + eps_root) + eps) + weight_decay·theta     with g = ±G, m', v' as in `Adam`
         ratio  = min(|theta|, norm_limit) / |u|                           1 where a norm is 0
         theta' = theta - lr·ratio·u
 
@@ -45,7 +44,7 @@ class LAMB(WeightDecay, TensorwiseOptimizer):
     limit there), and the derivative of the branch ratio = 1 is returned.
 
     Args:
-        lr, eps, weight_decay: numbers, or any form that a meta-parameter takes.
+        lr, eps, weight_decay, eps_root: numbers, or any form that a meta-parameter takes.
         betas: the pair (beta1, beta2), likewise.
         norm_limit: the upper bound of the paper's φ, None for none. bias_correction, maximize: switches.
             Not differentiable.
@@ -70,6 +69,7 @@ class LAMB(WeightDecay, TensorwiseOptimizer):
     beta2: Any = hyperparameter(0.999, below=1.0)
     eps: Any = hyperparameter(1e-6)
     weight_decay: Any = hyperparameter(0.0)
+    eps_root: Any = hyperparameter(0.0)
     norm_limit: float | None = None
     bias_correction: bool = True
     maximize: bool = False
@@ -82,6 +82,7 @@ class LAMB(WeightDecay, TensorwiseOptimizer):
         weight_decay: Any = 0.0,
         norm_limit: float | None = None,
         *,
+        eps_root: Any = 0.0,
         bias_correction: bool = True,
         maximize: bool = False,
         groups: Any = None,
@@ -100,8 +101,8 @@ class LAMB(WeightDecay, TensorwiseOptimizer):
         m, v = moments(s, g, h)
         corrected = float(self.bias_correction)
         c1, c2 = 1 - corrected * h["beta1"] ** t, 1 - corrected * h["beta2"] ** t
-        root = (v / c2).sqrt()
-        d = root + h["eps"]
+        root = corrected_root(self, v, c2, h)
+        d = root.rho + h["eps"]
         u = m / c1 / d
         if self.uses("weight_decay"):
             u = u + h["weight_decay"] * theta
@@ -126,16 +127,18 @@ class LAMB(WeightDecay, TensorwiseOptimizer):
         B_j = B + ratio_bar * short / (p.u_norm * torch.where(p.on, p.theta_norm, 1.0)) * theta
         d_bar = -u_bar * (p.m / p.c1 / p.d) / p.d
         moved = moments_pullback(
-            s, p.g, h, S["exp_avg"] + u_bar / (p.c1 * p.d), S["exp_avg_sq"] + d_bar * sqrt_slope(p.root) / p.c2
+            s, p.g, h, S["exp_avg"] + u_bar / (p.c1 * p.d), S["exp_avg_sq"] + d_bar * p.root.slope / p.c2
         )
         corrected = float(self.bias_correction)
         A: Thunks = {
             "lr": lambda: -B * p.ratio * p.u,
             "beta1": lambda: moved.beta1 + u_bar * p.m / p.d * (corrected * t * beta1 ** (t - 1) / p.c1**2),
-            "beta2": lambda: moved.beta2 + d_bar * p.root * (corrected * t * beta2 ** (t - 1) / (2 * p.c2)),
+            "beta2": lambda: moved.beta2 + d_bar * p.root.by_c2 * (corrected * t * beta2 ** (t - 1) / p.c2),
             "eps": lambda: d_bar,
             "weight_decay": lambda: u_bar * theta,
         }
+        if self.uses("eps_root"):
+            A["eps_root"] = lambda: d_bar * p.root.slope
         if self.uses("weight_decay"):
             B_j = B_j + h["weight_decay"] * u_bar
         return (-moved.g if self.maximize else moved.g), B_j, moved.S, A

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from gimli_core.notation import Tensors, Thunks
 from gimli_core.optimizers.interface import hyperparameter
-from gimli_core.optimizers.rules.parts import WeightDecay, moments, moments_pullback
-from gimli_core.optimizers.rules.singular import sqrt_slope
+from gimli_core.optimizers.rules.parts import CorrectedRoot, WeightDecay, corrected_root, moments, moments_pullback
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer, reduce_like
 
 __all__ = ["NAdam"]
@@ -23,7 +22,7 @@ class _Parts(NamedTuple):
     m: Tensor
     v: Tensor
     c2: Tensor  # 1 - beta2^t
-    root: Tensor  # sqrt(v' / c2)
+    root: CorrectedRoot  # of v' / c2
     d: Tensor  # root + eps
     mu: Tensor  # mu_t
     mu_next: Tensor  # mu_{t+1}
@@ -35,11 +34,11 @@ class NAdam(WeightDecay, ElementwiseOptimizer):
     """NAdam (Dozat 2016): Adam with Nesterov momentum, whose momentum grows over the steps.
 
         mu_t   = beta1·(1 - 0.96^(t·momentum_decay) / 2),   P' = P·mu_t
-        d      = sqrt(v' / (1 - beta2^t)) + eps             with g, m', v' as in `Adam`
+        d      = sqrt(v' / (1 - beta2^t) + eps_root) + eps  with g, m', v' as in `Adam`
         theta' = theta - lr·(1 - mu_t) / (1 - P')·g / d - lr·mu_{t+1} / (1 - P'·mu_{t+1})·m' / d
 
     Args:
-        lr, eps, weight_decay, momentum_decay: numbers, or any form that a meta-parameter takes.
+        lr, eps, weight_decay, momentum_decay, eps_root: numbers, or any form that a meta-parameter takes.
         betas: the pair (beta1, beta2), likewise.
         decoupled_weight_decay: decay theta by the factor 1 - lr·weight_decay, as AdamW does.
         maximize: ascend. Both are switches, not differentiable.
@@ -63,6 +62,7 @@ class NAdam(WeightDecay, ElementwiseOptimizer):
     eps: Any = hyperparameter(1e-8)
     weight_decay: Any = hyperparameter(0.0)
     momentum_decay: Any = hyperparameter(4e-3)
+    eps_root: Any = hyperparameter(0.0)
     decoupled_weight_decay: bool = False
     maximize: bool = False
 
@@ -75,6 +75,7 @@ class NAdam(WeightDecay, ElementwiseOptimizer):
         momentum_decay: Any = 4e-3,
         decoupled_weight_decay: bool = False,
         *,
+        eps_root: Any = 0.0,
         maximize: bool = False,
         groups: Any = None,
     ) -> None:
@@ -96,10 +97,10 @@ class NAdam(WeightDecay, ElementwiseOptimizer):
         g = self._descent(theta, G, h)
         m, v = moments(s, g, h)
         c2 = 1 - h["beta2"] ** t
-        root = (v / c2).sqrt()
+        root = corrected_root(self, v, c2, h)
         mu = h["beta1"] * (1 - 0.5 * 0.96 ** (t * h["momentum_decay"]))
         mu_next = h["beta1"] * (1 - 0.5 * 0.96 ** ((t + 1) * h["momentum_decay"]))
-        return _Parts(g, m, v, c2, root, root + h["eps"], mu, mu_next, s["mu_product"] * mu)
+        return _Parts(g, m, v, c2, root, root.rho + h["eps"], mu, mu_next, s["mu_product"] * mu)
 
     def _step(self, theta: Tensor, s: Tensors, G: Tensor, h: Tensors, t: Tensor) -> tuple[Tensor, Tensors]:
         g, m, v, _, _, d, mu, mu_next, P = self._parts(theta, s, G, h, t)
@@ -116,9 +117,7 @@ class NAdam(WeightDecay, ElementwiseOptimizer):
         by_m = mu_next / (1 - P * mu_next)
         B_d = B / d
         d_bar = lr * B_d * (by_g * g + by_m * m) / d
-        moved = moments_pullback(
-            s, g, h, S["exp_avg"] - lr * by_m * B_d, S["exp_avg_sq"] + d_bar * sqrt_slope(root) / c2
-        )
+        moved = moments_pullback(s, g, h, S["exp_avg"] - lr * by_m * B_d, S["exp_avg_sq"] + d_bar * root.slope / c2)
         # From here to S_mu everything has mu's own shape, which is one number unless a value is per element.
         by_g_bar, by_m_bar = reduce_like(-lr * B_d * g, P), reduce_like(-lr * B_d * m, P)
         P_bar = S["mu_product"] + by_g_bar * by_g / (1 - P) + by_m_bar * by_m**2
@@ -136,9 +135,11 @@ class NAdam(WeightDecay, ElementwiseOptimizer):
             "beta1": lambda: (
                 reduce_like(moved.beta1, beta1) + reduce_like(mu_bar * grows(t) + mu_next_bar * grows(t + 1), beta1)
             ),
-            "beta2": lambda: moved.beta2 + d_bar * root * (t * beta2 ** (t - 1) / (2 * c2)),
+            "beta2": lambda: moved.beta2 + d_bar * root.by_c2 * (t * beta2 ** (t - 1) / c2),
             "eps": lambda: d_bar,
             "momentum_decay": lambda: beta1 * (mu_bar * grows_slope(t) + mu_next_bar * grows_slope(t + 1)),
         }
+        if self.uses("eps_root"):
+            A["eps_root"] = lambda: d_bar * root.slope
         V, B_j = self._decay_pullback(theta, h, B, moved.g - lr * by_g * B_d, A)
         return V, B_j, {**moved.S, "mu_product": P_bar * mu}, A

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from gimli_core.notation import Tensors, Thunks
 from gimli_core.optimizers.interface import Optimizer
+from gimli_core.optimizers.rules.singular import sqrt_slope
 
-__all__ = ["MomentsPullback", "WeightDecay", "moments", "moments_pullback"]
+__all__ = ["CorrectedRoot", "MomentsPullback", "WeightDecay", "corrected_root", "moments", "moments_pullback"]
 
 
 class WeightDecay(Optimizer):
@@ -55,6 +56,25 @@ def moments(s: Tensors, g: Tensor, h: Tensors) -> tuple[Tensor, Tensor]:
     """m' = beta1·m + (1 - beta1)·g and v' = beta2·v + (1 - beta2)·g², in torch.optim's order of operations."""
     m = torch.lerp(s["exp_avg"], g, (1 - h["beta1"]).to(g))
     return m, torch.addcmul(s["exp_avg_sq"] * h["beta2"], (1 - h["beta2"]) * g, g)
+
+
+class CorrectedRoot(NamedTuple):
+    """rho = sqrt(v'/c2 + eps_root), and what its pullback needs."""
+
+    rho: Tensor
+    slope: Tensor  # ∂rho/∂(v'/c2), 0 at rho = 0
+    by_c2: Tensor  # -c2·∂rho/∂c2
+
+
+def corrected_root(rule: Optimizer, v: Tensor, c2: Tensor, h: Tensors) -> CorrectedRoot:
+    """The root in Adam's denominator; a plain eps_root = 0 is left out."""
+    if not rule.uses("eps_root"):
+        rho = (v / c2).sqrt()
+        return CorrectedRoot(rho, sqrt_slope(rho), rho / 2)
+    v_hat = v / c2
+    rho = (v_hat + h["eps_root"]).sqrt()
+    slope = sqrt_slope(rho)
+    return CorrectedRoot(rho, slope, v_hat * slope)
 
 
 class MomentsPullback(NamedTuple):

@@ -15,15 +15,17 @@ from torch import Tensor
 
 from gimli_core import optimizers
 from gimli_core.meta_parameters.hyperparameters import expand_betas
-from gimli_core.meta_parameters.marks import PerStep
+from gimli_core.meta_parameters.marks import Marked
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
+from gimli_core.optimizers.derived import own_root
 from gimli_core.verification.oracles.plain_torch_rules import STARTS, TORCH_RULES
 from gimli_core.verification.question import Entries, Question, rebuild
 
 __all__ = ["RULES", "Root", "flat_root", "initial_state", "plain_step", "values_at"]
 
 Root = Callable[[Tensor], Tensor]
+UNMARKED = Marked()
 Rule = Callable[[Any, Tensor, Tensors, Tensor, Tensors, int, Root], tuple[Tensor, Tensors]]
 
 
@@ -59,7 +61,7 @@ def adam(opt: Adam, w: Tensor, s: Tensors, G: Tensor, h: Tensors, t: int, root: 
     if opt.amsgrad:
         v = new["max_exp_avg_sq"] = torch.maximum(s["max_exp_avg_sq"], v)
     m_hat, v_hat = m / (1 - h["beta1"] ** t), v / (1 - h["beta2"] ** t)
-    return w - h["lr"] * m_hat / (root(v_hat) + h["eps"]), new
+    return w - h["lr"] * m_hat / (root(v_hat + h["eps_root"]) + h["eps"]), new
 
 
 def slots_of(opt: Optimizer) -> tuple[str, ...]:
@@ -130,21 +132,26 @@ def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hy
     order = list(optimizer.groups or {})
     home = {k: n for k in theta for n in order if any(fnmatchcase(k, p) for p in (optimizer.groups or {})[n])}
 
-    def read(value: Any, k: str, served: Collection[str], by_step: bool = False, own: bool = False) -> Tensor | None:
-        if isinstance(value, PerStep):
-            return read(value.value, k, served, by_step=True)
+    def read(
+        value: Any, k: str, served: Collection[str], marked: Marked = UNMARKED, entry: str | None = None
+    ) -> Tensor | None:
+        marked, value = marked.inside(value)
+        own = entry is not None
+        if own and isinstance(value, Mapping):
+            return read(value[entry], k, served, marked, "") if entry in value else None
         if isinstance(value, Mapping):
             by_group = bool(order) and set(value) <= set(order)
             key = home[k] if by_group else k
             served = [n for n in theta if home[n] == key] if by_group else [k]
-            return read(value[key], k, served, by_step) if key in value else None
+            return read(value[key], k, served, marked) if key in value else None
         value = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
         if own:
+            value = value[j] if marked.by_step else value
             whole: Tensor = value.to(torch.float64 if value.ndim == 0 else theta[k].dtype)
             return whole
         shapes = {tuple(theta[n].shape) for n in served}
         p = shapes.pop() if len(shapes) == 1 else ()  # one value an element, only where all elements are alike
-        if by_step or (value.shape != p and value.shape in ((J,), (J, *p), (J, len(order)))):
+        if marked.by_step or (value.shape != p and value.shape in ((J,), (J, *p), (J, len(order)))):
             value = value[j]
         if value.ndim and value.shape != p:
             value = value[order.index(home[k])]
@@ -152,10 +159,12 @@ def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hy
         return used
 
     def choose(name: str, k: str) -> Tensor:
-        own = name in optimizer.own_parameters()
-        value = read(learned[name], k, theta, own=own) if name in learned else None
-        value = read(optimizer.hyperparameters()[name], k, theta, own=own) if value is None else value
+        root = own_root(optimizer, name)
+        entry = None if root is None else name.removeprefix(root).removeprefix(".")
+        field = root or name
+        value = read(learned[field], k, theta, entry=entry) if field in learned else None
+        value = read(optimizer.hyperparameters()[name], k, theta, entry=entry) if value is None else value
         assert value is not None  # the engine has checked that every tensor has a value
         return value
 
-    return {k: {name: choose(name, k) for name in optimizer.continuous()} for k in theta}
+    return {k: {name: choose(name, k) for name in question.optimizer.continuous()} for k in theta}

@@ -43,7 +43,7 @@ def nadam(opt: Any, w: Tensor, s: Tensors, G: Tensor, h: Tensors, t: int, root: 
     product = s["mu_product"] * mu
     m_hat = mu_next * m / (1 - product * mu_next) + (1 - mu) * g / (1 - product)
     v_hat = new["exp_avg_sq"] / (1 - h["beta2"] ** t)
-    return w - h["lr"] * m_hat / (root(v_hat) + h["eps"]), {"exp_avg": m, **new, "mu_product": product}
+    return w - h["lr"] * m_hat / (root(v_hat + h["eps_root"]) + h["eps"]), {"exp_avg": m, **new, "mu_product": product}
 
 
 def radam(opt: Any, w: Tensor, s: Tensors, G: Tensor, h: Tensors, t: int, root: Root) -> Stepped:
@@ -128,7 +128,7 @@ def sparse_adam(opt: Any, w: Tensor, s: Tensors, G: Tensor, h: Tensors, t: int, 
 def lamb(opt: Any, w: Tensor, s: Tensors, G: Tensor, h: Tensors, t: int, root: Root) -> Stepped:
     m, new = averages(s, -G if opt.maximize else G, h)
     c1, c2 = (1 - h["beta1"] ** t, 1 - h["beta2"] ** t) if opt.bias_correction else (1.0, 1.0)
-    u = m / c1 / (root(new["exp_avg_sq"] / c2) + h["eps"]) + h["weight_decay"] * w
+    u = m / c1 / (root(new["exp_avg_sq"] / c2 + h["eps_root"]) + h["eps"]) + h["weight_decay"] * w
     size = root((w**2).sum())
     if opt.norm_limit is not None:
         size = torch.minimum(size, torch.full_like(size, opt.norm_limit))

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.optimizers.tensorwise import SMALL, ElementwiseOptimizer, reduce_like
+from gimli_core.transforms.over_tasks import OverTasks
 
 __all__ = ["Fused", "Spread", "fuses"]
 
@@ -93,7 +94,8 @@ class Fused(Optimizer):
     """`rule` on one vector of all tensors; slots of its state are such vectors under a single name.
 
     Every element has the bits that the rule alone would give it. Hyperparameters are one number for all tensors, or one
-    an element of each.
+    an element of each. A step that leaves tensors alone is the rule's, one tensor after the other, and so are those that
+    follow: the tensors' counts of steps are no longer one.
 
     Args:
         rule: an elementwise optimizer.
@@ -140,7 +142,32 @@ class Fused(Optimizer):
             vector = held[ALL]
             return dict.fromkeys(self.shapes, vector) if vector.ndim == 0 else dict(self.unpack(vector).items())
 
-        return {slot: held if slot == "step" else of(held) for slot, held in state.items()}
+        return {**counts(state), **{slot: of(held) for slot, held in slots(state).items()}}
+
+    def _joined(self, state: State) -> State:
+        """The other way round."""
+        return {**counts(state), **{slot: {ALL: self.pack(held)} for slot, held in slots(state).items()}}
+
+    @property
+    def _by_name(self) -> Optimizer:
+        """The rule on every tensor by itself."""
+        alone = {k: dict.fromkeys(self.rule.continuous(), False) for k in self.shapes}
+        return self.rule if self.tasks is None else OverTasks(rule=self.rule, by_task=alone)
+
+    def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        if len(G) == len(theta) and "skipped" not in state:
+            return self.step(theta, state, G, hyper)
+        new, new_state = self._by_name.step_used(theta.copy(), self.split_state(state), G, hyper)
+        return self.gathered(new), self._joined(new_state)
+
+    def pullback_used(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
+    ) -> Pulled:
+        if len(G) == len(theta) and "skipped" not in state:
+            return self.pullback(theta, state, G, hyper, B, S, wanted)
+        by_name = (theta.copy(), self.split_state(state), dict(G.items()), hyper, dict(B.items()), self.split_state(S))
+        pulled = self._by_name.pullback_used(*by_name, wanted)
+        return pulled._replace(B=self.gathered(pulled.B), S=self._joined(pulled.S))
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         return self.initial_state_packed(self.pack(theta), self.pack_hyper(hyper))
@@ -170,7 +197,7 @@ class Fused(Optimizer):
     def pullback_packed(
         self, theta: Tensor, state: State, G: Tensor, hyper: Hyper, B: Tensor, S: State, wanted: Collection[str]
     ) -> tuple[Tensor, Tensor, State, dict[str, Tensors]]:
-        s, S_all = ({slot: held[ALL] for slot, held in tree.items() if slot != "step"} for tree in (state, S))
+        s, S_all = ({slot: held[ALL] for slot, held in slots(tree).items()} for tree in (state, S))
         V, B_j, S_j, thunks = self.rule._pullback(theta, s, G, hyper[ALL], state["step"] + 1, B, S_all)
         A = self._by_tensor({name: thunks[name]() for name in wanted if name in thunks}, hyper[ALL])
         return V, B_j, {slot: {ALL: S_j[slot]} for slot in S}, A

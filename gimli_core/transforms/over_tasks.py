@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers.interface import Optimizer, Pulled
 
 __all__ = ["OverTasks"]
@@ -39,7 +38,7 @@ class OverTasks(Optimizer):
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         def one(theta: Tensors, hyper: Hyper) -> State:
-            return _slots(self.rule.initial_state(theta, hyper))
+            return slots(self.rule.initial_state(theta, hyper))
 
         started: State = vmap(one, in_dims=(0, self._dims))(theta, hyper)
         return {"step": torch.zeros((), dtype=torch.float64), **started}
@@ -53,25 +52,33 @@ class OverTasks(Optimizer):
         found: dict[str, Tensors] = vmap(one, in_dims=(0, self._dims))(S_0, hyper)
         return found
 
-    def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-        def one(theta: Tensors, slots: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-            theta, new = self.rule.step(theta, {"step": count, **slots}, G, hyper)
-            return theta, _slots(new)
+    def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
+        return self.rule.moved_by_gradient(names)
 
-        count: Tensor = state["step"]
-        theta, new = vmap(one, in_dims=(0, 0, 0, self._dims))(theta, _slots(state), G, hyper)
-        return theta, {"step": count + 1, **new}
+    def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        return self.step(theta, state, G, hyper)
+
+    def pullback_used(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
+    ) -> Pulled:
+        return self.pullback(theta, state, G, hyper, B, S, wanted)
+
+    def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        counted: State = {}
+
+        def one(theta: Tensors, held: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+            theta, new = self.rule.step_used(theta, {**counts(state), **held}, G, hyper)
+            counted.update(counts(new))  # of counts alone, so the same for every task
+            return theta, slots(new)
+
+        theta, new = vmap(one, in_dims=(0, 0, 0, self._dims))(theta, slots(state), G, hyper)
+        return theta, {**counted, **new}
 
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        def one(theta: Tensors, slots: State, G: Tensors, hyper: Hyper, B: Tensors, S: State) -> Pulled:
-            return self.rule.pullback(theta, {"step": count, **slots}, G, hyper, B, S, wanted)
+        def one(theta: Tensors, held: State, G: Tensors, hyper: Hyper, B: Tensors, S: State) -> Pulled:
+            return self.rule.pullback_used(theta, {**counts(state), **held}, G, hyper, B, S, wanted)
 
-        count: Tensor = state["step"]
-        pulled: Pulled = vmap(one, in_dims=(0, 0, 0, self._dims, 0, 0))(theta, _slots(state), G, hyper, B, S)
+        pulled: Pulled = vmap(one, in_dims=(0, 0, 0, self._dims, 0, 0))(theta, slots(state), G, hyper, B, S)
         return pulled
-
-
-def _slots(state: dict[str, Any]) -> State:
-    return {slot: held for slot, held in state.items() if slot != "step"}

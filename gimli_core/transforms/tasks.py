@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from gimli_core.errors import ArgumentError, explain, first_line, listing, notice
 from gimli_core.meta_parameters.marks import PerTask
-from gimli_core.notation import Loss, Tensors
+from gimli_core.notation import Loss, State, Tensors, counts, slots
 from gimli_core.problem import Problem
 from gimli_core.transforms.one_vector import Spread
 
@@ -214,11 +214,9 @@ def expanded(tensors: Tensors, count: int) -> Tensors:
     return {k: v.expand(count, *v.shape) for k, v in tensors.items()}
 
 
-def stacked_state(state: Any, count: int) -> Any:
-    """A state of one task as that of all; the count of steps stays one number."""
-    if isinstance(state, Tensor):
-        return state.expand(count, *state.shape)
-    return {k: v if k == "step" else stacked_state(v, count) for k, v in state.items()}
+def stacked_state(state: State, count: int) -> State:
+    """A state of one task as that of all; what it counts is counted for all of them at once."""
+    return {**counts(state), **{slot: expanded(held, count) for slot, held in slots(state).items()}}
 
 
 def summed(tree: Any) -> Any:

@@ -19,7 +19,7 @@ from gimli_core.derivatives.second_order import ASKED, BY_GRAPH
 from gimli_core.environment import Environment, discover
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters, expand_betas
-from gimli_core.notation import State, Tensors
+from gimli_core.notation import State, Tensors, slots
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 from gimli_core.problem import Problem
@@ -172,7 +172,7 @@ def prepare(
         optimizer=optimizer,
         theta_0=trained,
         frozen=frozen,
-        state_0=cold if state_0 is None else check_state(state_0, cold),
+        state_0=cold if state_0 is None else check_state(state_0, cold, trained),
         warm=state_0 is not None,
         phi_loss=loss_parameters,
         hyper=hyper,
@@ -209,7 +209,7 @@ def fused(inputs: Inputs) -> Inputs:
     whole = Fused(rule=optimizer, shapes=shapes, scalars=scalars, tasks=None if tasks is None else tasks.count)
     theta_0 = whole.gathered(inputs.theta_0)
     state_0 = whole.initial_state(theta_0, inputs.hyper.at(0))
-    if any(v.ndim == 0 for slot, held in state_0.items() if slot != "step" for v in held.values()):
+    if any(v.ndim == 0 for held in slots(state_0).values() for v in held.values()):
         return inputs  # each tensor has numbers of its own, whose adjoints are sums over it
     return replace(inputs, optimizer=whole, theta_0=theta_0, state_0=state_0)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers.interface import Optimizer, Pulled
 
 __all__ = ["DerivedOptimizer", "derived_pullback"]
@@ -78,14 +78,13 @@ def derived_pullback(
         leaves.append(tensor.detach().requires_grad_())
         return leaves[-1]
 
-    slots = [slot for slot in state if slot != "step"]
     theta, G = ({k: leaf(v) for k, v in tensors.items()} for tensors in (theta, G))
-    held: State = {slot: {k: leaf(v) for k, v in state[slot].items()} for slot in slots}
+    held: State = {slot: {k: leaf(v) for k, v in of_slot.items()} for slot, of_slot in slots(state).items()}
     known = {k: {name: leaf(h) if name in wanted else h for name, h in per.items()} for k, per in hyper.items()}
     with torch.enable_grad():
-        new_theta, new_state = step(theta, {"step": state["step"], **held}, G, known)
+        new_theta, new_state = step(theta, {**counts(state), **held}, G, known)
     pairs = [(new_theta[k], B[k]) for k in theta]
-    pairs += [(new_state[slot][k], S[slot][k]) for slot in slots for k in held[slot]]
+    pairs += [(new_state[slot][k], S[slot][k]) for slot in held for k in held[slot]]
     pairs = [(out, bar.to(out)) for out, bar in pairs if out.requires_grad]
     outputs, adjoints = [out for out, _ in pairs], [bar for _, bar in pairs]
     found: Any = torch.autograd.grad(outputs, leaves, adjoints, allow_unused=True) if pairs else [None] * len(leaves)
@@ -93,6 +92,6 @@ def derived_pullback(
     return Pulled(
         V={k: of[id(v)] for k, v in G.items()},
         B={k: of[id(v)] for k, v in theta.items()},
-        S={slot: {k: of[id(v)] for k, v in held[slot].items()} for slot in slots},
+        S={slot: {k: of[id(v)] for k, v in held[slot].items()} for slot in held},
         A={k: {name: of[id(per[name])] for name in wanted if name in per} for k, per in known.items()},
     )

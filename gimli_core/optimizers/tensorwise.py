@@ -55,7 +55,8 @@ class TensorwiseOptimizer(Optimizer):
         new_theta: Tensors = {}
         new_state: State = {**counts(state), "step": state["step"] + 1} | {slot: {} for slot in self.slots()}
         for k, theta_k in theta.items():
-            new, s = self._step(lifted(theta_k), self._held(state, k, theta_k), lifted(G[k]), hyper[k], this_step(state, k))
+            t, held = this_step(state, k), self._held(state, k, theta_k)
+            new, s = self._step(lifted(theta_k), held, lifted(G[k]), hyper[k], t)
             new_theta[k] = new.reshape(theta_k.shape)
             for slot, value in s.items():
                 new_state[slot][k] = value.reshape(state[slot][k].shape)

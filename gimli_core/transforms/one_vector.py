@@ -94,8 +94,8 @@ class Fused(Optimizer):
     """`rule` on one vector of all tensors; slots of its state are such vectors under a single name.
 
     Every element has the bits that the rule alone would give it. Hyperparameters are one number for all tensors, or one
-    an element of each. A step that leaves tensors alone is the rule's, one tensor after the other, and so are those that
-    follow: the tensors' counts of steps are no longer one.
+    an element of each. A step that leaves tensors alone takes one tensor after the other, and so do those that follow:
+    the tensors' counts of steps are no longer one.
 
     Args:
         rule: an elementwise optimizer.

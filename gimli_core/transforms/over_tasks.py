@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 from torch.func import vmap
 
 from gimli_core.notation import Hyper, State, Tensors, counts, slots

@@ -17,6 +17,7 @@ from torch import Tensor
 from gimli_core.environment import Environment, discover, split_frozen
 from gimli_core.meta_parameters.hyperparameters import expand_betas
 from gimli_core.meta_parameters.marks import PerStep
+from gimli_core.notation import slots
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
 
@@ -45,7 +46,7 @@ class Question:
 
     def entries(self) -> Entries:
         """Every meta-parameter: phi_opt, phi_loss, the trained part of theta_0, and a warm state."""
-        warm = {slot: held for slot, held in (self.state_0 or {}).items() if slot != "step"}
+        warm = slots(self.state_0 or {})
         trained = split_frozen(self.theta_0)[0]
         trees = dict(zip(RESULTS, (self.phi_opt, self.phi_loss, trained, warm), strict=True))
         return {key: leaf.detach() for key, leaf in flatten(trees, ()).items()}

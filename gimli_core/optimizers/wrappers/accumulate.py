@@ -83,7 +83,7 @@ class Accumulate(Wrapper):
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        on, inner, a, given, _ = self._parts(state, G)
+        on, inner, _, given, _ = self._parts(state, G)
         inner_S = {slot: held for slot, held in S.items() if slot != "accumulated"}
         moved_B, rest_B = _split(on, B)
         moved_S, rest_S = {}, {}

@@ -104,9 +104,7 @@ class EMA(Wrapper):
     def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
         return self.inner.initial_state_pullback(S_0, self.weights(hyper), only(wanted, self.inner))
 
-    def _inner(
-        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper
-    ) -> tuple[Tensors, State, Tensors, Hyper]:
+    def _inner(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State, Tensors, Hyper]:
         """The same without the averages."""
         fast = self.weights(theta)
         return fast, state, {k: G[k] for k in fast if k in G}, self.weights(hyper)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gimli_core.notation import slots
 from gimli_core.step_through.page.algorithm import LINES, MEANING
 from gimli_core.step_through.terminal.stepper import Stepper
 
@@ -162,7 +163,7 @@ def _values(stepper: Stepper, style: Style, width: int) -> list[str]:
         if here.names is None:
             lines.append("  (its tensors were let go; the norm is kept)")
             continue
-        tree = {k: v for k, v in here.names[name].items() if k != "step"} if name == "s" else here.names[name]
+        tree = slots(here.names[name]) if name == "s" else here.names[name]
         lines += [f"  {text}" for text in _leaves(tree, width - 2)]
     return lines
 

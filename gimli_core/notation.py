@@ -21,7 +21,7 @@ The symbols, here and everywhere, are the paper's:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -37,11 +37,11 @@ Loss = Callable[[dict[str, Tensor], dict[str, Tensor], Any], Tensor]
 COUNTS = ("step", "skipped", "idle")  # what of a state is counted, and not differentiated; the last is Accumulate's
 
 
-def slots(state: State) -> State:
+def slots(state: Mapping[str, Any]) -> State:
     """The slots of a state: all of it but the counts. A tensor may well be called "step": a slot is not a name."""
     return {slot: held for slot, held in state.items() if slot not in COUNTS}
 
 
-def counts(state: State) -> State:
+def counts(state: Mapping[str, Any]) -> State:
     """The counts of a state: all of it but the slots."""
     return {slot: held for slot, held in state.items() if slot in COUNTS}

@@ -22,7 +22,7 @@ def check_state(state_0: Any, like: State, names: Collection[str]) -> State:
     more = counts(state_0).items() if isinstance(state_0, Mapping) else ()
     missed = {name: {k: like["step"] for k in names if not isinstance(held, Mapping) or k in held}
               for name, held in more if name not in like}  # fmt: skip
-    state = _checked(state_0, {**like, **missed}, "state_0")
+    state: State = _checked(state_0, {**like, **missed}, "state_0")
     for name in missed:
         for k, count in state[name].items():
             _check_count(f"state_0[{name!r}][{k!r}]", count, most=state["step"])

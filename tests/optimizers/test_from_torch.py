@@ -124,14 +124,6 @@ def mixed() -> torch.optim.Optimizer:
     )
 
 
-def unequal() -> Any:
-    module = nn.Linear(2, 2)
-    optimizer = torch.optim.Adam(module.parameters())
-    module.bias.grad = torch.ones(2)
-    optimizer.step()
-    return from_torch(optimizer, module.named_parameters())
-
-
 def homeless() -> Any:
     module = nn.Linear(2, 2)
     return from_torch(torch.optim.SGD([module.weight], lr=0.1), module.named_parameters())
@@ -149,7 +141,6 @@ REFUSED = {
     "no names": (lambda: from_torch(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)), "named_parameters"),
     "in no group": (homeless, r"'bias' in none"),
     "no name": (lambda: from_torch(torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.1), {}), r"\[3\]"),
-    "unequal steps": (unequal, r"0 for 'weight', 1 for 'bias'"),
     "mixed switches": (
         lambda: (lambda o: from_torch(o, {str(i): g["params"][0] for i, g in enumerate(o.param_groups)}))(mixed()),
         r"maximize.*same switch.*Partition",

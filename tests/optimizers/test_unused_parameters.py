@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from gimli_core import optimizers
 from gimli_core.errors import ArgumentError
 from gimli_core.memory import Checkpoint, RetainGraphs, StoreStates
 from gimli_core.optimizers import Optimizer
+from gimli_core.verification.oracles.plain_rules import plain_step, rule_of
 
 D = torch.float64
 RULES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -100,6 +102,28 @@ def by_autograd(rule: Optimizer, theta_0: dict[str, Tensor], steps: list[str]) -
     return dict(zip(leaves, found, strict=True))
 
 
+@pytest.mark.parametrize("name", [name for name in RULES if name != "Muon"])
+def test_the_plain_rules_pass_over_what_torch_passes_over(name: str) -> None:
+    options, names = RULES[name]
+    rule: Optimizer = getattr(optimizers, name)(**options)
+    assert rule_of(rule) is not None
+    question: Any = SimpleNamespace(optimizer=rule)
+    theta = start(names)
+    hyper = {k: {n: torch.as_tensor(v, dtype=D) for n, v in rule.hyperparameters().items()} for k in theta}
+    parameters = {k: torch.nn.Parameter(v.clone()) for k, v in theta.items()}
+    theirs = getattr(torch.optim, name)(parameters.values(), **options)
+    state = {**rule.initial_state(theta, hyper), "step": 0}
+    for used in batches(names):
+        theirs.zero_grad()
+        train_loss(parameters, {}, used).backward()  # type: ignore[no-untyped-call]
+        G = {k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in parameters.items()}
+        unused = [k for k, p in parameters.items() if p.grad is None]
+        theirs.step()
+        theta, state = plain_step(question, theta, state, G, hyper, unused=unused)
+        for k, p in parameters.items():
+            torch.testing.assert_close(theta[k], p.detach(), rtol=1e-9, atol=1e-12)
+
+
 def test_the_printed_case() -> None:
     def train(theta: Any, phi: Any, which: str) -> Tensor:
         return theta[which].square().sum()
@@ -174,3 +198,38 @@ def test_a_live_torch_optimizer_whose_parameters_missed_steps(name: str) -> None
     came = gimli.meta_gradient(problem, theta_0, list(USED[3:]), None, state_0=state_0)
     for k, p in parameters.items():
         torch.testing.assert_close(came.theta_J[k], p.detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_accumulated_and_clipped_gradients_as_in_a_torch_loop() -> None:
+    """Used in none of k steps: left alone. Used in one: its mean. The norm is over those that have a gradient."""
+    names = ("w", "b", "never")
+    steps = ["w", "w", "w", "wb", "b", "w", "w", "w"]
+    rule = optimizers.Accumulate(optimizers.ClipNorm(optimizers.Adam(lr=0.1), max_norm=0.5), every=2)
+    came = gimli.meta_gradient(gimli.Problem(train_loss, val_loss, rule), start(names), steps, None)
+    parameters = {k: torch.nn.Parameter(v.clone()) for k, v in start(names).items()}
+    theirs = torch.optim.Adam(parameters.values(), lr=0.1)
+    for j, used in enumerate(steps):
+        (train_loss(parameters, {}, used) / 2).backward()  # type: ignore[no-untyped-call]
+        if j % 2:
+            torch.nn.utils.clip_grad_norm_(parameters.values(), 0.5)
+            theirs.step()
+            theirs.zero_grad()
+    for k, p in parameters.items():
+        torch.testing.assert_close(came.theta_J[k], p.detach(), rtol=1e-9, atol=1e-12)
+    assert {k: v.item() for k, v in came.state_J["skipped"].items()} == {"b": 2, "never": 4}
+
+
+def test_averages_follow_weights_that_rest() -> None:
+    """As torch's AveragedModel.update_parameters does, which takes every parameter."""
+    ema = optimizers.EMA(optimizers.SGD(lr=0.1, momentum=0.9), ema_decay=0.5)
+    problem = gimli.Problem(
+        lambda t, p, used: train_loss(ema.weights(t), p, used), lambda t, p, b: val_loss(ema.averages(t), p, b), ema
+    )
+    came = gimli.meta_gradient(problem, ema.extend(start(("w", "b"))), ["b", "w", "w"], None)
+    rested = start(("w", "b"))["b"]
+    b = rested - 0.1 * (4 * (rested - 0.3) ** 3 + 2 * rested)
+    average = 0.5 * rested + 0.5 * b
+    for _ in range(2):
+        average = 0.5 * average + 0.5 * b
+    torch.testing.assert_close(came.theta_J["b"], b)
+    torch.testing.assert_close(came.theta_J["ema.b"], average)

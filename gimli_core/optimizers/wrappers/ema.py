@@ -82,15 +82,18 @@ class EMA(Wrapper):
 
     def weights(self, theta: Mapping[str, Tensor]) -> Tensors:
         """The weights themselves, without their averages."""
-        averages = self._weight_of(theta)
-        return {k: v for k, v in theta.items() if k not in averages}
+        return self._of_weights(theta)
+
+    def _of_weights(self, entries: Mapping[str, Any]) -> dict[str, Any]:
+        averages = self._weight_of(entries)
+        return {k: v for k, v in entries.items() if k not in averages}
 
     def averages(self, theta: Mapping[str, Tensor]) -> Tensors:
         """The averages, by the names of the weights."""
         return {weight: theta[k] for k, weight in self._weight_of(theta).items()}
 
     def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
-        return self.inner.moved_by_gradient(self.weights(dict.fromkeys(names)))
+        return self.inner.moved_by_gradient(self._of_weights(dict.fromkeys(names)))
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         missing = [k for k in self.weights(theta) if PREFIX + k not in theta]
@@ -99,15 +102,15 @@ class EMA(Wrapper):
                 explain("theta_0", f"an average {PREFIX}… beside each of its entries", f"none for {listing(missing)}",
                         "Call ema.extend(theta_0).")
             )  # fmt: skip
-        return self.inner.initial_state(self.weights(theta), self.weights(hyper))
+        return self.inner.initial_state(self.weights(theta), self._of_weights(hyper))
 
     def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
-        return self.inner.initial_state_pullback(S_0, self.weights(hyper), only(wanted, self.inner))
+        return self.inner.initial_state_pullback(S_0, self._of_weights(hyper), only(wanted, self.inner))
 
     def _inner(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State, Tensors, Hyper]:
         """The same without the averages."""
         fast = self.weights(theta)
-        return fast, state, {k: G[k] for k in fast if k in G}, self.weights(hyper)
+        return fast, state, {k: G[k] for k in fast if k in G}, self._of_weights(hyper)
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         fast, state = self.inner.step_used(*self._inner(theta, state, G, hyper))

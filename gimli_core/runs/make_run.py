@@ -17,6 +17,7 @@ from gimli_core.errors import ArgumentError, explain
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.meta_parameters.marks import PerTask, unmarked
+from gimli_core.notation import counts, slots
 from gimli_core.record import Event
 from gimli_core.requirements.examine import require
 from gimli_core.results import MetaGradient, Trajectory
@@ -137,7 +138,7 @@ def joined(results: list[MetaGradient], arguments: Mapping[str, Any]) -> MetaGra
     return MetaGradient(
         val_loss=_join(fields["val_loss"], False),
         theta_J=theta_J,
-        state_J=_join(fields["state_J"], True),
+        state_J={**counts(fields["state_J"][0]), **_join([slots(s) for s in fields["state_J"]], True)},
         buffers_J=results[-1].buffers_J,
         train_losses=torch.cat(fields["train_losses"], 1),
         val_losses=torch.cat(fields["val_losses"], 1),

@@ -172,7 +172,10 @@ def test_tasks_and_verify_agree(name: str) -> None:
     problem = gimli.Problem(train_loss, val_loss, rule)
     one = gimli.meta_gradient(problem, start(names), list(USED), None, phi_opt={"lr": 0.05})
     both = gimli.meta_gradient(problem, start(names), list(USED), None, phi_opt={"lr": 0.05}, tasks=2)
+    parts = gimli.meta_gradient(problem, start(names), list(USED), None, tasks=2, chunk=1)
+    assert parts.state_J["skipped"] == both.state_J["skipped"] == one.state_J["skipped"]
     for k in names:
+        torch.testing.assert_close(parts.B_0[k], one.B_0[k], rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(both.B_0[k], one.B_0[k], rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(both.A_opt["lr"], one.A_opt["lr"], rtol=1e-12, atol=1e-14)
     assert gimli.verify(problem, start(names), list(USED), None, phi_opt={"lr": 0.05}).ok

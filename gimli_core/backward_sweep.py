@@ -23,6 +23,7 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.derivatives.second_order import Products, from_a_point, reverse_over_reverse
 from gimli_core.notation import State, Tensors
+from gimli_core.optimizers.interface import with_path
 from gimli_core.record import Event, Point
 
 __all__ = ["Swept", "step", "validation_gradient"]
@@ -61,7 +62,10 @@ def step(
     """
     j, form = point.j, inputs.form
     phi_opt = inputs.values.hyper.at(j)
-    pulled = form.optimizer.pullback(point.theta, point.state, G_j.theta, phi_opt, B, S, form.wanted)
+    used = with_path(form.optimizer, G_j.theta, G_j.unused)
+    pulled = form.optimizer.pullback_used(point.theta, point.state, used, phi_opt, B, S, form.wanted)
+    if len(used) < len(G_j.theta):  # what the loss does not use moves nothing
+        pulled = pulled._replace(V={k: pulled.V.get(k, zero) for k, zero in G_j.theta.items()})
     given = {
         "theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt, "B": B, "S": S, "graph": G_j.graph,
     }  # fmt: skip

@@ -9,6 +9,7 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.finite import check_finite
 from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.environment import keeping_buffers
+from gimli_core.optimizers.interface import with_path
 from gimli_core.record import Event, Point
 
 __all__ = ["inner_gradient", "step"]
@@ -33,6 +34,7 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
         raise
     if inputs.device.type == "cpu":  # elsewhere a look would stall the device
         check_finite(j, point.theta, G_j, batch, form.names)
+    form.look_for_missed(j, G_j)
     return G_j if keep_graph else G_j._replace(graph=None)
 
 
@@ -46,7 +48,8 @@ def step(
     yield computed
     G_j = G_j._replace(theta=computed.values["G"])
     phi_opt = inputs.values.hyper.at(j)
-    theta, s = inputs.form.optimizer.step(point.theta, point.state, G_j.theta, phi_opt)  # line 6
+    used = with_path(inputs.form.optimizer, G_j.theta, G_j.unused)
+    theta, s = inputs.form.optimizer.step_used(point.theta, point.state, used, phi_opt)  # line 6
     given = {"theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt}
     computed = Event(6, j, {"theta": theta, "s": s}, replay, given)
     yield computed

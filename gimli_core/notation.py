@@ -11,8 +11,9 @@ The symbols, here and everywhere, are the paper's:
 
     name      what it is
     Tensors   {tensor name: tensor}, such as theta, G, B or phi_loss
-    State     s or S, slot by slot: {"step": t, "exp_avg": {tensor name: tensor}, …}; `step` counts finished steps, a
-              float64 number that nothing is differentiated by
+    State     s or S, slot by slot: {"step": t, "exp_avg": {tensor name: tensor}, …}. `step` counts the optimizer's
+              finished steps. Only where some tensor has missed one, since the loss of the step did not use it, there is
+              "skipped" beside it: {tensor name: how many}. These are float64 numbers that nothing is differentiated by
     Hyper     the hyperparameters of one step: {tensor name: {hyperparameter: value}}, each value 0-dimensional or of
               the tensor's shape
     Loss      (theta, phi_loss, batch) -> a scalar tensor, or [T] values of T tasks
@@ -20,15 +21,27 @@ The symbols, here and everywhere, are the paper's:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Hyper", "Loss", "State", "Tensors", "Thunks"]
+__all__ = ["COUNTS", "Hyper", "Loss", "State", "Tensors", "Thunks", "counts", "slots"]
 
 Tensors = dict[str, Tensor]
 State = dict[str, Any]
 Hyper = dict[str, dict[str, Tensor]]
 Thunks = dict[str, Callable[[], Tensor]]  # increments of A that are computed only where they are asked for
 Loss = Callable[[dict[str, Tensor], dict[str, Tensor], Any], Tensor]
+
+COUNTS = ("step", "skipped", "idle")  # what of a state is counted, and not differentiated; the last is Accumulate's
+
+
+def slots(state: Mapping[str, Any]) -> State:
+    """The slots of a state: all of it but the counts. A tensor may well be called "step": a slot is not a name."""
+    return {slot: held for slot, held in state.items() if slot not in COUNTS}
+
+
+def counts(state: Mapping[str, Any]) -> State:
+    """The counts of a state: all of it but the slots."""
+    return {slot: held for slot, held in state.items() if slot in COUNTS}

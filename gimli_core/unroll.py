@@ -16,8 +16,7 @@ from gimli_core.derivatives.once import Once
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.meta_parameters.hyperparameters import look_up, tensor_paths
 from gimli_core.meta_parameters.marks import unmarked
-from gimli_core.notation import State
-from gimli_core.optimizers.interface import slots_of
+from gimli_core.notation import State, slots
 from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
@@ -106,7 +105,7 @@ def unroll(
         "A_opt": phi_opt or {},
         "A_loss": phi_loss or {},
         "B_0": {k: unmarked(theta_0)[k] for k in run.form.trained},
-        "S_0": slots_of(unmarked(state_0) or {}),
+        "S_0": slots(unmarked(state_0) or {}),
         "val_losses": _from_the_end(val_weights),
     }
     paths, tied = zip(*tensor_paths(results), strict=True)

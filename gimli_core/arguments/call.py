@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.batches import check_batches
 from gimli_core.meta_parameters.marks import PerTask, unmarked
-from gimli_core.notation import State
-from gimli_core.optimizers.interface import COUNTS
+from gimli_core.notation import COUNTS, State
 from gimli_core.problem import Problem
 from gimli_core.transforms.tasks import Tasks, check_tasks, of_tasks, own
 

@@ -25,16 +25,17 @@ from gimli_core.arguments.state import check_state
 from gimli_core.arguments.surroundings import check_surroundings
 from gimli_core.arguments.theta import check_theta
 from gimli_core.arguments.val_weights import check_weights
+from gimli_core.derivatives.first_order import Gradient
 from gimli_core.derivatives.second_order import BY_GRAPH
 from gimli_core.environment import Environment, discover
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters, bound
-from gimli_core.notation import State, Tensors
-from gimli_core.optimizers.interface import Optimizer, slots_of
+from gimli_core.notation import State, Tensors, slots
+from gimli_core.optimizers.interface import Optimizer
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 from gimli_core.problem import Problem
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
-from gimli_core.transforms.one_vector import one_vector
+from gimli_core.transforms.one_vector import LeftAlone, OneVector, one_vector
 from gimli_core.transforms.over_tasks import OverTasks
 from gimli_core.transforms.tasks import check_tasks, own, split_marked, stacked_state
 
@@ -108,6 +109,14 @@ class Form:
             theta = transform.names(theta)
         return theta
 
+    def look_for_missed(self, j: int, G_j: Gradient) -> None:
+        """Raise `LeftAlone` if tensors are one vector of which step j's loss does not use a part."""
+        last = self.transforms[-1] if self.transforms else None
+        if isinstance(last, OneVector) and G_j.graph is not None:
+            missed = last.missed(G_j.graph.theta[last.name])
+            if missed:
+                raise LeftAlone(j, missed)
+
     def back(self, ends: Ends) -> Ends:
         """The ends of a run in the form that the arguments came in."""
         for transform in reversed(self.transforms):
@@ -180,7 +189,7 @@ def prepare(call: Call) -> Inputs:
     values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, call.val_batch, weights)
     if T is None:
         cold = optimizer.initial_state(trained, hyper.at(0))
-        state_0 = cold if call.state_0 is None else check_state(call.state_0, cold)
+        state_0 = cold if call.state_0 is None else check_state(call.state_0, cold, trained)
         inputs = Inputs(form, replace(values, state_0=state_0), Environment(modules, _anywhere(trained).device))
     else:
         scale = 1 / (call.among or T) if tasks is not None and tasks.reduce == "mean" else 1.0
@@ -209,7 +218,7 @@ def _over_tasks(
     else:  # all start from the same
         cold = stacked_state(rule.initial_state(one, hyper.at(0)), T)
     if state_0 is not None:
-        cold = check_state(state_0 if own_state else stacked_state(state_0, T), cold)
+        cold = check_state(state_0 if own_state else stacked_state(state_0, T), cold, one)
     form = replace(
         form, problem=transform.problem(form.problem), optimizer=optimizer,
         transforms=(*form.transforms, transform),
@@ -221,7 +230,7 @@ def as_one_vector(inputs: Inputs) -> Inputs:
     """The inputs with an elementwise rule on one vector of all small tensors, where that pays."""
     form, values = inputs.form, inputs.values
     rule, hyper = form.optimizer, values.hyper
-    if form.warm or form.problem.memo.by_name:
+    if form.warm:
         return inputs
     for transform in form.transforms:
         if isinstance(transform, OverTasks):
@@ -235,7 +244,7 @@ def as_one_vector(inputs: Inputs) -> Inputs:
     assert isinstance(rule, ElementwiseOptimizer)
     optimizer, hyper, theta_0 = vector.rule(rule), hyper.through(vector), vector.theta(values.theta_0)
     state_0 = optimizer.initial_state(theta_0, hyper.at(0))
-    if any(v.ndim == 0 for slot in slots_of(state_0).values() for v in slot.values()):
+    if any(v.ndim == 0 for slot in slots(state_0).values() for v in slot.values()):
         return inputs  # each tensor has numbers of its own, whose adjoints are sums over it
     form = replace(
         form, problem=vector.problem(form.problem), optimizer=optimizer,

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, closest, explain, listing
-from gimli_core.notation import State
+from gimli_core.notation import State, counts
 
 __all__ = ["check_state"]
 
 
-def check_state(state_0: Any, like: State, path: str = "state_0") -> State:
-    """`state_0`, detached, if it has the structure of `like`."""
+def check_state(state_0: Any, like: State, names: Collection[str]) -> State:
+    """`state_0`, detached, if it has the structure of `like`, a cold start of the tensors `names`.
+
+    Besides, it may count what some of the tensors have missed.
+    """
+    more = counts(state_0).items() if isinstance(state_0, Mapping) else ()
+    missed = {name: {k: like["step"] for k in names if not isinstance(held, Mapping) or k in held}
+              for name, held in more if name not in like}  # fmt: skip
+    state: State = _checked(state_0, {**like, **missed}, "state_0")
+    for name in missed:
+        for k, count in state[name].items():
+            _check_count(f"state_0[{name!r}][{k!r}]", count, most=state["step"])
+    _check_count("state_0['step']", state["step"])
+    return state
+
+
+def _check_count(path: str, count: Tensor, most: Tensor | None = None) -> None:
+    if count < 0 or count != count.round() or (most is not None and count > most):
+        expected = "a whole number of finished steps, 0 or more"
+        if most is not None:
+            expected = f"a whole number of missed steps, 0 to {most.item():g}"
+        raise ArgumentError(explain(path, expected, f"{count.item():g}", "A result's state_J counts them."))
+
+
+def _checked(state_0: Any, like: Any, path: str) -> Any:
     if isinstance(like, Tensor):
         value = torch.as_tensor(state_0, dtype=like.dtype) if isinstance(state_0, (int, float)) else state_0
         if not isinstance(value, Tensor) or value.shape != like.shape:
@@ -34,15 +57,6 @@ def check_state(state_0: Any, like: State, path: str = "state_0") -> State:
                     "Move it with .to(...).",
                 )
             )
-        if path == "state_0['step']" and (value < 0 or value != value.round()):
-            raise ArgumentError(
-                explain(
-                    path,
-                    "a whole number of finished steps, 0 or more",
-                    f"{value.item():g}",
-                    "A result's state_J counts them.",
-                )
-            )
         return value.detach().to(like.dtype)
     if not isinstance(state_0, Mapping) or set(state_0) != set(like):
         came = listing(state_0) if isinstance(state_0, Mapping) else type(state_0).__name__
@@ -50,4 +64,4 @@ def check_state(state_0: Any, like: State, path: str = "state_0") -> State:
         raise ArgumentError(
             explain(path, f"a dict with the keys {listing(like)}", came, f"A result's state_J has this form.{near}")
         )
-    return {k: check_state(state_0[k], like[k], f"{path}[{k!r}]") for k in like}
+    return {k: _checked(state_0[k], like[k], f"{path}[{k!r}]") for k in like}

@@ -15,7 +15,11 @@ from gimli_core.compiled.retained_run import CompiledRetained
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, course_of, is_small
 from gimli_core.errors import ArgumentError, explain, listing, notice
+from gimli_core.forward_unroll import inner_gradient
+from gimli_core.optimizers.interface import with_path
 from gimli_core.problem import Memo
+from gimli_core.record import Point
+from gimli_core.transforms.one_vector import LeftAlone
 from gimli_core.trees import fits, outline
 
 __all__ = ["AUTO_SECONDS", "Compiled", "check_compile", "chosen", "clocked"]
@@ -99,6 +103,10 @@ def _compiled(memo: Memo, kind: tuple[Any, ...], inputs: Inputs) -> Compiled | U
 
 def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
     what, compiled = KINDS[kind[0]]
+    if missed := _missed(inputs):
+        reason = Uncompiled(f"train_loss does not use {listing(missed)} in some step, and it is then left alone")
+        notice(f"{what} not compiled: {reason}")
+        return reason
     notice(f"compiling {what}, once for this problem and these shapes …")
     try:
         found = compiled(inputs)
@@ -107,3 +115,19 @@ def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
         return reason
     notice(f"compiled in {found.seconds:.1f} s")
     return found
+
+
+def _missed(inputs: Inputs) -> list[str]:
+    """Tensors that some step would leave alone; a compiled step gives them a gradient of 0. Cost 3F a step, once."""
+    environment = inputs.environment
+    found = environment.capture()
+    names: set[str] = set()
+    try:
+        for j in range(inputs.form.steps):
+            G = inner_gradient(inputs, Point(j, inputs.values.theta_0, inputs.values.state_0, None), keep_graph=False)
+            names |= G.theta.keys() - with_path(inputs.form.optimizer, G.theta, G.unused).keys()
+    except LeftAlone as missed:
+        names |= set(missed.names)
+    finally:
+        environment.restore(found)
+    return sorted(names)

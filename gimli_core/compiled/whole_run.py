@@ -16,8 +16,7 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled.compiler.compiled_function import Kernel
 from gimli_core.compiled.pure_steps import Fixed, linearised, lines_11_to_14, soundness, validate
 from gimli_core.compiled.steps import bound, fixed_of, options_of
-from gimli_core.notation import Hyper, State, Tensors
-from gimli_core.optimizers.interface import slots_of
+from gimli_core.notation import Hyper, State, Tensors, slots
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
 
@@ -175,7 +174,7 @@ def whole(
         val_losses=torch.stack([validated[j].loss if j in validated else nan for j in range(J + 1)]),
         ends=ends,
         A_opt=A_opt,
-        A_start={} if course.warm or not slots_of(S) else optimizer.initial_state_pullback(S, hypers[0], fixed.wanted),
+        A_start={} if course.warm or not slots(S) else optimizer.initial_state_pullback(S, hypers[0], fixed.wanted),
         A_loss=A_loss,
     )
     came = theta_0, frozen, phi_loss

@@ -36,6 +36,7 @@ class Gradient(NamedTuple):
     theta: Tensors  # G_j for the inner loss, a term of B_j for the validation loss
     phi_loss: Tensors  # explicit dependence on phi_loss; empty unless asked for
     graph: Graph | None
+    unused: frozenset[str] = frozenset()  # entries of theta to which the loss has no gradient path; their gradient is 0
 
 
 def gradient(
@@ -51,7 +52,7 @@ def gradient(
 ) -> Gradient:
     """The loss and its gradient with respect to theta (and to phi_loss, if `of_phi`).
 
-    An entry that the loss does not depend on has gradient 0.
+    An entry that the loss does not depend on has gradient 0, and is named in `unused`: an optimizer leaves it alone.
 
     Cost: 3F; with `keep_graph` the activations of the gradient stay until the graph goes.
     """
@@ -79,6 +80,7 @@ def gradient(
         dict(zip(theta, values, strict=False)),
         dict(zip(phi_loss, values[len(theta) :], strict=True)) if of_phi else {},
         Graph(G, theta_leaf, phi_leaf) if keep_graph else None,
+        frozenset(k for k, g in zip(theta, found, strict=False) if g is None),
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.derivatives.once import Once
-from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors, slots
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW
 from gimli_core.optimizers.interface import Optimizer
 
@@ -38,8 +38,8 @@ def differentiable_step(
     learned = {id(h): h for per in hyper.values() for h in per.values() if h.requires_grad}  # each once
     place = {k: {n: list(learned).index(id(h)) for n, h in per.items() if id(h) in learned} for k, per in hyper.items()}
     fixed = {k: {n: h for n, h in per.items() if id(h) not in learned} for k, per in hyper.items()}
-    slots = {slot: tuple(held) for slot, held in state.items() if slot != "step"}
-    plan = _Plan(rule, tuple(theta), slots, state["step"], fixed, place)
+    held = {slot: tuple(of_slot) for slot, of_slot in slots(state).items()}
+    plan = _Plan(rule, tuple(theta), held, state["step"], fixed, place)
     tensors = (*theta.values(), *(G[k] for k in theta), *plan.in_order(state), *learned.values())
     outputs = _Step.apply(plan, *tensors)
     n = len(theta)

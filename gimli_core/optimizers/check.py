@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, VerificationError, explain
-from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors, slots
 from gimli_core.optimizers.derived import derived_pullback
 from gimli_core.optimizers.interface import Optimizer, Pulled
 
@@ -126,12 +126,12 @@ def check_pullback(
             moving, state = optimizer.step(moving, state, {k: randn(v) for k, v in theta.items()}, hyper)
     G = {k: randn(v) for k, v in theta.items()} if G is None else G
     point = (theta, state, G, hyper)
-    slots = [slot for slot in state if slot != "step"]
+    held = list(slots(state))
     names = [name for name in optimizer.continuous() if optimizer.uses(name)]
     entries: list[Entry] = []
-    for output in ("theta", *slots):
+    for output in ("theta", *held):
         B = {k: randn(v) * float(output == "theta") for k, v in theta.items()}
-        S = {slot: {k: randn(v) * float(output == slot) for k, v in state[slot].items()} for slot in slots}
+        S = {slot: {k: randn(v) * float(output == slot) for k, v in state[slot].items()} for slot in held}
         came = optimizer.pullback(*point, B, S, names)
         expected = derived_pullback(optimizer.step, *point, B, S, names)
         wants = list(_blocks(expected, expected))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.func import vjp
 
-from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers.interface import Optimizer, Pulled
 
 __all__ = ["DerivedOptimizer", "derived_pullback", "own_root"]
@@ -141,15 +141,16 @@ def derived_pullback(
 
     By `torch.func.vjp`, which works on tensors and inside of other transforms alike: under `vmap` over tasks, compiled.
     """
-    slots = {slot: held for slot, held in state.items() if slot != "step"}
     learned = {k: {name: per[name] for name in wanted if name in per} for k, per in hyper.items()}
 
-    def outputs(theta: Tensors, slots: State, G: Tensors, learned: Hyper) -> tuple[Tensors, State]:
+    def outputs(theta: Tensors, held: State, G: Tensors, learned: Hyper) -> tuple[Tensors, State]:
         known = {k: {**per, **learned[k]} for k, per in hyper.items()}
-        new_theta, new = step(theta, {"step": state["step"], **slots}, G, known)
-        return {k: new_theta[k] for k in theta}, {slot: {k: new[slot][k] for k in held} for slot, held in slots.items()}
+        new_theta, new = step(theta, {**counts(state), **held}, G, known)
+        return {k: new_theta[k] for k in theta}, {
+            slot: {k: new[slot][k] for k in of_slot} for slot, of_slot in held.items()
+        }
 
-    pulled: Any = vjp(outputs, theta, slots, G, learned)
+    pulled: Any = vjp(outputs, theta, slots(state), G, learned)
     (new_theta, new), pulled_back = pulled
     adjoints = (
         {k: B[k].to(out) for k, out in new_theta.items()},

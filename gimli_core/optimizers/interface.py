@@ -16,6 +16,11 @@ from `Optimizer` (anything else).
 
 State is slot-major: `{"step": t, "exp_avg": {name: tensor}, ...}`. `step`
 counts finished steps, a float64 number that nothing is differentiated by.
+
+A tensor that the loss of a step does not use is left alone, as torch.optim leaves a
+parameter whose `.grad` is None: no momentum, no decay, and the step does not count for
+it. `step_used` and `pullback_used` see to that for any rule; what a tensor has missed
+stands in `state["skipped"]`.
 Hyperparameters arrive as `{tensor name: {hyperparameter: value}}`, each value
 0-dimensional or of the tensor's shape.
 """
@@ -32,23 +37,14 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors, counts, slots
 
 __all__ = [
-    "COUNTS",
     "Optimizer",
     "Pulled",
     "hyperparameter",
-    "slots_of",
+    "with_path",
 ]
-
-
-COUNTS = ("step",)  # entries of a state that count; nothing is differentiated by them
-
-
-def slots_of(state: State) -> State:
-    """The differentiable slots of a state: all but its counts."""
-    return {slot: held for slot, held in state.items() if slot not in COUNTS}
 
 
 class Pulled(NamedTuple):
@@ -156,6 +152,55 @@ class Optimizer(ABC):
     ) -> Pulled:
         """Lines 11, 12 and the direct part of 14; `wanted` names the hyperparameters of A."""
 
+    def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
+        """Those of theta's names that a step moves by their gradient: all, but for averages and their like."""
+        return names
+
+    def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        """`step`, where G has no entry for a tensor that the loss does not use: that one is left alone."""
+        missed = [k for k in theta if k not in G]
+        if not missed:
+            new_theta, new_state = self.step(theta, state, G, hyper)
+            return new_theta, {**counts(state), **new_state}
+        new_theta, new_state = theta, {**state, "step": state["step"] + 1}
+        if G:
+            part = ({k: theta[k] for k in G}, state_of(state, G), G, {k: hyper[k] for k in G})
+            new_theta, new_state = self.step(*part)
+        before = state.get("skipped", {})
+        return {k: new_theta.get(k, v) for k, v in theta.items()}, {
+            "step": new_state["step"],
+            "skipped": {**before, **{k: before.get(k, 0) + torch.ones_like(state["step"]) for k in missed}},
+            **{slot: {**held, **new_state.get(slot, {})} for slot, held in slots(state).items()},
+        }
+
+    def pullback_used(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
+    ) -> Pulled:
+        """`pullback` of `step_used`. What was left alone is the identity, and has no entry in V and A."""
+        if all(k in G for k in theta):
+            return self.pullback(theta, state, G, hyper, B, S, wanted)
+        pulled = Pulled({}, {}, {}, {})
+        if G:
+            part = ({k: theta[k] for k in G}, state_of(state, G), G, {k: hyper[k] for k in G})
+            pulled = self.pullback(*part, {k: B[k] for k in G}, state_of(S, G), wanted)
+        B_j = {k: pulled.B.get(k, v) for k, v in B.items()}
+        S_j = {slot: {k: pulled.S.get(slot, {}).get(k, v) for k, v in held.items()} for slot, held in S.items()}
+        return Pulled(pulled.V, B_j, S_j, pulled.A)
+
     def zero_adjoint(self, state: State) -> State:
         """S_J = 0 for every differentiable slot of `state`."""
-        return {slot: {k: torch.zeros_like(v) for k, v in held.items()} for slot, held in slots_of(state).items()}
+        return {slot: {k: torch.zeros_like(v) for k, v in held.items()} for slot, held in slots(state).items()}
+
+
+def with_path(optimizer: Optimizer, G: Tensors, unused: Collection[str]) -> Tensors:
+    """G without the tensors that the loss does not use, where the optimizer would move them."""
+    missed = set(optimizer.moved_by_gradient(G)) & set(unused) if unused else set()
+    return {k: v for k, v in G.items() if k not in missed} if missed else G
+
+
+def state_of(state: State, names: Collection[str]) -> State:
+    """What `names` hold of a state, or of the adjoint of one."""
+    return {
+        slot: {k: v for k, v in held.items() if k in names} if isinstance(held, Mapping) else held
+        for slot, held in state.items()
+    }

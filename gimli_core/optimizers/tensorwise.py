@@ -8,7 +8,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from gimli_core.notation import Hyper, State, Tensors, Thunks
+from gimli_core.notation import Hyper, State, Tensors, Thunks, counts
 from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.optimizers.jacobians import diagonal_jacobians
 
@@ -52,11 +52,11 @@ class TensorwiseOptimizer(Optimizer):
         return state
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-        t = state["step"] + 1
         new_theta: Tensors = {}
-        new_state: State = {"step": t} | {slot: {} for slot in self.slots()}
+        new_state: State = {**counts(state), "step": state["step"] + 1} | {slot: {} for slot in self.slots()}
         for k, theta_k in theta.items():
-            new, s = self._step(lifted(theta_k), self._held(state, k, theta_k), lifted(G[k]), hyper[k], t)
+            t, held = this_step(state, k), self._held(state, k, theta_k)
+            new, s = self._step(lifted(theta_k), held, lifted(G[k]), hyper[k], t)
             new_theta[k] = new.reshape(theta_k.shape)
             for slot, value in s.items():
                 new_state[slot][k] = value.reshape(state[slot][k].shape)
@@ -65,11 +65,11 @@ class TensorwiseOptimizer(Optimizer):
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        t = state["step"] + 1
         pulled = Pulled({}, {}, {slot: {} for slot in self.slots()}, {})
         for k, theta_k in theta.items():
             s, S_k = self._held(state, k, theta_k), self._held(S, k, theta_k)
-            V, B_k, S_k, thunks = self._pullback(lifted(theta_k), s, lifted(G[k]), hyper[k], t, lifted(B[k]), S_k)
+            t, G_k, B_k = this_step(state, k), lifted(G[k]), lifted(B[k])
+            V, B_k, S_k, thunks = self._pullback(lifted(theta_k), s, G_k, hyper[k], t, B_k, S_k)
             pulled.V[k], pulled.B[k] = V.reshape(theta_k.shape), B_k.reshape(theta_k.shape)
             for slot, value in S_k.items():
                 pulled.S[slot][k] = value.reshape(state[slot][k].shape)
@@ -77,8 +77,11 @@ class TensorwiseOptimizer(Optimizer):
         return pulled
 
     def _held(self, state: State, k: str, theta: Tensor) -> Tensors:
-        """The slots of one tensor, lifted where it is. Plain numbers, in float64, stay numbers."""
-        held = {slot: state[slot][k] for slot in self.slots() if k in state[slot]}
+        """The slots of one tensor, lifted where it is. Plain numbers, in float64, stay numbers.
+
+        A slot that no tensor has (a file keeps tensors only) is as good as an empty one.
+        """
+        held = {slot: state[slot][k] for slot in self.slots() if k in state.get(slot, ())}
         return {slot: lifted(v) if theta.ndim == 0 and v.dtype == theta.dtype else v for slot, v in held.items()}
 
 
@@ -114,6 +117,13 @@ class ElementwiseOptimizer(TensorwiseOptimizer):
         tensor([-2.])
         """
         return diagonal_jacobians(self, self.slots(), theta, state, G, hyper)
+
+
+def this_step(state: State, k: str) -> Tensor:
+    """t, the number of this step for one tensor, counted from 1: those that it has missed do not count."""
+    t: Tensor = state["step"] + 1
+    skipped = state.get("skipped", {})
+    return t - skipped[k] if k in skipped else t
 
 
 def lifted(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain, listing
-from gimli_core.notation import State, Tensors
+from gimli_core.notation import State, Tensors, slots
 from gimli_core.optimizers.check import constants
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.optimizers.rules.adadelta import Adadelta
@@ -147,7 +147,8 @@ def from_torch(
         for group, ks in zip(optimizer.param_groups, members, strict=True)
         for k, p in zip(ks, group["params"], strict=True)
     }
-    return FromTorch(made, held, _state(optimizer, rule, built, members, held))
+    trained = {k: p for k, p in held.items() if p.requires_grad}
+    return FromTorch(made, held, _state(optimizer, rule, built, members, trained))
 
 
 def _converter(optimizer: torch.optim.Optimizer) -> Convert:
@@ -267,29 +268,20 @@ def _state(
         return None
     # SGD and Muon do not count steps: a buffer says that there was one.
     done = {k: float(held.get("step", any(v is not None for v in held.values()))) for k, held in found.items()}
-    if len(set(done.values())) > 1:
-        few, many = (pick(done, key=lambda k: done[k]) for pick in (min, max))
-        raise ArgumentError(
-            explain(
-                "from_torch(optimizer)",
-                "the same number of steps for every parameter",
-                f"{done[few]:g} for {few!r}, {done[many]:g} for {many!r}",
-                "Freeze the parameters that get no gradient, or start with state_0=None.",
-            )
-        )
-    state: State = {"step": torch.tensor(next(iter(done.values())), dtype=torch.float64)}
+    most = max(done.values())  # a parameter without gradient has missed the others' steps
+    missed = {k: torch.tensor(most - steps, dtype=torch.float64) for k, steps in done.items() if steps < most}
+    state: State = {"step": torch.tensor(most, dtype=torch.float64), **({"skipped": missed} if missed else {})}
     for (_, options), ks in zip(built, members, strict=True):
-        part = {k: theta[k].detach() for k in ks}
+        part = {k: theta[k].detach() for k in ks if k in theta}
         made = rule(**options)
-        for slot, held in made.initial_state(part, constants(made, part)).items():
-            if slot != "step":
-                kept = {
-                    k: v if found[k].get(slot) is None else found[k][slot].detach().to(v.dtype).clone()
-                    for k, v in held.items()
-                }
-                state.setdefault(slot, {}).update(kept)
+        for slot, held in slots(made.initial_state(part, constants(made, part))).items():
+            kept = {
+                k: v if found[k].get(slot) is None else found[k][slot].detach().to(v.dtype).clone()
+                for k, v in held.items()
+            }
+            state.setdefault(slot, {}).update(kept)
     # A slot that only some groups keep (momentum, say) is zeros in the others, whose factor for it is 0.
-    for slot in [slot for slot in state if slot != "step"]:
+    for slot in slots(state):
         factored = slot in ("row_var", "col_var", "variance")
         for k, v in theta.items():
             if k not in state[slot] and not factored:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gimli_core.arguments.call import Call
 from gimli_core.meta_parameters.marks import PerTask, unmarked
-from gimli_core.optimizers.interface import COUNTS
+from gimli_core.notation import COUNTS
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.run import Events, Run
 

@@ -11,6 +11,7 @@ from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.compiled.choice import check_compile, chosen, clocked
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, given_of
+from gimli_core.environment import Environment
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.memory.measure import Maker, settle
 from gimli_core.memory.schedules.actions import Schedule
@@ -25,6 +26,7 @@ from gimli_core.runs.journal import Journal, schedule_of
 from gimli_core.runs.recall import look_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.runs.run import Events, Run
 from gimli_core.runs.scheduled_run import ScheduledRun
+from gimli_core.transforms.one_vector import LeftAlone, OneVector
 
 __all__ = ["Wants", "checked", "make_run", "makers", "schedule_of_call", "scheduled"]
 
@@ -80,13 +82,16 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
         inputs = checked(call, schedule, wants)
         remember(look, inputs, call.problem)
     if wants.forward_only:
-        return ScheduledRun(inputs, ForwardOnly(), EagerSteps())
+        return _apart_if_needed(call, wants, ScheduledRun(inputs, ForwardOnly(), EagerSteps()), inputs)
     compile = False if wants.changes else call.compile
     compiled = chosen(inputs, compile, whole=free, watched=wants.steps or wants.lines)
     form, values = inputs.form, inputs.values
     if compiled is None or isinstance(compiled, CompiledSteps):
-        return scheduled(inputs, schedule, compiled or EagerSteps(), call.resume)
-    otherwise = partial(scheduled, inputs, schedule, EagerSteps())
+        return _apart_if_needed(call, wants, scheduled(inputs, schedule, compiled or EagerSteps(), call.resume), inputs)
+
+    def otherwise() -> Run:
+        return _apart_if_needed(call, wants, scheduled(inputs, schedule, EagerSteps()), inputs)
+
     if isinstance(compiled, CompiledWhole):
         given = given_of(inputs)
         remember_whole(look, compiled, given, call.problem)
@@ -101,7 +106,7 @@ def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     inputs = prepare(call)
     if call.check:
         inputs = require(inputs, replays=schedule.replays, tied=wants.tied)
-    return inputs if wants.names else as_one_vector(inputs)
+    return inputs if wants.names or call.problem.memo.by_name else as_one_vector(inputs)
 
 
 def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None) -> Run:
@@ -121,6 +126,37 @@ def makers(steps: Steps) -> tuple[Maker, Maker | None]:
         return lambda inputs, schedule: ScheduledRun(inputs, schedule, steps)
 
     return by(EagerSteps()), None if steps.eager else by(steps)
+
+
+def _apart_if_needed(call: Call, wants: Wants, run: Run, inputs: Inputs) -> Run:
+    """The run; where a step leaves a tensor of the one vector alone, the run with tensors by name takes its place."""
+    if not any(isinstance(transform, OneVector) for transform in inputs.form.transforms):
+        return run
+    return _ApartIfNeeded(call, wants, run, inputs.environment)
+
+
+class _ApartIfNeeded:
+    """A run on one vector of all tensors, until a loss does not use one of them. Found out before anything is swept."""
+
+    def __init__(self, call: Call, wants: Wants, run: Run, environment: Environment) -> None:
+        self._call, self._wants, self._run, self._environment = call, wants, run, environment
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._run, name)
+
+    def forward(self) -> Events:
+        found = self._environment.capture()
+        try:
+            yield from self._run.forward()
+        except LeftAlone:
+            self._environment.restore(found)
+            memo = self._call.problem.memo
+            memo.by_name, memo.recalled = True, None
+            self._run = _prepared(self._call, self._wants, None)
+            yield from self._run.forward()
+
+    def backward(self) -> Events:
+        return self._run.backward()
 
 
 class _Clocked:

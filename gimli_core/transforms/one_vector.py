@@ -14,16 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.notation import Hyper, Loss, State, Tensors
-from gimli_core.optimizers.interface import COUNTS, Optimizer, Pulled, slots_of
+from gimli_core.notation import COUNTS, Hyper, Loss, State, Tensors, slots
+from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.optimizers.tensorwise import SMALL, ElementwiseOptimizer, reduce_like
 from gimli_core.problem import Problem
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
 
-__all__ = ["OneVector", "one_vector"]
+__all__ = ["LeftAlone", "OneVector", "one_vector"]
 
 NUMBERS = SMALL  # beyond, joining the tensors costs more than it saves
+
+
+class LeftAlone(Exception):
+    """A step's loss does not use a tensor of the vector: a rule must leave it alone, and the tensors must stay
+    apart."""
+
+    def __init__(self, j: int, names: Collection[str]) -> None:
+        super().__init__(f"train_loss does not use {', '.join(map(repr, names))} at inner step j = {j}")
+        self.names = tuple(names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +72,11 @@ class OneVector(Transform):
             losses = {name: _LossOnVector(getattr(problem, name), self) for name in ("train_loss", "val_loss")}
             problem.memo.forms[key] = Problem(**losses, optimizer=problem.optimizer, modules=problem.modules)
         return problem.memo.forms[key]
+
+    def missed(self, vector: Tensor) -> list[str]:
+        """The tensors that the loss did not use whose gradient was taken by this leaf."""
+        used = getattr(vector, "used", self.shapes)
+        return [k for k in self.shapes if k not in used]
 
     def rule(self, rule: ElementwiseOptimizer) -> Optimizer:
         """A rule in this form."""
@@ -128,17 +142,23 @@ class _LossOnVector:
         self.shape = getattr(loss, "shape", ())
 
     def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
-        return self.loss(self._by_name(theta), phi_loss, batch)
+        return self.loss(self._by_name(theta, note=True), phi_loss, batch)
 
     def vectorised(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         """The same where a loss over tasks must not run one task after the other."""
         loss = getattr(self.loss, "vectorised", self.loss)
         return loss(self._by_name(theta), phi_loss, batch)
 
-    def _by_name(self, theta: Tensors) -> Tensors:
+    def _by_name(self, theta: Tensors, *, note: bool = False) -> Tensors:
         held = dict(theta)  # what is held constant keeps its place: some losses take theta.values() apart by it
-        vector = {self._layout.name: held.pop(self._layout.name)}
-        return {**held, **self._layout.names(vector)}
+        vector = held.pop(self._layout.name)
+        parts = self._layout.names({self._layout.name: vector})
+        if note and vector.requires_grad:  # a gradient that comes to a part says that the loss uses it
+            used: set[str] = set()
+            vector.used = used  # type: ignore[attr-defined]
+            for k, part in parts.items():
+                part.register_hook(lambda _, k=k: used.add(k))
+        return {**held, **parts}
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +187,7 @@ class _RuleOnVector(Optimizer):
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
         k = self.layout.name
-        s, S_k = ({slot: held[k] for slot, held in slots_of(tree).items()} for tree in (state, S))
+        s, S_k = ({slot: held[k] for slot, held in slots(tree).items()} for tree in (state, S))
         V, B_j, S_j, thunks = self.rule._pullback(theta[k], s, G[k], hyper[k], state["step"] + 1, B[k], S_k)
         A = self.layout.by_tensor({name: thunks[name]() for name in wanted if name in thunks}, hyper[k])
         return Pulled({k: V}, {k: B_j}, {slot: {k: S_j[slot]} for slot in S}, A)

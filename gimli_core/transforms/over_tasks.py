@@ -12,8 +12,8 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from gimli_core.errors import ArgumentError, explain, first_line, notice
-from gimli_core.notation import Hyper, Loss, State, Tensors
-from gimli_core.optimizers.interface import COUNTS, Optimizer, Pulled, slots_of
+from gimli_core.notation import Hyper, Loss, State, Tensors, counts, slots
+from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.problem import Problem
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
@@ -184,7 +184,7 @@ class RuleOverTasks(Optimizer):
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         def one(theta: Tensors, hyper: Hyper) -> State:
-            return slots_of(self.rule.initial_state(theta, hyper))
+            return slots(self.rule.initial_state(theta, hyper))
 
         started: State = vmap(one, in_dims=(0, self._dims))(theta, hyper)
         return {"step": torch.zeros((), dtype=torch.float64), **started}
@@ -198,26 +198,33 @@ class RuleOverTasks(Optimizer):
         found: dict[str, Tensors] = vmap(one, in_dims=(0, self._dims))(S_0, hyper)
         return found
 
-    def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-        def one(theta: Tensors, slots: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-            theta, new = self.rule.step(theta, {**counts, **slots}, G, hyper)
-            return theta, slots_of(new)
+    def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
+        return self.rule.moved_by_gradient(names)
 
-        counts = counts_of(state)
-        theta, new = vmap(one, in_dims=(0, 0, 0, self._dims))(theta, slots_of(state), G, hyper)
-        return theta, {**counts, "step": counts["step"] + 1, **new}
+    def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        return self.step(theta, state, G, hyper)
+
+    def pullback_used(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
+    ) -> Pulled:
+        return self.pullback(theta, state, G, hyper, B, S, wanted)
+
+    def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        counted: State = {}
+
+        def one(theta: Tensors, held: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+            theta, new = self.rule.step_used(theta, {**counts(state), **held}, G, hyper)
+            counted.update(counts(new))  # of counts alone, so the same for every task
+            return theta, slots(new)
+
+        theta, new = vmap(one, in_dims=(0, 0, 0, self._dims))(theta, slots(state), G, hyper)
+        return theta, {**counted, **new}
 
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        def one(theta: Tensors, slots: State, G: Tensors, hyper: Hyper, B: Tensors, S: State) -> Pulled:
-            return self.rule.pullback(theta, {**counts, **slots}, G, hyper, B, S, wanted)
+        def one(theta: Tensors, held: State, G: Tensors, hyper: Hyper, B: Tensors, S: State) -> Pulled:
+            return self.rule.pullback_used(theta, {**counts(state), **held}, G, hyper, B, S, wanted)
 
-        counts = counts_of(state)
-        pulled: Pulled = vmap(one, in_dims=(0, 0, 0, self._dims, 0, 0))(theta, slots_of(state), G, hyper, B, S)
+        pulled: Pulled = vmap(one, in_dims=(0, 0, 0, self._dims, 0, 0))(theta, slots(state), G, hyper, B, S)
         return pulled
-
-
-def counts_of(state: State) -> State:
-    """The counts of a state, which all tasks share."""
-    return {name: held for name, held in state.items() if name in COUNTS}

@@ -22,8 +22,7 @@ from torch.utils import _pytree as pytree
 
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.meta_parameters.marks import PerTask
-from gimli_core.notation import State, Tensors
-from gimli_core.optimizers.interface import COUNTS
+from gimli_core.notation import COUNTS, State, Tensors
 
 __all__ = ["Tasks", "by_task", "check_tasks", "expanded", "of_tasks", "own", "split_marked", "stacked_state", "summed"]
 

@@ -18,6 +18,7 @@ from gimli_core.arguments.approximation import Approximation
 from gimli_core.environment import Environment, discover, split_frozen
 from gimli_core.meta_parameters.hyperparameters import bound
 from gimli_core.meta_parameters.marks import Mark
+from gimli_core.notation import slots
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
 
@@ -47,7 +48,7 @@ class Question:
 
     def entries(self) -> Entries:
         """Every meta-parameter: phi_opt, phi_loss, the trained part of theta_0, and a warm state."""
-        warm = {slot: held for slot, held in (self.state_0 or {}).items() if slot != "step"}
+        warm = slots(self.state_0 or {})
         trained = split_frozen(self.theta_0)[0]
         trees = dict(zip(RESULTS, (self.phi_opt, self.phi_loss, trained, warm), strict=True))
         return {key: leaf.detach() for key, leaf in flatten(trees, ()).items()}

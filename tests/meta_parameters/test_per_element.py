@@ -97,7 +97,9 @@ def test_chunks_keep_the_mark(chunk: int) -> None:
     batches = [torch.rand(2) for _ in range(3)]
     problem, phi_opt = gimli.Problem(loss, loss, SGD()), {"lr": gimli.per_task(gimli.per_element({"a": values}))}
     whole, parts = (
-        gimli.meta_gradient(problem, theta_0, batches[:-1], batches[-1], tasks=2, phi_opt=phi_opt, chunk=c).A_opt["lr"]
+        gimli.meta_gradient(
+            problem, theta_0, batches[:-1], batches[-1], tasks=gimli.Tasks(2, chunk=c), phi_opt=phi_opt
+        ).A_opt["lr"]
         for c in (None, chunk)
     )
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-14)

@@ -80,7 +80,7 @@ rules = pytest.mark.parametrize(("rule", "phi_opt"), RULES.values(), ids=RULES)
 def test_tasks_are_the_sum_of_single_runs(rule: DerivedOptimizer, phi_opt: dict[str, Any], chunk: int | None) -> None:
     made = given(rule, phi_opt)
     alone = [of_one_task(made, t) for t in range(T)]
-    together = gimli.meta_gradient(**made, tasks=T, reduce="sum", chunk=chunk)
+    together = gimli.meta_gradient(**made, tasks=gimli.Tasks(T, "sum", chunk))
     for name in ("A_loss", "B_0", *(("A_opt",) if phi_opt and not isinstance(phi_opt["lr"], dict) else ())):
         torch.testing.assert_close(getattr(together, name), summed(alone, name), rtol=1e-12, atol=1e-14)
     if isinstance(phi_opt.get("lr"), dict):
@@ -91,7 +91,7 @@ def test_tasks_are_the_sum_of_single_runs(rule: DerivedOptimizer, phi_opt: dict[
 def test_a_value_of_its_own_for_every_task() -> None:
     rates = torch.tensor([0.05, 0.1, 0.2])
     made = given(Curved(), {"lr": gimli.per_task(rates)})
-    together = gimli.meta_gradient(**made, tasks=T, reduce="sum")
+    together = gimli.meta_gradient(**made, tasks=gimli.Tasks(T, "sum"))
     for t in range(T):
         alone = of_one_task({**made, "phi_opt": {"lr": rates[t]}}, t)
         torch.testing.assert_close(together.A_opt["lr"][t], alone.A_opt["lr"], rtol=1e-12, atol=1e-14)

@@ -121,7 +121,7 @@ def test_over_tasks_shared_or_each_its_own(chunk: int | None) -> None:
 
     def over(net: Any) -> Any:
         return gimli.meta_gradient(
-            problem, theta_0, batches[:-1], batches[-1], tasks=T, reduce="sum", chunk=chunk, phi_opt={"net": net}
+            problem, theta_0, batches[:-1], batches[-1], tasks=gimli.Tasks(T, "sum", chunk), phi_opt={"net": net}
         ).A_opt["net"]
 
     alone = [of(t, shared) for t in range(T)]

@@ -605,15 +605,21 @@ def test_command_on_a_problem_of_ones_own(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["users_problem"], "expected MODULE:FUNCTION; got 'users_problem'"),
+        (["users_problem"], "source 'users_problem': expected MODULE:FUNCTION"),
         (["users_problen:build"], "No module named 'users_problen'"),
-        (["users_problem:bild"], "has no attribute 'bild'"),
-        (["users_problem:three"], "users_problem:three: expected a function that can be called without arguments"),
-        (["users_problem:nothing"], "users_problem:nothing: expected to return a dict"),
+        (["users_problem:bild"], "got no 'bild' in it. Check the name. Did you mean 'build'?"),
+        (
+            ["users_problem:three"],
+            "source 'users_problem:three': expected a function that can be called without arguments",
+        ),
+        (["users_problem:nothing"], "source 'users_problem:nothing': expected to return a dict"),
         (["users_problem:misspelt"], "unexpected keyword argument 'claim'"),
         (["--case", "quadratik"], "Did you mean 'quadratic'?"),
         (["users_problem:build", "--case", "quadratic"], "MODULE:FUNCTION or --case"),
-        (["--case", "quadratic", "--json", "no/such/folder.json"], "--json: expected a path that can be written"),
+        (
+            ["--case", "quadratic", "--json", "no/such/folder.json"],
+            "--json 'no/such/folder.json': expected a file that can be written",
+        ),
     ],
 )
 def test_command_refuses_bad_input(argv: list[str], message: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors, slots
 from gimli_core.optimizers.interface import Pulled
 from gimli_core.optimizers.wrappers.interface import Wrapper, only
 from gimli_core.optimizers.wrappers.lookahead import check_every
@@ -25,7 +25,8 @@ class Accumulate(Wrapper):
         theta', s'      = inner step with a    where k divides t,  else  theta, s
         accumulated'    = 0                    where k divides t,  else  a
 
-    The inner optimizer counts its own steps, floor(t / k). What is left over after the last whole k is dropped.
+    The inner optimizer counts its own steps, floor(t / k). What is left over after the last whole k is dropped. A
+    tensor that the loss of a step does not use adds nothing; used in none of k steps, it is left alone.
 
     Args:
         inner: the optimizer that gets the mean.
@@ -55,33 +56,44 @@ class Accumulate(Wrapper):
         zeros = {k: torch.zeros_like(v) for k, v in theta.items()}
         return {**self.inner.initial_state(theta, hyper), "accumulated": zeros}
 
-    def _parts(self, state: State, G: Tensors) -> tuple[Tensor, State, Tensors]:
-        """(k divides t?, the inner state, a)."""
-        inner = {slot: held for slot, held in state.items() if slot != "accumulated"}
+    def _parts(self, state: State, G: Tensors) -> tuple[Tensor, State, Tensors, Tensors, dict[str, Tensor]]:
+        """(k divides t?, the inner state, a, what of it the inner step gets, for how long a tensor was not used)."""
+        inner = {slot: held for slot, held in state.items() if slot not in ("accumulated", "idle")}
         inner["step"] = torch.floor(state["step"] / self.every)
-        a = {k: v + G[k] / self.every for k, v in state["accumulated"].items()}
-        return (state["step"] + 1) % self.every == 0, inner, a
+        a = {k: v + G[k] / self.every if k in G else v for k, v in state["accumulated"].items()}
+        before = state.get("idle", {})
+        idle = {k: before.get(k, 0) + (torch.zeros if k in G else torch.ones)((), dtype=torch.float64)
+                for k in a if k in before or k not in G}  # fmt: skip
+        on = (state["step"] + 1) % self.every == 0
+        given = {k: v for k, v in a.items() if k not in idle or idle[k] < self.every}
+        return on, inner, a, given, idle
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-        on, inner, a = self._parts(state, G)
-        moved, new = self.inner.step(theta, inner, a, hyper)
-        kept = {slot: _choose(on, new[slot], held) for slot, held in inner.items() if slot != "step"}
+        on, inner, a, given, idle = self._parts(state, G)
+        moved, new = self.inner.step_used(theta, inner, given, hyper)
+        kept = {slot: _choose(on, new.get(slot, {}), held) for slot, held in slots(inner).items()}
+        if "skipped" in new:
+            before = inner.get("skipped", {})
+            kept["skipped"] = {k: torch.where(on, v, before.get(k, 0.0)) for k, v in new["skipped"].items()}
+        if idle:
+            kept["idle"] = {k: torch.where(on, 0.0, v) for k, v in idle.items()}
         rest = {k: torch.where(on, 0.0, v) for k, v in a.items()}
         return _choose(on, moved, theta), {"step": state["step"] + 1, **kept, "accumulated": rest}
 
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        on, inner, a = self._parts(state, G)
+        on, inner, _, given, _ = self._parts(state, G)
         inner_S = {slot: held for slot, held in S.items() if slot != "accumulated"}
         moved_B, rest_B = _split(on, B)
         moved_S, rest_S = {}, {}
         for slot, held in inner_S.items():
             moved_S[slot], rest_S[slot] = _split(on, held)
-        pulled = self.inner.pullback(theta, inner, a, hyper, moved_B, moved_S, only(wanted, self.inner))
-        a_bar = {k: v + torch.where(on, 0.0, S["accumulated"][k]) for k, v in pulled.V.items()}
+        pulled = self.inner.pullback_used(theta, inner, given, hyper, moved_B, moved_S, only(wanted, self.inner))
+        a_bar = {k: torch.where(on, 0.0, v) for k, v in S["accumulated"].items()}
+        a_bar = {k: v + pulled.V[k] if k in pulled.V else v for k, v in a_bar.items()}
         return Pulled(
-            V={k: v / self.every for k, v in a_bar.items()},
+            V={k: v / self.every for k, v in a_bar.items() if k in G},
             B={k: v + rest_B[k] for k, v in pulled.B.items()},
             S={
                 **{slot: {k: v + rest_S[slot][k] for k, v in held.items()} for slot, held in pulled.S.items()},

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.interface import Pulled, hyperparameter
 from gimli_core.optimizers.tensorwise import reduce_like
-from gimli_core.optimizers.wrappers.interface import Wrapper, only
+from gimli_core.optimizers.wrappers.interface import Wrapper, added, only
 
 __all__ = ["EMA"]
 
@@ -24,7 +24,7 @@ PREFIX = "ema."
 class EMA(Wrapper):
     """A moving average of every tensor, which the validation loss may use.
 
-        theta_k'  = inner step
+        theta_k'  = inner step, or theta_k where the loss does not use it
         ema.k'    = ema_decay·ema.k + (1 - ema_decay)·theta_k'
 
     The averages are entries of theta named `ema.…`, so that losses see them and B carries their adjoint. `extend`
@@ -62,16 +62,38 @@ class EMA(Wrapper):
             object.__setattr__(self, "groups", both)
 
     def extend(self, theta_0: Mapping[str, Tensor]) -> Tensors:
-        """theta_0 with an average for each entry, equal to it."""
-        return {**theta_0, **{PREFIX + k: v.clone() for k, v in theta_0.items()}}
+        """theta_0 with an average for each entry, equal to it; that of a frozen entry is frozen."""
+        taken = [k for k in theta_0 if PREFIX + k in theta_0]
+        if taken:
+            raise ArgumentError(
+                explain("theta_0", f"names without {PREFIX}… before another", f"an average of {listing(taken)} already",
+                        "Call ema.extend once, with the weights alone.")
+            )  # fmt: skip
+        return {**theta_0, **{PREFIX + k: _copy(v) for k, v in theta_0.items()}}
+
+    def _weight_of(self, theta: Mapping[str, Any]) -> dict[str, str]:
+        """{an average: its weight}. A weight may itself be called `ema.…`: an average has its weight beside it."""
+        found: dict[str, str] = {}
+        for k in sorted(theta, key=len):
+            weight = k.removeprefix(PREFIX)
+            if weight != k and weight in theta and weight not in found:
+                found[k] = weight
+        return found
 
     def weights(self, theta: Mapping[str, Tensor]) -> Tensors:
         """The weights themselves, without their averages."""
-        return {k: v for k, v in theta.items() if not k.startswith(PREFIX)}
+        return self._of_weights(theta)
+
+    def _of_weights(self, entries: Mapping[str, Any]) -> dict[str, Any]:
+        averages = self._weight_of(entries)
+        return {k: v for k, v in entries.items() if k not in averages}
 
     def averages(self, theta: Mapping[str, Tensor]) -> Tensors:
         """The averages, by the names of the weights."""
-        return {k.removeprefix(PREFIX): v for k, v in theta.items() if k.startswith(PREFIX)}
+        return {weight: theta[k] for k, weight in self._weight_of(theta).items()}
+
+    def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
+        return self.inner.moved_by_gradient(self._of_weights(dict.fromkeys(names)))
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         missing = [k for k in self.weights(theta) if PREFIX + k not in theta]
@@ -80,10 +102,18 @@ class EMA(Wrapper):
                 explain("theta_0", f"an average {PREFIX}… beside each of its entries", f"none for {listing(missing)}",
                         "Call ema.extend(theta_0).")
             )  # fmt: skip
-        return self.inner.initial_state(self.weights(theta), hyper)
+        return self.inner.initial_state(self.weights(theta), self._of_weights(hyper))
+
+    def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
+        return self.inner.initial_state_pullback(S_0, self._of_weights(hyper), only(wanted, self.inner))
+
+    def _inner(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State, Tensors, Hyper]:
+        """The same without the averages."""
+        fast = self.weights(theta)
+        return fast, state, {k: G[k] for k in fast if k in G}, self._of_weights(hyper)
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-        fast, state = self.inner.step(self.weights(theta), state, self.weights(G), hyper)
+        fast, state = self.inner.step_used(*self._inner(theta, state, G, hyper))
         for k, average in self.averages(theta).items():
             fast[PREFIX + k] = torch.lerp(average, fast[k], (1 - hyper[k]["ema_decay"]).to(average))
         return {k: fast[k] for k in theta}, state
@@ -91,16 +121,22 @@ class EMA(Wrapper):
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        fast, G = self.weights(theta), self.weights(G)
+        inner = self._inner(theta, state, G, hyper)
         averages, ema_bar = self.averages(theta), self.averages(B)
-        inner_B = {k: B[k] + (1 - hyper[k]["ema_decay"]) * ema_bar[k] if k in averages else B[k] for k in fast}
-        pulled = self.inner.pullback(fast, state, G, hyper, inner_B, S, only(wanted, self.inner))
-        V, B_j, A = dict(pulled.V), dict(pulled.B), dict(pulled.A)
-        new = self.inner.step(fast, state, G, hyper)[0] if "ema_decay" in wanted else {}
+        inner_B = {k: B[k] + (1 - hyper[k]["ema_decay"]) * ema_bar[k] if k in averages else B[k] for k in inner[0]}
+        pulled = self.inner.pullback_used(*inner, inner_B, S, only(wanted, self.inner))
+        V, B_j, A = dict(pulled.V), dict(pulled.B), {}
+        new = self.inner.step_used(*inner)[0] if "ema_decay" in wanted else {}
         for k, average in averages.items():
-            V[PREFIX + k] = torch.zeros_like(average)
+            V[PREFIX + k] = torch.zeros_like(average)  # an average is moved by its weight
             B_j[PREFIX + k] = hyper[k]["ema_decay"] * ema_bar[k]
             if new:
                 decay = hyper[k]["ema_decay"]
-                A[k] = {**A[k], "ema_decay": reduce_like(ema_bar[k] * (average - new[k]), decay)}
-        return Pulled({k: V[k] for k in theta}, {k: B_j[k] for k in theta}, pulled.S, A)
+                A[k] = {"ema_decay": reduce_like(ema_bar[k] * (average - new[k]), decay)}
+        V = {k: V[k] for k in theta if k in V}
+        return Pulled(V, {k: B_j[k] for k in theta}, pulled.S, added(pulled.A, A))
+
+
+def _copy(entry: Tensor) -> Tensor:
+    frozen = isinstance(entry, nn.Parameter) and not entry.requires_grad
+    return nn.Parameter(entry.detach().clone(), requires_grad=False) if frozen else entry.clone()

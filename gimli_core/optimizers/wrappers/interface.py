@@ -7,8 +7,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.interface import Optimizer, Pulled
@@ -19,6 +17,9 @@ __all__ = ["GradientWrapper", "Wrapper", "only"]
 @dataclass(frozen=True, eq=False)
 class Wrapper(Optimizer):
     """Base of all wrappers. A subclass adds hyperparameters as fields, slots to `initial_state`, step and pullback.
+
+    G may lack a tensor that the loss does not use. So step and pullback go through `inner.step_used` and
+    `inner.pullback_used`, and leave alone what is theirs of such a tensor.
 
     Args:
         inner: the optimizer that is wrapped; its groups are the wrapper's.
@@ -76,6 +77,17 @@ class Wrapper(Optimizer):
     def uses(self, name: str) -> bool:
         return super().uses(name) if name in self.own() else self.inner.uses(name)
 
+    def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
+        return self.inner.moved_by_gradient(names)
+
+    def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        return self.step(theta, state, G, hyper)
+
+    def pullback_used(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
+    ) -> Pulled:
+        return self.pullback(theta, state, G, hyper, B, S, wanted)
+
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         return self.inner.initial_state(theta, hyper)
 
@@ -96,16 +108,18 @@ class GradientWrapper(Wrapper):
         """(V, what is added to B, what is added to A) from the adjoint of the transformed gradient."""
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-        return self.inner.step(theta, state, self._transform(theta, G, hyper), hyper)
+        return self.inner.step_used(theta, state, self._transform(theta, G, hyper) if G else G, hyper)
 
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
+        if not G:
+            return self.inner.pullback_used(theta, state, G, hyper, B, S, only(wanted, self.inner))
         transformed = self._transform(theta, G, hyper)
-        pulled = self.inner.pullback(theta, state, transformed, hyper, B, S, only(wanted, self.inner))
+        pulled = self.inner.pullback_used(theta, state, transformed, hyper, B, S, only(wanted, self.inner))
         V, more_B, more_A = self._transform_pullback(theta, G, hyper, pulled.V, wanted)
         B_j = {k: v + more_B[k] if k in more_B else v for k, v in pulled.B.items()}
-        return Pulled(V, B_j, pulled.S, {k: {**A, **more_A.get(k, {})} for k, A in pulled.A.items()})
+        return Pulled(V, B_j, pulled.S, added(pulled.A, more_A))
 
 
 def only(wanted: Collection[str], optimizer: Optimizer) -> tuple[str, ...]:
@@ -114,6 +128,10 @@ def only(wanted: Collection[str], optimizer: Optimizer) -> tuple[str, ...]:
     return tuple(name for name in wanted if name in known)
 
 
-def added(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Tensors:
-    """The entries of both, summed where both have one."""
-    return {**first, **{name: first[name] + v if name in first else v for name, v in second.items()}}
+def added(first: Mapping[str, Tensors], second: Mapping[str, Tensors]) -> dict[str, Tensors]:
+    """The increments of A of both, summed where both have one: neither need have every tensor."""
+    total = {k: dict(A) for k, A in first.items()}
+    for k, A in second.items():
+        mine = total.setdefault(k, {})
+        mine.update({name: mine[name] + v if name in mine else v for name, v in A.items()})
+    return total

@@ -22,7 +22,7 @@ __all__ = ["Lookahead"]
 class Lookahead(Wrapper):
     """Lookahead (Zhang et al. 2019) around any optimizer, whose state it leaves alone.
 
-        f       = inner step from theta                 (slow_0 = theta_0)
+        f       = inner step from theta                 (slow_0 = theta_0; f = theta where the loss does not use it)
         slow'   = slow + slow_rate·(f - slow)  where k divides t,  else  slow
         theta'  = slow'                        where k divides t,  else  f
 
@@ -61,7 +61,7 @@ class Lookahead(Wrapper):
         """(first step?, k divides t?, f, inner s', slow)."""
         t = state["step"] + 1
         first = t == 1
-        f, inner = self.inner.step(theta, {n: held for n, held in state.items() if n != "slow"}, G, hyper)
+        f, inner = self.inner.step_used(theta, {n: held for n, held in state.items() if n != "slow"}, G, hyper)
         return (
             first,
             t % self.every == 0,
@@ -88,10 +88,10 @@ class Lookahead(Wrapper):
             if "slow_rate" in wanted:
                 by_rate[k] = {"slow_rate": reduce_like(torch.where(on, both * (f[k] - slow[k]), 0.0), rate)}
         inner_state, inner_S = ({n: held for n, held in tree.items() if n != "slow"} for tree in (state, S))
-        pulled = self.inner.pullback(theta, inner_state, G, hyper, f_bar, inner_S, only(wanted, self.inner))
+        pulled = self.inner.pullback_used(theta, inner_state, G, hyper, f_bar, inner_S, only(wanted, self.inner))
         B_j = {k: v + torch.where(first, slow_bar[k], 0.0) for k, v in pulled.B.items()}
         S_j = {**pulled.S, "slow": {k: torch.where(first, 0.0, v) for k, v in slow_bar.items()}}
-        return Pulled(pulled.V, B_j, S_j, {k: added(A, by_rate.get(k, {})) for k, A in pulled.A.items()})
+        return Pulled(pulled.V, B_j, S_j, added(pulled.A, by_rate))
 
 
 def check_every(name: str, every: Any) -> None:

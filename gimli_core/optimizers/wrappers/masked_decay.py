@@ -67,29 +67,29 @@ class MaskedDecay(Wrapper):
                 )
             )
 
-    def _chosen(self, theta: Tensors) -> list[str]:
+    def _chosen(self, theta: Tensors, G: Tensors) -> list[str]:
         if callable(self.mask):
-            return [k for k, v in theta.items() if self.mask(k, v)]
-        return [k for k in theta if any(fnmatchcase(k, p) for p in self.mask)]
+            return [k for k, v in theta.items() if k in G and self.mask(k, v)]
+        return [k for k in theta if k in G and any(fnmatchcase(k, p) for p in self.mask)]
 
     def _before(self, theta: Tensors, G: Tensors, hyper: Hyper) -> tuple[Tensors, Tensors]:
         """(theta, G) as the inner step gets them."""
-        chosen = self._chosen(theta)
+        chosen = self._chosen(theta, G)
         if self.decoupled:
             return {**theta, **{k: theta[k] * (1 - hyper[k]["lr"] * hyper[k]["decay"]) for k in chosen}}, G
         return theta, {**G, **{k: G[k] + hyper[k]["decay"] * theta[k] for k in chosen}}
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         inner_theta, inner_G = self._before(theta, G, hyper)
-        return self.inner.step(inner_theta, state, inner_G, hyper)
+        return self.inner.step_used(inner_theta, state, inner_G, hyper)
 
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
         inner_theta, inner_G = self._before(theta, G, hyper)
-        pulled = self.inner.pullback(inner_theta, state, inner_G, hyper, B, S, only(wanted, self.inner))
-        B_j, A = dict(pulled.B), dict(pulled.A)
-        for k in self._chosen(theta):
+        pulled = self.inner.pullback_used(inner_theta, state, inner_G, hyper, B, S, only(wanted, self.inner))
+        B_j, A = dict(pulled.B), {}
+        for k in self._chosen(theta, G):
             h, V_k, B_k = hyper[k], pulled.V[k], pulled.B[k]
             if self.decoupled:
                 B_j[k] = B_k * (1 - h["lr"] * h["decay"])
@@ -97,5 +97,5 @@ class MaskedDecay(Wrapper):
             else:
                 B_j[k] = B_k + h["decay"] * V_k
                 by_name = {"decay": V_k * theta[k]}
-            A[k] = added(A[k], {n: reduce_like(v, h[n]) for n, v in by_name.items() if n in wanted})
-        return Pulled(pulled.V, B_j, pulled.S, A)
+            A[k] = {n: reduce_like(v, h[n]) for n, v in by_name.items() if n in wanted}
+        return Pulled(pulled.V, B_j, pulled.S, added(pulled.A, A))

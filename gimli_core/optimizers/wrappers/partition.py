@@ -9,7 +9,7 @@ from typing import Any
 
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.notation import Hyper, State, Tensors
-from gimli_core.optimizers.interface import Optimizer, Pulled
+from gimli_core.optimizers.interface import Optimizer, Pulled, state_of
 
 __all__ = ["Partition"]
 
@@ -75,7 +75,7 @@ class Partition(Optimizer):
         part, inner = name.split(".", 1)
         return self.parts[part][0].uses(inner)
 
-    def _split(self, theta: Tensors) -> list[tuple[str, Optimizer, list[str]]]:
+    def _split(self, theta: Mapping[str, Any]) -> list[tuple[str, Optimizer, list[str]]]:
         """[(part, optimizer, tensor names)]."""
         found = [
             (p, rule, [k for k in theta if any(fnmatchcase(k, w) for w in ws)]) for p, (rule, ws) in self.parts.items()
@@ -87,7 +87,19 @@ class Partition(Optimizer):
                     explain(f"Partition: {k!r}", "to be in exactly one part", f"it in {listing(homes)}",
                             "Add it to a part's names or patterns, or make the patterns disjoint.")
                 )  # fmt: skip
-        return found
+        return [(part, rule, names) for part, rule, names in found if names]
+
+    def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
+        split = self._split(dict.fromkeys(names))
+        return {k for _, rule, mine in split for k in rule.moved_by_gradient(mine)}
+
+    def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        return self.step(theta, state, G, hyper)
+
+    def pullback_used(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
+    ) -> Pulled:
+        return self.pullback(theta, state, G, hyper, B, S, wanted)
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         state: State = {}
@@ -108,8 +120,8 @@ class Partition(Optimizer):
         new_theta: Tensors = {}
         new_state: State = {}
         for part, rule, names in self._split(theta):
-            mine = ({k: theta[k] for k in names}, _share(state, names), {k: G[k] for k in names})
-            moved, held = rule.step(*mine, _hyper(part, hyper, names))
+            mine = ({k: theta[k] for k in names}, _share(state, names), {k: G[k] for k in names if k in G})
+            moved, held = rule.step_used(*mine, _hyper(part, hyper, names))
             new_theta.update(moved)
             _merge(new_state, held)
         return {k: new_theta[k] for k in theta}, new_state
@@ -119,10 +131,9 @@ class Partition(Optimizer):
     ) -> Pulled:
         found = Pulled({}, {}, {}, {})
         for part, rule, names in self._split(theta):
-            one_theta, one_G, one_B = ({k: tensors[k] for k in names} for tensors in (theta, G, B))
-            adjoint = {slot: held for slot, held in _share(S, names).items() if slot != "step"}
-            pulled = rule.pullback(
-                one_theta, _share(state, names), one_G, _hyper(part, hyper, names), one_B, adjoint,
+            one_theta, one_G, one_B = ({k: tensors[k] for k in names if k in tensors} for tensors in (theta, G, B))
+            pulled = rule.pullback_used(
+                one_theta, _share(state, names), one_G, _hyper(part, hyper, names), one_B, _share(S, names),
                 tuple(_of(part, dict.fromkeys(wanted))),
             )  # fmt: skip
             found.V.update(pulled.V)
@@ -142,13 +153,13 @@ def _hyper(part: str, hyper: Hyper, names: list[str]) -> Hyper:
 
 
 def _share(state: State, names: list[str]) -> State:
-    """What `names` hold of a state; slots of other parts are empty dicts."""
-    return {slot: held if slot == "step" else {k: held[k] for k in names if k in held} for slot, held in state.items()}
+    """What `names` hold of a state, without the slots that only other parts have."""
+    return {slot: held for slot, held in state_of(state, names).items() if not isinstance(held, Mapping) or held}
 
 
 def _merge(into: State, more: State) -> None:
     for slot, held in more.items():
-        if slot == "step":
-            into[slot] = held
-        else:
+        if isinstance(held, Mapping):
             into.setdefault(slot, {}).update(held)
+        else:
+            into[slot] = held

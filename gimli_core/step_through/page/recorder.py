@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gimli_core.derivatives.first_order import hessian
 from gimli_core.errors import ArgumentError, closest, explain, listing
-from gimli_core.notation import State, Tensors
+from gimli_core.notation import State, Tensors, slots
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.optimizers.rules.sgd import SGD
 from gimli_core.step_through.page.summaries import describe, gathered, norm, number, numbers, plan, total
@@ -34,7 +34,7 @@ class Recorder:
         inputs = walk.inputs
         self.walk = walk
         self.theta = inputs.values.theta_0
-        self.slots = [slot for slot in inputs.values.state_0 if slot != "step"]
+        self.slots = list(slots(inputs.values.state_0))
         J, n = inputs.form.steps, sum(t.numel() for t in self.theta.values())
         if J > MOST_STEPS:
             raise ArgumentError(

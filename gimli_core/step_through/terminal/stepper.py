@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.notation import slots
 from gimli_core.step_through.page.summaries import norm as norm_of
 from gimli_core.step_through.page.summaries import total
 from gimli_core.step_through.terminal.expressions import checked, evaluate
@@ -215,7 +216,7 @@ class Stepper:
             names["A_loss"] = _copied(self._totals["A_loss"])
         self._names = names
         if "s" in values:  # its step counter is no quantity of the algorithm
-            values["s"] = {slot: held for slot, held in values["s"].items() if slot != "step"}
+            values["s"] = slots(values["s"])
             values = values if values["s"] else {k: v for k, v in values.items() if k != "s"}
         shown = {**values, **increments, **({k: names[k] for k in ("A_opt", "A_loss")} if moment.line == 8 else {})}
         shown = {k: v for k, v in shown.items() if v != {}}

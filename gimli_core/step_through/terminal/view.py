@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import printable
+from gimli_core.notation import slots
 from gimli_core.step_through.page.algorithm import LINES, MEANING
 from gimli_core.step_through.terminal.stepper import Stepper
 
@@ -164,7 +165,7 @@ def _values(stepper: Stepper, style: Style, width: int) -> list[str]:
         if here.names is None:
             lines.append("  (its tensors were let go; the norm is kept)")
             continue
-        tree = {k: v for k, v in here.names[name].items() if k != "step"} if name == "s" else here.names[name]
+        tree = slots(here.names[name]) if name == "s" else here.names[name]
         lines += [f"  {text}" for text in _leaves(tree, width - 2)]
     return lines
 

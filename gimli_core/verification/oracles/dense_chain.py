@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.autograd.functional import jacobian
 
 from gimli_core.environment import Environment, split_frozen
-from gimli_core.notation import State, Tensors
+from gimli_core.notation import State, Tensors, counts, slots
 from gimli_core.verification.oracles.plain_rules import Root, initial_state, plain_step, values_at
-from gimli_core.verification.oracles.plain_unroll import inner_gradient, slots
+from gimli_core.verification.oracles.plain_unroll import inner_gradient
 from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness
 
 __all__ = ["LIMIT", "dense_chain"]
@@ -37,11 +37,11 @@ def dense_chain(question: Question, environment: Environment, *, root: Root = to
     like_x, like_z = leaves, flatten([theta_0, slots(s_0)], ())
     if sum(v.numel() for v in (*like_x.values(), *like_z.values())) > LIMIT:
         return None
-    step_0, frozen = s_0["step"], split_frozen(question.theta_0)[1]
+    counted, frozen = {0: counts(s_0)}, split_frozen(question.theta_0)[1]
 
     def unpack_z(z: Tensor, j: int) -> tuple[Tensors, State]:
         theta, s = rebuild([theta_0, slots(s_0)], (), _split(z, like_z))
-        return theta, {"step": step_0 + j, **s}
+        return theta, {**counted[j], **s}
 
     def start(x: Tensor) -> Tensor:
         entries = _split(x, like_x)
@@ -52,8 +52,9 @@ def dense_chain(question: Question, environment: Environment, *, root: Root = to
         def F(z: Tensor, x: Tensor) -> Tensor:
             (theta, s), entries = unpack_z(z, j), _split(x, like_x)
             phi = rebuild(question.phi_loss, ("A_loss",), entries)
-            G = inner_gradient(question, theta, phi, j, frozen, graph=True)
-            theta, s = plain_step(question, theta, s, G, values_at(question, entries, theta, j), root)
+            G, unused = inner_gradient(question, theta, phi, j, frozen, graph=True)
+            theta, s = plain_step(question, theta, s, G, values_at(question, entries, theta, j), root, unused)
+            counted[j + 1] = counts(s)
             return _join(flatten([theta, slots(s)], ()))
 
         return F

@@ -16,9 +16,10 @@ from torch import Tensor
 from gimli_core import optimizers
 from gimli_core.meta_parameters.hyperparameters import expand_betas
 from gimli_core.meta_parameters.marks import Marked
-from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from gimli_core.optimizers.derived import own_root
+from gimli_core.optimizers.interface import with_path
 from gimli_core.verification.oracles.plain_torch_rules import STARTS, TORCH_RULES
 from gimli_core.verification.question import Entries, Question, rebuild
 
@@ -86,30 +87,45 @@ def rule_of(optimizer: Optimizer) -> Rule | None:
 
 
 def plain_step(
-    question: Question, theta: Tensors, state: State, G: Tensors, hyper: Hyper, root: Root = torch.sqrt
+    question: Question,
+    theta: Tensors,
+    state: State,
+    G: Tensors,
+    hyper: Hyper,
+    root: Root = torch.sqrt,
+    unused: Collection[str] = (),
 ) -> tuple[Tensors, State]:
-    """theta_{j+1}, s_{j+1} from theta_j, s_j, G_j and the hyperparameters of step j."""
+    """theta_{j+1}, s_{j+1} from theta_j, s_j, G_j and the hyperparameters of step j.
+
+    As in `torch.optim`, a tensor whose gradient is None, here an `unused` one, is passed over: weight, state and its
+    own count of steps stay.
+    """
     optimizer = question.optimizer
     rule = rule_of(optimizer)
     if rule is None:
-        return optimizer.step(theta, state, G, hyper)
-    t = int(state["step"]) + 1
+        return optimizer.step_used(theta, state, with_path(optimizer, G, unused), hyper)
+    finished = int(state["step"])
+    skipped = dict(state.get("skipped", {}))
     new_theta: Tensors = {}
-    new_state: State = {"step": t} | {slot: {} for slot in slots_of(optimizer)}
+    new_state: State = {"step": finished + 1} | {slot: {} for slot in slots_of(optimizer)}
     for k, w in theta.items():
         s = {slot: state[slot][k] for slot in slots_of(optimizer) if k in state[slot]}
-        new_theta[k], s = rule(optimizer, w, s, G[k], hyper[k], t, root)
+        if k in unused:
+            new_theta[k], skipped[k] = w.clone(), int(skipped.get(k, 0)) + 1
+        else:
+            t = finished - int(skipped.get(k, 0)) + 1
+            new_theta[k], s = rule(optimizer, w, s, G[k], hyper[k], t, root)
         for slot, value in s.items():
             new_state[slot][k] = value
-    return new_theta, new_state
+    return new_theta, new_state | ({"skipped": skipped} if skipped else {})
 
 
 def initial_state(question: Question, leaves: Entries, theta: Tensors) -> State:
     """s_0: the warm state, or what the rule starts from: zeros, but for STARTS and Adagrad's accumulator."""
     optimizer = question.optimizer
     if question.state_0 is not None:
-        held = {slot: value for slot, value in question.state_0.items() if slot != "step"}
-        return {"step": question.state_0["step"], **rebuild(held, ("S_0",), leaves)}
+        held = slots(question.state_0)
+        return {**counts(question.state_0), **rebuild(held, ("S_0",), leaves)}
     hyper = values_at(question, leaves, theta, 0)
     if rule_of(optimizer) is None:
         return optimizer.initial_state(theta, hyper)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from gimli_core.environment import Environment, Snapshot, keeping_buffers, split_frozen
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.verification.oracles.plain_rules import Root, initial_state, plain_step, values_at
 from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness
 
-__all__ = ["Rounding", "Totals", "autograd_gradient", "inner_gradient", "loss_value", "random_rounding", "slots"]
+__all__ = ["Rounding", "Totals", "autograd_gradient", "inner_gradient", "loss_value", "random_rounding"]
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -74,16 +74,17 @@ class _Unroll:
                     L = L + weights[j] * question.problem.val_loss({**frozen, **theta}, phi, question.val_batch)
             theta, s = self._truncated(j, theta, s)
             theta_j, phi_j = self._noted("B", j, theta), self._noted("A_loss", j, phi)
-            s_j: State = {"step": s["step"], **self._noted("S", j, slots(s))}
+            s_j: State = {**counts(s), **self._noted("S", j, slots(s))}
             at = _cut(theta_j) if question.left_out.first_order else theta_j
-            G_j = self._rounded(inner_gradient(question, at, phi_j, j, frozen, graph=self.graph))
+            G_j, unused = inner_gradient(question, at, phi_j, j, frozen, graph=self.graph)
+            G_j = self._rounded(G_j)
             self._seen("G", j, G_j)
             G_j = self._noted("V", j, G_j)
             values = self._rounded_finely(values_at(question, self.leaves, theta, j))
             hyper = self._noted("A_opt", j, values, learned_only=True)
-            theta, s = plain_step(question, theta_j, s_j, G_j, hyper, self.root)
+            theta, s = plain_step(question, theta_j, s_j, G_j, hyper, self.root, unused)
             self._check_differentiable(theta)
-            s = {"step": s["step"], **self._rounded(slots(s))}
+            s = {**counts(s), **self._rounded(slots(s))}
             self._seen("theta", j + 1, theta)
             self._seen("s", j + 1, slots(s))
         J = question.steps
@@ -165,18 +166,16 @@ def _cut(tensors: Tensors) -> Tensors:
     return {k: v.detach().requires_grad_() for k, v in tensors.items()}
 
 
-def slots(s: State) -> State:
-    """The state without its step counter."""
-    return {slot: held for slot, held in s.items() if slot != "step"}
-
-
-def inner_gradient(question: Question, theta: Tensors, phi: Tensors, j: int, frozen: Tensors, graph: bool) -> Tensors:
-    """G_j, with its graph or without."""
+def inner_gradient(
+    question: Question, theta: Tensors, phi: Tensors, j: int, frozen: Tensors, graph: bool
+) -> tuple[Tensors, frozenset[str]]:
+    """G_j, with its graph or without, and the names that the loss does not use: torch leaves them without .grad."""
     if not graph:
         theta = {k: v.detach().requires_grad_() for k, v in theta.items()}
     loss = question.problem.train_loss({**frozen, **theta}, phi, question.batch(j))
     G = torch.autograd.grad(loss, list(theta.values()), create_graph=graph, allow_unused=True)
-    return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(theta.items(), G, strict=True)}
+    unused = frozenset(k for k, g in zip(theta, G, strict=True) if g is None)
+    return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(theta.items(), G, strict=True)}, unused
 
 
 def loss_value(

@@ -14,6 +14,7 @@ from gimli_core.arguments.inputs import fused, prepare
 from gimli_core.compiled.choice import check_compile, chosen
 from gimli_core.compiled.whole_run import CompiledWhole, given_of
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.memory.directory import directory_of
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.meta_parameters.marks import PerTask, unmarked
@@ -54,6 +55,7 @@ def make_run(
     """The run for `arguments` (those of `prepare`), checked. Raises what `meta_gradient` raises before any work."""
     schedule = check_schedule(memory)
     check_compile(compile)
+    resume = None if resume is None else directory_of("resume", resume)
     T = arguments.get("tasks")
     free = memory is None and resume is None
 

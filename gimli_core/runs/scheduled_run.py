@@ -31,7 +31,8 @@ from gimli_core.memory.storage import Storage
 from gimli_core.notation import State, Tensors
 from gimli_core.record import Event, Kept, Point, Record
 from gimli_core.results import MetaGradient, Trajectory
-from gimli_core.runs.journal import Journal, describe, plain_snapshot, rebuilding, schedule_of, snapshot_of, state_after
+from gimli_core.runs.journal import Journal, demand, rebuilding, state_after
+from gimli_core.runs.plain_values import describe, fits, plain_snapshot, snapshot_of
 from gimli_core.transforms.tasks import summed
 
 __all__ = ["Execution", "drain"]
@@ -58,7 +59,7 @@ class Execution:
         self,
         inputs: Inputs,
         schedule: Schedule,
-        resume: str | Path | None = None,
+        resume: Path | None = None,
         compiled: CompiledSteps | CompiledLoop | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -69,8 +70,8 @@ class Execution:
         self._clock = clock
         self._journal = None if resume is None else Journal(resume, inputs)
         self._reached = None if self._journal is None else self._journal.load()
-        if self._reached is not None:
-            schedule = schedule_of(self._reached[1]["schedule"])
+        if self._journal is not None and self._reached is not None:
+            schedule = self._journal.schedule(self._reached[1]["schedule"], schedule.disk)
         schedule, self._between = settle(schedule, inputs, Execution, self._compiled)
         self._schedule = schedule
         self._done = 0  # actions
@@ -84,6 +85,7 @@ class Execution:
         self._train_losses: list[Tensor] = []
         self._val_losses: dict[int, Tensor] = {}
         self._last_snapshot: Snapshot | None = None
+        self._left: Snapshot | None = None  # of a run with a journal: what `forward` leaves
         self._end: tuple[Tensors, State, Tensors] | None = None
         self._swept = False
         self._B: Tensors = {}
@@ -119,7 +121,7 @@ class Execution:
                     if isinstance(action, Validate):
                         break
         except BaseException:
-            self._stored.close()
+            self._release()
             raise
         finally:
             environment.restore_buffers(found)
@@ -132,17 +134,28 @@ class Execution:
         found = environment.capture(self._last_snapshot)
         try:
             with self._memory():
+                if self._reached is not None and self._point.snapshot is not None:
+                    self._return_to(self._point)  # a run that goes on within its sweep
                 for action in self._actions:
                     yield from self._run(action)
+        except BaseException:
+            self._release()
+            raise
         finally:
             self._stored.close()
-            if self._replays:
+            if self._replays or self._reached is not None:
                 environment.restore(found)
             else:
                 environment.restore_buffers(found)
         if self._journal is not None:
             self._journal.finish()
         self._close()
+
+    def _release(self) -> None:
+        """Let go of what outlives the process: what is stored on disk, and the journal's directory."""
+        self._stored.close()
+        if self._journal is not None:
+            self._journal.close()
 
     def _memory(self) -> AbstractContextManager[None]:
         """NOTE [memory kept for reuse] in allocator.py, where the least memory is not asked for."""
@@ -247,6 +260,8 @@ class Execution:
                 self._stored.drop(j)
             case Validate():
                 yield from self._validate()
+                if self._journal is not None:
+                    self._left = self.inputs.environment.capture(self._last_snapshot)
             case Sweep(j):
                 yield from self._sweep(j)
 
@@ -259,41 +274,55 @@ class Execution:
         tree = {"B": self._B, "S": self._S, "A_loss": self._A_loss, "losses": losses}
         tree |= {"A_opt": {str(i): a for i, a in enumerate(self._A_opt)}}
         tree |= {"val_losses": {str(j): loss for j, loss in self._val_losses.items()}}
-        if self._end is not None:
-            tree["end"] = dict(zip(("theta", "state", "buffers"), self._end, strict=True))
+        tree["end"] = {} if self._end is None else dict(zip(("theta", "state", "buffers"), self._end, strict=True))
+        assert self._start is not None
         buffers, generators = plain_snapshot(self._start)
         extra = {"done": self._done, "point": self._point.j, "schedule": describe(self._schedule)}
         extra |= {"generators": generators, "validated": self._end is not None}
+        extra |= {"left": [] if self._left is None else plain_snapshot(self._left)[1]}
         journal.write(points, {**tree, "start": buffers}, extra)
 
     def _resume(self, tree: dict[str, Any], extra: dict[str, Any]) -> Events:
         """Be where an earlier run was: graphs that it held are computed again."""
-        assert self._journal is not None
-        self._B, self._S, self._A_loss = tree.get("B", {}), tree.get("S", {}), tree.get("A_loss", {})
-        self._A_opt = [tree["A_opt"][str(i)] for i in range(len(self._A_opt))]
-        self._train_losses = list(tree["losses"]["train"].unbind())
-        self._val_losses = {int(j): loss for j, loss in tree.get("val_losses", {}).items()}
-        self._start = snapshot_of(tree.get("start", {}), extra["generators"])
-        assert self._start is not None
-        if extra["validated"]:
-            self._end = tree["end"]["theta"], tree["end"]["state"], tree["end"].get("buffers", {})
-        self._done = extra["done"]
-        stored, records = state_after(islice(self._all_actions(), self._done))
+        journal, environment, zeros = self._journal, self.inputs.environment, (self._A_opt, self._A_loss)
+        assert journal is not None
+        with journal.reading():
+            self._B, self._S, self._A_loss = tree["B"], tree["S"], tree["A_loss"]
+            self._A_opt = [tree["A_opt"][str(i)] for i in range(len(self._A_opt))]
+            self._train_losses = list(tree["losses"]["train"].unbind())
+            self._val_losses = {int(j): loss for j, loss in tree["val_losses"].items()}
+            self._start = snapshot_of(tree["start"], extra["generators"], environment)
+            if extra["validated"]:
+                self._end = tree["end"]["theta"], tree["end"]["state"], tree["end"]["buffers"]
+                self._left = snapshot_of(tree["start"], extra["left"], environment)
+            self._done = extra["done"]
+            stored, records = state_after(done := list(islice(self._all_actions(), self._done)))
+            steps_run = max((action.j + 1 for action in done if isinstance(action, Advance)), default=0)
+            demand(len(done) == self._done and len(self._train_losses) == steps_run, "numbers of actions")
+            demand(any(isinstance(action, Validate) for action in done) == extra["validated"], "places in the run")
+            demand(fits(dict(enumerate(self._A_opt)), dict(enumerate(zeros[0]))), "names or shapes of A_opt")
+            demand(fits(self._A_loss, zeros[1]), "names or shapes of A_loss")
+            demand(fits(self._B, self._point.theta if extra["validated"] else {}), "names or shapes of B")
+        first = self._point._replace(snapshot=self._start)
         for j, tier in stored.items():
-            self._stored.put(self._journal.point(j), tier)
+            self._stored.put(journal.point(j, first), tier)
         next(islice(self._actions, self._done, self._done), None)
         point = extra["point"]
-        first = Point(0, self.inputs.theta_0, self.inputs.state_0, self._start)
         if records:
             point, actions = rebuilding(stored, records)
-        self._point = self._stored.get(point) if point in stored else self._journal.point(point) if point else first
+        self._point = self._stored.get(point) if point in stored else journal.point(point, first) if point else first
         self._return_to(self._point)
         for action in actions if records else ():
             yield from self._execute(action)
+        if self._left is not None:  # whatever was run again, `forward` leaves what it left, and `backward` returns
+            self._marked()
+            environment.restore(self._left)
 
     def _marked(self) -> Point:
         """The working point with a snapshot of the environment."""
-        if self._point.snapshot is None:
+        if self._point.j in self._gradients:  # a replay from a kept G_j has not moved what the loss would have
+            self._point = self._point._replace(snapshot=self._gradients[self._point.j].snapshot)
+        elif self._point.snapshot is None:
             self._last_snapshot = self.inputs.environment.capture(self._last_snapshot)
             self._point = self._point._replace(snapshot=self._last_snapshot)
         return self._point
@@ -387,8 +416,9 @@ class Execution:
             raise ReplayError(
                 f"train_loss at inner step j = {j}: expected {first.tolist()!r} again when the step is replayed; "
                 f"got {loss.tolist()!r}. "
-                "Make the loss a function of its arguments, torch's global generator and module buffers, or "
-                "use memory=RetainGraphs() and second_order='reverse_over_reverse'."
+                "Make the loss a function of its arguments, torch's global generator and module buffers, let no other "
+                "thread draw from the global generators or change these buffers during the run, or use "
+                "memory=RetainGraphs() and second_order='reverse_over_reverse'."
             )
 
     def _validate(self) -> Events:

@@ -298,6 +298,8 @@ class Execution:
             self._done = extra["done"]
             stored, records = state_after(done := list(islice(self._all_actions(), self._done)))
             steps_run = max((action.j + 1 for action in done if isinstance(action, Advance)), default=0)
+            needed = {*stored, *(() if records else (extra["point"],))}
+            demand(set(extra["points"]) == needed, "points")
             demand(len(done) == self._done and len(self._train_losses) == steps_run, "numbers of actions")
             demand(any(isinstance(action, Validate) for action in done) == extra["validated"], "places in the run")
             demand(fits(dict(enumerate(self._A_opt)), dict(enumerate(zeros[0]))), "names or shapes of A_opt")

@@ -12,8 +12,8 @@ import torch
 
 from gimli_core.errors import ArgumentError, StorageError
 from gimli_core.memory import Checkpoint, StoreStates
-from gimli_core.memory.schedules.actions import Tier
 from gimli_core.memory.files import read_file, write_file
+from gimli_core.memory.schedules.actions import Tier
 from gimli_core.memory.scratch import PREFIX, scratch_directory
 from gimli_core.memory.storage import Storage
 from gimli_core.record import Point

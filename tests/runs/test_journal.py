@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
-import subprocess
-import sys
+import time
+import warnings
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ SCHEDULES = {
     "2": Checkpoint(2),
     "3 graphs 2": Checkpoint(3, graphs=2),
     "2 gradients": Checkpoint(2, gradients=True),
+    "3 gradients graphs 2": Checkpoint(3, gradients=True, graphs=2),
     "budget": Budget("1GB"),
 }
 
@@ -52,6 +54,43 @@ def test_after_every_writing(schedule, weights, tmp_path, monkeypatch):
         assert_identical(found, expected)
         assert not (tmp_path / "run").exists()
         return
+    pytest.fail("the run never ended")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("weights", [None, [0.5] * 10])
+def test_a_stop_at_every_moment(schedule, weights, tmp_path, monkeypatch):
+    """A run that wrote after each of its actions is stopped after the k-th, and then goes on to the end: the same bits,
+    and random number generators that stand where a run without a stop leaves them."""
+    expected = gradients(SCHEDULES[schedule], val_weights=weights)
+    generators = torch.get_rng_state(), random.getstate()
+    seconds, writes, stop = [0.0], [], [0]
+    write = Journal.write
+
+    def write_and_stop(self, *arguments):
+        write(self, *arguments)
+        writes.append(1)
+        if len(writes) == stop[-1]:
+            raise Killed
+
+    monkeypatch.setattr(Journal, "due", lambda self: seconds[0] == 0.0)
+    monkeypatch.setattr(Journal, "write", write_and_stop)
+    for k in range(1, 200):
+        stop.append(k)
+        seconds[0], whole = 0.0, True
+        writes.clear()
+        try:
+            gradients(SCHEDULES[schedule], val_weights=weights, resume=tmp_path / "run")
+        except Killed:
+            whole, seconds[0] = False, 1.0
+            found = gradients(SCHEDULES[schedule], val_weights=weights, resume=tmp_path / "run")
+            assert_identical(found, expected)
+            now = torch.get_rng_state(), random.getstate()
+            assert torch.equal(now[0], generators[0])
+            assert now[1:] == generators[1:]
+        assert not (tmp_path / "run").exists()
+        if whole:
+            return
     pytest.fail("the run never ended")
 
 
@@ -87,35 +126,52 @@ def test_unroll_goes_on_in_either_direction(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-PROGRAM = """
-import sys, torch, gimli_core.runs.journal
-from gimli_core.memory import Checkpoint
-from tests.memory.problems import gradients
-torch.set_default_dtype(torch.float64)
-torch.set_num_threads(1)
-gimli_core.runs.journal.SECONDS = 0.0
-print("ready", flush=True)
-torch.save(gradients(Checkpoint(3), steps=120, resume=sys.argv[1]), sys.argv[2])
-"""
-
-
-def test_kill_9_at_random_moments(tmp_path):
-    expected = gradients(RetainGraphs(), steps=120)
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run"), str(tmp_path / "result")]
-    delays, kills = iter(torch.rand(100).mul(1.2).tolist()), 0
-    while not (tmp_path / "result").exists():
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        process.stdout.readline()
+def forked(work):
+    """Start `work` in a forked child; its process id."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads: torch runs on one here
+        child = os.fork()
+    if child == 0:
         try:
-            process.wait(timeout=next(delays) if kills < 5 else None)
-            assert process.returncode == 0
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-        process.stdout.close()
-    assert kills > 0
-    assert_identical(torch.load(tmp_path / "result", weights_only=True), expected)
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return child
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals to forked children need POSIX")
+@pytest.mark.parametrize(
+    ("schedule", "steps", "kills"),
+    [
+        (Checkpoint(3), 30, 4),
+        (Checkpoint(3, gradients=True), 30, 4),
+        *(pytest.param(schedule, 60, 40, marks=pytest.mark.long) for schedule in SCHEDULES.values()),
+    ],
+)
+def test_kill_9_at_random_moments(schedule, steps, kills, tmp_path, monkeypatch):
+    expected = gradients(RetainGraphs(), steps=steps)
+    generators = torch.get_rng_state()
+    monkeypatch.setattr(resume_module, "SECONDS", 0.0)
+
+    def work():
+        found = gradients(schedule, steps=steps, resume=tmp_path / "run")
+        torch.save((found, torch.get_rng_state()), tmp_path / "unfinished")
+        os.replace(tmp_path / "unfinished", tmp_path / "result")
+
+    killed, delays = 0, torch.rand(kills).mul(0.5).tolist()
+    while not (tmp_path / "result").exists():
+        child = forked(work)
+        if killed < kills:
+            time.sleep(delays[killed])
+            os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        assert status in (0, signal.SIGKILL)
+        killed += status == signal.SIGKILL
+    assert killed
+    found, left = torch.load(tmp_path / "result", weights_only=True)
+    assert_identical(found, expected)
+    assert torch.equal(left, generators)
 
 
 def stop_after_one(monkeypatch, directory):

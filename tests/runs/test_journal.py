@@ -57,39 +57,48 @@ def test_after_every_writing(schedule, weights, tmp_path, monkeypatch):
     pytest.fail("the run never ended")
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("weights", [None, [0.5] * 10])
-def test_a_stop_at_every_moment(schedule, weights, tmp_path, monkeypatch):
-    """A run that wrote after each of its actions is stopped after the k-th, and then goes on to the end: the same bits,
-    and random number generators that stand where a run without a stop leaves them."""
+@pytest.mark.parametrize(
+    ("schedule", "weights", "every"),
+    [
+        ("3 gradients graphs 2", None, 2),
+        ("2 gradients", [0.5] * 10, 4),
+        ("graphs", None, 4),
+        *(pytest.param(name, w, 1, marks=pytest.mark.long) for name in SCHEDULES for w in (None, [0.5] * 10)),
+    ],
+)
+def test_a_stop_at_every_moment(schedule, weights, every, tmp_path, monkeypatch):
+    """A run is stopped after its k-th action, written then alone, and goes on to the end: the same bits, and random
+    number generators that stand where a run without a stop leaves them."""
+
+    def run():
+        found = gradients(SCHEDULES[schedule], val_weights=weights, resume=tmp_path / "run")
+        assert_identical(found, expected)
+        assert torch.equal(torch.get_rng_state(), generators[0])
+        assert random.getstate() == generators[1]
+        assert not (tmp_path / "run").exists()
+
     expected = gradients(SCHEDULES[schedule], val_weights=weights)
     generators = torch.get_rng_state(), random.getstate()
-    seconds, writes, stop = [0.0], [], [0]
-    write = Journal.write
+    left, write = [0], Journal.write  # actions until the run is stopped
+
+    def due(self):
+        left[0] -= 1
+        return left[0] == 0
 
     def write_and_stop(self, *arguments):
         write(self, *arguments)
-        writes.append(1)
-        if len(writes) == stop[-1]:
-            raise Killed
+        raise Killed
 
-    monkeypatch.setattr(Journal, "due", lambda self: seconds[0] == 0.0)
+    monkeypatch.setattr(Journal, "due", due)
     monkeypatch.setattr(Journal, "write", write_and_stop)
-    for k in range(1, 200):
-        stop.append(k)
-        seconds[0], whole = 0.0, True
-        writes.clear()
+    for k in range(1, 200, every):
+        left[0] = k
         try:
-            gradients(SCHEDULES[schedule], val_weights=weights, resume=tmp_path / "run")
+            run()
         except Killed:
-            whole, seconds[0] = False, 1.0
-            found = gradients(SCHEDULES[schedule], val_weights=weights, resume=tmp_path / "run")
-            assert_identical(found, expected)
-            now = torch.get_rng_state(), random.getstate()
-            assert torch.equal(now[0], generators[0])
-            assert now[1:] == generators[1:]
-        assert not (tmp_path / "run").exists()
-        if whole:
+            run()
+        else:
+            assert k > 10
             return
     pytest.fail("the run never ended")
 

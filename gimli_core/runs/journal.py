@@ -1,73 +1,84 @@
 """Runs that survive their process: what a run has reached, written now and then to a directory.
 
 A file `progress` says how many of the schedule's actions are done and holds B, S, A and the losses; each stored
-point has a file of its own. Graphs are not written: they are computed again. `progress` is replaced in one
-move after all that it names is there, so that a process may be killed at any moment.
+point has a file of its own. Graphs and kept gradients are not written: they are computed again, from points whose
+random numbers and buffers are known. `progress` is replaced in one move after all that it names is there, so that a
+process may be killed at any moment. Every file says of which problem, of which run and of which step it is.
+The directory is locked while a run uses it. Of what is in it, only files that a journal wrote are removed.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import gc
+import os
+import secrets
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.environment import Snapshot
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import ArgumentError, StorageError, explain
+from gimli_core.memory.files import create, damaged, is_ours, names_of_ours, read_file, unfinished, write_file
+from gimli_core.memory.locks import lock, release
 from gimli_core.memory.schedules.actions import Action, Advance, Drop, Keep, Schedule, Store, Sweep, Tier
-from gimli_core.memory.schedules.checkpoint import Checkpoint
-from gimli_core.memory.schedules.retain_graphs import RetainGraphs
-from gimli_core.memory.schedules.store_states import StoreStates
-from gimli_core.memory.storage import read_file, write_file
 from gimli_core.record import Point
+from gimli_core.runs.plain_values import ILL_FITTING, fingerprint, fits, plain_snapshot, schedule_of, snapshot_of
 
-__all__ = [
-    "SECONDS",
-    "Journal",
-    "describe",
-    "plain_snapshot",
-    "rebuilding",
-    "schedule_of",
-    "snapshot_of",
-    "state_after",
-]
+__all__ = ["SECONDS", "Journal", "demand", "rebuilding", "state_after"]
 
 SECONDS = 30.0  # between two writings
+POINT = r"point-(?:0|[1-9]\d*)"
+REMEDY = "To begin anew, remove the file `progress` of this directory and run again."
+TENSORS = {"B", "S", "A_opt", "A_loss", "losses", "val_losses", "start", "end"}
+PLAIN = {"problem": str, "run": str, "made": bool, "points": list, "done": int, "point": int, "validated": bool,
+         "schedule": dict, "generators": list, "left": list}  # fmt: skip
 
 
 class Journal:
-    """The directory of a resumable run."""
+    """The directory of a resumable run, held from here to `close`.
 
-    def __init__(self, directory: str | Path, inputs: Inputs) -> None:
-        self.directory = Path(directory)
-        self.problem = fingerprint(inputs)
+    Raises:
+        ArgumentError: a directory that cannot be written to, or that another run is using.
+    """
+
+    def __init__(self, directory: Path, inputs: Inputs) -> None:
+        self.directory = directory
+        self._inputs, self._problem = inputs, fingerprint(inputs)
+        self._run = secrets.token_hex(16)
+        self._there: set[int] = set()  # the steps whose points are written
+        self._process = os.getpid()
+        held, self._made = _hold(directory)
+        self._let_go = weakref.finalize(self, release, held, self._process)
         self._written = time.monotonic()
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            (self.directory / "progress.tmp").touch()
-        except OSError as error:
-            came = f"{self.directory}: {error.strerror}"
-            raise ArgumentError(
-                explain("resume", "a directory that can be written to", came, "Name another, or free some space.")
-            ) from error
-
-        self.reached = self._load()
+        self.reached = self._load()  # by the last run: (tensors, plain values), or None
 
     def _load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """What the last run reached: (tensors, plain values), or None."""
-        if not (self.directory / "progress").exists():
-            return None
-        tree, extra = read_file(self.directory / "progress")
-        if extra["problem"] != self.problem:
-            came = f"{self.directory}, which holds a run of another problem, or with other values"
-            raise ArgumentError(explain("resume", "a directory of this problem", came, "Name another directory."))
-        return tree, extra
+        """What the last run reached: (tensors, plain values), or None. What no run needs any more is removed."""
+        try:
+            reached = self._progress()
+            if reached is not None:
+                self._run, self._there = reached[1]["run"], set(reached[1]["points"])
+                self._made = reached[1]["made"]
+            for path in names_of_ours(self.directory, POINT, whole=True):
+                self._remove_stale(path)
+            for path in names_of_ours(self.directory, f"progress|{POINT}", whole=False):
+                _unlink(path)
+        except BaseException:
+            self.close()
+            raise
+        return reached
+
+    def schedule(self, plain: dict[str, Any], disk: Path | None) -> Schedule:
+        """The schedule that the last run followed, with the disk of this call: a file does not say where to write."""
+        with self.reading():
+            schedule = schedule_of(plain, disk or Path())
+        if schedule.disk is not None and disk is None:
+            came = "one without, though the run to be resumed stores states on disk"
+            raise ArgumentError(explain("memory", "a schedule with disk=PATH", came, "Call as when the run was begun."))
+        return schedule
 
     def due(self) -> bool:
         """Whether it is time to write."""
@@ -75,46 +86,141 @@ class Journal:
 
     def write(self, points: Iterable[Point], tree: dict[str, Any], extra: dict[str, Any]) -> None:
         """Write the points that are not there yet, then `progress`, and remove points that it does not name."""
+        self._own()
         named = set()
         for point in points:
-            path = self.directory / f"point-{point.j}"
-            named.add(path)
-            if not path.exists():
-                snapshot, generators = plain_snapshot(point.snapshot)
-                held = {"theta": point.theta, "state": point.state, "buffers": snapshot}
-                write_file(path, held, {"j": point.j, "generators": generators}, durable=True)
-        write_file(self.directory / "progress", tree, {**extra, "problem": self.problem}, durable=True)
-        for path in set(self.directory.glob("point-*")) - named:
-            path.unlink()
+            named.add(point.j)
+            if point.j not in self._there:
+                assert point.snapshot is not None
+                buffers, generators = plain_snapshot(point.snapshot)
+                held = {"theta": point.theta, "state": point.state, "buffers": buffers}
+                written = {**self._of(point.j), "generators": generators}
+                write_file(self._file(point.j), held, written, durable=True)
+                self._there.add(point.j)
+        run = {"problem": self._problem, "run": self._run, "made": self._made, "points": sorted(named)}
+        write_file(self.directory / "progress", tree, {**extra, **run}, durable=True)
+        for j in self._there - named:
+            _unlink(self._file(j))
+        self._there = named
         self._written = time.monotonic()
 
-    def point(self, j: int) -> Point:
-        """The stored point j."""
-        tree, extra = read_file(self.directory / f"point-{j}")
-        return Point(j, tree["theta"], tree["state"], snapshot_of(tree.get("buffers", {}), extra["generators"]))
+    def point(self, j: int, like: Point) -> Point:
+        """The stored point j, of tensors like those of another one."""
+        tree, extra = read_file(self._file(j), self._of(j), remedy=REMEDY)
+        with self.reading(self._file(j)):
+            demand(set(tree) == {"theta", "state", "buffers"} and set(extra) == {*self._of(j), "generators"}, "fields")
+            demand(fits(tree["theta"], like.theta) and fits(tree["state"], like.state), "names or shapes")
+            snapshot = snapshot_of(tree["buffers"], extra["generators"], self._inputs.environment)
+            return Point(j, tree["theta"], tree["state"], snapshot)
+
+    @contextlib.contextmanager
+    def reading(self, path: Path | None = None) -> Iterator[None]:
+        """In here what a file says is taken apart: what does not fit is the file's fault."""
+        try:
+            yield
+        except ILL_FITTING as error:
+            raise damaged(path or self.directory / "progress", f"{type(error).__name__}: {error}", REMEDY) from error
 
     def finish(self) -> None:
-        """Remove the run's files, and the directory if nothing else is in it."""
-        for path in (self.directory / "progress", self.directory / "progress.tmp", *self.directory.glob("point-*")):
-            path.unlink(missing_ok=True)
-        if not any(self.directory.iterdir()):
-            self.directory.rmdir()
+        """Remove the run's files, and the directory if a run made it and nothing else is in it."""
+        if os.getpid() != self._process:
+            return
+        for path in (self.directory / "progress", *map(self._file, self._there)):
+            _unlink(path)
+        if self._made:
+            with contextlib.suppress(OSError):
+                self.directory.rmdir()
+        self.close()
+
+    def close(self) -> None:
+        """Let others use the directory."""
+        self._let_go()
+
+    def _progress(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        path = self.directory / "progress"
+        if not os.path.lexists(path):
+            return None
+        tree, extra = read_file(path, remedy=REMEDY)
+        if extra.get("problem") != self._problem:
+            came = f"{self.directory}, which holds a run of another problem, or with other values"
+            raise ArgumentError(explain("resume", "a directory of this problem", came, "Name another directory."))
+        with self.reading():
+            demand(set(extra) == set(PLAIN) and set(tree) == TENSORS, "fields")
+            demand(all(type(extra[name]) is kind for name, kind in PLAIN.items()), "values")
+            demand(all(type(j) is int and 0 <= j <= self._inputs.form.steps for j in extra["points"]), "points")
+            demand(all(isinstance(tree[name], dict) for name in TENSORS), "tensors")
+            demand(0 <= extra["point"] <= self._inputs.form.steps and extra["done"] >= 0, "place in the run")
+        return tree, extra
+
+    def _remove_stale(self, path: Path) -> None:
+        """What a run left that is not the one to be resumed goes; what no journal wrote is in the way."""
+        if int(path.name.partition("-")[2]) in self._there:
+            return
+        if not is_ours(path):
+            came = f"{path}, which no run has written"
+            expected = "a directory where the names point-0, point-1, … are free"
+            raise ArgumentError(explain("resume", expected, came, "Name another, best one that is not there yet."))
+        _unlink(path)
+
+    def _own(self) -> None:
+        if os.getpid() != self._process:
+            raise StorageError(
+                f"{self.directory}: expected to be used by the process that began the run, {self._process}; got its "
+                f"forked child {os.getpid()}. Begin a run of its own in the child, in another directory."
+            )
+
+    def _of(self, j: int) -> dict[str, Any]:
+        return {"problem": self._problem, "run": self._run, "j": j}
+
+    def _file(self, j: int) -> Path:
+        return self.directory / f"point-{j}"
 
 
-def describe(schedule: Schedule) -> dict[str, Any]:
-    """A schedule as plain values; `schedule_of` builds it again."""
-    if not isinstance(schedule, Checkpoint):
-        return {"kind": type(schedule).__name__}
-    fields = {name: getattr(schedule, name) for name in ("snapshots", "graphs", "gradients", "disk_snapshots")}
-    return {"kind": "Checkpoint", **fields, "disk": None if schedule.disk is None else str(schedule.disk)}
+def _hold(directory: Path) -> tuple[int, bool]:
+    """(a descriptor that locks the directory, whether it was made for it)."""
+    made = False
+    try:
+        while True:
+            with contextlib.suppress(FileExistsError):
+                directory.mkdir(0o700, parents=True)
+                made = True
+            held = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0))
+            try:
+                alone = lock(held)
+                if alone is False:  # perhaps by a run that was given up, and is not collected yet
+                    gc.collect()
+                    alone = lock(held)
+                if alone is False:
+                    came = f"{directory}, which another run is using"
+                    raise ArgumentError(
+                        explain("resume", "a directory for this run alone", came, "Name another, or wait.")
+                    )
+                if os.path.samestat(os.fstat(held), os.stat(directory)):  # not one that its run has just removed
+                    part = unfinished(directory / "progress")
+                    os.close(create(part))
+                    part.unlink()
+                    return held, made
+            except BaseException:
+                release(held, os.getpid())
+                raise
+            release(held, os.getpid())
+    except OSError as error:
+        came = f"{directory}: {error.strerror}"
+        raise ArgumentError(
+            explain("resume", "a directory that can be written to", came, "Name another, or free some space.")
+        ) from error
 
 
-def schedule_of(plain: dict[str, Any]) -> Schedule:
-    """The schedule that `describe` described."""
-    plain = dict(plain)
-    kind = plain.pop("kind")
-    kinds: dict[str, type[Schedule]] = {rule.__name__: rule for rule in (Checkpoint, RetainGraphs, StoreStates)}
-    return kinds[kind](**plain)
+def _unlink(path: Path) -> None:
+    """Remove a file, or let it be: no run is lost to clearing up."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def demand(holds: bool, what: str) -> None:
+    """Raise, within `Journal.reading`, unless what a file says holds."""
+    if not holds:
+        raise ValueError(f"other {what} than were written")
 
 
 def state_after(actions: Iterable[Action]) -> tuple[dict[int, Tier], list[int]]:
@@ -139,69 +245,3 @@ def rebuilding(stored: Iterable[int], records: list[int]) -> tuple[int, Iterator
     start = max((j for j in stored if j <= records[0]), default=0)
     actions = (Advance(j, Keep.GRAPH if j >= records[0] else Keep.NOTHING) for j in range(start, records[-1] + 1))
     return start, actions
-
-
-def fingerprint(inputs: Inputs) -> str:
-    """A digest of all values that a run starts from; the losses' code is not among them."""
-    digest = hashlib.sha256()
-
-    def add(thing: Any) -> None:
-        if isinstance(thing, Tensor):
-            whole = thing.detach().cpu().contiguous()
-            digest.update(f"{whole.dtype}{list(whole.shape)}".encode())
-            digest.update(whole.reshape(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(thing, dict):
-            for key, value in thing.items():
-                add(str(key))
-                add(value)
-        elif isinstance(thing, (tuple, list)):
-            for value in thing:
-                add(value)
-        else:
-            digest.update(repr(thing).encode() if isinstance(thing, (int, float, str, bool, type(None))) else b"?")
-
-    add(
-        [
-            inputs.values.theta_0,
-            inputs.values.frozen,
-            inputs.values.state_0,
-            inputs.values.phi_loss,
-            inputs.values.weights,
-            inputs.form.steps,
-            inputs.form.recurrence,
-            inputs.form.second_order if inputs.form.evaluates_again else None,
-            not inputs.form.curvature,
-            inputs.form.first,
-        ]
-    )
-    add([type(inputs.form.optimizer).__name__, inputs.values.hyper.at(0), inputs.values.val_batch])
-    add(
-        [inputs.values.hyper.at(j) for j in (0, inputs.form.steps - 1)] + [inputs.values.batch(0)]
-        if inputs.form.steps
-        else []
-    )
-    return digest.hexdigest()
-
-
-def plain_snapshot(snapshot: Snapshot | None) -> tuple[dict[str, Tensor], list[Any] | None]:
-    """A snapshot as named buffers and plain numbers."""
-    if snapshot is None:
-        return {}, None
-    torch_state, (name, keys, *rest), python_state, *more = snapshot.generators
-    generators = [torch_state.tolist(), [name, keys.tolist(), *rest], python_state, *(state.tolist() for state in more)]
-    return {str(i): b for i, b in enumerate(snapshot.buffers)}, generators
-
-
-def snapshot_of(buffers: dict[str, Tensor], generators: list[Any] | None) -> Snapshot | None:
-    if generators is None:
-        return None
-    torch_state, (name, keys, *rest), (version, numbers, gauss), *more = generators
-    return Snapshot(
-        (
-            torch.tensor(torch_state, dtype=torch.uint8),
-            (name, np.array(keys, dtype=np.uint32), *rest),
-            (version, tuple(numbers), gauss),
-            *(torch.tensor(state, dtype=torch.uint8) for state in more),
-        ),
-        tuple(buffers[str(i)] for i in range(len(buffers))),
-    )

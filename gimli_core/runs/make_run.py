@@ -13,6 +13,7 @@ from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, given_of
 from gimli_core.environment import Environment
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.memory.directory import directory_of
 from gimli_core.memory.measure import Maker, settle
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.forward_only import ForwardOnly
@@ -22,7 +23,7 @@ from gimli_core.runs import compiled_run
 from gimli_core.runs.chunks import Chunks
 from gimli_core.runs.compiled_run import CompiledRun
 from gimli_core.runs.eager_steps import EagerSteps, Steps
-from gimli_core.runs.journal import Journal, schedule_of
+from gimli_core.runs.journal import Journal
 from gimli_core.runs.recall import look_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.runs.run import Events, Run
 from gimli_core.runs.scheduled_run import ScheduledRun
@@ -52,6 +53,8 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     wants = wants or Wants()
     check_compile(call.compile)
     schedule_of_call(call)
+    if call.resume is not None:
+        directory_of("resume", call.resume)
     parts = call.parts()
     if len(parts) == 1:
         return _one(call, wants)
@@ -111,11 +114,16 @@ def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
 
 def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None) -> Run:
     """A run of a schedule; a budget is measured first, and a journal says where an earlier run was."""
-    journal = None if resume is None else Journal(resume, inputs)
-    if journal is not None and journal.reached is not None:
-        schedule = schedule_of(journal.reached[1]["schedule"])
-    schedule, between = settle(schedule, inputs, *makers(steps))
-    run = ScheduledRun(inputs, schedule, steps, journal, between)
+    journal = None if resume is None else Journal(directory_of("resume", resume), inputs)
+    try:
+        if journal is not None and journal.reached is not None:
+            schedule = journal.schedule(journal.reached[1]["schedule"], schedule.disk)
+        schedule, between = settle(schedule, inputs, *makers(steps))
+        run = ScheduledRun(inputs, schedule, steps, journal, between)
+    except BaseException:
+        if journal is not None:
+            journal.close()
+        raise
     return _Clocked(run) if steps.eager and not schedule.compact else run
 
 

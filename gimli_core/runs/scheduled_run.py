@@ -13,8 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, KeysView
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +30,9 @@ from gimli_core.notation import State, Tensors
 from gimli_core.record import Ends, Event, Kept, Outcome, Point, Record
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.eager_steps import Steps
-from gimli_core.runs.journal import Journal, describe, plain_snapshot, rebuilding, snapshot_of, state_after
+from gimli_core.runs.journal import Journal
 from gimli_core.runs.outcome import finished, losses_of, outcome_of, reduced, trajectory, weighted
+from gimli_core.runs.resuming import resume, write
 from gimli_core.runs.run import Events
 from gimli_core.trees import cloned
 
@@ -64,6 +63,8 @@ class ScheduledRun:
         self._done = 0  # actions
         self._start: Snapshot | None = None  # random numbers and buffers before step 0
         self._last_snapshot: Snapshot | None = None
+        self._left: Snapshot | None = None  # of a run with a journal: what `forward` leaves
+        self._resumed = journal is not None and journal.reached is not None
         self._point = Point(0, {}, {}, None)
         self._stored = Storage(schedule.disk)
         self._records: dict[int, Record] = {}
@@ -91,15 +92,18 @@ class ScheduledRun:
         self._point = self._by.begin(self.inputs)
         try:
             with self._memory():
-                reached = None if self._journal is None else self._journal.reached
-                if reached is not None:
-                    yield from self._resume(*reached)
+                if self._journal is not None and self._resumed:
+                    for action in resume(self, self._journal):
+                        yield from self._execute(action)
+                    if self._left is not None:  # whatever was run again, `forward` leaves what it left
+                        self._marked()
+                        environment.restore(self._left)
                 for action in self._actions if self._end is None else ():
                     yield from self._run(action)
                     if isinstance(action, Validate):
                         break
         except BaseException:
-            self._stored.close()
+            self._release()
             raise
         finally:
             environment.restore_buffers(found)
@@ -110,11 +114,16 @@ class ScheduledRun:
         found = environment.capture(self._last_snapshot)
         try:
             with self._memory():
+                if self._reached is not None and self._point.snapshot is not None:
+                    self._return_to(self._point)  # a run that goes on within its sweep
                 for action in self._actions:
                     yield from self._run(action)
+        except BaseException:
+            self._release()
+            raise
         finally:
             self._stored.close()
-            if self._replays:
+            if self._replays or self._reached is not None:
                 environment.restore(found)
             else:
                 environment.restore_buffers(found)
@@ -124,6 +133,18 @@ class ScheduledRun:
         ends = Ends(theta_J, s_J, self._B, self._S)
         losses = self._train_losses, self._val_losses
         self._outcome = outcome_of(self.inputs, ends, *losses, buffers_J, self._A_opt, self._A_loss)
+
+    def _release(self) -> None:
+        """Let go of what outlives the process: what is stored on disk, and the journal's directory."""
+        self._stored.close()
+        if self._journal is not None:
+            self._journal.close()
+
+    def _release(self) -> None:
+        """Let go of what outlives the process: what is stored on disk, and the journal's directory."""
+        self._stored.close()
+        if self._journal is not None:
+            self._journal.close()
 
     def _memory(self) -> AbstractContextManager[None]:
         """NOTE [memory kept for reuse] in allocator.py, where the least memory is not asked for."""
@@ -165,7 +186,7 @@ class ScheduledRun:
         yield from self._execute(action)
         self._done += 1
         if self._journal is not None and self._journal.due():
-            self._write(self._journal)
+            write(self, self._journal)
 
     def _execute(self, action: Action) -> Events:
         match action:
@@ -183,53 +204,18 @@ class ScheduledRun:
                 self._stored.drop(j)
             case Validate():
                 yield from self._validate()
+                if self._journal is not None:
+                    self._left = self.inputs.environment.capture(self._last_snapshot)
+                if self._journal is not None:
+                    self._left = self.inputs.environment.capture(self._last_snapshot)
             case Sweep(j):
                 yield from self._sweep(j)
 
-    def _write(self, journal: Journal) -> None:
-        """Write what the run has reached."""
-        points = [self._stored.get(j) for j in self._stored]
-        if not self._records and self._point.j not in self._stored:
-            points.append(self._marked())
-        losses = {"train": torch.stack(self._train_losses) if self._train_losses else torch.empty(0)}
-        tree = {"B": self._B, "S": self._S, "A_loss": self._A_loss, "losses": losses}
-        tree |= {"A_opt": {str(i): a for i, a in enumerate(self._A_opt)}}
-        tree |= {"val_losses": {str(j): loss for j, loss in self._val_losses.items()}}
-        if self._end is not None:
-            tree["end"] = dict(zip(("theta", "state", "buffers"), self._end, strict=True))
-        buffers, generators = plain_snapshot(self._start)
-        extra = {"done": self._done, "point": self._point.j, "schedule": describe(self._schedule)}
-        extra |= {"generators": generators, "validated": self._end is not None}
-        journal.write(points, {**tree, "start": buffers}, extra)
-
-    def _resume(self, tree: dict[str, Any], extra: dict[str, Any]) -> Events:
-        """Be where an earlier run was: graphs that it held are computed again."""
-        assert self._journal is not None
-        self._B, self._S, self._A_loss = tree.get("B", {}), tree.get("S", {}), tree.get("A_loss", {})
-        self._A_opt = [tree["A_opt"][str(i)] for i in range(len(self._A_opt))]
-        self._train_losses = list(tree["losses"]["train"].unbind())
-        self._val_losses = {int(j): loss for j, loss in tree.get("val_losses", {}).items()}
-        self._start = snapshot_of(tree.get("start", {}), extra["generators"])
-        assert self._start is not None
-        if extra["validated"]:
-            self._end = tree["end"]["theta"], tree["end"]["state"], tree["end"].get("buffers", {})
-        self._done = extra["done"]
-        stored, records = state_after(islice(self._all_actions(), self._done))
-        for j, tier in stored.items():
-            self._stored.put(self._journal.point(j), tier)
-        next(islice(self._actions, self._done, self._done), None)
-        point = extra["point"]
-        first = self._point._replace(snapshot=self._start)
-        if records:
-            point, actions = rebuilding(stored, records)
-        self._point = self._stored.get(point) if point in stored else self._journal.point(point) if point else first
-        self._return_to(self._point)
-        for action in actions if records else ():
-            yield from self._execute(action)
-
     def _marked(self) -> Point:
         """The working point with a snapshot of the environment."""
-        if self._point.snapshot is None:
+        if self._point.j in self._gradients:  # a replay from a kept G_j has not moved what the loss would have
+            self._point = self._point._replace(snapshot=self._gradients[self._point.j].snapshot)
+        elif self._point.snapshot is None:
             self._last_snapshot = self.inputs.environment.capture(self._last_snapshot)
             self._point = self._point._replace(snapshot=self._last_snapshot)
         return self._point
@@ -302,8 +288,9 @@ class ScheduledRun:
             raise ReplayError(
                 f"train_loss at inner step j = {j}: expected {first.tolist()!r} again when the step is replayed; "
                 f"got {loss.tolist()!r}. "
-                "Make the loss a function of its arguments, torch's global generator and module buffers, or "
-                "use memory=RetainGraphs() and second_order='reverse_over_reverse'."
+                "Make the loss a function of its arguments, torch's global generator and module buffers, let no other "
+                "thread draw from the global generators or change these buffers during the run, or use "
+                "memory=RetainGraphs() and second_order='reverse_over_reverse'."
             )
 
     def _validate(self) -> Events:

@@ -12,8 +12,10 @@ import torch
 
 from gimli_core.errors import ArgumentError, StorageError
 from gimli_core.memory import Checkpoint, StoreStates
+from gimli_core.memory.files import read_file, write_file
 from gimli_core.memory.schedules.actions import Tier
-from gimli_core.memory.storage import PREFIX, Storage, read_file, scratch_directory, write_file
+from gimli_core.memory.scratch import PREFIX, scratch_directory
+from gimli_core.memory.storage import Storage
 from gimli_core.record import Point
 from tests.problems import replayed
 

@@ -57,7 +57,7 @@ def test_a_marked_value_is_read_as_marked(drawn: Any, by_step: bool, tasks: bool
     phi_opt = {"lr": marked(values) if where < 2 else {k: marked(v) for k, v in values.items()}}
     batches = [torch.rand(T) if tasks else torch.rand(()) for _ in range(J + 1)]
     problem = gimli.Problem(loss, loss, SGD(groups=GROUPS if groups else None))
-    more = {"tasks": T, "reduce": "sum"} if tasks else {}
+    more = {"tasks": gimli.Tasks(T, "sum")} if tasks else {}
     result = gimli.meta_gradient(problem, theta_0, batches[:-1], batches[-1], phi_opt=phi_opt, **more)
     assert list(result.A_opt["lr"]) == list(values)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 import gimli_core as gimli
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers import DerivedOptimizer, hyperparameter
-from tests.cases import SCHEDULES
+from tests.problems import SCHEDULES
 from tests.optimizers.test_derived_optimizers import PlainAdam
 
 T, J = 3, 3

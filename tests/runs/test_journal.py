@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
-import subprocess
-import sys
+import time
+import warnings
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ SCHEDULES = {
     "2": Checkpoint(2),
     "3 graphs 2": Checkpoint(3, graphs=2),
     "2 gradients": Checkpoint(2, gradients=True),
+    "3 gradients graphs 2": Checkpoint(3, gradients=True, graphs=2),
     "budget": Budget("1GB"),
 }
 
@@ -53,6 +55,52 @@ def test_after_every_writing(schedule, weights, tmp_path, monkeypatch):
         assert_identical(found, expected)
         assert not (tmp_path / "run").exists()
         return
+    pytest.fail("the run never ended")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "weights", "every"),
+    [
+        ("3 gradients graphs 2", None, 2),
+        ("2 gradients", [0.5] * 10, 4),
+        ("graphs", None, 4),
+        *(pytest.param(name, w, 1, marks=pytest.mark.long) for name in SCHEDULES for w in (None, [0.5] * 10)),
+    ],
+)
+def test_a_stop_at_every_moment(schedule, weights, every, tmp_path, monkeypatch):
+    """A run is stopped after its k-th action, written then alone, and goes on to the end: the same bits, and random
+    number generators that stand where a run without a stop leaves them."""
+
+    def run():
+        found = replayed(SCHEDULES[schedule], val_weights=weights, resume=tmp_path / "run")
+        assert_identical(found, expected)
+        assert torch.equal(torch.get_rng_state(), generators[0])
+        assert random.getstate() == generators[1]
+        assert not (tmp_path / "run").exists()
+
+    expected = replayed(SCHEDULES[schedule], val_weights=weights)
+    generators = torch.get_rng_state(), random.getstate()
+    left, write = [0], Journal.write  # actions until the run is stopped
+
+    def due(self):
+        left[0] -= 1
+        return left[0] == 0
+
+    def write_and_stop(self, *arguments):
+        write(self, *arguments)
+        raise Killed
+
+    monkeypatch.setattr(Journal, "due", due)
+    monkeypatch.setattr(Journal, "write", write_and_stop)
+    for k in range(1, 200, every):
+        left[0] = k
+        try:
+            run()
+        except Killed:
+            run()
+        else:
+            assert k > 10
+            return
     pytest.fail("the run never ended")
 
 
@@ -88,36 +136,52 @@ def test_unroll_goes_on_in_either_direction(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-PROGRAM = """
-import sys, torch, gimli_core.runs.journal
-from gimli_core.memory import Checkpoint
-from tests.problems import replayed
-torch.set_default_dtype(torch.float64)
-torch.set_num_threads(1)
-gimli_core.runs.journal.SECONDS = 0.0
-print("ready", flush=True)
-torch.save(replayed(Checkpoint(3), steps=120, resume=sys.argv[1]), sys.argv[2])
-"""
-
-
-@pytest.mark.long
-def test_kill_9_at_random_moments(tmp_path):
-    expected = replayed(RetainGraphs(), steps=120)
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run"), str(tmp_path / "result")]
-    delays, kills = iter(torch.rand(100).mul(1.2).tolist()), 0
-    while not (tmp_path / "result").exists():
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        process.stdout.readline()
+def forked(work):
+    """Start `work` in a forked child; its process id."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads: torch runs on one here
+        child = os.fork()
+    if child == 0:
         try:
-            process.wait(timeout=next(delays) if kills < 5 else None)
-            assert process.returncode == 0
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-        process.stdout.close()
-    assert kills > 0
-    assert_identical(torch.load(tmp_path / "result", weights_only=True), expected)
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return child
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals to forked children need POSIX")
+@pytest.mark.parametrize(
+    ("schedule", "steps", "kills"),
+    [
+        (Checkpoint(3), 30, 4),
+        (Checkpoint(3, gradients=True), 30, 4),
+        *(pytest.param(schedule, 60, 40, marks=pytest.mark.long) for schedule in SCHEDULES.values()),
+    ],
+)
+def test_kill_9_at_random_moments(schedule, steps, kills, tmp_path, monkeypatch):
+    expected = replayed(RetainGraphs(), steps=steps)
+    generators = torch.get_rng_state()
+    monkeypatch.setattr(resume_module, "SECONDS", 0.0)
+
+    def work():
+        found = replayed(schedule, steps=steps, resume=tmp_path / "run")
+        torch.save((found, torch.get_rng_state()), tmp_path / "unfinished")
+        os.replace(tmp_path / "unfinished", tmp_path / "result")
+
+    killed, delays = 0, torch.rand(kills).mul(0.5).tolist()
+    while not (tmp_path / "result").exists():
+        child = forked(work)
+        if killed < kills:
+            time.sleep(delays[killed])
+            os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        assert status in (0, signal.SIGKILL)
+        killed += status == signal.SIGKILL
+    assert killed
+    found, left = torch.load(tmp_path / "result", weights_only=True)
+    assert_identical(found, expected)
+    assert torch.equal(left, generators)
 
 
 def stop_after_one(monkeypatch, directory):

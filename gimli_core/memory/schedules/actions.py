@@ -71,7 +71,15 @@ Action = Advance | Store | Restore | Drop | Validate | Sweep
 
 
 class Schedule(ABC):
-    """How a meta-gradient spends memory and time; see the module's docstring for the actions."""
+    """How a meta-gradient spends memory and time; see the module's docstring for the actions.
+
+    Threads: a step that is run again needs the random numbers of its first run, so a schedule that replays (all but
+    `RetainGraphs`) turns the global generators of torch, NumPy and Python back for that time. Another thread that
+    draws from them then draws numbers that it has had before, and moves them under the run, which ends in a
+    ReplayError if the loss is random. Let other threads draw from generators of their own (`torch.Generator`,
+    `numpy.random.default_rng`, `random.Random`). One module called by `functional_call` in several threads at once
+    mixes their parameters; give each thread a copy.
+    """
 
     replays: bool = True  # whether a step may be run more than once
     disk: Path | None = None  # the directory for points that are stored on disk

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.memory.directory import directory_of
 from gimli_core.memory.schedules.actions import Action, Schedule
 from gimli_core.memory.schedules.binomial import advances
 from gimli_core.memory.schedules.checkpoint import Checkpoint
@@ -46,7 +47,7 @@ class Budget(Schedule):
     def __post_init__(self) -> None:
         object.__setattr__(self, "bytes", parse_size(self.size))
         if self.disk is not None:
-            object.__setattr__(self, "disk", Path(self.disk))
+            object.__setattr__(self, "disk", directory_of("Budget(disk=…)", self.disk))
 
     def actions(self, steps: int) -> Iterator[Action]:
         raise ArgumentError(

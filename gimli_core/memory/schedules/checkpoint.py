@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.memory.directory import directory_of
 from gimli_core.memory.schedules.actions import (
     Action,
     Advance,
@@ -74,7 +75,7 @@ class Checkpoint(Schedule):
                             "One snapshot is theta_0's; the more there are, the fewer steps are replayed.")
                 )  # fmt: skip
         if self.disk is not None:
-            object.__setattr__(self, "disk", Path(self.disk))
+            object.__setattr__(self, "disk", directory_of("Checkpoint(disk=…)", self.disk))
         elif self.disk_snapshots:
             raise ArgumentError(
                 explain(

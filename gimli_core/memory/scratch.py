@@ -1,0 +1,95 @@
+"""Directories that live as long as their process; what killed processes left is removed by the next.
+
+A directory is ours, and abandoned, where it has our name and our marked lock file and nobody holds the lock. The lock
+is taken before the directory has its name, so that it is never seen without. In it only files of our names are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import time
+from pathlib import Path
+
+from gimli_core.errors import ArgumentError, explain
+from gimli_core.memory.files import FLAGS, create, names_of_ours
+from gimli_core.memory.locks import lock, release
+
+__all__ = ["remove_scratch", "scratch_directory"]
+
+PREFIX, NEW = "gimli-scratch-", "gimli-new-"
+LOCK, MARK = "lock", b"gimli_core: the lock of a scratch directory\n"
+NAME = re.compile(f"(?:{PREFIX}|{NEW})[0-9a-f]{{16}}", re.ASCII)
+GRACE = 3600.0  # seconds in which a directory that has not got its name yet is let be
+
+_held: dict[Path, int] = {}  # the open lock of each scratch directory of this process
+
+
+def scratch_directory(parent: Path) -> Path:
+    """A new directory in `parent` that only this user can enter. Raises ArgumentError."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for old in parent.iterdir():
+            if NAME.fullmatch(old.name) and _abandoned(old):
+                _clear(old)
+        return _made(parent)
+    except OSError as error:
+        came = f"{parent}: {error.strerror}"
+        raise ArgumentError(
+            explain("disk", "a directory that can be written to", came, "Name another, or free some space.")
+        ) from error
+
+
+def remove_scratch(directory: Path, process: int) -> None:
+    """Remove a scratch directory that `process` made; a forked child of it removes nothing."""
+    if os.getpid() == process and directory in _held:
+        _clear(directory)
+        release(_held.pop(directory), process)
+
+
+def _made(parent: Path) -> Path:
+    token = secrets.token_hex(8)
+    new, directory = parent / f"{NEW}{token}", parent / f"{PREFIX}{token}"
+    new.mkdir(0o700)
+    try:
+        held = create(new / LOCK)
+        try:
+            os.write(held, MARK)
+            lock(held)
+            new.rename(directory)
+        except BaseException:
+            release(held, os.getpid())
+            raise
+    except BaseException:
+        _clear(new)
+        raise
+    _held[directory] = held
+    return directory
+
+
+def _abandoned(directory: Path) -> bool:
+    if directory.is_symlink():
+        return False
+    try:
+        held = os.open(directory / LOCK, os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | FLAGS)
+    except OSError:
+        return False
+    try:
+        fresh = directory.name.startswith(NEW) and time.time() - os.fstat(held).st_mtime < GRACE
+        return not fresh and os.read(held, len(MARK) + 1) == MARK and lock(held) is True
+    except OSError:
+        return False
+    finally:
+        release(held, os.getpid())
+
+
+def _clear(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        for whole in (True, False):
+            for path in names_of_ours(directory, r"step-\d+", whole=whole):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        (directory / LOCK).unlink(missing_ok=True)
+        directory.rmdir()

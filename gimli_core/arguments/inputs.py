@@ -122,6 +122,11 @@ def prepare(
                 "Its tensors have no derivatives: use torch.no_grad() instead.",
             )
         )
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise ArgumentError(
+            explain("torch.func", "none of its transforms around this call", "a call within grad, vmap or jvp",
+                    "Use .backward() of unroll for derivatives, and tasks=T for many inner loops at once.")
+        )  # fmt: skip
     if recurrence not in RECURRENCES:
         raise ArgumentError(
             explain("recurrence", listing(RECURRENCES), repr(recurrence), "The exact one is 'augmented'.")

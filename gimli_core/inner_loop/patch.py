@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.errors import ArgumentError, ClosedError, explain
 from gimli_core.inner_loop.structure import FastWeights, copied_structure, first_weight
 
@@ -165,6 +165,6 @@ def _functional_class(kind: type[nn.Module]) -> type[FunctionalModule]:
 
 def _enter_twice_differentiable(kernels: ExitStack, module: nn.Module) -> None:
     """Choose kernels that have a second derivative, where the fast ones have none."""
-    kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
+    kernels.enter_context(twice_differentiable())
     if torch.backends.cudnn.is_available() and any(isinstance(part, nn.RNNBase) for part in module.modules()):
         kernels.enter_context(torch.backends.cudnn.flags(enabled=False))

@@ -25,8 +25,8 @@ def probe_replay(inputs: Inputs) -> None:
     try:
         for _ in range(2):
             environment.restore(found)
-            with torch.no_grad():
-                theta = {**inputs.frozen, **inputs.theta_0}
+            with torch.enable_grad():  # as the run: a loss may differentiate inside
+                theta = {**inputs.frozen, **{k: v.detach().requires_grad_() for k, v in inputs.theta_0.items()}}
                 values.append(
                     evaluate(inputs.problem.train_loss, "train_loss", theta, inputs.phi_loss, inputs.batch(0))
                 )

@@ -173,7 +173,8 @@ class keeping_buffers(saved_tensors_hooks):
         places = {buffer.untyped_storage().data_ptr() for buffer in buffers} - {0}
 
         def pack(saved: Tensor) -> tuple[Tensor, int]:
-            kept = saved.clone() if saved.untyped_storage().data_ptr() in places else saved
+            # Never the tensor itself: the node that made it would hold it, and so itself, for ever.
+            kept = saved.clone() if saved.untyped_storage().data_ptr() in places else saved.detach()
             return kept, kept._version
 
         def unpack(packed: tuple[Tensor, int]) -> Tensor:

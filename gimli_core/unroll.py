@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
+from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.meta_parameters.hyperparameters import look_up, tensor_paths
@@ -119,6 +120,7 @@ class _Unrolled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Run, watching: Any, paths: Sequence[tuple[Any, ...]], *tied: Tensor) -> Tensor:
         drain(run.forward(), *watching)
+        ctx.modes = modes_now(tied[0].device)
         ctx.run, ctx.watching, ctx.paths, ctx.gradients = run, watching, paths, None
         ctx.save_for_backward(*tied)
         return run.val_loss.clone()
@@ -127,7 +129,8 @@ class _Unrolled(torch.autograd.Function):
     def backward(ctx: Any, arriving: Tensor) -> tuple[Tensor | None, ...]:
         tied = ctx.saved_tensors  # raises if one was changed in place since the forward unroll
         if ctx.gradients is None:
-            drain(ctx.run.backward(), *ctx.watching)
+            with ctx.modes():  # of the forward pass: steps may be run again
+                drain(ctx.run.backward(), *ctx.watching)
             result, scale = ctx.run.result(), ctx.run.form.scale
             ctx.gradients = [_gradient_at(result, scale, path, t) for path, t in zip(ctx.paths, tied, strict=True)]
             ctx.run = None

@@ -20,6 +20,12 @@ def check_surroundings(call: Call) -> None:
     if torch.is_inference_mode_enabled():
         do = "Its tensors have no derivatives: use torch.no_grad() instead."
         raise ArgumentError(explain("torch.inference_mode", "it to be off", "it on", do))
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        came, do = (
+            "a call within grad, vmap or jvp",
+            "Use .backward() of unroll, and tasks=T for many inner loops at once.",
+        )
+        raise ArgumentError(explain("torch.func", "none of its transforms around this call", came, do))
     if call.second_order not in ASKED:
         do = f"'auto' picks one.{closest(call.second_order, ASKED)}"
         raise ArgumentError(explain("second_order", listing(ASKED), repr(call.second_order), do))

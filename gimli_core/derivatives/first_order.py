@@ -10,11 +10,14 @@ Nothing in either differentiates an optimizer. Autograd is asked for
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gimli_core.derivatives.held_weights import HeldWeights, noting
+from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Loss, Tensors
 
@@ -27,6 +30,7 @@ class Graph(NamedTuple):
     G: tuple[Tensor, ...]
     theta: Tensors
     phi_loss: Tensors
+    held: HeldWeights  # by modules, while the loss was evaluated
 
 
 class Gradient(NamedTuple):
@@ -56,12 +60,14 @@ def gradient(
 
     Cost: 3F; with `keep_graph` the activations of the gradient stay until the graph goes.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), twice_differentiable() if keep_graph else nullcontext():
         theta_leaf = {k: v.detach().requires_grad_() for k, v in theta.items()}
         phi_leaf = {k: v.detach().requires_grad_(keep_graph or of_phi) for k, v in phi_loss.items()}
-        loss = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch)
+        with noting() as held:
+            loss = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch)
         inputs = [*theta_leaf.values(), *(phi_leaf.values() if of_phi else ())]
-        found = differentiate(loss, inputs, create_graph=keep_graph)
+        with held.in_place():
+            found = differentiate(loss, inputs, create_graph=keep_graph)
         if all(g is None for g in found[: len(theta_leaf)]):
             raise ArgumentError(
                 explain(name, "a loss that depends on theta", "a loss with no gradient path to any entry of theta",
@@ -79,7 +85,7 @@ def gradient(
         loss.detach(),
         dict(zip(theta, values, strict=False)),
         dict(zip(phi_loss, values[len(theta) :], strict=True)) if of_phi else {},
-        Graph(G, theta_leaf, phi_leaf) if keep_graph else None,
+        Graph(G, theta_leaf, phi_leaf, held) if keep_graph else None,
         frozenset(k for k, g in zip(theta, found, strict=False) if g is None),
     )
 
@@ -94,7 +100,8 @@ def hessian(graph: Graph) -> Tensor:
     for g in (entry for G in graph.G for entry in G.reshape(-1)):
         found: tuple[Tensor | None, ...] = (None,) * len(leaves)
         if g.requires_grad:
-            found = torch.autograd.grad(g, leaves, retain_graph=True, allow_unused=True)
+            with graph.held.in_place():
+                found = torch.autograd.grad(g, leaves, retain_graph=True, allow_unused=True)
         rows.append(
             torch.cat(
                 [(torch.zeros_like(x) if p is None else p).reshape(-1) for p, x in zip(found, leaves, strict=True)]

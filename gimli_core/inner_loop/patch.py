@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.errors import ArgumentError, ClosedError, explain
 from gimli_core.inner_loop.checks import check_device, check_switch, listed
 from gimli_core.inner_loop.deferred import Shared, deferring
@@ -220,7 +220,7 @@ def _functional_class(kind: type[nn.Module]) -> type[FunctionalModule]:
     return type(f"Functional{kind.__name__}", (FunctionalModule, kind), {"__module__": kind.__module__})
 
 
-_MATH = Shared(lambda: sdpa_kernel(SDPBackend.MATH))
+_MATH = Shared(twice_differentiable)
 _NO_CUDNN = Shared(lambda: torch.backends.cudnn.flags(enabled=False))
 
 

@@ -25,8 +25,11 @@ def probe_replay(inputs: Inputs) -> None:
     try:
         for _ in range(2):
             environment.restore(found)
-            with torch.no_grad():
-                theta = {**inputs.values.frozen, **inputs.values.theta_0}
+            with torch.enable_grad():  # as the run: a loss may differentiate inside
+                theta = {
+                    **inputs.values.frozen,
+                    **{k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()},
+                }
                 values.append(
                     evaluate(
                         inputs.form.problem.train_loss,

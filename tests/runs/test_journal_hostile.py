@@ -15,8 +15,8 @@ from gimli_core.memory import Checkpoint, RetainGraphs, StoreStates
 from gimli_core.memory.files import read_file, write_file
 from gimli_core.runs.journal import Journal
 from tests.compare import assert_identical
-from tests.problems import replayed
 from tests.memory.test_files_hostile import forge, places, put
+from tests.problems import replayed
 
 
 class Killed(BaseException):

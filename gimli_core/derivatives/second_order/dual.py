@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.notation import Tensors
 
 __all__ = ["duals", "tangent"]
@@ -21,7 +22,7 @@ def duals(theta: Tensors, V: Tensors) -> Iterator[Tensors]:
     """theta + e V, for reverse mode too, for as long as the block lasts; both modes are on within it."""
     _load()
     # Within the forward of a torch.autograd.Function both modes are off, in its backward the reverse one.
-    with forward_ad.dual_level(), forward_ad._set_fwd_grad_enabled(True), torch.enable_grad():
+    with forward_ad.dual_level(), forward_ad._set_fwd_grad_enabled(True), torch.enable_grad(), twice_differentiable():
         # A direction is laid out as its primal, so no two entries of that may share memory, as expanded ones do.
         leaves = {k: (v if v.is_contiguous() else v.clone()).detach().requires_grad_() for k, v in theta.items()}
         yield {k: forward_ad.make_dual(leaf, V[k].detach()) for k, leaf in leaves.items()}

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from gimli_core.derivatives.first_order import differentiate, evaluate
+from gimli_core.derivatives.held_weights import noting
 from gimli_core.derivatives.second_order.dual import duals, tangent
 from gimli_core.derivatives.second_order.products import Products, collect
 from gimli_core.notation import Loss, Tensors
@@ -37,7 +38,9 @@ def products(
     """
     with duals(theta, V) as theta_dual:
         phi_leaf = {k: v.detach().requires_grad_() for k, v in phi_loss.items()}
-        loss = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
-        G = differentiate(loss, [*theta_dual.values(), *phi_leaf.values()])
+        with noting() as held:
+            loss = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
+        with held.in_place():
+            G = differentiate(loss, [*theta_dual.values(), *phi_leaf.values()])
         found = [None if g is None else tangent(g) for g in G]
         return collect(theta, phi_loss, found if curvature else [None] * len(theta) + found[len(theta) :], loss)

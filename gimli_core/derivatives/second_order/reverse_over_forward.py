@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gimli_core.derivatives.first_order import differentiate, evaluate
+from gimli_core.derivatives.held_weights import noting
 from gimli_core.derivatives.second_order.dual import duals, tangent
 from gimli_core.derivatives.second_order.products import Products, collect
 from gimli_core.notation import Loss, Tensors
@@ -42,11 +43,12 @@ def products(
     """
     with duals(theta, V) as theta_dual:
         phi_leaf = {k: v.detach().requires_grad_() for k, v in phi_loss.items()}
-        with _OutOfPlace():
+        with noting() as held, _OutOfPlace():
             loss = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
         along_V = tangent(loss)
         asked = [*(theta_dual.values() if curvature else ()), *phi_leaf.values()]
-        found = (None,) * len(asked) if along_V is None else differentiate(along_V, asked)
+        with held.in_place():
+            found = (None,) * len(asked) if along_V is None else differentiate(along_V, asked)
         return collect(theta, phi_loss, (*(() if curvature else (None,) * len(theta)), *found), loss)
 
 

@@ -26,5 +26,6 @@ def products(graph: Graph, V: Tensors, *, curvature: bool = True) -> Products:
     pairs = [(g, V[k]) for k, g in zip(graph.theta, graph.G, strict=True) if g.requires_grad]
     found: tuple[Tensor | None, ...] = (None,) * len(asked)
     if pairs:
-        found = torch.autograd.grad([g for g, _ in pairs], asked, [v for _, v in pairs], allow_unused=True)
+        with graph.held.in_place():
+            found = torch.autograd.grad([g for g, _ in pairs], asked, [v for _, v in pairs], allow_unused=True)
     return collect(graph.theta, graph.phi_loss, (*(None,) * (len(inputs) - len(asked)), *found), None)

@@ -1,0 +1,59 @@
+"""The modes around a forward pass, for work that is done again in the backward pass.
+
+`loss.backward()` is usually called after the block that the forward pass was written in. What is evaluated again then
+must meet the modes of that block: autocast, the choice of attention kernels, deterministic algorithms.
+`torch.utils.checkpoint` keeps autocast for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.backends import cuda
+
+from gimli_core.derivatives.kernels import FUSED
+
+__all__ = ["modes_now"]
+
+# (what it is now, how it is set), of modes that are numbers and switches of torch
+_SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    *FUSED,
+    (cuda.math_sdp_enabled, cuda.enable_math_sdp),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+)
+
+
+def modes_now(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """The modes as they are; calling what is returned gives a context in which they are so again."""
+    kinds = dict.fromkeys(("cpu", device.type))
+    autocast = [
+        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled())
+        for kind in kinds
+        if torch.amp.is_autocast_available(kind)
+    ]
+    then = [get() for get, _ in _SWITCHES]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        now = [get() for get, _ in _SWITCHES]
+        try:
+            _put(then, now)
+            with ExitStack() as stack:
+                for kind, on, dtype, cache in autocast:
+                    stack.enter_context(torch.autocast(kind, dtype, on, cache))
+                yield
+        finally:
+            _put(now, then)
+
+    return again
+
+
+def _put(values: list[Any], instead_of: list[Any]) -> None:
+    for (_, set_to), value, old in zip(_SWITCHES, values, instead_of, strict=True):
+        if value != old:
+            set_to(value)

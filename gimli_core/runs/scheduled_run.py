@@ -114,7 +114,7 @@ class ScheduledRun:
         found = environment.capture(self._last_snapshot)
         try:
             with self._memory():
-                if self._reached is not None and self._point.snapshot is not None:
+                if self._resumed and self._point.snapshot is not None:
                     self._return_to(self._point)  # a run that goes on within its sweep
                 for action in self._actions:
                     yield from self._run(action)
@@ -123,7 +123,7 @@ class ScheduledRun:
             raise
         finally:
             self._stored.close()
-            if self._replays or self._reached is not None:
+            if self._replays or self._resumed:
                 environment.restore(found)
             else:
                 environment.restore_buffers(found)
@@ -133,12 +133,6 @@ class ScheduledRun:
         ends = Ends(theta_J, s_J, self._B, self._S)
         losses = self._train_losses, self._val_losses
         self._outcome = outcome_of(self.inputs, ends, *losses, buffers_J, self._A_opt, self._A_loss)
-
-    def _release(self) -> None:
-        """Let go of what outlives the process: what is stored on disk, and the journal's directory."""
-        self._stored.close()
-        if self._journal is not None:
-            self._journal.close()
 
     def _release(self) -> None:
         """Let go of what outlives the process: what is stored on disk, and the journal's directory."""
@@ -204,8 +198,6 @@ class ScheduledRun:
                 self._stored.drop(j)
             case Validate():
                 yield from self._validate()
-                if self._journal is not None:
-                    self._left = self.inputs.environment.capture(self._last_snapshot)
                 if self._journal is not None:
                     self._left = self.inputs.environment.capture(self._last_snapshot)
             case Sweep(j):

@@ -14,30 +14,17 @@ Derivation: appendix_proofs/augmented_state.py.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.derivatives.second_order import Products, from_a_point, reverse_over_reverse
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import with_path
-from gimli_core.record import Event, Point
+from gimli_core.record import Event, Point, Swept
 
-__all__ = ["Swept", "step", "validation_gradient"]
-
-
-class Swept(NamedTuple):
-    """What the sweep of one step returns."""
-
-    B: Tensors  # B_j
-    S: State  # S_j
-    A_opt: dict[str, Tensors]  # the increment of line 12, {tensor: {hyperparameter: adjoint}}
-    A_loss: Tensors  # the increment of line 13
-    loss: Tensor | None  # ell_j, where the second-order products evaluated it again
-    same: Tensor | None = None  # ell_j, where line 5 was run again: to the same bits
+__all__ = ["step", "validation_gradient"]
 
 
 def validation_gradient(inputs: Inputs, point: Point) -> Gradient:

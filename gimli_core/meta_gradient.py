@@ -108,8 +108,8 @@ def meta_gradient(
     (tensor(0.0625), tensor(-0.5000, dtype=torch.float64))
     """
     call = Call(
-        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory, approximation,
-        second_order, tasks, compile, resume, check,
+        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
+        approximation, second_order, tasks, compile, resume, check,
     )  # fmt: skip
     run = make_run(call, Wants(steps=progress, lines=watch is not None))
     shown = Progress(run.steps) if progress else None

@@ -14,7 +14,7 @@ from gimli_core.derivatives.first_order import Gradient
 from gimli_core.environment import Snapshot
 from gimli_core.notation import State, Tensors
 
-__all__ = ["Ends", "Event", "Kept", "Outcome", "Point", "Record"]
+__all__ = ["Ends", "Event", "Kept", "Outcome", "Point", "Record", "Swept"]
 
 
 class Point(NamedTuple):
@@ -39,6 +39,17 @@ class Kept(NamedTuple):
 
     gradient: Gradient
     snapshot: Snapshot
+
+
+class Swept(NamedTuple):
+    """What the sweep of one step returns."""
+
+    B: Tensors  # B_j
+    S: State  # S_j
+    A_opt: dict[str, Tensors]  # the increment of line 12, {tensor: {hyperparameter: adjoint}}
+    A_loss: Tensors  # the increment of line 13
+    loss: Tensor | None  # ell_j, where the second-order products evaluated it again
+    same: Tensor | None = None  # ell_j, where line 5 was run again: to the same bits
 
 
 class Event(NamedTuple):

@@ -93,8 +93,8 @@ def unroll(
     arguments = (phi_opt, phi_loss, theta_0, state_0, val_weights)
     needed = torch.is_grad_enabled() and any(t.requires_grad for _, t in tensor_paths(arguments))
     call = Call(
-        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory, approximation,
-        second_order, tasks, compile, resume, check,
+        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
+        approximation, second_order, tasks, compile, resume, check,
     )  # fmt: skip
     wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed)
     run = make_run(call, wants)

@@ -12,7 +12,7 @@ import sympy as sp
 from appendix_proofs import printed, printed_algorithm, printed_prose, printed_requirements, printed_training
 from appendix_proofs.printed import MODULES, VERDICTS, Chain, Printed
 from appendix_proofs.symbolic import Statements
-from tests.test_proofs import mutants
+from tests.mutants import mutants
 
 README = Path(__file__).parents[1] / "appendix_proofs/README.md"
 ROWS = [(name, row) for name in MODULES for row in importlib.import_module(f"appendix_proofs.{name}").PRINTED]

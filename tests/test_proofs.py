@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import copy
 import doctest
 import importlib
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +32,7 @@ from appendix_proofs.exact import Exact
 from appendix_proofs.shipped import Case, Reference, check_float64, check_symbols
 from appendix_proofs.symbolic import Statements, beta1, eps, k, prove_closed_forms, vanishes
 from gimli_core.optimizers import SGD, Adagrad, Adam
+from tests.mutants import mutants
 
 ROOT = Path(__file__).parents[1]
 PROOF_FILES = sorted((ROOT / "appendix_proofs").glob("*.py"))
@@ -121,42 +119,13 @@ def test_a_rule_with_eps_elsewhere_is_another_rule() -> None:
         check_float64(Statements(), case.label, case.optimizer, case.references())
 
 
-# Planted faults: each operator and number of each shipped rule, changed one at a time
-
-SWAPPED: dict[type, type] = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
-
-
-def mutants(function: Any) -> Iterator[tuple[str, Any]]:
-    """Copies of a function, each with one fault: a number times 1.0005, + for -, * for /, >= for >, a sign dropped."""
-    original = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    for index in range(len(list(ast.walk(original)))):
-        tree = copy.deepcopy(original)
-        nodes: list[Any] = list(ast.walk(tree))
-        node = nodes[index]
-        bounds = [bound for each in nodes if isinstance(each, ast.Compare) for bound in each.comparators]
-        before = ast.unparse(node) if isinstance(node, ast.expr) else ""
-        if isinstance(node, ast.Constant) and type(node.value) in (int, float) and node not in bounds:
-            node.value = float(node.value) * 1.0005 if node.value else 0.001
-        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Gt):
-            node.ops[0] = ast.GtE()
-        elif isinstance(node, ast.BinOp) and type(node.op) in SWAPPED:
-            node.op = SWAPPED[type(node.op)]()
-        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            node.op = ast.UAdd()
-        else:
-            continue
-        names: dict[str, Any] = {}
-        exec(compile(tree, f"<mutant of {function.__qualname__}>", "exec"), function.__globals__, names)
-        yield f"{function.__qualname__}: {before} -> {ast.unparse(node)}", names[function.__name__]
-
-
 def some_cases(kind: type) -> list[Case]:
     """A few cases of each rule that between them run every line."""
     if kind is SGD:
         return [*list(sgd.cases())[::2], *list(momentum.cases())[::2], *list(nesterov.cases())[::2]]
     if kind is Adagrad:
         return list(adagrad.cases())[::2]
-    return [*list(adam.cases())[1:3], *list(adamw.cases())[:1], *list(amsgrad.cases())[:6:2]]
+    return [*list(adam.cases())[1:4], *list(adamw.cases())[:1], *list(amsgrad.cases())[:6:2]]
 
 
 def with_method(optimizer: Any, method: str, function: Any) -> Any:

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import gimli_core
 from gimli_core.errors import ArgumentError, GimliError, closest, explain, listing
 from gimli_core.memory import RetainGraphs, Schedule, StoreStates
 from gimli_core.step_through.lessons import LESSONS, Lesson
@@ -25,7 +24,7 @@ from gimli_core.step_through.walk import step_through
 __all__ = ["SCHEDULES", "arguments_of", "find", "own", "users_code"]
 
 SCHEDULES: dict[str, type[Schedule]] = {"retain": RetainGraphs, "store": StoreStates}
-HERE = Path(gimli_core.__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 def find(name: str) -> Lesson | dict[str, Any]:

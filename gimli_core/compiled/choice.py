@@ -14,11 +14,10 @@ from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.retained_run import CompiledRetained
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, course_of, is_small
+from gimli_core.derivatives.first_order import gradient
 from gimli_core.errors import ArgumentError, explain, listing, notice
-from gimli_core.forward_unroll import inner_gradient
 from gimli_core.optimizers.interface import with_path
 from gimli_core.problem import Memo
-from gimli_core.record import Point
 from gimli_core.transforms.one_vector import LeftAlone
 from gimli_core.trees import fits, outline
 
@@ -119,12 +118,16 @@ def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
 
 def _missed(inputs: Inputs) -> list[str]:
     """Tensors that some step would leave alone; a compiled step gives them a gradient of 0. Cost 3F a step, once."""
-    environment = inputs.environment
+    environment, values = inputs.environment, inputs.values
     found = environment.capture()
     names: set[str] = set()
     try:
         for j in range(inputs.form.steps):
-            G = inner_gradient(inputs, Point(j, inputs.values.theta_0, inputs.values.state_0, None), keep_graph=False)
+            G = gradient(
+                inputs.form.problem.train_loss, "train_loss", values.theta_0, values.phi_loss, values.batch(j),
+                frozen=values.frozen, keep_graph=True,
+            )  # fmt: skip
+            inputs.form.look_for_missed(j, G)
             names |= G.theta.keys() - with_path(inputs.form.optimizer, G.theta, G.unused).keys()
     except LeftAlone as missed:
         names |= set(missed.names)

@@ -13,14 +13,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.backward_sweep import Swept
 from gimli_core.compiled import pure_steps
 from gimli_core.compiled.compiler.compiled_function import Kernel
 from gimli_core.compiled.pure_steps import Fixed
 from gimli_core.derivatives.finite import check_finite
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.notation import State, Tensors
-from gimli_core.record import Event, Point
+from gimli_core.record import Event, Point, Swept
 from gimli_core.transforms.one_vector import OneVector
 
 __all__ = ["CompiledSteps", "bound", "fixed_of", "options_of", "start"]
@@ -123,8 +122,10 @@ def fixed_of(inputs: Inputs) -> Fixed:
     """What the functions are compiled for."""
     form = inputs.form
     # A loss over tasks that cannot be vectorised would run one task after the other: that is not compiled.
-    losses = (getattr(loss, "vectorised", loss) for loss in (form.problem.train_loss, form.problem.val_loss))
-    return Fixed(*losses, form.optimizer, form.wanted, form.augmented)
+    train_loss, val_loss = (
+        getattr(loss, "vectorised", loss) for loss in (form.problem.train_loss, form.problem.val_loss)
+    )
+    return Fixed(train_loss, val_loss, form.optimizer, form.wanted, form.augmented)
 
 
 def options_of(inputs: Inputs) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.inner_loop.differentiable_step import differentiable_step
-from gimli_core.inner_loop.options import as_hyper, constant
+from gimli_core.inner_loop.options import as_hyper
 from gimli_core.notation import Tensors
 from gimli_core.optimizers.interface import Optimizer
 
@@ -76,7 +76,9 @@ def _in_form(
             explain(f"optimizer state in {group}", f"the entries {listing(form)}", listing(present),
                     "Set such options before the first step, or start from an optimizer without state.")
         )  # fmt: skip
-    return {"step": constant(finished)} | {n: held[n].to(dtype) for n, dtype in form.items()}
+    return {"step": torch.tensor(float(finished), dtype=torch.float64)} | {
+        n: held[n].to(dtype) for n, dtype in form.items()
+    }
 
 
 def _cold(rule: Optimizer, k: str, theta: Tensor, hyper: dict[str, Tensor]) -> TensorState:

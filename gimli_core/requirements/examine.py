@@ -206,8 +206,8 @@ def _requirement_II(inputs: Inputs) -> tuple[Requirement, Choice]:
 def _recorded(inputs: Inputs, j: int) -> Graph:
     """The gradient of the inner loss at theta_0 and batch j, with its graph. Cost 3F."""
     G = gradient(
-        inputs.form.problem.train_loss, "train_loss", inputs.values.theta_0, inputs.values.phi_loss, inputs.values.batch(j),
-        frozen=inputs.values.frozen, keep_graph=True,
+        inputs.form.problem.train_loss, "train_loss", inputs.values.theta_0, inputs.values.phi_loss,
+        inputs.values.batch(j), frozen=inputs.values.frozen, keep_graph=True,
     )  # fmt: skip
     assert G.graph is not None
     return G.graph

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from gimli_core import backward_sweep, forward_unroll
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.backward_sweep import Swept
 from gimli_core.derivatives.first_order import Gradient, evaluate
 from gimli_core.notation import State, Tensors
-from gimli_core.record import Event, Point
+from gimli_core.record import Event, Point, Swept
 
 __all__ = ["EagerSteps", "Steps"]
 

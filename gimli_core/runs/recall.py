@@ -53,8 +53,9 @@ def look_of(call: Call, *more: bool | str) -> Look | None:
     `more`: what the inputs are checked for, and how they are run.
 
     >>> import torch
-    >>> a, b = (Call(None, {"w": torch.ones(2)}, [], None, 3, {"lr": torch.tensor(lr)}) for lr in (0.1, 0.2))
-    >>> look_of(a) == look_of(b), look_of(Call(None, {"w": torch.ones(2)}, [], None, 3, state_0={"step": torch.ones(())}))
+    >>> theta_0 = {"w": torch.ones(2)}
+    >>> a, b = (Call(None, theta_0, [], None, 3, {"lr": torch.tensor(lr)}) for lr in (0.1, 0.2))
+    >>> look_of(a) == look_of(b), look_of(Call(None, theta_0, [], None, 3, state_0={"step": torch.ones(())}))
     (True, None)
     """
     if torch.is_inference_mode_enabled():

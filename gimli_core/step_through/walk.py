@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -112,6 +112,12 @@ class Walk(Iterator[Moment]):
         self._latest: Moment | None = None
         self._result: MetaGradient | None = None
         self._events = self._run()
+
+    @property
+    def held(self) -> tuple[Collection[int], Collection[int]]:
+        """What memory holds now: the steps whose point is stored, and those whose graph is kept."""
+        held: tuple[Collection[int], Collection[int]] = self.run.held  # type: ignore[attr-defined]
+        return held
 
     @property
     def inputs(self) -> Inputs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -109,8 +108,8 @@ def verify(
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < 1):
         raise ArgumentError(explain("tolerance", "a number in [0, 1)", repr(tolerance), "It is relative to an entry."))
     call = Call(
-        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory, approximation,
-        second_order, None, compile,
+        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
+        approximation, second_order, None, compile,
     )  # fmt: skip
     run = make_run(call)
     asked = Question(
@@ -130,7 +129,8 @@ def verify(
     claims, known = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")
 
     with same_randomness(environment):
-        drain(chain(run.forward(), run.backward()))
+        drain(run.forward())
+        drain(run.backward())
     result = run.result()
     found = {VAL_LOSS: result.val_loss, **flatten({name: getattr(result, name) for name in RESULTS}, ())}
     engine = {key: found[key] for key in entries}

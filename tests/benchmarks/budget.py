@@ -23,13 +23,15 @@ import torch
 
 import gimli_core as gimli
 import gimli_core.memory.measure as engine_measure
+from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.memory.measure import known_costs, measure
 from gimli_core.memory.meters import LiveBytes
 from gimli_core.memory.schedules.budget import choose, estimate, least
 from gimli_core.memory.schedules.costs import predict
-from gimli_core.runs.scheduled_run import Execution
+from gimli_core.runs.eager_steps import EagerSteps
+from gimli_core.runs.make_run import makers
 from tests.benchmarks.measure import MIB, in_fresh_process, peak_above_base
 from tests.benchmarks.mnist_mlp import DATA, Workload
 
@@ -71,7 +73,7 @@ def measured(
 
     A budget below the least feasible, which each process measures a little differently, is raised to it.
     """
-    steps, made, size = inputs.steps, [], 0
+    steps, made, size = inputs.form.steps, [], 0
     if isinstance(schedule, gimli.memory.Budget):
 
         def noted(budget: gimli.memory.Budget, steps: int, costs: Any) -> Any:
@@ -82,15 +84,15 @@ def measured(
 
         engine_measure.choose = noted
     else:
-        made.append((schedule, known_costs(inputs, Execution, compiled)))
-    peak, seconds, cpu = timed(run, again=inputs.steps <= ONCE)
+        made.append((schedule, known_costs(inputs, *makers(compiled or EagerSteps()))))
+    peak, seconds, cpu = timed(run, again=inputs.form.steps <= ONCE)
     ran, costs = made[0]
     return Measured(peak, predict(ran.actions(steps), costs).peak, seconds, cpu, str(ran), size)
 
 
 def inputs_of(work: Workload) -> Inputs:
     options = {"steps": work.steps, "phi_opt": {"lr": work.lr}, "phi_loss": work.log_l2}
-    return prepare(work.problem, work.theta_0, work.batch, work.val, **options)
+    return prepare(Call(work.problem, work.theta_0, work.batch, work.val, **options))
 
 
 def one(name: str, steps: int, data: Path) -> Measured:
@@ -151,7 +153,7 @@ def table(line: Callable[..., Measured], J: int, budgets: int, data: Path) -> No
     line("autograd, counted", J, reference)
     for name in FIXED:
         line(name, J, reference)
-    costs = measure(inputs_of(Workload(J, data)), Execution)
+    costs = measure(inputs_of(Workload(J, data)), makers(EagerSteps())[0])
     smallest, largest = 0.9 * least(J, costs), 2 * estimate(gimli.memory.Checkpoint(1, graphs=J), J, costs)[0]
     runs = []
     for i in range(budgets):

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gimli_core as gimli
-from gimli_core.arguments.inputs import fused, prepare
+from gimli_core.arguments.call import Call
+from gimli_core.arguments.inputs import as_one_vector, prepare
 from gimli_core.compiled.choice import chosen
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.memory.measure import measure
 from gimli_core.memory.schedules.budget import estimate, least
-from gimli_core.runs.scheduled_run import Execution
+from gimli_core.runs.eager_steps import EagerSteps
+from gimli_core.runs.make_run import makers
 from tests.benchmarks.budget import Measured, measured, schedule_named, timed, verdict
 from tests.benchmarks.measure import MIB, in_fresh_process
 
@@ -137,7 +139,7 @@ def one(model: str, name: str, steps: int) -> Measured:
         peak, seconds, cpu = timed(work.autograd)
         return Measured(peak, None, seconds, cpu, "")
     schedule, compile = schedule_named(name.removesuffix(COMPILED)), name.endswith(COMPILED)
-    inputs = fused(prepare(**work.arguments()))
+    inputs = as_one_vector(prepare(Call(**work.arguments())))
     compiled, _ = chosen(inputs, compile, whole=False)
     assert isinstance(compiled, CompiledSteps) == compile
     return measured(schedule, inputs, lambda: work.engine(schedule, compile=compile), compiled)
@@ -161,7 +163,7 @@ def main() -> None:
     print(f"{'model':12}" + "".join(f"{h:{'<' if w < 0 else '>'}{abs(w)}}" for h, w in heads.items()))
     for model in given.model:
         J = given.steps
-        costs = measure(prepare(**Work(model, J).arguments()), Execution)
+        costs = measure(prepare(Call(**Work(model, J).arguments())), makers(EagerSteps())[0])
         smallest, largest = 0.9 * least(J, costs), 1.05 * estimate(gimli.memory.Checkpoint(1, graphs=J), J, costs)[0]
         sizes = [int(smallest * (largest / smallest) ** (i / max(given.budgets - 1, 1))) for i in range(given.budgets)]
         reference: Measured | None = None

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import gimli_core as gimli
+from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import prepare
 from gimli_core.derivatives.second_order import MEANS
 from gimli_core.requirements.examine import require
@@ -59,7 +60,7 @@ def runner(given: dict, mean: str, schedule: str) -> Callable[[], dict[str, Tens
 
 def used(given: dict, mean: str) -> str:
     """The mean that is used where `mean` is asked for."""
-    return require(prepare(**given, second_order=mean), replays=True).second_order
+    return require(prepare(Call(**given, second_order=mean)), replays=True).form.second_order
 
 
 def main() -> None:

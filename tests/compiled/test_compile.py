@@ -166,8 +166,9 @@ def test_no_mask_is_handed_from_a_step_to_its_sweep() -> None:
 
     x, B = torch.randn(2, 40, dtype=torch.float64)
     halves = Halves(both, Environment([], x.device), (x, B), 1)
-    (total,), kept = halves.first([x])
-    (swept,) = halves.second(kept, [B])
+    joined = halves.look([x, B])
+    (total,), kept = joined.first([x])
+    (swept,) = joined.second(kept, [B])
     assert [k.dtype for k in kept] == [torch.float64]
     torch.testing.assert_close((total, swept), both(x, B))
 

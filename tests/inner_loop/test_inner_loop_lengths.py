@@ -160,7 +160,7 @@ def test_the_literal_recurrence(memory: Any) -> None:
         assert distance(literal.B_0["w"], exact.B_0["w"]) > 1e-3
         once = [run(optimizer, approximation, 1) for approximation in (None, gimli.ThetaOnly())]
         assert torch.equal(once[0].B_0["w"], once[1].B_0["w"])  # one step meets S_J = 0 only
-    assert "theta_only" in repr(run(SGD(momentum=0.9), "theta_only"))
+    assert "theta_only" in repr(run(SGD(momentum=0.9), gimli.ThetaOnly()))
 
 
 def test_the_size_of_what_the_literal_recurrence_misses() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import gimli_core.inner_loop as inner_loop
 from gimli_core.optimizers.torch_optim import REGISTERED
-from tests.inner_loop.test_inner_loop import ALL, ALL_IDS, live
+from tests.inner_loop.rules import ALL, ALL_IDS, live
 
 MATRICES = [(torch.optim.Muon, {}, {"lr": 0.05, "momentum": 0.8, "weight_decay": 0.05})]
 RULES: list[tuple[Any, dict[str, Any], dict[str, float]]] = [*ALL, *MATRICES]

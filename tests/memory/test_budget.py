@@ -26,9 +26,9 @@ from gimli_core.memory.schedules.sizes import parse_size
 from gimli_core.runs.eager_steps import EagerSteps
 from gimli_core.runs.make_run import makers
 from gimli_core.runs.scheduled_run import ScheduledRun
+from tests.problems import needs_compiler
 
 EAGER = makers(EagerSteps())[0]
-from tests.problems import needs_compiler
 
 COSTS = Costs(
     start=0, point=30, gradient=10, record=50, end=30, run=Act(20, 4.0), run_graph=Act(60, 4.0), run_known=Act(15, 1.0),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import threading
-import zlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,43 +13,15 @@ import torch
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError, StorageError
 from gimli_core.memory import Budget, Checkpoint
-from gimli_core.memory.files import MAGIC, read_file, write_file
+from gimli_core.memory.files import read_file, write_file
 from gimli_core.memory.schedules.actions import Tier
 from gimli_core.memory.scratch import PREFIX, scratch_directory
 from gimli_core.memory.storage import Storage
 from gimli_core.record import Point
+from tests.memory.forging import forge, places, put
 
 TREE = {"theta": {"w": torch.arange(6.0).reshape(2, 3)}, "state": {"step": torch.tensor(1.0), "slot": {}}}
 NUMBERS = [None, True, -1, 2**62, 1.5, "x", [], {}]
-
-
-def forge(path: Path, change) -> None:
-    """Change a file's header and make its checksum right again."""
-    whole = path.read_bytes()
-    start = len(MAGIC) + 12
-    length = int.from_bytes(whole[len(MAGIC) : len(MAGIC) + 8], "little")
-    header = json.loads(whole[start : start + length])
-    change(header)
-    new = json.dumps(header).encode()
-    check = zlib.crc32(new).to_bytes(4, "little")
-    path.write_bytes(MAGIC + len(new).to_bytes(8, "little") + check + new + whole[start + length :])
-
-
-def places(thing, above=()):
-    """The path of every value in nested lists and dicts."""
-    inner = thing.items() if isinstance(thing, dict) else enumerate(thing) if isinstance(thing, list) else ()
-    for key, value in inner:
-        yield (*above, key)
-        yield from places(value, (*above, key))
-
-
-def put(thing, path, value):
-    for key in path[:-1]:
-        thing = thing[key]
-    if value is ...:
-        del thing[path[-1]]
-    else:
-        thing[path[-1]] = value
 
 
 def test_every_forged_field_of_a_header_is_read_as_something_whole_or_refused(tmp_path):

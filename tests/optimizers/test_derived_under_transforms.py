@@ -13,7 +13,7 @@ from torch import Tensor
 import gimli_core as gimli
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers import DerivedOptimizer, hyperparameter
-from tests.optimizers.test_derived_optimizers import PlainAdam
+from tests.optimizers.rules import PlainAdam
 from tests.problems import SCHEDULES
 
 T, J = 3, 3

@@ -15,7 +15,7 @@ from gimli_core.memory import Checkpoint, RetainGraphs, StoreStates
 from gimli_core.memory.files import read_file, write_file
 from gimli_core.runs.journal import Journal
 from tests.compare import assert_identical
-from tests.memory.test_files_hostile import forge, places, put
+from tests.memory.forging import forge, places, put
 from tests.problems import replayed
 
 

@@ -11,7 +11,7 @@ from gimli_core.step_through.terminal.expressions import QUANTITIES, assignment,
 from gimli_core.step_through.terminal.session import COMMANDS, Session
 from gimli_core.step_through.terminal.stepper import Stepper
 from gimli_core.step_through.terminal.view import Style
-from tests.step_through.conftest import network
+from tests.problems import network
 
 W = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
 NAMES = {"theta": {"w": W, "b": torch.tensor(5.0)}, "G": {"w": -W}, "B": {"n": torch.tensor([float("nan")])}, "j": 3}

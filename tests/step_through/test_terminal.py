@@ -206,7 +206,9 @@ def test_commands_from_a_pipe() -> None:
 
 
 @pytest.fixture
-def user(tmp_path: Path) -> Path:
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for module in ("mine", "failing"):  # another test may have imported its own
+        monkeypatch.delitem(sys.modules, module, raising=False)
     (tmp_path / "mine.py").write_text(USER.format(fails=-1), encoding="utf-8")
     (tmp_path / "failing.py").write_text(USER.format(fails=7), encoding="utf-8")
     return tmp_path

@@ -229,15 +229,18 @@ def call(**changed: Any) -> gimli.MetaGradient:
     return gimli.meta_gradient(**{**given, **changed})
 
 
+CHUNKS = gimli.Tasks(3, chunk=2)
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
         ({"tasks": 0}, r"tasks: expected a whole number T >= 1"),
         ({"tasks": 2.0}, r"tasks: expected a whole number T >= 1"),
         ({"tasks": 4}, r"expected tensors with a leading dimension of 4 tasks; got one of shape \[3, 6, 3\]"),
-        ({"tasks": gimli.Tasks(2, chunk=1)}, r"expected tensors with a leading dimension of 2 tasks; got one of shape \[3"),
-        ({"tasks": gimli.Tasks(3, chunk=2), "phi_opt": {"lr": gimli.per_task(torch.ones(5))}}, r"phi_opt\['lr'\]: expected .* 3 tasks"),
-        ({"tasks": gimli.Tasks(3, chunk=2), "resume": "runs"}, r"Give one of chunk= and resume="),
+        ({"tasks": gimli.Tasks(2, chunk=1)}, r"tensors with a leading dimension of 2 tasks; got one of shape \[3"),
+        ({"tasks": CHUNKS, "phi_opt": {"lr": gimli.per_task(torch.ones(5))}}, r"phi_opt\['lr'\]: expected .* 3 tasks"),
+        ({"tasks": CHUNKS, "resume": "runs"}, r"Give one of chunk= and resume="),
         ({"theta_0": gimli.per_task({"w": torch.ones(2, 3, 4)})}, r"theta_0\['w'\]: expected .* 3 tasks"),
         ({"tasks": None, "theta_0": gimli.per_task({"w": torch.ones(2, 3, 4)})}, r"tasks: expected tasks=T beside"),
         ({"phi_opt": {"lr": gimli.per_task(torch.ones(2))}}, r"phi_opt\['lr'\]: expected a leading dimension of 3"),

@@ -156,7 +156,7 @@ class Recorder:
             ("bytes", moment.bytes), ("memory", resident_bytes(next(iter(self.theta.values())))),
         ):  # fmt: skip
             events[key].append(value)
-        for (kind, known), now in zip(self.held.items(), self.walk.run.held, strict=True):
+        for (kind, known), now in zip(self.held.items(), self.walk.held, strict=True):
             for j in known.keys() - now:
                 self.data["held"].append([kind, j, known.pop(j), number_of_this])
             known.update(dict.fromkeys(now - known.keys(), number_of_this))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers import DerivedOptimizer, hyperparameter
 
 __all__ = ["PlainAdam"]

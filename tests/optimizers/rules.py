@@ -7,6 +7,7 @@ from typing import Any
 
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers import DerivedOptimizer, hyperparameter
+from gimli_core.optimizers.rules.singular import flat_sqrt
 
 __all__ = ["PlainAdam"]
 

@@ -34,7 +34,7 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
         raise
     if inputs.device.type == "cpu":  # elsewhere a look would stall the device
         check_finite(j, point.theta, G_j, batch, form.names)
-    form.look_for_missed(j, G_j)
+    inputs.look_for_missed(j, point.theta, G_j.theta, batch)
     return G_j if keep_graph else G_j._replace(graph=None)
 
 

@@ -25,7 +25,7 @@ from gimli_core.arguments.state import check_state
 from gimli_core.arguments.surroundings import check_surroundings
 from gimli_core.arguments.theta import check_theta
 from gimli_core.arguments.val_weights import check_weights
-from gimli_core.derivatives.first_order import Gradient
+from gimli_core.derivatives.first_order import gradient
 from gimli_core.derivatives.second_order import BY_GRAPH
 from gimli_core.environment import Environment, discover
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters, bound
@@ -109,14 +109,6 @@ class Form:
             theta = transform.names(theta)
         return theta
 
-    def look_for_missed(self, j: int, G_j: Gradient) -> None:
-        """Raise `LeftAlone` if tensors are one vector of which step j's loss does not use a part."""
-        last = self.transforms[-1] if self.transforms else None
-        if isinstance(last, OneVector) and G_j.graph is not None:
-            missed = last.missed(G_j.graph.theta[last.name])
-            if missed:
-                raise LeftAlone(j, missed)
-
     def back(self, ends: Ends) -> Ends:
         """The ends of a run in the form that the arguments came in."""
         for transform in reversed(self.transforms):
@@ -152,6 +144,23 @@ class Inputs:
     def device(self) -> torch.device:
         """Where theta lies."""
         return next(iter(self.values.theta_0.values())).device
+
+    def look_for_missed(self, j: int, theta: Tensors, G: Tensors, batch: Any) -> None:
+        """Raise `LeftAlone` if tensors are one vector of which step j's loss does not use a part. Cost 3F, if in
+        doubt."""
+        form, values = self.form, self.values
+        vector = form.transforms[-1] if form.transforms else None
+        if not isinstance(vector, OneVector) or not vector.silent(G):
+            return
+        after = self.environment.capture()
+        again = gradient(
+            vector.noting(form.problem), "train_loss", theta, values.phi_loss, batch,
+            frozen=values.frozen, keep_graph=True,
+        )  # fmt: skip
+        self.environment.restore(after)
+        assert again.graph is not None
+        if missed := vector.missed(again.graph.theta[vector.name]):
+            raise LeftAlone(j, missed)
 
     def signature(self) -> tuple[Any, ...]:
         """All tensors that a compiled step works on, and what else it is compiled for: two runs of a problem that are

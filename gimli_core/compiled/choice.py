@@ -127,7 +127,7 @@ def _missed(inputs: Inputs) -> list[str]:
                 inputs.form.problem.train_loss, "train_loss", values.theta_0, values.phi_loss, values.batch(j),
                 frozen=values.frozen, keep_graph=True,
             )  # fmt: skip
-            inputs.form.look_for_missed(j, G)
+            inputs.look_for_missed(j, values.theta_0, G.theta, values.batch(j))
             names |= G.theta.keys() - with_path(inputs.form.optimizer, G.theta, G.unused).keys()
     except LeftAlone as missed:
         names |= set(missed.names)

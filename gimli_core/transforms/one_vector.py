@@ -56,6 +56,7 @@ class OneVector(Transform):
     name: str = field(init=False)  # under which the vector stands in theta
     lead: tuple[int, ...] = field(init=False)
     sizes: list[int] = field(init=False)
+    homes: dict[torch.device, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         name = "all tensors"
@@ -73,8 +74,27 @@ class OneVector(Transform):
             problem.memo.forms[key] = Problem(**losses, optimizer=problem.optimizer, modules=problem.modules)
         return problem.memo.forms[key]
 
+    def silent(self, G: Tensors) -> bool:
+        """Whether the gradient of some tensor is 0 all over, as it is where a loss does not use it."""
+        size = G[self.name].abs()
+        size = size.sum(0) if self.lead else size
+        of_each = size.new_zeros(len(self.sizes)).index_add_(0, self._homes(size.device), size)
+        return bool((of_each == 0).any()) and 0 not in self.sizes
+
+    def _homes(self, device: torch.device) -> Tensor:
+        """For each element of the vector the number of its tensor."""
+        if device not in self.homes:
+            self.homes[device] = torch.repeat_interleave(torch.tensor(self.sizes, device=device))
+        return self.homes[device]
+
+    def noting(self, problem: Problem) -> Loss:
+        """The inner loss, which notes on the vector that it is handed what it uses of it (`missed`)."""
+        loss = problem.train_loss
+        assert isinstance(loss, _LossOnVector)
+        return _LossOnVector(loss.loss, self, note=True)
+
     def missed(self, vector: Tensor) -> list[str]:
-        """The tensors that the loss did not use whose gradient was taken by this leaf."""
+        """The tensors that the loss did not use whose gradient was taken by this leaf, through `noting`."""
         used = getattr(vector, "used", self.shapes)
         return [k for k in self.shapes if k not in used]
 
@@ -137,12 +157,12 @@ class OneVector(Transform):
 class _LossOnVector:
     """A loss that is handed the vector, and sees its tensors by name."""
 
-    def __init__(self, loss: Loss, layout: OneVector) -> None:
-        self.loss, self._layout = loss, layout
+    def __init__(self, loss: Loss, layout: OneVector, note: bool = False) -> None:
+        self.loss, self._layout, self._note = loss, layout, note
         self.shape = getattr(loss, "shape", ())
 
     def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
-        return self.loss(self._by_name(theta, note=True), phi_loss, batch)
+        return self.loss(self._by_name(theta, note=self._note), phi_loss, batch)
 
     def vectorised(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         """The same where a loss over tasks must not run one task after the other."""

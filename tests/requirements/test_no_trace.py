@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn

@@ -80,7 +80,7 @@ def penalty(theta: Tensors, phi: Tensors, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("run", [gimli.meta_gradient, gimli.unroll])
 @pytest.mark.parametrize("memory", [None, gimli.memory.StoreStates()])
 def test_points_that_a_loss_makes_to_differentiate_at_are_none(run: Any, memory: Any) -> None:
-    """theta_{j+1} = 0.2 theta_j + 0.4 ... the same as without the check."""
+    """As in a gradient penalty: the leaf is new at every call."""
 
     def loss(theta: Tensors, phi: Tensors, batch: Any) -> Tensor:
         return penalty(theta, phi, torch.ones(2, requires_grad=True))

@@ -12,7 +12,8 @@ import functools
 import inspect
 import random
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from gimli_core.attributes import attributes_of
 from gimli_core.notation import Tensors
 
 __all__ = ["Environment", "Snapshot", "discover", "keeping_buffers", "split_frozen"]
@@ -102,6 +104,7 @@ class Environment:
 
     def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
         self.device = device
+        self.modules = tuple(modules)
         self._homes: list[tuple[nn.Module, str, Tensor]] = []  # module, attribute, the tensor that was found there
         names = []
         for number, module in enumerate(modules):
@@ -148,6 +151,16 @@ class Environment:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(snapshot.generators[3], self.device)
         self.restore_buffers(snapshot)
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """What is evaluated in here leaves no trace: not in generators and buffers, nor in the modules' attributes."""
+        found, put_attributes_back = self.capture(), attributes_of(self.modules)
+        try:
+            yield
+        finally:
+            self.restore(found)
+            put_attributes_back()
 
     def restore_buffers(self, snapshot: Snapshot) -> None:
         """Put only the buffers back."""

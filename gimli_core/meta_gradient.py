@@ -71,7 +71,7 @@ def meta_gradient(
             "reverse_over_forward" keep theta_j, s_j and G_j alone and take 3F more. Where the loss has an
             operation without the formula that one needs, another that works takes its place, and a line
             in the log says why. "auto" is the first of the three that works; with check=False, the first.
-        check: test requirements I-III when a problem is first met with these shapes (13F, once).
+        check: test requirements I-III when a problem is first met with these shapes (17F, once).
         resume: a directory in which the run notes every 30 s what it has reached. A run that was killed goes on from
             there when it is called again alike, to the same bits; the files go when it ends.
         watch: called with every `gimli.Event` as it happens: `gimli.AdjointNorms()`, or your own.

@@ -24,7 +24,13 @@ from gimli_core.derivatives.second_order import BY_GRAPH, Choice, Products, choo
 from gimli_core.errors import RequirementError, notice
 from gimli_core.notation import State, Tensors
 from gimli_core.problem import Problem
-from gimli_core.requirements.probes import probe_replay, refuse_once_differentiable, refuse_stray_tensors
+from gimli_core.requirements.probes import (
+    probe_replay,
+    refuse_edited_batches,
+    refuse_once_differentiable,
+    refuse_stray_tensors,
+)
+from gimli_core.requirements.trial import trial
 
 __all__ = ["Requirement", "Requirements", "check_requirements", "require"]
 
@@ -99,31 +105,30 @@ def check_requirements(
 def examine(inputs: Inputs) -> tuple[Requirements, Choice | None]:
     """The verdict for checked inputs, and the means of their second-order products.
 
-    Random numbers and buffers are left as found.
+    The losses are only tried: see trial.py.
     """
-    environment = inputs.environment
-    found = environment.capture()
     try:
-        first, explicit = _requirement_I(inputs)
+        with trial(inputs) as tried:
+            first, explicit = _requirement_I(tried)
         entries, choice = [first], None
         if inputs.form.steps > 0:
-            second, choice = _requirement_II(inputs)
-            entries += [second, _requirement_IIIa(inputs)]
+            with trial(inputs) as tried:
+                second, choice = _requirement_II(tried)
+                entries += [second, _requirement_IIIa(tried)]
             if second.holds:  # without a second derivative IIIb cannot be asked
-                entries.append(_requirement_IIIb(inputs, explicit, choice))
+                with trial(inputs) as tried:
+                    entries.append(_requirement_IIIb(tried, explicit, choice))
         return Requirements(tuple(entries)), choice
     except Exception as error:
         error.add_note("while the requirements were tested, at theta_0, before any step")
         raise
-    finally:
-        environment.restore(found)
 
 
 def require(inputs: Inputs, *, replays: bool, tied: bool = False) -> Inputs:
     """Raise unless the requirements hold; once per problem and shapes. Returns the inputs with means that work.
 
-    With `replays`, the inner loss must also be replayable; when `tied` into autograd, the losses must
-    not reach tensors whose gradient would be missing.
+    With `replays`, the inner loss must also be replayable. The losses must leave their batches as they are, and not
+    reach tensors whose gradient would be missing; when `tied` into autograd, that of a batch would be missing too.
     """
     seen = inputs.form.problem.memo.examined
     shapes = tuple((k, v.shape) for k, v in (*inputs.values.theta_0.items(), *inputs.values.phi_loss.items()))
@@ -136,10 +141,10 @@ def require(inputs: Inputs, *, replays: bool, tied: bool = False) -> Inputs:
     if choice is not None and choice.mean is not None:
         inputs = _by(inputs, choice.mean)
         _tell(inputs.form.problem, choice)
+    refuse_edited_batches(inputs)
     if (replays or inputs.form.evaluates_again) and inputs.form.steps > 0:
         probe_replay(inputs)
-    if tied:
-        refuse_stray_tensors(inputs)
+    refuse_stray_tensors(inputs, tied=tied)
     seen[signature] = inputs.form.second_order
     return inputs
 

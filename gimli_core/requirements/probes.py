@@ -10,78 +10,121 @@ from torch.autograd.function import once_differentiable
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import evaluate
-from gimli_core.errors import ReplayError, RequirementError
+from gimli_core.errors import ArgumentError, ReplayError, RequirementError, explain
 from gimli_core.meta_parameters.hyperparameters import tensor_paths
+from gimli_core.requirements.trial import copied, same, same_data, tensors_of, trial
 
-__all__ = ["probe_replay", "refuse_once_differentiable", "refuse_stray_tensors"]
+__all__ = ["probe_replay", "refuse_edited_batches", "refuse_once_differentiable", "refuse_stray_tensors"]
 
 
 def probe_replay(inputs: Inputs) -> None:
-    """Evaluate the first inner loss twice from the same random numbers and buffers; raise `ReplayError` if it "
-    "differs. Cost 2F."""
-    environment = inputs.environment
-    found = environment.capture()
-    values = []
-    try:
-        for _ in range(2):
-            environment.restore(found)
-            with torch.enable_grad():  # as the run: a loss may differentiate inside
-                theta = {
-                    **inputs.values.frozen,
-                    **{k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()},
-                }
-                values.append(
-                    evaluate(
-                        inputs.form.problem.train_loss,
-                        "train_loss",
-                        theta,
-                        inputs.values.phi_loss,
-                        inputs.values.batch(0),
-                    )
-                )
-    finally:
-        environment.restore(found)
-    if not torch.equal(*values) and not bool(torch.isnan(values[0]).any()):
+    """Evaluate the first inner loss twice from the same random numbers and buffers; raise `ReplayError` if it
+    differs. Cost 2F.
+    """
+    with trial(inputs) as tried:
+        start = inputs.environment.capture()
+        first = _value(tried, "train_loss", tried.values.batch(0))
+        inputs.environment.restore(start)  # and no more: that is all that a replay finds as it was
+        second = _value(tried, "train_loss", tried.values.batch(0))
+    if not same(first, second):
         raise ReplayError(
             "train_loss: expected the same value twice from the same theta, batch and random state, since a step is "
-            f"evaluated again here, for the memory schedule or for second_order; got {values[0].tolist()!r}, then "
-            f"{values[1].tolist()!r}. Draw random numbers from torch's global generator (or numpy's, or Python's), "
+            f"evaluated again here, for the memory schedule or for second_order; got {first.tolist()!r}, then "
+            f"{second.tolist()!r}. Draw random numbers from torch's global generator (or numpy's, or Python's), "
             "return the same batch for one j, or use memory=RetainGraphs() and second_order='reverse_over_reverse'."
         )
 
 
-def refuse_stray_tensors(inputs: Inputs) -> None:
+def refuse_edited_batches(inputs: Inputs) -> None:
+    """Raise if a loss changes its batch in place, so that the next who reads the batch sees other data. Cost 2F, or 4F.
+
+    A loss may do so with a batch that is made anew each time it is asked for, and in a way that changes nothing the
+    second time (as clamp_ does).
+    """
+    for name in _losses(inputs):
+        given = _given(inputs, name)
+        with trial(inputs) as tried:
+            batch = _given(tried, name)
+            first = _value(tried, name, batch)
+            if not any(t._version for t in tensors_of(batch)) or same_data(batch, given) or not _shared(inputs, name):
+                continue
+            once = copied(batch)
+        with trial(inputs) as tried:
+            if same(first, _value(tried, name, batch)) and same_data(batch, once):
+                continue
+        expected, came = "to leave its batch as it is", "one that it changed in place"
+        do = "A step may be evaluated again, and would see other data: let it change a copy, batch.clone()."
+        raise ArgumentError(explain(name, expected, came, do))
+
+
+def refuse_stray_tensors(inputs: Inputs, *, tied: bool) -> None:
     """Raise if a tensor that requires grad has a part in L and is in none of the arguments. Cost 2F.
 
-    Looked for in the losses (at the first batch) and in the optimizer's own hyperparameters.
+    Looked for in the losses (at the first batch) and in the optimizer's own hyperparameters. Without `tied` a batch
+    may require grad, as a loss that differentiates in its coordinates asks for.
     """
+    lost = "whose gradient neither meta_gradient(...) nor unroll(...).backward() would give"
     for hyperparameter, value in inputs.form.problem.optimizer.hyperparameters().items():
         if hyperparameter not in inputs.form.wanted and any(t.requires_grad for _, t in tensor_paths(value)):
             raise RequirementError(
                 f"optimizer: expected constants for what is not in phi_opt; got a {hyperparameter} that "
-                "requires grad, whose gradient "
-                f"unroll(...).backward() would not fill. Pass it as phi_opt={{{hyperparameter!r}: …}}, or detach it."
+                f"requires grad, {lost}. Pass it as phi_opt={{{hyperparameter!r}: …}}, or detach it."
             )
-    environment = inputs.environment
-    found = environment.capture()
-    losses = [("val_loss", inputs.form.problem.val_loss, lambda: inputs.values.val_batch)]
-    if inputs.form.steps > 0:
-        losses.append(("train_loss", inputs.form.problem.train_loss, lambda: inputs.values.batch(0)))
-    try:
-        for name, loss_function, batch in losses:
-            with torch.enable_grad():
-                theta = {k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()}
-                phi = {k: v.detach().requires_grad_() for k, v in inputs.values.phi_loss.items()}
-                loss = evaluate(loss_function, name, {**inputs.values.frozen, **theta}, phi, batch())
-            stray = leaves_of(loss) - {id(t) for t in (*theta.values(), *phi.values())}
-            if stray:
-                raise RequirementError(
-                    f"{name}: expected to depend on theta, phi_loss and constants; got {len(stray)} more "
-                    "tensor(s) that require grad, whose "
-                    "gradient unroll(...).backward() would not fill. Pass them in phi_loss or theta_0, or detach them."
-                )
-    finally:
-        environment.restore(found)
+    for name in _losses(inputs):
+        with trial(inputs) as tried:
+            batch = _given(tried, name)
+        stray = _outer_leaves(inputs, name, batch)
+        if stray:  # or made by the loss itself, as the points at which it differentiates: then others the next time
+            again = _outer_leaves(inputs, name, batch)
+            stray = [t for t in stray if any(t is other for other in again)]
+        if not tied:
+            stray = [t for t in stray if all(t is not own for own in tensors_of(batch))]
+        if stray:
+            shapes = ", ".join(str(list(t.shape)) for t in stray[:6])
+            raise RequirementError(
+                f"{name}: expected to depend on theta, phi_loss and constants; got {len(stray)} more "
+                f"tensor(s) that require grad (of shape {shapes}), {lost}. "
+                "Detach them, pass them in theta_0 or phi_loss, or go on with check=False, which holds them constant."
+            )
+
+
+def _losses(inputs: Inputs) -> list[str]:
+    return ["val_loss", "train_loss"] if inputs.form.steps > 0 else ["val_loss"]
+
+
+def _given(inputs: Inputs, name: str) -> Any:
+    """The first batch of a loss."""
+    return inputs.values.val_batch if name == "val_loss" else inputs.values.batch(0)
+
+
+def _shared(inputs: Inputs, name: str) -> bool:
+    """Whether a batch that is asked for twice lies in the same memory."""
+    one, other = _given(inputs, name), _given(inputs, name)
+    places = {t.untyped_storage().data_ptr() for t in tensors_of(one) if t.layout == torch.strided}
+    return any(t.untyped_storage().data_ptr() in places for t in tensors_of(other) if t.layout == torch.strided)
+
+
+def _at(inputs: Inputs, name: str, batch: Any) -> tuple[Tensor, list[Tensor]]:
+    """A loss at theta_0, with its graph, and the leaves it was called with."""
+    with torch.enable_grad():  # as the run: a loss may differentiate inside
+        theta = {k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()}
+        phi = {k: v.detach().requires_grad_() for k, v in inputs.values.phi_loss.items()}
+        loss_function = getattr(inputs.form.problem, name)
+        loss = evaluate(loss_function, name, {**inputs.values.frozen, **theta}, phi, batch)
+    return loss, [*theta.values(), *phi.values()]
+
+
+def _value(inputs: Inputs, name: str, batch: Any) -> Tensor:
+    return _at(inputs, name, batch)[0].detach()
+
+
+def _outer_leaves(inputs: Inputs, name: str, batch: Any) -> list[Tensor]:
+    """The leaves that autograd would reach from a loss, but for theta and phi_loss."""
+    with trial(inputs) as tried:
+        loss, leaves = _at(tried, name, batch)
+        own = set(map(id, leaves))
+        found = {id(n.variable): n.variable for n in nodes_of(loss) if hasattr(n, "variable")}
+        return [leaf for key, leaf in found.items() if key not in own]
 
 
 # Every function that `once_differentiable` wraps shares this code.
@@ -93,15 +136,7 @@ def refuse_once_differentiable(inputs: Inputs) -> None:
 
     Autograd itself may say nothing: what such a backward returns can look like a constant, of derivative 0.
     """
-    with torch.enable_grad():
-        theta = {k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()}
-        loss = evaluate(
-            inputs.form.problem.train_loss,
-            "train_loss",
-            {**inputs.values.frozen, **theta},
-            inputs.values.phi_loss,
-            inputs.values.batch(0),
-        )
+    loss, _ = _at(inputs, "train_loss", inputs.values.batch(0))
     for node in nodes_of(loss):
         function = getattr(type(node), "_forward_cls", None)
         if getattr(getattr(function, "backward", None), "__code__", None) is _ONCE:
@@ -120,8 +155,3 @@ def nodes_of(tensor: Tensor) -> set[Any]:
             seen.add(node)
             todo.extend(following for following, _ in node.next_functions)
     return seen
-
-
-def leaves_of(loss: Tensor) -> set[int]:
-    """The ids of the leaf tensors that autograd would reach from `loss`."""
-    return {id(node.variable) for node in nodes_of(loss) if hasattr(node, "variable")}

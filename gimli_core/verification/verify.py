@@ -117,8 +117,8 @@ def verify(
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < 1):
         raise ArgumentError(explain("tolerance", "a number in [0, 1)", repr(tolerance), "It is relative to an entry."))
     call = Call(
-        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory, approximation,
-        second_order, tasks, compile, resume,
+        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
+        approximation, second_order, tasks, compile, resume,
     )  # fmt: skip
     run = make_run(call)
     asked = Question(

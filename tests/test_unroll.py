@@ -268,7 +268,7 @@ def test_stray_tensors_are_refused(where: str) -> None:
     if where in args:  # a batch is an argument, which meta_gradient holds constant
         assert list(gimli.meta_gradient(problem, **args).A_loss) == ["scale"]
         return
-    with pytest.raises(RequirementError, match="requires? grad"):
+    with pytest.raises(RequirementError, match=r"requires? grad"):
         gimli.meta_gradient(problem, **args)
     assert list(gimli.meta_gradient(problem, **args, check=False).A_loss) == ["scale"]
 

@@ -109,7 +109,7 @@ def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     inputs = prepare(call)
     if call.check:
         inputs = require(inputs, replays=schedule.replays, tied=wants.tied)
-    # A run that is resumed may be looked at otherwise than the one that was killed: what it wrote must fit all the same.
+    # A resumed run may be looked at otherwise than the one that was killed was: what that one wrote must fit.
     by_name = wants.names or call.problem.memo.by_name or call.resume is not None
     return inputs if by_name else as_one_vector(inputs)
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.environment import Environment, discover, split_frozen
 from gimli_core.meta_parameters.hyperparameters import bound
-from gimli_core.meta_parameters.marks import Mark
+from gimli_core.meta_parameters.marks import Mark, unmarked
 from gimli_core.notation import slots
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
+from gimli_core.transforms.tasks import Tasks
 
 __all__ = ["RESULTS", "VAL_LOSS", "Entries", "Key", "Question", "flatten", "label", "rebuild", "same_randomness"]
 
@@ -45,11 +46,12 @@ class Question:
     state_0: Mapping[str, Any] | None = None
     val_weights: Any = None
     left_out: Approximation = field(default_factory=Approximation)
+    tasks: Tasks | None = None  # of how many inner loops L is the mean or the sum: tasks.py
 
     def entries(self) -> Entries:
         """Every meta-parameter: phi_opt, phi_loss, the trained part of theta_0, and a warm state."""
-        warm = slots(self.state_0 or {})
-        trained = split_frozen(self.theta_0)[0]
+        warm = slots(unmarked(self.state_0) or {})
+        trained = split_frozen(unmarked(self.theta_0))[0]
         trees = dict(zip(RESULTS, (self.phi_opt, self.phi_loss, trained, warm), strict=True))
         return {key: leaf.detach() for key, leaf in flatten(trees, ()).items()}
 
@@ -71,13 +73,18 @@ class Question:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(iter(self.theta_0.values())).dtype
+        return self._first.dtype
+
+    @property
+    def _first(self) -> Tensor:
+        tensor: Tensor = next(iter(unmarked(self.theta_0).values()))
+        return tensor
 
     def environment(self) -> Environment:
         """The random number generators and buffers that the losses may read."""
         losses = [self.problem.train_loss, self.problem.val_loss]
         modules = discover(losses) if self.problem.modules is None else self.problem.modules
-        return Environment(modules, next(iter(self.theta_0.values())).device)
+        return Environment(modules, self._first.device)
 
     def in_double(self) -> Question:
         """The same question with every floating tensor in float64."""

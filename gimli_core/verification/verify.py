@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +17,18 @@ from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.memory import Schedule
 from gimli_core.notation import State
 from gimli_core.problem import Problem
+from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Wants, make_run
 from gimli_core.runs.run import drain
+from gimli_core.transforms.tasks import Tasks, check_tasks
 from gimli_core.verification.bounds import Bounds
 from gimli_core.verification.claims import entries_of
 from gimli_core.verification.localise import Finding, first_disagreement
 from gimli_core.verification.oracles.dense_chain import LIMIT, dense_chain
 from gimli_core.verification.oracles.finite_differences import Slopes, finite_differences
 from gimli_core.verification.oracles.plain_rules import RULES
-from gimli_core.verification.oracles.plain_unroll import loss_value
-from gimli_core.verification.question import RESULTS, VAL_LOSS, Key, Question, flatten, same_randomness
+from gimli_core.verification.oracles.plain_unroll import draws, loss_value
+from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Key, Question, flatten, same_randomness
 from gimli_core.verification.report import Check, Report, Verdict, judge
 
 __all__ = ["ORACLES", "verify"]
@@ -47,7 +51,9 @@ def verify(
     memory: Schedule | None = None,
     approximation: Approximation | None = None,
     second_order: str = "auto",
+    tasks: int | Tasks | None = None,
     compile: bool | str = "auto",
+    resume: str | Path | None = None,
     claimed: Mapping[str, Any] | None = None,
     closed_form: Mapping[str, Any] | None = None,
     oracles: Collection[str] = ORACLES,
@@ -70,7 +76,8 @@ def verify(
 
     Args:
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights,
-            memory, approximation, second_order, compile: as for `gimli.meta_gradient`; that very run is judged.
+            memory, approximation, second_order, tasks, compile, resume: as for `gimli.meta_gradient`; that very run is
+            judged. One that goes on from `resume` has the random numbers of the run that was killed: seed alike.
         claimed: a meta-gradient from elsewhere, to be judged beside the engine's: keyed like a result,
             `{"A_opt": {"lr": …}, "A_loss": {…}, "B_0": {…}, "S_0": {…}}`, or by flat names.
         closed_form: known values, keyed likewise.
@@ -82,10 +89,11 @@ def verify(
         quantity of the engine that is wrong, if one is.
 
     Raises:
-        ArgumentError: as `meta_gradient`, or a claim with an unknown name or a wrong shape.
+        ArgumentError: as `meta_gradient`, a claim with an unknown name or a wrong shape, or tasks whose losses draw
+            random numbers: a vectorised run draws others than one task after the other.
 
     Cost: three plain unrolls with their whole graphs in memory, and 12 forward unrolls for each direction of
-    a finite difference (an entry of up to 4 elements has one each, a larger one 3).
+    a finite difference (an entry of up to 4 elements has one each, a larger one 3); with tasks, that of each in turn.
     Random number generators and module buffers are left as they were found.
 
     >>> import torch, gimli_core as gimli
@@ -109,30 +117,25 @@ def verify(
         raise ArgumentError(explain("tolerance", "a number in [0, 1)", repr(tolerance), "It is relative to an entry."))
     call = Call(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-        approximation, second_order, None, compile,
+        approximation, second_order, tasks, compile, resume,
     )  # fmt: skip
     run = make_run(call)
     asked = Question(
-        problem,
-        theta_0,
-        train_batches,
-        val_batch,
-        run.form.steps,
-        phi_opt or {},
-        phi_loss or {},
-        state_0,
-        val_weights,
-        run.form.left_out,
-    )
+        problem, theta_0, train_batches, val_batch, run.form.steps, phi_opt or {}, phi_loss or {}, state_0, val_weights,
+        run.form.left_out, check_tasks(tasks),
+    )  # fmt: skip
     environment = asked.environment()
     entries = {VAL_LOSS: torch.zeros(()), **asked.entries()}
+    if asked.tasks is not None and draws(asked, environment):
+        came, do = "random numbers drawn, or buffers changed", "Verify one task alone, or draw before the call."
+        raise ArgumentError(explain("tasks", "losses that are functions of their arguments", came, do))
     claims, known = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")
 
     with same_randomness(environment):
         drain(run.forward())
         drain(run.backward())
     result = run.result()
-    found = {VAL_LOSS: result.val_loss, **flatten({name: getattr(result, name) for name in RESULTS}, ())}
+    found = _entries_of_result(result)
     engine = {key: found[key] for key in entries}
 
     question, notes = _precise(asked, environment)
@@ -213,11 +216,25 @@ def _against(truths: Mapping[str, Answers], subject: str, key: Key, value: Tenso
             yield judge(subject, key, oracle, value, truth, uncertainty=own, allowed=allowed, scale=scale)
 
 
+def _entries_of_result(result: MetaGradient) -> Entries:
+    return {VAL_LOSS: result.val_loss, **flatten({name: getattr(result, name) for name in RESULTS}, ())}
+
+
 def _locate(call: Call, environment: Environment, bounds: Bounds, wrong: Sequence[Check]) -> Finding | None:
-    """The first quantity of an eager run that is wrong, line by line."""
+    """The first quantity that is wrong in an eager run of all tasks from the start, line by line."""
+    tasks = check_tasks(call.tasks)
+    whole = replace(call, tasks=None if tasks is None else replace(tasks, chunk=None), resume=None)
     with same_randomness(environment):
-        found = first_disagreement(make_run(call, Wants(lines=True, changes=True)), bounds.reference, bounds.allowed)
-    if found is None and any(c.family == "autograd" for c in wrong):
-        by = f"{wrong[0].name}: every increment agrees, but not their sum"
-        return Finding(16, None, by, wrong[0].error)
-    return found
+        run = make_run(whole, Wants(lines=True, changes=True))
+        found = first_disagreement(run, bounds.reference, bounds.allowed)
+    by_autograd = [c for c in wrong if c.family == "autograd"]
+    if found is not None or not by_autograd:
+        return found
+    first = by_autograd[0]
+    truth = {VAL_LOSS: bounds.reference.loss, **bounds.reference.gradient}[first.key]
+    difference = (_entries_of_result(run.result())[first.key].to(truth) - truth).abs().max().item()
+    if difference <= bounds.allowed(first.key):
+        by = f"{first.name}: an eager run, line by line, has it right; what differs is how this one was run"
+    else:
+        by = f"{first.name}: every increment agrees, but not their sum"
+    return Finding(16, None, by, first.error)

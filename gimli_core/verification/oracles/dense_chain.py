@@ -23,14 +23,26 @@ from gimli_core.notation import State, Tensors, counts, slots
 from gimli_core.verification.oracles.plain_rules import Root, initial_state, plain_step, values_at
 from gimli_core.verification.oracles.plain_unroll import inner_gradient
 from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness
+from gimli_core.verification.tasks import joined, of_each, own_keys, scale_of
 
 __all__ = ["LIMIT", "dense_chain"]
 
-LIMIT = 250  # elements of z and of x together
+LIMIT = 250  # elements of z and of x together, of one task
 
 
 def dense_chain(question: Question, environment: Environment, *, root: Root = torch.sqrt) -> Entries | None:
-    """The meta-gradient, or None where z and x are too large. Cost: 9F·(|theta| + |s|)·J."""
+    """The meta-gradient, or None where z and x are too large. Cost: 9F·(|theta| + |s|)·J, of each task."""
+    each: list[Entries] = []
+    for one in of_each(question):
+        found = _of_one(one, environment, root)
+        if found is None:
+            return None
+        each.append(found)
+    return each[0] if question.tasks is None else joined(each, own_keys(question), scale_of(question))
+
+
+def _of_one(question: Question, environment: Environment, root: Root) -> Entries | None:
+    """The derivatives of one inner loop."""
     leaves = question.entries()
     theta_0: Tensors = {key[1]: leaf for key, leaf in leaves.items() if key[0] == "B_0"}
     s_0 = initial_state(question, leaves, theta_0)

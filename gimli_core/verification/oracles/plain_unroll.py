@@ -21,15 +21,19 @@ from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.verification.oracles.plain_rules import Root, initial_state, plain_step, values_at
 from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness
+from gimli_core.verification.tasks import joined, leaves_of, of_each, own_keys, scale_of
 
-__all__ = ["Rounding", "Totals", "autograd_gradient", "inner_gradient", "loss_value", "random_rounding"]
+__all__ = ["Rounding", "Totals", "autograd_gradient", "draws", "inner_gradient", "loss_value", "random_rounding"]
 
 Rounding = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What autograd found: the meta-gradient, and every quantity of Algorithm 1 by symbol, step and name."""
+    """What autograd found: the meta-gradient, and every quantity of Algorithm 1 by symbol, step and name.
+
+    With T tasks a quantity is `[T, …]`, but for the loss and for what a phi_loss that they share gets.
+    """
 
     loss: Tensor
     gradient: Entries
@@ -186,9 +190,22 @@ def loss_value(
     A derivative takes buffers for constants, though a BatchNorm in eval mode reads what earlier theta_j left in
     them. So must a difference: the first call with an empty list `buffers` fills it, later ones find the same.
     """
+    buffers = [] if buffers is None else buffers
+    own, total = own_keys(question), 0.0
+    for t, one in enumerate(of_each(question)):
+        with same_randomness(environment):
+            unroll = _Unroll(one, leaves_of(leaves, own, t), environment, graph=False, buffers=buffers)
+            total += float(unroll.run().detach())
+    return scale_of(question) * total
+
+
+def draws(question: Question, environment: Environment) -> bool:
+    """Whether a batch or loss of an unroll draws random numbers (or changes buffers). Cost: 3F·J, of one task."""
+    one, own = of_each(question)[0], own_keys(question)
     with same_randomness(environment):
-        unroll = _Unroll(question, leaves, environment, graph=False, buffers=[] if buffers is None else buffers)
-        return float(unroll.run().detach())
+        found = environment.capture()
+        _Unroll(one, leaves_of(question.entries(), own, 0), environment, graph=False).run()
+        return environment.moved(found)
 
 
 def random_rounding(dtype: torch.dtype, seed: int) -> Rounding:
@@ -215,8 +232,25 @@ def autograd_gradient(
             `random_rounding` moves the result is what
             rounding alone can do to it: the conditioning bound of the report.
 
-    Cost: 9F·J, and the whole graph in memory.
+    Cost: 9F·J, and the whole graph in memory; with tasks, that of each in turn.
     """
+    if question.tasks is None:
+        return _of_one(question, environment, root, rounding)
+    each = [_of_one(one, environment, root, rounding) for one in of_each(question)]
+    scale, own, J = scale_of(question), own_keys(question), question.steps
+    forward, backward = each[0].forward, each[0].backward
+    shared = {key for key in backward if key[0] == "A_loss" and ("A_loss", *key[2:]) not in own}
+    loss = scale * torch.stack([totals.loss for totals in each]).sum()
+    return Totals(
+        loss=loss,
+        gradient=joined([totals.gradient for totals in each], own, scale),
+        forward={**joined([totals.forward for totals in each], forward, 1.0), ("loss", J): loss},
+        backward=joined([totals.backward for totals in each], backward.keys() - shared, scale),
+    )
+
+
+def _of_one(question: Question, environment: Environment, root: Root, rounding: Rounding | None) -> Totals:
+    """The totals of one inner loop."""
     leaves = {key: value.detach().requires_grad_() for key, value in question.entries().items()}
     keeping = keeping_buffers(environment.buffers) if environment.buffers else nullcontext()
     with same_randomness(environment), keeping:

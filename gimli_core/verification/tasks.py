@@ -1,0 +1,99 @@
+"""A question of T tasks as T questions of one inner loop each: L is their mean or sum, and so is every derivative.
+
+    L = c · Σ_t L_t,   c = 1 or 1/T
+    dL/dx = c · Σ_t dL_t/dx  where the tasks share x;   dL/dx_t = c · dL_t/dx_t  where each has its own
+
+The slices are taken here anew: nothing of the engine's way to run tasks enters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from gimli_core.meta_parameters.marks import Mark, PerTask
+from gimli_core.notation import COUNTS
+from gimli_core.verification.question import RESULTS, Entries, Key, Question, flatten
+
+__all__ = ["joined", "leaves_of", "of_each", "own_keys", "scale_of"]
+
+
+def scale_of(question: Question) -> float:
+    """c, what the sum of the tasks' losses is multiplied by."""
+    tasks = question.tasks
+    return 1.0 if tasks is None or tasks.reduce == "sum" else 1 / tasks.count
+
+
+def of_each(question: Question) -> list[Question]:
+    """The question of each task alone; this one if there are no tasks."""
+    tasks = question.tasks
+    return [question] if tasks is None else [_of_task(question, t) for t in range(tasks.count)]
+
+
+def _of_task(question: Question, t: int) -> Question:
+    return replace(
+        question,
+        theta_0=_part(question.theta_0, t),
+        train_batches=lambda j: _of_batch(question.batch(j), t),
+        val_batch=_of_batch(question.val_batch, t),
+        phi_opt=_part(question.phi_opt, t),
+        phi_loss=_part(question.phi_loss, t),
+        state_0=_part(question.state_0, t),
+        tasks=None,
+    )
+
+
+def leaves_of(leaves: Entries, own: Collection[Key], t: int) -> Entries:
+    """The meta-parameters of task t: its slice of those in `own`, the others whole."""
+    return {key: leaf[t] if key in own else leaf for key, leaf in leaves.items()}
+
+
+def joined(each: Sequence[Entries], own: Collection[Key], scale: float) -> Entries:
+    """c times the derivatives of every task: in a row where a task has its own, summed where they share."""
+    found: Entries = {}
+    for key in each[0]:
+        parts = torch.stack([entries[key] for entries in each])
+        found[key] = scale * (parts if key in own else parts.sum(0))
+    return found
+
+
+def own_keys(question: Question) -> frozenset[Key]:
+    """The meta-parameters that each task has of its own: those marked `per_task`."""
+    trees = (question.phi_opt, question.phi_loss, question.theta_0, question.state_0)
+    return frozenset(key for name, tree in zip(RESULTS, trees, strict=True) for key in _own(tree, (name,)))
+
+
+def _own(tree: Any, path: Key) -> list[Key]:
+    if isinstance(tree, PerTask):
+        return list(flatten(tree.value, path))
+    if isinstance(tree, Mark):
+        return _own(tree.value, path)
+    if isinstance(tree, (Mapping, tuple, list)):
+        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+        return [key for name, branch in items for key in _own(branch, (*path, name))]
+    return []
+
+
+def _part(value: Any, t: int, inside: bool = False) -> Any:
+    """What task t has of an argument: its slice of what is marked, without that mark; all of the rest."""
+    if isinstance(value, PerTask):
+        return _part(value.value, t, inside=True)
+    if isinstance(value, Mark):
+        return type(value)(_part(value.value, t, inside))
+    if isinstance(value, Mapping):
+        return {k: v if k in COUNTS else _part(v, t, inside) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_part(v, t, inside) for v in value)
+    if not (inside and isinstance(value, Tensor)):
+        return value
+    # Whether an nn.Parameter requires grad says whether it is trained.
+    return nn.Parameter(value.detach()[t], value.requires_grad) if isinstance(value, nn.Parameter) else value[t]
+
+
+def _of_batch(batch: Any, t: int) -> Any:
+    return pytree.tree_map(lambda leaf: leaf[t] if isinstance(leaf, Tensor) else leaf, batch)

@@ -226,4 +226,6 @@ def one_vector(
     small = len(theta) > 1 and sum(v.numel() for v in theta.values()) <= NUMBERS
     if not isinstance(optimizer, ElementwiseOptimizer) or not small or not set(numbers) <= set(scalars):
         return None
-    return OneVector(shapes, frozenset(scalars), tasks, frozenset(taken))
+    vector = OneVector(shapes, frozenset(scalars), tasks, frozenset(taken))
+    vector._homes(next(iter(theta.values())).device)  # made before a run, whose memory may be counted
+    return vector

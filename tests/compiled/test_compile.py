@@ -224,7 +224,7 @@ def test_a_tensor_that_comes_twice_in_the_first_batch_may_come_once_in_the_other
 
 
 def test_a_network_that_is_not_trained_may_change_between_calls() -> None:
-    teacher = nn.Linear(3, 1)
+    teacher = nn.Linear(3, 1).requires_grad_(False)
 
     def distil(theta: dict[str, Tensor], phi: dict[str, Tensor], x: Tensor) -> Tensor:
         return (x @ theta["w"] - teacher(x).squeeze(-1)).square().mean()
@@ -238,7 +238,7 @@ def test_a_network_that_is_not_trained_may_change_between_calls() -> None:
         with torch.no_grad():
             teacher.weight.mul_(2)
         if number:
-            teacher.weight = nn.Parameter(torch.randn(1, 3))
+            teacher.weight = nn.Parameter(torch.randn(1, 3), requires_grad=False)
 
 
 @pytest.mark.long

@@ -86,7 +86,7 @@ def test_time_and_bytes() -> None:
 
 
 def test_stopping_early_puts_buffers_back() -> None:
-    norm = torch.nn.BatchNorm1d(3)
+    norm = torch.nn.BatchNorm1d(3).requires_grad_(False)
     before = norm.running_mean.clone()  # type: ignore[union-attr, operator]
 
     def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], x: Tensor) -> Tensor:

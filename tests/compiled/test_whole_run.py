@@ -238,7 +238,7 @@ def test_random_numbers_and_buffers(norm: bool, ways: list[str]) -> None:
 def test_chunks(ways: list[str], caplog: pytest.LogCaptureFixture) -> None:
     made, arguments = gimli.Problem(tanh_loss, tanh_loss, Adam()), given(1, 2 * T)
     for _ in range(2):
-        found = gimli.meta_gradient(made, **{**arguments, "tasks": gimli.Tasks(T, chunk=T)}, compile="whole")
+        found = gimli.meta_gradient(made, **{**arguments, "tasks": gimli.Tasks(2 * T, chunk=T)}, compile="whole")
         agree(found, gimli.meta_gradient(gimli.Problem(tanh_loss, tanh_loss, Adam()), **arguments, compile=False))
     assert ways == ["__call__", "as_it_is", "as_it_is", "as_it_is"]
     assert said(caplog).count("compiling") == 1

@@ -108,5 +108,5 @@ class Memo:
     costs: list[tuple[Any, Any]] = field(default_factory=list)  # measured costs, for an outline
     compiled: list[tuple[Any, Any]] = field(default_factory=list)  # compiled functions, for an outline
     eager_seconds: float = 0.0  # that eager runs have taken
-    recalled: Any = None  # what a call like the last one takes over
+    recalled: dict[Any, Any] = field(default_factory=dict)  # what a call of the same look takes over
     by_name: bool = False  # whether tensors must stay apart: a step left one of them alone

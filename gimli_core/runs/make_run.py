@@ -161,7 +161,8 @@ class _ApartIfNeeded:
         except LeftAlone:
             self._environment.restore(found)
             memo = self._call.problem.memo
-            memo.by_name, memo.recalled = True, None
+            memo.by_name = True
+            memo.recalled.clear()
             self._run = _prepared(self._call, self._wants, None)
             yield from self._run.forward()
 

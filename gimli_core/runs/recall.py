@@ -2,8 +2,8 @@
 
 An outer loop calls with the same arguments over and over: only theta_0, phi and the batches are new. Where the tensors
 are small, working out everything anew takes a tenth of the time of a compiled run. What is taken over here is the
-`Form`, which depends on the form of the arguments alone; the tensors are looked at as `prepare` looks at them, and none
-is kept.
+`Form`, which depends on the form of the arguments alone; the tensors are looked at as `prepare` looks at them, and none of
+theta_0, phi_loss and the batches is kept.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ __all__ = ["Recalled", "look_of", "recalled", "recalled_whole", "remember", "rem
 
 TENSORS = ("theta_0", "phi_loss", "phi_opt")  # whose values may be others
 FREE = ("problem", "train_batches", "val_batch", "memory", "resume")  # of which a look says nothing
+LOOKS = 8  # that are remembered of a problem: calls of several looks may take turns
 PLAIN = (bool, int, float, str, type(None), Tasks)
 
 Look = tuple[Any, ...]
@@ -40,7 +41,6 @@ Look = tuple[Any, ...]
 class Recalled(NamedTuple):
     """What the next call of the same look takes over."""
 
-    look: Look
     form: Form
     hyper: Hyperparameters
     weights: tuple[float | None, ...]
@@ -98,7 +98,10 @@ def remember(look: Look | None, inputs: Inputs, problem: Problem) -> None:
     if look is not None and fixed and any(isinstance(t, OneVector) for t in inputs.form.transforms):
         hyper = inputs.values.hyper
         hyper.theta = {k: v.clone() for k, v in hyper.theta.items()}  # a caller's may be part of more
-        problem.memo.recalled = Recalled(look, inputs.form, hyper, inputs.values.weights)
+        known = problem.memo.recalled
+        if look not in known and len(known) >= LOOKS:
+            known.pop(next(iter(known)), None)
+        known[look] = Recalled(inputs.form, hyper, inputs.values.weights)
 
 
 def recalled(look: Look | None, call: Call) -> Inputs | None:
@@ -125,7 +128,7 @@ def remember_whole(look: Look | None, compiled: CompiledWhole, given: Given, pro
     """Keep what a compiled run of the same look can take over; only after `remember`, and if it touches nothing."""
     known = _known(look, problem)
     if known is not None and compiled.pure:
-        problem.memo.recalled = known._replace(whole=(compiled, given.weights))
+        problem.memo.recalled[look] = known._replace(whole=(compiled, given.weights))
 
 
 def recalled_whole(look: Look | None, call: Call) -> tuple[CompiledWhole, Form, Hyperparameters, Given] | None:
@@ -154,8 +157,8 @@ def recalled_whole(look: Look | None, call: Call) -> tuple[CompiledWhole, Form, 
 
 
 def _known(look: Look | None, problem: Any) -> Recalled | None:
-    known: Recalled | None = problem.memo.recalled if isinstance(problem, Problem) else None
-    return known if look is not None and known is not None and known.look == look else None
+    known: Recalled | None = problem.memo.recalled.get(look) if isinstance(problem, Problem) else None
+    return known
 
 
 def _renewed(hyper: Hyperparameters, phi_opt: Mapping[str, Any] | None) -> Hyperparameters:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import gimli_core as gimli
 from gimli_core.optimizers import (
@@ -25,6 +26,7 @@ from gimli_core.optimizers import (
     Optimizer,
     Partition,
 )
+from gimli_core.verification.oracles.plain_rules import flat_root
 
 D = torch.float64
 NAMES = ("w", "step", "skipped", "ema.v", "all", "a.b", "größe", "slow")
@@ -75,6 +77,13 @@ def val_loss(theta: Any, phi: Any, batch: Any) -> Tensor:
     return torch.stack([v.sin().sum() for v in theta.values()]).sum()
 
 
+class FlatRoots(TorchFunctionMode):
+    """sqrt'(0) = 0: an idle step of Accumulate puts moments of 0 under Adam's root, where autograd alone gives NaN."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return flat_root(args[0]) if func in (torch.sqrt, Tensor.sqrt) else func(*args, **(kwargs or {}))
+
+
 def check(composed: tuple[Optimizer, dict[str, Tensor], list[tuple[str, ...]], bool]) -> None:
     rule, theta_0, steps, _ = composed
     phi_opt = {n: torch.tensor(v, dtype=D) for n, v in rule.hyperparameters().items() if isinstance(v, float) and v > 0}
@@ -98,7 +107,8 @@ def check(composed: tuple[Optimizer, dict[str, Tensor], list[tuple[str, ...]], b
         )
         pairs = [(k, g) for k, g in zip(list(theta), found, strict=True) if g is not None or k not in moved]
         G = {k: torch.zeros_like(theta[k]) if g is None else g for k, g in pairs}
-        theta, state = bound.step_used(theta, state, G, hyper)
+        with FlatRoots():
+            theta, state = bound.step_used(theta, state, G, hyper)
     inputs = [*leaves.values(), *learned.values(), phi["step"]]
     found = torch.autograd.grad(val_loss(theta, phi, None), inputs, allow_unused=True)
     expected = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]

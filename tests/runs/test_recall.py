@@ -191,6 +191,17 @@ def test_a_learned_rate_is_taken_over(prepared: list[Any]) -> None:
         gimli.unroll(problem, **given(0, phi_opt={"lr": torch.tensor(torch.nan, requires_grad=True)}))
 
 
+def test_calls_of_two_looks_may_take_turns(prepared: list[Any]) -> None:
+    problem = gimli.Problem(loss, loss, Adam())
+    for seed in range(3):
+        for tasks in (None, T):
+            assert_same(
+                gimli.meta_gradient(problem, **given(seed, tasks)),
+                gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **given(seed, tasks)),
+            )
+    assert sum(call.problem is problem for call in prepared) == 2
+
+
 def test_unroll_takes_over_too(prepared: list[Any]) -> None:
     problem = gimli.Problem(loss, loss, Adam())
     for seed in (0, 1):

@@ -14,7 +14,8 @@ import torch
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.memory.allocator import fresh_seconds, keeper, occupied, separates
+from gimli_core.memory.allocator import fresh_seconds, keeper, occupied, separates, warm
+from gimli_core.memory.batch_sizes import no_larger_batches
 from gimli_core.memory.meters import LiveBytes, Meter, Note, ResidentBytes
 from gimli_core.memory.schedules.actions import (
     Action,
@@ -137,6 +138,17 @@ def measure(inputs: Inputs, run: Maker, disk: Path | None = None, *, compiled: b
     return costs._replace(holes=holes, start=accumulators + own)
 
 
+def _short(inputs: Inputs) -> Inputs:
+    """Two steps of a problem, with a weight at each where the run has some."""
+    form, values = inputs.form, inputs.values
+    weights = (*values.weights[form.first : form.first + 2], values.weights[-1] or 1.0)
+    return replace(
+        inputs,
+        form=replace(form, steps=2, weighted=tuple(w is not None for w in weights), left_out=form.left_out.whole()),
+        values=replace(values, batch=lambda j: values.batch(0), weights=weights),
+    )
+
+
 def _piloted(inputs: Inputs, run: Maker, compiled: bool) -> tuple[list[Note], list[float], int]:
     """For each action of the pilot what a meter saw and the seconds; and the most bytes that the process occupied.
 
@@ -144,13 +156,7 @@ def _piloted(inputs: Inputs, run: Maker, compiled: bool) -> tuple[list[Note], li
     """
     environment = inputs.environment
     found = environment.capture()
-    form, values = inputs.form, inputs.values
-    weights = (*values.weights[form.first : form.first + 2], values.weights[-1] or 1.0)
-    short = replace(
-        inputs,
-        form=replace(form, steps=2, weighted=tuple(w is not None for w in weights), left_out=form.left_out.whole()),
-        values=replace(values, batch=lambda j: values.batch(0), weights=weights),
-    )
+    short = _short(inputs)
     timed, metered = _Pilot(), _Pilot(ResidentBytes() if compiled else LiveBytes())
     occupations = []
 
@@ -224,8 +230,10 @@ def counted(inputs: Inputs, run: Maker) -> int:
 
 def settle(
     schedule: Schedule, inputs: Inputs, eager: Maker, compiled: Maker | None
-) -> tuple[Schedule, Callable[[], None]]:
-    """The schedule to run, and what to call between its actions. A budget is measured and becomes a `Checkpoint`.
+) -> tuple[Schedule, Inputs, Callable[[], None]]:
+    """The schedule to run, inputs whose batches are held to the measured one, and what to call between its actions.
+
+    A budget is measured and becomes a `Checkpoint`.
 
     How a budget predicts. A pilot of two steps holds every kind of action once; around each a meter notes the bytes
     that it leaves behind and needs for a moment, and a clock its seconds. From these `budget.estimate` tells the peak
@@ -236,7 +244,7 @@ def settle(
     `eager` and `compiled` make a run of a schedule by steps of either kind.
     """
     if not isinstance(schedule, Budget):
-        return schedule, lambda: None
+        return schedule, inputs, lambda: None
     steps = inputs.form.steps - inputs.form.first
     if steps < 2:  # nothing to choose
         need = counted(inputs, eager)
@@ -244,7 +252,8 @@ def settle(
             remedy = "With so few steps no other schedule takes less; a smaller batch does."
             came, expected = show_size(schedule.bytes), f"at least {need} bytes for {steps} steps"
             raise ArgumentError(explain(f"Budget({schedule.size!r})", expected, came, remedy))
-        return Checkpoint(1), lambda: None
+        return Checkpoint(1), inputs, lambda: None
+    warm()
     keep = keeper()
     costs = known_costs(inputs, eager, compiled, schedule.disk)
     chosen = choose(schedule, steps, costs)
@@ -254,4 +263,4 @@ def settle(
     acts = (costs.run, costs.run_graph, costs.run_known, costs.validate, costs.sweep, costs.sweep_point)
     transient = max(act.transient for act in acts)
     most = estimate(chosen, steps, costs)[0] - transient - costs.room // 3
-    return chosen, lambda: keep(most)
+    return chosen, no_larger_batches(schedule, inputs), lambda: keep(most)

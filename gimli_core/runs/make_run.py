@@ -120,7 +120,7 @@ def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = No
     try:
         if journal is not None and journal.reached is not None:
             schedule = journal.schedule(journal.reached[1]["schedule"], schedule.disk)
-        schedule, between = settle(schedule, inputs, *makers(steps))
+        schedule, inputs, between = settle(schedule, inputs, *makers(steps))
         run = ScheduledRun(inputs, schedule, steps, journal, between)
     except BaseException:
         if journal is not None:

@@ -2,8 +2,8 @@
 
 An outer loop calls with the same arguments over and over: only theta_0, phi and the batches are new. Where the tensors
 are small, working out everything anew takes a tenth of the time of a compiled run. What is taken over here is the
-`Form`, which depends on the form of the arguments alone; the tensors are looked at as `prepare` looks at them, and none of
-theta_0, phi_loss and the batches is kept.
+`Form`, which depends on the form of the arguments alone; the tensors are looked at as `prepare` looks at them, and none
+of theta_0, phi_loss and the batches is kept.
 """
 
 from __future__ import annotations

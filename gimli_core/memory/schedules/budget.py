@@ -23,14 +23,18 @@ class Budget(Schedule):
 
     One step is measured first (about 75F, once for a problem and its shapes); then graphs of the last steps, states,
     gradients and replays are mixed so that the predicted time is least among all mixes whose peak fits. Measured is
-    the first batch: larger ones later take more.
+    the first batch; a later one whose tensors are larger in any dimension is refused before its step runs. What torch
+    imports at its first derivative (some 70 MiB, once for a process) is imported first and is not counted, nor are
+    Python's objects of a kept graph, some 60 KB: of a network of a few hundred numbers they can be more than all its
+    tensors.
 
     Args:
         size: bytes above what the process holds when the run starts: a number, "512MiB", "2GB".
         disk: a directory for states that do not fit; for tensors on a GPU one that lives in memory (/dev/shm) will do.
 
     Raises:
-        ArgumentError: a size that cannot be read; at the run, one that is too small, with the least that would do.
+        ArgumentError: a size that cannot be read; at the run, one that is too small, with the least that would do; a
+            batch larger than the first, before its step.
 
     Cost: the peak is at most `size`; time falls as it grows, from Checkpoint(1)'s to that of keeping every state, or
     every graph where clearing fresh memory costs less than computing G_j again.

@@ -110,3 +110,7 @@ class Memo:
     eager_seconds: float = 0.0  # that eager runs have taken
     recalled: dict[Any, Any] = field(default_factory=dict)  # what a call of the same look takes over
     by_name: bool = False  # whether tensors must stay apart: a step left one of them alone
+
+    def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
+        """A copied problem, or one that was sent to another process, has everything before it."""
+        return Memo, ()

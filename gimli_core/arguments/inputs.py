@@ -44,7 +44,10 @@ __all__ = ["Form", "Inputs", "Values", "as_one_vector", "modules_of", "prepare"]
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """What is run, without a tensor: two calls of one form differ in their values alone."""
+    """What is run, without a tensor of a call: two calls of one form differ in their values alone.
+
+    Tensors that the optimizer itself was built with stay its own.
+    """
 
     problem: Problem  # the losses as they are run
     optimizer: Optimizer  # as it is run, knowing which of its hyperparameters are learned

@@ -38,5 +38,5 @@ def check_weights(val_weights: Any, steps: int, first: int) -> tuple[float | Non
     if early:
         expected = f"no weight before theta_{first}, where the sweep of the last {steps - first} steps ends"
         came = f"one at theta_{early[0]}" + (", which is learned" if learned else "")
-        raise ArgumentError(explain("val_weights", expected, came, "Raise truncate, or put 0 there."))
+        raise ArgumentError(explain("val_weights", expected, came, "Raise the k of Truncated(k), or put 0 there."))
     return checked

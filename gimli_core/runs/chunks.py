@@ -24,12 +24,13 @@ class Chunks:
 
     Args:
         call: all of it.
+        parts: the calls of the chunks.
         run: makes the run of a part.
     """
 
-    def __init__(self, call: Call, run: Callable[[Call], Run]) -> None:
-        self._call, self._parts, self._run = call, call.parts(), run
-        self._first: Run | None = run(self._parts[0])
+    def __init__(self, call: Call, parts: list[Call], run: Callable[[Call], Run]) -> None:
+        self._call, self._parts, self._run = call, parts, run
+        self._first: Run | None = run(parts[0])
         self.form = self._first.form
         self.steps = self._first.steps * len(self._parts)  # inner steps of all chunks
         self._result: MetaGradient | None = None

@@ -91,9 +91,7 @@ def retained(compiled: CompiledRetained, inputs: Inputs) -> Compute:
         _put_back(environment, found, completely=done is None)
     if done is None:
         return None
-    A_opt = hyper.zeros()
-    for j, A_j in zip(reversed(range(inputs.form.steps)), done.A_opt, strict=False):
-        hyper.accumulate(A_opt, j, A_j)
+    A_opt = _summed(inputs.form, hyper, done.A_opt)
     return outcome_of(inputs, done.ends, done.train_losses, done.val_losses, buffers, A_opt, done.A_loss)
 
 
@@ -114,12 +112,18 @@ def whole(
             _put_back(environment, found, completely=done is None)
     if done is None:
         return None
-    A_opt = hyper.zeros()
-    for j, A_j in zip(reversed(range(form.steps)), done.A_opt, strict=False):
-        hyper.accumulate(A_opt, j, A_j)
+    A_opt = _summed(form, hyper, done.A_opt)
     hyper.accumulate(A_opt, 0, done.A_start)
     yield Event(14, 0, {"B": done.ends.B, "S": done.ends.S})
     return Outcome(*done[:4], done.ends, buffers, A_opt, done.A_loss)
+
+
+def _summed(form: Form, hyper: Hyperparameters, increments: list[dict[str, Tensors]]) -> list[Tensor]:
+    """A_opt from the increments of the steps, the last one's first; or from their sum alone."""
+    A_opt = hyper.zeros()
+    for j, A_j in zip(reversed(range(form.steps)), increments, strict=False):
+        hyper.accumulate(A_opt, j, A_j)
+    return A_opt
 
 
 def _put_back(environment: Environment, found: Any, *, completely: bool) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
@@ -29,7 +30,9 @@ from gimli_core.runs.run import Events, Run
 from gimli_core.runs.scheduled_run import ScheduledRun
 from gimli_core.transforms.one_vector import LeftAlone, OneVector
 
-__all__ = ["Wants", "checked", "make_run", "makers", "schedule_of_call", "scheduled"]
+__all__ = ["Wants", "apart_if_needed", "checked", "make_run", "makers", "schedule_of_call", "scheduled"]
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     if call.resume is not None:
         came, do = f"Tasks(chunk={call.tasks.chunk})", "Give one of chunk= and resume=."  # type: ignore[union-attr]
         raise ArgumentError(explain("resume", "None where tasks are run in chunks", came, do))
-    return Chunks(call, partial(_one, wants=wants))
+    return Chunks(call, parts, partial(_one, wants=wants))
 
 
 def _one(call: Call, wants: Wants) -> Run:
@@ -75,7 +78,7 @@ def _one(call: Call, wants: Wants) -> Run:
             compiled, form, hyper, given = found
             compute = partial(compiled_run.whole, compiled, form, hyper, given, None)
             return CompiledRun(form, hyper, given.frozen, compute, lambda: _prepared(call, wants, look))
-    return _prepared(call, wants, look)
+    return apart_if_needed(call, lambda: _prepared(call, wants, look))
 
 
 def _prepared(call: Call, wants: Wants, look: Any) -> Run:
@@ -84,24 +87,26 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     if inputs is None:
         inputs = checked(call, schedule, wants)
         remember(look, inputs, call.problem)
+
+    def scheduled_by(steps: Steps, resume: Any = None) -> Run:
+        run = scheduled(inputs, ForwardOnly() if wants.forward_only else schedule, steps, resume)
+        joined = any(isinstance(transform, OneVector) for transform in inputs.form.transforms)
+        return _ApartIfNeeded(call, wants, run, inputs.environment) if joined else run
+
     if wants.forward_only:
-        return _apart_if_needed(call, wants, ScheduledRun(inputs, ForwardOnly(), EagerSteps()), inputs)
+        return scheduled_by(EagerSteps())
     compile = False if wants.changes else call.compile
     compiled = chosen(inputs, compile, whole=free, watched=wants.steps or wants.lines)
     form, values = inputs.form, inputs.values
     if compiled is None or isinstance(compiled, CompiledSteps):
-        return _apart_if_needed(call, wants, scheduled(inputs, schedule, compiled or EagerSteps(), call.resume), inputs)
-
-    def otherwise() -> Run:
-        return _apart_if_needed(call, wants, scheduled(inputs, schedule, EagerSteps()), inputs)
-
+        return scheduled_by(compiled or EagerSteps(), call.resume)
     if isinstance(compiled, CompiledWhole):
         given = given_of(inputs)
         remember_whole(look, compiled, given, call.problem)
         compute = partial(compiled_run.whole, compiled, form, values.hyper, given, inputs.environment)
     else:
         compute = partial(compiled_run.retained, compiled, inputs)
-    return CompiledRun(form, values.hyper, values.frozen, compute, otherwise)
+    return CompiledRun(form, values.hyper, values.frozen, compute, partial(scheduled_by, EagerSteps()))
 
 
 def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
@@ -138,11 +143,19 @@ def makers(steps: Steps) -> tuple[Maker, Maker | None]:
     return by(EagerSteps()), None if steps.eager else by(steps)
 
 
-def _apart_if_needed(call: Call, wants: Wants, run: Run, inputs: Inputs) -> Run:
-    """The run; where a step leaves a tensor of the one vector alone, the run with tensors by name takes its place."""
-    if not any(isinstance(transform, OneVector) for transform in inputs.form.transforms):
-        return run
-    return _ApartIfNeeded(call, wants, run, inputs.environment)
+def apart_if_needed(call: Call, make: Callable[[], Made]) -> Made:
+    """What `make` makes of a call; again, with tensors by name, where a loss does not use one of the one vector."""
+    try:
+        return make()
+    except LeftAlone:
+        keep_apart(call)
+        return make()
+
+
+def keep_apart(call: Call) -> None:
+    """From now on the tensors of this problem stay apart."""
+    call.problem.memo.by_name = True
+    call.problem.memo.recalled.clear()
 
 
 class _ApartIfNeeded:
@@ -160,9 +173,7 @@ class _ApartIfNeeded:
             yield from self._run.forward()
         except LeftAlone:
             self._environment.restore(found)
-            memo = self._call.problem.memo
-            memo.by_name = True
-            memo.recalled.clear()
+            keep_apart(self._call)
             self._run = _prepared(self._call, self._wants, None)
             yield from self._run.forward()
 

@@ -24,7 +24,7 @@ from gimli_core.memory.schedules.store_states import StoreStates
 from gimli_core.notation import State
 from gimli_core.problem import Problem
 from gimli_core.runs.eager_steps import EagerSteps
-from gimli_core.runs.make_run import Wants, checked, makers
+from gimli_core.runs.make_run import Wants, apart_if_needed, checked, makers
 from gimli_core.transforms.tasks import Tasks
 
 __all__ = ["Plan", "Row", "plan"]
@@ -124,13 +124,7 @@ def plan(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights,
         approximation=approximation, second_order=second_order, tasks=tasks, check=check,
     ).parts()[0]  # fmt: skip
-    inputs = checked(call, StoreStates(), Wants())
-    J = inputs.form.steps - inputs.form.first
-    if J < 2:
-        do = "With fewer there is nothing to choose."
-        raise ArgumentError(explain("steps", "at least 2 that are swept", str(J), do))
-    compiled = chosen(inputs, compile, whole=False)
-    costs = known_costs(inputs, *makers(compiled if isinstance(compiled, CompiledSteps) else EagerSteps()))
+    J, costs = apart_if_needed(call, lambda: _measured(call, compile))
     named = {"RetainGraphs()": Checkpoint(1, graphs=J), "StoreStates()": Checkpoint(J)}
     named |= {f"Checkpoint({S})": Checkpoint(S) for S in (50, 20, 10, 5, 2) if S < J}
     smallest, largest = least(J, costs), estimate(named["RetainGraphs()"], J, costs)[0]
@@ -144,3 +138,14 @@ def plan(
         block = min(schedule.graphs, J)
         rows.append(Row(name, schedule, peak, seconds, advances(J, schedule.snapshots, block) - (J - block)))
     return Plan(tuple(sorted(rows, key=lambda row: row.peak)), costs, J)
+
+
+def _measured(call: Call, compile: bool) -> tuple[int, Costs]:
+    """(the steps that are swept, what the actions of a run cost)."""
+    inputs = checked(call, StoreStates(), Wants())
+    J = inputs.form.steps - inputs.form.first
+    if J < 2:
+        do = "With fewer there is nothing to choose."
+        raise ArgumentError(explain("steps", "at least 2 that are swept", str(J), do))
+    compiled = chosen(inputs, compile, whole=False)
+    return J, known_costs(inputs, *makers(compiled if isinstance(compiled, CompiledSteps) else EagerSteps()))

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gimli_core.arguments.inputs import Form, Inputs
+from gimli_core.arguments.inputs import Form
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient, Trajectory
 
@@ -38,6 +38,3 @@ def drain(events: Events, *watching: Callable[[Event], None] | None) -> None:
             if watch is not None:
                 watch(event)
         del event
-
-
-Otherwise = Callable[[Inputs], Run]  # makes the run that takes another's place

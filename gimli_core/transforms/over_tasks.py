@@ -73,9 +73,8 @@ class OverTasks(Transform):
 class LossOverTasks:
     """`loss` for T tasks: from theta `[T, …]`, batch `[T, …]` to `[T]` values.
 
-    Vectorised by `vmap`; where that cannot be (a branch on values, autograd inside the loss, a module whose buffers
-    move), one task after the other, to the same result. Buffers that a task moves are put back before the next one:
-    each task starts from the same, and the last one's stay.
+    Vectorised by `vmap`; where that cannot be (a branch on values, autograd inside the loss, work put off until
+    backward), one task after the other, to the same result.
 
     Args:
         loss: of one task.
@@ -83,7 +82,7 @@ class LossOverTasks:
         count: T.
         shared: names in theta that all tasks share (held constant).
         phi_by_task: names in phi_loss that they do not.
-        modules: whose buffers the loss may change.
+        modules: whose buffers the loss may change; with tasks it must not.
 
     Raises:
         ArgumentError: at a call: a batch without the leading dimension, a loss that is not one number a task, or that

@@ -236,3 +236,24 @@ def test_averages_follow_weights_that_rest() -> None:
         average = 0.5 * average + 0.5 * b
     torch.testing.assert_close(came.theta_J["b"], b)
     torch.testing.assert_close(came.theta_J["ema.b"], average)
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("memory", [gimli.memory.Budget("50MB"), gimli.memory.StoreStates()], ids=str)
+def test_what_is_measured_before_a_run_may_leave_a_tensor_alone(memory: Any, check: bool) -> None:
+    """A budget and a plan run two steps before the run: there too the tensors are put apart, and nothing is raised."""
+    theta_0 = {"a": torch.ones(3), "b": torch.full((3,), 2.0)}
+
+    def made() -> gimli.Problem:
+        return gimli.Problem(
+            lambda theta, phi, which: theta[which].square().sum(),
+            lambda theta, phi, batch: sum(v.square().sum() for v in theta.values()),  # type: ignore[arg-type, return-value]
+            gimli.optimizers.SGD(lr=0.1, momentum=0.9),
+        )
+
+    arguments: tuple[Any, ...] = (theta_0, ["a", "b"] * 3, None)
+    expected = gimli.meta_gradient(made(), *arguments, watch=lambda event: None)
+    found = gimli.meta_gradient(made(), *arguments, memory=memory, check=check)
+    assert all(torch.equal(found.B_0[k], v) for k, v in expected.B_0.items())
+    assert gimli.plan(made(), *arguments, check=check).rows
+    assert gimli.meta_gradient(made(), theta_0, ["a"], None, memory=gimli.memory.Budget("1MB"), check=check).theta_J

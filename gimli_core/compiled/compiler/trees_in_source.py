@@ -18,18 +18,30 @@ def taker(tree: Any) -> Callable[[Any], list[Any]]:
     >>> taker({"a": 1, "b": (2, [3])})({"a": "x", "b": ("y", ["z"])})
     ['x', 'y', 'z']
     """
-    function: Callable[[Any], list[Any]] = eval(f"lambda tree: [{', '.join(paths(tree, 'tree'))}]")
+    keys: dict[str, Any] = {}
+    function: Callable[[Any], list[Any]] = eval(f"lambda tree: [{', '.join(paths(tree, 'tree', keys))}]", keys)
     return function
 
 
-def paths(tree: Any, at: str) -> Iterator[str]:
+def key_in_source(key: Any, keys: dict[str, Any]) -> str:
+    """A key as an expression: text and whole numbers as they are, any other by a name that `keys` gives it.
+
+    What a key's own `repr` says is never evaluated.
+    """
+    if type(key) in (str, int):
+        return repr(key)
+    keys[name := f"key{len(keys)}"] = key
+    return name
+
+
+def paths(tree: Any, at: str, keys: dict[str, Any]) -> Iterator[str]:
     """The expressions that reach the leaves."""
     entries = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (tuple, list)) else None
     if entries is None:
         yield at
         return
     for key, value in entries:
-        yield from paths(value, f"{at}[{key!r}]")
+        yield from paths(value, f"{at}[{key_in_source(key, keys)}]", keys)
 
 
 def builder(tree: Any) -> Callable[[Sequence[Any]], Any]:
@@ -43,7 +55,9 @@ def builder(tree: Any) -> Callable[[Sequence[Any]], Any]:
 
     def written(part: Any) -> str:
         if isinstance(part, dict):
-            return "{" + ", ".join(f"{key!r}: {written(value)}" for key, value in part.items()) + "}"
+            return (
+                "{" + ", ".join(f"{key_in_source(key, kinds)}: {written(value)}" for key, value in part.items()) + "}"
+            )
         inner = "".join(f"{written(value)}, " for value in part) if isinstance(part, (tuple, list)) else ""
         if isinstance(part, tuple) and hasattr(part, "_fields"):
             kinds[f"kind{len(kinds)}"] = type(part)

@@ -67,7 +67,13 @@ def gradient(
             loss = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch)
         inputs = [*theta_leaf.values(), *(phi_leaf.values() if of_phi else ())]
         with held.in_place():
-            found = differentiate(loss, inputs, create_graph=keep_graph)
+            found = differentiate(loss, inputs, create_graph=keep_graph or bool(held.later))
+        if held.changes(found, lambda: differentiate(loss, inputs, create_graph=True)):
+            raise ArgumentError(
+                explain(name, "a module with work put off until backward (checkpoints) to have one set of weights",
+                        "one that is called with several in one loss", "Leave out the checkpoints, give each set a "
+                        "module of its own, or run tasks one at a time: gimli.Tasks(T, chunk=1).")
+            )  # fmt: skip
         if all(g is None for g in found[: len(theta_leaf)]):
             raise ArgumentError(
                 explain(name, "a loss that depends on theta", "a loss with no gradient path to any entry of theta",

@@ -6,17 +6,18 @@ own weights back, or a later step its own. Every module that is called says what
 once the loss is there is put in again around each derivative, so that work put off meets what work done at once met.
 
 No function is replaced for that, and nothing is asked about who swapped the weights, how they are named or tied: only
-torch's own hook on calls of modules is used. A module that one loss calls with several sets of weights is put
-back to the first of them.
+torch's own hook on calls of modules is used. A module that one loss calls with several sets of weights cannot hold them
+all again: it is put back to the first of them, and `changes` tells whether that could matter.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -30,22 +31,46 @@ class HeldWeights:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self.later: list[Entry] = []  # what modules held in the last of several calls, where that is something else
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Modules hold again what they held."""
-        if not self.entries:
+    def in_place(self, *, later: bool = False) -> Iterator[None]:
+        """Modules hold again what they held; with `later` in their last calls."""
+        entries = [*self.entries, *self.later] if later else self.entries
+        if not entries:
             yield
             return
-        now = [(home, name, home[name]) for home, name, _ in self.entries if name in home]
+        now = [(home, name, home[name]) for home, name, _ in entries if name in home]
         try:
-            for home, name, held in self.entries:
+            for home, name, held in entries:
                 if name in home:
                     home[name] = held
             yield
         finally:
-            for home, name, held in now:
+            for home, name, held in reversed(now):
                 home[name] = held
+
+    def changes(self, first: tuple[Tensor | None, ...], derivative: Callable[[], tuple[Tensor | None, ...]]) -> bool:
+        """Whether a derivative is another one where modules hold what they held last: then work was put off that reads
+        weights, and no single set of them is right. Costs nothing where each module was called with one set.
+        """
+        if not self.later:
+            return False
+        with self.in_place(later=True):
+            second = derivative()
+        return not all(map(_same, first, second))
+
+
+def _transformed(tensor: Tensor | None) -> bool:
+    """Whether a tensor is a transform's own, such as vmap's, which nothing can be put back to once that is over."""
+    return tensor is not None and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two derivatives are the same: to the bit on a processor, where nothing else may move them."""
+    if a is None or b is None:
+        return a is b
+    return torch.allclose(a, b, rtol=0.0 if a.device.type == "cpu" else 1e-4, atol=0.0, equal_nan=True)
 
 
 @contextmanager
@@ -53,12 +78,18 @@ def noting() -> Iterator[HeldWeights]:
     """Note what modules hold when this thread calls them; complete once the block is left."""
     held, thread = HeldWeights(), threading.get_ident()
     met: dict[int, tuple[nn.Module, dict[str, Any], dict[str, Any]]] = {}
+    again: dict[tuple[int, str], Entry] = {}
 
     def note(module: nn.Module, _: Any) -> None:
-        if threading.get_ident() != thread:
+        if threading.get_ident() != thread or any(map(_transformed, module._parameters.values())):
             return
         if id(module) not in met:
             met[id(module)] = module, module._parameters, dict(module._parameters)
+            return
+        for name, tensor in met[id(module)][2].items():
+            other = module._parameters.get(name)
+            if other is not None and other is not tensor:
+                again[id(module), name] = module._parameters, name, other
 
     handle = register_module_forward_pre_hook(note)
     try:
@@ -71,3 +102,4 @@ def noting() -> Iterator[HeldWeights]:
             for name, tensor in then.items()
             if tensor is not None and home.get(name) is not tensor
         ]
+        held.later = list(again.values())

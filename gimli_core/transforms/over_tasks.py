@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
@@ -107,7 +109,8 @@ class LossOverTasks:
         if not self._one_by_one:
             generator = torch.get_rng_state()
             try:
-                return self.vectorised(theta, phi_loss, batch)
+                with _nothing_put_off():
+                    return self.vectorised(theta, phi_loss, batch)
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 if isinstance(error, ArgumentError):
                     raise
@@ -150,6 +153,18 @@ class LossOverTasks:
             came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ArgumentError(explain(self.name, "to return a scalar for one task", came, "Reduce it with .mean()."))
         return loss
+
+
+def _nothing_put_off() -> AbstractContextManager[Any]:
+    """Within it, work that is put off until backward is an error at once: by then vmap is over, and it would fail
+    there.
+
+    Where hooks of saved tensors are in use already, as around graphs that outlive their buffers, torch has no such
+    switch.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        return nullcontext()
+    return disable_saved_tensors_hooks("work put off until backward, such as a checkpoint, cannot be vectorised")
 
 
 def _said_once(own: Any) -> Any:

@@ -178,6 +178,7 @@ def test_a_graph_that_is_not_swept_is_freed(end: str) -> None:
     assert not any(ref() is not None for ref in made)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own, at a first jvp
 @pytest.mark.parametrize(
     "transform", [torch.func.grad, torch.func.vmap, lambda f: lambda t: torch.func.jvp(f, (t,), (t,))]
 )
@@ -199,3 +200,55 @@ def test_losses_that_differentiate_inside(options: dict[str, Any]) -> None:
     found = gimli.meta_gradient(gimli.Problem(loss, loss, SGD(lr=0.1)), start, [None] * 2, None, **options)
     # du = 2 w, so a step multiplies w - 1/2 by 1 - 0.8, and L is 4 (w - 1/2)^2
     torch.testing.assert_close(found.B_0["w"], torch.full((2,), 4 * 0.2**4, dtype=torch.float64))
+
+
+class Tanh(nn.Module):
+    def __init__(self, put_off: Callable[..., Any]) -> None:
+        super().__init__()
+        self.w, self.put_off = nn.Parameter(torch.tensor(0.5, dtype=torch.float64)), put_off
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.put_off(lambda x: torch.tanh(self.w * x), x)
+        return y.square().sum()
+
+
+@pytest.mark.parametrize("memory", SCHEDULES, ids=str)
+def test_one_module_with_two_sets_of_weights(memory: Any) -> None:
+    """Right where all work is done at once; refused where some is put off, since no set of weights is that of both."""
+
+    def gradient_of(net: Tanh, **more: Any) -> gimli.MetaGradient:
+        def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], x: Tensor) -> Tensor:
+            one: Tensor = functional_call(net, {"w": theta["u"]}, (x,))
+            return one + functional_call(net, {"w": theta["v"]}, (2 * x,))
+
+        theta_0 = {k: torch.tensor(v, dtype=torch.float64) for k, v in (("u", 0.3), ("v", 0.7))}
+        x = torch.tensor(1.5, dtype=torch.float64)
+        return gimli.meta_gradient(gimli.Problem(loss, loss, SGD(lr=0.3)), theta_0, [x] * 2, x, memory=memory, **more)
+
+    found, expected = gradient_of(Tanh(at_once)), gradient_of(Tanh(at_once), watch=lambda event: None)
+    assert found.B_0 == expected.B_0
+    with pytest.raises(ArgumentError, match="to have one set of weights; got one that is called with several"):
+        gradient_of(Tanh(later))
+    with pytest.raises(ArgumentError, match="to have one set of weights"):
+        gradient_of(Tanh(later), check=False)
+
+
+@pytest.mark.parametrize("memory", SCHEDULES, ids=str)
+def test_work_put_off_under_tasks(memory: Any) -> None:
+    """One task at a time is exact; several at a time are refused with that advice, never wrong."""
+
+    def run(put_off: Callable[..., Any], tasks: Any) -> gimli.MetaGradient:
+        net = Tanh(put_off)
+
+        def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], x: Tensor) -> Tensor:
+            value: Tensor = functional_call(net, theta, (x,))
+            return value
+
+        x = torch.linspace(0.2, 2.0, 24, dtype=torch.float64).reshape(3, 2, 4)
+        problem = gimli.Problem(loss, loss, SGD(lr=0.3))
+        return gimli.meta_gradient(problem, dict(net.named_parameters()), x, x[0], tasks=tasks, memory=memory)
+
+    expected = run(at_once, 2)
+    torch.testing.assert_close(run(later, gimli.Tasks(2, chunk=1)).B_0, expected.B_0, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ArgumentError, match=r"gimli.Tasks\(T, chunk=1\)"):
+        run(later, 2)

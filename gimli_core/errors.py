@@ -65,6 +65,12 @@ def explain(argument: str, expected: str, came: str, do: str) -> str:
     return f"{argument}: expected {expected}; got {came}. {do}"
 
 
+def check_switch(argument: str, value: object) -> None:
+    """Raise ArgumentError unless `value` is True or False: any other text would mean yes."""
+    if not isinstance(value, bool):
+        raise ArgumentError(explain(argument, "True or False", repr(value), "A switch takes one of the two."))
+
+
 def closest(name: object, candidates: Iterable[str]) -> str:
     """` Did you mean 'x'?` for a near miss, else the empty string."""
     match = difflib.get_close_matches(str(name), list(candidates), n=1)

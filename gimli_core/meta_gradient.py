@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.surroundings import check_watching
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.notation import State
 from gimli_core.problem import Problem
@@ -107,6 +108,7 @@ def meta_gradient(
     >>> result.val_loss, result.A_opt["lr"]    # w_J - 1 = -(1 - lr)^J, so L = (1 - lr)^2J
     (tensor(0.0625), tensor(-0.5000, dtype=torch.float64))
     """
+    check_watching(watch, progress)
     call = Call(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
         approximation, second_order, tasks, compile, resume, check,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.surroundings import check_watching
 from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once
 from gimli_core.memory.schedules.actions import Schedule
@@ -90,6 +91,7 @@ def unroll(
     >>> log_lr.grad                       # lr · dL/dlr
     tensor(-0.2500)
     """
+    check_watching(watch, progress)
     arguments = (phi_opt, phi_loss, theta_0, state_0, val_weights)
     needed = torch.is_grad_enabled() and any(t.requires_grad for _, t in tensor_paths(arguments))
     call = Call(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral
 from typing import Any
@@ -19,6 +20,12 @@ def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any],
         raise ArgumentError(
             explain("steps", "a whole number J >= 0", repr(steps), "steps=0 gives the plain gradient of val_loss.")
         )
+    if steps is not None and int(steps) > sys.maxsize:
+        raise ArgumentError(explain("steps", f"at most {sys.maxsize} steps", f"{int(steps):.3g}", "Lower it."))
+    if isinstance(train_batches, type):
+        came = f"the class {train_batches.__name__}"
+        do = "Give an instance, or a function j -> batch."
+        raise ArgumentError(explain("train_batches", "a sequence of batches, or a function j -> batch", came, do))
     if isinstance(train_batches, Iterator) or (
         hasattr(train_batches, "__iter__") and not hasattr(train_batches, "__getitem__")
     ):

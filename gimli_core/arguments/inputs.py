@@ -186,7 +186,9 @@ def prepare(call: Call) -> Inputs:
     T = None if tasks is None else tasks.count
     own_theta, theta_0 = split_marked(call.theta_0)
     trained, frozen = check_theta(theta_0)
-    one = {k: v[0] for k, v in own("theta_0", trained, T).items()} if own_theta else trained  # theta of one task
+    if own_theta:
+        own("theta_0", dict(theta_0), T)  # what is held constant has a slice for each task as well
+    one = {k: v[0] for k, v in trained.items()} if own_theta else trained  # theta of one task
     batch, J = check_batches(call.train_batches, call.steps)
     own_phi, phi_loss = check_phi_loss(call.phi_loss, next(iter(trained.values())), T)
     hyper = Hyperparameters(problem.optimizer, check_phi_opt(call.phi_opt), one, J, T)

@@ -6,10 +6,10 @@ import torch
 
 from gimli_core.arguments.call import Call
 from gimli_core.derivatives.second_order import ASKED
-from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.errors import ArgumentError, check_switch, closest, explain, listing
 from gimli_core.problem import Problem
 
-__all__ = ["check_surroundings"]
+__all__ = ["check_surroundings", "check_watching"]
 
 
 def check_surroundings(call: Call) -> None:
@@ -29,5 +29,12 @@ def check_surroundings(call: Call) -> None:
     if call.second_order not in ASKED:
         do = f"'auto' picks one.{closest(call.second_order, ASKED)}"
         raise ArgumentError(explain("second_order", listing(ASKED), repr(call.second_order), do))
-    if not isinstance(call.check, bool):
-        raise ArgumentError(explain("check", "True or False", repr(call.check), "False leaves out the requirements."))
+    check_switch("check", call.check)
+
+
+def check_watching(watch: object, progress: object) -> None:
+    """Raise ArgumentError unless those who look on can be told."""
+    check_switch("progress", progress)
+    if watch is not None and not callable(watch):
+        do = "Pass a function, or gimli.AdjointNorms()."
+        raise ArgumentError(explain("watch", "a function of a gimli.Event, or None", repr(watch), do))

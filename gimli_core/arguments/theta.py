@@ -11,8 +11,10 @@ from torch.nn.parameter import UninitializedParameter
 
 from gimli_core.derivatives.finite import finite
 from gimli_core.environment import split_frozen
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.notation import Tensors
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 __all__ = ["check_tensor", "check_theta", "laid_out"]
 
@@ -74,6 +76,9 @@ def check_tensor(argument: str, value: Any) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
         came = f"a {value.dtype} tensor, layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
         raise ArgumentError(explain(argument, "a dense floating-point tensor", came, "Convert it, or leave it out."))
+    if value.dtype not in DTYPES:
+        came = f"one of {value.dtype}, which has no arithmetic"
+        raise ArgumentError(explain(argument, f"a tensor of {listing(DTYPES)}", came, "Convert it with .float()."))
     if value.is_meta or isinstance(value, UninitializedParameter):
         came = "one on the meta device" if value.is_meta else "a parameter that a lazy module has not made yet"
         do = "Materialize it: run the module once, or .to_empty(device=...) and initialise it."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,9 @@ __all__ = ["check_weights"]
 def check_weights(val_weights: Any, steps: int, first: int) -> tuple[float | None, ...]:
     if val_weights is None:
         return (None,) * steps + (1.0,)
+    if isinstance(val_weights, Mapping):
+        expected, came = "a sequence of numbers or a vector", f"a {type(val_weights).__name__}"
+        raise ArgumentError(explain("val_weights", expected, came, "Give them in the order of the steps."))
     try:
         weights = [float(w.detach() if isinstance(w, Tensor) else w) for w in val_weights]
     except (TypeError, ValueError):

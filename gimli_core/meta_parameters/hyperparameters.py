@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Protocol
 
@@ -133,7 +133,11 @@ def resolve_groups(optimizer: Optimizer, theta: Tensors) -> dict[str, tuple[str,
             explain("optimizer groups", "a dict {group: [tensor names]}", came, "For example {'body': ['conv*']}.")
         )
     for group, patterns in optimizer.groups.items():
-        if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
+        if (
+            isinstance(patterns, str)
+            or not isinstance(patterns, Iterable)
+            or not all(isinstance(p, str) for p in patterns)
+        ):
             raise ArgumentError(
                 explain(f"optimizer groups[{group!r}]", "a list of tensor names or shell patterns", repr(patterns),
                         "One pattern alone is a list of one: ['conv*'].")

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import ArgumentError, check_switch, explain
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
 
 __all__ = [
@@ -74,9 +74,16 @@ class Optimizer(ABC):
     groups: Mapping[str, Sequence[str]] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        self._check_switches()
         for name, value in self.hyperparameters().items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self.check_range(name, value, f"{type(self).__name__}({name}=…)")
+
+    def _check_switches(self) -> None:
+        """Raise unless every field that is a switch is True or False."""
+        for f in fields(self):
+            if f.type in (bool, "bool"):
+                check_switch(f"{type(self).__name__}({f.name}=…)", getattr(self, f.name))
 
     def _assign(self, given: Mapping[str, Any], **pairs: tuple[str, ...]) -> None:
         """Set the fields from an explicit `__init__`'s `locals()`; `betas=("beta1", "beta2")` splits a tuple."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import ArgumentError, check_switch, explain
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.schedules.actions import (
     Action,
@@ -65,6 +65,7 @@ class Checkpoint(Schedule):
     gradients: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        check_switch("Checkpoint(gradients=…)", self.gradients)
         for name, least in (("snapshots", 1), ("graphs", 1), ("disk_snapshots", 0)):
             value = getattr(self, name)
             if value is None and name == "disk_snapshots":

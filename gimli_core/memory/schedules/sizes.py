@@ -21,7 +21,7 @@ def parse_size(size: str | int) -> int:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", str(size).lower())
     unit = UNITS.get(found[2] or "b") if found else None
-    if found is None or unit is None or isinstance(size, bool) or float(found[1]) * unit < 1:
+    if found is None or unit is None or isinstance(size, bool) or not 1 <= float(found[1]) * unit < 2**63:
         raise ArgumentError(
             explain(
                 "Budget",

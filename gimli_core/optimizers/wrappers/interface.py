@@ -28,6 +28,7 @@ class Wrapper(Optimizer):
     inner: Optimizer
 
     def __post_init__(self) -> None:
+        self._check_switches()
         if not isinstance(self.inner, Optimizer):
             raise ArgumentError(
                 explain(f"{type(self).__name__}(inner)", "an optimizer of gimli_core", type(self.inner).__name__,

@@ -28,7 +28,8 @@ from gimli_core.arguments.val_weights import check_weights
 from gimli_core.derivatives.first_order import gradient
 from gimli_core.derivatives.second_order import BY_GRAPH
 from gimli_core.environment import Environment, discover
-from gimli_core.meta_parameters.hyperparameters import Hyperparameters, bound
+from gimli_core.meta_parameters.hyperparameters import Hyperparameters
+from gimli_core.meta_parameters.resolve import bound
 from gimli_core.notation import State, Tensors, slots
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer

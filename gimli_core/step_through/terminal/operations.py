@@ -23,7 +23,7 @@ def number_or_tensor(value: Any) -> Any:
     if isinstance(value, (bool, int, float, Tensor)):
         return value
     do = "Take an entry of it, or norm(…)."
-    raise ArgumentError(explain("a number or a tensor", type(value).__name__, do))
+    raise ArgumentError(explain("operand", "a number or a tensor", type(value).__name__, do))
 
 
 def tensor_of(value: Any, what: str) -> Tensor:
@@ -64,7 +64,7 @@ def _leaves(values: tuple[Any, ...]) -> list[Any]:
 def _norm(*values: Any) -> float:
     return total(
         [
-            norm(torch.astensor_of(v, dtype=torch.float64))
+            norm(torch.as_tensor(v, dtype=torch.float64))
             if isinstance(v, (int, float))
             else norm(v.double() if not v.is_floating_point() else v)
             for v in _leaves(values)
@@ -73,11 +73,11 @@ def _norm(*values: Any) -> float:
 
 
 def _finite(*values: Any) -> bool:
-    return all(bool(torch.isfinite(torch.astensor_of(v)).all()) for v in _leaves(values))
+    return all(bool(torch.isfinite(torch.as_tensor(v)).all()) for v in _leaves(values))
 
 
 def _largest(*values: Any) -> float:
-    return max(float(torch.astensor_of(v).double().abs().max()) for v in _leaves(values))
+    return max(float(torch.as_tensor(v).double().abs().max()) for v in _leaves(values))
 
 
 def _abs(value: Any) -> Any:
@@ -85,11 +85,11 @@ def _abs(value: Any) -> Any:
 
 
 def _max(*values: Any) -> float:
-    return max(float(torch.astensor_of(v).max()) for v in _leaves(values))
+    return max(float(torch.as_tensor(v).max()) for v in _leaves(values))
 
 
 def _min(*values: Any) -> float:
-    return min(float(torch.astensor_of(v).min()) for v in _leaves(values))
+    return min(float(torch.as_tensor(v).min()) for v in _leaves(values))
 
 
 TOOLS: Mapping[str, Callable[..., Any]] = {

@@ -75,7 +75,7 @@ class _Unroll:
             if weights[j]:
                 theta = self._noted("B with L", j, theta)
                 with same_randomness(self.environment):
-                    L = L + weights[j] * question.problem.val_loss({**frozen, **theta}, phi, question.val_batch)
+                    L = L + weights[j] * question.outer_loss({**frozen, **theta}, phi, j)
             theta, s = self._truncated(j, theta, s)
             theta_j, phi_j = self._noted("B", j, theta), self._noted("A_loss", j, phi)
             s_j: State = {**counts(s), **self._noted("S", j, slots(s))}
@@ -98,7 +98,7 @@ class _Unroll:
         self._settle_buffers(J)
         if weights[J]:
             theta_J, phi_J = self._noted("B with L", J, self._rounded(theta)), self._noted("A_loss", J, phi)
-            L = L + weights[J] * question.problem.val_loss({**frozen, **theta_J}, phi_J, question.val_batch)
+            L = L + weights[J] * question.outer_loss({**frozen, **theta_J}, phi_J, J)
         self._seen("loss", J, L)
         assert isinstance(L, Tensor)
         return L
@@ -179,7 +179,7 @@ def inner_gradient(
     """G_j, with its graph or without, the names that the loss does not use (torch leaves them without .grad), ell_j."""
     if not graph:
         theta = {k: v.detach().requires_grad_() for k, v in theta.items()}
-    loss = question.problem.train_loss({**frozen, **theta}, phi, question.batch(j))
+    loss = question.inner_loss({**frozen, **theta}, phi, j)
     G = torch.autograd.grad(loss, list(theta.values()), create_graph=graph, allow_unused=True)
     unused = frozenset(k for k, g in zip(theta, G, strict=True) if g is None)
     G_j = {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(theta.items(), G, strict=True)}

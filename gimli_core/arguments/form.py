@@ -106,6 +106,11 @@ class Values:
     phi_loss: Tensors
     hyper: Hyperparameters
     batch: Callable[[int], Any]
-    val_batch: Any
+    val_batch: Callable[[int], Any]  # of j = 0 … J
     weights: tuple[float | None, ...]  # w_0 … w_J of L = Σ_j w_j L_val(theta_j); None: L_val is not evaluated there
     cold: bool = False  # whether state_0 follows from theta_0 and the hyperparameters alone
+
+    @property
+    def last_val_batch(self) -> Any:
+        """The batch of the last L_val that has a weight."""
+        return self.val_batch(max(j for j, w in enumerate(self.weights) if w is not None))

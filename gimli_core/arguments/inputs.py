@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from gimli_core.arguments.approximation import check_approximation
-from gimli_core.arguments.batches import check_batches
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.form import Form, Values
 from gimli_core.arguments.phi_loss import check_phi_loss
@@ -79,12 +78,11 @@ class Inputs:
         readings = values.hyper.constant, values.hyper.by_task() if form.tasks else None  # a shape has two readings
         more = (*form.wanted, form.recurrence, repr((form.tasks, form.scale, shapes, readings)))
         tensors = (values.theta_0, values.hyper.at(0), values.frozen, values.state_0, values.phi_loss)
-        return (*tensors, values.batch(0), values.val_batch, more)
+        return (*tensors, values.batch(0), values.last_val_batch, more)
 
 
 def prepare(call: Call) -> Inputs:
     """Check the arguments of `meta_gradient` and bring them into the form that is run. Raises ArgumentError."""
-    problem = call.problem
     check_surroundings(call)
     left_out = check_approximation(call.approximation)
     tasks = check_tasks(call.tasks)
@@ -94,7 +92,7 @@ def prepare(call: Call) -> Inputs:
     if own_theta:
         own("theta_0", dict(theta_0), T)  # what is held constant has a slice for each task as well
     one = {k: v[0] for k, v in trained.items()} if own_theta else trained  # theta of one task
-    batch, J = check_batches(call.train_batches, call.steps)
+    problem, batch, J, val_batch = call.batches()
     own_phi, phi_loss = check_phi_loss(call.phi_loss, next(iter(trained.values())), T)
     hyper = Hyperparameters(problem.optimizer, check_phi_opt(call.phi_opt), one, J, T)
     optimizer = bound(problem.optimizer, call.phi_opt or {})
@@ -105,7 +103,7 @@ def prepare(call: Call) -> Inputs:
         warm=call.state_0 is not None, wanted=hyper.wanted, phi_loss=bool(phi_loss), tasks=T, scale=1.0,
         left_out=left_out, second_order=call.second_order, trained=tuple(trained),
     )  # fmt: skip
-    values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, call.val_batch, weights)
+    values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, val_batch, weights)
     if T is None:
         cold = optimizer.initial_state(trained, hyper.at(0))
         state_0 = cold if call.state_0 is None else check_state(call.state_0, cold, trained)

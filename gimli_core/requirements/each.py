@@ -10,6 +10,7 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Graph, differentiate, evaluate, gradient
 from gimli_core.derivatives.second_order import BY_GRAPH, Choice, Products, choose, from_a_point, reverse_over_reverse
 from gimli_core.notation import Tensors
+from gimli_core.optimizers.seen import seeing
 from gimli_core.requirements.probes import refuse_once_differentiable
 
 __all__ = ["Requirement", "requirement_I", "requirement_II", "requirement_IIIa", "requirement_IIIb"]
@@ -28,9 +29,8 @@ def requirement_I(inputs: Inputs) -> tuple[Requirement, frozenset[str]]:
     with torch.enable_grad():
         theta = {k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()}
         phi = {k: v.detach().requires_grad_() for k, v in inputs.values.phi_loss.items()}
-        L = evaluate(
-            inputs.form.problem.val_loss, "val_loss", {**inputs.values.frozen, **theta}, phi, inputs.values.val_batch
-        )
+        val_loss, batch = inputs.form.problem.val_loss, inputs.values.last_val_batch
+        L, _ = evaluate(val_loss, "val_loss", {**inputs.values.frozen, **theta}, phi, batch)
         found = differentiate(L, [*theta.values(), *phi.values()])
     explicit = frozenset(k for k, g in zip(phi, found[len(theta) :], strict=True) if g is not None)
     if any(g is not None for g in found[: len(theta)]):
@@ -106,7 +106,9 @@ def requirement_IIIa(inputs: Inputs) -> Requirement:
     ones = {k: torch.ones_like(v) for k, v in inputs.values.theta_0.items()}
     zero = optimizer.zero_adjoint(inputs.values.state_0)
     S = {slot: {k: torch.ones_like(v) for k, v in held.items()} for slot, held in zero.items()}
-    pulled = optimizer.pullback(inputs.values.theta_0, inputs.values.state_0, ones, hyper.at(0), ones, S, hyper.wanted)
+    shape = getattr(inputs.form.problem.train_loss, "shape", ())  # the value of a loss matters here as little as G's
+    handed = seeing(optimizer, hyper.at(0), next(iter(ones.values())).new_ones(shape))
+    pulled = optimizer.pullback(inputs.values.theta_0, inputs.values.state_0, ones, handed, ones, S, hyper.wanted)
     moved = {name for increments in pulled.A.values() for name in increments}
     if not inputs.form.warm:
         first = optimizer.initial_state_pullback(S, hyper.at(0), hyper.wanted)

@@ -94,7 +94,7 @@ def _losses(inputs: Inputs) -> list[str]:
 
 def _given(inputs: Inputs, name: str) -> Any:
     """The first batch of a loss."""
-    return inputs.values.val_batch if name == "val_loss" else inputs.values.batch(0)
+    return inputs.values.last_val_batch if name == "val_loss" else inputs.values.batch(0)
 
 
 def _shared(inputs: Inputs, name: str) -> bool:
@@ -110,7 +110,7 @@ def _at(inputs: Inputs, name: str, batch: Any) -> tuple[Tensor, list[Tensor]]:
         theta = {k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()}
         phi = {k: v.detach().requires_grad_() for k, v in inputs.values.phi_loss.items()}
         loss_function = getattr(inputs.form.problem, name)
-        loss = evaluate(loss_function, name, {**inputs.values.frozen, **theta}, phi, batch)
+        loss, _ = evaluate(loss_function, name, {**inputs.values.frozen, **theta}, phi, batch)
     return loss, [*theta.values(), *phi.values()]
 
 

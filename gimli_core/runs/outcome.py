@@ -59,6 +59,8 @@ def trajectory(form: Form, frozen: Tensors, outcome: Outcome) -> Trajectory:
         train_losses=outcome.train_losses,
         val_losses=outcome.val_losses,
         task_val_losses=None if form.tasks is None else outcome.of_each,
+        train_aux=outcome.aux[0],
+        val_aux=outcome.aux[1],
         approximation=form.approximation,
     )
 

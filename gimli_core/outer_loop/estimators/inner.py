@@ -14,6 +14,7 @@ from gimli_core.arguments.call import Call
 from gimli_core.arguments.surroundings import check_surroundings
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.notation import Tensors
+from gimli_core.outer_loop.identity import plain
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient
 
@@ -89,8 +90,8 @@ class InnerLoop:
         return replace(result, A=of_leaf)
 
     def __repr__(self) -> str:
-        fixed = "".join(f", {name}={value!r}" for name, value in self.fixed.items() if _is_plain(value))
-        return f"{type(self.problem.optimizer).__name__}, {list(self.phi)}{fixed}"
+        fixed = "".join(f", {name}={plain(value)!r}" for name, value in self.fixed.items())
+        return f"{plain(self.problem.optimizer)}, {list(self.phi)}{fixed}"
 
 
 def check_phi(argument: str, phi: Any) -> None:
@@ -122,7 +123,3 @@ def _check_names(argument: str, arguments: Mapping[str, Any]) -> None:
         if name not in NAMES:
             do = f"See gimli.unroll.{closest(name, NAMES)}"
             raise ArgumentError(explain(argument, "arguments of gimli.unroll", repr(name), do))
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (int, float, str, bool))

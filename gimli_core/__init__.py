@@ -3,7 +3,10 @@
 import sys as _sys
 
 from gimli_core import errors, memory, optimizers, verification
+from gimli_core.adapt import adapt
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
+from gimli_core.arguments.until import Until
+from gimli_core.evaluate import Evaluation, evaluate
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters.marks import per_element, per_step, per_task
 from gimli_core.optimizers.check import PullbackReport
@@ -24,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdjointNorms",
     "Approximation",
+    "Evaluation",
     "Event",
     "FirstOrder",
     "MetaGradient",
@@ -36,9 +40,12 @@ __all__ = [
     "ThetaOnly",
     "Trajectory",
     "Truncated",
+    "Until",
     "__version__",
+    "adapt",
     "check_requirements",
     "errors",
+    "evaluate",
     "lessons",
     "memory",
     "meta_gradient",

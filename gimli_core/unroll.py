@@ -13,6 +13,7 @@ from torch import Tensor
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.surroundings import check_watching
+from gimli_core.arguments.until import Until
 from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once
 from gimli_core.memory.schedules.actions import Schedule
@@ -54,6 +55,7 @@ def unroll(
     compile: bool | str = "auto",
     resume: str | Path | None = None,
     check: bool = True,
+    until: Until | Callable[..., Any] | None = None,
     watch: Callable[[Event], None] | None = None,
     progress: bool = False,
     with_trajectory: bool = False,
@@ -96,7 +98,7 @@ def unroll(
     needed = torch.is_grad_enabled() and any(t.requires_grad for _, t in tensor_paths(arguments))
     call = Call(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-        approximation, second_order, tasks, compile, resume, check,
+        approximation, second_order, tasks, compile, resume, check, until,
     )  # fmt: skip
     wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed)
     run = make_run(call, wants)

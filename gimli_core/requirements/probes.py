@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import evaluate
 from gimli_core.errors import ArgumentError, ReplayError, RequirementError, explain
-from gimli_core.meta_parameters.hyperparameters import tensor_paths
+from gimli_core.meta_parameters.marks import tensor_paths
 from gimli_core.requirements.trial import copied, same, same_data, tensors_of, trial
 
 __all__ = ["probe_replay", "refuse_edited_batches", "refuse_once_differentiable", "refuse_stray_tensors"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gimli_core.arguments.inputs import Form, Inputs
+from gimli_core.arguments.form import Form
+from gimli_core.arguments.inputs import Inputs
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.notation import Tensors
 from gimli_core.record import Ends, Outcome

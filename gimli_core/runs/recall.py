@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
-from gimli_core.arguments.inputs import Form, Inputs, Values, modules_of
+from gimli_core.arguments.form import Form, Values
+from gimli_core.arguments.inputs import Inputs, modules_of
 from gimli_core.arguments.phi_loss import check_phi_loss
 from gimli_core.arguments.theta import check_theta, laid_out
 from gimli_core.compiled.whole_run import CompiledWhole, Given

@@ -17,8 +17,8 @@ from torch import Tensor
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.batches import check_val_batch
 from gimli_core.environment import Environment, discover, split_frozen
-from gimli_core.meta_parameters.hyperparameters import bound
 from gimli_core.meta_parameters.marks import Mark, unmarked
+from gimli_core.meta_parameters.resolve import bound
 from gimli_core.notation import Tensors, slots
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem

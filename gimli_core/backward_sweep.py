@@ -42,6 +42,7 @@ def validation_gradient(inputs: Inputs, point: Point) -> Gradient:
         inputs.values.val_batch(point.j),
         frozen=inputs.values.frozen,
         of_phi=True,
+        recorded=inputs.form.recorded,
     )
 
 
@@ -85,7 +86,7 @@ def second_order_products(inputs: Inputs, point: Point, G_j: Gradient, V: Tensor
     form, values = inputs.form, inputs.values
     if form.keeps_graph:
         assert G_j.graph is not None
-        products = reverse_over_reverse.products(G_j.graph, V, g, curvature=form.curvature)
+        products = reverse_over_reverse.products(G_j.graph, V, g, curvature=form.curvature, recorded=form.recorded)
     elif not form.evaluates_again:
         zeros = {k: v.new_zeros(()).expand_as(v) for k, v in V.items()}
         products = Products(zeros, {}, False, frozenset(), None)

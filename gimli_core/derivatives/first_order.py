@@ -56,21 +56,23 @@ def gradient(
     frozen: Mapping[str, Tensor] | None = None,
     of_phi: bool = False,
     keep_graph: bool = False,
+    recorded: bool = False,
 ) -> Gradient:
     """The loss and its gradient with respect to theta (and to phi_loss, if `of_phi`).
 
     An entry that the loss does not depend on has gradient 0, and is named in `unused`: an optimizer leaves it alone.
 
-    Cost: 3F; with `keep_graph` the activations of the gradient stay until the graph goes.
+    Cost: 3F; with `keep_graph` the activations of the gradient stay until the graph goes. With `recorded` they stay as
+    long as what is returned, which is then attached to theta and phi_loss, and not only to the graph's own leaves.
     """
     with torch.enable_grad(), twice_differentiable() if keep_graph else nullcontext():
-        theta_leaf = {k: v.detach().requires_grad_() for k, v in theta.items()}
-        phi_leaf = {k: v.detach().requires_grad_(keep_graph or of_phi) for k, v in phi_loss.items()}
+        theta_leaf = {k: _leaf(v, True, recorded) for k, v in theta.items()}
+        phi_leaf = {k: _leaf(v, keep_graph or of_phi, recorded) for k, v in phi_loss.items()}
         with noting() as held:
             loss, aux = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch)
         inputs = [*theta_leaf.values(), *(phi_leaf.values() if of_phi else ())]
         with held.in_place():
-            found = differentiate(loss, inputs, create_graph=keep_graph or bool(held.later))
+            found = differentiate(loss, inputs, create_graph=keep_graph or recorded or bool(held.later))
         if held.changes(found, lambda: differentiate(loss, inputs, create_graph=True)):
             raise ArgumentError(
                 explain(name, "a module with work put off until backward (checkpoints) to have one set of weights",
@@ -89,15 +91,21 @@ def gradient(
                             "Build the embedding with sparse=False; gimli.optimizers.SparseAdam takes dense gradients.")
                 )  # fmt: skip
         G = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True))
-    values = [g.detach() for g in G]
+    values = [g if recorded else g.detach() for g in G]
     return Gradient(
-        loss.detach(),
+        loss if recorded else loss.detach(),
         dict(zip(theta, values, strict=False)),
         dict(zip(phi_loss, values[len(theta) :], strict=True)) if of_phi else {},
         Graph(G, theta_leaf, phi_leaf, held, loss) if keep_graph else None,
         frozenset(k for k, g in zip(theta, found, strict=False) if g is None),
         aux,
     )
+
+
+def _leaf(x: Tensor, learned: bool, recorded: bool) -> Tensor:
+    """What a loss is called with, to be differentiated by; where that is recorded, a view of x with a node of its own,
+    so that only what the loss does with it counts, whatever else x is used for."""
+    return x.view_as(x) if recorded and x.requires_grad else x.detach().requires_grad_(learned)
 
 
 def hessian(graph: Graph) -> Tensor:

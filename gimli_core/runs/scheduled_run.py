@@ -51,6 +51,7 @@ class ScheduledRun:
         between: Callable[[], None] = lambda: None,
     ) -> None:
         self.inputs, self.form, self.steps = inputs, inputs.form, inputs.form.steps
+        self.environment = inputs.environment
         self._schedule, self._by = schedule, steps
         self._journal, self._between = journal, between
         self._replays = schedule.replays or inputs.form.evaluates_again

@@ -17,8 +17,11 @@ from gimli_core.notation import Tensors
 __all__ = ["products"]
 
 
-def products(graph: Graph, V: Tensors, g: Tensor | None = None, *, curvature: bool = True) -> Products:
-    """Both products in one pass; without `curvature` only the mixed one, and zeros for the other. Frees the graph.
+def products(
+    graph: Graph, V: Tensors, g: Tensor | None = None, *, curvature: bool = True, recorded: bool = False
+) -> Products:
+    """Both products in one pass; without `curvature` only the mixed one, and zeros for the other. Frees the graph,
+    unless the products are `recorded`.
 
     Cost: 6F; the graph holds the activations of the gradient from line 5 on.
     """
@@ -31,5 +34,7 @@ def products(graph: Graph, V: Tensors, g: Tensor | None = None, *, curvature: bo
     found: tuple[Tensor | None, ...] = (None,) * len(asked)
     if pairs:
         with graph.held.in_place():
-            found = torch.autograd.grad([G for G, _ in pairs], asked, [v for _, v in pairs], allow_unused=True)
-    return collect(graph.theta, graph.phi_loss, (*(None,) * (len(inputs) - len(asked)), *found), None)
+            found = torch.autograd.grad(
+                [G for G, _ in pairs], asked, [v for _, v in pairs], create_graph=recorded, allow_unused=True
+            )
+    return collect(graph.theta, graph.phi_loss, (*(None,) * (len(inputs) - len(asked)), *found), None, recorded)

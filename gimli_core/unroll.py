@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
-from gimli_core.arguments.inputs import Form
+from gimli_core.arguments.form import Form
 from gimli_core.arguments.surroundings import check_watching
 from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once

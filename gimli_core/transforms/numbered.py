@@ -40,13 +40,14 @@ def numbered(problem: Problem) -> tuple[Problem, bool, bool]:
     """
     if problem.memo.numbered is None:
         inner, outer = takes_j(problem.train_loss), takes_j(problem.val_loss)
-        form = problem
+        form = None  # a problem that refers to itself would stay until the collector comes
         if inner or outer:
             train_loss = _OfNumbered(problem.train_loss) if inner else problem.train_loss
             val_loss = _OfNumbered(problem.val_loss) if outer else problem.val_loss
             form = Problem(train_loss, val_loss, problem.optimizer, problem.modules)
         problem.memo.numbered = form, inner, outer
-    return problem.memo.numbered
+    form, inner, outer = problem.memo.numbered
+    return form or problem, inner, outer
 
 
 def with_j(batches: Callable[[int], Any], takes: bool) -> Callable[[int], Any]:

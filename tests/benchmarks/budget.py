@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 import gimli_core as gimli
-import gimli_core.memory.measure as engine_measure
+import gimli_core.memory.settle as engine_settle
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.compiled.steps import CompiledSteps
@@ -92,7 +92,7 @@ def measured(
             made.append((choose(gimli.memory.Budget(size), steps, costs), costs))
             return made[0][0]
 
-        engine_measure.choose = noted
+        engine_settle.choose = noted
     else:
         made.append((schedule, known_costs(inputs, *makers(compiled or EagerSteps()))))
     peak, seconds, cpu = timed(run, again=inputs.form.steps <= ONCE)

@@ -27,8 +27,8 @@ from torch import Tensor
 
 import gimli_core as gimli
 from gimli_core.optimizers.check import constants
+from gimli_core.verification.oracles.autograd_through_the_graph import autograd_gradient
 from gimli_core.verification.oracles.finite_differences import finite_differences
-from gimli_core.verification.oracles.plain_unroll import autograd_gradient
 from gimli_core.verification.question import Question, flatten
 from tests.benchmarks.history import Run, add_history, noted
 from tests.optimizers.cases import CASES, PUBLISHED, Case, run, run_torch, start

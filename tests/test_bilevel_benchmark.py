@@ -87,7 +87,7 @@ def test_normal_cg_is_jaxopts() -> None:
 def test_soba_comes_to_the_outer_minimum() -> None:
     """θ* = Mφ + A⁻¹c with M = A⁻¹B, so that the outer minimum solves (MᵀM + μ) φ = Mᵀ(t − A⁻¹c)."""
     problem = replace(quadratics(0, size=4, steps=200), outer_lr=0.1).to(torch.float64)
-    (A, B, c), t, x = problem.train, problem.val, problem.phi_0["x"]
+    (A, B, c), t = problem.train, problem.val
     M = torch.linalg.solve(A, B)
     H = M.T @ M + DECAY * torch.eye(4)
     best = torch.linalg.solve(H, M.T @ (t - torch.linalg.solve(A, c)))

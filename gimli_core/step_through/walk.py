@@ -116,7 +116,7 @@ class Walk(Iterator[Moment]):
     @property
     def held(self) -> tuple[Collection[int], Collection[int]]:
         """What memory holds now: the steps whose point is stored, and those whose graph is kept."""
-        held: tuple[Collection[int], Collection[int]] = self.run.held  # type: ignore[attr-defined]
+        held: tuple[Collection[int], Collection[int]] = self.run.in_memory  # type: ignore[attr-defined]
         return held
 
     @property

@@ -17,6 +17,7 @@ from gimli_core.compiled.compiler.compiled_function import Kernel
 from gimli_core.compiled.pure_steps import Fixed, linearised, lines_11_to_14, soundness, validate
 from gimli_core.compiled.steps import bound, fixed_of, options_of
 from gimli_core.notation import Hyper, State, Tensors, slots
+from gimli_core.optimizers.seen import seeing
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
 
@@ -141,7 +142,8 @@ def whole(
             validated[j] = validate(fixed, theta, phi_loss, frozen, val_batch)
         hyper = hypers[j if len(hypers) > 1 else 0]
         G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
-        kept.append((theta, s, hyper, G, pull))
+        hyper = seeing(optimizer, hyper, loss)
+        kept.append((theta, s, hyper, G, loss, pull))
         train_losses.append(loss)
         theta, s = optimizer.step(theta, s, G, hyper)
     theta_J, s_J = theta, s
@@ -152,8 +154,8 @@ def whole(
     S, A_opt = optimizer.zero_adjoint(s), []
     for j in range(J, -1, -1):
         if j < J:
-            theta, s, hyper, G, pull = kept[j]
-            B, S, A_j, mixed = lines_11_to_14(fixed, theta, s, hyper, G, pull, B, S)
+            theta, s, hyper, G, loss, pull = kept[j]
+            B, S, A_j, mixed = lines_11_to_14(fixed, theta, s, hyper, G, loss, pull, B, S)
             A_opt.append(A_j)
             A_loss = {k: v + mixed[k] for k, v in A_loss.items()}
         if course.weighted[j]:

@@ -31,6 +31,7 @@ class Graph(NamedTuple):
     theta: Tensors
     phi_loss: Tensors
     held: HeldWeights  # by modules, while the loss was evaluated
+    loss: Tensor
 
 
 class Gradient(NamedTuple):
@@ -91,7 +92,7 @@ def gradient(
         loss.detach(),
         dict(zip(theta, values, strict=False)),
         dict(zip(phi_loss, values[len(theta) :], strict=True)) if of_phi else {},
-        Graph(G, theta_leaf, phi_leaf, held) if keep_graph else None,
+        Graph(G, theta_leaf, phi_leaf, held, loss) if keep_graph else None,
         frozenset(k for k, g in zip(theta, found, strict=False) if g is None),
     )
 

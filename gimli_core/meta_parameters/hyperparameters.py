@@ -224,6 +224,9 @@ class Hyperparameters:
             k: {name: _as_used(leaf, leaf.at(j, at), self.theta[k]) for name, (leaf, at, _) in homes.items()}
             for k, homes in self._home.items()
         }
+        if "j" in self._rule.seen():
+            number = torch.tensor(float(j), dtype=torch.float64)
+            hyper = {k: {**per, "j": number} for k, per in hyper.items()}
         hyper = hyper if self._through is None else self._through(hyper)
         if self.constant:
             self._cached = hyper
@@ -238,7 +241,8 @@ class Hyperparameters:
     @functools.cached_property
     def constant(self) -> bool:
         """Whether all steps have the same values."""
-        return not any(leaf.by_step for homes in self._home.values() for leaf, _, _ in homes.values())
+        of_steps = any(leaf.by_step for homes in self._home.values() for leaf, _, _ in homes.values())
+        return not (of_steps or "j" in self._rule.seen())
 
     def renewed(self, phi_opt: Mapping[str, Any]) -> Hyperparameters:
         """The same for a phi_opt of the same form with other values. Raises ArgumentError as the constructor does."""

@@ -23,6 +23,7 @@ from gimli_core.derivatives.first_order import Graph, differentiate, evaluate, g
 from gimli_core.derivatives.second_order import BY_GRAPH, Choice, Products, choose, from_a_point, reverse_over_reverse
 from gimli_core.errors import RequirementError, notice
 from gimli_core.notation import State, Tensors
+from gimli_core.optimizers.seen import seeing
 from gimli_core.problem import Problem
 from gimli_core.requirements.probes import (
     probe_replay,
@@ -245,7 +246,9 @@ def _requirement_IIIa(inputs: Inputs) -> Requirement:
     ones = {k: torch.ones_like(v) for k, v in inputs.values.theta_0.items()}
     zero = optimizer.zero_adjoint(inputs.values.state_0)
     S = {slot: {k: torch.ones_like(v) for k, v in held.items()} for slot, held in zero.items()}
-    pulled = optimizer.pullback(inputs.values.theta_0, inputs.values.state_0, ones, hyper.at(0), ones, S, hyper.wanted)
+    shape = getattr(inputs.form.problem.train_loss, "shape", ())  # the value of a loss matters here as little as G's
+    handed = seeing(optimizer, hyper.at(0), next(iter(ones.values())).new_ones(shape))
+    pulled = optimizer.pullback(inputs.values.theta_0, inputs.values.state_0, ones, handed, ones, S, hyper.wanted)
     moved = {name for increments in pulled.A.values() for name in increments}
     if not inputs.form.warm:
         first = optimizer.initial_state_pullback(S, hyper.at(0), hyper.wanted)

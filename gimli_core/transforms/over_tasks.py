@@ -192,15 +192,19 @@ class RuleOverTasks(Optimizer):
     def __post_init__(self) -> None:
         pass  # the rule has checked itself
 
-    @property
-    def _dims(self) -> dict[str, dict[str, int | None]]:
-        return {k: {name: 0 if by else None for name, by in per.items()} for k, per in self.by_task.items()}
+    def seen(self) -> tuple[str, ...]:
+        return self.rule.seen()
+
+    def _dims(self, hyper: Hyper) -> dict[str, dict[str, int | None]]:
+        """Which values of a step have a leading T: those said to, and a loss that the rule sees."""
+        by_task = {k: {**per, "loss": "loss" in self.seen()} for k, per in self.by_task.items()}
+        return {k: {name: 0 if by_task[k].get(name) else None for name in per} for k, per in hyper.items()}
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         def one(theta: Tensors, hyper: Hyper) -> State:
             return slots(self.rule.initial_state(theta, hyper))
 
-        started: State = vmap(one, in_dims=(0, self._dims))(theta, hyper)
+        started: State = vmap(one, in_dims=(0, self._dims(hyper)))(theta, hyper)
         return {"step": torch.zeros((), dtype=torch.float64), **started}
 
     def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
@@ -209,7 +213,7 @@ class RuleOverTasks(Optimizer):
 
         if not any(S_0.values()):
             return {}  # no state, nothing to vectorise over
-        found: dict[str, Tensors] = vmap(one, in_dims=(0, self._dims))(S_0, hyper)
+        found: dict[str, Tensors] = vmap(one, in_dims=(0, self._dims(hyper)))(S_0, hyper)
         return found
 
     def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
@@ -231,7 +235,7 @@ class RuleOverTasks(Optimizer):
             counted.update(counts(new))  # of counts alone, so the same for every task
             return theta, slots(new)
 
-        theta, new = vmap(one, in_dims=(0, 0, 0, self._dims))(theta, slots(state), G, hyper)
+        theta, new = vmap(one, in_dims=(0, 0, 0, self._dims(hyper)))(theta, slots(state), G, hyper)
         return theta, {**counted, **new}
 
     def pullback(
@@ -240,5 +244,5 @@ class RuleOverTasks(Optimizer):
         def one(theta: Tensors, held: State, G: Tensors, hyper: Hyper, B: Tensors, S: State) -> Pulled:
             return self.rule.pullback_used(theta, {**counts(state), **held}, G, hyper, B, S, wanted)
 
-        pulled: Pulled = vmap(one, in_dims=(0, 0, 0, self._dims, 0, 0))(theta, slots(state), G, hyper, B, S)
+        pulled: Pulled = vmap(one, in_dims=(0, 0, 0, self._dims(hyper), 0, 0))(theta, slots(state), G, hyper, B, S)
         return pulled

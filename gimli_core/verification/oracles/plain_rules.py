@@ -120,6 +120,12 @@ def plain_step(
     return new_theta, new_state | ({"skipped": skipped} if skipped else {})
 
 
+def handed(question: Question, hyper: Hyper, j: int, loss: Tensor) -> Hyper:
+    """The hyperparameters of step j, with what the rule asks for of the step besides."""
+    of_step = {"loss": loss, "j": torch.tensor(float(j), dtype=torch.float64)}
+    return {k: {**per, **{name: of_step[name] for name in question.optimizer.seen()}} for k, per in hyper.items()}
+
+
 def initial_state(question: Question, leaves: Entries, theta: Tensors) -> State:
     """s_0: the warm state, or what the rule starts from: zeros, but for STARTS and Adagrad's accumulator."""
     optimizer = question.optimizer

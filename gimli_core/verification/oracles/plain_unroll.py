@@ -19,7 +19,7 @@ from torch import Tensor
 from gimli_core.environment import Environment, Snapshot, keeping_buffers, split_frozen
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
-from gimli_core.verification.oracles.plain_rules import Root, initial_state, plain_step, values_at
+from gimli_core.verification.oracles.plain_rules import Root, handed, initial_state, plain_step, values_at
 from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness
 from gimli_core.verification.tasks import joined, leaves_of, of_each, own_keys, scale_of
 
@@ -80,12 +80,15 @@ class _Unroll:
             theta_j, phi_j = self._noted("B", j, theta), self._noted("A_loss", j, phi)
             s_j: State = {**counts(s), **self._noted("S", j, slots(s))}
             at = _cut(theta_j) if question.left_out.first_order else theta_j
-            G_j, unused = inner_gradient(question, at, phi_j, j, frozen, graph=self.graph)
+            G_j, unused, loss = inner_gradient(question, at, phi_j, j, frozen, graph=self.graph)
+            if question.left_out.first_order:  # to first order G_j is a constant, and the loss is none
+                loss = loss + sum(((theta_j[k] - at[k]) * G.detach()).sum() for k, G in G_j.items())
             G_j = self._rounded(G_j)
             self._seen("G", j, G_j)
             G_j = self._noted("V", j, G_j)
             values = self._rounded_finely(values_at(question, self.leaves, theta, j))
             hyper = self._noted("A_opt", j, values, learned_only=True)
+            hyper = handed(question, hyper, j, loss)
             theta, s = plain_step(question, theta_j, s_j, G_j, hyper, self.root, unused)
             self._check_differentiable(theta)
             s = {**counts(s), **self._rounded(slots(s))}
@@ -172,14 +175,15 @@ def _cut(tensors: Tensors) -> Tensors:
 
 def inner_gradient(
     question: Question, theta: Tensors, phi: Tensors, j: int, frozen: Tensors, graph: bool
-) -> tuple[Tensors, frozenset[str]]:
-    """G_j, with its graph or without, and the names that the loss does not use: torch leaves them without .grad."""
+) -> tuple[Tensors, frozenset[str], Tensor]:
+    """G_j, with its graph or without, the names that the loss does not use (torch leaves them without .grad), ell_j."""
     if not graph:
         theta = {k: v.detach().requires_grad_() for k, v in theta.items()}
     loss = question.problem.train_loss({**frozen, **theta}, phi, question.batch(j))
     G = torch.autograd.grad(loss, list(theta.values()), create_graph=graph, allow_unused=True)
     unused = frozenset(k for k, g in zip(theta, G, strict=True) if g is None)
-    return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(theta.items(), G, strict=True)}, unused
+    G_j = {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(theta.items(), G, strict=True)}
+    return G_j, unused, loss if graph else loss.detach()
 
 
 def loss_value(

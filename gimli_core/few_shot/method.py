@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class Estimator:
     """A method as the `OuterLoop` takes it: the gradients of `loss(episode)` in the parameters' `.grad`.
 
     Args:
-        method: one of the methods.
+        method: one of the methods. Its buffers, such as running statistics, go into checkpoints.
     """
 
     def __init__(self, method: Method) -> None:
@@ -54,6 +54,17 @@ class Estimator:
         loss = self.method.loss(drawn)
         loss.backward()
         return Estimated(loss.detach())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: buffer.clone() for name, buffer in self.method.named_buffers()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            for name, buffer in self.method.named_buffers():
+                buffer.copy_(state[name])
+
+    def __repr__(self) -> str:
+        return f"Estimator({self.method!r})"
 
 
 class Evaluation(NamedTuple):
@@ -84,5 +95,10 @@ def evaluate(method: Method, held_out: EpisodeSource, episodes: int = 600) -> Ev
             scores = method.predict(episode.support_x, episode.support_y, episode.query_x)
             shares.append((scores.argmax(-1) == episode.query_y).double().mean(1))
             number += 1
-    every = 100 * torch.cat(shares)
+    return summary(torch.cat(shares))
+
+
+def summary(shares: Tensor) -> Evaluation:
+    """Mean and interval of shares of right answers, one an episode."""
+    every = 100 * shares
     return Evaluation(float(every.mean()), 1.96 * float(every.std()) / math.sqrt(len(every)), len(every))

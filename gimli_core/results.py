@@ -35,6 +35,7 @@ class MetaGradient(Trajectory):
     B_0: Tensors  # dL/dtheta_0
     S_0: State  # dL/ds_0
     recurrence: str = "augmented"
+    A: Tensors = field(default_factory=dict, kw_only=True)  # dL/dphi by the names of what an outer loop learns
 
     def __repr__(self) -> str:
         note = "" if self.recurrence == "augmented" else f", recurrence={self.recurrence!r} (not the exact gradient)"

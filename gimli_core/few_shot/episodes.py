@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.outer_loop.randomness import TASK, generator_at
 
 __all__ = ["Episode", "EpisodeSampler", "EpisodeSource", "Episodes", "Sinusoids", "episodes_of", "with_rotations"]
 
@@ -52,7 +53,8 @@ class EpisodeSource(Protocol):
 class EpisodeSampler(Sampler[list[int]]):
     """The rows of episodes, from the labels alone.
 
-    Meta-batch `number` is a function of (seed, number): it can be drawn again, in any order and process. The classes
+    Task t of meta-batch `number` is a function of (seed, number, t): it can be drawn again, in any order and process,
+    and is the same among more tasks. The classes
     of a task are distinct, and no row is both shown and asked.
 
     Args:
@@ -123,8 +125,7 @@ class EpisodeSampler(Sampler[list[int]]):
 
     def rows(self, number: int) -> Tensor:
         """Row numbers of meta-batch `number`, [T, way·shot + way·queries]: those that are shown, then those asked."""
-        generator = torch.Generator().manual_seed((self.seed << 32) + number)
-        return torch.stack([self._one_task(generator) for _ in range(self.tasks)])
+        return torch.stack([self._one_task(generator_at(self.seed, TASK, number, t)) for t in range(self.tasks)])
 
     def _one_task(self, generator: torch.Generator) -> Tensor:
         chosen = torch.randperm(len(self.classes), generator=generator)[: self.way].tolist()
@@ -215,15 +216,13 @@ class Sinusoids:
         self.shot, self.queries, self.tasks, self.seed = shot, queries, tasks, seed
 
     def __call__(self, number: int) -> Episode:
-        generator = torch.Generator().manual_seed((self.seed << 32) + number)
-
-        def uniform(low: float, high: float, *shape: int) -> Tensor:
-            return low + (high - low) * torch.rand(self.tasks, *shape, generator=generator)
-
-        amplitude, phase = uniform(0.1, 5.0, 1, 1), uniform(0.0, math.pi, 1, 1)
-        x = uniform(-5.0, 5.0, self.shot + self.queries, 1)
+        tasks = torch.stack([self._one_task(number, t) for t in range(self.tasks)])
+        amplitude, phase, x = 0.1 + 4.9 * tasks[:, :1, None], math.pi * tasks[:, 1:2, None], 10 * tasks[:, 2:, None] - 5
         y = amplitude * torch.sin(x + phase)
         return Episode(x[:, : self.shot], y[:, : self.shot], x[:, self.shot :], y[:, self.shot :], number)
+
+    def _one_task(self, number: int, task: int) -> Tensor:
+        return torch.rand(2 + self.shot + self.queries, generator=generator_at(self.seed, TASK, number, task))
 
 
 def check_count(name: str, value: object, least: int) -> None:

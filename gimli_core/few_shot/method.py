@@ -41,10 +41,11 @@ class Estimator:
 
     Args:
         method: one of the methods. Its buffers, such as running statistics, go into checkpoints.
+        said: of what it is trained by: a checkpoint of another training is not taken up.
     """
 
-    def __init__(self, method: Method) -> None:
-        self.method = method
+    def __init__(self, method: Method, said: str = "") -> None:
+        self.method, self.said = method, said
 
     def parameters(self) -> Mapping[str, Tensor]:
         return dict(self.method.named_parameters())
@@ -64,7 +65,7 @@ class Estimator:
                 buffer.copy_(state[name])
 
     def __repr__(self) -> str:
-        return f"Estimator({self.method!r})"
+        return f"Estimator({self.method!r}, {self.said!r})"
 
 
 class Evaluation(NamedTuple):

@@ -48,11 +48,11 @@ class Protocol:
         return "\n".join(f"  {_said(field.name):12} {getattr(self, field.name)}" for field in fields(self))
 
     def differences(self, paper: Protocol) -> list[str]:
-        """Every setting in which this differs from a paper's, with both; what the paper leaves open is left out."""
+        """Every setting in which this differs from a paper's, with both. Empty or 0 leaves it open."""
         return [
             f"{field.name}: {getattr(self, field.name)} (the paper: {getattr(paper, field.name)})"
             for field in fields(self)
-            if getattr(paper, field.name) not in ("", getattr(self, field.name))
+            if getattr(paper, field.name) not in ("", 0, getattr(self, field.name))
         ]
 
 

@@ -28,7 +28,7 @@ def read_npz(path: Path) -> LabelledImages:
         ArgumentError: what cannot be read, arrays of other names, shapes or kinds.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:
         raise data_error(path, "an .npz of plain arrays", first_line(error), "Save it with np.savez.") from error

@@ -59,7 +59,7 @@ def by_alphabet(names: Sequence[str], split: Mapping[str, Collection[str]]) -> T
     missing = [name for name in wanted if name not in there]
     if missing:
         do = "Give both images_background.zip and images_evaluation.zip, in one folder; or --split random."
-        raise ArgumentError(explain("split", f"all {len(wanted)} alphabets held out", f"no {listing(missing)}", do))
+        raise ArgumentError(explain("split", "every alphabet that it holds out", f"no {listing(missing)}", do))
 
     def part(name: str) -> int:
         keys = {name, name.rpartition("/")[0]}

@@ -9,7 +9,7 @@ from torch.nn.functional import one_hot
 from gimli_core.few_shot.episodes import Episode
 from gimli_core.few_shot.method import Method
 from gimli_core.few_shot.metric_based.embedding import class_means, embedded
-from gimli_core.few_shot.networks.parts import batch_norm
+from gimli_core.few_shot.networks.parts import batch_norm, convolution
 
 __all__ = ["Relation", "feature_maps"]
 
@@ -31,7 +31,7 @@ class Relation(Method):
         self.maps, size = feature_maps(channels, size, filters, statistics)
         compare: list[nn.Module] = []
         for channels in (2 * filters, filters):
-            compare += [nn.Conv2d(channels, filters, 3, padding=1), batch_norm(filters, statistics), nn.ReLU()]
+            compare += [convolution(channels, filters), batch_norm(filters, statistics), nn.ReLU()]
             if size > 1:
                 compare.append(nn.MaxPool2d(2))
             size = max(size // 2, 1)
@@ -57,7 +57,7 @@ def feature_maps(channels: int, size: int, filters: int, statistics: str) -> tup
     """(four convolutions of which the first two are followed by pooling, the size of the maps)."""
     layers: list[nn.Module] = []
     for number in range(4):
-        layers += [nn.Conv2d(channels, filters, 3, padding=1), batch_norm(filters, statistics), nn.ReLU()]
+        layers += [convolution(channels, filters), batch_norm(filters, statistics), nn.ReLU()]
         if number < 2 and size > 1:
             layers.append(nn.MaxPool2d(2))
             size //= 2

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from gimli_core.few_shot.networks.parts import batch_norm, head
+from gimli_core.few_shot.networks.parts import batch_norm, convolution, head
 
 __all__ = ["conv4", "strided_conv4", "vgg"]
 
@@ -37,7 +37,7 @@ def conv4(
     layers: list[nn.Module] = []
     for _ in range(4):
         relu = nn.LeakyReLU(slope) if slope else nn.ReLU()
-        layers += [nn.Conv2d(channels, filters, 3, padding=1), batch_norm(filters, statistics), relu]
+        layers += [convolution(channels, filters), batch_norm(filters, statistics), relu]
         if size > 1:
             layers.append(nn.MaxPool2d(2))
         channels, size = filters, max(size // 2, 1)
@@ -50,7 +50,7 @@ def strided_conv4(
     """Four convolutions 3 × 3 of stride 2, batch norm, ReLU; then the mean over the picture. MAML's for Omniglot."""
     layers: list[nn.Module] = []
     for _ in range(4):
-        layers += [nn.Conv2d(channels, filters, 3, stride=2, padding=1), batch_norm(filters, statistics), nn.ReLU()]
+        layers += [convolution(channels, filters, stride=2), batch_norm(filters, statistics), nn.ReLU()]
         channels, size = filters, (size + 1) // 2
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), *head(filters, outputs))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gimli_core.few_shot.networks.parts import batch_norm, head
+from gimli_core.few_shot.networks.parts import batch_norm, convolution, head
 
 __all__ = ["Dense", "densenet", "densenet_bc"]
 
@@ -17,9 +17,9 @@ class Dense(nn.Module):
         super().__init__()
         path: list[nn.Module] = []
         if bottleneck:
-            path += [batch_norm(channels, statistics), nn.ReLU(), nn.Conv2d(channels, 4 * growth, 1, bias=False)]
+            path += [batch_norm(channels, statistics), nn.ReLU(), convolution(channels, 4 * growth, 1)]
             channels = 4 * growth
-        path += [batch_norm(channels, statistics), nn.ReLU(), nn.Conv2d(channels, growth, 3, padding=1, bias=False)]
+        path += [batch_norm(channels, statistics), nn.ReLU(), convolution(channels, growth)]
         self.path = nn.Sequential(*path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def densenet_bc(
     >>> len(list(densenet_bc(10).parameters()))
     299
     """
-    first = nn.Conv2d(channels, 2 * growth, 3, padding=1, bias=False)
+    first = convolution(channels, 2 * growth)
     path, width = _blocks(2 * growth, size, [(depth - 4) // 6] * 3, growth, True, statistics)
     return nn.Sequential(first, *path, *_end(width, outputs, statistics))
 
@@ -67,7 +67,7 @@ def _blocks(
     path: list[nn.Module] = []
     for number, layers in enumerate(blocks):
         if number:
-            path += [batch_norm(channels, statistics), nn.ReLU(), nn.Conv2d(channels, channels // 2, 1, bias=False)]
+            path += [batch_norm(channels, statistics), nn.ReLU(), convolution(channels, channels // 2, 1)]
             path += [nn.AvgPool2d(2)] if size > 1 else []
             channels, size = channels // 2, max(size // 2, 1)
         for _ in range(layers):

@@ -6,7 +6,7 @@ from torch import nn
 
 from gimli_core.errors import ArgumentError, explain, listing
 
-__all__ = ["STATISTICS", "batch_norm", "head"]
+__all__ = ["STATISTICS", "batch_norm", "convolution", "head"]
 
 STATISTICS = ("batch", "running")
 
@@ -16,6 +16,14 @@ def batch_norm(channels: int, statistics: str) -> nn.BatchNorm2d:
     if statistics not in STATISTICS:
         raise ArgumentError(explain("statistics", listing(STATISTICS), repr(statistics), "Choose one of them."))
     return nn.BatchNorm2d(channels, track_running_stats=statistics == "running")
+
+
+def convolution(channels: int, filters: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A convolution that a batch norm follows: without a bias, which that would take away.
+
+    With one, its gradient would be rounding noise, and an inner Adam would make steps of it.
+    """
+    return nn.Conv2d(channels, filters, size, stride, padding=size // 2, bias=False)
 
 
 def head(features: int, outputs: int | None) -> list[nn.Module]:

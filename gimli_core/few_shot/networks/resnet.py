@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from gimli_core.few_shot.networks.parts import batch_norm, head
+from gimli_core.few_shot.networks.parts import batch_norm, convolution, head
 
 __all__ = ["Residual", "resnet"]
 
@@ -21,10 +21,10 @@ class Residual(nn.Module):
         super().__init__()
         path: list[nn.Module] = []
         for layer in range(layers):
-            path += [nn.Conv2d(width if layer else channels, width, 3, padding=1, bias=False)]
+            path += [convolution(width if layer else channels, width)]
             path += [batch_norm(width, statistics)] + ([nn.ReLU()] if layer < layers - 1 else [])
         self.path = nn.Sequential(*path)
-        self.skip = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), batch_norm(width, statistics))
+        self.skip = nn.Sequential(convolution(channels, width, 1), batch_norm(width, statistics))
         self.pool = nn.MaxPool2d(2) if pooled else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def validation_gradient(inputs: Inputs, point: Point) -> Gradient:
         "val_loss",
         point.theta,
         inputs.values.phi_loss,
-        inputs.values.val_batch,
+        inputs.values.val_batch(point.j),
         frozen=inputs.values.frozen,
         of_phi=True,
     )

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
-from gimli_core.arguments.inputs import Form
+from gimli_core.arguments.form import Form
 from gimli_core.arguments.surroundings import check_watching
 from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once
 from gimli_core.memory.schedules.actions import Schedule
-from gimli_core.meta_parameters.hyperparameters import look_up, tensor_paths
-from gimli_core.meta_parameters.marks import unmarked
+from gimli_core.meta_parameters.marks import look_up, tensor_paths, unmarked
 from gimli_core.notation import State, slots
 from gimli_core.problem import Problem
 from gimli_core.record import Event

@@ -76,7 +76,7 @@ class Validated(NamedTuple):
 
 def losses(loss: Loss, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Any:
     """(the sum over tasks, the loss of each)."""
-    each = loss({**frozen, **theta}, phi_loss, batch)
+    each = loss({**frozen, **theta}, phi_loss, batch)  # without aux: choice.py sees to that
     return each.sum(), each
 
 

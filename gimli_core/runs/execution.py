@@ -88,14 +88,14 @@ class Execution:
             point = working.marked()
             if recorded:
                 validation = self.by.validation_gradient(inputs, point)
-                self.losses.val[j] = validation.loss
+                self.losses.note_outer(j, validation)
             else:
-                self.losses.val[j] = self.by.validation_value(inputs, point)
+                self.losses.note_outer(j, self.by.validation_value(inputs, point))
             working.return_to(point)
         known = None if kept is None or keep_graph else kept.gradient
         G_j, after = yield from self.by.advance(inputs, point, keep_graph=keep_graph, replay=replay, known=known)
         working.at = after
-        self.losses.note(j, G_j.loss, exact=self.by.eager)
+        self.losses.note_inner(j, G_j, exact=self.by.eager)
         if recorded:
             self.records[j] = Record(point, G_j, validation)
         if keep is Keep.GRADIENT:
@@ -117,7 +117,7 @@ class Execution:
         self.adjoints.begin(point)
         if self.form.weighted[J]:
             L = self.by.validation_gradient(inputs, point)
-            self.losses.val[J] = L.loss
+            self.losses.note_outer(J, L)
             self.adjoints.add_validation(J, L)
         self.losses.check_outer(inputs)
         A = self.adjoints

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.environment import Snapshot
+from gimli_core.errors import ArgumentError, explain
 from gimli_core.memory.allocator import give_back, reusing
 from gimli_core.memory.schedules.actions import Action, Schedule, Validate
 from gimli_core.notation import Tensors
@@ -108,7 +109,8 @@ class ScheduledRun:
             self._journal.finish()
         ends, buffers = self._ends()
         losses, A = (self.reached.losses.train, self.reached.losses.val), self.reached.adjoints
-        self._outcome = outcome_of(self.inputs, ends, *losses, buffers, A.A_opt, A.A_loss)
+        outcome = outcome_of(self.inputs, ends, *losses, buffers, A.A_opt, A.A_loss)
+        self._outcome = outcome._replace(aux=self.reached.losses.aux())
 
     def _release(self) -> None:
         """Let go of what outlives the process: what is stored on disk, and the journal's directory."""
@@ -137,7 +139,7 @@ class ScheduledRun:
         """Where the inner loop went, once `forward` is through."""
         ends, buffers = self._ends()
         losses = losses_of(self.inputs, self.reached.losses.train, self.reached.losses.val)
-        outcome = Outcome(*losses, self.form.back(ends), buffers, [], {})
+        outcome = Outcome(*losses, self.form.back(ends), buffers, [], {}, self.reached.losses.aux())
         return trajectory(self.form, self.inputs.values.frozen, outcome)
 
     def result(self) -> MetaGradient:
@@ -158,6 +160,9 @@ class ScheduledRun:
         self._done += 1
         if self._journal is None:
             return
+        if any(aux is not None for aux in self.reached.losses.aux()):
+            came, do = "a loss that returns (loss, aux)", "Return the loss alone, or run it without resume=."
+            raise ArgumentError(explain("resume", "losses without aux, which a journal does not keep", came, do))
         if isinstance(action, Validate):
             self._left = self.reached.working.captured()
         if self._journal.due():

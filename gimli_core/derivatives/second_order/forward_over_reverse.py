@@ -43,7 +43,7 @@ def products(
     with duals(theta, V) as theta_dual:
         phi_leaf = {k: v.detach().requires_grad_() for k, v in phi_loss.items()}
         with noting() as held:
-            loss = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
+            loss, _ = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
         with held.in_place():
             weighed = loss if g is None else loss * made_dual(torch.ones_like(loss), g)
             G = differentiate(weighed, [*theta_dual.values(), *phi_leaf.values()])

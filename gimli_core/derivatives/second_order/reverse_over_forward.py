@@ -48,7 +48,7 @@ def products(
     with duals(theta, V) as theta_dual:
         phi_leaf = {k: v.detach().requires_grad_() for k, v in phi_loss.items()}
         with noting() as held, _OutOfPlace():
-            loss = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
+            loss, _ = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
         along_V = tangent(loss)
         if g is not None:
             along_g = g * forward_ad.unpack_dual(loss).primal

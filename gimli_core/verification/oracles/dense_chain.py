@@ -75,7 +75,7 @@ def _of_one(question: Question, environment: Environment, root: Root) -> Entries
     def L_val(j: int) -> Callable[[Tensor, Tensor], Tensor]:
         def L(z: Tensor, x: Tensor) -> Tensor:
             phi = rebuild(question.phi_loss, ("A_loss",), _split(x, like_x))
-            return question.problem.val_loss({**frozen, **unpack_z(z, j)[0]}, phi, question.val_batch)
+            return question.outer_loss({**frozen, **unpack_z(z, j)[0]}, phi, j)
 
         return L
 

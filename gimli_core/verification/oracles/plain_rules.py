@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from gimli_core import optimizers
-from gimli_core.meta_parameters.hyperparameters import expand_betas
 from gimli_core.meta_parameters.marks import Marked
+from gimli_core.meta_parameters.resolve import expand_betas
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from gimli_core.optimizers.derived import own_root

@@ -15,6 +15,7 @@ from gimli_core.arguments.call import Call
 from gimli_core.arguments.surroundings import check_watching
 from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once
+from gimli_core.errors import ClosedError
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.meta_parameters.hyperparameters import look_up, tensor_paths
 from gimli_core.meta_parameters.marks import unmarked
@@ -33,6 +34,12 @@ _SECOND = (
     "unroll: expected one derivative of the validation loss; got a request for a second one. The backward sweep gives "
     "exact first derivatives only: for a second, differentiate a plain unroll with autograd, or put the outer "
     "derivative into val_loss."
+)
+
+_ANOTHER = (
+    "unroll: expected one backward through the k outer losses, since a sweep frees what it used; got a second one along "
+    "another cotangent. Weigh them into one number first, as in (weights * losses).sum().backward(), or ask "
+    "gimli.meta_gradient, which returns the gradient of each."
 )
 
 
@@ -61,13 +68,15 @@ def unroll(
     """The validation loss after J inner steps, tied into autograd.
 
     `loss.backward()` runs the backward sweep once and fills the gradients of phi_opt, phi_loss,
-    theta_0, state_0 and val_weights, and of whatever computed them (a hypernetwork, `log_lr.exp()`).
+    theta_0, state_0 and val_weights, and of whatever computed them (a hypernetwork, `log_lr.exp()`). Where val_loss
+    returns k outer losses, so does this: a backward with any cotangent, as of `(weights * losses).sum()`, is one sweep
+    (with tasks in chunks, one for each outer loss).
 
     Args: as in `meta_gradient` (`resume` notes the sweep too; its files go when `backward` ends), and
         with_trajectory: return `(loss, trajectory)`, with a `Trajectory` of detached results.
 
     Returns:
-        Tensor: L, a scalar.
+        Tensor: L, a scalar, or `[k]`.
 
     Raises:
         what `meta_gradient` raises, and
@@ -75,6 +84,7 @@ def unroll(
             gradient would be missing.
         SecondDerivativeError: when a second derivative is asked for through L (`create_graph=True`
             alone is harmless).
+        ClosedError: a second backward through k outer losses, along another cotangent than the first.
 
     Cost: forwards 3F·J, backwards the rest of what `meta_gradient` costs. Where nobody can go backwards (under
     `torch.no_grad()`, or if nothing requires grad) the run keeps nothing: the memory of one step.
@@ -98,7 +108,7 @@ def unroll(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
         approximation, second_order, tasks, compile, resume, check,
     )  # fmt: skip
-    wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed)
+    wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed, weighed=needed)
     run = make_run(call, wants)
     watching = (watch, Progress(run.steps) if progress else None)
     if not needed:
@@ -130,13 +140,19 @@ class _Unrolled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, arriving: Tensor) -> tuple[Tensor | None, ...]:
         tied = ctx.saved_tensors  # raises if one was changed in place since the forward unroll
+        along = arriving.detach().clone() if arriving.ndim else None  # of several outer losses: how much each counts
         if ctx.gradients is None:
             with ctx.modes():  # of the forward pass: steps may be run again
-                drain(ctx.run.backward(), *ctx.watching)
+                drain(ctx.run.backward(along), *ctx.watching)
             result, scale = ctx.run.result(), ctx.run.form.scale
+            if along is not None:  # val_losses alone are not weighed yet
+                result = replace(result, val_losses=result.val_losses @ along)
             ctx.gradients = [_gradient_at(result, scale, path, t) for path, t in zip(ctx.paths, tied, strict=True)]
-            ctx.run = None
-        scaled = [(arriving * g).to(t) for g, t in zip(ctx.gradients, tied, strict=True)]
+            ctx.run, ctx.along = None, along
+        elif along is not None and not torch.equal(along, ctx.along):
+            raise ClosedError(_ANOTHER)
+        factor = arriving if along is None else 1.0
+        scaled = [(factor * g).to(t) for g, t in zip(ctx.gradients, tied, strict=True)]
         if torch.is_grad_enabled():
             scaled = list(Once.apply(_SECOND, len(scaled), *scaled, *tied, arriving))
         return (None, None, None, *scaled)

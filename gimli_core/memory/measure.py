@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.errors import ArgumentError, explain
@@ -52,7 +53,9 @@ class Run(Protocol):
     """What `measure` needs of an execution."""
 
     def forward(self) -> Iterable[Any]: ...
-    def backward(self) -> Iterable[Any]: ...
+    def backward(self, along: Tensor | None = None) -> Iterable[Any]: ...
+    @property
+    def val_loss(self) -> Tensor: ...
 
 
 Maker = Callable[[Inputs, Schedule], Run]
@@ -179,15 +182,17 @@ def _piloted(inputs: Inputs, run: Maker, compiled: bool) -> tuple[list[Note], li
     return metered.notes, quickest, sum(occupations) // len(occupations)
 
 
-def known_costs(inputs: Inputs, eager: Maker, compiled: Maker | None = None, disk: Path | None = None) -> Costs:
+def known_costs(
+    inputs: Inputs, eager: Maker, compiled: Maker | None = None, disk: Path | None = None, *, weighed: bool = False
+) -> Costs:
     """The costs of a problem with these shapes, measured when they are first asked for: those of compiled steps where
-    they can be seen, and else of eager ones.
+    they can be seen, and else of eager ones. `weighed`: whether several outer losses are swept as one.
     """
     form, values = inputs.form, inputs.values
     seen = compiled is not None and separates() and inputs.device.type == "cpu"
     known: list[tuple[Any, Costs]] = form.problem.memo.costs
     weighted = [*form.weighted[form.first : form.first + 2], form.weighted[-1]]
-    means = (form.second_order, form.curvature, form.warm, form.first > 0, weighted, seen)
+    means = (form.second_order, form.curvature, form.warm, form.first > 0, weighted, seen, weighed)
     accumulators = [leaf.value for leaf in values.hyper.leaves]
     wanted = (inputs.signature(), accumulators, means, str(disk), torch.get_num_threads())
     for like, costs in known:
@@ -213,7 +218,7 @@ def _disk_seconds(inputs: Inputs, disk: Path) -> tuple[float, float]:
 
 def _drain(execution: Run) -> None:
     deque(execution.forward(), maxlen=0)
-    deque(execution.backward(), maxlen=0)
+    deque(execution.backward(torch.ones_like(execution.val_loss)), maxlen=0)
 
 
 def counted(inputs: Inputs, run: Maker) -> int:
@@ -229,7 +234,7 @@ def counted(inputs: Inputs, run: Maker) -> int:
 
 
 def settle(
-    schedule: Schedule, inputs: Inputs, eager: Maker, compiled: Maker | None
+    schedule: Schedule, inputs: Inputs, eager: Maker, compiled: Maker | None, *, weighed: bool = False
 ) -> tuple[Schedule, Inputs, Callable[[], None]]:
     """The schedule to run, inputs whose batches are held to the measured one, and what to call between its actions.
 
@@ -241,7 +246,7 @@ def settle(
     What glibc loses between blocks is measured on the process and predicted to grow (`costs.holes`); the watch that is
     called between actions gives free holes back before a peak could pass the bound.
 
-    `eager` and `compiled` make a run of a schedule by steps of either kind.
+    `eager` and `compiled` make a run of a schedule by steps of either kind; `weighed` as in `known_costs`.
     """
     if not isinstance(schedule, Budget):
         return schedule, inputs, lambda: None
@@ -255,7 +260,7 @@ def settle(
         return Checkpoint(1), inputs, lambda: None
     warm()
     keep = keeper()
-    costs = known_costs(inputs, eager, compiled, schedule.disk)
+    costs = known_costs(inputs, eager, compiled, schedule.disk, weighed=weighed)
     chosen = choose(schedule, steps, costs)
     # What an action frees the next one takes again: given back in between, the kernel would have to clear it each time.
     # So free holes stay, until an action that finds none of them of use, and leaves holes of its own in a third of the

@@ -168,8 +168,9 @@ def _requirement_I(inputs: Inputs) -> tuple[Requirement, frozenset[str]]:
         theta = {k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()}
         phi = {k: v.detach().requires_grad_() for k, v in inputs.values.phi_loss.items()}
         L = evaluate(
-            inputs.form.problem.val_loss, "val_loss", {**inputs.values.frozen, **theta}, phi, inputs.values.val_batch
-        )
+            inputs.form.problem.val_loss, "val_loss", {**inputs.values.frozen, **theta}, phi, inputs.values.val_batch,
+            vector=True,
+        )  # fmt: skip
         found = differentiate(L, [*theta.values(), *phi.values()])
     explicit = frozenset(k for k, g in zip(phi, found[len(theta) :], strict=True) if g is not None)
     if any(g is not None for g in found[: len(theta)]):

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import torch
 from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.notation import State, Tensors
-from gimli_core.record import Point, Swept
+from gimli_core.record import Event, Point, Swept
 
-__all__ = ["Adjoints"]
+__all__ = ["Adjoints", "numbered"]
 
 
 class Adjoints:
-    """B, S, A_opt and A_loss of one run, in the form that is run; B and S are empty until `begin`.
+    """B, S, A_opt and A_loss of one outer loss, in the form that is run, from B_J = 0 and S_J = 0 on.
 
     The accumulators are kept in float32 at least. A_opt is a list, an accumulator a leaf of phi_opt.
     """
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, end: Point) -> None:
         self._inputs = inputs
-        self.B: Tensors = {}
-        self.S: State = {}
+        self.B: Tensors = {k: torch.zeros_like(v) for k, v in end.theta.items()}
+        self.S: State = inputs.form.optimizer.zero_adjoint(end.state)
         self.A_opt: list[Tensor] = inputs.values.hyper.zeros()
         self.A_loss: Tensors = {
             k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32))
             for k, v in inputs.values.phi_loss.items()
         }
-
-    def begin(self, point: Point) -> None:
-        """B_J = 0 and S_J = 0, before what L_val adds (line 9)."""
-        self.B = {k: torch.zeros_like(v) for k, v in point.theta.items()}
-        self.S = self._inputs.form.optimizer.zero_adjoint(point.state)
 
     def add_validation(self, j: int, L: Gradient) -> None:
         """B_j += w_j grad_theta L_val(theta_j), and A_loss its explicit part (lines 8-9)."""
@@ -49,3 +46,14 @@ class Adjoints:
         self._inputs.values.hyper.accumulate(self.A_opt, j, swept.A_opt)
         for k, increment in swept.A_loss.items():
             self.A_loss[k] += increment
+
+
+def numbered(events: Generator[Event, None, Swept], row: int, rows: int) -> Generator[Event, None, Swept]:
+    """The events of one outer loss of several, each saying of which. What is put into their values is kept."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as end:
+            swept: Swept = end.value
+            return swept
+        yield event._replace(row=row, rows=rows)

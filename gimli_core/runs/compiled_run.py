@@ -53,10 +53,10 @@ class CompiledRun:
             self._instead = self._otherwise()
             yield from self._instead.forward()
 
-    def backward(self) -> Events:
+    def backward(self, along: Tensor | None = None) -> Events:
         """Nothing: `forward` has been back already."""
         if self._instead is not None:
-            yield from self._instead.backward()
+            yield from self._instead.backward(along)
 
     @property
     def val_loss(self) -> Tensor:

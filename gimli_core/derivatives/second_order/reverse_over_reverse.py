@@ -15,8 +15,9 @@ from gimli_core.notation import Tensors
 __all__ = ["products"]
 
 
-def products(graph: Graph, V: Tensors, *, curvature: bool = True) -> Products:
-    """Both products in one pass; without `curvature` only the mixed one, and zeros for the other. Frees the graph.
+def products(graph: Graph, V: Tensors, *, curvature: bool = True, keep: bool = False) -> Products:
+    """Both products in one pass; without `curvature` only the mixed one, and zeros for the other. Frees the graph,
+    unless it is to be kept for another V.
 
     Cost: 6F; the graph holds the activations of the gradient from line 5 on.
     """
@@ -27,5 +28,7 @@ def products(graph: Graph, V: Tensors, *, curvature: bool = True) -> Products:
     found: tuple[Tensor | None, ...] = (None,) * len(asked)
     if pairs:
         with graph.held.in_place():
-            found = torch.autograd.grad([g for g, _ in pairs], asked, [v for _, v in pairs], allow_unused=True)
+            found = torch.autograd.grad(
+                [g for g, _ in pairs], asked, [v for _, v in pairs], allow_unused=True, retain_graph=keep
+            )
     return collect(graph.theta, graph.phi_loss, (*(None,) * (len(inputs) - len(asked)), *found), None)

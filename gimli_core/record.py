@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from gimli_core.derivatives.first_order import Gradient
 from gimli_core.environment import Snapshot
 from gimli_core.notation import State, Tensors
 
-__all__ = ["Again", "Ends", "Event", "Kept", "Outcome", "Point", "Record", "Swept"]
+__all__ = ["Adjoint", "Again", "Ends", "Event", "Kept", "Outcome", "Point", "Record", "Swept"]
 
 
 class Point(NamedTuple):
@@ -49,6 +49,15 @@ class Swept(NamedTuple):
     A_opt: dict[str, Tensors]  # the increment of line 12, {tensor: {hyperparameter: adjoint}}
     A_loss: Tensors  # the increment of line 13
     loss: Tensor | None  # ell_j, where the second-order products evaluated it again
+
+
+class Adjoint(Protocol):
+    """What the sweep of one outer loss carries, and adds to."""
+
+    B: Tensors
+    S: State
+
+    def add_step(self, j: int, swept: Swept) -> None: ...
 
 
 class Again(NamedTuple):

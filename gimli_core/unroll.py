@@ -37,8 +37,8 @@ _SECOND = (
 )
 
 _ANOTHER = (
-    "unroll: expected one backward through the k outer losses, since a sweep frees what it used; got a second one along "
-    "another cotangent. Weigh them into one number first, as in (weights * losses).sum().backward(), or ask "
+    "unroll: expected one backward through the k outer losses, since a sweep frees what it used; got a second one, "
+    "along another cotangent. Weigh them into one number first, as in (weights * losses).sum().backward(), or ask "
     "gimli.meta_gradient, which returns the gradient of each."
 )
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
+from gimli_core.arguments.outer_losses import outer_losses
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.memory.allocator import fresh_seconds, keeper, occupied, separates, warm
 from gimli_core.memory.batch_sizes import no_larger_batches
@@ -86,10 +87,13 @@ class _Pilot(Schedule):
                 self.notes.append(self.meter.end())
 
 
-def measure(inputs: Inputs, run: Maker, disk: Path | None = None, *, compiled: bool = False) -> Costs:
+def measure(
+    inputs: Inputs, run: Maker, disk: Path | None = None, *, compiled: bool = False, weighed: bool = False
+) -> Costs:
     """The costs of a problem with 2 or more steps to sweep, from two or three runs of two steps.
 
-    `compiled`: whether `run` makes its tensors unseen, so that the process is looked at as a whole.
+    `compiled`: whether `run` makes its tensors unseen, so that the process is looked at as a whole. `weighed`: whether
+    it sweeps several outer losses as one.
 
     Cost: 50F, or 75F for a long run or a compiled one.
     """
@@ -101,11 +105,12 @@ def measure(inputs: Inputs, run: Maker, disk: Path | None = None, *, compiled: b
     fresh, large = fresh_seconds(), notes[RUN_GRAPH].large
     if compiled:  # all that stays are the tensors of the algorithm itself, and whatever is kept, a step does the same
         phi_loss = sum(max(v.nbytes, 4 * v.numel()) for v in inputs.values.phi_loss.values())  # in float32 at least
-        accumulators = nbytes(inputs.values.hyper.zeros()) + phi_loss
-        validation = (
-            theta + phi_loss if any(w is not None for w in inputs.values.weights[inputs.form.first : -1]) else 0
-        )
-        gradient, record, end = theta, point + theta + validation, 2 * point
+        several = outer_losses(inputs)
+        rows = 1 if weighed or several is None else several
+        accumulators = rows * (nbytes(inputs.values.hyper.zeros()) + phi_loss)
+        kept = any(w is not None for w in inputs.values.weights[inputs.form.first : -1])
+        validation = rows * (theta + phi_loss) if kept and not (weighed and several is not None) else 0
+        gradient, record, end = theta, point + theta + validation, (1 + rows) * point
         large = record
         for alike in ((RUN, RUN_KNOWN, RUN_GRAPH), (SWEEP, SWEEP_POINT)):
             act = Act(max(acts[i].transient for i in alike), min(acts[i].seconds for i in alike))
@@ -198,7 +203,7 @@ def known_costs(
     for like, costs in known:
         if fits(wanted, like):
             return costs
-    costs = measure(inputs, compiled if seen and compiled is not None else eager, disk, compiled=seen)
+    costs = measure(inputs, compiled if seen and compiled is not None else eager, disk, compiled=seen, weighed=weighed)
     known.append((outline(wanted), costs))
     return costs
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import torch
 from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.notation import State, Tensors
-from gimli_core.record import Event, Point, Swept
+from gimli_core.record import Point, Swept
 
-__all__ = ["Adjoints", "numbered"]
+__all__ = ["Adjoints"]
 
 
 class Adjoints:
@@ -46,14 +44,3 @@ class Adjoints:
         self._inputs.values.hyper.accumulate(self.A_opt, j, swept.A_opt)
         for k, increment in swept.A_loss.items():
             self.A_loss[k] += increment
-
-
-def numbered(events: Generator[Event, None, Swept], row: int, rows: int) -> Generator[Event, None, Swept]:
-    """The events of one outer loss of several, each saying of which. What is put into their values is kept."""
-    while True:
-        try:
-            event = next(events)
-        except StopIteration as end:
-            swept: Swept = end.value
-            return swept
-        yield event._replace(row=row, rows=rows)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from gimli_core import backward_sweep, forward_unroll
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.derivatives.first_order import Gradient, evaluate
-from gimli_core.record import Again, Event, Point
-from gimli_core.runs.adjoints import Adjoints, numbered
+from gimli_core.arguments.outer_losses import outer_value
+from gimli_core.derivatives.first_order import Gradient
+from gimli_core.record import Adjoint, Again, Event, Point, Swept
 
 __all__ = ["EagerSteps", "Steps"]
 
@@ -37,7 +36,7 @@ class Steps(Protocol):
         """Lines 5 and 6."""
 
     def sweep(
-        self, inputs: Inputs, point: Point, G_j: Gradient | None, adjoints: Sequence[Adjoints], *, replay: bool
+        self, inputs: Inputs, point: Point, G_j: Gradient | None, adjoints: Sequence[Adjoint], *, replay: bool
     ) -> Generator[Event, None, Again]:
         """Lines 11-14 for each outer loss, from G_j (and its graph, if that was kept) or from the point alone."""
 
@@ -50,6 +49,17 @@ class Steps(Protocol):
 
     def validation_value(self, inputs: Inputs, point: Point) -> Tensor:
         """L_val alone, with the bits that it has beside its gradient."""
+
+
+def numbered(events: Generator[Event, None, Swept], row: int, rows: int) -> Generator[Event, None, Swept]:
+    """The events of one outer loss of several, each saying of which. What is put into their values is kept."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as end:
+            swept: Swept = end.value
+            return swept
+        yield event._replace(row=row, rows=rows)
 
 
 class EagerSteps:
@@ -67,7 +77,7 @@ class EagerSteps:
         return forward_unroll.step(inputs, point, keep_graph=keep_graph, replay=replay, known=known)
 
     def sweep(
-        self, inputs: Inputs, point: Point, G_j: Gradient | None, adjoints: Sequence[Adjoints], *, replay: bool
+        self, inputs: Inputs, point: Point, G_j: Gradient | None, adjoints: Sequence[Adjoint], *, replay: bool
     ) -> Generator[Event, None, Again]:
         evaluated = again = None
         if replay:
@@ -93,9 +103,4 @@ class EagerSteps:
         return backward_sweep.validation_gradients(inputs, point, along, rows=rows)
 
     def validation_value(self, inputs: Inputs, point: Point) -> Tensor:
-        values = inputs.values
-        with torch.enable_grad():  # without it some modules take another path, and the last bits change
-            theta = {**values.frozen, **{k: v.detach().requires_grad_() for k, v in point.theta.items()}}
-            loss = evaluate(inputs.form.problem.val_loss, "val_loss", theta, values.phi_loss, values.val_batch,
-                            vector=True)  # fmt: skip
-        return loss.detach()
+        return outer_value(inputs, point.theta)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
+from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.compiled.choice import check_compile, chosen, clocked
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, given_of
@@ -47,6 +48,7 @@ class Wants:
     changes: bool = False  # to change what the run goes on with: that is eager
     forward_only: bool = False  # nobody goes backwards
     weighed: bool = False  # `backward` is told how much each outer loss counts, if there are several: one sweep for all
+    one_number: str = ""  # who asks, if the meta-gradient of a vector would be too much for them
 
     @property
     def names(self) -> bool:
@@ -91,6 +93,9 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
         inputs = checked(call, schedule, wants)
         remember(look, inputs, call.problem)
 
+    if wants.one_number:
+        refuse_vector(inputs, wants.one_number)
+
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
         run = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
@@ -100,7 +105,7 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     if wants.forward_only:
         return scheduled_by(EagerSteps())
     compile = False if wants.changes else call.compile
-    compiled = chosen(inputs, compile, whole=free, watched=wants.steps or wants.lines)
+    compiled = chosen(inputs, compile, whole=free, watched=wants.steps or wants.lines, weighed=wants.weighed)
     form, values = inputs.form, inputs.values
     if compiled is None or isinstance(compiled, CompiledSteps):
         return scheduled_by(compiled or EagerSteps(), call.resume)
@@ -108,9 +113,11 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
         given = given_of(inputs)
         remember_whole(look, compiled, given, call.problem)
         compute = partial(compiled_run.whole, compiled, form, values.hyper, given, inputs.environment)
+        vector = False
     else:
         compute = partial(compiled_run.retained, compiled, inputs)
-    return CompiledRun(form, values.hyper, values.frozen, compute, partial(scheduled_by, EagerSteps()))
+        vector = compiled.outer_losses is not None
+    return CompiledRun(form, values.hyper, values.frozen, compute, partial(scheduled_by, EagerSteps()), vector=vector)
 
 
 def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:

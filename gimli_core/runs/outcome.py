@@ -48,7 +48,8 @@ def losses_of(
     """(L, L of each task, every ell_j, every L_val(theta_j))."""
     of_each = weighted(inputs.values.weights, val_losses)
     nan = torch.full_like(of_each, float("nan"))
-    every = torch.stack(train_losses) if train_losses else nan.new_empty((0, *nan.shape))
+    tasks = () if inputs.form.tasks is None else (inputs.form.tasks,)
+    every = torch.stack(train_losses) if train_losses else nan.new_empty((0, *tasks))
     validated = torch.stack([val_losses.get(j, nan) for j in range(inputs.form.steps + 1)])
     return reduced(inputs.form, of_each), of_each, every, validated
 
@@ -89,7 +90,8 @@ def contracted(result: MetaGradient, along: Tensor) -> MetaGradient:
     """The gradient of `along · L` from those of each of k outer losses."""
 
     def of(rows: list[Tensor]) -> Tensor:
-        return torch.tensordot(along.to(rows[0]), rows[0], 1)
+        summed: Tensor = torch.tensordot(along.to(rows[0]), rows[0], 1)
+        return summed
 
     return replace(result, **{name: _each([vars(result)[name]], of) for name in ROWS})
 

@@ -90,7 +90,10 @@ class ScheduledRun:
             environment.restore_buffers(before)
 
     def backward(self, along: Tensor | None = None) -> Events:
-        """Lines 10-14: from B_J to B_0, for each outer loss, or for `along · L` where the run is `weighed`. Random number generators and buffers are left as they were met."""
+        """Lines 10-14: from B_J to B_0, for each outer loss, or for `along · L` where the run is `weighed`.
+
+        Random number generators and buffers are left as they were met.
+        """
         environment = self.inputs.environment
         before, weighed = self.reached.working.captured(), self.reached.weighed and self.reached.vector
         try:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.derivatives.first_order import evaluate, task_shape
+from gimli_core.derivatives.first_order import Gradient, evaluate, task_shape
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Tensors
 from gimli_core.trees import fits, outline
@@ -18,15 +17,13 @@ __all__ = ["outer_losses", "outer_value", "refuse_vector"]
 LOOKS = 8  # that are remembered of a problem
 
 
-def outer_value(inputs: Inputs, theta: Tensors) -> Tensor:
-    """L_val at theta, detached: [], or [k]; with tasks [T], or [T, k]. Cost F."""
+def outer_value(inputs: Inputs, theta: Tensors, batch: Any) -> Gradient:
+    """L_val and its aux, without a gradient: [], or [k]; with tasks [T], or [T, k]. Cost F."""
     values = inputs.values
     with torch.enable_grad():  # without it some modules take another path, and the last bits change
         leaves = {**values.frozen, **{k: v.detach().requires_grad_() for k, v in theta.items()}}
-        loss = evaluate(
-            inputs.form.problem.val_loss, "val_loss", leaves, values.phi_loss, values.val_batch, vector=True
-        )
-    return loss.detach()
+        loss, aux = evaluate(inputs.form.problem.val_loss, "val_loss", leaves, values.phi_loss, batch, vector=True)
+    return Gradient(loss.detach(), {}, {}, None, aux=aux)
 
 
 def outer_losses(inputs: Inputs) -> int | None:
@@ -35,12 +32,13 @@ def outer_losses(inputs: Inputs) -> int | None:
     Cost: F, once for a problem and its shapes.
     """
     values, known = inputs.values, inputs.form.problem.memo.outer_losses
-    wanted = (values.theta_0, values.phi_loss, values.frozen, values.val_batch)
+    batch = values.last_val_batch
+    wanted = (values.theta_0, values.phi_loss, values.frozen, batch)
     for like, k in known:
         if fits(wanted, like):
             return k
     with inputs.environment.trial():
-        loss = outer_value(inputs, values.theta_0)
+        loss = outer_value(inputs, values.theta_0, batch).loss
     k = None if loss.shape == task_shape(inputs.form.problem.val_loss) else loss.shape[-1]
     entry: tuple[Any, int | None] = (outline(wanted), k)
     known[:] = [*known[-LOOKS + 1 :], entry]

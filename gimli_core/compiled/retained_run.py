@@ -70,7 +70,7 @@ class CompiledRetained:
         rest, hyper = (values.phi_loss, values.frozen), values.hyper.at(0)
         self._validate = CompiledValidation(fixed, inputs, theta, **options)
         found = inputs.environment.capture()
-        B = rows(self._validate(inputs, theta)[1][0].theta)
+        B = rows(self._validate(inputs, values.last_val_batch, theta)[1][0].theta)
         S = rows(inputs.form.optimizer.zero_adjoint(s))
         inputs.environment.restore(found)
         arguments = (theta, s, *rest, hyper, batch, B, S)
@@ -101,7 +101,8 @@ class CompiledRetained:
             return None
         for j in range(J + 1):
             if form.weighted[j]:
-                val_losses[j], validated[j] = self._validate(inputs, theta)
+                L, validated[j] = self._validate(inputs, values.val_batch(j), theta)
+                val_losses[j] = L.loss
             if j < J:
                 done, step = self._forwards(joined, inputs, j, theta, s)
                 steps.append(step)

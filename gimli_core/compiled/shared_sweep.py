@@ -18,6 +18,7 @@ from gimli_core.compiled.compiler.split_function import Halves, Joined
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.pure_steps import Fixed, Swept, rows
 from gimli_core.notation import State, Tensors
+from gimli_core.optimizers.seen import seeing
 from gimli_core.record import Adjoint
 from gimli_core.trees import fits, outline
 
@@ -70,8 +71,9 @@ class SharedSweep:
         theta, s, phi_loss, frozen, hyper, batch = arguments
         with torch.no_grad():
             G, pull, loss = pure_steps.linearised(self._fixed, theta, phi_loss, frozen, batch)
+            hyper = seeing(self._fixed.optimizer, hyper, loss)
             for A in adjoints:
-                yield Swept(loss, *pure_steps.lines_11_to_14(self._fixed, theta, s, hyper, G, pull, A.B, A.S))
+                yield Swept(loss, *pure_steps.lines_11_to_14(self._fixed, theta, s, hyper, G, loss, pull, A.B, A.S))
 
 
 def in_rows(leaves: Sequence[Any]) -> list[Any]:

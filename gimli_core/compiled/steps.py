@@ -52,7 +52,8 @@ class CompiledSteps:
         self.draws = environment.moved(found)
         environment.restore(found)
         self._validate = CompiledValidation(fixed, inputs, theta, **options)
-        B, S = self._validate(inputs, theta)[1][0].theta, inputs.form.optimizer.zero_adjoint(point.state)
+        B = self._validate(inputs, inputs.values.last_val_batch, theta)[1][0].theta
+        S = inputs.form.optimizer.zero_adjoint(point.state)
         environment.restore(found)
         swept = (*arguments, B, S)
         self._shared: SharedSweep | None = None
@@ -121,13 +122,13 @@ class CompiledSteps:
 
     def validation(
         self, inputs: Inputs, point: Point, along: Tensor | None = None, *, rows: bool = True
-    ) -> tuple[Tensor, list[Gradient]]:
+    ) -> tuple[Gradient, list[Gradient]]:
         """Lines 8 and 9."""
-        return self._validate(inputs, point.theta, along, rows=rows)
+        return self._validate(inputs, inputs.values.val_batch(point.j), point.theta, along, rows=rows)
 
-    def validation_value(self, inputs: Inputs, point: Point) -> Tensor:
+    def validation_value(self, inputs: Inputs, point: Point) -> Gradient:
         """L_val, by the kernel of the sweep, so that every schedule has the same bits."""
-        return self._validate(inputs, point.theta, rows=False)[0]
+        return self._validate(inputs, inputs.values.val_batch(point.j), point.theta, rows=False)[0]
 
 
 def _arguments(inputs: Inputs, point: Point) -> tuple[Any, ...]:

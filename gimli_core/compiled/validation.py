@@ -30,8 +30,8 @@ class CompiledValidation:
             return validate(fixed, *arguments)
 
         self.outer_losses = outer_losses(inputs)
-        val_batch = inputs.values.val_batch
-        arguments = self._arguments(inputs, theta, self._units(theta)[0])
+        val_batch = inputs.values.last_val_batch
+        arguments = self._arguments(inputs, val_batch, theta, self._units(theta)[0])
         self._kernel = Kernel("val_loss", function, inputs.environment, arguments, val_batch, **options)
         self.seconds = self._kernel.seconds
 
@@ -41,11 +41,12 @@ class CompiledValidation:
 
     def look(self, inputs: Inputs, theta: Tensors) -> None:
         """Does what was compiled still fit? Raises Uncompiled."""
-        self._kernel.look(inputs.values.val_batch, *self._arguments(inputs, theta, self._units(theta)[0]))
+        batch = inputs.values.last_val_batch
+        self._kernel.look(batch, *self._arguments(inputs, batch, theta, self._units(theta)[0]))
 
     def __call__(
-        self, inputs: Inputs, theta: Tensors, along: Tensor | None = None, *, rows: bool = True
-    ) -> tuple[Tensor, list[Gradient]]:
+        self, inputs: Inputs, batch: Any, theta: Tensors, along: Tensor | None = None, *, rows: bool = True
+    ) -> tuple[Gradient, list[Gradient]]:
         """(L_val, the gradient of each outer loss, or of `along · L_val`; of several without `rows` none).
 
         Cost: 3F for each, and for none.
@@ -57,9 +58,9 @@ class CompiledValidation:
         for row, e in enumerate(wanted):
             if met is not None and row:
                 environment.restore(met)
-            done: Validated = self._kernel(inputs.values.val_batch, *self._arguments(inputs, theta, e))
+            done: Validated = self._kernel(batch, *self._arguments(inputs, batch, theta, e))
             found.append(Gradient(done.loss, done.theta, done.phi_loss, None))
-        return found[0].loss, found if rows or along is not None or not several else []
+        return found[0], found if rows or along is not None or not several else []
 
     def _units(self, theta: Tensors) -> list[Tensor | None]:
         """What picks out each outer loss."""
@@ -68,7 +69,6 @@ class CompiledValidation:
         first = next(iter(theta.values()))
         return list(torch.eye(self.outer_losses, dtype=first.dtype, device=first.device))
 
-    def _arguments(self, inputs: Inputs, theta: Tensors, along: Tensor | None) -> tuple[Any, ...]:
-        values = inputs.values
-        arguments = (theta, values.phi_loss, values.frozen, values.val_batch)
+    def _arguments(self, inputs: Inputs, batch: Any, theta: Tensors, along: Tensor | None) -> tuple[Any, ...]:
+        arguments = (theta, inputs.values.phi_loss, inputs.values.frozen, batch)
         return arguments if along is None else (*arguments, along)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.derivatives.held_weights import HeldWeights, noting
 from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.errors import ArgumentError, explain
@@ -31,6 +32,7 @@ class Graph(NamedTuple):
     theta: Tensors
     phi_loss: Tensors
     held: HeldWeights  # by modules, while the loss was evaluated
+    loss: Tensor
 
 
 class Gradient(NamedTuple):
@@ -41,6 +43,7 @@ class Gradient(NamedTuple):
     phi_loss: Tensors  # explicit dependence on phi_loss; empty unless asked for
     graph: Graph | None
     unused: frozenset[str] = frozenset()  # entries of theta to which the loss has no gradient path; their gradient is 0
+    aux: Any = None  # what the loss returns beside its value
 
 
 def gradient(
@@ -75,7 +78,7 @@ def gradients(
     frozen: Mapping[str, Tensor] | None = None,
     along: Tensor | None = None,
     rows: bool = True,
-) -> tuple[Tensor, list[Gradient]]:
+) -> tuple[Gradient, list[Gradient]]:
     """A loss of one number or of k, and the gradient of each with respect to theta and phi_loss.
 
     Args:
@@ -83,23 +86,22 @@ def gradients(
         rows: whether k numbers without a cotangent are differentiated; one number always is.
 
     Returns:
-        (the loss, detached, k gradients, or one, or none).
+        (the loss alone, k gradients, or one, or none).
 
     Cost: F, and 2F for each gradient.
     """
     with torch.enable_grad():
         at = _evaluated(loss_function, name, theta, phi_loss, batch, frozen, of_phi=True, vector=True)
-        loss = at.loss
-        if loss.shape == task_shape(loss_function):
-            return loss.detach(), [_gradient(at, name, of_phi=True)]
+        loss = Gradient(at.loss.detach(), {}, {}, None, aux=at.aux)
+        if loss.loss.shape == task_shape(loss_function):
+            return loss, [_gradient(at, name, of_phi=True)]
         if along is not None:
-            return loss.detach(), [_gradient(at, name, of_phi=True, along=along)]
+            return loss, [_gradient(at, name, of_phi=True, along=along)]
         if not rows:
-            return loss.detach(), []
-        units = torch.eye(loss.shape[-1], dtype=loss.dtype, device=loss.device)
+            return loss, []
+        units = torch.eye(at.loss.shape[-1], dtype=at.loss.dtype, device=at.loss.device)
         last = len(units) - 1
-        found = [_gradient(at, name, of_phi=True, along=e, retain=i < last) for i, e in enumerate(units)]
-    return loss.detach(), found
+        return loss, [_gradient(at, name, of_phi=True, along=e, retain=i < last) for i, e in enumerate(units)]
 
 
 class _Evaluated(NamedTuple):
@@ -109,6 +111,7 @@ class _Evaluated(NamedTuple):
     theta: Tensors
     phi_loss: Tensors
     held: HeldWeights
+    aux: Any
 
 
 def _evaluated(
@@ -118,8 +121,8 @@ def _evaluated(
     theta_leaf = {k: v.detach().requires_grad_() for k, v in theta.items()}
     phi_leaf = {k: v.detach().requires_grad_(of_phi) for k, v in phi_loss.items()}
     with noting() as held:
-        loss = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch, vector=vector)
-    return _Evaluated(loss, theta_leaf, phi_leaf, held)
+        loss, aux = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch, vector=vector)
+    return _Evaluated(loss, theta_leaf, phi_leaf, held, aux)
 
 
 def _gradient(
@@ -127,7 +130,7 @@ def _gradient(
     retain: bool = False,
 ) -> Gradient:  # fmt: skip
     """The gradient of a loss, of its sum over tasks, or of `along · loss`; with `retain` another may follow."""
-    loss, theta, phi_loss, held = at
+    loss, theta, phi_loss, held, aux = at
     inputs = [*theta.values(), *(phi_loss.values() if of_phi else ())]
 
     def derivative(create_graph: bool) -> tuple[Tensor | None, ...]:
@@ -158,8 +161,9 @@ def _gradient(
         loss.detach(),
         dict(zip(theta, values, strict=False)),
         dict(zip(phi_loss, values[len(theta) :], strict=True)) if of_phi else {},
-        Graph(G, theta, phi_loss, held) if keep_graph else None,
+        Graph(G, theta, phi_loss, held, loss) if keep_graph else None,
         frozenset(k for k, g in zip(theta, found, strict=False) if g is None),
+        aux,
     )
 
 
@@ -190,10 +194,13 @@ def task_shape(loss_function: Loss) -> tuple[int, ...]:
 
 def evaluate(
     loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any, *, vector: bool = False
-) -> Tensor:
-    """Call a loss and check that it is a scalar tensor, or one value a task; with `vector` also k of them, last."""
+) -> tuple[Tensor, Any]:
+    """Call a loss; (its value, checked to be a scalar tensor or one value a task, and its aux, detached).
+
+    With `vector` the value may also be k numbers, in the last dimension.
+    """
     try:
-        loss = loss_function(theta, phi_loss, batch)
+        loss, aux = value_and_aux(loss_function(theta, phi_loss, batch), name)
     except Exception as error:
         error.add_note(f"in {name}")
         raise
@@ -206,7 +213,7 @@ def evaluate(
         if vector:
             expected = "to return a scalar floating-point tensor (shape []), or a vector [k] of k >= 1 outer losses"
         raise ArgumentError(explain(name, expected, came, do))
-    return loss
+    return loss, aux
 
 
 def differentiate(

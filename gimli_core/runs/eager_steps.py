@@ -42,13 +42,13 @@ class Steps(Protocol):
 
     def validation(
         self, inputs: Inputs, point: Point, along: Tensor | None = None, *, rows: bool = True
-    ) -> tuple[Tensor, list[Gradient]]:
+    ) -> tuple[Gradient, list[Gradient]]:
         """Lines 8 and 9: L_val and the gradient of each outer loss, or of `along · L_val`; of k numbers without
         `rows` none.
         """
 
-    def validation_value(self, inputs: Inputs, point: Point) -> Tensor:
-        """L_val alone, with the bits that it has beside its gradient."""
+    def validation_value(self, inputs: Inputs, point: Point) -> Gradient:
+        """L_val, with the bits that it has beside its gradient, which need not be there."""
 
 
 def numbered(events: Generator[Event, None, Swept], row: int, rows: int) -> Generator[Event, None, Swept]:
@@ -99,8 +99,8 @@ class EagerSteps:
 
     def validation(
         self, inputs: Inputs, point: Point, along: Tensor | None = None, *, rows: bool = True
-    ) -> tuple[Tensor, list[Gradient]]:
+    ) -> tuple[Gradient, list[Gradient]]:
         return backward_sweep.validation_gradients(inputs, point, along, rows=rows)
 
-    def validation_value(self, inputs: Inputs, point: Point) -> Tensor:
-        return outer_value(inputs, point.theta)
+    def validation_value(self, inputs: Inputs, point: Point) -> Gradient:
+        return outer_value(inputs, point.theta, inputs.values.val_batch(point.j))

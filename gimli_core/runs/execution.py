@@ -96,14 +96,15 @@ class Execution:
         if form.weighted[j] and (recorded or not replay):
             point = working.marked()
             if recorded:
-                self.losses.val[j], validation = self.by.validation(inputs, point, rows=not self.weighed)
+                L, validation = self.by.validation(inputs, point, rows=not self.weighed)
+                self.losses.note_outer(j, L)
             else:
-                self.losses.val[j] = self.by.validation_value(inputs, point)
+                self.losses.note_outer(j, self.by.validation_value(inputs, point))
             working.return_to(point)
         known = None if kept is None or keep_graph else kept.gradient
         G_j, after = yield from self.by.advance(inputs, point, keep_graph=keep_graph, replay=replay, known=known)
         working.at = after
-        self.losses.note(j, G_j.loss, exact=self.by.eager)
+        self.losses.note_inner(j, G_j, exact=self.by.eager)
         if recorded:
             self.records[j] = Record(point, G_j, validation)
         if keep is Keep.GRADIENT:
@@ -125,7 +126,8 @@ class Execution:
         check_end(point.theta, self.losses.train, self.form.names)
         validation = None
         if self.form.weighted[J]:
-            self.losses.val[J], validation = self.by.validation(inputs, point, rows=not self.weighed)
+            of_L, validation = self.by.validation(inputs, point, rows=not self.weighed)
+            self.losses.note_outer(J, of_L)
         self.losses.check_outer(inputs)
         L = self.losses.outer(inputs)
         rows = self.rows

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.inputs import Inputs
+from gimli_core.derivatives.beside_loss import check_alike
 from gimli_core.derivatives.finite import flaw
+from gimli_core.derivatives.first_order import Gradient
 from gimli_core.errors import NotFiniteError, ReplayError
 from gimli_core.runs.outcome import reduced, weighted
 
@@ -21,6 +25,31 @@ class Losses:
     def __init__(self) -> None:
         self.train: list[Tensor] = []
         self.val: dict[int, Tensor] = {}
+        self.train_aux: list[Any] = []
+        self.val_aux: dict[int, Any] = {}
+
+    def note_inner(self, j: int, G_j: Gradient, *, exact: bool) -> None:
+        """`note` of the step's loss, and its aux if it is the first run. Raises ArgumentError for one of other form."""
+        if j == len(self.train_aux):
+            if self.train_aux:
+                check_alike(G_j.aux, self.train_aux[0], "the aux of train_loss", f"inner step j = {j}")
+            self.train_aux.append(G_j.aux)
+        self.note(j, G_j.loss, exact=exact)
+
+    def note_outer(self, j: int, L: Gradient) -> None:
+        """Keep L_val(theta_j), and its aux. Raises ArgumentError for one of other form."""
+        self.val[j] = L.loss
+        for before in self.val_aux.values():
+            check_alike(L.aux, before, "the aux of val_loss", f"theta_{j}")
+        self.val_aux[j] = L.aux
+
+    def aux(self) -> tuple[Any, Any]:
+        """(aux of the inner losses, of the outer ones), stacked in the order of the steps; None where there is none."""
+        outer = [self.val_aux[j] for j in sorted(self.val_aux)]
+        return tuple(
+            pytree.tree_map(lambda *leaves: torch.stack(leaves), *each) if each and each[0] is not None else None
+            for each in (self.train_aux, outer)
+        )  # type: ignore[return-value]
 
     def note(self, j: int, loss: Tensor, *, exact: bool) -> None:
         """Keep the loss of a first run; hold a replay against it.
@@ -63,5 +92,5 @@ class Losses:
             came = f"{L.item():g}" if L.ndim == 0 else f"{L[broken[0]].item():g} for outer loss {broken[0]} of {len(L)}"
             raise NotFiniteError(
                 f"val_loss: expected a finite number; got {came}, though theta_{inputs.form.steps} is finite. "
-                f"{flaw(inputs.values.val_batch)}Look at val_loss and val_batch."
+                f"{flaw(inputs.values.last_val_batch)}Look at val_loss and val_batch."
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.environment import Snapshot
+from gimli_core.errors import ArgumentError, explain
 from gimli_core.memory.allocator import give_back, reusing
 from gimli_core.memory.schedules.actions import Action, Schedule, Validate
 from gimli_core.notation import Tensors
@@ -116,10 +117,11 @@ class ScheduledRun:
                 environment.restore_buffers(before)
         if self._journal is not None:
             self._journal.finish()
-        losses = self.reached.losses.train, self.reached.losses.val
+        losses = self.reached.losses
         for A in self.reached.adjoints:
             ends, buffers = self._ends(A)
-            self._outcomes.append(outcome_of(self.inputs, ends, *losses, buffers, A.A_opt, A.A_loss))
+            outcome = outcome_of(self.inputs, ends, losses.train, losses.val, buffers, A.A_opt, A.A_loss)
+            self._outcomes.append(outcome._replace(aux=losses.aux()))
 
     def _release(self) -> None:
         """Let go of what outlives the process: what is stored on disk, and the journal's directory."""
@@ -148,7 +150,7 @@ class ScheduledRun:
         """Where the inner loop went, once `forward` is through."""
         ends, buffers = self._ends(self.reached.adjoints[0])
         losses = losses_of(self.inputs, self.reached.losses.train, self.reached.losses.val)
-        outcome = Outcome(*losses, self.form.back(ends), buffers, [], {})
+        outcome = Outcome(*losses, self.form.back(ends), buffers, [], {}, self.reached.losses.aux())
         return trajectory(self.form, self.inputs.values.frozen, outcome)
 
     def result(self) -> MetaGradient:
@@ -169,6 +171,9 @@ class ScheduledRun:
         self._done += 1
         if self._journal is None:
             return
+        if any(aux is not None for aux in self.reached.losses.aux()):
+            came, do = "a loss that returns (loss, aux)", "Return the loss alone, or run it without resume=."
+            raise ArgumentError(explain("resume", "losses without aux, which a journal does not keep", came, do))
         if isinstance(action, Validate):
             self._left = self.reached.working.captured()
         if self._journal.due():

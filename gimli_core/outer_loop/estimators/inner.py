@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.notation import Tensors
 from gimli_core.outer_loop.identity import plain
 from gimli_core.problem import Problem
-from gimli_core.results import MetaGradient
+from gimli_core.results import MetaGradient, Trajectory
 
-__all__ = ["Inner", "InnerLoop", "accumulate", "check_phi"]
+__all__ = ["Inner", "InnerLoop", "accumulate", "check_phi", "estimated"]
 
 Inner = Callable[[Mapping[str, Tensor], Any], Mapping[str, Any]]
 
@@ -92,6 +92,14 @@ class InnerLoop:
     def __repr__(self) -> str:
         fixed = "".join(f", {name}={plain(value)!r}" for name, value in self.fixed.items())
         return f"{plain(self.problem.optimizer)}, {list(self.phi)}{fixed}"
+
+
+def estimated(
+    trajectory: Trajectory, approximation: str, *, B_0: Tensors | None = None, A: Tensors | None = None
+) -> MetaGradient:
+    """A result of a run that was not swept. `approximation` says what stands in the place of the gradient."""
+    parts = {f.name: getattr(trajectory, f.name) for f in fields(Trajectory)} | {"approximation": approximation}
+    return MetaGradient(**parts, A_opt={}, A_loss={}, B_0=B_0 or {}, S_0={}, A=A or {})
 
 
 def check_phi(argument: str, phi: Any) -> None:

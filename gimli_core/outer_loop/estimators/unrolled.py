@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from gimli_core.arguments.call import Call
+from gimli_core.arguments.form import Form
 from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient
@@ -14,7 +16,16 @@ from gimli_core.runs.make_run import Wants, make_run
 from gimli_core.runs.run import drain
 from gimli_core.unroll import gradient_at, tied_tensors
 
-__all__ = ["Unrolled"]
+__all__ = ["Unrolled", "swept"]
+
+
+def swept(call: Call) -> tuple[MetaGradient, Form, list[tuple[Tensor, Tensor]]]:
+    """Lines 2-16 of a call: (the result, the form it was run in, each of the call's tensors with its gradient)."""
+    run = make_run(call, Wants(tied=True))
+    drain(run.forward())
+    drain(run.backward())
+    result, form = run.result(), run.form
+    return result, form, [(t, gradient_at(result, form.scale, path, t)) for path, t in tied_tensors(call, form)]
 
 
 class Unrolled:
@@ -60,12 +71,7 @@ class Unrolled:
 
     def __call__(self, drawn: Any) -> MetaGradient:
         """Lines 2-15 for what was drawn."""
-        call = self._loop.call(self._loop.phi, drawn)
-        run = make_run(call, Wants(tied=True))
-        drain(run.forward())
-        drain(run.backward())
-        result, form = run.result(), run.form
-        tied = ((t, gradient_at(result, form.scale, path, t)) for path, t in tied_tensors(call, form))
+        result, _, tied = swept(self._loop.call(self._loop.phi, drawn))
         return self._loop.finish(result, tied, "the unroll")
 
     def __repr__(self) -> str:

@@ -12,14 +12,12 @@ from torch import Tensor
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Tensors
 from gimli_core.outer_loop.checks import check_number
-from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, accumulate, estimated
+from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, accumulate, estimated, walked
 from gimli_core.outer_loop.estimators.particles import as_tasks
 from gimli_core.outer_loop.estimators.window import Reached, check_window, reached, window
 from gimli_core.outer_loop.randomness import NOISE, check_seed, generator_at
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient
-from gimli_core.runs.make_run import Wants, make_run
-from gimli_core.runs.run import drain
 
 __all__ = ["EvolutionStrategy"]
 
@@ -73,9 +71,7 @@ class EvolutionStrategy(ABC):
         e = self._perturbations()
         signed = [(sign, i) for sign in (1, -1) for i in range(self._pairs)]
         calls = [self._loop.call(self._perturbed(e, sign, i), drawn) for sign, i in signed]
-        run = make_run(window(as_tasks(calls, self._chunk), self._start, self._length), Wants(forward_only=True))
-        drain(run.forward())
-        trajectory = run.trajectory()
+        trajectory, form = walked(window(as_tasks(calls, self._chunk), self._start, self._length))
         assert trajectory.task_val_losses is not None
         L = trajectory.task_val_losses.reshape(2, self._pairs, -1)
         difference = (L[0] - L[1]).sum(-1) if _sums(calls[0].tasks) else (L[0] - L[1]).mean(-1)
@@ -88,7 +84,7 @@ class EvolutionStrategy(ABC):
         self._windows += 1
         step = self._start.step + self._length
         going_on = step < self._steps
-        self._start = reached(trajectory, run.form.trained, step) if going_on else Reached()
+        self._start = reached(trajectory, form.trained, step) if going_on else Reached()
         self._xi = xi if going_on else None
         accumulate(self._loop.phi, A)
         return estimated(trajectory, label, A=A)

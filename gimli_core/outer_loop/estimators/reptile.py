@@ -10,11 +10,9 @@ from torch import Tensor
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import Tensors
-from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, estimated
+from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, estimated, walked
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient
-from gimli_core.runs.make_run import Wants, make_run
-from gimli_core.runs.run import drain
 
 __all__ = ["Reptile"]
 
@@ -59,9 +57,7 @@ class Reptile:
     def __call__(self, drawn: Any) -> MetaGradient:
         """Run the inner loop forwards."""
         call = self._loop.call(self._loop.phi, drawn)
-        run = make_run(call, Wants(forward_only=True))
-        drain(run.forward())
-        trajectory, form = run.trajectory(), run.form
+        trajectory, form = walked(call)
         theta_0 = {k: unmarked(call.theta_0)[k] for k in form.trained}
         B_0: Tensors = {k: v.detach() - trajectory.theta_J[k] for k, v in theta_0.items()}
         if form.tasks is not None:

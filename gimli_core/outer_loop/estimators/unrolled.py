@@ -7,25 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from gimli_core.arguments.call import Call
-from gimli_core.arguments.form import Form
-from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop
+from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, swept
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient
-from gimli_core.runs.make_run import Wants, make_run
-from gimli_core.runs.run import drain
-from gimli_core.unroll import gradient_at, tied_tensors
 
-__all__ = ["Unrolled", "swept"]
-
-
-def swept(call: Call) -> tuple[MetaGradient, Form, list[tuple[Tensor, Tensor]]]:
-    """Lines 2-16 of a call: (the result, the form it was run in, each of the call's tensors with its gradient)."""
-    run = make_run(call, Wants(tied=True))
-    drain(run.forward())
-    drain(run.backward())
-    result, form = run.result(), run.form
-    return result, form, [(t, gradient_at(result, form.scale, path, t)) for path, t in tied_tensors(call, form)]
+__all__ = ["Unrolled"]
 
 
 class Unrolled:

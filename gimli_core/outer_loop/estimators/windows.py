@@ -8,14 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop
-from gimli_core.outer_loop.estimators.unrolled import swept
+from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, swept, walked
 from gimli_core.outer_loop.estimators.window import Reached, check_window, reached, window
 from gimli_core.outer_loop.randomness import leaving
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient
-from gimli_core.runs.make_run import Wants, make_run
-from gimli_core.runs.run import drain
 
 __all__ = ["Windows"]
 
@@ -95,20 +92,15 @@ class Windows:
         after = None
         if self._carry < self._length:
             with leaving(device):  # the window's own steps draw the same
-                shorter = make_run(
-                    replace(window(whole, start, self._carry), val_weights=None), Wants(forward_only=True)
-                )
-                drain(shorter.forward())
-            after = shorter.trajectory(), shorter.form.trained
+                after = walked(replace(window(whole, start, self._carry), val_weights=None))
         result, form, tied = swept(window(whole, start, self._length))
-        if after is None:
-            after = result, form.trained
         label = f"Windows(length={self._length}, carry={self._carry}): L at step {start.step + self._length}"
         label += f", steps before {start.step} held constant" if start.step else ""
         notes = [result.approximation] * bool(result.approximation) + [label] * (self._length < self._steps)
         result = self._loop.finish(replace(result, approximation=" & ".join(notes)), tied, "a window")
         step = start.step + self._carry
-        self._start = reached(*after, step) if step + self._length <= self._steps else Reached()
+        trajectory, _ = after or (result, form)
+        self._start = reached(trajectory, form.trained, step) if step + self._length <= self._steps else Reached()
         return result
 
     def state_dict(self) -> dict[str, Any]:

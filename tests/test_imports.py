@@ -23,8 +23,8 @@ transforms watchers
 arguments
 forward_unroll backward_sweep requirements memory compiled
 runs
-meta_gradient unroll implicit
-verification step_through demo outer_loop
+meta_gradient unroll adapt implicit
+verification step_through demo outer_loop evaluate
 few_shot
 commands __init__
 """

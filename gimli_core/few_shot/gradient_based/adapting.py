@@ -46,7 +46,8 @@ class Adapting(Method):
         super().__init__()
         self.learner, self.objective = learner, objective
         self.steps, self.test_steps = steps, steps if test_steps is None else test_steps
-        self.problem = Problem(self._ell, self._ell, optimizer)
+        ell: Any = self._ell  # one that takes j
+        self.problem = Problem(ell, ell, optimizer)
 
     def theta_0(self) -> Mapping[str, Tensor]:
         """What adapts."""

@@ -96,6 +96,7 @@ class ScheduledRun:
                     self.reached.working.return_to(self.reached.working.at)  # a run that goes on within its sweep
                 for action in self._actions:
                     yield from self._run(action)
+                self.reached.losses.check_replays()
         except BaseException:
             self._release()
             raise

@@ -3,7 +3,10 @@
 import sys as _sys
 
 from gimli_core import errors, memory, optimizers, verification
+from gimli_core.adapt import adapt
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
+from gimli_core.arguments.until import Until
+from gimli_core.evaluate import Evaluation, evaluate
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters.marks import per_element, per_step, per_task
 from gimli_core.optimizers.check import PullbackReport
@@ -31,6 +34,7 @@ __all__ = [
     "Approximation",
     "EarlyStopping",
     "Estimator",
+    "Evaluation",
     "Event",
     "FirstOrder",
     "MetaGradient",
@@ -46,9 +50,12 @@ __all__ = [
     "Trajectory",
     "Truncated",
     "Unrolled",
+    "Until",
     "__version__",
+    "adapt",
     "check_requirements",
     "errors",
+    "evaluate",
     "lessons",
     "memory",
     "meta_gradient",

@@ -28,7 +28,7 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
         with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
             G_j = gradient(
                 form.problem.train_loss, "train_loss", point.theta, values.phi_loss, batch,
-                frozen=values.frozen, keep_graph=True,
+                frozen=values.frozen, keep_graph=True, recorded=form.recorded,
             )  # fmt: skip
     except Exception as error:
         error.add_note(f"at inner step j = {j} of {form.steps}")

@@ -57,7 +57,7 @@ def flat_results(result: gimli.MetaGradient) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(result).items()
-        if name not in ("recurrence", "approximation", "task_val_losses")
+        if name not in ("recurrence", "approximation", "task_val_losses", "task_steps", "train_aux", "val_aux")
     }
 
 

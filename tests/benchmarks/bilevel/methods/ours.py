@@ -53,7 +53,7 @@ def implicit(problem: Bilevel) -> Iterator[Reached]:
 
     def hypergradient(phi: Tensors) -> tuple[Tensor, Tensors]:
         result = implicit_gradient(
-            inner, descended(problem, phi), problem.train, problem.val, phi_loss=phi, solver=CG(steps=ITERATIONS),
+            inner, descended(problem, phi), problem.train, problem.val, phi_loss=phi, solver=CG(rtol=1e-5, steps=ITERATIONS),
             inner_tolerance=math.inf,
         )  # fmt: skip
         return result.val_loss, result.A_loss

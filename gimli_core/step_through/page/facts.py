@@ -11,6 +11,8 @@ from torch import Tensor
 
 from gimli_core.notation import Tensors
 from gimli_core.optimizers.interface import Optimizer
+from gimli_core.optimizers.rules.adagrad import Adagrad
+from gimli_core.optimizers.rules.adam import Adam
 from gimli_core.optimizers.rules.sgd import SGD
 from gimli_core.step_through.page.summaries import number
 from gimli_core.step_through.walk import Walk
@@ -56,16 +58,17 @@ def resident_bytes(like: Tensor) -> int:
 
 
 def _plain_rule(optimizer: Optimizer) -> str | None:
-    """Whether line 6 can be written out: "sgd" or "momentum", for SGD without other switches and terms."""
-    if (
-        type(optimizer) is not SGD
-        or optimizer.nesterov
-        or optimizer.maximize
-        or optimizer.uses("weight_decay")
-        or optimizer.uses("dampening")
-    ):
+    """The rule whose formulas the page writes out: "sgd", "momentum", "adam" or "adagrad", without further switches."""
+    if type(optimizer) is SGD:
+        extras = optimizer.nesterov or optimizer.maximize or optimizer.uses("dampening")
+        name = "momentum" if optimizer.slots() else "sgd"
+    elif type(optimizer) is Adam:
+        extras, name = optimizer.amsgrad or optimizer.maximize or optimizer.uses("eps_root"), "adam"
+    elif type(optimizer) is Adagrad:
+        extras, name = optimizer.maximize, "adagrad"
+    else:
         return None
-    return "momentum" if optimizer.slots() else "sgd"
+    return None if extras or optimizer.uses("weight_decay") else name
 
 
 def _hyper_values(hyper: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:

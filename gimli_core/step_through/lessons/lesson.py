@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gimli_core.errors import VerificationError
+from gimli_core.step_through.lessons.order import place_of
 from gimli_core.step_through.page.experiments import Experiments
 from gimli_core.step_through.page.trace import Trace, trace
 from gimli_core.step_through.walk import Walk, step_through
@@ -79,6 +80,7 @@ class Lesson:
         checks = Verification(self.check(run))
         notes = {
             "name": self.name,
+            **place_of(self.name),
             "summary": self.summary,
             "sections": list(self.sections),
             "charts": list(self.charts(run)),
@@ -141,11 +143,14 @@ def chart(
     y: str = "",
     log: bool = False,
     bars: Sequence[str] = (),
+    xs: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Curves beside the text, one number a step; or bars, one for each name in `bars`, where entries are unrelated."""
+    """Curves beside the text, one number a step or at each of `xs`; or bars, one for each name in `bars`, where
+    entries are unrelated."""
     return {
         "y": y,
         "bars": list(bars),
+        "xs": [float(v) for v in xs],
         "title": title,
         "caption": " ".join(caption.split()),
         "x": x,

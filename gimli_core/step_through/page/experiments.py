@@ -28,7 +28,7 @@ from gimli_core.step_through.walk import Walk
 __all__ = ["Experiments", "Plane", "record_experiments"]
 
 MOST_ENTRIES = 40  # of theta, in a path that is kept
-PATH_DIGITS = 6  # significant ones, of what is only drawn
+DRAWN_DIGITS = 5  # significant ones, of what is only drawn
 
 
 class Plane(NamedTuple):
@@ -37,8 +37,8 @@ class Plane(NamedTuple):
     x: tuple[float, float]
     y: tuple[float, float]
     entries: tuple[str, str] = ("", "")  # by default the first two
-    columns: int = 37
-    rows: int = 29
+    columns: int = 33
+    rows: int = 27
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def record_experiments(walk: Walk, experiments: Experiments) -> dict[str, Any]:
         runs = []
         for value in values:
             with environment.trial():
-                runs.append(_run(places[name].changed(call, float(value)), places[name]))
-        kept["vary"].append({"name": name, "label": places[name].label, "index": places[name].index,
+                runs.append(_run(places[name].changed(call, float(value)), places[name], experiments.plane is not None))
+        kept["vary"].append({"name": name, "label": places[name].label, "index": places[name].position,
                              "value": number(places[name].value), "at": [float(v) for v in values],
                              **{key: [run[key] for run in runs] for key in ("val", "A", "path")}})  # fmt: skip
     # A run that fails is shown up to there: what cannot be recorded beside it is left out.
@@ -99,13 +99,13 @@ class _Place(NamedTuple):
 
     kind: str  # "phi_opt" or "phi_loss"
     key: str
-    index: int
+    position: int  # in a tensor of phi_loss
     value: float
     label: str  # of the leaf, as on the page
 
     @staticmethod
     def of(name: str, call: Call) -> _Place:
-        phi_opt, phi_loss = call.phi_opt or {}, call.phi_loss or {}
+        phi_opt, phi_loss = call.phi_opt or {}, dict(call.phi_loss or {})
         if name in phi_opt and (not isinstance(phi_opt[name], Tensor) or phi_opt[name].ndim == 0):
             return _Place("phi_opt", name, 0, float(phi_opt[name]), f"phi_opt[{name!r}]")
         try:
@@ -124,27 +124,26 @@ class _Place(NamedTuple):
             return replace(call, phi_opt={**(call.phi_opt or {}), self.key: value})
         phi_loss = dict(call.phi_loss or {})
         flat = phi_loss[self.key].detach().clone().reshape(-1)
-        flat[self.index] = value
+        flat[self.position] = value
         return replace(call, phi_loss={**phi_loss, self.key: flat.reshape(phi_loss[self.key].shape)})
 
     def of_result(self, result: Any) -> float:
         leaf = result.A_opt[self.key] if self.kind == "phi_opt" else result.A_loss[self.key]
-        return float(leaf.reshape(-1)[self.index])
+        return float(leaf.reshape(-1)[self.position])
 
 
-def _run(call: Call, place: _Place) -> dict[str, Any]:
-    """L_val, its gradient and the path; what the run did not reach is None: it may fail at an odd value."""
-    walk = Walk(call)
-    path: list[list[float | str]] | None = [_drawn(walk.inputs.values.theta_0)]
+def _run(call: Call, place: _Place, mapped: bool) -> dict[str, Any]:
+    """L_val, its gradient and the path on a map; None for a run that fails, as it may at an odd value."""
     try:
+        walk = Walk(call)
+        path = [_drawn(walk.inputs.values.theta_0)]
         for moment in walk:
-            if moment.line == 6 and not moment.replay and path is not None:
+            if moment.line == 6 and not moment.replay and mapped:
                 path.append(_drawn(moment.values["theta"]))
     except Exception:  # the value is the reader's experiment, not the run
         return {"val": None, "A": None, "path": None}
-    if sum(t.numel() for t in walk.inputs.values.theta_0.values()) > MOST_ENTRIES:
-        path = None
-    return {"val": number(walk.result.val_loss.item()), "A": number(place.of_result(walk.result)), "path": path}
+    A = place.of_result(walk.result)
+    return {"val": number(walk.result.val_loss.item()), "A": number(A), "path": path if mapped else None}
 
 
 def _closed(walk: Walk, half: int) -> Iterator[tuple[str, Approximation]]:
@@ -209,4 +208,4 @@ def _drawn(theta: Tensors) -> list[float | str]:
 
 
 def _rounded(x: float) -> float | str:
-    return number(float(f"{x:.{PATH_DIGITS}g}"))
+    return number(float(f"{x:.{DRAWN_DIGITS}g}"))

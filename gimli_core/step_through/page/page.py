@@ -23,9 +23,9 @@ __all__ = ["LIMIT", "page"]
 
 LIMIT = 9_500_000  # bytes of a page
 SCRIPTS = (
-    "data.js", "symbols.js", "draw.js", "maths.js", "rules.js", "formula.js", "twin_losses.js", "twin_rules.js", "twin.js",
-    "explore.js", "map.js", "step.js", "strip.js", "curve.js", "cards.js", "widgets.js", "quantities.js", "panels.js",
-    "address.js", "printed.js", "main.js",
+    "data.js", "symbols.js", "draw.js", "maths.js", "rules.js", "formula.js", "twin_losses.js", "twin_rules.js",
+    "twin.js", "explore.js", "map.js", "step.js", "strip.js", "curve.js", "cards.js", "widgets.js", "quantities.js",
+    "panels.js", "address.js", "printed.js", "main.js",
 )  # fmt: skip
 STYLES = ("page.css", "stage.css", "cards.css")
 
@@ -94,7 +94,9 @@ def _row(by_step: Mapping[int, Any], steps: Iterable[int], kept: set[int] | None
 
 @cache
 def _script() -> str:
-    return '"use strict";\n(() => {\n' + "\n".join(_asset(name) for name in SCRIPTS) + "})();\n"
+    """One function of all the files; their comments and indents stay at home."""
+    lines = (line.strip() for name in SCRIPTS for line in _asset(name).splitlines())
+    return '"use strict";\n(() => {\n' + "\n".join(x for x in lines if x and not x.startswith("//")) + "\n})();\n"
 
 
 def _asset(name: str) -> str:

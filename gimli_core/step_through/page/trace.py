@@ -80,7 +80,8 @@ def trace(
         Trace: with `.save("page.html")`, `.data`, `.result`. An error of the run ends it and is kept in `.error`.
 
     Cost: two further pullbacks a step; for problems of up to 40 parameters 6F a parameter and step for the
-    Hessians; a run for each of the experiments' values and sets of closed roads. Memory: the numbers shown, at most about 10 MB.
+    Hessians; a run for each of the experiments' values and sets of closed roads. Memory: the numbers shown, at most
+    about 10 MB.
 
     >>> import torch, gimli_core as gimli
     >>> def loss(theta, phi, target):

@@ -36,19 +36,23 @@ function brief(x, most = 4) {
   digits = kept;
   return text;
 }
-// Numbers that must add up before the reader's eyes: as many decimals as it takes for the rounded ones to do so.
-// parts: lists of equal length whose sums are `sums`.
+// Numbers that must add up before the reader's eyes: as many digits as it takes for the rounded ones to do so.
+// parts: lists of equal length whose sums are `sums`. Returns how to print a number of the i-th sum.
 function addingUp(sums, parts) {
-  const all = [sums, ...parts].flat().map(value), peak = Math.max(...all.map(Math.abs));
-  if (!(peak > 0) || peak > 1e15 || !all.every(Number.isFinite)) return fmt;
-  const first = Math.max(0, (digits > 12 ? 12 : Math.min(digits, 5)) - 1 - Math.floor(Math.log10(peak)));
-  const whole = (x, d) => BigInt(x.toFixed(d).replace(".", ""));
-  for (let d = Math.min(first, 90); d <= Math.min(first + 10, 100); d++) {
-    if (sums.every((x, i) => whole(x, d) === parts.reduce((t, p) => t + whole(p[i], d), 0n))) return (x) => x.toFixed(d).replace("-", "−");
+  const prints = sums.map((sum, i) => oneSum(value(sum), parts.map((p) => value(p[i]))));
+  return (x, i = 0) => prints[i](x);
+}
+function oneSum(sum, terms) {
+  const peak = Math.max(...[sum, ...terms].map(Math.abs));
+  if (!(peak > 0) || !Number.isFinite(peak)) return fmt;
+  const magnitude = Math.floor(Math.log10(peak)), power = magnitude < -4 || magnitude > 6 ? magnitude : 0; // 1.2e10 rather than ten digits
+  const first = Math.max(0, (digits > 12 ? 12 : Math.min(digits, 5)) - 1 - magnitude + power), scaled = (x) => x / 10 ** power, whole = (x, d) => BigInt(scaled(x).toFixed(d).replace(".", ""));
+  for (let d = first; d <= first + 10; d++) {
+    if (whole(sum, d) === terms.reduce((t, x) => t + whole(x, d), 0n)) return (x) => (x === 0 ? "0" : scaled(x).toFixed(d).replace(/^-(?=0\.?0*$)/, "").replace("-", "−") + (power ? `e${power}`.replace("-", "−") : ""));
   }
   return fmt;
 }
-const vectorText = (xs, print = brief) => (xs.length === 1 ? print(xs[0]) : `(${xs.map((x) => print(x)).join(", ")})`);
+const vectorText = (xs, print = (x) => brief(x)) => (xs.length === 1 ? print(xs[0], 0) : `(${xs.map((x, i) => print(x, i)).join(", ")})`);
 const value = (x) => (typeof x === "number" ? x : NaN);
 const subscript = (j) => String(j).replace(/\d/g, (d) => "₀₁₂₃₄₅₆₇₈₉"[d]);
 const bytes = (n) => (n < 1024 ? `${n} B` : n < 1048576 ? `${(n / 1024).toPrecision(3)} KiB` : n < 1073741824 ? `${(n / 1048576).toPrecision(3)} MiB` : `${(n / 1073741824).toPrecision(3)} GiB`);

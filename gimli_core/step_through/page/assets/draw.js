@@ -48,7 +48,7 @@ function ticksBetween(low, high, middle) {
 }
 const SERIES = ["--negative", "--positive", "--forward", "--backward", "--third", "--fourth"];
 // Curves over j with a cursor that follows the run. series: [[label, numbers]], bars: draw the first as bars.
-function curves({ series, log, x = "step j", y = "", bars = false, height = 190, cursor = true, description = "", offset = 0 }) {
+function curves({ series, log, x = "step j", y = "", xs = null, bars = false, height = 190, cursor = true, description = "", offset = 0 }) {
   const W = 520, H = height, left = 62, right = 10, top = 10, bottom = 26;
   const all = series.flatMap(([, v]) => v).map(value).filter(Number.isFinite);
   const length = Math.max(...series.map(([, v]) => v.length), 2);
@@ -80,7 +80,7 @@ function curves({ series, log, x = "step j", y = "", bars = false, height = 190,
     if (length <= 40) values.forEach((v, i) => { if (typeof v === "number") parts.push(s("circle", { cx: X(i + offset), cy: Y(v), r: 2.6, fill: bars ? "var(--ink)" : colour }, s("title", null, `${x.replace(/^step j$/, "step")} ${i + offset}: ${fmt(v)}`))); });
   });
   const ticks = length <= 16 ? 1 : Math.ceil(length / 10);
-  for (let i = 0; i < length; i += ticks) parts.push(s("text", { x: X(i + offset), y: H - 8, "text-anchor": "middle" }, i + offset));
+  for (let i = 0; i < length; i += ticks) parts.push(s("text", { x: X(i + offset), y: H - 8, "text-anchor": "middle" }, xs ? brief(xs[i], 2) : i + offset));
   parts.push(s("text", { x: W - right, y: H + 6, "text-anchor": "end" }, `${x}${log ? ", logarithmic" : signed ? ", upright: signed logarithm" : ""}`));
   if (y) parts.push(s("text", { x: 0, y: top + (H - top - bottom) / 2, style: { fill: "var(--ink)" } }, y));
   const at = cursor ? s("line", { class: "cursor", y1: top, y2: H - bottom, x1: -9, x2: -9 }) : null;

@@ -43,5 +43,5 @@ function added(kind, j) {
   });
 }
 function formula(i) {
-  return FORMULAS[E.line[i]](E.j[i]).map((rows) => rows.map((row) => { const e = m("math", row); e.setAttribute("display", "block"); return e; }));
+  return FORMULAS[E.line[i]](E.j[i]).map((rows) => rows.map((row) => h("div", { class: "equation" }, m("math", row))));
 }

@@ -15,7 +15,7 @@ const over = (top, bottom) => m("mfrac", m("mrow", ...[top].flat()), m("mrow", .
 const root = (x) => m("msqrt", x);
 const hat = (x) => m("mover", x, mo("^"));
 const norms = (x) => m("mrow", mo("‖"), x, mo("‖"));
-const vector = (xs, print = fmt) => (xs.length === 1 ? mn(xs[0], print) : plain("(", ...xs.flatMap((x, i) => [...(i ? [mo(",")] : []), mn(x, print)]), ")"));
+const vector = (xs, print = (x) => fmt(x)) => (xs.length === 1 ? mn(xs[0], (x) => print(x, 0)) : plain("(", ...xs.flatMap((x, i) => [...(i ? [mo(",")] : []), mn(x, (v) => print(v, i))]), ")"));
 const matrix = (xs, n) => m("mrow", mo("("), m("mtable", ...Array.from({ length: xs.length / n }, (_, r) => m("mtr", ...xs.slice(r * n, r * n + n).map((x) => m("mtd", mn(x)))))), mo(")"));
 const SHOWN = 4; // entries, up to which a quantity is written whole
 const small = (name, j) => { const v = flat(name, j); return v && v.length <= SHOWN ? v : null; };

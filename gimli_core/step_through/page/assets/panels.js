@@ -105,7 +105,7 @@ function drawCharts() {
   const charts = D.notes.charts || [];
   $("charts").hidden = !charts.length;
   $("charts-body").replaceChildren(...charts.map((c) => {
-    const description = `${c.title}. ${c.caption}`, grouped = c.bars && c.bars.length, drawn = grouped ? barChart({ series: c.series, labels: c.bars, x: c.x, y: c.y, description }) : curves({ series: c.series, log: c.log, x: c.x, y: c.y, height: 230, cursor: c.x === "step j", description });
+    const description = `${c.title}. ${c.caption}`, grouped = c.bars && c.bars.length, drawn = grouped ? barChart({ series: c.series, labels: c.bars, x: c.x, y: c.y, description }) : curves({ series: c.series, log: c.log, x: c.x, y: c.y, xs: c.xs && c.xs.length ? c.xs : null, height: 230, cursor: c.x === "step j", description });
     return h("figure", null, h("h3", null, ...typeset(c.title)), legend(c.series), c.x === "step j" && !grouped ? track(drawn) : drawn, h("figcaption", null, ...typeset(c.caption)));
   }));
 }

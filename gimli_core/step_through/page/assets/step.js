@@ -1,7 +1,7 @@
 // The step as a picture: boxes for θ_j, G_j, θ_{j+1}, s and φ; arrows with their factor and today's number.
 // Forwards the boxes hold the values; backwards the same boxes hold their prices, and the arrows are read the other way.
 const STEP_BOXES = {
-  theta: [0.16, 0.66, "θ_j"], next: [0.84, 0.66, "θ_j₊₁"], G: [0.5, 0.3, "G_j"], opt: [0.84, 0.1, "φ_opt"], loss: [0.16, 0.1, "φ_loss"],
+  theta: [0.16, 0.66, "θ_j"], next: [0.84, 0.66, "θ_j₊₁"], G: [0.5, 0.36, "G_j"], opt: [0.84, 0.1, "φ_opt"], loss: [0.16, 0.1, "φ_loss"],
   s: [0.16, 0.93, "s_j"], snext: [0.84, 0.93, "s_j₊₁"],
 };
 const hasLoss = D.A.some((leaf) => leaf.kind === "A_loss"), hasOpt = D.A.some((leaf) => leaf.kind === "A_opt");
@@ -10,8 +10,8 @@ const direct = D.rule ? "1" : "∂θ′/∂θ", followed_ = D.rule === "sgd" ? "
 const STEP_EDGES = [
   { from: "theta", to: "next", factor: direct, at: 0.5, dy: 14, name: "direct", lines: [6, 14], says: "The straight road: θ_j arrives at θ_j₊₁ as it is. Backwards, what B_j₊₁ pays for it arrives at once." },
   { from: "theta", to: "G", factor: "∇²ℓ", at: 0.42, dy: -7, name: "curvature", lines: [5, 14], says: "Moving θ_j turns the slope G_j by the Hessian ∇²ℓ. Backwards this is the curvature term V_j·∇²ℓ of line 14." },
-  { from: "G", to: "next", factor: followed_, at: 0.58, dy: -7, name: "through", lines: [6, 11], says: "The step follows the slope by O_j. Backwards line 11: V_j is what B_j₊₁ pays for the slope." },
-  { from: "G", to: "snext", factor: "∂s′/∂G", at: 0.45, dy: 4, name: "into", lines: [6, 11], state: true, says: "The optimizer remembers the slope. Backwards S_j₊₁ pays for it, the second part of V_j." },
+  { from: "G", to: "next", factor: followed_, at: 0.5, dy: -9, name: "through", lines: [6, 11], says: "The step follows the slope by O_j. Backwards line 11: V_j is what B_j₊₁ pays for the slope." },
+  { from: "G", to: "snext", factor: "∂s′/∂G", at: 0.3, dy: 6, name: "into", lines: [6, 11], state: true, says: "The optimizer remembers the slope. Backwards S_j₊₁ pays for it, the second part of V_j." },
   { from: "s", to: "snext", factor: "∂s′/∂s", at: 0.5, dy: 12, name: "keep", lines: [6, 14], state: true, says: "What the optimizer keeps of its memory. Backwards it is how S_j₊₁ reaches S_j." },
   { from: "s", to: "next", factor: "", at: 0.3, dy: -2, name: "use", lines: [6, 14], state: true, says: "The memory moves θ. Backwards this is how S appears at all, although S_J = 0." },
   { from: "opt", to: "next", factor: "∂θ′/∂φ", at: 0.5, dy: 4, name: "opt", lines: [6, 12], says: "This step used the hyperparameters. Backwards line 12: its term of A_opt." },
@@ -23,7 +23,7 @@ const CLOSES = { curvature: ["curvature"], state: ["into", "keep", "use"] };
 
 const shortNumbers = (name, j) => {
   const v = flat(name, j);
-  if (v && v.length <= 2) return vectorText(v, (x) => brief(x, v.length > 1 ? 3 : 4));
+  if (v && v.length <= 2) { const text = vectorText(v, (x) => brief(x, v.length > 1 ? 3 : 4)); return text.length > 17 ? vectorText(v, (x) => brief(x, 2)) : text; }
   const one = options[chosenEntry] && options[chosenEntry].at(name, j);
   return one === null || one === undefined ? (norm(name, j) === null || norm(name, j) === undefined ? "" : `‖${brief(norm(name, j))}‖`) : brief(one);
 };
@@ -62,7 +62,7 @@ function drawStep(i) {
     const say = () => { pickedEdge = e.name; $("edge").replaceChildren(h("b", null, `${indexed(BACK_SYMBOLS[back ? e.to : e.from] === undefined ? "" : STEP_BOXES[e.from][2])} → ${indexed(STEP_BOXES[e.to][2])}${e.factor ? `, factor ${e.factor}` : ""}${number ? `, now ${number}` : ""}: `), ...typeset(words)); };
     const node = s("g", { class: `edge-line${lit ? " lit" : ""}${closed ? " closed" : ""}`, role: "button", tabindex: 0, "data-edge": e.name, "aria-label": `Arrow from ${STEP_BOXES[e.from][2]} to ${STEP_BOXES[e.to][2]}: ${words}`, click: say, focus: say, keydown: (event) => { if (event.key === "Enter") say(); } },
       s("path", { class: "grip", d: `M${ax} ${ay}L${bx} ${by}` }), s("path", { d: `M${ax.toFixed(1)} ${ay.toFixed(1)}L${bx.toFixed(1)} ${by.toFixed(1)}M${wing(0.45)}L${bx.toFixed(1)} ${by.toFixed(1)}L${wing(-0.45)}` }),
-      s("text", { x: tx, y: ty + (flatBoxes && e.name === "direct" && !D.slots.length ? 21 : e.dy), "text-anchor": "middle" }, flatBoxes && e.state ? "" : number || e.factor));
+      s("text", { x: tx, y: ty + (flatBoxes && e.name === "direct" ? 19 : e.dy), "text-anchor": e.name === "into" ? "end" : "middle" }, (flatBoxes && e.state) || (e.name === "into" && !lit) ? "" : (e.state || e.name === "through") && !lit ? e.factor : number || e.factor));
     if (pickedEdge === e.name) say();
     return node;
   });

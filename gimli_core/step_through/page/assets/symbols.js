@@ -23,7 +23,7 @@ const GLOSSARY = {
   "v": ["v", "Adam's running mean of the squared gradient (exp_avg_sq)"],
   "b": ["b", "the momentum buffer: the optimizer's memory of its moves"],
 };
-const WORDS = /((?<![\p{L}\p{N}_])d?[\p{L}]_[\p{L}\p{N}]+(?:₊₁)?(?![\p{L}\p{N}_])|(?<![\p{L}\p{N}_])(?:lr|[θsGLφABSVOHJδℓμ∇])(?![\p{L}\p{N}_'’]))/u;
+const WORDS = /((?<![\p{L}\p{N}_])d?[\p{L}]_[\p{L}\p{N}]+(?:₊₁)?(?![\p{L}\p{N}_])|(?<![\p{L}\p{N}_'’])(?:lr|[θsGLφBSVOHJδℓμ∇])(?![\p{L}\p{N}_'’]))/u;
 const known = (symbol) => GLOSSARY[symbol] || GLOSSARY[symbol[0]];
 // A symbol as a word of the text. Only the first of a kind in a paragraph takes the focus.
 function symbolWord(text, seen) {

@@ -90,8 +90,8 @@ const WIDGETS = {
       if (!two) { table.replaceChildren(); note.textContent = twin.ok ? "Nudge a θ_j before the last one on the card before." : ""; return; }
       const shown_ = D.parameters <= 2 ? [0, 1].slice(0, D.parameters) : two.all.map((x, k) => k).sort((a, b) => Math.abs(two.all[b]) - Math.abs(two.all[a])).slice(0, 4).sort((a, b) => a - b), pick = (xs) => shown_.map((k) => xs[k]);
       const print = addingUp(pick(two.all), [pick(two.straight), pick(two.bent)]), ghostRun_ = ghost(), landed = ghostRun_ ? ghostRun_.path[nudge.j + 1].map((x, k) => x - value(flat("theta", nudge.j + 1)[k])) : null;
-      const row = (name, xs, style, p = print) => h("tr", { class: style || null }, h("td", null, ...typeset(name)), ...pick(xs).map((x) => h("td", { class: "n" }, p(x))));
-      table.replaceChildren(h("table", { class: "sums", "aria-label": "The two roads" }, h("thead", null, h("tr", null, h("th", { scope: "col" }, `what reaches θ${subscript(nudge.j + 1)}`), ...shown_.map((k) => h("th", { class: "n", scope: "col" }, entryNames[k])))), h("tbody", null, row("the straight road", two.straight), row("through the slope, O·∇²ℓ·δ", two.bent), row("together", two.all, "total"), landed ? row("run again", landed, "", fmt) : null)));
+      const row = (name, xs, style, p = print) => h("tr", { class: style || null }, h("td", null, ...typeset(name)), ...pick(xs).map((x, i) => h("td", { class: "n" }, p(x, i))));
+      table.replaceChildren(h("table", { class: "sums", "aria-label": "The two roads" }, h("thead", null, h("tr", null, h("th", { scope: "col" }, `what reaches θ${subscript(nudge.j + 1)}`), ...shown_.map((k) => h("th", { class: "n", scope: "col" }, entryNames[k])))), h("tbody", null, row("the straight road", two.straight), row("through the slope, O·∇²ℓ·δ", two.bent), row("together", two.all, "total"), landed ? row("run again", landed, "", (x) => fmt(x)) : null)));
       note.textContent = D.slots.length ? "What the optimizer remembers of the nudge is felt later: it is the third road, through s." : "Where ℓ is a quadratic the two roads give the rerun exactly; else they give its first order.";
     } };
   },

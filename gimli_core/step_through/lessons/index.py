@@ -56,8 +56,8 @@ def save_pages(lessons: Mapping[str, Callable[[], Lesson]], directory: str | os.
 def _links(name: str, made: Mapping[str, Lesson]) -> dict[str, Any]:
     names = list(made)
     after = names[names.index(name) + 1 :][:1]
-    following = {"next": {"name": n, "title": made[n].title, "href": f"{n}.html"} for n in after}
-    return {"index": INDEX, "next": None, **following}
+    following = {"name": after[0], "title": made[after[0]].title, "href": f"{after[0]}.html"} if after else None
+    return {"index": INDEX, "next": following}
 
 
 def index_page(made: Mapping[str, Lesson]) -> str:

@@ -28,7 +28,7 @@ from gimli_core.step_through.walk import Walk
 __all__ = ["Experiments", "Plane", "record_experiments"]
 
 MOST_ENTRIES = 40  # of theta, in a path that is kept
-DRAWN_DIGITS = 5  # significant ones, of what is only drawn
+DRAWN_DIGITS = 4  # significant ones, of what is only drawn
 
 
 class Plane(NamedTuple):

@@ -27,7 +27,7 @@ SCRIPTS = (
     "twin.js", "explore.js", "map.js", "step.js", "strip.js", "curve.js", "cards.js", "widgets.js", "quantities.js",
     "panels.js", "address.js", "printed.js", "main.js",
 )  # fmt: skip
-STYLES = ("page.css", "stage.css", "cards.css")
+STYLES = ("page.css", "stage.css", "cards.css", "print.css")
 
 
 def page(data: Mapping[str, Any]) -> str:

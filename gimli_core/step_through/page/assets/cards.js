@@ -30,7 +30,8 @@ function buildCards() {
     for (const summary of article.querySelectorAll("summary")) summary.replaceChildren(...typeset(summary.textContent));
     const places = part.go.length ? h("div", { class: "go" }, ...part.go.map(([text, line, j]) => h("button", { type: "button", "data-go": `${line} ${j}`, click: () => { const to = findAny(line, j); if (to >= 0) show(to, true); } }, ...typeset(text)))) : null;
     const widget = WIDGETS[part.kind] ? WIDGETS[part.kind](part) : null;
-    drawers[n] = widget ? widget.draw : () => {};
+    drawers[n] = widget ? () => widget.draw() : () => {};
+    drawers[n].follows = ["turn", "back", "say"].includes(part.kind);
     const why = article.querySelector(".why");
     if (places) article.insertBefore(places, why);
     if (widget && widget.nodes.length) article.insertBefore(h("div", { class: "try" }, ...widget.nodes), why);

@@ -34,19 +34,29 @@ function show(i, announce) {
   $("back").disabled = $("first").disabled = at === 0;
   $("next").disabled = $("last").disabled = at === count - 1;
   markPlaces(at);
-  if (sections.length) drawers[cardAt]();
+  if (sections.length && drawers[cardAt].follows) drawers[cardAt]();
   if (announce && !timer) $("live").textContent = `${place(at)}: ${MEANING[line] || ""}. ${shown(at).filter(([, , fresh]) => fresh).map(([name, k]) => `norm of ${about(name)[0]} ${k}: ${fmt(norm(name, k))}`).join("; ")}`;
   writeAddress();
   document.body.dataset.settled = "no";
   clearTimeout(settle);
-  settle = setTimeout(drawBelow, 0);
+  settle = setTimeout(drawBelow, 60);
 }
 function drawStage() {
   drawMap(at);
   drawStep(at);
   stripChart.move(at);
 }
+let builtBelow = false;
+function buildBelow() {
+  builtBelow = true;
+  drawGrowth();
+  drawTerms();
+  drawMemory();
+  drawCharts();
+  drawFollow();
+}
 function drawBelow() {
+  if (!builtBelow) buildBelow();
   const j = E.j[at];
   $("cost").textContent = `${micro(E.us[at])} in the engine, ${bytes(E.bytes[at])} computed · moment ${at + 1} of ${count}`;
   drawQuantities(at);
@@ -77,6 +87,7 @@ function present(on) {
   layStage();
 }
 function layStage() {
+  sizes.clear();
   stripChart = strip();
   $("timeline").replaceChildren(stripChart);
   drawStage();
@@ -119,13 +130,8 @@ function begin() {
   $("timeline").replaceChildren(stripChart);
   buildCards();
   listeners.push(drawStage, writeAddress);
-  drawGrowth();
-  drawTerms();
-  drawMemory();
-  drawCharts();
   for (const id of ["follow", "entry"]) $(id).replaceChildren(...options.map((o, k) => h("option", { value: k }, o.label)));
   $("entry-label").hidden = options.length < 3;
-  drawFollow();
   $("tensor-label").hidden = D.tensors.length <= MANY;
   $("tensor").replaceChildren(...D.tensors.map((t, k) => h("option", { value: k }, t.name)));
   listen();
@@ -137,7 +143,7 @@ function listen() {
   on("follow", "change", (e) => { followed = Number(e.target.value); drawFollow(); });
   on("entry", "change", (e) => { chosenEntry = Number(e.target.value); show(at, false); });
   on("tensor", "change", (e) => { chosen = Number(e.target.value); show(at, false); });
-  on("digits", "change", (e) => { digits = Number(e.target.value); for (const part of growing) part.draw(); drawFollow(); if (D.notes.checks) drawChecks(); show(at, false); });
+  on("digits", "change", (e) => { digits = Number(e.target.value); for (const part of growing) part.draw(); if (builtBelow) drawFollow(); if (sections.length) drawers[cardAt](); if (D.notes.checks) drawChecks(); show(at, false); });
   on("speed", "change", () => { if (timer) play(true); });
   on("slider", "input", (e) => show(Number(e.target.value), true));
   on("first", "click", () => show(0, true));

@@ -1,6 +1,14 @@
 // The map: contours of ℓ with the path and the rings of L_val, or data with the fit, or the loss by step.
 const NS = (svg, w, h_) => { svg.setAttribute("viewBox", `0 0 ${w} ${h_}`); return svg; };
-const sizeOf = (holder) => [Math.max(120, holder.clientWidth), Math.max(70, holder.clientHeight)];
+const em = () => { if (!sizes.has("em")) sizes.set("em", parseFloat(getComputedStyle(document.documentElement).fontSize) / 16); return sizes.get("em"); }; // the reader's font size, over the usual one
+const sizes = new Map(); // read once: a size asked for after each change would lay the page out again
+function sizeOf(holder) {
+  if (!sizes.has(holder)) {
+    if (!holder.clientWidth) return [300, 120]; // not shown
+    sizes.set(holder, [Math.max(120, holder.clientWidth), Math.max(70, holder.clientHeight)]);
+  }
+  return sizes.get(holder);
+}
 // Marching squares: the lines at which a grid of values crosses a level, as a path.
 function contour(grid, columns, rows, level, Xg, Yg) {
   let d = "";
@@ -35,7 +43,9 @@ const pathLine = (points, X_, Y_) => points.map((p, n) => `${n ? "L" : "M"}${X_(
 function planeMap() {
   const P = X.plane, holder = $("map").querySelector(".draw"), ell = P.ell.map(value), val = P.val.map(value);
   const [kx, ky] = P.entries, path = Array.from({ length: J + 1 }, (_, j) => flat("theta", j)).map((v) => v && [v[kx], v[ky]]);
-  let W, H, scale, X_, Y_, backdrop, drawn = "";
+  let W, H, scale, X_, Y_, drawn = "";
+  const svg = s("svg", { role: "group" }), backdrop = s("g"), moving_ = s("g");
+  svg.append(backdrop, moving_);
   const toTheta = (px, py) => [P.x[0] + (px - X_(P.x[0])) / scale, P.y[0] - (py - Y_(P.y[0])) / scale];
   function lay() {
     [W, H] = sizeOf(holder);
@@ -46,7 +56,7 @@ function planeMap() {
     Y_ = (v) => y0 + (P.y[1] - v) * scale;
     const Xg = (c) => x0 + (c / (P.columns - 1)) * w, Yg = (r) => y0 + h_ - (r / (P.rows - 1)) * h_;
     const aim = smallest(val), tick = (v) => String(Number(v.toPrecision(3))).replace("-", "−");
-    backdrop = [
+    backdrop.replaceChildren(
       s("rect", { x: x0, y: y0, width: w, height: h_, fill: "none", class: "axis", stroke: "var(--line)" }),
       ...levels(ell, 12).map((v) => s("path", { class: "contour", d: contour(ell, P.columns, P.rows, v, Xg, Yg) })),
       ...levels(val, 5).slice(0, 4).map((v) => s("path", { class: "ring", d: contour(val, P.columns, P.rows, v, Xg, Yg) })),
@@ -54,8 +64,9 @@ function planeMap() {
       ...[P.x[0], P.x[1]].map((v, n) => s("text", { x: X_(v), y: y0 + h_ + 13, "text-anchor": n ? "end" : "start" }, tick(v))),
       ...[P.y[0], P.y[1]].map((v, n) => s("text", { x: x0 - 5, y: Y_(v) + (n ? 10 : 0), "text-anchor": "end" }, tick(v))),
       s("text", { x: x0 + w / 2, y: y0 + h_ + 14, "text-anchor": "middle" }, P.labels[0]),
-      s("text", { x: x0 - 6, y: y0 + h_ / 2 + 4, "text-anchor": "end" }, P.labels[1]),
-    ];
+      s("text", { x: x0 - 6, y: y0 + h_ / 2 + 4, "text-anchor": "end" }, P.labels[1]));
+    NS(svg, W, H);
+    holder.replaceChildren(svg);
   }
   const clip = (p) => [Math.max(P.x[0], Math.min(P.x[1], p[0])), Math.max(P.y[0], Math.min(P.y[1], p[1]))];
   return function draw(i) {
@@ -73,7 +84,8 @@ function planeMap() {
     }
     parts.push(...roads(kx, ky, path, X_, Y_));
     if (twin.ok && nudging()) parts.push(handle(path, kx, ky, X_, Y_, toTheta));
-    holder.replaceChildren(NS(s("svg", { role: "group", "aria-label": mapSays(i) }, ...backdrop, ...parts.filter(Boolean)), w, h_));
+    svg.setAttribute("aria-label", mapSays(i));
+    moving_.replaceChildren(...parts.filter(Boolean));
   };
 }
 const mapSays = (i) => `Map of ${X.plane.labels.join(" and ")}: contours of the inner loss, the path to θ${subscript(pointAt(i))} at ${vectorText(flat("theta", pointAt(i)) || [NaN])}${ghost() && ghost().path ? `, and the changed path to ${vectorText(ghost().path[J])}` : ""}`;
@@ -142,4 +154,4 @@ function lossMap() {
 }
 const MAPS = { plane: ["Map", planeMap], fit: ["Data and fit", fitMap], loss: ["The inner loss", lossMap] };
 const mapKind = X.plane && entryNames.length ? "plane" : X.fit ? "fit" : "loss";
-const LEGENDS = { plane: [["var(--contour)", "ℓ"], ["var(--backward)", "L_val, B"], ["var(--forward)", "path"], ["var(--positive)", "changed"]], fit: [["var(--negative)", "training"], ["var(--backward)", "validation"], ["var(--edge)", "θ_0"], ["var(--forward)", "θ_j"], ["var(--positive)", "changed"]], loss: [] };
+const LEGENDS = { plane: [["var(--contour)", "ℓ"], ["var(--backward)", "L_val, B"], ["var(--forward)", "path"], ["var(--positive)", "changed"]], fit: [["var(--negative)", "train"], ["var(--backward)", "val"], ["var(--edge)", "θ_0"], ["var(--forward)", "θ_j"], ["var(--positive)", "changed"]], loss: [] };

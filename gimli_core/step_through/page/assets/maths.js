@@ -27,13 +27,13 @@ function entriesOf(name, j) {
   return one === null || one === undefined ? null : [one];
 }
 const isSmall = () => D.q.theta && small("theta", J) !== null || small("theta", 0) !== null;
-const entryNote = () => (isSmall() || !options[chosenEntry] ? [] : [word(`${options[chosenEntry].label}: `)]);
+const entryNote = () => (isSmall() || !options[chosenEntry] ? [] : [word(`${options[chosenEntry].label}:\u00a0`)]);
 // whole = part + part + …, each [symbol, name, j]; printed so that the parts add up.
 function sumOf(whole, parts) {
   const [total, ...terms] = [whole, ...parts].map(([, name, j]) => entriesOf(name, j));
   if (!total || terms.some((t) => !t)) return each([whole, ...parts]);
   const print = addingUp(total, terms);
-  return [plain(...entryNote(), vector(total, print), "=", ...terms.flatMap((t, i) => [...(i ? ["+"] : []), vector(t, print)]))];
+  return [plain(...entryNote(), vector(total, print), "=", ...terms.flatMap((t, i) => (i ? ["+", t.length === 1 && value(t[0]) < 0 ? plain("(", vector(t, print), ")") : vector(t, print)] : [vector(t, print)])))];
 }
 const each = (terms) => terms.map(([symbol, name, j]) => { const v = entriesOf(name, j); return v ? plain(...entryNote(), symbol, "=", vector(v)) : plain(norms(symbol), "=", mn(norm(name, j))); });
 const theta = (k) => sub("θ", k), ell = (j) => sub("ℓ", j), nabla = (...x) => m("mrow", sub(mi("∇"), "θ"), ...x);

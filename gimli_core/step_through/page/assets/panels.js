@@ -68,7 +68,7 @@ function drawFollow() {
 }
 function matrixView(title, values, n, caption) {
   const rows = values.length / n, peak = Math.max(...values.map((x) => Math.abs(value(x))).filter(Number.isFinite), 0);
-  const mix = (x) => `color-mix(in srgb, var(--${value(x) < 0 ? "negative" : "positive"}) ${Math.round(55 * depth(value(x), peak))}%, transparent)`;
+  const mix = (x) => `color-mix(in srgb, var(--${value(x) < 0 ? "negative" : "positive"}) calc(var(--tint) * ${depth(value(x), peak).toFixed(3)}), transparent)`;
   const body = n <= 6 ? h("div", { class: "scroll", tabindex: 0 }, h("table", { class: "matrix", "aria-label": title }, h("tbody", null, ...Array.from({ length: rows }, (_, r) => h("tr", null, ...values.slice(r * n, r * n + n).map((x) => h("td", { style: { background: mix(x) } }, fmt(x))))))))
     : heat(values, n, `${title}, ${rows} by ${n}, largest magnitude ${fmt(peak)}`);
   if (n > 6) body.style.maxHeight = "none";

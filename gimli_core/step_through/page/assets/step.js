@@ -47,7 +47,7 @@ const BACK_SYMBOLS = { theta: "B_j", next: "B_j₊₁", G: "V_j", s: "S_j", snex
 let pickedEdge = null;
 function drawStep(i) {
   const holder = $("step").querySelector(".draw"), [W, H] = sizeOf(holder), { j, back, box, edge } = stepNumbers(i), line = E.line[i];
-  const flatBoxes = H < (D.slots.length ? 215 : 165), bw = flatBoxes ? Math.min(170, W * 0.42) : Math.min(148, W * 0.345), bh = flatBoxes ? 21 : 40, tight = D.slots.length ? 1 : flatBoxes ? 1.1 : 1.12;
+  const flatBoxes = H < (D.slots.length ? 215 : 165) * em(), bw = Math.min(flatBoxes ? 170 * em() : 148 * em(), W * (flatBoxes ? 0.42 : 0.345)), bh = (flatBoxes ? 21 : 40) * em(), tight = D.slots.length ? 1 : flatBoxes ? 1.1 : 1.12;
   const centre = (name) => { const [fx, fy] = STEP_BOXES[name]; return [Math.max(bw / 2 + 2, Math.min(W - bw / 2 - 2, fx * W)), Math.min(H - bh / 2 - 2, Math.max(bh / 2 + 2, fy * H * tight))]; };
   const indexed = (symbol) => symbol.replace("_j₊₁", subscript(j + 1)).replace("_j", subscript(j));
   const parts = STEP_EDGES.map((e) => {
@@ -62,7 +62,7 @@ function drawStep(i) {
     const say = () => { pickedEdge = e.name; $("edge").replaceChildren(h("b", null, `${indexed(BACK_SYMBOLS[back ? e.to : e.from] === undefined ? "" : STEP_BOXES[e.from][2])} → ${indexed(STEP_BOXES[e.to][2])}${e.factor ? `, factor ${e.factor}` : ""}${number ? `, now ${number}` : ""}: `), ...typeset(words)); };
     const node = s("g", { class: `edge-line${lit ? " lit" : ""}${closed ? " closed" : ""}`, role: "button", tabindex: 0, "data-edge": e.name, "aria-label": `Arrow from ${STEP_BOXES[e.from][2]} to ${STEP_BOXES[e.to][2]}: ${words}`, click: say, focus: say, keydown: (event) => { if (event.key === "Enter") say(); } },
       s("path", { class: "grip", d: `M${ax} ${ay}L${bx} ${by}` }), s("path", { d: `M${ax.toFixed(1)} ${ay.toFixed(1)}L${bx.toFixed(1)} ${by.toFixed(1)}M${wing(0.45)}L${bx.toFixed(1)} ${by.toFixed(1)}L${wing(-0.45)}` }),
-      s("text", { x: tx, y: ty + (flatBoxes && e.name === "direct" ? 19 : e.dy), "text-anchor": e.name === "into" ? "end" : "middle" }, (flatBoxes && e.state) || (e.name === "into" && !lit) ? "" : (e.state || e.name === "through") && !lit ? e.factor : number || e.factor));
+      s("text", { x: tx, y: ty + (flatBoxes && e.name === "direct" ? 19 * em() : flatBoxes && e.name === "curvature" ? 10 * em() : e.dy), "text-anchor": e.name === "into" ? "end" : "middle" }, (flatBoxes && e.state) || (e.name === "into" && !lit) ? "" : (e.state || e.name === "through") && !lit ? e.factor : number || e.factor));
     if (pickedEdge === e.name) say();
     return node;
   });

@@ -1,7 +1,7 @@
 // The strip: every step with its loss, ‖B‖ on a printed scale, and its term of A. A click goes there.
 const stripLeaf = () => D.A.find((leaf) => leaf.inc.some((x) => x && x.v)) || null;
 function strip() {
-  const holder = $("timeline"), [W, H] = sizeOf(holder), left = 104, right = 18, width = W - left - right, columns = J + 1, lane = (H - 16) / 3;
+  const holder = $("timeline"), [W, H] = sizeOf(holder), left = 104 * em(), right = 18 * em(), width = W - left - right, columns = J + 1, lane = (H - 16 * em()) / 3;
   const X_ = (j) => left + (columns > 1 ? (j / (columns - 1)) * width : width / 2);
   const label = (text, y, colour) => s("text", { x: 0, y, style: { fill: colour, fontWeight: 600 } }, text);
   const short = (v) => (v !== 0 && (Math.abs(v) >= 1e4 || Math.abs(v) < 1e-3) ? v.toExponential(0).replace("e+", "e") : String(Number(v.toPrecision(2)))).replace(/-/g, "−");

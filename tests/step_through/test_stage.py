@@ -16,6 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 
 import gimli_core as gimli
 from gimli_core.step_through.lessons.index import save_pages
+from gimli_core.step_through.lessons.lesson import KINDS
 from gimli_core.step_through.page.experiments import Experiments
 from gimli_core.step_through.page.trace import Trace
 from tests.problems import failing, network
@@ -31,8 +32,12 @@ RECTANGLES = """ids => ids.map(id => { const b = document.getElementById(id).get
 
 
 def go(page: Any, address: str) -> None:
-    page.evaluate("address => { location.hash = address; }", address)
-    page.locator("body[data-settled=no]").wait_for()
+    """To an address within the page; back once the page has followed it."""
+    page.evaluate(
+        """address => new Promise(done => { addEventListener('hashchange', () => setTimeout(done, 0), {once: true});
+           setTimeout(done, 500); location.hash = address; })""",
+        address,
+    )
 
 
 def overlap(a: list[int], b: list[int]) -> bool:
@@ -46,7 +51,7 @@ def test_the_stage_fills_the_first_screen_and_never_moves(
 ) -> None:
     page = opened(lesson_page(name), viewport=viewport)
     first = page.evaluate(RECTANGLES, [*PARTS, "cards"])
-    assert all(0 <= x and 0 <= y and r <= viewport["width"] and b <= viewport["height"] for x, y, r, b in first)
+    assert all(x >= 0 and y >= 0 and r <= viewport["width"] and b <= viewport["height"] for x, y, r, b in first)
     assert not any(overlap(a, b) for n, a in enumerate(first) for b in first[:n])
     for _ in range(int(page.get_attribute("#slider", "max"))):
         page.keyboard.press("ArrowRight")
@@ -107,7 +112,7 @@ def test_a_lessons_page_is_small(lesson_page: Pages, name: str) -> None:
 def test_every_lesson_walks_and_ends_in_agreement(opened: Open, lesson_page: Pages, name: str) -> None:
     made, page = lesson(name), opened(lesson_page(name))
     assert page.title() == made.title
-    assert [part["kind"] for part in made.sections] == list(gimli.step_through.lessons.lesson.KINDS)
+    assert [part["kind"] for part in made.sections] == list(KINDS)
     for n, part in enumerate(made.sections):
         page.click(f"#tabs button:nth-child({n + 1})")
         assert page.locator(".page-card:visible h2").count() == 1

@@ -13,6 +13,7 @@ from gimli_core.requirements.examine import Requirements, check_requirements
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.plan import Plan, plan
 from gimli_core.step_through import lessons, step_through, trace
+from gimli_core.transforms.proximal import proximal
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.unroll import unroll
 from gimli_core.verification import verify
@@ -47,6 +48,7 @@ __all__ = [
     "per_step",
     "per_task",
     "plan",
+    "proximal",
     "step_through",
     "trace",
     "unroll",

@@ -14,6 +14,7 @@ from gimli_core.arguments.batches import check_batches
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS, State
 from gimli_core.problem import Problem
+from gimli_core.transforms.proximal import with_centre
 from gimli_core.transforms.tasks import Tasks, check_tasks, of_tasks, own
 
 __all__ = ["Call"]
@@ -40,6 +41,10 @@ class Call:
     resume: str | Path | None = None
     check: bool = True
     among: int | None = None  # of how many tasks these are a part; all of them by default
+
+    def __post_init__(self) -> None:
+        train_loss = getattr(self.problem, "train_loss", None)
+        object.__setattr__(self, "phi_loss", with_centre(train_loss, self.theta_0, self.phi_loss))
 
     def parts(self) -> list[Call]:
         """The calls of the tasks' chunks; this one alone if there are none. Raises ArgumentError."""

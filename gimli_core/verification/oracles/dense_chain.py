@@ -63,7 +63,7 @@ def _of_one(question: Question, environment: Environment, root: Root) -> Entries
     def step(j: int) -> Callable[[Tensor, Tensor], Tensor]:
         def F(z: Tensor, x: Tensor) -> Tensor:
             (theta, s), entries = unpack_z(z, j), _split(x, like_x)
-            phi = rebuild(question.phi_loss, ("A_loss",), entries)
+            phi = question.phi_of(entries)
             G, unused = inner_gradient(question, theta, phi, j, frozen, graph=True)
             theta, s = plain_step(question, theta, s, G, values_at(question, entries, theta, j), root, unused)
             counted[j + 1] = counts(s)
@@ -73,7 +73,7 @@ def _of_one(question: Question, environment: Environment, root: Root) -> Entries
 
     def L_val(j: int) -> Callable[[Tensor, Tensor], Tensor]:
         def L(z: Tensor, x: Tensor) -> Tensor:
-            phi = rebuild(question.phi_loss, ("A_loss",), _split(x, like_x))
+            phi = question.phi_of(_split(x, like_x))
             return question.problem.val_loss({**frozen, **unpack_z(z, j)[0]}, phi, question.val_batch)
 
         return L

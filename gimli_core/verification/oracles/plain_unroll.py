@@ -20,7 +20,7 @@ from gimli_core.environment import Environment, Snapshot, keeping_buffers, split
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.verification.oracles.plain_rules import Root, initial_state, plain_step, values_at
-from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness
+from gimli_core.verification.question import Entries, Question, flatten, same_randomness
 from gimli_core.verification.tasks import joined, leaves_of, of_each, own_keys, scale_of
 
 __all__ = ["Rounding", "Totals", "autograd_gradient", "draws", "inner_gradient", "loss_value", "random_rounding"]
@@ -66,7 +66,7 @@ class _Unroll:
         question, weights = self.question, self.question.weights()
         frozen = split_frozen(question.theta_0)[1]
         theta: Tensors = {key[1]: leaf for key, leaf in self.leaves.items() if key[0] == "B_0"}
-        phi = rebuild(question.phi_loss, ("A_loss",), self.leaves)
+        phi = question.phi_of(self.leaves)
         L: Any = 0.0
         s = initial_state(question, self.leaves, theta)
         for j in range(question.steps):

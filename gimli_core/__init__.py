@@ -2,8 +2,9 @@
 
 import sys as _sys
 
-from gimli_core import errors, memory, optimizers, verification
+from gimli_core import errors, implicit, memory, optimizers, verification
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
+from gimli_core.implicit.implicit_gradient import implicit_gradient
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters.marks import per_element, per_step, per_task
 from gimli_core.optimizers.check import PullbackReport
@@ -40,6 +41,8 @@ __all__ = [
     "__version__",
     "check_requirements",
     "errors",
+    "implicit",
+    "implicit_gradient",
     "lessons",
     "memory",
     "meta_gradient",

@@ -24,7 +24,7 @@ from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import with_path
 from gimli_core.record import Event, Point, Swept
 
-__all__ = ["step", "validation_gradient"]
+__all__ = ["second_order_products", "step", "validation_gradient"]
 
 
 def validation_gradient(inputs: Inputs, point: Point) -> Gradient:
@@ -41,9 +41,10 @@ def validation_gradient(inputs: Inputs, point: Point) -> Gradient:
 
 
 def step(
-    inputs: Inputs, point: Point, G_j: Gradient, B: Tensors, S: State, *, replay: bool
+    inputs: Inputs, point: Point, G_j: Gradient, B: Tensors, S: State, *, replay: bool, keep_graph: bool = False
 ) -> Generator[Event, None, Swept]:
-    """Lines 11-14: from B_{j+1}, S_{j+1} to B_j, S_j and the increments of A. Frees the graph of G_j.
+    """Lines 11-14: from B_{j+1}, S_{j+1} to B_j, S_j and the increments of A. Frees the graph of G_j, unless told to
+    keep it.
 
     Cost 6F from a graph, 9F from a point, nothing where no second-order product is asked for.
     """
@@ -62,7 +63,7 @@ def step(
     computed = Event(12, j, {"A_opt": pulled.A}, replay)  # line 12
     yield computed
     A_opt = computed.values["A_opt"]
-    curvature, mixed, *_, again = second_order_products(inputs, point, G_j, V)
+    curvature, mixed, *_, again = second_order_products(inputs, point, G_j, V, keep_graph=keep_graph)
     computed = Event(13, j, {"A_loss": mixed}, replay)  # line 13
     yield computed
     A_loss = computed.values["A_loss"]
@@ -73,17 +74,21 @@ def step(
     return Swept(computed.values["B"], computed.values["S"], A_opt, A_loss, again)
 
 
-def second_order_products(inputs: Inputs, point: Point, G_j: Gradient, V: Tensors) -> Products:
-    """V_j Hessian (zeros to first order) and V_j mixed, by the means of `inputs`."""
+def second_order_products(
+    inputs: Inputs, point: Point, G_j: Gradient, V: Tensors, *,
+    curvature: bool = True, mixed: bool = True, keep_graph: bool = False,
+) -> Products:
+    """V_j Hessian (zeros to first order) and V_j mixed, by the means of `inputs`; zeros for what is not asked for."""
     form, values = inputs.form, inputs.values
+    curvature = curvature and form.curvature
     if form.keeps_graph:
         assert G_j.graph is not None
-        return reverse_over_reverse.products(G_j.graph, V, curvature=form.curvature)
+        return reverse_over_reverse.products(G_j.graph, V, curvature=curvature, mixed=mixed, keep=keep_graph)
     if not form.evaluates_again:
         return Products({k: v.new_zeros(()).expand_as(v) for k, v in V.items()}, {}, False, frozenset(), None)
     assert point.snapshot is not None
     inputs.environment.restore(point.snapshot)  # what the loss met when G_j was computed
     return from_a_point(form.second_order)(
         form.problem.train_loss, point.theta, values.phi_loss, values.batch(point.j), V,
-        frozen=values.frozen, curvature=form.curvature,
+        frozen=values.frozen, curvature=curvature,
     )  # fmt: skip

@@ -10,7 +10,7 @@ derivatives, schedules, tasks and compiled steps, sees a loss with a phi_loss, a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,8 @@ class ProximalLoss:
         if not away:
             do = "Call through gimli, which puts theta_0 there."
             raise ArgumentError(explain("phi_loss", "the centre of the proximal term", listing(phi_loss), do))
-        return loss + self._strength(phi_loss) / 2 * torch.stack(away).sum()
+        term: Tensor = self._strength(phi_loss) / 2 * torch.stack(away).sum()
+        return loss + term
 
     def _strength(self, phi_loss: Mapping[str, Tensor]) -> Any:
         return phi_loss[self.strength] if isinstance(self.strength, str) else self.strength
@@ -111,12 +112,12 @@ def _without_centre(phi_loss: Mapping[str, Tensor]) -> Tensors:
     return {k: v for k, v in phi_loss.items() if not k.startswith(CENTRE)}
 
 
-def centre_of(train_loss: Callable[..., Any], theta_0: Mapping[str, Any]) -> dict[str, Any]:
+def centre_of(train_loss: Any, theta_0: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of phi_loss that hold the centre of a proximal loss, theta_0; none for another loss."""
     return {CENTRE + k: v for k, v in theta_0.items()} if isinstance(train_loss, ProximalLoss) else {}
 
 
-def with_centre(train_loss: Callable[..., Any], theta_0: Any, phi_loss: Any) -> Any:
+def with_centre(train_loss: Any, theta_0: Any, phi_loss: Any) -> Any:
     """phi_loss as it was given, with the centre of a proximal loss in it, unless that is there already.
 
     Where tasks start from their own theta_0 each has its own centre. Raises ArgumentError for a strength that is

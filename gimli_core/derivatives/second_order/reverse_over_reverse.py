@@ -15,17 +15,24 @@ from gimli_core.notation import Tensors
 __all__ = ["products"]
 
 
-def products(graph: Graph, V: Tensors, *, curvature: bool = True) -> Products:
-    """Both products in one pass; without `curvature` only the mixed one, and zeros for the other. Frees the graph.
+def products(
+    graph: Graph, V: Tensors, *, curvature: bool = True, mixed: bool = True, keep: bool = False
+) -> Products:
+    """Both products in one pass; without `curvature` or `mixed` zeros for that one. Frees the graph, unless told to
+    keep it.
 
     Cost: 6F; the graph holds the activations of the gradient from line 5 on.
     """
     inputs = [*graph.theta.values(), *graph.phi_loss.values()]
-    asked = inputs if curvature else inputs[len(graph.theta) :]
+    n = len(graph.theta)
+    asked = inputs[0 if curvature else n : None if mixed else n]
     # A gradient that is constant in theta and phi_loss (a linear loss) carries no graph: its products are 0.
     pairs = [(g, V[k]) for k, g in zip(graph.theta, graph.G, strict=True) if g.requires_grad]
     found: tuple[Tensor | None, ...] = (None,) * len(asked)
     if pairs:
         with graph.held.in_place():
-            found = torch.autograd.grad([g for g, _ in pairs], asked, [v for _, v in pairs], allow_unused=True)
-    return collect(graph.theta, graph.phi_loss, (*(None,) * (len(inputs) - len(asked)), *found), None)
+            found = torch.autograd.grad(
+                [g for g, _ in pairs], asked, [v for _, v in pairs], allow_unused=True, retain_graph=keep
+            )
+    before, after = (None,) * (0 if curvature else n), (None,) * (0 if mixed else len(inputs) - n)
+    return collect(graph.theta, graph.phi_loss, (*before, *found, *after), None)

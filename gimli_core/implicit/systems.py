@@ -1,0 +1,126 @@
+"""The linear system of an implicit gradient, what a solver makes of it, and what every solver shares.
+
+    (H + damping I) v = b,   H = Hessian of ell at theta_star, b = grad L_val
+
+Vectors are `[T, n]`: a row for each task, one where there are no tasks. H is block diagonal then, and a product costs
+one product of the summed loss. Each task stops by itself: a row that has converged is not touched any more.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gimli_core.derivatives.finite import finite
+from gimli_core.errors import ArgumentError, NotFiniteError, explain
+from gimli_core.notation import State
+
+__all__ = ["Solution", "Solver", "Spectrum", "System", "check_steps", "check_tolerance", "dot", "norm", "tiny"]
+
+
+@dataclass(eq=False)
+class System:
+    """A symmetric system, which counts its products.
+
+    Args:
+        apply: `[T, n] -> [T, n]`, the product with H + damping I.
+        b: `[T, n]`, the right-hand side.
+        start: `[T, n]`, where an iteration begins; None for 0.
+        precondition: an approximation of the inverse, symmetric and positive definite; None for the identity.
+        sweep: lines 11-14 at theta_star: from (B, S), with None for S = 0, to (V, B, S), all `[T, n]` but S.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    b: Tensor
+    start: Tensor | None = None
+    precondition: Callable[[Tensor], Tensor] | None = None
+    sweep: Callable[[Tensor, State | None], tuple[Tensor, Tensor, State]] | None = None
+    products: int = 0
+
+    def product(self, v: Tensor) -> Tensor:
+        """(H + damping I) v."""
+        self.products += 1
+        product = self.apply(v)
+        if not finite(product):
+            raise NotFiniteError(
+                "train_loss at theta_star: expected finite second derivatives; got inf or nan in a product with the "
+                "Hessian. Keep the loss away from sqrt(0), log(0) and 0/0."
+            )
+        return product
+
+    def begin(self) -> tuple[Tensor, Tensor]:
+        """(v_0, b - H v_0)."""
+        if self.start is None:
+            return torch.zeros_like(self.b), self.b.clone()
+        return self.start.clone(), self.b - self.product(self.start)
+
+
+class Spectrum(NamedTuple):
+    """Estimates of the eigenvalues of H + damping I, each `[T]`: Ritz values lie between the outermost ones."""
+
+    lowest: Tensor
+    highest: Tensor
+
+
+class Solution(NamedTuple):
+    """Where a solver stopped."""
+
+    v: Tensor  # [T, n]
+    before: Tensor  # [T, n], an iterate that was at least ten times as far off
+    residual: Tensor  # [T], ||b - H v|| / ||b||
+    steps: Tensor  # [T]
+    spectrum: Spectrum
+    converged: Tensor  # [T], of what was asked for
+    bad: Tensor | None = None  # [T, n], directions along which H is not positive, where rows have one; else 0
+    contraction: Tensor | None = None  # [T], of the rule's step, where that is iterated
+
+
+class Solver(ABC):
+    """A way to solve the system: `gimli.implicit.CG(…)`, `MINRES(…)`, `Neumann(…)`, `Dense()`."""
+
+    preconditioned = False  # whether it takes a preconditioner
+    iterative = True  # whether it takes a warm start
+    remedy = "Give it more steps, damping=…, or a preconditioner. "  # where it has not converged
+
+    @abstractmethod
+    def solve(self, system: System) -> Solution:
+        """The solution of a system, or where the solver stopped short of it."""
+
+    def to(self, rtol: float) -> Solver:
+        """The same solver, with a tolerance that is no tighter than `rtol`, if it has one."""
+        return self
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row by row."""
+    return (a * b).sum(1)
+
+
+def norm(a: Tensor) -> Tensor:
+    """Row by row."""
+    length: Tensor = torch.linalg.vector_norm(a, dim=1)
+    return length
+
+
+def tiny(v: Tensor) -> float:
+    """What rounding makes of a curvature of 0, in units of the largest one."""
+    return 4 * torch.finfo(v.dtype).eps
+
+
+def check_steps(argument: str, steps: Any) -> None:
+    """Raise ArgumentError unless `steps` is a whole number >= 1."""
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
+        raise ArgumentError(explain(argument, "a whole number >= 1", repr(steps), "It counts products with H."))
+
+
+def check_tolerance(argument: str, value: Any) -> None:
+    """Raise ArgumentError unless `value` is a number in (0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        do = "It is the residual, relative to the right-hand side."
+        raise ArgumentError(explain(argument, "a number in (0, 1)", repr(value), do))

@@ -141,8 +141,9 @@ def _solved(asked: Asked, here: FixedPoint) -> ImplicitGradient:
     again = there.system(there.vector(there.L.theta), damping, start=solution.v, **more)
     close = solver.to(_a_tenth_of_the_change(again))
     moved = close.solve(again)
-    refuse_unsolved(there, close, again, moved)
     through_there, explicit_there = _parts(there, moved.v)
+    if moved.bad is not None or not bool(moved.converged.all()):  # nothing is known of the fixed point
+        through_there = {k: torch.full_like(v, torch.inf) for k, v in through_there.items()}
 
     size = _length(through, explicit)
     rounding = torch.finfo(solution.v.dtype).eps * _kappa(solution).abs().nan_to_num(1.0).max()

@@ -12,6 +12,7 @@ from gimli_core.implicit.systems import Solution, Solver, Spectrum, System, chec
 
 __all__ = ["Neumann"]
 
+FURTHER = 20  # terms beyond the last that counts, which show what is left out
 LOOKED = 10  # products for the estimates of mu and kappa
 
 
@@ -31,8 +32,8 @@ class Neumann(Solver):
     Raises:
         ArgumentError: a number below 1.
 
-    Cost: 6F a term, in the memory of one. What is left out falls by the rule's contraction each term, 1 - lr mu at
-    best: conjugate gradients take sqrt(kappa) steps where this takes kappa.
+    Cost: 6F a term, in the memory of one, and of 20 terms more, which show how much is left out. That falls by the
+    rule's contraction each term, 1 - lr mu for SGD: conjugate gradients take sqrt(kappa) steps where this takes kappa.
     Source: Lorraine et al. 2020.
 
     >>> import gimli_core as gimli
@@ -43,38 +44,32 @@ class Neumann(Solver):
     terms: int
 
     iterative = False
-    remedy = "The rule does not contract there: lower its learning rate. "
+    remedy = "The terms still grow: lower the rule's learning rate, or take more terms. "
 
     def __post_init__(self) -> None:
         check_steps("Neumann(terms=…)", self.terms)
 
     def solve(self, system: System) -> Solution:
         assert system.sweep is not None
-        B, S, total, sizes = system.b, None, torch.zeros_like(system.b), []
-        for _ in range(self.terms):
+        B, S, v, left, sizes = system.b, None, torch.zeros_like(system.b), torch.zeros_like(system.b), []
+        for k in range(self.terms + FURTHER):
             V, B, S = system.sweep(B, S)
-            total = total + V
+            v, left = (v - V, left) if k < self.terms else (v, left - V)
             sizes.append(norm(V))
         ratio = contraction(sizes)
         converged = ratio < 1
-        left = torch.where(converged, ratio / torch.where(converged, 1 - ratio, 1.0), 1.0)
-        v, size = -total, norm(system.b)
+        tail = torch.where(converged, ratio / torch.where(converged, 1 - ratio, 1.0), 0.0)
+        size = norm(system.b)
         relative = norm(system.b - system.product(v)) / torch.where(size > 0, size, 1.0)
         seen = lowest(system.product, system.b, LOOKED)
-        steps = torch.full((len(v),), self.terms, device=v.device)
-        # What the series still lacks, as if all further terms went on as the last.
-        before = v + left[:, None] * V
         spectrum = Spectrum(seen.value.double(), seen.highest.double())
+        steps = torch.full((len(v),), self.terms, device=v.device)
+        # v is off by `left` and by what follows that, if all goes on as the last terms did.
+        before = v - (left - tail[:, None] * V)
         return Solution(v, before, relative, steps, spectrum, converged, contraction=ratio)
 
 
 def contraction(sizes: list[Tensor]) -> Tensor:
-    """By how much a term is smaller than the one before, over the last ten of them; 0 for a series of zeros.
-
-    One term alone, or two, tell nothing of what follows: half is taken then.
-    """
-    if len(sizes) < 3:
-        return torch.full_like(sizes[-1], 0.5)
-    last = min(10, len(sizes) - 1)
-    first, end = sizes[-1 - last], sizes[-1]
-    return torch.where(first > 0, (end / torch.where(first > 0, first, 1.0)) ** (1 / last), 0.0)
+    """By how much a term is smaller than the one before, over the last `FURTHER` / 2 of them; 0 where they vanish."""
+    first, end = sizes[-1 - FURTHER // 2], sizes[-1]
+    return torch.where(first > 0, (end / torch.where(first > 0, first, 1.0)) ** (2 / FURTHER), 0.0)

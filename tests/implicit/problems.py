@@ -95,11 +95,11 @@ def network_fit(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Batch) 
 
 
 def network(rule: Optimizer | None = None) -> dict[str, Any]:
-    """Arguments of `gimli.implicit_gradient`, at the minimum that Newton's method finds."""
-    torch.manual_seed(3)
+    """Arguments of `gimli.implicit_gradient`, at the minimum that Newton's method finds: mu = 0.07, kappa = 63."""
+    torch.manual_seed(4)
     batch, val = [(torch.randn(8, 3), torch.randn(8)) for _ in range(2)]
-    phi = {"weights": 0.3 * torch.randn(8), "log_w": torch.tensor(-2.0), "log_v": torch.tensor(-2.5)}
-    theta = {"w": 0.5 * torch.randn(3, 4), "v": 0.5 * torch.randn(4)}
+    phi = {"weights": 0.3 * torch.randn(8), "log_w": torch.tensor(-3.0), "log_v": torch.tensor(-3.0)}
+    theta = {"w": 0.5 * torch.randn(3, 2), "v": 0.5 * torch.randn(2)}
     return {
         "problem": gimli.Problem(network_loss, network_fit, rule or SGD(lr=0.1)),
         "theta_star": minimum(lambda theta: network_loss(theta, phi, batch), theta),

@@ -16,7 +16,7 @@ from tests.implicit.problems import fit, matrices, network, network_fit, network
 
 KRYLOV = [CG(rtol=1e-12), MINRES(rtol=1e-12)]
 EXACT = [*KRYLOV, Dense()]
-every_solver = pytest.mark.parametrize("solver", [*EXACT, Neumann(600)], ids=lambda s: type(s).__name__)
+every_solver = pytest.mark.parametrize("solver", [*EXACT, Neumann(250)], ids=lambda s: type(s).__name__)
 
 
 @every_solver
@@ -53,16 +53,20 @@ def test_a_network_by_dense_matrices(solver: Solver, second_order: str) -> None:
         assert distance(result.A_loss[k], -torch.tensordot(v, mixed, 1)) < 1e-9
     values = torch.linalg.eigvalsh(H)
     assert result.report.mu >= values[0] * (1 - 1e-9)
-    assert distance(result.report.kappa, values[-1] / values[0]) < (1e-8 if isinstance(solver, Dense) else 0.5)
+    assert distance(result.report.kappa, values[-1] / values[0]) < (1e-8 if isinstance(solver, Dense) else 1e-3)
 
 
-@pytest.mark.parametrize("rule", [SGD(lr=0.3), SGD(lr=0.2, momentum=0.6), Adam(lr=0.1, eps=0.3)], ids=str)
-def test_unrolling_to_convergence_leads_there(rule: Any) -> None:
+@pytest.mark.parametrize(
+    ("rule", "steps"),
+    [(SGD(lr=0.4), 700), (SGD(lr=0.3, momentum=0.75), 170), (Adam(lr=0.5, betas=(0.8, 0.8), eps=1.0), 420)],
+    ids=["SGD", "momentum", "Adam"],
+)
+def test_unrolling_to_convergence_leads_there(rule: Any, steps: int) -> None:
     made = network(rule)
     star, batch = made.pop("theta_star"), made.pop("train_batch")
     theta_0 = {k: v + 0.05 for k, v in star.items()}
     unrolled = gimli.meta_gradient(
-        made["problem"], theta_0, lambda j: batch, made["val_batch"], steps=900, phi_loss=made["phi_loss"]
+        made["problem"], theta_0, lambda j: batch, made["val_batch"], steps=steps, phi_loss=made["phi_loss"]
     )
     implicit = gimli.implicit_gradient(**made, theta_star=unrolled.theta_J, train_batch=batch, solver=CG(rtol=1e-10))
     for k, A in unrolled.A_loss.items():
@@ -111,10 +115,12 @@ def test_a_constant_strength_and_no_phi_loss() -> None:
 
 # --- a Neumann term is one step of the sweep -------------------------------------------------------------------------
 
+BETAS = (0.8, 0.8)  # a state that is at rest after few steps
 RULES = [
     SGD(lr=0.3), SGD(lr=0.2, momentum=0.7), SGD(lr=0.2, momentum=0.5, dampening=0.3),
-    SGD(lr=0.2, momentum=0.6, nesterov=True), SGD(lr=0.2, weight_decay=0.1), Adam(lr=0.1, eps=0.3),
-    AdamW(lr=0.1, eps=0.3, weight_decay=0.2), RMSprop(lr=0.1, eps=0.3), NAdam(lr=0.1, eps=0.3),
+    SGD(lr=0.2, momentum=0.6, nesterov=True), SGD(lr=0.2, weight_decay=0.1), Adam(lr=0.1, betas=BETAS, eps=0.3),
+    AdamW(lr=0.1, betas=BETAS, eps=0.3, weight_decay=0.2), RMSprop(lr=0.1, alpha=0.8, eps=0.3),
+    NAdam(lr=0.1, betas=BETAS, eps=0.3, momentum_decay=0.0),
 ]  # fmt: skip
 
 
@@ -124,7 +130,7 @@ def test_k_terms_are_the_last_k_steps_of_a_run_that_has_converged(rule: Any) -> 
     arguments = dict(made.arguments)
     star, batch = arguments.pop("theta_star"), arguments.pop("train_batch")
     call = (arguments["problem"], {k: 0.9 * v for k, v in star.items()}, lambda j: batch, arguments["val_batch"])
-    options = {"steps": 1500, "phi_loss": arguments["phi_loss"]}
+    options = {"steps": 250, "phi_loss": arguments["phi_loss"]}
     for k in (1, 7):
         run = gimli.meta_gradient(*call, **options, approximation=gimli.Truncated(k))
         terms = gimli.implicit_gradient(
@@ -139,19 +145,23 @@ def test_without_a_state_the_rule_is_at_rest_long_after_the_start() -> None:
     made = ridge(n=4, spread=0.3, rule=SGD(lr=0.2, momentum=0.7, dampening=0.2))
     x = {**made.arguments, "solver": Neumann(300)}
     assert distance(gimli.implicit_gradient(**x).A_loss["log_l2"], made.A) < 1e-10
-    adam = ridge(n=4, spread=0.3, rule=Adam(lr=0.1, eps=0.3))
-    assert distance(gimli.implicit_gradient(**{**adam.arguments, "solver": Neumann(300)}).A_loss["log_l2"], adam.A) < 1e-10
+    adam = ridge(n=4, spread=0.3, rule=Adam(lr=0.1, betas=BETAS, eps=0.3))
+    assert (
+        distance(gimli.implicit_gradient(**{**adam.arguments, "solver": Neumann(300)}).A_loss["log_l2"], adam.A) < 1e-10
+    )
 
 
 def test_where_a_rule_decays_the_weights_its_own_fixed_point_counts() -> None:
     """Ridge by AdamW's decoupled decay has no closed form here: against unrolling."""
-    made = ridge(n=4, spread=0.3, rule=AdamW(lr=0.1, eps=0.3, weight_decay=0.2))
+    made = ridge(n=4, spread=0.3, rule=AdamW(lr=0.1, betas=BETAS, eps=0.3, weight_decay=0.2))
     arguments = dict(made.arguments)
     star, batch = arguments.pop("theta_star"), arguments.pop("train_batch")
     run = gimli.meta_gradient(
-        arguments["problem"], star, lambda j: batch, arguments["val_batch"], steps=900, phi_loss=arguments["phi_loss"]
+        arguments["problem"], star, lambda j: batch, arguments["val_batch"], steps=300, phi_loss=arguments["phi_loss"]
     )
-    found = gimli.implicit_gradient(**arguments, theta_star=run.theta_J, train_batch=batch, solver=Neumann(400))
+    found = gimli.implicit_gradient(
+        **arguments, theta_star=run.theta_J, train_batch=batch, solver=Neumann(400), state_star=run.state_J
+    )
     assert distance(found.A_loss["log_l2"], run.A_loss["log_l2"]) < 1e-8
     assert distance(found.A_loss["log_l2"], made.A) > 1e-2  # that of the minimum of the loss is another
 
@@ -173,9 +183,9 @@ def test_tasks_are_each_solved_to_their_own_end(solver: Solver, reduce: str) -> 
     assert result.report.steps.shape == result.report.kappa.shape == (3,)
 
 
-@pytest.mark.parametrize("solver", [CG(rtol=1e-6), MINRES(rtol=1e-6)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", [CG(rtol=3e-2), MINRES(rtol=3e-2)], ids=lambda s: type(s).__name__)
 def test_a_task_that_has_converged_is_not_touched(solver: Solver) -> None:
-    """As many steps, and the same solution, as each task takes alone; the first takes one step only."""
+    """As many steps, and the same solution, as each task takes alone; each counts its own."""
     arguments, alone = ridges(4, spread=0.1)
     x, y = arguments["train_batch"]
     result = gimli.implicit_gradient(**arguments, solver=solver)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gimli_core.implicit.ritz import outermost
 from gimli_core.implicit.systems import (
+    Earlier,
     Solution,
     Solver,
     Spectrum,
@@ -30,7 +31,6 @@ class _Run(NamedTuple):
     """Where the recurrences stand; the fields are those of `Solution`."""
 
     v: Tensor
-    before: Tensor
     steps: Tensor
     spectrum: Spectrum | None
     bad: Tensor | None = None
@@ -78,9 +78,10 @@ class CG(Solver):
         v, r = system.begin()
         size = norm(system.b)
         goal = self.rtol * size
-        run = _Run(v, v.clone(), torch.zeros(len(v), dtype=torch.long, device=v.device), None)
+        earlier = Earlier(v, norm(r), goal)
+        run = _Run(v, torch.zeros(len(v), dtype=torch.long, device=v.device), None)
         for _ in range(ROUNDS):
-            spectrum, run = run.spectrum, self._run(system, run, r, goal)
+            spectrum, run = run.spectrum, self._run(system, run, r, goal, earlier)
             run = run if spectrum is None else run._replace(spectrum=spectrum)  # the first run's has most steps
             r = system.b - system.product(run.v)
             converged = norm(r) <= goal
@@ -88,17 +89,18 @@ class CG(Solver):
                 break
         assert run.spectrum is not None
         relative = norm(r) / torch.where(size > 0, size, 1.0)
-        return Solution(run.v, run.before, relative, run.steps, run.spectrum, converged, run.bad)
+        lacking = earlier.lacking(run.v, norm(r))
+        return Solution(run.v, lacking, relative, run.steps, run.spectrum, converged, run.bad)
 
-    def _run(self, system: System, last: _Run, r: Tensor, goal: Tensor) -> _Run:
+    def _run(self, system: System, last: _Run, r: Tensor, goal: Tensor, earlier: Earlier) -> _Run:
         """The recurrences from the last run's v, whose residual is r."""
         M = system.precondition or (lambda r: r)
-        v, before, steps, _, bad = last
+        v, steps, _, bad = last
         size, z = norm(r), M(r)
         p, rz = z, dot(r, z)
         # Always a first step: what it changes shows how far off a warm start was.
         active = (size > goal) | ((steps == 0) & (size > 0))
-        near, highest = torch.zeros_like(active), torch.zeros_like(rz)
+        highest = torch.zeros_like(rz)
         old_alpha, old_beta = torch.ones_like(rz), torch.zeros_like(rz)
         diagonal: list[Tensor] = []
         beside: list[Tensor] = []
@@ -113,12 +115,9 @@ class CG(Solver):
                 break
             alpha = torch.where(active, rz / torch.where(active, curvature, 1.0), 0.0)
             moved, r = v + alpha[:, None] * p, r - alpha[:, None] * Hp
-            z, size = M(r), norm(r)
+            z, old, size = M(r), size, norm(r)
             beta = torch.where(active, dot(r, z) / torch.where(active, rz, 1.0), 0.0)
-            close = active & ~near & (size <= 10 * goal)
-            if bool(close.any()):  # the first iterate within ten times the goal, or the one before the last
-                there = torch.where((size <= goal)[:, None], v, moved)
-                before, near = torch.where(close[:, None], there, before), near | close
+            earlier.note(active, v, old, moved, size)
             inverse = 1 / torch.where(active, alpha, 1.0)
             diagonal.append(inverse + old_beta / old_alpha)
             beside.append(beta.clamp(min=0).sqrt() * inverse)
@@ -126,4 +125,4 @@ class CG(Solver):
             v, p, rz = moved, z + beta[:, None] * p, torch.where(active, dot(r, z), rz)
             steps = steps + active
             active = active & (size > goal)
-        return _Run(v, before, steps, outermost(diagonal, beside, steps - taken), bad)
+        return _Run(v, steps, outermost(diagonal, beside, steps - taken), bad)

@@ -44,9 +44,10 @@ class Dense(Solver):
             return torch.einsum("tnk,tk->tn", U, along)
 
         first = inverse(system.b)
-        v = first + inverse(system.b - system.product(first))
+        change = inverse(system.b - system.product(first))
+        v = first + change
         size = norm(system.b)
         relative = norm(system.b - system.product(v)) / torch.where(size > 0, size, 1.0)
         steps = torch.full((T,), n, device=v.device)
         spectrum = Spectrum(values[:, 0].double(), values[:, -1].double())
-        return Solution(v, first, relative, steps, spectrum, torch.ones_like(flat), bad)
+        return Solution(v, change, relative, steps, spectrum, torch.ones_like(flat), bad)

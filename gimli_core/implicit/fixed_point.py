@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,10 @@ from torch import Tensor
 from gimli_core import backward_sweep, forward_unroll
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient
-from gimli_core.environment import Snapshot
 from gimli_core.implicit.systems import System
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import with_path
-from gimli_core.record import Point
+from gimli_core.record import Event, Point
 
 __all__ = ["FixedPoint", "at_point"]
 
@@ -33,7 +33,6 @@ class FixedPoint:
     point: Point
     G: Gradient  # of the inner loss, with its graph
     L: Gradient  # of L_val, with its explicit part
-    start: Snapshot  # the random numbers and buffers that every evaluation meets
 
     @property
     def rows(self) -> int:
@@ -70,13 +69,9 @@ class FixedPoint:
         if S is None:
             S = self.inputs.form.optimizer.zero_adjoint(self.point.state)
         events = backward_sweep.step(self.inputs, self.point, self.G, self.tensors(B), S, replay=False, keep_graph=True)
-        V: Tensors = {}
-        while True:
-            try:
-                event = next(events)
-            except StopIteration as end:
-                return self.vector(V), self.vector(end.value.B), end.value.S
-            V = event.values["V"] if event.line == 11 else V
+        seen: dict[int, Event] = {}
+        swept = _returned(events, lambda event: seen.update({event.line: event}))
+        return self.vector(seen[11].values["V"]), self.vector(swept.B), swept.S
 
     def system(self, b: Tensor, damping: float, **more: Any) -> System:
         """(H + damping I) v = b."""
@@ -96,14 +91,38 @@ class FixedPoint:
     def moved(self, step: Tensor) -> FixedPoint:
         """The same at theta_star + step."""
         here = self.point.theta
-        return at_point(self.inputs, {k: here[k] + v for k, v in self.tensors(step).items()}, self.start)
+        theta = {k: here[k] + v for k, v in self.tensors(step).items()}
+        return at_point(self.inputs, self.point._replace(theta=theta))
+
+    def onward(self, steps: int) -> FixedPoint:
+        """The same, so many steps of the rule further on. Cost 3F a step."""
+        point = self.point
+        for _ in range(steps):
+            _restore(self.inputs, point)
+            events = forward_unroll.step(self.inputs, point, keep_graph=False, replay=False)
+            _, (_, theta, s, _) = _returned(events)
+            point = point._replace(theta=theta, state=s)
+        return at_point(self.inputs, point)
 
 
-def at_point(inputs: Inputs, theta: Tensors, start: Snapshot) -> FixedPoint:
-    """The gradients of both losses at theta. Cost: 6F."""
-    point = Point(0, theta, inputs.values.state_0, start)
-    inputs.environment.restore(start)
+def at_point(inputs: Inputs, point: Point) -> FixedPoint:
+    """The gradients of both losses there. Cost: 6F."""
+    _restore(inputs, point)
     G = forward_unroll.inner_gradient(inputs, point, keep_graph=True)
-    inputs.environment.restore(start)
-    L = backward_sweep.validation_gradient(inputs, point)
-    return FixedPoint(inputs, point, G, L, start)
+    _restore(inputs, point)
+    return FixedPoint(inputs, point, G, backward_sweep.validation_gradient(inputs, point))
+
+
+def _restore(inputs: Inputs, point: Point) -> None:
+    """Every evaluation meets the same random numbers and buffers."""
+    assert point.snapshot is not None
+    inputs.environment.restore(point.snapshot)
+
+
+def _returned(events: Generator[Event, None, Any], look: Callable[[Event], None] = lambda event: None) -> Any:
+    """What a line of events returns at its end; each event is shown to `look`."""
+    while True:
+        try:
+            look(next(events))
+        except StopIteration as end:
+            return end.value

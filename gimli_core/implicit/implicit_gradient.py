@@ -20,10 +20,10 @@ from gimli_core.implicit.refusals import (
     refuse_unsolved,
 )
 from gimli_core.implicit.report import ErrorBar, ImplicitGradient, ImplicitReport
-from gimli_core.implicit.systems import Solution, Solver, System, norm
+from gimli_core.implicit.systems import Solution, Solver, norm
 from gimli_core.notation import State, Tensors
 from gimli_core.problem import Problem
-from gimli_core.record import Ends, Outcome
+from gimli_core.record import Ends, Outcome, Point
 from gimli_core.runs.outcome import finished, reduced
 from gimli_core.transforms.proximal import into_start
 from gimli_core.transforms.tasks import Tasks
@@ -108,10 +108,10 @@ def implicit_gradient(
         damping=damping, warm_start=warm_start, preconditioner=preconditioner, inner_tolerance=inner_tolerance,
         state_star=state_star, phi_opt=phi_opt, second_order=second_order, tasks=tasks, check=check,
     )  # fmt: skip
-    environment = asked.inputs.environment
+    environment, values = asked.inputs.environment, asked.inputs.values
     start = environment.capture()
     try:
-        return _solved(asked, at_point(asked.inputs, asked.inputs.values.theta_0, start))
+        return _solved(asked, at_point(asked.inputs, Point(0, values.theta_0, values.state_0, start)))
     finally:
         environment.restore(start)
 
@@ -128,36 +128,24 @@ def _solved(asked: Asked, here: FixedPoint) -> ImplicitGradient:
     refuse_unsolved(here, solver, system, solution)
     through, explicit = _parts(here, solution.v)
 
-    if solution.contraction is None:
-        newton = here.system(-here.vector(here.G.theta), damping, **more)
-        loose = solver.to(0.1)
-        inner = loose.solve(newton)
-        refuse_unsolved(here, loose, newton, inner)
-        step, products = inner.v, system.products + newton.products
-    else:  # the way that is left, if the rule goes on to contract as it does here
-        one = here.vector(here.step(here.G.theta)) - here.vector(here.point.theta)
-        step, products = one / (1 - solution.contraction)[:, None], system.products
-    there = here.moved(step)
-    again = there.system(there.vector(there.L.theta), damping, start=solution.v, **more)
-    close = solver.to(_a_tenth_of_the_change(again))
-    moved = close.solve(again)
-    through_there, explicit_there = _parts(there, moved.v)
-    if moved.bad is not None or not bool(moved.converged.all()):  # nothing is known of the fixed point
+    there, change, products = _further(asked, here, solution, more)
+    through_there, explicit_there = _parts(there, change.v)
+    if change.bad is not None or not bool(change.converged.all()):  # nothing is known of the fixed point
         through_there = {k: torch.full_like(v, torch.inf) for k, v in through_there.items()}
 
     size = _length(through, explicit)
     rounding = torch.finfo(solution.v.dtype).eps * _kappa(solution).abs().nan_to_num(1.0).max()
-    unsure = _scaled(here, here.mixed(solution.v - solution.before))
+    unsure = _scaled(here, here.mixed(solution.lacking))
     report = ImplicitReport(
         solver=repr(solver),
         damping=damping,
         residual=_row(here, solution.residual),
         steps=_row(here, solution.steps),
-        products=products + again.products,
+        products=system.products + products,
         mu=_row(here, solution.spectrum.lowest),
         kappa=_row(here, _kappa(solution)),
         inner_gradient=_row(here, norm(here.vector(here.G.theta))),
-        inner_step=_row(here, norm(step)),
+        inner_step=_row(here, norm(there.vector(there.point.theta) - here.vector(here.point.theta))),
         solve=_error_bar(asked, {k: v.abs() + rounding * through[k].abs() for k, v in unsure.items()}, size),
         inner=_error_bar(
             asked,
@@ -170,6 +158,29 @@ def _solved(asked: Asked, here: FixedPoint) -> ImplicitGradient:
     return _result(asked, here, {k: v + explicit[k] for k, v in through.items()}, report)
 
 
+def _further(asked: Asked, here: FixedPoint, solution: Solution, more: Any) -> tuple[FixedPoint, Solution, int]:
+    """About where the inner loop would come to rest, the solution there, and how many products that took.
+
+    One digit is enough to tell by how much the result changes. So it is Newton's step that leads there, and there the
+    solution's change is solved for, not the solution anew, whose own error would hide it.
+    """
+    solver, damping = asked.solver, asked.damping
+    if isinstance(solver, Neumann):  # the rule need not rest where the gradient is 0: its own steps lead on
+        there = here.onward(solver.terms)
+        system = there.system(there.vector(there.L.theta), 0.0)
+        return there, solver.solve(system), system.products
+    loose = solver.to(0.1)
+    newton = here.system(-here.vector(here.G.theta), damping, **more)
+    step = loose.solve(newton)
+    refuse_unsolved(here, loose, newton, step)
+    there = here.moved(step.v)
+    left = here.vector(here.L.theta) - newton.product(solution.v)
+    system = there.system(there.vector(there.L.theta), damping, **more)
+    system.b = system.b - system.product(solution.v) - left
+    change = loose.solve(system)
+    return there, change._replace(v=solution.v + change.v), newton.products + system.products
+
+
 def _parts(here: FixedPoint, v: Tensor) -> tuple[Tensors, Tensors]:
     """A_loss in two: -v grad_phi grad_theta ell, and the explicit derivative of L_val. One product."""
     return _scaled(here, here.mixed(-v)), _scaled(here, here.L.phi_loss)
@@ -178,13 +189,6 @@ def _parts(here: FixedPoint, v: Tensor) -> tuple[Tensors, Tensors]:
 def _scaled(here: FixedPoint, tensors: Tensors) -> Tensors:
     """The sum over the tasks as their mean, if that is asked for; in float32 at least."""
     return {k: here.inputs.form.scale * v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in tensors.items()}
-
-
-def _a_tenth_of_the_change(system: System) -> float:
-    """The tolerance at which a system's solution differs from its start by one sure digit, for every task."""
-    _, r = system.begin()
-    size = norm(system.b)
-    return (norm(r) / torch.where(size > 0, size, 1.0)).min().item() / 10
 
 
 def _kappa(solution: Solution) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gimli_core.errors import check_switch
 from gimli_core.implicit.ritz import outermost
-from gimli_core.implicit.systems import Solution, Solver, System, check_steps, check_tolerance, dot, norm, tiny
+from gimli_core.implicit.systems import Earlier, Solution, Solver, System, check_steps, check_tolerance, dot, norm, tiny
 
 __all__ = ["MINRES"]
 
@@ -61,8 +61,8 @@ class MINRES(Solver):
         d, old_d = torch.zeros_like(r), torch.zeros_like(r)
         beta, c, s = torch.zeros_like(phi), torch.ones_like(phi), torch.zeros_like(phi)
         old_c, old_s = torch.ones_like(phi), torch.zeros_like(phi)
-        active, near = phi > 0, torch.zeros_like(phi, dtype=torch.bool)
-        steps, before = torch.zeros(len(v), dtype=torch.long, device=v.device), v.clone()
+        active, earlier = phi > 0, Earlier(v, phi, goal)
+        steps = torch.zeros(len(v), dtype=torch.long, device=v.device)
         diagonal: list[Tensor] = []
         beside: list[Tensor] = []
         while bool(active.any()) and int(steps.max()) < self.steps:
@@ -78,12 +78,9 @@ class MINRES(Solver):
             old_c, old_s, c, s = c, s, gamma_bar / pivot, following / pivot
             direction = (q - delta[:, None] * d - epsilon[:, None] * old_d) / pivot[:, None]
             moved = v + torch.where(sound, c * phi, 0.0)[:, None] * direction
-            phi = torch.where(sound, -s * phi, phi)
+            old, phi = phi.abs(), torch.where(sound, -s * phi, phi)
             size = phi.abs()
-            close = sound & ~near & (size <= 10 * goal)
-            if bool(close.any()):  # the first iterate within ten times the goal, or the one before the last
-                there = torch.where((size <= goal)[:, None], v, moved)
-                before, near = torch.where(close[:, None], there, before), near | close
+            earlier.note(sound, v, old, moved, size)
             diagonal.append(alpha)
             beside.append(following)
             v, old_d, d = moved, d, direction
@@ -99,4 +96,4 @@ class MINRES(Solver):
         bad = None
         if bool(flat.any()) and not self.indefinite:
             bad = torch.where(flat[:, None], system.b / torch.where(of_b > 0, of_b, 1.0)[:, None], 0.0)
-        return Solution(v, before, relative, steps, spectrum, converged, bad)
+        return Solution(v, earlier.lacking(v, norm(r)), relative, steps, spectrum, converged, bad)

@@ -65,8 +65,8 @@ class Neumann(Solver):
         spectrum = Spectrum(seen.value.double(), seen.highest.double())
         steps = torch.full((len(v),), self.terms, device=v.device)
         # v is off by `left` and by what follows that, if all goes on as the last terms did.
-        before = v - (left - tail[:, None] * V)
-        return Solution(v, before, relative, steps, spectrum, converged, contraction=ratio)
+        lacking = left - tail[:, None] * V
+        return Solution(v, lacking, relative, steps, spectrum, converged, contraction=ratio)
 
 
 def contraction(sizes: list[Tensor]) -> Tensor:

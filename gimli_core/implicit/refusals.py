@@ -65,7 +65,7 @@ def _refuse_curvature(here: FixedPoint, solver: Solver, system: System, solution
     value = torch.where(rows, found.value, torch.inf)
     t = int(value.argmin())
     curvature = found.value[t].item()
-    size = max(abs(found.highest[t].item()), abs(curvature))
+    size = max(found.highest[t].item(), solution.spectrum.highest.nan_to_num(0.0)[t].item(), abs(curvature))
     # Twice what was seen: the least eigenvalue is then as far above 0 as it was below it.
     needed = 2 * (max(-curvature, 0.0) + found.residual[t].item()) + tiny(found.vector) ** 0.5 * size
     one = found.vector[t] if here.inputs.form.tasks is not None else found.vector

@@ -21,7 +21,18 @@ from gimli_core.derivatives.finite import finite
 from gimli_core.errors import ArgumentError, NotFiniteError, explain
 from gimli_core.notation import State
 
-__all__ = ["Solution", "Solver", "Spectrum", "System", "check_steps", "check_tolerance", "dot", "norm", "tiny"]
+__all__ = [
+    "Earlier",
+    "Solution",
+    "Solver",
+    "Spectrum",
+    "System",
+    "check_steps",
+    "check_tolerance",
+    "dot",
+    "norm",
+    "tiny",
+]
 
 
 @dataclass(eq=False)
@@ -72,13 +83,42 @@ class Solution(NamedTuple):
     """Where a solver stopped."""
 
     v: Tensor  # [T, n]
-    before: Tensor  # [T, n], an iterate that was at least ten times as far off
+    lacking: Tensor  # [T, n], about what v lacks, in size
     residual: Tensor  # [T], ||b - H v|| / ||b||
     steps: Tensor  # [T]
     spectrum: Spectrum
     converged: Tensor  # [T], of what was asked for
     bad: Tensor | None = None  # [T, n], directions along which H is not positive, where rows have one; else 0
     contraction: Tensor | None = None  # [T], of the rule's step, where that is iterated
+
+
+class Earlier:
+    """An iterate of about ten times the residual that is asked for: the change since then shows what v lacks.
+
+    It is, row by row, the first one within ten times the goal, or the one before the last where that is the same.
+    """
+
+    def __init__(self, v: Tensor, residual: Tensor, goal: Tensor) -> None:
+        self.v, self.residual, self._goal = v, residual, goal
+        self._near = torch.zeros_like(goal, dtype=torch.bool)
+
+    def note(self, active: Tensor, v: Tensor, residual: Tensor, moved: Tensor, after: Tensor) -> None:
+        """A step from v to `moved`, of `active` rows."""
+        close = active & ~self._near & (after <= 10 * self._goal)
+        if bool(close.any()):
+            last = after <= self._goal
+            there, size = torch.where(last[:, None], v, moved), torch.where(last, residual, after)
+            self.v, self.residual = torch.where(close[:, None], there, self.v), torch.where(close, size, self.residual)
+            self._near = self._near | close
+
+    def lacking(self, v: Tensor, residual: Tensor) -> Tensor:
+        """About what v lacks, in size: the change since then, which was most of what the earlier one lacked.
+
+        It is taken as smaller only where the residual has fallen by more than a hundred times. An estimate: of random
+        systems with kappa up to 1e5 it fell short in a few of 100, where the last step removed a direction alone.
+        """
+        smaller = 100 * residual / torch.where(self.residual > 0, self.residual, 1.0)
+        return smaller.clamp(max=1.0)[:, None] * (v - self.v)
 
 
 class Solver(ABC):

@@ -75,8 +75,14 @@ def step(
 
 
 def second_order_products(
-    inputs: Inputs, point: Point, G_j: Gradient, V: Tensors, *,
-    curvature: bool = True, mixed: bool = True, keep_graph: bool = False,
+    inputs: Inputs,
+    point: Point,
+    G_j: Gradient,
+    V: Tensors,
+    *,
+    curvature: bool = True,
+    mixed: bool = True,
+    keep_graph: bool = False,
 ) -> Products:
     """V_j Hessian (zeros to first order) and V_j mixed, by the means of `inputs`; zeros for what is not asked for."""
     form, values = inputs.form, inputs.values

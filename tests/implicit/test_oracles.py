@@ -173,7 +173,7 @@ def test_where_a_rule_decays_the_weights_its_own_fixed_point_counts() -> None:
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
 def test_tasks_are_each_solved_to_their_own_end(solver: Solver, reduce: str) -> None:
     arguments, alone = ridges(3, spread=0.4)
-    arguments |= {"tasks": gimli.Tasks(3, reduce=reduce), "problem": gimli.Problem(ridge_loss, fit, SGD(lr=0.4))}
+    arguments |= {"tasks": gimli.Tasks(3, reduce=reduce), "problem": gimli.Problem(ridge_loss, fit, SGD(lr=0.6))}
     result = gimli.implicit_gradient(**arguments, solver=solver)
     total = torch.stack([one.A for one in alone]).sum(0) / (3 if reduce == "mean" else 1)
     assert distance(result.A_loss["log_l2"], total) < 1e-9

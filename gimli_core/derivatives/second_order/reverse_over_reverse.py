@@ -15,9 +15,7 @@ from gimli_core.notation import Tensors
 __all__ = ["products"]
 
 
-def products(
-    graph: Graph, V: Tensors, *, curvature: bool = True, mixed: bool = True, keep: bool = False
-) -> Products:
+def products(graph: Graph, V: Tensors, *, curvature: bool = True, mixed: bool = True, keep: bool = False) -> Products:
     """Both products in one pass; without `curvature` or `mixed` zeros for that one. Frees the graph, unless told to
     keep it.
 

@@ -8,6 +8,11 @@ from gimli_core.implicit.implicit_gradient import implicit_gradient
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters.marks import per_element, per_step, per_task
 from gimli_core.optimizers.check import PullbackReport
+from gimli_core.outer_loop.early_stopping import EarlyStopping
+from gimli_core.outer_loop.estimator import Estimator
+from gimli_core.outer_loop.estimators.unrolled import Unrolled
+from gimli_core.outer_loop.outer_loop import OuterLoop
+from gimli_core.outer_loop.task_sampler import TaskSampler
 from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.requirements.examine import Requirements, check_requirements
@@ -26,18 +31,23 @@ __version__ = "0.1.0"
 __all__ = [
     "AdjointNorms",
     "Approximation",
+    "EarlyStopping",
+    "Estimator",
     "Event",
     "FirstOrder",
     "MetaGradient",
+    "OuterLoop",
     "Plan",
     "Problem",
     "Progress",
     "PullbackReport",
     "Requirements",
+    "TaskSampler",
     "Tasks",
     "ThetaOnly",
     "Trajectory",
     "Truncated",
+    "Unrolled",
     "__version__",
     "check_requirements",
     "errors",

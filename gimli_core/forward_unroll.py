@@ -10,6 +10,7 @@ from gimli_core.derivatives.finite import check_finite
 from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.environment import keeping_buffers
 from gimli_core.optimizers.interface import with_path
+from gimli_core.optimizers.seen import seeing
 from gimli_core.record import Event, Point
 
 __all__ = ["inner_gradient", "step"]
@@ -47,7 +48,7 @@ def step(
     computed = Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay, {"theta": point.theta})
     yield computed
     G_j = G_j._replace(theta=computed.values["G"])
-    phi_opt = inputs.values.hyper.at(j)
+    phi_opt = seeing(inputs.form.optimizer, inputs.values.hyper.at(j), G_j.loss)
     used = with_path(inputs.form.optimizer, G_j.theta, G_j.unused)
     theta, s = inputs.form.optimizer.step_used(point.theta, point.state, used, phi_opt)  # line 6
     given = {"theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt}

@@ -55,7 +55,7 @@ def meta_gradient(
         theta_0: `{name: floating tensor}`, for a module `dict(module.named_parameters())`. An
             `nn.Parameter` that does not require grad is held constant.
         train_batches: a sequence with one batch a step, or a function `j -> batch`.
-        val_batch: what `val_loss` is called with.
+        val_batch: what `val_loss` is called with, or a function of j (def, lambda, a method or partial) for theta_j.
         steps: J; by default the length of `train_batches`. 0 gives the plain gradient.
         phi_opt: hyperparameters that are meta-parameters: `{"lr": value, …}`. A value is a number or
             tensor for all, `[J]` one a step, `{name: …}` one a tensor or (shaped like it) one an element,
@@ -87,7 +87,8 @@ def meta_gradient(
 
     Returns:
         MetaGradient: `val_loss`, `A_opt`, `A_loss`, `B_0`, `S_0`, `theta_J`, `state_J`,
-        `buffers_J`, `train_losses`, `val_losses`; `recurrence` and `approximation` say what is left out. Buffers of
+        `buffers_J`, `train_losses`, `val_losses`, `train_aux`, `val_aux`; `recurrence` and `approximation` say what is
+        left out. Buffers of
         modules are left as they were found.
 
     Raises:

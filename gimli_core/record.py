@@ -88,3 +88,4 @@ class Outcome(NamedTuple):
     buffers_J: Tensors
     A_opt: list[Tensor]  # one accumulator for each tensor of phi_opt; what s_0 adds is not in it yet
     A_loss: Tensors
+    aux: tuple[Any, Any] = (None, None)  # what the inner and the outer losses returned besides

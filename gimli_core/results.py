@@ -23,6 +23,12 @@ class Trajectory:
     train_losses: Tensor  # [J], ell_j(theta_j); [J, T] of T tasks
     val_losses: Tensor  # [J + 1], L_val(theta_j) where it has a weight, else nan; [J + 1, T]
     task_val_losses: Tensor | None = field(default=None, kw_only=True)  # [T], L of each task
+    train_aux: Any = field(
+        default=None, kw_only=True
+    )  # what train_loss returned besides, each tensor [J, …] or [J, T, …]
+    val_aux: Any = field(
+        default=None, kw_only=True
+    )  # of val_loss, [K, …] at the K theta_j with a weight, in their order
     approximation: str = field(default="", kw_only=True)  # what the gradient leaves out; "" if it is exact
 
 
@@ -35,6 +41,7 @@ class MetaGradient(Trajectory):
     B_0: Tensors  # dL/dtheta_0
     S_0: State  # dL/ds_0
     recurrence: str = "augmented"
+    A: Tensors = field(default_factory=dict, kw_only=True)  # dL/dphi by the names of what an outer loop learns
 
     def __repr__(self) -> str:
         note = "" if self.recurrence == "augmented" else f", recurrence={self.recurrence!r} (not the exact gradient)"

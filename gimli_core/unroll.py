@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,23 @@ from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.form import Form
 from gimli_core.arguments.surroundings import check_watching
 from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once
 from gimli_core.memory.schedules.actions import Schedule
-from gimli_core.meta_parameters.hyperparameters import look_up, tensor_paths
-from gimli_core.meta_parameters.marks import unmarked
+from gimli_core.meta_parameters.marks import look_up, tensor_paths, unmarked
 from gimli_core.notation import State, slots
 from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Wants, make_run
 from gimli_core.runs.run import Run, drain
+from gimli_core.transforms.proximal import without_centre
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
 
-__all__ = ["unroll"]
+__all__ = ["gradient_at", "tied_tensors", "unroll"]
 
 _SECOND = (
     "unroll: expected one derivative of the validation loss; got a request for a second one. The backward sweep gives "
@@ -104,16 +105,21 @@ def unroll(
     if not needed:
         drain(run.forward(), *watching)
         return (run.val_loss.clone(), run.trajectory()) if with_trajectory else run.val_loss.clone()
-    results = {
-        "A_opt": phi_opt or {},
-        "A_loss": phi_loss or {},
-        "B_0": {k: unmarked(theta_0)[k] for k in run.form.trained},
-        "S_0": slots(unmarked(state_0) or {}),
-        "val_losses": _from_the_end(val_weights),
-    }
-    paths, tied = zip(*tensor_paths(results), strict=True)
+    paths, tied = zip(*tied_tensors(call, run.form), strict=True)
     loss: Tensor = _Unrolled.apply(run, watching, paths, *tied)
     return (loss, run.trajectory()) if with_trajectory else loss
+
+
+def tied_tensors(call: Call, form: Form) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """(where its gradient stands in a result, tensor) for every tensor of a call that has a gradient."""
+    results = {
+        "A_opt": call.phi_opt or {},
+        "A_loss": without_centre(call.phi_loss) or {},
+        "B_0": {k: unmarked(call.theta_0)[k] for k in form.trained},
+        "S_0": slots(unmarked(call.state_0) or {}),
+        "val_losses": _from_the_end(call.val_weights),
+    }
+    return tensor_paths(results)
 
 
 class _Unrolled(torch.autograd.Function):
@@ -134,7 +140,7 @@ class _Unrolled(torch.autograd.Function):
             with ctx.modes():  # of the forward pass: steps may be run again
                 drain(ctx.run.backward(), *ctx.watching)
             result, scale = ctx.run.result(), ctx.run.form.scale
-            ctx.gradients = [_gradient_at(result, scale, path, t) for path, t in zip(ctx.paths, tied, strict=True)]
+            ctx.gradients = [gradient_at(result, scale, path, t) for path, t in zip(ctx.paths, tied, strict=True)]
             ctx.run = None
         scaled = [(arriving * g).to(t) for g, t in zip(ctx.gradients, tied, strict=True)]
         if torch.is_grad_enabled():
@@ -149,7 +155,8 @@ def _from_the_end(val_weights: Any) -> Any:
     return dict(enumerate(val_weights, start=-len(val_weights)))
 
 
-def _gradient_at(result: MetaGradient, scale: float, path: tuple[Any, ...], tied: Tensor) -> Tensor:
+def gradient_at(result: MetaGradient, scale: float, path: tuple[Any, ...], tied: Tensor) -> Tensor:
+    """The gradient of the tensor `tied`, which stands at `path` in a result."""
     if path[0] == "val_losses" and result.task_val_losses is not None:
         result = replace(result, val_losses=result.val_losses.sum(-1) * scale)
     gradient: Tensor = look_up(vars(result), path)

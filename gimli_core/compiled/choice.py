@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled.compiler.split_function import Uncut
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.retained_run import CompiledRetained
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, course_of, is_small
-from gimli_core.derivatives.first_order import gradient
+from gimli_core.derivatives.first_order import evaluate, gradient
 from gimli_core.errors import ArgumentError, explain, listing, notice
 from gimli_core.optimizers.interface import with_path
 from gimli_core.problem import Memo
@@ -102,8 +104,11 @@ def _compiled(memo: Memo, kind: tuple[Any, ...], inputs: Inputs) -> Compiled | U
 
 def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
     what, compiled = KINDS[kind[0]]
-    if missed := _missed(inputs):
-        reason = Uncompiled(f"train_loss does not use {listing(missed)} in some step, and it is then left alone")
+    why = _with_aux(inputs)
+    if why is None and (missed := _missed(inputs)):
+        why = f"train_loss does not use {listing(missed)} in some step, and it is then left alone"
+    if why is not None:
+        reason = Uncompiled(why)
         notice(f"{what} not compiled: {reason}")
         return reason
     notice(f"compiling {what}, once for this problem and these shapes …")
@@ -114,6 +119,19 @@ def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
         return reason
     notice(f"compiled in {found.seconds:.1f} s")
     return found
+
+
+def _with_aux(inputs: Inputs) -> str | None:
+    """Why a problem whose losses return (loss, aux) is not compiled. Cost 2F, once."""
+    environment, values, problem = inputs.environment, inputs.values, inputs.form.problem
+    before = environment.capture()
+    theta = {**values.frozen, **values.theta_0}
+    batches = {"train_loss": values.batch(0), "val_loss": values.last_val_batch}
+    with torch.enable_grad():
+        aux = [evaluate(getattr(problem, k), k, theta, values.phi_loss, v)[1] is not None for k, v in batches.items()]
+    environment.restore(before)
+    names = [name for name, returned in zip(batches, aux, strict=True) if returned]
+    return f"{listing(names)} return (loss, aux), and what is compiled returns the loss alone" if names else None
 
 
 def _missed(inputs: Inputs) -> list[str]:

@@ -60,12 +60,13 @@ class CompiledRetained:
         batch = builder(batch)(self._rows_of(batch))
         theta, s = in_rows(inputs)
         rest, hyper = (values.phi_loss, values.frozen), values.hyper.at(0)
-        validation = (theta, *rest, values.val_batch)
+        val_batch = values.last_val_batch
+        validation = (theta, *rest, val_batch)
         self._validate = Kernel(
-            "val_loss", bound(pure_steps.validate, fixed), inputs.environment, validation, values.val_batch, **options
+            "val_loss", bound(pure_steps.validate, fixed), inputs.environment, validation, val_batch, **options
         )
         found = inputs.environment.capture()
-        B = rows(self._validate(values.val_batch, *validation).theta)
+        B = rows(self._validate(val_batch, *validation).theta)
         S = rows(inputs.form.optimizer.zero_adjoint(s))
         inputs.environment.restore(found)
         arguments = (theta, s, *rest, hyper, batch, B, S)
@@ -90,8 +91,8 @@ class CompiledRetained:
             return None
         for j in range(J + 1):
             if form.weighted[j]:
-                arguments = (theta, values.phi_loss, values.frozen, values.val_batch)
-                validated[j] = self._validate(values.val_batch, *arguments)
+                batch = values.val_batch(j)
+                validated[j] = self._validate(batch, theta, values.phi_loss, values.frozen, batch)
             if j < J:
                 done, step = self._forwards(joined, inputs, j, theta, s)
                 steps.append(step)

@@ -48,12 +48,13 @@ class CompiledSteps:
         self._advance(batch, *arguments)
         self.draws = environment.moved(found)
         environment.restore(found)
-        validation = (theta, *rest, inputs.values.val_batch)
+        val_batch = inputs.values.last_val_batch
+        validation = (theta, *rest, val_batch)
         self._validate = Kernel(
-            "val_loss", bound(pure_steps.validate, fixed), environment, validation, inputs.values.val_batch, **options
+            "val_loss", bound(pure_steps.validate, fixed), environment, validation, val_batch, **options
         )
         B, S = (
-            self._validate(inputs.values.val_batch, *validation).theta,
+            self._validate(val_batch, *validation).theta,
             inputs.form.optimizer.zero_adjoint(point.state),
         )
         environment.restore(found)
@@ -66,9 +67,10 @@ class CompiledSteps:
         """Can all of a run be done with what was compiled, or compiled again? Raises Uncompiled."""
         point, batch = start(inputs), inputs.values.batch(0)
         arguments = *_arguments(inputs, point), batch
-        theta, rest = arguments[0], (inputs.values.phi_loss, inputs.values.frozen, inputs.values.val_batch)
+        theta, val_batch = arguments[0], inputs.values.last_val_batch
+        rest = (inputs.values.phi_loss, inputs.values.frozen, val_batch)
         self._advance.look(batch, *arguments)
-        self._validate.look(inputs.values.val_batch, theta, *rest)
+        self._validate.look(val_batch, theta, *rest)
         self._sweep.look(batch, *arguments, theta, inputs.form.optimizer.zero_adjoint(point.state))
 
     def begin(self, inputs: Inputs) -> Point:
@@ -105,12 +107,13 @@ class CompiledSteps:
     def validation_gradient(self, inputs: Inputs, point: Point) -> Gradient:
         """Lines 8 and 9."""
         values = inputs.values
-        done = self._validate(values.val_batch, point.theta, values.phi_loss, values.frozen, values.val_batch)
+        batch = values.val_batch(point.j)
+        done = self._validate(batch, point.theta, values.phi_loss, values.frozen, batch)
         return Gradient(done.loss, done.theta, done.phi_loss, None)
 
-    def validation_value(self, inputs: Inputs, point: Point) -> Tensor:
+    def validation_value(self, inputs: Inputs, point: Point) -> Gradient:
         """L_val, by the kernel of the sweep, so that every schedule has the same bits."""
-        return self.validation_gradient(inputs, point).loss
+        return self.validation_gradient(inputs, point)
 
 
 def _arguments(inputs: Inputs, point: Point) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.derivatives.held_weights import HeldWeights, noting
 from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.errors import ArgumentError, explain
@@ -31,6 +32,7 @@ class Graph(NamedTuple):
     theta: Tensors
     phi_loss: Tensors
     held: HeldWeights  # by modules, while the loss was evaluated
+    loss: Tensor
 
 
 class Gradient(NamedTuple):
@@ -41,6 +43,7 @@ class Gradient(NamedTuple):
     phi_loss: Tensors  # explicit dependence on phi_loss; empty unless asked for
     graph: Graph | None
     unused: frozenset[str] = frozenset()  # entries of theta to which the loss has no gradient path; their gradient is 0
+    aux: Any = None  # what the loss returns beside its value
 
 
 def gradient(
@@ -64,7 +67,7 @@ def gradient(
         theta_leaf = {k: v.detach().requires_grad_() for k, v in theta.items()}
         phi_leaf = {k: v.detach().requires_grad_(keep_graph or of_phi) for k, v in phi_loss.items()}
         with noting() as held:
-            loss = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch)
+            loss, aux = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch)
         inputs = [*theta_leaf.values(), *(phi_leaf.values() if of_phi else ())]
         with held.in_place():
             found = differentiate(loss, inputs, create_graph=keep_graph or bool(held.later))
@@ -91,8 +94,9 @@ def gradient(
         loss.detach(),
         dict(zip(theta, values, strict=False)),
         dict(zip(phi_loss, values[len(theta) :], strict=True)) if of_phi else {},
-        Graph(G, theta_leaf, phi_leaf, held) if keep_graph else None,
+        Graph(G, theta_leaf, phi_leaf, held, loss) if keep_graph else None,
         frozenset(k for k, g in zip(theta, found, strict=False) if g is None),
+        aux,
     )
 
 
@@ -116,10 +120,10 @@ def hessian(graph: Graph) -> Tensor:
     return torch.stack(rows)
 
 
-def evaluate(loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
-    """Call a loss and check that it is a scalar tensor, or one value a task."""
+def evaluate(loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any) -> tuple[Tensor, Any]:
+    """Call a loss; (its value, checked to be a scalar tensor or one value a task, and its aux, detached)."""
     try:
-        loss = loss_function(theta, phi_loss, batch)
+        loss, aux = value_and_aux(loss_function(theta, phi_loss, batch), name)
     except Exception as error:
         error.add_note(f"in {name}")
         raise
@@ -131,7 +135,7 @@ def evaluate(loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, 
                 name, "to return a scalar floating-point tensor (shape [])", came, "Reduce it with .mean() or .sum()."
             )
         )
-    return loss
+    return loss, aux
 
 
 def differentiate(loss: Tensor, inputs: list[Tensor], *, create_graph: bool = False) -> tuple[Tensor | None, ...]:

@@ -26,6 +26,7 @@ from gimli_core.transforms.tasks import Tasks, check_tasks
 
 __all__ = ["Asked", "checked"]
 
+UNROLL = "Unroll the loop: gimli.meta_gradient."
 LATE = 1e9  # steps after which the corrections of an average's start have gone
 
 
@@ -67,7 +68,7 @@ def checked(
         raise ArgumentError(
             explain("phi_opt", "None: where the inner loop rests does not depend on the way there, so that the "
                     "derivative by the optimizer's hyperparameters is 0", listing(unmarked(phi_opt)),
-                    "Unroll the loop for them: gimli.meta_gradient. A weight decay goes into train_loss, as phi_loss.")
+                    f"{UNROLL} A weight decay goes into train_loss, as phi_loss.")
         )  # fmt: skip
     number = isinstance(damping, (int, float)) and not isinstance(damping, bool)
     if not number or not 0 <= damping < math.inf:
@@ -78,6 +79,9 @@ def checked(
     if isinstance(inner_tolerance, bool) or not isinstance(inner_tolerance, (int, float)) or not inner_tolerance > 0:
         do = "It is relative to the result; math.inf lets any inner loop pass."
         raise ArgumentError(explain("inner_tolerance", "a number > 0", repr(inner_tolerance), do))
+    if isinstance(solver, Neumann) and isinstance(problem, Problem) and problem.optimizer.seen():
+        came, do = f"{type(problem.optimizer).__name__}, which sees {listing(problem.optimizer.seen())}", UNROLL
+        raise ArgumentError(explain("optimizer", "a rule of the gradient alone, for Neumann", came, do))
     T = check_tasks(tasks)
     if T is not None and T.chunk is not None:
         do = "Call once a chunk: nothing else is shared."

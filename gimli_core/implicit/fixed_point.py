@@ -15,6 +15,7 @@ from gimli_core.derivatives.first_order import Gradient
 from gimli_core.implicit.systems import System
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import with_path
+from gimli_core.optimizers.seen import seeing
 from gimli_core.record import Event, Point
 
 __all__ = ["FixedPoint", "at_point"]
@@ -83,7 +84,8 @@ class FixedPoint:
 
     def step(self, G: Tensors) -> Tensors:
         """Where the rule goes from here with the gradient G."""
-        form, hyper = self.inputs.form, self.inputs.values.hyper.at(0)
+        form = self.inputs.form
+        hyper = seeing(form.optimizer, self.inputs.values.hyper.at(0), self.G.loss)
         used = with_path(form.optimizer, G, self.G.unused)
         moved: Tensors = form.optimizer.step_used(self.point.theta, self.point.state, used, hyper)[0]
         return moved

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from gimli_core.implicit.arguments import Asked, checked
 from gimli_core.implicit.conjugate_gradient import CG
@@ -200,6 +201,11 @@ def _row(here: FixedPoint, of_rows: Tensor) -> Tensor:
     return of_rows if here.inputs.form.tasks is not None else of_rows[0]
 
 
+def _once(aux: Any) -> Any:
+    """What a loss returned besides, as that of one step."""
+    return None if aux is None else pytree.tree_map(lambda leaf: leaf[None], aux)
+
+
 def _length(*trees: Tensors) -> float:
     """Of all tensors as one vector."""
     return math.sqrt(sum(v.double().square().sum().item() for tensors in trees for v in tensors.values()))
@@ -224,6 +230,7 @@ def _result(asked: Asked, here: FixedPoint, A_loss: Tensors, report: ImplicitRep
         buffers_J=here.inputs.environment.copies(),
         A_opt=[],
         A_loss=A_loss,
+        aux=(_once(here.G.aux), _once(here.L.aux)),
     )
     missing = [f"Neumann: {asked.solver.terms} terms"] if isinstance(asked.solver, Neumann) else []
     missing += [f"damped: H + {asked.damping:g} I in place of H"] * bool(asked.damping)

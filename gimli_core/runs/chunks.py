@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.call import Call
 from gimli_core.meta_parameters.marks import PerTask, unmarked
@@ -80,11 +81,18 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
         train_losses=torch.cat(every("train_losses"), 1),
         val_losses=torch.cat(every("val_losses"), 1),
         task_val_losses=_join(every("task_val_losses"), True),
+        train_aux=_join_aux(every("train_aux")),
+        val_aux=_join_aux(every("val_aux")),
         A_opt=_join(every("A_opt"), False, call.phi_opt),
         A_loss=_join(every("A_loss"), False, call.phi_loss),
         B_0=_join(every("B_0"), own_theta),
         S_0=_join_states(every("S_0"), own_state),
     )  # fmt: skip
+
+
+def _join_aux(parts: list[Any]) -> Any:
+    """Trees of tensors `[steps, tasks, …]`, the tasks in a row."""
+    return None if parts[0] is None else pytree.tree_map(lambda *leaves: torch.cat(leaves, 1), *parts)
 
 
 def _join_states(states: list[dict[str, Any]], own: bool) -> dict[str, Any]:

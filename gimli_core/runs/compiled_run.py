@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gimli_core.arguments.inputs import Form, Inputs
+from gimli_core.arguments.form import Form
+from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled.retained_run import CompiledRetained
 from gimli_core.compiled.whole_run import CompiledWhole, Given
 from gimli_core.environment import Environment

@@ -6,7 +6,6 @@ from collections.abc import Generator
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from gimli_core import backward_sweep, forward_unroll
 from gimli_core.arguments.inputs import Inputs
@@ -44,8 +43,8 @@ class Steps(Protocol):
     def validation_gradient(self, inputs: Inputs, point: Point) -> Gradient:
         """Lines 8 and 9."""
 
-    def validation_value(self, inputs: Inputs, point: Point) -> Tensor:
-        """L_val alone, with the bits that it has beside its gradient."""
+    def validation_value(self, inputs: Inputs, point: Point) -> Gradient:
+        """L_val, with the bits that it has beside its gradient, which need not be there."""
 
 
 class EagerSteps:
@@ -80,9 +79,10 @@ class EagerSteps:
     def validation_gradient(self, inputs: Inputs, point: Point) -> Gradient:
         return backward_sweep.validation_gradient(inputs, point)
 
-    def validation_value(self, inputs: Inputs, point: Point) -> Tensor:
+    def validation_value(self, inputs: Inputs, point: Point) -> Gradient:
         values = inputs.values
         with torch.enable_grad():  # without it some modules take another path, and the last bits change
             theta = {**values.frozen, **{k: v.detach().requires_grad_() for k, v in point.theta.items()}}
-            loss = evaluate(inputs.form.problem.val_loss, "val_loss", theta, values.phi_loss, values.val_batch)
-        return loss.detach()
+            batch = values.val_batch(point.j)
+            loss, aux = evaluate(inputs.form.problem.val_loss, "val_loss", theta, values.phi_loss, batch)
+        return Gradient(loss.detach(), {}, {}, None, aux=aux)

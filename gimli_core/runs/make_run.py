@@ -15,10 +15,11 @@ from gimli_core.compiled.whole_run import CompiledWhole, given_of
 from gimli_core.environment import Environment
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.memory.directory import directory_of
-from gimli_core.memory.measure import Maker, settle
+from gimli_core.memory.pilot import Maker
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.forward_only import ForwardOnly
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
+from gimli_core.memory.settle import settle
 from gimli_core.requirements.examine import require
 from gimli_core.runs import compiled_run
 from gimli_core.runs.chunks import Chunks

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gimli_core.arguments.inputs import Form, Inputs
+from gimli_core.arguments.form import Form
+from gimli_core.arguments.inputs import Inputs
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.notation import Tensors
 from gimli_core.record import Ends, Outcome
@@ -59,6 +60,8 @@ def trajectory(form: Form, frozen: Tensors, outcome: Outcome) -> Trajectory:
         train_losses=outcome.train_losses,
         val_losses=outcome.val_losses,
         task_val_losses=None if form.tasks is None else outcome.of_each,
+        train_aux=outcome.aux[0],
+        val_aux=outcome.aux[1],
         approximation=form.approximation,
     )
 

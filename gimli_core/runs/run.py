@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gimli_core.arguments.inputs import Form
+from gimli_core.arguments.form import Form
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient, Trajectory
 

@@ -9,9 +9,9 @@ derivatives, schedules, tasks and compiled steps, sees a loss with a phi_loss, a
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.meta_parameters.marks import PerTask, per_task, unmarked
 from gimli_core.notation import Loss, Tensors
 from gimli_core.problem import Problem
+from gimli_core.transforms.numbered import takes_j
 
-__all__ = ["ProximalLoss", "centre_of", "into_start", "proximal", "with_centre"]
+__all__ = ["ProximalLoss", "centre_of", "into_start", "proximal", "with_centre", "without_centre"]
 
 CENTRE = "proximal centre: "  # before the name of a tensor of theta, in phi_loss
 
@@ -74,42 +75,46 @@ def proximal(problem: Problem, strength: float | str) -> Problem:
     return Problem(train_loss, _WithoutCentre(problem.val_loss), problem.optimizer, problem.modules)
 
 
-@dataclass(frozen=True, eq=False)
-class ProximalLoss:
+class _WithoutCentre:
+    """A loss that does not see the centre in phi_loss; it takes the number of the step where the user's does."""
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss: Any = loss
+        if takes_j(loss):
+            self.__signature__ = inspect.signature(loss)
+
+    def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any, **numbered: Any) -> Any:
+        return self.loss(theta, without_centre(phi_loss), batch, **numbered)
+
+
+class ProximalLoss(_WithoutCentre):
     """An inner loss with its proximal term."""
 
-    loss: Loss
-    strength: float | str
+    def __init__(self, loss: Loss, strength: float | str) -> None:
+        super().__init__(loss)
+        self.strength = strength
 
-    def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
-        loss = self.loss(theta, _without_centre(phi_loss), batch)
+    def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any, **numbered: Any) -> Any:
+        returned = super().__call__(theta, phi_loss, batch, **numbered)
+        loss, *aux = returned if isinstance(returned, tuple) else (returned,)
         away = [
-            (theta[k] - phi_loss[CENTRE + k]).square().sum().to(loss.dtype)
+            (theta[k] - phi_loss[CENTRE + k]).square().sum()
             for k in theta
             if CENTRE + k in phi_loss  # what is held constant has none
         ]
         if not away:
             do = "Call through gimli, which puts theta_0 there."
             raise ArgumentError(explain("phi_loss", "the centre of the proximal term", listing(phi_loss), do))
-        term: Tensor = self._strength(phi_loss) / 2 * torch.stack(away).sum()
-        return loss + term
-
-    def _strength(self, phi_loss: Mapping[str, Tensor]) -> Any:
-        return phi_loss[self.strength] if isinstance(self.strength, str) else self.strength
+        strength = phi_loss[self.strength] if isinstance(self.strength, str) else self.strength
+        loss = loss + strength / 2 * torch.stack(away).sum()
+        return (loss, *aux) if aux else loss
 
 
-@dataclass(frozen=True, eq=False)
-class _WithoutCentre:
-    """A validation loss, which the centre is no concern of."""
-
-    loss: Loss
-
-    def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
-        return self.loss(theta, _without_centre(phi_loss), batch)
-
-
-def _without_centre(phi_loss: Mapping[str, Tensor]) -> Tensors:
-    return {k: v for k, v in phi_loss.items() if not k.startswith(CENTRE)}
+def without_centre(phi_loss: Any) -> Any:
+    """phi_loss as it was given, before a centre was put into it."""
+    if not isinstance(phi_loss, Mapping):
+        return phi_loss
+    return {k: v for k, v in phi_loss.items() if not (isinstance(k, str) and k.startswith(CENTRE))}
 
 
 def centre_of(train_loss: Any, theta_0: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,4 +163,4 @@ def into_start(A_loss: Tensors, B_0: Tensors) -> tuple[Tensors, Tensors]:
     centre = {k.removeprefix(CENTRE): v for k, v in A_loss.items() if k.startswith(CENTRE)}
     if not centre:
         return A_loss, B_0
-    return _without_centre(A_loss), {k: v + centre[k].to(v.dtype) if k in centre else v for k, v in B_0.items()}
+    return without_centre(A_loss), {k: v + centre[k].to(v.dtype) if k in centre else v for k, v in B_0.items()}

@@ -264,7 +264,7 @@ def test_a_series_that_grows_says_so() -> None:
 
 
 def test_hyperparameters_of_the_optimizer_are_refused_with_the_reason() -> None:
-    with pytest.raises(ArgumentError, match=r"phi_opt: .*hyperparameters is 0; got 'lr'\. Unroll the loop for them"):
+    with pytest.raises(ArgumentError, match=r"phi_opt: .*hyperparameters is 0; got 'lr'\. Unroll the loop"):
         gimli.implicit_gradient(**ridge().arguments, phi_opt={"lr": torch.tensor(0.1)})  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ import torch
 import gimli_core as gimli
 from gimli_core.memory import Budget
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
-from gimli_core.verification.oracles.plain_unroll import autograd_gradient, random_rounding
+from gimli_core.verification.oracles.autograd_through_the_graph import autograd_gradient, random_rounding
 from tests.compare import distance, entries, flat_results, identical, largest
 from tests.problems import (
     NUMBERS,

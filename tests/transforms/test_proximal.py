@@ -146,3 +146,19 @@ def test_a_problem_that_is_none_or_proximal_already() -> None:
     once = gimli.proximal(gimli.Problem(loss, loss, SGD(lr=0.1)), 1.0)
     with pytest.raises(ArgumentError, match="one without a proximal term; got one that has it"):
         gimli.proximal(once, 1.0)
+
+
+def test_a_loss_may_take_j_and_return_more() -> None:
+    def train_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any, j: Tensor) -> Any:
+        loss = (theta["w"] - j).square().sum()
+        return loss, {"plain": loss}
+
+    def val_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        assert phi == {}
+        return theta["w"].square().sum()
+
+    problem = gimli.proximal(gimli.Problem(train_loss, val_loss, SGD(lr=0.1)), 1.0)
+    call = (problem, {"w": torch.ones(2)}, lambda j: None, None)
+    result = gimli.meta_gradient(*call, steps=3)
+    assert torch.equal(result.train_aux["plain"][0], torch.tensor(2.0))
+    gimli.verify(*call, steps=3).assert_ok()

@@ -16,8 +16,8 @@ from gimli_core.errors import VerificationError
 from gimli_core.memory import RetainGraphs, StoreStates
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.optimizers import SGD, Adagrad, Adam
+from gimli_core.runs.adjoints import Adjoints
 from gimli_core.runs.eager_steps import EagerSteps
-from gimli_core.runs.scheduled_run import ScheduledRun
 from gimli_core.verification import Verdict, verify
 
 STEPS = 5
@@ -154,7 +154,7 @@ def test_losses_along_the_way_do_not_mislead(about: str, monkeypatch: pytest.Mon
 
 def test_a_wrong_loss_along_the_way_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     right, wrong = "L.theta[k], alpha=w)", "L.theta[k], alpha=w * (1 + (j == 2)))"
-    plant(monkeypatch, Fault("", MOMENTUM, ScheduledRun, "_add_validation", right, wrong, 9, 2, "B_2 of w"))
+    plant(monkeypatch, Fault("", MOMENTUM, Adjoints, "add_validation", right, wrong, 9, 2, "B_2 of w"))
     finding = verify(**arguments(MOMENTUM), val_weights=[0.1, 0.2, 0.1, 0.3, 0.4], oracles=()).finding
     assert finding is not None
     assert (finding.line, finding.step, finding.quantity) == (9, 2, "B_2 of w")

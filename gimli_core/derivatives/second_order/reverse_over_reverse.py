@@ -1,6 +1,8 @@
 """Reverse over reverse: one reverse pass through the kept graph of G_j.
 
-V_j Hessian, V_j mixed = grad over (theta, phi_loss) of <G_j(theta_j, phi_loss), V_j>
+    V_j Hessian, V_j mixed = grad over (theta, phi_loss) of <G_j(theta_j, phi_loss), V_j>
+
+and of g_j ell_j(theta_j, phi_loss) in the same pass, for a rule that sees the loss (optimizers/seen.py).
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from gimli_core.notation import Tensors
 __all__ = ["products"]
 
 
-def products(graph: Graph, V: Tensors, *, curvature: bool = True, mixed: bool = True, keep: bool = False) -> Products:
+def products(
+    graph: Graph,
+    V: Tensors,
+    g: Tensor | None = None,
+    *,
+    curvature: bool = True,
+    mixed: bool = True,
+    keep: bool = False,
+) -> Products:
     """Both products in one pass; without `curvature` or `mixed` zeros for that one. Frees the graph, unless told to
     keep it.
 
@@ -25,12 +35,14 @@ def products(graph: Graph, V: Tensors, *, curvature: bool = True, mixed: bool = 
     n = len(graph.theta)
     asked = inputs[0 if curvature else n : None if mixed else n]
     # A gradient that is constant in theta and phi_loss (a linear loss) carries no graph: its products are 0.
-    pairs = [(g, V[k]) for k, g in zip(graph.theta, graph.G, strict=True) if g.requires_grad]
+    pairs = [(G, V[k]) for k, G in zip(graph.theta, graph.G, strict=True) if G.requires_grad]
+    if g is not None:
+        pairs.append((graph.loss, g))
     found: tuple[Tensor | None, ...] = (None,) * len(asked)
     if pairs:
         with graph.held.in_place():
             found = torch.autograd.grad(
-                [g for g, _ in pairs], asked, [v for _, v in pairs], allow_unused=True, retain_graph=keep
+                [G for G, _ in pairs], asked, [v for _, v in pairs], allow_unused=True, retain_graph=keep
             )
     before, after = (None,) * (0 if curvature else n), (None,) * (0 if mixed else len(inputs) - n)
     return collect(graph.theta, graph.phi_loss, (*before, *found, *after), None)

@@ -54,6 +54,9 @@ class Wrapper(Optimizer):
     def continuous(self) -> tuple[str, ...]:
         return (*self.own(), *self.inner.continuous())
 
+    def seen(self) -> tuple[str, ...]:
+        return self.inner.seen()
+
     def own_parameters(self) -> tuple[str, ...]:
         return self.inner.own_parameters()
 
@@ -124,8 +127,8 @@ class GradientWrapper(Wrapper):
 
 
 def only(wanted: Collection[str], optimizer: Optimizer) -> tuple[str, ...]:
-    """Those of `wanted` that `optimizer` has."""
-    known = optimizer.continuous()
+    """Those of `wanted` that `optimizer` has, or sees."""
+    known = (*optimizer.continuous(), *optimizer.seen())
     return tuple(name for name in wanted if name in known)
 
 

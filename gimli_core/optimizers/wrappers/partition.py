@@ -52,6 +52,9 @@ class Partition(Optimizer):
     def continuous(self) -> tuple[str, ...]:
         return self._names("continuous")
 
+    def seen(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for rule, _ in self.parts.values() for name in rule.seen()))
+
     def own_parameters(self) -> tuple[str, ...]:
         return self._names("own_parameters")
 
@@ -121,7 +124,7 @@ class Partition(Optimizer):
         new_state: State = {}
         for part, rule, names in self._split(theta):
             mine = ({k: theta[k] for k in names}, _share(state, names), {k: G[k] for k in names if k in G})
-            moved, held = rule.step_used(*mine, _hyper(part, hyper, names))
+            moved, held = rule.step_used(*mine, _hyper(part, hyper, names, rule.seen()))
             new_theta.update(moved)
             _merge(new_state, held)
         return {k: new_theta[k] for k in theta}, new_state
@@ -133,13 +136,16 @@ class Partition(Optimizer):
         for part, rule, names in self._split(theta):
             one_theta, one_G, one_B = ({k: tensors[k] for k in names if k in tensors} for tensors in (theta, G, B))
             pulled = rule.pullback_used(
-                one_theta, _share(state, names), one_G, _hyper(part, hyper, names), one_B, _share(S, names),
-                tuple(_of(part, dict.fromkeys(wanted))),
+                one_theta, _share(state, names), one_G, _hyper(part, hyper, names, rule.seen()), one_B,
+                _share(S, names), (*_of(part, dict.fromkeys(wanted)), *(n for n in wanted if n in rule.seen())),
             )  # fmt: skip
             found.V.update(pulled.V)
             found.B.update(pulled.B)
             _merge(found.S, pulled.S)
-            found.A.update({k: {f"{part}.{name}": a for name, a in A.items()} for k, A in pulled.A.items()})
+            seen = rule.seen()  # by the same name in every part
+            found.A.update(
+                {k: {n if n in seen else f"{part}.{n}": a for n, a in A.items()} for k, A in pulled.A.items()}
+            )
         return found
 
 
@@ -148,8 +154,9 @@ def _of(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(f"{part}."): v for name, v in values.items() if name.startswith(f"{part}.")}
 
 
-def _hyper(part: str, hyper: Hyper, names: list[str]) -> Hyper:
-    return {k: _of(part, hyper[k]) for k in names}
+def _hyper(part: str, hyper: Hyper, names: list[str], seen: Collection[str] = ()) -> Hyper:
+    """The hyperparameters of a part by its own names, and what its rule sees of the step."""
+    return {k: {**_of(part, hyper[k]), **{n: hyper[k][n] for n in seen}} for k in names}
 
 
 def _share(state: State, names: list[str]) -> State:

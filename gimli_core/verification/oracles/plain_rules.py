@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from gimli_core import optimizers
-from gimli_core.meta_parameters.hyperparameters import expand_betas
 from gimli_core.meta_parameters.marks import Marked
+from gimli_core.meta_parameters.resolve import expand_betas
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from gimli_core.optimizers.derived import own_root
@@ -118,6 +118,12 @@ def plain_step(
         for slot, value in s.items():
             new_state[slot][k] = value
     return new_theta, new_state | ({"skipped": skipped} if skipped else {})
+
+
+def handed(question: Question, hyper: Hyper, j: int, loss: Tensor) -> Hyper:
+    """The hyperparameters of step j, with what the rule asks for of the step besides."""
+    of_step = {"loss": loss, "j": torch.tensor(float(j), dtype=torch.float64)}
+    return {k: {**per, **{name: of_step[name] for name in question.optimizer.seen()}} for k, per in hyper.items()}
 
 
 def initial_state(question: Question, leaves: Entries, theta: Tensors) -> State:

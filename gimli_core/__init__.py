@@ -23,6 +23,7 @@ from gimli_core.transforms.proximal import proximal
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.unroll import unroll
 from gimli_core.verification import verify
+from gimli_core.verification.comparison import Comparison, compare
 from gimli_core.watchers.adjoint_norms import AdjointNorms
 from gimli_core.watchers.progress import Progress
 
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdjointNorms",
     "Approximation",
+    "Comparison",
     "EarlyStopping",
     "Estimator",
     "Event",
@@ -50,6 +52,7 @@ __all__ = [
     "Unrolled",
     "__version__",
     "check_requirements",
+    "compare",
     "errors",
     "implicit",
     "implicit_gradient",

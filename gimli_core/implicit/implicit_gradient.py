@@ -214,7 +214,7 @@ def _length(*trees: Tensors) -> float:
 def _error_bar(asked: Asked, error: Tensors, size: float) -> ErrorBar:
     length = _length(error)
     relative = length / size if size else (0.0 if length == 0 else math.inf)
-    return ErrorBar(*into_start(error, asked.B_0), relative)
+    return ErrorBar(*into_start(error, asked.B_0, curvature=True), relative)
 
 
 def _result(asked: Asked, here: FixedPoint, A_loss: Tensors, report: ImplicitReport) -> ImplicitGradient:

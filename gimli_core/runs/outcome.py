@@ -68,7 +68,7 @@ def trajectory(form: Form, frozen: Tensors, outcome: Outcome) -> Trajectory:
 
 def finished(form: Form, frozen: Tensors, hyper: Hyperparameters, outcome: Outcome) -> MetaGradient:
     """The result (line 16): A_opt in the structure that phi_opt came in, the centre of a proximal loss in B_0."""
-    A_loss, B_0 = into_start(outcome.A_loss, outcome.ends.B)
+    A_loss, B_0 = into_start(outcome.A_loss, outcome.ends.B, curvature=form.curvature)
     return MetaGradient(
         **vars(trajectory(form, frozen, outcome)),
         A_opt=hyper.join(outcome.A_opt),

@@ -36,7 +36,8 @@ def proximal(problem: Problem, strength: float | str) -> Problem:
 
     Every function of the library takes it as it takes any problem. Its B_0 is the derivative of L by theta_0 in both
     places, as the start of the inner loop and as the centre: at the minimum only the centre counts, and
-    `gimli.implicit_gradient` gives that without the path of the inner loop.
+    `gimli.implicit_gradient` gives that without the path of the inner loop. To first order (`gimli.FirstOrder()`) the
+    centre is taken for a constant, and B_0 is what it is without the term.
 
     Args:
         problem: whose losses and rule are kept.
@@ -158,9 +159,14 @@ def _check_strength(name: str, phi_loss: Mapping[str, Any]) -> None:
         raise ArgumentError(explain(argument, "lambda >= 0", f"{torch.as_tensor(value).tolist()}", do))
 
 
-def into_start(A_loss: Tensors, B_0: Tensors) -> tuple[Tensors, Tensors]:
-    """A_loss without the centre's entries, and B_0 with them: theta_0 stands in both places."""
+def into_start(A_loss: Tensors, B_0: Tensors, *, curvature: bool) -> tuple[Tensors, Tensors]:
+    """A_loss without the centre's entries, and B_0 with them: theta_0 stands in both places.
+
+    Without curvature, to first order, they are left out: what the pull to the centre takes from the start's share is
+    curvature, and one without the other would count theta_0 over and over.
+    """
     centre = {k.removeprefix(CENTRE): v for k, v in A_loss.items() if k.startswith(CENTRE)}
     if not centre:
         return A_loss, B_0
-    return without_centre(A_loss), {k: v + centre[k].to(v.dtype) if k in centre else v for k, v in B_0.items()}
+    added = {k: v + centre[k].to(v.dtype) if k in centre else v for k, v in B_0.items()}
+    return without_centre(A_loss), added if curvature else B_0

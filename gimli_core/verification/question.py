@@ -59,9 +59,12 @@ class Question:
         return {key: leaf.detach() for key, leaf in flatten(trees, ()).items()}
 
     def phi_of(self, entries: Entries) -> Any:
-        """phi_loss from the entries of a meta-gradient; the centre of a proximal loss is theta_0."""
+        """phi_loss from the entries of a meta-gradient; the centre of a proximal loss is theta_0, a constant to first
+        order."""
         phi_loss = rebuild(self.phi_loss, ("A_loss",), entries)
         theta_0 = {key[1]: leaf for key, leaf in entries.items() if key[0] == "B_0"}
+        if self.left_out.first_order:
+            theta_0 = {k: v.detach() for k, v in theta_0.items()}
         return {**phi_loss, **centre_of(self.problem.train_loss, theta_0)}
 
     def batch(self, j: int) -> Any:

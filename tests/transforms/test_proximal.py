@@ -75,6 +75,16 @@ def test_every_oracle_agrees(tasks: int | None) -> None:
     assert not any("centre" in c.name for c in report.checks)
 
 
+@pytest.mark.parametrize("tasks", [None, 2])
+def test_to_first_order_B_0_is_the_gradient_at_the_end(tasks: int | None) -> None:
+    arguments = made(tasks, steps=3, approximation=gimli.FirstOrder())
+    gimli.verify(**arguments).assert_ok()
+    result = gimli.meta_gradient(**arguments)
+    plain = gimli.meta_gradient(**{**written_out(arguments), "steps": 3})
+    for k, B in plain.B_0.items():
+        torch.testing.assert_close(result.B_0[k], B, rtol=1e-12, atol=1e-14)
+
+
 def test_the_term_is_left_out_of_nothing() -> None:
     """A gradient without the centre's share is found wrong."""
     arguments = made()

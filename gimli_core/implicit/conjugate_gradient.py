@@ -19,6 +19,7 @@ from gimli_core.implicit.systems import (
     check_tolerance,
     dot,
     norm,
+    precise,
     tiny,
 )
 
@@ -47,8 +48,8 @@ class CG(Solver):
     the Krylov space, which gives the Ritz values. A direction with <p, H p> <= 0 stops it.
 
     Args:
-        rtol: stop where ||b - H v|| <= rtol ||b||, for each task by itself. The residual is computed anew at the end;
-            where it has drifted, the iteration is begun again from there.
+        rtol: stop where ||b - H v|| <= rtol ||b||, for each task by itself; by default 1e-6, or 3e-4 in float32. The
+            residual is computed anew at the end; where it has drifted, the iteration is begun again from there.
         steps: at most so many.
 
     Raises:
@@ -62,7 +63,7 @@ class CG(Solver):
     CG(rtol=1e-08, steps=1000)
     """
 
-    rtol: float = 1e-6
+    rtol: float | None = None
     steps: int = 1000
 
     preconditioned = True
@@ -71,13 +72,16 @@ class CG(Solver):
         check_tolerance("CG(rtol=…)", self.rtol)
         check_steps("CG(steps=…)", self.steps)
 
+    def tolerance(self, like: Tensor) -> float:
+        return precise(self.rtol, like)
+
     def to(self, rtol: float) -> CG:
-        return replace(self, rtol=max(self.rtol, rtol))
+        return replace(self, rtol=max(self.rtol or 0.0, rtol))
 
     def solve(self, system: System) -> Solution:
         v, r = system.begin()
         size = norm(system.b)
-        goal = self.rtol * size
+        goal = self.tolerance(v) * size
         earlier = Earlier(v, norm(r), goal)
         run = _Run(v, torch.zeros(len(v), dtype=torch.long, device=v.device), None)
         for _ in range(ROUNDS):

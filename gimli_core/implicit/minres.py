@@ -9,7 +9,18 @@ from torch import Tensor
 
 from gimli_core.errors import check_switch
 from gimli_core.implicit.ritz import outermost
-from gimli_core.implicit.systems import Earlier, Solution, Solver, System, check_steps, check_tolerance, dot, norm, tiny
+from gimli_core.implicit.systems import (
+    Earlier,
+    Solution,
+    Solver,
+    System,
+    check_steps,
+    check_tolerance,
+    dot,
+    norm,
+    precise,
+    tiny,
+)
 
 __all__ = ["MINRES"]
 
@@ -26,7 +37,7 @@ class MINRES(Solver):
     inner loop that descends stays there.
 
     Args:
-        rtol: stop where ||b - H v|| <= rtol ||b||, for each task by itself.
+        rtol: stop where ||b - H v|| <= rtol ||b||, for each task by itself; by default 1e-6, or 3e-4 in float32.
         steps: at most so many.
         indefinite: go on where a Ritz value is not positive, instead of stopping with the direction.
 
@@ -38,10 +49,10 @@ class MINRES(Solver):
 
     >>> import gimli_core as gimli
     >>> gimli.implicit.MINRES()
-    MINRES(rtol=1e-06, steps=1000, indefinite=False)
+    MINRES(rtol=None, steps=1000, indefinite=False)
     """
 
-    rtol: float = 1e-6
+    rtol: float | None = None
     steps: int = 1000
     indefinite: bool = False
 
@@ -50,13 +61,16 @@ class MINRES(Solver):
         check_steps("MINRES(steps=…)", self.steps)
         check_switch("MINRES(indefinite=…)", self.indefinite)
 
+    def tolerance(self, like: Tensor) -> float:
+        return precise(self.rtol, like)
+
     def to(self, rtol: float) -> MINRES:
-        return replace(self, rtol=max(self.rtol, rtol))
+        return replace(self, rtol=max(self.rtol or 0.0, rtol))
 
     def solve(self, system: System) -> Solution:
         v, r = system.begin()
         of_b, phi = norm(system.b), norm(r)
-        goal = self.rtol * of_b
+        goal = self.tolerance(v) * of_b
         q, old_q = r / torch.where(phi > 0, phi, 1.0)[:, None], torch.zeros_like(r)
         d, old_d = torch.zeros_like(r), torch.zeros_like(r)
         beta, c, s = torch.zeros_like(phi), torch.ones_like(phi), torch.zeros_like(phi)

@@ -49,7 +49,7 @@ def refuse_unsolved(here: FixedPoint, solver: Solver, system: System, solution: 
     if bool(failed.any()):
         t = int(failed.nonzero()[0])
         low, high = (bound[t].item() for bound in solution.spectrum)
-        expected = f"at most {rtol:.1g} of the right-hand side" if (rtol := getattr(solver, "rtol", None)) else "less"
+        expected = f"at most {rtol:.1g} of the right-hand side" if (rtol := solver.tolerance(solution.v)) else "less"
         raise NotConvergedError(
             f"{solver}{_of_task(here, t)}: expected a residual of {expected}; got {solution.residual[t].item():.2g} "
             f"after {int(solution.steps[t])} steps, with eigenvalues of the Hessian from {low:.3g} or less to "

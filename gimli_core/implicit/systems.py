@@ -31,6 +31,7 @@ __all__ = [
     "check_tolerance",
     "dot",
     "norm",
+    "precise",
     "tiny",
 ]
 
@@ -133,6 +134,10 @@ class Solver(ABC):
     def solve(self, system: System) -> Solution:
         """The solution of a system, or where the solver stopped short of it."""
 
+    def tolerance(self, like: Tensor) -> float | None:
+        """The relative residual at which it stops, if it does so, in the precision of `like`."""
+        return None
+
     def to(self, rtol: float) -> Solver:
         """The same solver, with a tolerance that is no tighter than `rtol`, if it has one."""
         return self
@@ -160,8 +165,15 @@ def check_steps(argument: str, steps: Any) -> None:
         raise ArgumentError(explain(argument, "a whole number >= 1", repr(steps), "It counts products with H."))
 
 
+def precise(rtol: float | None, like: Tensor) -> float:
+    """A tolerance; where none was given 1e-6, or what the precision of `like` allows if that is less."""
+    return rtol if rtol is not None else max(1e-6, torch.finfo(like.dtype).eps ** 0.5)
+
+
 def check_tolerance(argument: str, value: Any) -> None:
-    """Raise ArgumentError unless `value` is a number in (0, 1)."""
+    """Raise ArgumentError unless `value` is a number in (0, 1), or None."""
+    if value is None:
+        return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         do = "It is the residual, relative to the right-hand side."
         raise ArgumentError(explain(argument, "a number in (0, 1)", repr(value), do))

@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.implicit              # about two minutes on two cores
 
-Errors are relative to the closed form, and times are medians of runs in turn. "alone" is the solve at a theta_star
-that is there already; "with its loop" runs an inner loop forwards first, by a momentum rule, until the gradient is as
-exact as the unrolled one. Peaks are of a fresh process each.
+Gradient descent takes 300 steps there until the unrolled gradient is right to 1e-6. Errors are relative to the closed
+form, and times are medians of runs in turn. "alone" is the solve at a theta_star that is there already; "with its loop"
+runs an inner loop forwards first, by a momentum rule, of which an unrolled run stands beside it. Peaks are of a fresh
+process each.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ from tests.benchmarks.measure import MIB, in_fresh_process, median_ratio, paired
 
 TASKS, N = 8, 200
 UNROLLED, ITS_LOOP = 300, 60  # steps
-REPEATS = 7
+REPEATS = 5
 
 
 def main() -> None:
     torch.set_default_dtype(torch.float64)
-    plain, fast = made(), made(lr=0.6, momentum=0.55)
+    plain, fast = made(), made(lr=0.8, momentum=0.6)
     star = {"w": plain.minima}
     runs: dict[str, Callable[[], gimli.MetaGradient]] = {
         f"unrolled, {UNROLLED} steps": lambda: unrolled(plain, UNROLLED),
+        f"unrolled, momentum, {ITS_LOOP}": lambda: unrolled(fast, ITS_LOOP),
         "implicit, alone": lambda: implicit(plain, star),
         "implicit, with its loop": lambda: implicit(fast, inner_loop(fast, ITS_LOOP)),
     }
@@ -50,7 +52,7 @@ def main() -> None:
 
 
 def made(**rule: Any) -> Synthetic:
-    return synthetic(TASKS, N, **rule)
+    return synthetic(TASKS, N, strength=0.09, **rule)
 
 
 def _call(made: Synthetic) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def test_the_report_reads_well() -> None:
     result = gimli.implicit_gradient(**made.arguments, damping=0.5)
     lines = str(result.report).splitlines()
     assert lines[0].startswith("error of the result: ")
-    assert lines[1].startswith("CG(rtol=1e-06, steps=1000), damping 0.5: ")
+    assert lines[1].startswith("CG(rtol=None, steps=1000), damping 0.5: ")
     assert "products with the Hessian in all, residual" in lines[1]
     assert lines[2].startswith("theta_star: ||grad ell|| = ")
     assert result.approximation == "damped: H + 0.5 I in place of H"
@@ -125,6 +125,24 @@ def test_damping_is_added_to_the_hessian(solver: Solver) -> None:
     w, phi = made.arguments["theta_star"]["w"], made.arguments["phi_loss"]["log_l2"]
     v = torch.linalg.solve(made.H + 0.3 * torch.eye(6), made.H @ made.v)
     assert distance(result.A_loss["log_l2"], -v * phi.exp() * w + 0.01) < 1e-10
+
+
+@pytest.mark.parametrize("solver", [CG(), MINRES(), Dense()], ids=lambda s: type(s).__name__)
+def test_in_float32_the_defaults_ask_for_no_more_than_it_has(solver: Solver) -> None:
+    exact, made = gimli.implicit_gradient(**network(), solver=Dense()), network()
+    single = {
+        **made, "theta_star": {k: v.float() for k, v in made["theta_star"].items()},
+        "train_batch": tuple(v.float() for v in made["train_batch"]),
+        "val_batch": tuple(v.float() for v in made["val_batch"]),
+        "phi_loss": {k: v.float() for k, v in made["phi_loss"].items()},
+    }  # fmt: skip
+    result = gimli.implicit_gradient(**single, solver=solver)
+    for k, A in result.A_loss.items():
+        assert A.dtype == torch.float32
+        assert distance(A, exact.A_loss[k]) < 1e-2
+    assert length(difference(result.A_loss, exact.A_loss)) < 2 * (
+        length(result.report.solve.A_loss) + length(result.report.inner.A_loss)
+    )
 
 
 def test_warm_start_and_preconditioner_save_products_and_change_nothing() -> None:

@@ -86,7 +86,7 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
         theta_J={k: v if k in frozen else _join([t[k] for t in every("theta_J")], True)
                  for k, v in first.theta_J.items()},
         state_J=_join_states(every("state_J"), True),
-        buffers_J=results[-1].buffers_J,
+        buffers_J={k: _buffer([b[k] for b in every("buffers_J")]) for k in first.buffers_J},
         train_losses=_side_by_side(every("train_losses")),
         val_losses=_side_by_side(every("val_losses")),
         task_val_losses=_join(every("task_val_losses"), True),
@@ -112,6 +112,12 @@ def _join_aux(parts: list[Any]) -> Any:
         do = "Run all tasks at a time, or leave aux out."
         raise ArgumentError(explain("Tasks(chunk=…)", "chunks of as many steps, for their aux", "other numbers", do))
     return None if parts[0] is None else pytree.tree_map(lambda *leaves: torch.cat(leaves, 1), *parts)
+
+
+def _buffer(parts: list[Tensor]) -> Tensor:
+    """A buffer that no task has changed, or `[T, …]` of tasks that were run one at a time."""
+    alike = all(torch.equal(part, parts[0]) for part in parts)
+    return parts[0] if alike else torch.stack(parts)
 
 
 def _join_states(states: list[dict[str, Any]], own: bool) -> dict[str, Any]:

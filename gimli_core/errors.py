@@ -19,6 +19,7 @@ __all__ = [
     "NegativeCurvatureError",
     "NotConvergedError",
     "NotFiniteError",
+    "NotReachedError",
     "ReplayError",
     "RequirementError",
     "SecondDerivativeError",
@@ -61,6 +62,10 @@ class NegativeCurvatureError(GimliError, ArithmeticError):
     def __init__(self, message: str, direction: dict[str, Any], curvature: float, damping: float) -> None:
         super().__init__(message)
         self.direction, self.curvature, self.damping = direction, curvature, damping
+
+
+class NotReachedError(GimliError, RuntimeError):
+    """What was to end an inner loop did not come about in the steps that it was given."""
 
 
 class ReplayError(GimliError, RuntimeError):

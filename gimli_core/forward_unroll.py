@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import nullcontext
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.derivatives.finite import check_finite
+from gimli_core.derivatives.finite import at_once, check_finite
 from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.environment import keeping_buffers
 from gimli_core.optimizers.interface import with_path
@@ -28,12 +28,12 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
         with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
             G_j = gradient(
                 form.problem.train_loss, "train_loss", point.theta, values.phi_loss, batch,
-                frozen=values.frozen, keep_graph=True,
+                frozen=values.frozen, keep_graph=True, recorded=form.recorded,
             )  # fmt: skip
     except Exception as error:
         error.add_note(f"at inner step j = {j} of {form.steps}")
         raise
-    if inputs.device.type == "cpu":  # elsewhere a look would stall the device
+    if at_once(inputs.device):
         check_finite(j, point.theta, G_j, batch, form.names)
     inputs.look_for_missed(j, point.theta, G_j.theta, batch)
     return G_j if keep_graph else G_j._replace(graph=None)

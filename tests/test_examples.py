@@ -45,6 +45,12 @@ def test_imaml_s_synthetic_problem(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "imaml.svg").read_text(encoding="utf-8")
 
 
+def test_nested_loops_learn_their_rates() -> None:
+    done = run("learned_outer_rate.py", "--outer", "1")
+    assert done.returncode == 0, done.stderr
+    assert "query loss" in done.stdout.splitlines()[-1]
+
+
 def characters() -> NDArray[np.uint8]:
     """A few drawings of each digit, [10, 12, 28, 28], standing in for Omniglot, which is not in this repository."""
     images, labels = load_digits(return_X_y=True)

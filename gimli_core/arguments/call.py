@@ -41,6 +41,7 @@ class Call:
     compile: bool | str = "auto"
     resume: str | Path | None = None
     check: bool = True
+    until: Any = None  # a gimli.Until, or its test
     among: int | None = None  # of how many tasks these are a part; all of them by default
 
     def __post_init__(self) -> None:

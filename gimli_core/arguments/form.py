@@ -38,6 +38,7 @@ class Form:
     second_order: str  # the means of second-order products; `require` puts one that works in its place
     trained: tuple[str, ...]
     transforms: tuple[Transform, ...] = ()
+    recorded: bool = False  # whether autograd records the run, so that its results can be differentiated
 
     @property
     def first(self) -> int:

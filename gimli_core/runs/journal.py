@@ -32,7 +32,7 @@ __all__ = ["SECONDS", "Journal", "demand", "rebuilding", "state_after"]
 SECONDS = 30.0  # between two writings
 POINT = r"point-(?:0|[1-9]\d*)"
 REMEDY = "To begin anew, remove the file `progress` of this directory and run again."
-TENSORS = {"B", "S", "A_opt", "A_loss", "losses", "val_losses", "start", "end"}
+TENSORS = {"adjoints", "along", "losses", "val_losses", "start", "end"}
 PLAIN = {"problem": str, "run": str, "made": bool, "points": list, "done": int, "point": int, "validated": bool,
          "schedule": dict, "generators": list, "left": list}  # fmt: skip
 
@@ -50,7 +50,7 @@ class Journal:
         self._run = secrets.token_hex(16)
         self._there: set[int] = set()  # the steps whose points are written
         self._process = os.getpid()
-        held, self._made = hold("resume", directory)
+        held, self._made = hold("resume", directory, "progress")
         self._let_go = weakref.finalize(self, release, held, self._process)
         self._written = time.monotonic()
         self.reached = self._load()  # by the last run: (tensors, plain values), or None

@@ -139,7 +139,8 @@ def with_centre(train_loss: Any, theta_0: Any, phi_loss: Any) -> Any:
     if isinstance(train_loss.strength, str):
         _check_strength(train_loss.strength, entries)
     tensors = {k: v for k, v in unmarked(theta_0).items() if isinstance(v, Tensor)}  # others are refused with theta_0
-    centre = centre_of(train_loss, split_frozen(tensors)[0])
+    # The tensors themselves: what is done with them may be recorded, to be differentiated again.
+    centre = centre_of(train_loss, {k: tensors[k] for k in split_frozen(tensors)[0]})
     if isinstance(theta_0, PerTask):
         centre = {k: per_task(v) for k, v in centre.items()}
     return {**entries, **centre}

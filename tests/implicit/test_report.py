@@ -344,3 +344,24 @@ def test_a_proximal_problem_needs_its_centre() -> None:
     made["problem"] = gimli.proximal(made["problem"], 1.0)
     with pytest.raises(ArgumentError, match=r"theta_0: expected the centre of the proximal problem; got None"):
         gimli.implicit_gradient(**made)
+
+
+def test_losses_may_return_more_and_take_j_but_one_number() -> None:
+    made = ridge()
+
+    def train_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any, j: Tensor) -> Any:
+        return ridge_loss(theta, phi, batch), {"j": j}
+
+    def val_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Any:
+        return fit(theta, phi, batch), {"size": theta["w"].norm()}
+
+    result = gimli.implicit_gradient(**{**made.arguments, "problem": gimli.Problem(train_loss, val_loss, SGD(lr=0.1))})
+    assert distance(result.A_loss["log_l2"], made.A) < 1e-5
+    assert result.val_aux["size"].shape == (1,)
+    assert torch.equal(result.train_aux["j"], torch.zeros(1, dtype=torch.long))
+
+    def two(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        return torch.stack([fit(theta, phi, batch)] * 2)
+
+    with pytest.raises(ArgumentError, match="val_loss: expected one number, for an implicit gradient; got 2"):
+        gimli.implicit_gradient(**{**made.arguments, "problem": gimli.Problem(ridge_loss, two, SGD(lr=0.1))})

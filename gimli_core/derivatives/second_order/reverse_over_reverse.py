@@ -25,9 +25,10 @@ def products(
     curvature: bool = True,
     mixed: bool = True,
     keep: bool = False,
+    recorded: bool = False,
 ) -> Products:
-    """Both products in one pass; without `curvature` or `mixed` zeros for that one. Frees the graph, unless told to
-    keep it.
+    """Both products in one pass; without `curvature` or `mixed` zeros for that one. Frees the graph, unless it is to be
+    kept for another V, or the products are `recorded`.
 
     Cost: 6F; the graph holds the activations of the gradient from line 5 on.
     """
@@ -42,7 +43,12 @@ def products(
     if pairs:
         with graph.held.in_place():
             found = torch.autograd.grad(
-                [G for G, _ in pairs], asked, [v for _, v in pairs], allow_unused=True, retain_graph=keep
+                [G for G, _ in pairs],
+                asked,
+                [v for _, v in pairs],
+                create_graph=recorded,
+                retain_graph=True if keep or recorded else None,
+                allow_unused=True,
             )
     before, after = (None,) * (0 if curvature else n), (None,) * (0 if mixed else len(inputs) - n)
-    return collect(graph.theta, graph.phi_loss, (*before, *found, *after), None)
+    return collect(graph.theta, graph.phi_loss, (*before, *found, *after), None, recorded)

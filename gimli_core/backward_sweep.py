@@ -120,6 +120,6 @@ def second_order_products(
             form.problem.train_loss, point.theta, values.phi_loss, values.batch(point.j), V, g,
             frozen=values.frozen, curvature=curvature,
         )  # fmt: skip
-    if g is not None and not form.curvature:  # with curvature it is in there already
+    if g is not None and not curvature:  # with curvature it is in there already
         products = products._replace(curvature={k: times(g, G) for k, G in G_j.theta.items()})
     return products

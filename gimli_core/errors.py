@@ -48,6 +48,10 @@ class NotFiniteError(GimliError, ArithmeticError):
     """A loss, a gradient or an update became infinite or not a number."""
 
 
+class NotReachedError(GimliError, RuntimeError):
+    """What was to end an inner loop did not come about in the steps that it was given."""
+
+
 class NotConvergedError(GimliError, ArithmeticError):
     """A solve, or the inner loop that it stands on, stopped before it had converged."""
 
@@ -62,10 +66,6 @@ class NegativeCurvatureError(GimliError, ArithmeticError):
     def __init__(self, message: str, direction: dict[str, Any], curvature: float, damping: float) -> None:
         super().__init__(message)
         self.direction, self.curvature, self.damping = direction, curvature, damping
-
-
-class NotReachedError(GimliError, RuntimeError):
-    """What was to end an inner loop did not come about in the steps that it was given."""
 
 
 class ReplayError(GimliError, RuntimeError):

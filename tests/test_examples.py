@@ -34,6 +34,12 @@ def test_examples_on_bundled_data(name: str) -> None:
     assert "test " in done.stdout.splitlines()[-1] or "cross entropy" in done.stdout.splitlines()[-1]
 
 
+def test_nested_loops_learn_their_rates() -> None:
+    done = run("learned_outer_rate.py", "--outer", "1")
+    assert done.returncode == 0, done.stderr
+    assert "query loss" in done.stdout.splitlines()[-1]
+
+
 def test_imaml_s_synthetic_problem(tmp_path: Path) -> None:
     done = run("imaml_synthetic.py", "--outer-steps", "20", "--out", str(tmp_path / "imaml.svg"))
     assert done.returncode == 0, done.stderr
@@ -43,12 +49,6 @@ def test_imaml_s_synthetic_problem(tmp_path: Path) -> None:
     assert "unrolled     100    0.0e+00" in done.stdout
     assert "error of the result:" in done.stdout
     assert "<svg" in (tmp_path / "imaml.svg").read_text(encoding="utf-8")
-
-
-def test_nested_loops_learn_their_rates() -> None:
-    done = run("learned_outer_rate.py", "--outer", "1")
-    assert done.returncode == 0, done.stderr
-    assert "query loss" in done.stdout.splitlines()[-1]
 
 
 def characters() -> NDArray[np.uint8]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gimli_core import backward_sweep, forward_unroll
 from gimli_core.arguments.inputs import Inputs
+from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.derivatives.first_order import Gradient
-from gimli_core.errors import ArgumentError, explain
 from gimli_core.implicit.systems import System
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import with_path
@@ -109,15 +109,13 @@ class FixedPoint:
 
 
 def at_point(inputs: Inputs, point: Point) -> FixedPoint:
-    """The gradients of both losses there. Cost: 6F."""
+    """The gradients of both losses there. Raises ArgumentError where L_val is a vector. Cost: 6F."""
     _restore(inputs, point)
     G = forward_unroll.inner_gradient(inputs, point, keep_graph=True)
     _restore(inputs, point)
-    outer, of_each = backward_sweep.validation_gradients(inputs, point)
-    if len(of_each) != 1:
-        do = "Call once for each, or give their sum."
-        raise ArgumentError(explain("val_loss", "one number, for an implicit gradient", f"{len(of_each)}", do))
-    return FixedPoint(inputs, point, G, of_each[0]._replace(loss=outer.loss, aux=outer.aux))
+    refuse_vector(inputs, "an implicit gradient")
+    _, (L,) = backward_sweep.validation_gradients(inputs, point)
+    return FixedPoint(inputs, point, G, L)
 
 
 def _restore(inputs: Inputs, point: Point) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, prepare
+from gimli_core.arguments.theta import check_tensor
 from gimli_core.environment import split_frozen
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.implicit.fixed_point import FixedPoint
@@ -22,7 +23,7 @@ from gimli_core.notation import COUNTS, Tensors
 from gimli_core.problem import Problem
 from gimli_core.requirements.examine import require
 from gimli_core.transforms.proximal import ProximalLoss, with_centre
-from gimli_core.transforms.tasks import Tasks, check_tasks
+from gimli_core.transforms.tasks import Tasks, check_tasks, own
 
 __all__ = ["Asked", "checked"]
 
@@ -131,13 +132,15 @@ def _like_start(theta_star: Any, theta_0: Any, tasks: Tasks | None) -> Any:
             do = "They are two places of the same parameters."
             raise ArgumentError(explain("theta_star", f"the names of theta_0, {listing(start)}", listing(star), do))
         star = {k: _frozen(v, start[k]) for k, v in star.items()}
+    for k, v in star.items():
+        check_tensor(f"theta_star[{k!r}]", v)
     if T is None:
         return star
     of_each = {
         k: _spread(v, T) if _is_frozen(v) and start is not None and v.shape == start[k].shape else v
         for k, v in star.items()
     }
-    return per_task(of_each)
+    return per_task(own("theta_star", of_each, T))
 
 
 def _frozen(value: Any, like: Any) -> Any:

@@ -216,8 +216,8 @@ def test_a_loss_that_moves_running_statistics_is_refused_where_nothing_is_tried_
         return functional_call(net, theta, (batch,)).square().mean()
 
     x, before = torch.randn(T, 6, 3), net[1].running_mean.clone()
+    problem = gimli.Problem(normed, normed, SGD(lr=0.1))
     with pytest.raises(ArgumentError, match=r"track_running_stats=False"):
-        problem = gimli.Problem(normed, normed, SGD(lr=0.1))
         gimli.meta_gradient(problem, dict(net.named_parameters()), [x], x, tasks=T, check=False)
     assert torch.equal(net[1].running_mean, before)
 

@@ -12,7 +12,11 @@ from gimli_core.meta_parameters.marks import per_element, per_step, per_task
 from gimli_core.optimizers.check import PullbackReport
 from gimli_core.outer_loop.early_stopping import EarlyStopping
 from gimli_core.outer_loop.estimator import Estimator
+from gimli_core.outer_loop.estimators.es import ES
+from gimli_core.outer_loop.estimators.pes import PES
+from gimli_core.outer_loop.estimators.reptile import Reptile
 from gimli_core.outer_loop.estimators.unrolled import Unrolled
+from gimli_core.outer_loop.estimators.windows import Windows
 from gimli_core.outer_loop.outer_loop import OuterLoop
 from gimli_core.outer_loop.task_sampler import TaskSampler
 from gimli_core.problem import Problem
@@ -30,6 +34,8 @@ from gimli_core.watchers.progress import Progress
 __version__ = "0.1.0"
 
 __all__ = [
+    "ES",
+    "PES",
     "AdjointNorms",
     "Approximation",
     "EarlyStopping",
@@ -43,6 +49,7 @@ __all__ = [
     "Problem",
     "Progress",
     "PullbackReport",
+    "Reptile",
     "Requirements",
     "TaskSampler",
     "Tasks",
@@ -51,6 +58,7 @@ __all__ = [
     "Truncated",
     "Unrolled",
     "Until",
+    "Windows",
     "__version__",
     "adapt",
     "check_requirements",

@@ -17,7 +17,7 @@ from gimli_core.arguments.surroundings import check_watching
 from gimli_core.arguments.until import Until
 from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once
-from gimli_core.errors import ClosedError
+from gimli_core.errors import ArgumentError, ClosedError, explain
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.meta_parameters.marks import look_up, tensor_paths, unmarked
 from gimli_core.notation import State, slots
@@ -153,6 +153,9 @@ class _Unrolled(torch.autograd.Function):
         ctx: Any, run: Run, watching: Any, paths: Sequence[tuple[Any, ...]], again: Recorded | None, *tied: Tensor
     ) -> Tensor:
         drain(run.forward(), *watching)
+        if again is not None and run.val_loss.ndim:
+            came, do = f"a vector of {run.val_loss.numel()}", "Weigh them into one number in val_loss."
+            raise ArgumentError(explain("val_loss", "one number beside derivatives=2", came, do))
         ctx.again, ctx.steps, ctx.scale = again, run.form.steps, run.form.scale
         ctx.modes = modes_now(tied[0].device)
         ctx.run, ctx.watching, ctx.paths, ctx.gradients = run, watching, paths, None

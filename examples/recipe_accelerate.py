@@ -4,7 +4,7 @@ The parameters are used through gimli.unroll, not through the wrapped module's f
 does in its backward hooks is one line here, after `backward`.
 
     python examples/recipe_accelerate.py       # needs accelerate; about 10 s
-    accelerate launch --cpu --num_processes 2 examples/recipe_accelerate.py
+    torchrun --nproc_per_node 2 examples/recipe_accelerate.py
 """
 
 import argparse
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--outer-steps", type=int, default=300)
     options = parser.parse_args()
 
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     network = sines.network().to(accelerator.device)  # the same on every process: it is seeded
     problem = sines.problem(network)
     meta_optimizer = accelerator.prepare(torch.optim.Adam(network.parameters(), lr=1e-3))

@@ -14,6 +14,7 @@ from gimli_core.optimizers.check import PullbackReport
 from gimli_core.outer_loop.early_stopping import EarlyStopping
 from gimli_core.outer_loop.estimator import Estimator
 from gimli_core.outer_loop.estimators.es import ES
+from gimli_core.outer_loop.estimators.implicit import Implicit
 from gimli_core.outer_loop.estimators.pes import PES
 from gimli_core.outer_loop.estimators.reptile import Reptile
 from gimli_core.outer_loop.estimators.unrolled import Unrolled
@@ -47,6 +48,7 @@ __all__ = [
     "Evaluation",
     "Event",
     "FirstOrder",
+    "Implicit",
     "MetaGradient",
     "OuterLoop",
     "Plan",

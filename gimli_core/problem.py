@@ -107,7 +107,10 @@ class Memo:
     told: set[str] = field(default_factory=set)  # notices that were given
     costs: list[tuple[Any, Any]] = field(default_factory=list)  # measured costs, for an outline
     compiled: list[tuple[Any, Any]] = field(default_factory=list)  # compiled functions, for an outline
-    eager_seconds: float = 0.0  # that eager runs have taken
+    eager_seconds: float = 0.0  # processor time that eager runs have taken since something was last compiled for them
+    last_seconds: float = 0.0  # that the last half of one has taken
+    attempt: Any = None  # to compile beside the runs
+    refused: bool = False  # whether one has failed: none is made again
     recalled: dict[Any, Any] = field(default_factory=dict)  # what a call of the same look takes over
     by_name: bool = False  # whether tensors must stay apart: a step left one of them alone
 

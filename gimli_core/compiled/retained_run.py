@@ -77,6 +77,12 @@ class CompiledRetained:
         self._advanced, self._swept = builder(advanced), builder(swept)
         self._take_A, self._build_A = taker((swept.A_opt, swept.A_loss)), builder((swept.A_opt, swept.A_loss))
 
+    def look(self, inputs: Inputs) -> None:
+        """Can a run be done with what was compiled, or compiled again? Raises Uncompiled."""
+        values, (theta, s) = inputs.values, in_rows(inputs)
+        self._validate.look(values.val_batch, theta, values.phi_loss, values.frozen, values.val_batch)
+        self._begin(inputs, theta, s)
+
     def run(self, inputs: Inputs) -> Generator[Event, None, Computed | None]:
         """The whole run, or None where something in it is not finite: an eager run then names what broke first."""
         form, values, J = inputs.form, inputs.values, inputs.form.steps

@@ -85,6 +85,11 @@ class CompiledWhole:
         """Whether a run surely changes nothing but what it returns: no random numbers, no buffers, no other graph."""
         return self._pure and self._kernel.graphs == 1
 
+    def look(self, inputs: Inputs) -> None:
+        """Can a run be done with what was compiled, or compiled again? Raises Uncompiled."""
+        given = given_of(inputs)
+        self._kernel.look(given[-2:], *given)
+
     def __call__(self, given: Given) -> WholeOutcome | None:
         """The outcome; None where it cannot run compiled, or something is not finite: an eager run names what broke."""
         self._kernel.begin()

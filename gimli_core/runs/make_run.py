@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
-from gimli_core.compiled.choice import check_compile, chosen, clocked
+from gimli_core.compiled.choice import check_compile, compiled_for, options
+from gimli_core.compiled.in_time import clocked, in_time
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, given_of
 from gimli_core.environment import Environment
@@ -96,7 +97,8 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     if wants.forward_only:
         return scheduled_by(EagerSteps())
     compile = False if wants.changes else call.compile
-    compiled = chosen(inputs, compile, whole=free, watched=wants.steps or wants.lines)
+    kinds = options(inputs, compile, whole=free, watched=wants.steps or wants.lines)
+    compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds)
     form, values = inputs.form, inputs.values
     if compiled is None or isinstance(compiled, CompiledSteps):
         return scheduled_by(compiled or EagerSteps(), call.resume)
@@ -192,12 +194,10 @@ class _Clocked:
         return getattr(self._run, name)
 
     def forward(self) -> Events:
-        with clocked(self._memo):
-            yield from self._run.forward()
+        yield from clocked(self._memo, self._run.forward())
 
     def backward(self) -> Events:
-        with clocked(self._memo):
-            yield from self._run.backward()
+        yield from clocked(self._memo, self._run.backward())
 
 
 def schedule_of_call(call: Call) -> Schedule:

@@ -24,7 +24,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointPolicy
 
-from gimli_core.compiled.compiler.compiled_function import compiler_options, each_once
+from gimli_core.compiled.compiler.compiled_function import compiler_options, each_once, refuse_another_graph
 from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling
 from gimli_core.environment import Environment
 
@@ -190,6 +190,10 @@ class Halves:
         """What `torch.compile` calls with a traced graph, once for every form that it meets."""
         from torch._inductor.compile_fx import compile_fx
 
+        from gimli_core.compiled.compiler.graph_passes import traced_once
+
+        refuse_another_graph()
+        traced_once(module)
         cuts: list[Cut] = []
         outputs = len(results_of(module.graph))
         comes_late = {id(x) for x in self._flat[len(self._flat) - self._late :]}

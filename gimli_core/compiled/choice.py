@@ -87,7 +87,7 @@ def compiled_for(inputs: Inputs, kinds: Sequence[Kind]) -> Compiled | None:
             notice(f"not compiled any more: {reason}")
             return None
     if isinstance(found, Uncompiled):
-        inputs.form.problem.memo.refused |= kinds[-1][0] != "whole"
+        inputs.form.problem.memo.patience.refused |= kinds[-1][0] != "whole"
         return None
     return found
 

@@ -9,9 +9,10 @@ second time takes. A problem whose losses were refused once, in whatever shapes,
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -20,8 +21,8 @@ from gimli_core.compiled.beside import Beside, can_fork
 from gimli_core.compiled.choice import KINDS, Compiled, Kind, compiled_for, known, may_go_on, missed
 from gimli_core.compiled.compiler.compiled_function import as_compiled
 from gimli_core.compiled.compiler.trial import Uncompiled
-from gimli_core.errors import notice
-from gimli_core.problem import Memo
+from gimli_core.errors import first_line, notice
+from gimli_core.problem import Patience
 from gimli_core.trees import fits, outline
 
 __all__ = ["AUTO_SECONDS", "GIVE_UP", "WAIT", "clocked", "in_time"]
@@ -45,7 +46,7 @@ class Attempt:
     kinds: Sequence[Kind]
 
 
-def clocked(memo: Memo, events: Iterator[Event]) -> Iterator[Event]:
+def clocked(patience: Patience, events: Iterator[Event]) -> Iterator[Event]:
     """The events, while the processor time that it takes to come to the next is noted: not what is done with them."""
     spent = 0.0
     try:
@@ -59,85 +60,90 @@ def clocked(memo: Memo, events: Iterator[Event]) -> Iterator[Event]:
                 spent += time.thread_time() - start
             yield event
     finally:
-        memo.eager_seconds += spent
-        memo.last_seconds = spent
+        patience.eager_seconds += spent
+        patience.last_seconds = spent
 
 
-def in_time(inputs: Inputs, kinds: Sequence[Kind]) -> Compiled | None:
+def in_time(inputs: Inputs, options: Callable[[], Sequence[Kind]]) -> Compiled | None:
     """What of these kinds is compiled already, for `compile="auto"`; None for eager steps. Starts, or ends, a fork."""
     memo = inputs.form.problem.memo
-    if memo.refused or not kinds:
+    patience = memo.patience
+    nothing_to_do = not memo.compiled and patience.attempt is None and patience.eager_seconds < AUTO_SECONDS
+    if patience.refused or nothing_to_do or not (kinds := options()):
         return None
     if memo.compiled:
         for kind in kinds:
             found = known(kind, inputs)
             if found is not None and not isinstance(found, Uncompiled):
-                return _as_it_was(memo, found, inputs)
-    if (memo.attempt is None and memo.eager_seconds < AUTO_SECONDS) or not _ONE_FORK.acquire(blocking=False):
+                return _as_it_was(found, inputs)
+    if (patience.attempt is None and patience.eager_seconds < AUTO_SECONDS) or not _ONE_FORK.acquire(blocking=False):
         return None
     try:
-        if memo.attempt is None:
-            _begin(memo, inputs, kinds)
+        if patience.attempt is None:
+            _begin(patience, inputs, kinds)
             return None
-        return _look_after(memo, inputs)
+        return _look_after(patience, inputs)
     finally:
         _ONE_FORK.release()
 
 
-def _as_it_was(memo: Memo, found: Compiled, inputs: Inputs) -> Compiled | None:
+def _as_it_was(found: Compiled, inputs: Inputs) -> Compiled | None:
     """What was compiled, if it still fits: nothing is compiled again unasked."""
     try:
         with as_compiled():
             found.look(inputs)
     except Uncompiled as reason:
-        _refuse(memo, reason)
+        _refuse(inputs.form.problem.memo.patience, reason)
         return None
     return found
 
 
-def _begin(memo: Memo, inputs: Inputs, kinds: Sequence[Kind]) -> None:
+def _begin(patience: Patience, inputs: Inputs, kinds: Sequence[Kind]) -> None:
     """Start a fork, unless one is under way for another problem."""
     _under_way[:] = [other for other in _under_way if not other.ended()]
     if _under_way:
         return
-    memo.eager_seconds = 0.0
+    patience.eager_seconds = 0.0
     refusal = can_fork(inputs.device) or missed(inputs)
     if refusal is None:
         values = inputs.values
         # A fork reads no files: batches are looked up before it.
         batches = [values.batch(j) for j in range(inputs.form.steps if kinds[0][0] == "whole" else 1)]
         apart = replace(inputs, values=replace(values, batch=lambda j: batches[j]))
-        allowed = max(WAIT, memo.last_seconds)
+        allowed = max(WAIT, patience.last_seconds)
         try:
             beside = Beside(lambda: compiled_twice(apart, kinds, allowed), GIVE_UP)
         except OSError as error:
-            refusal = error
+            refusal = Uncompiled(first_line(error))
         else:
             notice("compiling beside the run, which goes on as it is; compile=False leaves that out")
-            memo.attempt = Attempt(beside, outline(inputs.signature()), kinds)
+            patience.attempt = Attempt(beside, outline(inputs.signature()), kinds)
             _under_way.append(beside)
             return
-    _refuse(memo, refusal)
+    _refuse(patience, refusal)
 
 
-def _look_after(memo: Memo, inputs: Inputs) -> Compiled | None:
+def _look_after(patience: Patience, inputs: Inputs) -> Compiled | None:
     """What the fork has compiled, once it has; None while it has not, or where it has failed."""
-    attempt: Attempt = memo.attempt
+    attempt: Attempt = patience.attempt
     if not attempt.beside.ended():
         return None
     assert attempt.beside.said is not None
     if attempt.beside.failed:
-        _refuse(memo, attempt.beside.said)
+        _refuse(patience, attempt.beside.said)
         return None
     if not fits(inputs.signature(), attempt.wanted):
         return None  # calls of other shapes take turns with these
-    memo.attempt = None
-    return compiled_for(inputs, [kind for kind in attempt.kinds if kind[0] == attempt.beside.said])
+    patience.attempt = None
+    found = compiled_for(inputs, [kind for kind in attempt.kinds if kind[0] == attempt.beside.said])
+    patience.refused |= found is None
+    return found
 
 
-def _refuse(memo: Memo, reason: object) -> None:
-    notice(f"not compiled: {reason}. Runs of this problem stay eager; compile=True compiles at the next call, and waits")
-    memo.attempt, memo.refused = None, True
+def _refuse(patience: Patience, reason: object) -> None:
+    do = "Runs of this problem stay eager; compile=True compiles at the next call, and waits"
+    notice(f"not compiled: {reason}. {do}")
+    patience.attempt, patience.refused = None, True
 
 
 def compiled_twice(inputs: Inputs, kinds: Sequence[Kind], allowed: float) -> str:
@@ -146,7 +152,7 @@ def compiled_twice(inputs: Inputs, kinds: Sequence[Kind], allowed: float) -> str
     Raises Uncompiled, with the reason.
     """
     start = time.process_time()
-    import torch._inductor.compile_fx
+    importlib.import_module("torch._inductor.compile_fx")
     from torch._dynamo.utils import counters
     from torch._inductor import config
 

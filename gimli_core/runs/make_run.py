@@ -97,8 +97,8 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     if wants.forward_only:
         return scheduled_by(EagerSteps())
     compile = False if wants.changes else call.compile
-    kinds = options(inputs, compile, whole=free, watched=wants.steps or wants.lines)
-    compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds)
+    kinds = partial(options, inputs, compile, whole=free, watched=wants.steps or wants.lines)
+    compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds())
     form, values = inputs.form, inputs.values
     if compiled is None or isinstance(compiled, CompiledSteps):
         return scheduled_by(compiled or EagerSteps(), call.resume)
@@ -188,16 +188,16 @@ class _Clocked:
 
     def __init__(self, run: ScheduledRun) -> None:
         self._run = run
-        self._memo = run.form.problem.memo
+        self._patience = run.form.problem.memo.patience
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._run, name)
 
     def forward(self) -> Events:
-        yield from clocked(self._memo, self._run.forward())
+        yield from clocked(self._patience, self._run.forward())
 
     def backward(self) -> Events:
-        yield from clocked(self._memo, self._run.backward())
+        yield from clocked(self._patience, self._run.backward())
 
 
 def schedule_of_call(call: Call) -> Schedule:

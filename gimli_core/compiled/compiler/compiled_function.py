@@ -10,6 +10,7 @@ others call the compiled graph itself with the same places of the arguments.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
-from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, of_compiler
+from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, of_compiler, tell_traced
 from gimli_core.environment import Environment
 from gimli_core.errors import first_line, notice
 from gimli_core.trees import fits, lies_alike, outline
@@ -80,6 +81,7 @@ class Kernel:
         varying: Any, **options: Any,
     ) -> None:  # fmt: skip
         self.name = name
+        self._begun = time.perf_counter()
         self.graphs = 0  # that were compiled: another one for each state of what the function reads besides
         self._function = function
         self._lock = threading.RLock()  # a call notes on this object what it met: one at a time, from any thread
@@ -159,7 +161,7 @@ class Kernel:
 
     def _guarded(self, flat: Sequence[Any], compiled: Callable[..., Any] | None = None) -> list[Any]:
         """Call it with every guard; the next calls of the run go to the graph that it found."""
-        self._called = None
+        self._called, self._begun = None, time.perf_counter()
         flat = each_once(flat)
         results: list[Any] = (compiled or self._compiled)(*flat)
         called: Any = self._called
@@ -178,6 +180,7 @@ class Kernel:
 
         refuse_another_graph()
         traced_once(module)
+        tell_traced(self.name, len(module.graph.nodes), time.perf_counter() - self._begun)
         graph: Any = compile_fx(module, inputs, config_patches=self._options)  # may have it traced once more
         self.graphs += 1
 
@@ -201,16 +204,15 @@ class Kernel:
 def compiler_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the compiler: random numbers are the eager ones, and the passes of graph_passes.py are made.
 
-    The others save compiling time, of which the C++ compiler takes half. Measured on the first compiled call, in seconds
-    of processor time: 12 went into trying out which vector instructions the C++ compiler knows, where a compiler that
-    knows C++20, as torch 2.13 demands, knows all that the processor has. 8 went into a precompiled header, which
-    pays from the sixth file on, and 1 at every later start of a process, into seeing whether that header still holds.
+    The others save compiling time, of which the C++ compiler takes half. Measured on the first compiled call, in
+    seconds of processor time: 12 went into trying out which vector instructions the C++ compiler knows, where one that
+    knows C++20, as torch 2.13 demands, knows all that the processor has.
     """
     # Here, since it imports the compiler, which takes seconds.
     from gimli_core.compiled.compiler.graph_passes import InMemory, SumsApart, Transposes
 
     passes = {"post_grad_custom_pre_pass": Transposes(), "post_grad_custom_post_pass": (SumsApart(), InMemory())}
-    quick = {"cpp.vec_isa_ok": True, "cpp_cache_precompile_headers": False, "aot_inductor.enable_line_tables": False}
+    quick = {"cpp.vec_isa_ok": True, "aot_inductor.enable_line_tables": False}
     return {"fallback_random": True, **quick, **passes, **options}
 
 

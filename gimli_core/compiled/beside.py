@@ -61,6 +61,7 @@ class Beside:
         self.failed = False
         self._seconds, self._start = seconds, time.monotonic()
         self._folder = tempfile.mkdtemp(prefix="gimli-compile-")
+        parent = os.getpid()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that threads are not forked: here they are not needed
@@ -69,8 +70,8 @@ class Beside:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
         if pid == 0:
-            _in_the_fork(work, self._folder, seconds)  # does not return
-        self._ended = weakref.finalize(self, _end, pid, os.getpid(), self._folder)
+            _in_the_fork(work, parent, self._folder, seconds)  # does not return
+        self._ended = weakref.finalize(self, _end, pid, parent, self._folder)
 
     def ended(self) -> bool:
         """Whether it has ended, well or not. Waits for nothing."""
@@ -133,11 +134,11 @@ def _is_gone(pid: int, patience: float) -> bool:
         time.sleep(0.01)
 
 
-def _in_the_fork(work: Callable[[], str], folder: str, seconds: float) -> None:
+def _in_the_fork(work: Callable[[], str], parent: int, folder: str, seconds: float) -> None:
     """All that the forked process does. Ends it."""
     code = 1
     try:
-        _settle_in(folder, seconds)
+        _settle_in(parent, folder, seconds)
         try:
             text = f"done {work()}"
             code = 0
@@ -150,9 +151,8 @@ def _in_the_fork(work: Callable[[], str], folder: str, seconds: float) -> None:
         os._exit(code)
 
 
-def _settle_in(folder: str, seconds: float) -> None:
+def _settle_in(parent: int, folder: str, seconds: float) -> None:
     """Apart from the process that was forked: its files, its signals, its terminal, its priority."""
-    parent = os.getppid()
     os.setsid()  # a group of its own, to be ended as one
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD):
         signal.signal(name, signal.SIG_DFL)

@@ -63,6 +63,8 @@ def look_of(call: Call, *more: bool | str) -> Look | None:
     if torch.is_inference_mode_enabled():
         return None
     look: list[Any] = [(type(x), x) for x in more]
+    if call.steps is None and isinstance(call.train_batches, (list, tuple, Tensor)):
+        look.append(len(call.train_batches))  # is J: calls of several lengths may take turns
     for name in (field.name for field in fields(call)):
         if name in FREE:
             continue

@@ -244,6 +244,18 @@ def test_calls_of_two_looks_may_take_turns(prepared: list[Any]) -> None:
     assert sum(call.problem is problem for call in prepared) == 2
 
 
+def test_calls_of_two_lengths_may_take_turns(prepared: list[Any]) -> None:
+    """Where `steps` is left out, the number of batches is J."""
+    problem = gimli.Problem(loss, loss, Adam())
+    for seed in range(3):
+        for steps in (2, J):
+            arguments = given(seed)
+            arguments["train_batches"] = arguments["train_batches"][:steps]
+            fresh = gimli.Problem(loss, loss, Adam())
+            assert_same(gimli.meta_gradient(problem, **arguments), gimli.meta_gradient(fresh, **arguments))
+    assert sum(call.problem is problem for call in prepared) == 2
+
+
 def test_unroll_takes_over_too(prepared: list[Any]) -> None:
     problem = gimli.Problem(loss, loss, Adam())
     for seed in (0, 1):

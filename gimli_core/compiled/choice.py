@@ -6,20 +6,23 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from gimli_core.arguments.inputs import Inputs
+from gimli_core.arguments.outer_losses import outer_losses
 from gimli_core.compiled.compiler.split_function import Uncut
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.retained_run import CompiledRetained
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, course_of, is_small
-from gimli_core.derivatives.first_order import gradient
+from gimli_core.derivatives.first_order import evaluate, gradient
 from gimli_core.errors import ArgumentError, explain, listing, notice
 from gimli_core.optimizers.interface import with_path
 from gimli_core.problem import Memo
 from gimli_core.transforms.one_vector import LeftAlone
 from gimli_core.trees import fits, outline
 
-__all__ = ["KINDS", "Compiled", "Kind", "check_compile", "chosen", "compiled_for", "known", "missed", "options"]
+__all__ = ["KINDS", "Compiled", "Kind", "check_compile", "chosen", "compiled_for", "known", "options", "unfit"]
 
 CHOICES = (True, False, "auto", "steps", "whole")
 _ONE_AT_A_TIME = threading.RLock()  # threads that run one problem compile it once
@@ -41,11 +44,14 @@ def check_compile(compile: object) -> None:
         raise ArgumentError(explain("compile", listing(CHOICES), repr(compile), do))
 
 
-def options(inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = False) -> list[Kind]:
+def options(
+    inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = False, weighed: bool = False
+) -> list[Kind]:
     """What may be compiled for a run, the fastest first; nothing for a run that can only be eager.
 
     `whole`: whether a run may keep what it likes, since no schedule was asked for. One that was asked for has the same
-    bits as every other: "auto" leaves it eager. `watched`: whether someone wants to be told of every step.
+    bits as every other: "auto" leaves it eager. `watched`: whether someone wants to be told of every step. `weighed`:
+    whether the sweep of several outer losses is to begin only once it is known how much each counts.
     """
     form = inputs.form
     if compile is False or form.steps == 0:
@@ -60,6 +66,8 @@ def options(inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool =
     if compile == "whole" and not whole:
         expected = "'steps' or True beside memory=, resume= or Truncated"
         raise ArgumentError(explain("compile", expected, "'whole'", "A whole run keeps every step."))
+    if compile != "whole" and weighed and outer_losses(inputs) is not None:
+        whole = False
     kinds: list[Kind] = []
     if compile == "whole" or (compile != "steps" and whole and not watched and is_small(inputs)):
         kinds.append(("whole", form.steps, repr(course_of(inputs)[0]), form.warm))
@@ -116,7 +124,7 @@ def _compiled(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
 
 def _compile(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
     what, compiled = KINDS[kind[0]]
-    if reason := missed(inputs):
+    if reason := unfit(inputs):
         notice(f"{what} not compiled: {reason}")
         return reason
     notice(f"compiling {what}, once for this problem and these shapes …")
@@ -129,9 +137,29 @@ def _compile(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
     return found
 
 
-def missed(inputs: Inputs) -> Uncompiled | None:
-    """Why a run cannot be compiled of which some step would leave tensors alone: a compiled step gives them a gradient
-    of 0. Cost 3F a step, once."""
+def unfit(inputs: Inputs) -> Uncompiled | None:
+    """Why a problem cannot be compiled, or some run of it: found out in eager mode, before anything is compiled."""
+    why = _with_aux(inputs)
+    if why is None and (missed := _missed(inputs)):
+        why = f"train_loss does not use {listing(missed)} in some step, and it is then left alone"
+    return None if why is None else Uncompiled(why)
+
+
+def _with_aux(inputs: Inputs) -> str | None:
+    """Why a problem whose losses return (loss, aux) is not compiled. Cost 2F, once."""
+    environment, values, problem = inputs.environment, inputs.values, inputs.form.problem
+    before = environment.capture()
+    theta = {**values.frozen, **values.theta_0}
+    batches = {"train_loss": values.batch(0), "val_loss": values.last_val_batch}
+    with torch.enable_grad():
+        aux = [evaluate(getattr(problem, k), k, theta, values.phi_loss, v)[1] is not None for k, v in batches.items()]
+    environment.restore(before)
+    names = [name for name, returned in zip(batches, aux, strict=True) if returned]
+    return f"{listing(names)} return (loss, aux), and what is compiled returns the loss alone" if names else None
+
+
+def _missed(inputs: Inputs) -> list[str]:
+    """Tensors that some step would leave alone; a compiled step gives them a gradient of 0. Cost 3F a step, once."""
     environment, values = inputs.environment, inputs.values
     found = environment.capture()
     names: set[str] = set()
@@ -147,6 +175,4 @@ def missed(inputs: Inputs) -> Uncompiled | None:
         names |= set(left_alone.names)
     finally:
         environment.restore(found)
-    if not names:
-        return None
-    return Uncompiled(f"train_loss does not use {listing(sorted(names))} in some step, and it is then left alone")
+    return sorted(names)

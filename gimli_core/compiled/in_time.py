@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled.beside import Beside, can_fork
-from gimli_core.compiled.choice import KINDS, Compiled, Kind, compiled_for, known, may_go_on, missed
+from gimli_core.compiled.choice import KINDS, Compiled, Kind, compiled_for, known, may_go_on, unfit
 from gimli_core.compiled.compiler.compiled_function import as_compiled
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.errors import first_line, notice
@@ -104,12 +104,9 @@ def _begin(patience: Patience, inputs: Inputs, kinds: Sequence[Kind]) -> None:
     if _under_way:
         return
     patience.eager_seconds = 0.0
-    refusal = can_fork(inputs.device) or missed(inputs)
+    refusal = can_fork(inputs.device) or unfit(inputs)
     if refusal is None:
-        values = inputs.values
-        # A fork reads no files: batches are looked up before it.
-        batches = [values.batch(j) for j in range(inputs.form.steps if kinds[0][0] == "whole" else 1)]
-        apart = replace(inputs, values=replace(values, batch=lambda j: batches[j]))
+        apart = _with_batches(inputs, inputs.form.steps if kinds[0][0] == "whole" else 1)
         allowed = max(WAIT, patience.last_seconds)
         try:
             beside = Beside(lambda: compiled_twice(apart, kinds, allowed), GIVE_UP)
@@ -121,6 +118,14 @@ def _begin(patience: Patience, inputs: Inputs, kinds: Sequence[Kind]) -> None:
             _under_way.append(beside)
             return
     _refuse(patience, refusal)
+
+
+def _with_batches(inputs: Inputs, steps: int) -> Inputs:
+    """The inputs with the batches of the first steps, and all to validate by, looked up: a fork reads no files."""
+    values = inputs.values
+    batches = [values.batch(j) for j in range(steps)]
+    val_batches = {j: values.val_batch(j) for j, weighted in enumerate(inputs.form.weighted) if weighted}
+    return replace(inputs, values=replace(values, batch=batches.__getitem__, val_batch=val_batches.__getitem__))
 
 
 def _look_after(patience: Patience, inputs: Inputs) -> Compiled | None:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from gimli_core.arguments.approximation import Approximation
-from gimli_core.arguments.batches import check_batches
 from gimli_core.arguments.call import Call
-from gimli_core.arguments.inputs import Form, Inputs, Values, modules_of
+from gimli_core.arguments.form import Form, Values
+from gimli_core.arguments.inputs import Inputs, modules_of
 from gimli_core.arguments.phi_loss import check_phi_loss
 from gimli_core.arguments.state import check_state
 from gimli_core.arguments.theta import check_theta, laid_out
@@ -114,7 +114,7 @@ def recalled(look: Look | None, call: Call) -> Inputs | None:
     if known is None:
         return None
     form = known.form
-    batch, steps = check_batches(call.train_batches, call.steps)
+    _, batch, steps, val_batch = call.batches()
     if steps != form.steps:
         return None
     trained, frozen = check_theta(call.theta_0)
@@ -123,7 +123,7 @@ def recalled(look: Look | None, call: Call) -> Inputs | None:
     hyper = _renewed(known.hyper, call.phi_opt)
     theta_0, state_0 = _started(form, call, trained, hyper)
     values = Values(
-        theta_0, trained, frozen, state_0, phi_loss, hyper, batch, call.val_batch, known.weights, cold=not form.warm
+        theta_0, trained, frozen, state_0, phi_loss, hyper, batch, val_batch, known.weights, cold=not form.warm
     )
     return Inputs(form, values, Environment(modules_of(call.problem), anywhere.device))
 
@@ -142,7 +142,7 @@ def recalled_whole(look: Look | None, call: Call) -> tuple[CompiledWhole, Form, 
         return None
     compiled, weights = known.whole
     theta_0, phi_loss = call.theta_0, call.phi_loss or {}
-    batch, steps = check_batches(call.train_batches, call.steps)
+    _, batch, steps, val_batch = call.batches()
     if steps != known.form.steps or len(set(map(id, theta_0.values()))) != len(theta_0):
         return None
     trained, frozen = laid_out(theta_0)
@@ -155,7 +155,7 @@ def recalled_whole(look: Look | None, call: Call) -> tuple[CompiledWhole, Form, 
         hypers=[hyper.at(j) for j in range(1 if hyper.constant else steps)],
         weights=weights,
         batches=[batch(j) for j in range(steps)],
-        val_batch=call.val_batch,
+        val_batches=[val_batch(j) for j, weighted in enumerate(known.form.weighted) if weighted],
     )
     return compiled, known.form, hyper, given
 

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
+from gimli_core.arguments.batches import check_val_batch
 from gimli_core.environment import Environment, discover, split_frozen
-from gimli_core.meta_parameters.hyperparameters import bound
 from gimli_core.meta_parameters.marks import Mark, unmarked
-from gimli_core.notation import slots
+from gimli_core.meta_parameters.resolve import bound
+from gimli_core.notation import Tensors, slots
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
+from gimli_core.transforms.numbered import called
 from gimli_core.transforms.tasks import Tasks
 
 __all__ = ["RESULTS", "VAL_LOSS", "Entries", "Key", "Question", "flatten", "label", "rebuild", "same_randomness"]
@@ -59,6 +61,15 @@ class Question:
         batches: Any = self.train_batches
         return batches[j] if hasattr(batches, "__len__") else batches(j)
 
+    def inner_loss(self, theta: Tensors, phi: Tensors, j: int) -> Tensor:
+        """l_j, without what is returned beside it."""
+        return _value(called(self.problem.train_loss, theta, phi, self.batch(j), j))
+
+    def outer_loss(self, theta: Tensors, phi: Tensors, j: int) -> Tensor:
+        """L_val(theta_j), without what is returned beside it."""
+        val_batch = check_val_batch(self.val_batch, self.steps)(j)
+        return _value(called(self.problem.val_loss, theta, phi, val_batch, j))
+
     def weights(self) -> list[float]:
         """How much L_val(theta_j) counts, for j = 0 ... J."""
         if self.val_weights is None:
@@ -92,11 +103,16 @@ class Question:
             self,
             theta_0=_double(self.theta_0),
             train_batches=lambda j: _double(self.batch(j)),
-            val_batch=_double(self.val_batch),
+            val_batch=lambda j: _double(check_val_batch(self.val_batch, self.steps)(j)),
             phi_opt=_double(self.phi_opt),
             phi_loss=_double(self.phi_loss),
             state_0=_double(self.state_0),
         )
+
+
+def _value(returned: Any) -> Tensor:
+    loss: Tensor = returned[0] if isinstance(returned, tuple) else returned
+    return loss
 
 
 def flatten(tree: Any, path: Key) -> Entries:

@@ -165,7 +165,7 @@ def _settle_in(parent: int, folder: str, seconds: float) -> None:
     threading.Thread(target=_watch, args=(parent, folder, seconds), daemon=True).start()
     logging.disable(logging.CRITICAL)
     gc.freeze()  # what is not looked at is not copied
-    os.nice(10)
+    os.nice(5)  # beside a run that keeps every processor busy it still gets a quarter of one
     torch.set_num_threads(1)
     os.environ["TMPDIR"] = folder  # of the C++ compiler
 

@@ -28,7 +28,7 @@ from gimli_core.trees import fits, outline
 __all__ = ["AUTO_SECONDS", "GIVE_UP", "WAIT", "clocked", "in_time"]
 
 AUTO_SECONDS = 30.0  # of processor time in eager runs of one problem: about what compiling takes
-GIVE_UP = 600.0  # seconds after which a fork is ended
+GIVE_UP = 1200.0  # seconds after which a fork is ended: most take a minute, and four beside a run that is all over
 WAIT = 3.0  # seconds that the switch itself may take; or as long as one eager run
 
 _ONE_FORK = threading.Lock()  # held by the thread that starts or looks after one

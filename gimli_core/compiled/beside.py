@@ -4,7 +4,7 @@ Nothing of the process that runs is waited for and nothing in it is touched: a f
 and works on copies. (A thread would not do: `torch.func.functional_call` puts traced weights into the very module that
 the run uses.) What the fork has compiled it throws away; compiling the same again finds every part on the disk.
 
-The fork runs at low priority on one thread, with no file of the process's open, standard streams included; a loss that
+The fork runs at low priority, with no file of the process's open, standard streams included; a loss that
 reads or writes one fails there, and stays eager. It ends by itself: at its bound, and when the process that it
 serves is gone. What it needs besides the cache lies in a folder of its own, which goes with it.
 """
@@ -140,7 +140,7 @@ def _in_the_fork(work: Callable[[], str], parent: int, folder: str, seconds: flo
     try:
         _settle_in(parent, folder, seconds)
         try:
-            text = f"done {work()}"
+            text = f"done {_in_a_new_thread(work, torch.get_num_threads())}"
             code = 0
         except BaseException as error:
             text = f"failed {first_line(error) if isinstance(error, Exception) else type(error).__name__}"
@@ -149,6 +149,29 @@ def _in_the_fork(work: Callable[[], str], parent: int, folder: str, seconds: flo
         unfinished.rename(Path(folder, SAID))
     finally:
         os._exit(code)
+
+
+def _in_a_new_thread(work: Callable[[], str], threads: int) -> str:
+    """What `work` returns, in a thread that has not met OpenMP.
+
+    OpenMP's team belongs to the thread that led it, and its members are not forked: the leader would wait for them for
+    ever. The number of threads stays the process's: it is written into what is compiled.
+    """
+    outcome: list[str | BaseException] = []
+
+    def run() -> None:
+        torch.set_num_threads(threads)
+        try:
+            outcome.append(work())
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _settle_in(parent: int, folder: str, seconds: float) -> None:
@@ -166,7 +189,6 @@ def _settle_in(parent: int, folder: str, seconds: float) -> None:
     logging.disable(logging.CRITICAL)
     gc.freeze()  # what is not looked at is not copied
     os.nice(5)  # beside a run that keeps every processor busy it still gets a quarter of one
-    torch.set_num_threads(1)
     os.environ["TMPDIR"] = folder  # of the C++ compiler
 
 

@@ -47,10 +47,28 @@ def processes_of(parent: int) -> bool:
 
 
 def test_it_says_what_its_work_returns() -> None:
-    forked = Beside(lambda: f"compiled by {torch.get_num_threads()} thread", 60.0)
-    assert in_the_end(forked) == "compiled by 1 thread"
+    forked = Beside(lambda: "compiled", 60.0)
+    assert in_the_end(forked) == "compiled"
     assert not forked.failed
     assert not left_behind(forked)
+
+
+def test_it_computes_with_as_many_threads_as_the_process_which_has_computed_too() -> None:
+    """The number is written into what is compiled; and the threads of OpenMP are not forked."""
+    before, x = torch.get_num_threads(), torch.ones(400, 400)
+
+    def work() -> str:
+        for _ in range(2):
+            total = (x @ x).sin().sum().item()
+        return f"{torch.get_num_threads()} threads, {total:.3f}"
+
+    torch.set_num_threads(2)
+    try:
+        expected = work()
+        forked = Beside(work, 60.0)
+        assert in_the_end(forked) == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 def failing() -> str:

@@ -187,6 +187,7 @@ def _settle_in(parent: int, folder: str, seconds: float) -> None:
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 2**16))
     threading.Thread(target=_watch, args=(parent, folder, seconds), daemon=True).start()
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")  # where they are errors, the compiler's own would be too
     gc.freeze()  # what is not looked at is not copied
     os.nice(5)  # beside a run that keeps every processor busy it still gets a quarter of one
     os.environ["TMPDIR"] = folder  # of the C++ compiler

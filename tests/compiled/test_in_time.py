@@ -241,6 +241,7 @@ def test_the_default_compiles_once_eager_runs_have_taken_long(
     end = time.monotonic() + in_time.GIVE_UP
     while not used:
         assert time.monotonic() < end
+        assert not made["problem"].memo.patience.refused, said(caplog)
         agree(gimli.meta_gradient(**made), first)
         time.sleep(0.1)
     for text in ("compiling beside the run", "compiling the whole run", "compiled in "):

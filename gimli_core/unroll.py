@@ -19,7 +19,7 @@ from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once
 from gimli_core.errors import ArgumentError, ClosedError, explain
 from gimli_core.memory.schedules.actions import Schedule
-from gimli_core.meta_parameters.marks import look_up, tensor_paths, unmarked
+from gimli_core.meta_parameters.marks import look_up, tensor_paths, unmarked, unmarked_entries
 from gimli_core.notation import State, slots
 from gimli_core.problem import Problem
 from gimli_core.record import Event
@@ -27,6 +27,7 @@ from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Wants, make_run
 from gimli_core.runs.recorded import Recorded, check_derivatives
 from gimli_core.runs.run import Run, drain
+from gimli_core.transforms.proximal import without_centre
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
 
@@ -121,7 +122,7 @@ def unroll(
     check_derivatives(derivatives, call)
     again = None
     if derivatives == 2 and needed:
-        again = Recorded(call, next(iter(unmarked(theta_0).values())))
+        again = Recorded(call, next(iter(unmarked_entries(theta_0).values())))
     wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed, weighed=needed)
     run = make_run(call, wants)
     watching = (watch, Progress(run.steps) if progress else None)
@@ -137,7 +138,7 @@ def tied_tensors(call: Call, form: Form) -> Iterator[tuple[tuple[Any, ...], Tens
     """(where its gradient stands in a result, tensor) for every tensor of a call that has a gradient."""
     results = {
         "A_opt": call.phi_opt or {},
-        "A_loss": call.phi_loss or {},
+        "A_loss": without_centre(call.phi_loss) or {},
         "B_0": {k: unmarked(call.theta_0)[k] for k in form.trained},
         "S_0": slots(unmarked(call.state_0) or {}),
         "val_losses": _from_the_end(call.val_weights),

@@ -150,8 +150,6 @@ def as_one_vector(inputs: Inputs) -> Inputs:
     """The inputs with an elementwise rule on one vector of all small tensors, where that pays."""
     form, values = inputs.form, inputs.values
     rule, hyper = form.optimizer, values.hyper
-    if form.warm:
-        return inputs
     for transform in form.transforms:
         if isinstance(transform, OverTasks):
             if any(by for per in transform.hyper_by_task.values() for by in per.values()):
@@ -166,11 +164,17 @@ def as_one_vector(inputs: Inputs) -> Inputs:
     state_0 = optimizer.initial_state(theta_0, hyper.at(0))
     if any(v.ndim == 0 for slot in slots(state_0).values() for v in slot.values()):
         return inputs  # each tensor has numbers of its own, whose adjoints are sums over it
+    if form.warm:
+        if values.state_0.keys() != state_0.keys():
+            return inputs  # it counts what some of the tensors have missed
+        state_0 = vector.state(values.state_0)
     form = replace(
         form, problem=vector.problem(form.problem), optimizer=optimizer,
         transforms=(*form.transforms, vector),
     )  # fmt: skip
-    return replace(inputs, form=form, values=replace(values, theta_0=theta_0, state_0=state_0, hyper=hyper, cold=True))
+    return replace(
+        inputs, form=form, values=replace(values, theta_0=theta_0, state_0=state_0, hyper=hyper, cold=not form.warm)
+    )
 
 
 def modules_of(problem: Problem) -> Sequence[nn.Module]:

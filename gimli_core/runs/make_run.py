@@ -13,7 +13,8 @@ from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.arguments.until import check_until
-from gimli_core.compiled.choice import check_compile, chosen, clocked
+from gimli_core.compiled.choice import check_compile, compiled_for, options
+from gimli_core.compiled.in_time import clocked, in_time
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, given_of
 from gimli_core.environment import Environment
@@ -140,7 +141,8 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     if wants.forward_only:
         return scheduled_by(EagerSteps())
     compile = False if wants.changes else call.compile
-    compiled = chosen(inputs, compile, whole=free, watched=wants.steps or wants.lines, weighed=wants.weighed)
+    kinds = partial(options, inputs, compile, whole=free, watched=wants.steps or wants.lines, weighed=wants.weighed)
+    compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds())
     form, values = inputs.form, inputs.values
     if compiled is None or isinstance(compiled, CompiledSteps):
         return scheduled_by(compiled or EagerSteps(), call.resume)
@@ -232,18 +234,16 @@ class _Clocked:
 
     def __init__(self, run: ScheduledRun) -> None:
         self._run = run
-        self._memo = run.form.problem.memo
+        self._patience = run.form.problem.memo.patience
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._run, name)
 
     def forward(self) -> Events:
-        with clocked(self._memo):
-            yield from self._run.forward()
+        yield from clocked(self._patience, self._run.forward())
 
     def backward(self, along: Tensor | None = None) -> Events:
-        with clocked(self._memo):
-            yield from self._run.backward(along)
+        yield from clocked(self._patience, self._run.backward(along))
 
 
 def schedule_of_call(call: Call) -> Schedule:

@@ -63,6 +63,7 @@ class OverTasks(Transform):
                 for name in ("train_loss", "val_loss")
             }
             problem.memo.forms[key] = Problem(**losses, optimizer=problem.optimizer, modules=self.modules)
+            problem.memo.forms[key].memo.patience = problem.memo.patience
         return problem.memo.forms[key]
 
     def rule(self, rule: Optimizer) -> RuleOverTasks:

@@ -2,11 +2,12 @@
 
 import sys as _sys
 
-from gimli_core import errors, memory, optimizers, verification
+from gimli_core import errors, implicit, memory, optimizers, verification
 from gimli_core.adapt import adapt
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
 from gimli_core.arguments.until import Until
 from gimli_core.evaluate import Evaluation, evaluate
+from gimli_core.implicit.implicit_gradient import implicit_gradient
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters.marks import per_element, per_step, per_task
 from gimli_core.optimizers.check import PullbackReport
@@ -25,9 +26,11 @@ from gimli_core.requirements.examine import Requirements, check_requirements
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.plan import Plan, plan
 from gimli_core.step_through import lessons, step_through, trace
+from gimli_core.transforms.proximal import proximal
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.unroll import unroll
 from gimli_core.verification import verify
+from gimli_core.verification.comparison import Comparison, compare
 from gimli_core.watchers.adjoint_norms import AdjointNorms
 from gimli_core.watchers.progress import Progress
 
@@ -38,6 +41,7 @@ __all__ = [
     "PES",
     "AdjointNorms",
     "Approximation",
+    "Comparison",
     "EarlyStopping",
     "Estimator",
     "Evaluation",
@@ -62,8 +66,11 @@ __all__ = [
     "__version__",
     "adapt",
     "check_requirements",
+    "compare",
     "errors",
     "evaluate",
+    "implicit",
+    "implicit_gradient",
     "lessons",
     "memory",
     "meta_gradient",
@@ -72,6 +79,7 @@ __all__ = [
     "per_step",
     "per_task",
     "plan",
+    "proximal",
     "step_through",
     "trace",
     "unroll",

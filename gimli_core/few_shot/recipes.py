@@ -10,6 +10,7 @@ from torch import nn
 
 from gimli_core.few_shot.gradient_based.anil import Anil
 from gimli_core.few_shot.gradient_based.fomaml import Fomaml
+from gimli_core.few_shot.gradient_based.imaml import Imaml
 from gimli_core.few_shot.gradient_based.lstm import LstmMetaLearner
 from gimli_core.few_shot.gradient_based.maml import Maml
 from gimli_core.few_shot.gradient_based.maml_pp import MamlPlusPlus
@@ -151,6 +152,10 @@ RECIPES: Mapping[str, Recipe] = {
                       quick_steps=40),
     "meta-sgd": replace(GRADIENT, make=_adapting(MetaSgd, 0.4, 0.02)),
     "anil": replace(GRADIENT, make=_adapting(Anil, 0.4, 0.05)),
+    "imaml": replace(
+        GRADIENT, make=lambda s: Imaml(s.learner(), lr=0.02, steps=16), adaptation=lambda s: "16 steps", tasks=2,
+        steps=1000, quick_steps=10, quick_filters=8,
+    ),
     "lstm": replace(
         GRADIENT, make=lambda s: LstmMetaLearner(s.learner(), lr=0.02 if s.colour else 0.1, steps=5), tasks=1,
         adaptation=lambda s: "5 steps", steps=2000, quick_steps=40, quick_filters=8,

@@ -124,7 +124,8 @@ class Experiment:
         if (parts == 1).any():
             sources["val"] = self._source(data.part(parts, "val"), recipe, in_test, VALIDATION)
         self.training, self.test, self.validation = sources["train"], sources["test"], sources.get("val")
-        network, filters = options.network or recipe.network, options.filters or (32 if quick or not drawings else 64)
+        network = options.network or recipe.network
+        filters = options.filters or (recipe.quick_filters if quick else 64 if drawings else 32)
         channels, size = data.images.shape[1], data.images.shape[-1]
         setting = Setting(channels, size, options.way, network, filters, self.steps)
         torch.manual_seed(options.seed)

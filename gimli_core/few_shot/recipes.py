@@ -10,6 +10,7 @@ from torch import nn
 
 from gimli_core.few_shot.gradient_based.anil import Anil
 from gimli_core.few_shot.gradient_based.fomaml import Fomaml
+from gimli_core.few_shot.gradient_based.imaml import Imaml
 from gimli_core.few_shot.gradient_based.lstm import LstmMetaLearner
 from gimli_core.few_shot.gradient_based.maml import Maml
 from gimli_core.few_shot.gradient_based.maml_pp import MamlPlusPlus
@@ -79,6 +80,7 @@ class Recipe:
         tasks, queries: a meta-batch's, in training.
         train_way, train_shot: None for those of the test.
         steps: outer steps; `quick_steps` on the digits.
+        quick_filters: of the network on the digits.
         rate: of the outer Adam; `optimizer="sgd"` for SGD.
         schedule: of the rate, "cosine" or "linear", down to 0 at the end.
         clip: the largest norm of an outer gradient.
@@ -94,6 +96,7 @@ class Recipe:
     train_shot: int | None = None
     steps: int = 4000
     quick_steps: int = 150
+    quick_filters: int = 32
     rate: float = 1e-3
     optimizer: str = "adam"
     schedule: str = "cosine"
@@ -143,18 +146,23 @@ RECIPES: Mapping[str, Recipe] = {
     "reptile": Recipe(
         lambda s: Reptile(s.learner(), lr=1e-3, steps=5, test_steps=50), "conv4", "batch",
         lambda s: "5 steps in training, 50 in the test", tasks=5, queries=1, train_shot=9, steps=4000, rate=1.0,
-        optimizer="sgd", schedule="linear",
+        optimizer="sgd", schedule="linear", quick_steps=60, quick_filters=8,
     ),
     "maml++": replace(GRADIENT, make=_maml_pp, network="vgg", adaptation=lambda s: "5 steps", tasks=4, steps=1500,
                       quick_steps=40),
     "meta-sgd": replace(GRADIENT, make=_adapting(MetaSgd, 0.4, 0.02)),
     "anil": replace(GRADIENT, make=_adapting(Anil, 0.4, 0.05)),
+    "imaml": replace(
+        GRADIENT, make=lambda s: Imaml(s.learner(), lr=0.02, steps=16), adaptation=lambda s: "16 steps", tasks=2,
+        steps=1000, quick_steps=10, quick_filters=8,
+    ),
     "lstm": replace(
         GRADIENT, make=lambda s: LstmMetaLearner(s.learner(), lr=0.02 if s.colour else 0.1, steps=5), tasks=1,
-        adaptation=lambda s: "5 steps", steps=2000, quick_steps=40,
+        adaptation=lambda s: "5 steps", steps=2000, quick_steps=40, quick_filters=8,
     ),
     "siamese": Recipe(_siamese, train_way=20, queries=3),
-    "matching": Recipe(_matching, train_way=20),
+    # A softmax of cosines of 20 classes can hardly be sure of one: it learns much slower than of 5.
+    "matching": Recipe(_matching, tasks=4),
     "relation": Recipe(
         lambda s: Relation(s.channels, s.size, s.filters, statistics="running"), queries=10, clip=0.5,
         network="4 + 2 convolutions",
@@ -162,6 +170,7 @@ RECIPES: Mapping[str, Recipe] = {
     "prototypical": Recipe(lambda s: Prototypical(s.embedding()[0]), train_way=20),
     "mann": Recipe(
         lambda s: Mann(*s.embedding(), way=s.way), network="strided-conv4", tasks=16, queries=9, steps=4000, clip=10.0,
+        quick_steps=50,
     ),
     "metanet": Recipe(lambda s: MetaNet(*s.embedding(), way=s.way), network="strided-conv4", tasks=4, queries=5),
 }  # fmt: skip

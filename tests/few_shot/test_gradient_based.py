@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,15 +13,18 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from gimli_core.errors import ArgumentError
 from gimli_core.few_shot.episodes import Episode, Sinusoids
+from gimli_core.few_shot.gradient_based import imaml
 from gimli_core.few_shot.gradient_based.adapting import Adapting, by_name
 from gimli_core.few_shot.gradient_based.anil import Anil
 from gimli_core.few_shot.gradient_based.fomaml import Fomaml
+from gimli_core.few_shot.gradient_based.imaml import Imaml
 from gimli_core.few_shot.gradient_based.lstm import LstmMetaLearner, preprocessed
 from gimli_core.few_shot.gradient_based.maml import Maml
 from gimli_core.few_shot.gradient_based.maml_adam import MamlAdam
 from gimli_core.few_shot.gradient_based.maml_pp import MamlPlusPlus, multi_step_weights
 from gimli_core.few_shot.gradient_based.meta_sgd import MetaSgd
 from gimli_core.few_shot.gradient_based.reptile import Reptile
+from gimli_core.implicit.implicit_gradient import implicit_gradient
 from tests.few_shot.problems import episode
 
 Weights = dict[str, Tensor]
@@ -162,6 +166,48 @@ def test_reptiles_gradient_is_the_way_back_from_where_training_leads() -> None:
     assert not torch.equal(batches[0][1], other[0][1]) or not torch.equal(batches[0][0], other[0][0])
 
 
+def test_imaml_differentiates_the_end_and_not_the_way() -> None:
+    """B_0 = mean of (I + H/λ)⁻¹ ∇L at the end, with a dense Hessian, where the inner problem is convex."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, 3, bias=False))
+    method, drawn, strength = Imaml(network, lr=0.05, steps=20, strength=2.0, rtol=1e-10), episode(), 2.0
+    W = network[1].weight
+    loss = method.loss(drawn)
+    loss.backward()
+    assert W.grad is not None
+    theta_star = method.adapted(drawn.support_x, drawn.support_y).theta_J["1.weight"]
+    expected, losses = [], []
+    for t in range(drawn.tasks):
+
+        def ell(w: Tensor, t: int = t) -> Tensor:
+            return ell_of(network, w.view(3, 36), drawn.support_x[t], drawn.support_y[t])
+
+        H = torch.autograd.functional.hessian(ell, theta_star[t].flatten())
+        end = theta_star[t].clone().requires_grad_()
+        losses.append(ell_of(network, end, drawn.query_x[t], drawn.query_y[t]))
+        g = torch.autograd.grad(losses[-1], end)[0].flatten()
+        expected.append(torch.linalg.solve(torch.eye(len(g)) + H / strength, g))
+    torch.testing.assert_close(W.grad.flatten(), torch.stack(expected).mean(0), rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+
+
+def ell_of(network: nn.Module, weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return ell(network, {"1.weight": weight}, x, y)
+
+
+def test_imaml_takes_the_damping_that_cures_negative_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def spy(*args: Any, damping: float, **named: Any) -> Any:
+        tried.append(damping)
+        return implicit_gradient(*args, damping=damping, **named)
+
+    monkeypatch.setattr(imaml, "implicit_gradient", spy)
+    method, drawn = Imaml(learner(), lr=0.02, steps=8, strength=0.01), episode()
+    method.loss(drawn).backward()
+    assert tried[0] == 0 < tried[-1]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+
+
 def test_the_lstm_rule_moves_as_its_formula_says() -> None:
     method, drawn = LstmMetaLearner(learner(), lr=0.2, steps=2, hidden=3), episode(tasks=1)
     method.exact = True
@@ -264,7 +310,7 @@ def test_sinusoids_are_learned_behind_the_same_face() -> None:
     assert method.predict(drawn.support_x, drawn.support_y, drawn.query_x).shape == (50, 5, 1)
 
 
-@pytest.mark.parametrize("kind", [Maml, Fomaml, Reptile, MetaSgd, Anil, MamlPlusPlus, MamlAdam, LstmMetaLearner])
+@pytest.mark.parametrize("kind", [Maml, Fomaml, Reptile, Imaml, MetaSgd, Anil, MamlPlusPlus, MamlAdam, LstmMetaLearner])
 def test_predicting_leaves_the_method_as_it_was(kind: type[Adapting]) -> None:
     method, drawn = kind(learner()), episode()
     before = {k: v.clone() for k, v in method.state_dict().items()}

@@ -140,8 +140,8 @@ def test_running_statistics_go_into_checkpoints() -> None:
 
 
 def test_papers_and_recipes_have_the_same_methods() -> None:
-    assert set(FIGURES) >= set(RECIPES)
-    assert set(PAPERS) <= set(RECIPES) | {"imaml"}
+    assert set(FIGURES) == set(RECIPES)
+    assert set(PAPERS) <= set(RECIPES)
     assert str(figure_of("maml", "omniglot", 5, 1)) == "98.7 ± 0.4 %"
     assert str(figure_of("prototypical", "omniglot", 20, 5)) == "98.9 %"
     assert figure_of("lstm", "omniglot", 5, 1) is None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
+from gimli_core.evaluation.adapt import adapt
 from gimli_core.few_shot.episodes import Episode
 from gimli_core.few_shot.method import Method
 from gimli_core.notation import Tensors
@@ -79,14 +80,9 @@ class Adapting(Method):
 
     def adapted(self, support_x: Tensor, support_y: Tensor, **arguments: Any) -> Trajectory:
         """The inner loop alone, as in the test."""
-        ours: dict[str, Any] = {
-            "train_batches": lambda j: (support_x, support_y), "steps": self.test_steps, **self.meta_parameters(),
-            "val_batch": (support_x, support_y), "tasks": len(support_x), **arguments,
-        }  # fmt: skip
-        with torch.no_grad():  # nobody goes backwards: it keeps nothing
-            _, trajectory = unroll(self.problem, self.theta_0(), compile=False, with_trajectory=True, **ours)
-        adapted: Trajectory = trajectory
-        return adapted
+        ours = {"train_batches": lambda j: (support_x, support_y), "steps": self.test_steps, **self.meta_parameters()}
+        with torch.no_grad():
+            return adapt(self.problem, self.theta_0(), tasks=len(support_x), **{**ours, **arguments})
 
     def outputs(self, theta_J: Tensors, query_x: Tensor) -> Tensor:
         """[T, Q, way]: each task's adapted learner on its queries."""

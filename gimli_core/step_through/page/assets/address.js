@@ -29,7 +29,7 @@ function readAddress() {
   changedNow.vary = {};
   for (const one of X.vary) {
     const text = asked.get(`set.${one.name}`), x = text === null || text === "" ? NaN : Number(text);
-    if (Number.isFinite(x)) changedNow.vary[one.name] = Math.max(one.at[0], Math.min(one.at[one.at.length - 1], x));
+    if (Number.isFinite(x)) changedNow.vary[one.name] = Math.max(stopsOf(one)[0], Math.min(stopsOf(one).at(-1), x));
   }
   const nudge = (asked.get("nudge") || "").split(",").map(Number);
   changedNow.nudge = twin.ok && nudge.length === D.parameters + 1 && nudge.every(Number.isFinite) && Number.isInteger(nudge[0]) && nudge[0] >= 0 && nudge[0] <= J ? { j: nudge[0], delta: nudge.slice(1) } : null;

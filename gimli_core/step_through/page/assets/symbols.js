@@ -50,7 +50,8 @@ function tipFor(target) {
   tip.style.top = `${box.bottom + size.height + 6 < innerHeight ? box.bottom + 4 : box.top - size.height - 4}px`;
 }
 for (const event of ["mouseover", "focusin", "click"]) document.addEventListener(event, (e) => tipFor(e.target));
-for (const event of ["focusout", "scroll"]) document.addEventListener(event, () => { $("tip").hidden = true; }, true);
+document.addEventListener("focusout", () => { $("tip").hidden = true; });
+document.addEventListener("scroll", (e) => { if (e.target !== $("formula")) $("tip").hidden = true; }, true);
 document.addEventListener("keydown", (e) => { if (e.key === "Escape") $("tip").hidden = true; });
 function legendList() {
   return h("dl", { class: "legend-list" }, ...Object.entries(GLOSSARY).filter(([key]) => (key !== "m" && key !== "v" || D.rule === "adam") && (key !== "b" && key !== "μ" || D.rule === "momentum")).flatMap(([, [symbol, meaning]]) => [h("dt", null, ...typeset(symbol)), h("dd", null, ...typeset(meaning))]));

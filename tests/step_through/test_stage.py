@@ -261,6 +261,8 @@ def test_line_14_adds_up_before_the_readers_eyes(opened: Open, lesson_page: Page
 def test_symbols_explain_themselves(opened: Open, lesson_page: Pages) -> None:
     page = opened(lesson_page("quadratic"), has_touch=True)
     go(page, "line=14&j=4&card=2")
+    page.locator("#formula msub[data-symbol=V]").first.tap()
+    assert "gradient G" in page.text_content("#tip:visible")
     page.hover(".page-card:visible .symbol-word[data-symbol=B]")
     assert "the price of a nudge" in page.text_content("#tip:visible")
     page.mouse.move(2, 2)
@@ -269,8 +271,6 @@ def test_symbols_explain_themselves(opened: Open, lesson_page: Pages) -> None:
     assert "the parameters" in page.text_content("#tip:visible")
     page.keyboard.press("Escape")
     assert page.is_hidden("#tip")
-    page.locator("#formula msub[data-symbol=V]").first.tap()
-    assert "gradient G" in page.text_content("#tip:visible")
 
 
 def test_a_link_leads_to_a_moment_and_the_address_follows(opened: Open, lesson_page: Pages) -> None:

@@ -21,9 +21,10 @@ function writeAddress() {
   }, 120);
 }
 // Anything that is not a number or a name of this run is passed over.
-function readAddress() {
-  const asked = new URLSearchParams(location.hash.slice(1));
-  if (!asked.size || location.hash === written) return false;
+function readAddress(hash) {
+  const asked = new URLSearchParams(hash.slice(1));
+  if (!asked.size) return;
+  clearTimeout(writing);
   const whole = (name) => (/^\d{1,6}$/.test(asked.get(name) || "") ? Number(asked.get(name)) : null);
   if (whole("card") !== null && whole("card") >= 1) openCard(whole("card") - 1, false);
   changedNow.vary = {};
@@ -39,5 +40,4 @@ function readAddress() {
   changed();
   const to = whole("moment") !== null && whole("moment") < count ? whole("moment") : whole("line") !== null ? findAny(whole("line"), whole("j") || 0) : -1;
   if (to >= 0) show(to, false);
-  return to >= 0;
 }

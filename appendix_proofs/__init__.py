@@ -28,6 +28,7 @@ PROOFS = (
     "adafactor",
     "muon",
     "augmented_state",
+    "seen_loss",
     "zero_gradient",
     "requirements",
     "printed_training",

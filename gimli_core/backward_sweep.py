@@ -8,6 +8,9 @@ With B' = B_{j+1} and S' = S_{j+1} the adjoints of what step j returned:
     B_j     = B' dtheta'/dtheta + S' ds'/dtheta + V_j Hessian ell_j  # line 14
     S_j     = B' dtheta'/ds + S' ds'/ds
 
+A rule that sees the loss adds g_j = B' dtheta'/dell + S' ds'/dell: g_j grad_phi ell_j to line 13, g_j G_j to line 14
+(optimizers/seen.py).
+
 Derivation: appendix_proofs/augmented_state.py.
 """
 
@@ -16,41 +19,53 @@ from __future__ import annotations
 from collections.abc import Generator
 
 import torch
+from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.derivatives.first_order import Gradient, gradient
+from gimli_core.derivatives.first_order import Gradient, gradients
 from gimli_core.derivatives.second_order import Products, from_a_point, reverse_over_reverse
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import with_path
+from gimli_core.optimizers.seen import adjoint_of_loss, asked, seeing, times
 from gimli_core.record import Event, Point, Swept
 
-__all__ = ["step", "validation_gradient"]
+__all__ = ["second_order_products", "step", "validation_gradients"]
 
 
-def validation_gradient(inputs: Inputs, point: Point) -> Gradient:
-    """Lines 8 and 9: L_val, its explicit derivative in phi_loss, and grad_theta L_val. Cost 3F."""
-    return gradient(
+def validation_gradients(
+    inputs: Inputs, point: Point, along: Tensor | None = None, *, rows: bool = True
+) -> tuple[Gradient, list[Gradient]]:
+    """Lines 8 and 9: L_val, and for each of its numbers the explicit derivative in phi_loss and grad_theta L_val.
+
+    `along` and `rows` as in `gradients`. Cost F, and 2F for each gradient.
+    """
+    return gradients(
         inputs.form.problem.val_loss,
         "val_loss",
         point.theta,
         inputs.values.phi_loss,
-        inputs.values.val_batch,
+        inputs.values.val_batch(point.j),
         frozen=inputs.values.frozen,
-        of_phi=True,
+        along=along,
+        rows=rows,
+        recorded=inputs.form.recorded,
     )
 
 
 def step(
-    inputs: Inputs, point: Point, G_j: Gradient, B: Tensors, S: State, *, replay: bool
+    inputs: Inputs, point: Point, G_j: Gradient, B: Tensors, S: State, *, replay: bool, keep_graph: bool = False
 ) -> Generator[Event, None, Swept]:
-    """Lines 11-14: from B_{j+1}, S_{j+1} to B_j, S_j and the increments of A. Frees the graph of G_j.
+    """Lines 11-14: from B_{j+1}, S_{j+1} to B_j, S_j and the increments of A. Frees the graph of G_j, unless it is to
+    be kept for the adjoints of another outer loss.
 
     Cost 6F from a graph, 9F from a point, nothing where no second-order product is asked for.
     """
     j, form = point.j, inputs.form
-    phi_opt = inputs.values.hyper.at(j)
+    phi_opt = seeing(form.optimizer, inputs.values.hyper.at(j), G_j.loss)
     used = with_path(form.optimizer, G_j.theta, G_j.unused)
-    pulled = form.optimizer.pullback_used(point.theta, point.state, used, phi_opt, B, S, form.wanted)
+    wanted = asked(form.optimizer, form.wanted)
+    pulled = form.optimizer.pullback_used(point.theta, point.state, used, phi_opt, B, S, wanted)
+    pulled, g = adjoint_of_loss(form.optimizer, pulled, G_j.loss)
     if len(used) < len(G_j.theta):  # what the loss does not use moves nothing
         pulled = pulled._replace(V={k: pulled.V.get(k, zero) for k, zero in G_j.theta.items()})
     given = {
@@ -62,7 +77,7 @@ def step(
     computed = Event(12, j, {"A_opt": pulled.A}, replay)  # line 12
     yield computed
     A_opt = computed.values["A_opt"]
-    curvature, mixed, *_, again = second_order_products(inputs, point, G_j, V)
+    curvature, mixed, *_, again = second_order_products(inputs, point, G_j, V, g, keep_graph=keep_graph)
     computed = Event(13, j, {"A_loss": mixed}, replay)  # line 13
     yield computed
     A_loss = computed.values["A_loss"]
@@ -73,17 +88,38 @@ def step(
     return Swept(computed.values["B"], computed.values["S"], A_opt, A_loss, again)
 
 
-def second_order_products(inputs: Inputs, point: Point, G_j: Gradient, V: Tensors) -> Products:
-    """V_j Hessian (zeros to first order) and V_j mixed, by the means of `inputs`."""
+def second_order_products(
+    inputs: Inputs,
+    point: Point,
+    G_j: Gradient,
+    V: Tensors,
+    g: Tensor | None = None,
+    *,
+    curvature: bool = True,
+    mixed: bool = True,
+    keep_graph: bool = False,
+) -> Products:
+    """V_j Hessian (zeros to first order) and V_j mixed, by the means of `inputs`; with g_j times ell_j's gradients.
+
+    Zeros for the one of the two that is not asked for.
+    """
     form, values = inputs.form, inputs.values
+    curvature = curvature and form.curvature
     if form.keeps_graph:
         assert G_j.graph is not None
-        return reverse_over_reverse.products(G_j.graph, V, curvature=form.curvature)
-    if not form.evaluates_again:
-        return Products({k: v.new_zeros(()).expand_as(v) for k, v in V.items()}, {}, False, frozenset(), None)
-    assert point.snapshot is not None
-    inputs.environment.restore(point.snapshot)  # what the loss met when G_j was computed
-    return from_a_point(form.second_order)(
-        form.problem.train_loss, point.theta, values.phi_loss, values.batch(point.j), V,
-        frozen=values.frozen, curvature=form.curvature,
-    )  # fmt: skip
+        products = reverse_over_reverse.products(
+            G_j.graph, V, g, curvature=curvature, mixed=mixed, keep=keep_graph, recorded=form.recorded
+        )
+    elif not form.evaluates_again:
+        zeros = {k: v.new_zeros(()).expand_as(v) for k, v in V.items()}
+        products = Products(zeros, {}, False, frozenset(), None)
+    else:
+        assert point.snapshot is not None
+        inputs.environment.restore(point.snapshot)  # what the loss met when G_j was computed
+        products = from_a_point(form.second_order)(
+            form.problem.train_loss, point.theta, values.phi_loss, values.batch(point.j), V, g,
+            frozen=values.frozen, curvature=curvature,
+        )  # fmt: skip
+    if g is not None and not curvature:  # with curvature it is in there already
+        products = products._replace(curvature={k: times(g, G) for k, G in G_j.theta.items()})
+    return products

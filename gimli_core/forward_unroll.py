@@ -6,10 +6,11 @@ from collections.abc import Generator
 from contextlib import nullcontext
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.derivatives.finite import check_finite
+from gimli_core.derivatives.finite import at_once, check_finite
 from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.environment import keeping_buffers
 from gimli_core.optimizers.interface import with_path
+from gimli_core.optimizers.seen import seeing
 from gimli_core.record import Event, Point
 
 __all__ = ["inner_gradient", "step"]
@@ -27,12 +28,12 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
         with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
             G_j = gradient(
                 form.problem.train_loss, "train_loss", point.theta, values.phi_loss, batch,
-                frozen=values.frozen, keep_graph=True,
+                frozen=values.frozen, keep_graph=True, recorded=form.recorded,
             )  # fmt: skip
     except Exception as error:
         error.add_note(f"at inner step j = {j} of {form.steps}")
         raise
-    if inputs.device.type == "cpu":  # elsewhere a look would stall the device
+    if at_once(inputs.device):
         check_finite(j, point.theta, G_j, batch, form.names)
     inputs.look_for_missed(j, point.theta, G_j.theta, batch)
     return G_j if keep_graph else G_j._replace(graph=None)
@@ -47,7 +48,7 @@ def step(
     computed = Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay, {"theta": point.theta})
     yield computed
     G_j = G_j._replace(theta=computed.values["G"])
-    phi_opt = inputs.values.hyper.at(j)
+    phi_opt = seeing(inputs.form.optimizer, inputs.values.hyper.at(j), G_j.loss)
     used = with_path(inputs.form.optimizer, G_j.theta, G_j.unused)
     theta, s = inputs.form.optimizer.step_used(point.theta, point.state, used, phi_opt)  # line 6
     given = {"theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt}

@@ -28,6 +28,9 @@ class Problem:
         train_loss: `(theta, phi_loss, batch) -> scalar tensor`, the inner loss ell. `theta` and
             `phi_loss` are flat dicts of tensors; `batch` is whatever `train_batches` holds.
         val_loss: likewise, the validation loss L_val.
+            A loss with a fourth argument called `j` is handed the number of the inner step (of theta_j, for L_val), an
+            integer tensor. A loss may return `(scalar, aux)`: aux, tensors and numbers in nested dicts, comes back by
+            step (and task), detached, as `result.train_aux` and `result.val_aux`. Such a problem runs eager.
         optimizer: one of `gimli.optimizers`, or your own `Optimizer`.
         modules: the `nn.Module`s whose buffers (BatchNorm statistics, say) the losses use. By
             default they are found in the losses' closures, globals, arguments and attributes.
@@ -103,9 +106,11 @@ class Memo:
     """
 
     forms: dict[Any, Problem] = field(default_factory=dict)  # the problem in other forms, by transform
+    numbered: tuple[Problem | None, bool, bool] | None = None  # whose losses find j in their batch, which of them do
     examined: dict[Any, Any] = field(default_factory=dict)  # what the requirements' test found, for names and shapes
     told: set[str] = field(default_factory=set)  # notices that were given
     costs: list[tuple[Any, Any]] = field(default_factory=list)  # measured costs, for an outline
+    outer_losses: list[tuple[Any, int | None]] = field(default_factory=list)  # how many val_loss returns, by outline
     compiled: list[tuple[Any, Any]] = field(default_factory=list)  # compiled functions, for an outline
     eager_seconds: float = 0.0  # that eager runs have taken
     recalled: dict[Any, Any] = field(default_factory=dict)  # what a call of the same look takes over

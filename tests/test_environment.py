@@ -19,7 +19,7 @@ import gimli_core as gimli
 from gimli_core.environment import discover
 from gimli_core.memory import RetainGraphs
 from gimli_core.optimizers import SGD, Adam
-from gimli_core.verification.oracles.plain_unroll import autograd_gradient
+from gimli_core.verification.oracles.autograd_through_the_graph import autograd_gradient
 from tests.compare import distance, entries
 from tests.problems import SCHEDULES, question
 

@@ -23,9 +23,10 @@ transforms watchers
 arguments
 forward_unroll backward_sweep requirements memory compiled
 runs
-meta_gradient unroll implicit
+meta_gradient unroll evaluation implicit
 verification step_through demo outer_loop
-commands few_shot __init__
+few_shot
+commands __init__
 """
 LINE = {room: n for n, line in enumerate(LAYERS.split("\n")) for room in line.split()}
 
@@ -231,4 +232,4 @@ def test_no_test_imports_another() -> None:
 def test_public_names_are_no_files_by_accident() -> None:
     """A function and the file that holds it may share a name; what the package shows is then the function."""
     modules = {name for name in gimli_core.__all__ if isinstance(getattr(gimli_core, name), ModuleType)}
-    assert modules == {"errors", "lessons", "memory", "optimizers", "verification"}
+    assert modules == {"errors", "implicit", "lessons", "memory", "optimizers", "verification"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
 
-__all__ = ["check_batches"]
+__all__ = ["check_batches", "check_val_batch"]
 
 
 def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any], int]:
@@ -69,7 +71,18 @@ def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any],
     return told(lambda j: train_batches[j], J), J
 
 
-def told(batches: Callable[[int], Any], steps: int) -> Callable[[int], Any]:
+def check_val_batch(val_batch: Any, steps: int) -> Callable[[int], Any]:
+    """val_batch as a function of j = 0 … J: one that is given as such, or the same for all.
+
+    A function is one by what it is (def, lambda, a method, functools.partial): another object that can be called may
+    well be what val_loss is to get.
+    """
+    if inspect.isroutine(val_batch) or isinstance(val_batch, functools.partial):
+        return told(val_batch, steps, "val_batch")
+    return lambda j: val_batch
+
+
+def told(batches: Callable[[int], Any], steps: int, argument: str = "train_batches") -> Callable[[int], Any]:
     """The same function; where it fails, the error says at which step."""
 
     def batch(j: int) -> Any:
@@ -77,9 +90,9 @@ def told(batches: Callable[[int], Any], steps: int) -> Callable[[int], Any]:
             return batches(j)
         except StopIteration as error:
             expected, do = f"a batch for each of the {steps} steps", "A function of j gives the same batch again."
-            raise ArgumentError(explain("train_batches", expected, f"StopIteration at j = {j}", do)) from error
+            raise ArgumentError(explain(argument, expected, f"StopIteration at j = {j}", do)) from error
         except Exception as error:
-            note = f"in train_batches, at inner step j = {j} of {steps}"
+            note = f"in {argument}, at inner step j = {j} of {steps}"
             if note not in getattr(error, "__notes__", ()):
                 error.add_note(note)
             raise

@@ -10,10 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from gimli_core.arguments.approximation import Approximation
-from gimli_core.arguments.batches import check_batches
+from gimli_core.arguments.batches import check_batches, check_val_batch
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS, State
 from gimli_core.problem import Problem
+from gimli_core.transforms.numbered import numbered, with_j
+from gimli_core.transforms.proximal import with_centre
 from gimli_core.transforms.tasks import Tasks, check_tasks, of_tasks, own
 
 __all__ = ["Call"]
@@ -39,7 +41,12 @@ class Call:
     compile: bool | str = "auto"
     resume: str | Path | None = None
     check: bool = True
+    until: Any = None  # a gimli.Until, or its test
     among: int | None = None  # of how many tasks these are a part; all of them by default
+
+    def __post_init__(self) -> None:
+        train_loss = getattr(self.problem, "train_loss", None)
+        object.__setattr__(self, "phi_loss", with_centre(train_loss, self.theta_0, self.phi_loss))
 
     def parts(self) -> list[Call]:
         """The calls of the tasks' chunks; this one alone if there are none. Raises ArgumentError."""
@@ -48,6 +55,12 @@ class Call:
             return [self]
         return [self._part(tasks, first, last) for first, last in tasks.parts]
 
+    def batches(self) -> tuple[Problem, Callable[[int], Any], int, Callable[[int], Any]]:
+        """(the problem that takes them, batch_j, J, L_val's batch at theta_j), checked. Raises ArgumentError."""
+        problem, inner, outer = numbered(self.problem)
+        batch, J = check_batches(self.train_batches, self.steps)
+        return problem, with_j(batch, inner), J, with_j(check_val_batch(self.val_batch, J), outer)
+
     def _part(self, tasks: Tasks, first: int, last: int) -> Call:
         """The call of the tasks [first, last)."""
         T = tasks.count
@@ -55,6 +68,11 @@ class Call:
 
         def batch(j: int) -> Any:
             return of_tasks(batch_of_all(j), T, "train_loss", first, last)
+
+        val_batch_of_all = check_val_batch(self.val_batch, steps)
+
+        def val_batch(j: int) -> Any:
+            return of_tasks(val_batch_of_all(j), T, "val_loss", first, last)
 
         return replace(
             self,
@@ -65,7 +83,7 @@ class Call:
             steps=steps,
             tasks=replace(tasks, count=last - first, chunk=None),
             train_batches=batch,
-            val_batch=of_tasks(self.val_batch, T, "val_loss", first, last),
+            val_batch=val_batch,
             among=T,
         )
 

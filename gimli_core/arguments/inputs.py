@@ -1,138 +1,42 @@
 """A call, checked: its form, which holds no tensor, and its values, which are the tensors.
 
     Call      what the user gave                              call.py
-    Form      all that is checked, and what is run            here
-    Values    theta_0, s_0, phi, batches and weights          here
+    Form      all that is checked, and what is run            form.py
+    Values    theta_0, s_0, phi, batches and weights          form.py
 
 Every argument is checked by a file of its own; here they are put together, and brought into the form that is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gimli_core.arguments.approximation import Approximation, check_approximation
-from gimli_core.arguments.batches import check_batches
+from gimli_core.arguments.approximation import check_approximation
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.form import Form, Values
 from gimli_core.arguments.phi_loss import check_phi_loss
 from gimli_core.arguments.phi_opt import check_phi_opt
 from gimli_core.arguments.state import check_state
 from gimli_core.arguments.surroundings import check_surroundings
-from gimli_core.arguments.theta import check_theta
+from gimli_core.arguments.theta import check_theta, theta_by_task
 from gimli_core.arguments.val_weights import check_weights
 from gimli_core.derivatives.first_order import gradient
-from gimli_core.derivatives.second_order import BY_GRAPH
 from gimli_core.environment import Environment, discover
-from gimli_core.meta_parameters.hyperparameters import Hyperparameters, bound
-from gimli_core.notation import State, Tensors, slots
-from gimli_core.optimizers.interface import Optimizer
+from gimli_core.meta_parameters.hyperparameters import Hyperparameters
+from gimli_core.meta_parameters.resolve import bound
+from gimli_core.notation import Tensors, slots
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 from gimli_core.problem import Problem
-from gimli_core.record import Ends
-from gimli_core.transforms.interface import Transform
 from gimli_core.transforms.one_vector import LeftAlone, OneVector, one_vector
 from gimli_core.transforms.over_tasks import OverTasks
-from gimli_core.transforms.tasks import check_tasks, own, split_marked, stacked_state
+from gimli_core.transforms.tasks import check_tasks, split_marked, stacked_state
 
-__all__ = ["Form", "Inputs", "Values", "as_one_vector", "modules_of", "prepare"]
-
-
-@dataclass(frozen=True, eq=False)
-class Form:
-    """What is run, without a tensor of a call: two calls of one form differ in their values alone.
-
-    Tensors that the optimizer itself was built with stay its own.
-    """
-
-    problem: Problem  # the losses as they are run
-    optimizer: Optimizer  # as it is run, knowing which of its hyperparameters are learned
-    steps: int
-    weighted: tuple[bool, ...]  # whether L_val(theta_j) counts, for j = 0 … J
-    warm: bool  # whether state_0 was given
-    wanted: tuple[str, ...]  # the hyperparameters of phi_opt
-    phi_loss: bool  # whether there is a phi_loss
-    tasks: int | None
-    scale: float  # what the sum of the tasks' losses is multiplied by; 1 for a single inner loop
-    left_out: Approximation
-    second_order: str  # the means of second-order products; `require` puts one that works in its place
-    trained: tuple[str, ...]
-    transforms: tuple[Transform, ...] = ()
-
-    @property
-    def first(self) -> int:
-        """The step at which the sweep ends: J - k where it is truncated to k steps."""
-        return self.left_out.first(self.steps)
-
-    @property
-    def curvature(self) -> bool:
-        """Whether line 14 has V_j Hessian."""
-        return not self.left_out.first_order
-
-    @property
-    def augmented(self) -> bool:
-        """Whether the sweep carries S_j, the adjoint of the optimizer's state."""
-        return not self.left_out.theta_only
-
-    @property
-    def recurrence(self) -> str:
-        """How lines 11-14 are read."""
-        return "augmented" if self.augmented else "theta_only"
-
-    @property
-    def second_derivatives(self) -> bool:
-        """Whether line 13 or 14 needs any."""
-        return self.curvature or self.phi_loss
-
-    @property
-    def keeps_graph(self) -> bool:
-        """Whether second-order products are taken from the kept graph of G_j."""
-        return self.second_derivatives and self.second_order in ("auto", BY_GRAPH)
-
-    @property
-    def evaluates_again(self) -> bool:
-        """Whether second-order products evaluate the inner loss again, at theta_j as it was kept."""
-        return self.second_derivatives and not self.keeps_graph
-
-    @property
-    def approximation(self) -> str:
-        """What the result leaves out, or the empty string."""
-        missing = ["first order: line 14 without V_j Hessian"] * (not self.curvature)
-        k = self.steps - self.first
-        missing += [f"truncated: the last {k} of {self.steps} steps, the others as the identity"] * (self.first > 0)
-        return "; ".join(missing)
-
-    def names(self, theta: Tensors) -> Tensors:
-        """theta, G or B of a run by the names of the tensors, for whoever looks at it."""
-        for transform in reversed(self.transforms):
-            theta = transform.names(theta)
-        return theta
-
-    def back(self, ends: Ends) -> Ends:
-        """The ends of a run in the form that the arguments came in."""
-        for transform in reversed(self.transforms):
-            ends = transform.back(ends)
-        return ends
-
-
-@dataclass(frozen=True, eq=False)
-class Values:
-    """The tensors of a call, in the form that is run."""
-
-    theta_0: Tensors
-    trained: Tensors  # theta_0 by name, before any transform
-    frozen: Tensors  # what the trained entries are laid over: all of theta_0, in its order, if some are held constant
-    state_0: State
-    phi_loss: Tensors
-    hyper: Hyperparameters
-    batch: Callable[[int], Any]
-    val_batch: Any
-    weights: tuple[float | None, ...]  # w_0 … w_J of L = Σ_j w_j L_val(theta_j); None: L_val is not evaluated there
-    cold: bool = False  # whether state_0 follows from theta_0 and the hyperparameters alone
+__all__ = ["Inputs", "as_one_vector", "modules_of", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,22 +78,19 @@ class Inputs:
         readings = values.hyper.constant, values.hyper.by_task() if form.tasks else None  # a shape has two readings
         more = (*form.wanted, form.recurrence, repr((form.tasks, form.scale, shapes, readings)))
         tensors = (values.theta_0, values.hyper.at(0), values.frozen, values.state_0, values.phi_loss)
-        return (*tensors, values.batch(0), values.val_batch, more)
+        return (*tensors, values.batch(0), values.last_val_batch, more)
 
 
 def prepare(call: Call) -> Inputs:
     """Check the arguments of `meta_gradient` and bring them into the form that is run. Raises ArgumentError."""
-    problem = call.problem
     check_surroundings(call)
     left_out = check_approximation(call.approximation)
     tasks = check_tasks(call.tasks)
     T = None if tasks is None else tasks.count
-    own_theta, theta_0 = split_marked(call.theta_0)
+    own_theta, theta_0 = theta_by_task(call.theta_0, T)
     trained, frozen = check_theta(theta_0)
-    if own_theta:
-        own("theta_0", dict(theta_0), T)  # what is held constant has a slice for each task as well
-    one = {k: v[0] for k, v in trained.items()} if own_theta else trained  # theta of one task
-    batch, J = check_batches(call.train_batches, call.steps)
+    one = {k: v[0] if k in own_theta else v for k, v in trained.items()}  # theta of one task
+    problem, batch, J, val_batch = call.batches()
     own_phi, phi_loss = check_phi_loss(call.phi_loss, next(iter(trained.values())), T)
     hyper = Hyperparameters(problem.optimizer, check_phi_opt(call.phi_opt), one, J, T)
     optimizer = bound(problem.optimizer, call.phi_opt or {})
@@ -200,7 +101,7 @@ def prepare(call: Call) -> Inputs:
         warm=call.state_0 is not None, wanted=hyper.wanted, phi_loss=bool(phi_loss), tasks=T, scale=1.0,
         left_out=left_out, second_order=call.second_order, trained=tuple(trained),
     )  # fmt: skip
-    values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, call.val_batch, weights)
+    values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, val_batch, weights)
     if T is None:
         cold = optimizer.initial_state(trained, hyper.at(0))
         state_0 = cold if call.state_0 is None else check_state(call.state_0, cold, trained)
@@ -214,14 +115,19 @@ def prepare(call: Call) -> Inputs:
 
 
 def _over_tasks(
-    inputs: Inputs, state_0: Any, own_theta: bool, own_phi: frozenset[str], one: Tensors, modules: Sequence[nn.Module]
+    inputs: Inputs,
+    state_0: Any,
+    own_theta: frozenset[str],
+    own_phi: frozenset[str],
+    one: Tensors,
+    modules: Sequence[nn.Module],
 ) -> Inputs:
     """The inputs of all tasks."""
     form, values = inputs.form, inputs.values
     rule, hyper, T = form.optimizer, values.hyper, form.tasks
     assert T is not None
     own_state, state_0 = split_marked(state_0)
-    shared = frozenset(k for k in values.frozen if k not in values.theta_0) if not own_theta else frozenset()
+    shared = frozenset(k for k in values.frozen if k not in values.theta_0 and k not in own_theta)
     transform = OverTasks(
         count=T, scale=form.scale, own_theta=own_theta, shared_state=form.warm and not own_state, phi_loss=own_phi,
         frozen=shared, hyper_by_task=hyper.by_task(), modules=modules,

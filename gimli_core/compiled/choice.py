@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from gimli_core.arguments.inputs import Inputs
+from gimli_core.arguments.outer_losses import outer_losses
 from gimli_core.compiled.compiler.split_function import Uncut
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.retained_run import CompiledRetained
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, course_of, is_small
-from gimli_core.derivatives.first_order import gradient
+from gimli_core.derivatives.first_order import evaluate, gradient
 from gimli_core.errors import ArgumentError, explain, listing, notice
 from gimli_core.optimizers.interface import with_path
 from gimli_core.problem import Memo
@@ -53,11 +56,14 @@ def check_compile(compile: object) -> None:
         raise ArgumentError(explain("compile", listing(CHOICES), repr(compile), do))
 
 
-def chosen(inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = False) -> Compiled | None:
+def chosen(
+    inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = False, weighed: bool = False
+) -> Compiled | None:
     """What to run with; None for eager steps.
 
     `whole`: whether a run may keep what it likes, since no schedule was asked for. One that was asked for has the same
-    bits as every other: "auto" leaves it eager. `watched`: whether someone wants to be told of every step.
+    bits as every other: "auto" leaves it eager. `watched`: whether someone wants to be told of every step. `weighed`:
+    whether the sweep of several outer losses is to begin only once it is known how much each counts.
     """
     form, memo = inputs.form, inputs.form.problem.memo
     if compile is False or form.steps == 0:
@@ -72,6 +78,8 @@ def chosen(inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = 
     if compile == "whole" and not whole:
         expected = "'steps' or True beside memory=, resume= or Truncated"
         raise ArgumentError(explain("compile", expected, "'whole'", "A whole run keeps every step."))
+    if compile != "whole" and weighed and outer_losses(inputs) is not None:
+        whole = False
     if compile == "whole" or (compile != "steps" and whole and not watched and is_small(inputs)):
         found = _compiled(memo, ("whole", form.steps, repr(course_of(inputs)[0]), form.warm), inputs)
         if compile == "whole" or not isinstance(found, Uncompiled):
@@ -102,8 +110,11 @@ def _compiled(memo: Memo, kind: tuple[Any, ...], inputs: Inputs) -> Compiled | U
 
 def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
     what, compiled = KINDS[kind[0]]
-    if missed := _missed(inputs):
-        reason = Uncompiled(f"train_loss does not use {listing(missed)} in some step, and it is then left alone")
+    why = _with_aux(inputs)
+    if why is None and (missed := _missed(inputs)):
+        why = f"train_loss does not use {listing(missed)} in some step, and it is then left alone"
+    if why is not None:
+        reason = Uncompiled(why)
         notice(f"{what} not compiled: {reason}")
         return reason
     notice(f"compiling {what}, once for this problem and these shapes …")
@@ -114,6 +125,19 @@ def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
         return reason
     notice(f"compiled in {found.seconds:.1f} s")
     return found
+
+
+def _with_aux(inputs: Inputs) -> str | None:
+    """Why a problem whose losses return (loss, aux) is not compiled. Cost 2F, once."""
+    environment, values, problem = inputs.environment, inputs.values, inputs.form.problem
+    before = environment.capture()
+    theta = {**values.frozen, **values.theta_0}
+    batches = {"train_loss": values.batch(0), "val_loss": values.last_val_batch}
+    with torch.enable_grad():
+        aux = [evaluate(getattr(problem, k), k, theta, values.phi_loss, v)[1] is not None for k, v in batches.items()]
+    environment.restore(before)
+    names = [name for name, returned in zip(batches, aux, strict=True) if returned]
+    return f"{listing(names)} return (loss, aux), and what is compiled returns the loss alone" if names else None
 
 
 def _missed(inputs: Inputs) -> list[str]:

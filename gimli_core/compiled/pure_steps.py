@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gimli_core.notation import Hyper, Loss, State, Tensors
 from gimli_core.optimizers.interface import Optimizer
+from gimli_core.optimizers.seen import adjoint_of_loss, asked, seeing
 
 __all__ = [
     "Advanced",
@@ -75,7 +76,7 @@ class Validated(NamedTuple):
 
 def losses(loss: Loss, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Any:
     """(the sum over tasks, the loss of each)."""
-    each = loss({**frozen, **theta}, phi_loss, batch)
+    each = loss({**frozen, **theta}, phi_loss, batch)  # without aux: choice.py sees to that
     return each.sum(), each
 
 
@@ -94,7 +95,7 @@ def advance(
 ) -> Advanced:
     """Lines 5 and 6."""
     G, loss = gradient(fixed, theta, phi_loss, frozen, batch)
-    new_theta, new_s = fixed.optimizer.step(theta, s, G, hyper)
+    new_theta, new_s = fixed.optimizer.step(theta, s, G, seeing(fixed.optimizer, hyper, loss))
     return Advanced(loss, G, new_theta, new_s, soundness((loss, G)))
 
 
@@ -115,7 +116,8 @@ def sweep(
 ) -> Swept:  # fmt: skip
     """Lines 11-14, from the point alone."""
     G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
-    B_j, S_j, A_opt, A_loss = lines_11_to_14(fixed, theta, s, hyper, G, pull, B, S)
+    hyper = seeing(fixed.optimizer, hyper, loss)
+    B_j, S_j, A_opt, A_loss = lines_11_to_14(fixed, theta, s, hyper, G, loss, pull, B, S)
     return Swept(loss, B_j, S_j, A_opt, A_loss)
 
 
@@ -125,42 +127,54 @@ def both(
 ) -> tuple[Advanced, Swept]:  # fmt: skip
     """Lines 5 and 6, and the same step's lines 11-14. What the next step takes comes in rows without gaps."""
     G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
+    hyper = seeing(fixed.optimizer, hyper, loss)
     new_theta, new_s = fixed.optimizer.step(theta, s, G, hyper)
-    B_j, S_j, A_opt, A_loss = lines_11_to_14(fixed, theta, s, hyper, G, pull, B, S)
+    B_j, S_j, A_opt, A_loss = lines_11_to_14(fixed, theta, s, hyper, G, loss, pull, B, S)
     new_theta, new_s, B_j, S_j = rows((new_theta, new_s, B_j, S_j))
     return Advanced(loss, G, new_theta, new_s, soundness((loss, G))), Swept(loss, B_j, S_j, A_opt, A_loss)
 
 
-def validate(fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Validated:
-    """Lines 8 and 9."""
+def validate(
+    fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any, along: Tensor | None = None
+) -> Validated:
+    """Lines 8 and 9; of k outer losses for `along · L_val`."""
 
     def total(theta: Tensors, phi_loss: Tensors) -> Any:
-        return losses(fixed.val_loss, theta, phi_loss, frozen, batch)
+        total, each = losses(fixed.val_loss, theta, phi_loss, frozen, batch)
+        return total if along is None else (each * along).sum(), each
 
     (B, explicit), (_, each) = grad_and_value(total, argnums=(0, 1), has_aux=True)(theta, phi_loss)
     return Validated(each, B, explicit)
 
 
-Pull = Callable[[Tensors], tuple[Tensors, Tensors]]
+Pull = Callable[[Tensors, Tensor | None], tuple[Tensors, Tensors]]
 
 
 def linearised(
     fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any
 ) -> tuple[Tensors, Pull, Tensor]:
-    """G_j, the function V -> (V Hessian, V mixed), and the loss."""
+    """G_j, the function (V, g) -> (V Hessian + g grad_theta ell, V mixed + g grad_phi ell), and the loss.
+
+    g is None but for a rule that sees the loss.
+    """
 
     def G_of(theta: Tensors, phi_loss: Tensors) -> tuple[Tensors, Tensor]:
         return gradient(fixed, theta, phi_loss, frozen, batch)
 
-    linear: tuple[Tensors, Pull, Tensor] = vjp(G_of, theta, phi_loss, has_aux=True)  # type: ignore[assignment]
-    return linear
+    if "loss" in fixed.optimizer.seen():
+        (G, loss), of_both = vjp(G_of, theta, phi_loss)  # type: ignore[misc]
+        return G, lambda V, g: of_both((V, g)), loss
+    G, of_G, loss = vjp(G_of, theta, phi_loss, has_aux=True)  # type: ignore[misc]
+    return G, lambda V, g: of_G(V), loss
 
 
 def lines_11_to_14(
-    fixed: Fixed, theta: Tensors, s: State, hyper: Hyper, G: Tensors, pull: Pull, B: Tensors, S: State
+    fixed: Fixed, theta: Tensors, s: State, hyper: Hyper, G: Tensors, loss: Tensor, pull: Pull, B: Tensors, S: State
 ) -> tuple[Tensors, State, dict[str, Tensors], Tensors]:
     """(B_j, S_j, the increment of A_opt, the increment of A_loss)."""
-    V, direct, S_j, A = fixed.optimizer.pullback(theta, s, G, hyper, B, S, fixed.wanted)  # lines 11 and 12
-    curvature, mixed = pull(V)  # line 13
+    rule = fixed.optimizer
+    pulled = rule.pullback(theta, s, G, hyper, B, S, asked(rule, fixed.wanted))  # lines 11 and 12
+    (V, direct, S_j, A), g = adjoint_of_loss(rule, pulled, loss)
+    curvature, mixed = pull(V, g)  # line 13
     B_j: Tensors = tree_map(torch.add, direct, curvature)  # line 14
-    return B_j, (S_j if fixed.augmented else fixed.optimizer.zero_adjoint(s)), A, mixed
+    return B_j, (S_j if fixed.augmented else rule.zero_adjoint(s)), A, mixed

@@ -13,10 +13,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.inputs import Inputs
+from gimli_core.arguments.outer_losses import outer_losses
 from gimli_core.compiled.compiler.compiled_function import Kernel
-from gimli_core.compiled.pure_steps import Fixed, linearised, lines_11_to_14, soundness, validate
+from gimli_core.compiled.compiler.trial import Uncompiled
+from gimli_core.compiled.pure_steps import Fixed, Validated, linearised, lines_11_to_14, soundness, validate
 from gimli_core.compiled.steps import bound, fixed_of, options_of
 from gimli_core.notation import Hyper, State, Tensors, slots
+from gimli_core.optimizers.seen import seeing
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
 
@@ -41,7 +44,7 @@ class Given(NamedTuple):
     hypers: list[Hyper]  # in the form that is run; one alone if it holds for every step
     weights: Tensor
     batches: list[Any]
-    val_batch: Any
+    val_batches: list[Any]  # where L_val has a weight
 
 
 class Course(NamedTuple):
@@ -71,6 +74,8 @@ class CompiledWhole:
     """Lines 4-14 of one problem as one compiled function. Raises Uncompiled, with the reason."""
 
     def __init__(self, inputs: Inputs) -> None:
+        if outer_losses(inputs) is not None:
+            raise Uncompiled("val_loss returns a vector, of which each number has a sweep of its own")
         given, environment = given_of(inputs), inputs.environment
         function = bound(whole, fixed_of(inputs), course_of(inputs))
         self._kernel = Kernel("the whole run", function, environment, given, given[-2:], **options_of(inputs))
@@ -117,13 +122,13 @@ def given_of(inputs: Inputs) -> Given:
         hypers=[values.hyper.at(j) for j in range(1 if values.hyper.constant else form.steps)],
         weights=torch.tensor([0.0 if w is None else w for w in values.weights], dtype=torch.float64),
         batches=[values.batch(j) for j in range(form.steps)],
-        val_batch=values.val_batch,
+        val_batches=[values.val_batch(j) for j, weighted in enumerate(form.weighted) if weighted],
     )
 
 
 def whole(
     fixed: Fixed, course: Course, theta_0: Tensors, state_0: State, phi_loss: Tensors, frozen: Tensors,
-    hypers: list[Hyper], weights: Tensor, batches: list[Any], val_batch: Any,
+    hypers: list[Hyper], weights: Tensor, batches: list[Any], val_batches: list[Any],
 ) -> tuple[WholeOutcome, Tensor]:  # fmt: skip
     """(lines 4-14, 1 if what came, the losses, theta_J and B_0 are finite and else 0).
 
@@ -135,25 +140,27 @@ def whole(
     for transform in course.transforms:
         theta = transform.theta(theta)
     s = state_0 or optimizer.initial_state(theta, hypers[0])
-    kept, train_losses, validated = [], [], {}
+    kept, train_losses = [], []
+    validated: dict[int, Validated] = {}
     for j, batch in enumerate(batches):
         if course.weighted[j]:
-            validated[j] = validate(fixed, theta, phi_loss, frozen, val_batch)
+            validated[j] = validate(fixed, theta, phi_loss, frozen, val_batches[len(validated)])
         hyper = hypers[j if len(hypers) > 1 else 0]
         G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
-        kept.append((theta, s, hyper, G, pull))
+        hyper = seeing(optimizer, hyper, loss)
+        kept.append((theta, s, hyper, G, loss, pull))
         train_losses.append(loss)
         theta, s = optimizer.step(theta, s, G, hyper)
     theta_J, s_J = theta, s
     if course.weighted[J]:
-        validated[J] = validate(fixed, theta, phi_loss, frozen, val_batch)
+        validated[J] = validate(fixed, theta, phi_loss, frozen, val_batches[-1])
     B = {k: torch.zeros_like(v) for k, v in theta.items()}
     A_loss = {k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32)) for k, v in phi_loss.items()}
     S, A_opt = optimizer.zero_adjoint(s), []
     for j in range(J, -1, -1):
         if j < J:
-            theta, s, hyper, G, pull = kept[j]
-            B, S, A_j, mixed = lines_11_to_14(fixed, theta, s, hyper, G, pull, B, S)
+            theta, s, hyper, G, loss, pull = kept[j]
+            B, S, A_j, mixed = lines_11_to_14(fixed, theta, s, hyper, G, loss, pull, B, S)
             A_opt.append(A_j)
             A_loss = {k: v + mixed[k] for k, v in A_loss.items()}
         if course.weighted[j]:

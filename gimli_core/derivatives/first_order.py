@@ -3,7 +3,7 @@
 Nothing in either differentiates an optimizer. Autograd is asked for
 
     G_j                        line 5     gradient(...)
-    B_J, A_loss's first term   8, 9       gradient(..., of_phi=True)
+    B_J, A_loss's first term   8, 9       gradients(...), one for each outer loss
     V_j Hessian, V_j mixed     13, 14     second_order/, a choice of means
 """
 
@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.derivatives.held_weights import HeldWeights, noting
 from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Loss, Tensors
 
-__all__ = ["Gradient", "Graph", "differentiate", "evaluate", "gradient", "hessian"]
+__all__ = ["Gradient", "Graph", "differentiate", "evaluate", "gradient", "gradients", "hessian", "task_shape"]
 
 
 class Graph(NamedTuple):
@@ -31,16 +32,18 @@ class Graph(NamedTuple):
     theta: Tensors
     phi_loss: Tensors
     held: HeldWeights  # by modules, while the loss was evaluated
+    loss: Tensor
 
 
 class Gradient(NamedTuple):
     """A loss and its gradient at one point, detached, and the graph if it was kept."""
 
-    loss: Tensor  # one number, or [T] of T tasks
+    loss: Tensor  # one number, or [T] of T tasks; of an outer loss also [k] or [T, k]
     theta: Tensors  # G_j for the inner loss, a term of B_j for the validation loss
     phi_loss: Tensors  # explicit dependence on phi_loss; empty unless asked for
     graph: Graph | None
     unused: frozenset[str] = frozenset()  # entries of theta to which the loss has no gradient path; their gradient is 0
+    aux: Any = None  # what the loss returns beside its value
 
 
 def gradient(
@@ -53,47 +56,129 @@ def gradient(
     frozen: Mapping[str, Tensor] | None = None,
     of_phi: bool = False,
     keep_graph: bool = False,
+    recorded: bool = False,
 ) -> Gradient:
     """The loss and its gradient with respect to theta (and to phi_loss, if `of_phi`).
 
     An entry that the loss does not depend on has gradient 0, and is named in `unused`: an optimizer leaves it alone.
 
-    Cost: 3F; with `keep_graph` the activations of the gradient stay until the graph goes.
+    Cost: 3F; with `keep_graph` the activations of the gradient stay until the graph goes. With `recorded` they stay as
+    long as what is returned, which is then attached to theta and phi_loss, and not only to the graph's own leaves.
     """
     with torch.enable_grad(), twice_differentiable() if keep_graph else nullcontext():
-        theta_leaf = {k: v.detach().requires_grad_() for k, v in theta.items()}
-        phi_leaf = {k: v.detach().requires_grad_(keep_graph or of_phi) for k, v in phi_loss.items()}
-        with noting() as held:
-            loss = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch)
-        inputs = [*theta_leaf.values(), *(phi_leaf.values() if of_phi else ())]
-        with held.in_place():
-            found = differentiate(loss, inputs, create_graph=keep_graph or bool(held.later))
-        if held.changes(found, lambda: differentiate(loss, inputs, create_graph=True)):
+        at = _evaluated(
+            loss_function, name, theta, phi_loss, batch, frozen, of_phi=of_phi or keep_graph, recorded=recorded
+        )
+        return _gradient(at, name, of_phi=of_phi, keep_graph=keep_graph, recorded=recorded)
+
+
+def gradients(
+    loss_function: Loss,
+    name: str,
+    theta: Tensors,
+    phi_loss: Tensors,
+    batch: Any,
+    *,
+    frozen: Mapping[str, Tensor] | None = None,
+    along: Tensor | None = None,
+    rows: bool = True,
+    recorded: bool = False,
+) -> tuple[Gradient, list[Gradient]]:
+    """A loss of one number or of k, and the gradient of each with respect to theta and phi_loss.
+
+    Args:
+        along: a cotangent `[k]`: the gradient of `along · loss` alone, in one pass.
+        rows: whether k numbers without a cotangent are differentiated; one number always is.
+        recorded: as in `gradient`, of one number.
+
+    Returns:
+        (the loss alone, k gradients, or one, or none).
+
+    Cost: F, and 2F for each gradient.
+    """
+    with torch.enable_grad():
+        at = _evaluated(
+            loss_function, name, theta, phi_loss, batch, frozen, of_phi=True, vector=True, recorded=recorded
+        )
+        loss = Gradient(at.loss if recorded else at.loss.detach(), {}, {}, None, aux=at.aux)
+        if loss.loss.shape == task_shape(loss_function):
+            return loss, [_gradient(at, name, of_phi=True, recorded=recorded)]
+        if along is not None:
+            return loss, [_gradient(at, name, of_phi=True, along=along)]
+        if not rows:
+            return loss, []
+        units = torch.eye(at.loss.shape[-1], dtype=at.loss.dtype, device=at.loss.device)
+        last = len(units) - 1
+        return loss, [_gradient(at, name, of_phi=True, along=e, retain=i < last) for i, e in enumerate(units)]
+
+
+class _Evaluated(NamedTuple):
+    """A loss with its graph, and the leaves that it hangs from."""
+
+    loss: Tensor
+    theta: Tensors
+    phi_loss: Tensors
+    held: HeldWeights
+    aux: Any
+
+
+def _evaluated(
+    loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any, frozen: Mapping[str, Tensor] | None,
+    *, of_phi: bool, vector: bool = False, recorded: bool = False,
+) -> _Evaluated:  # fmt: skip
+    theta_leaf = {k: _leaf(v, True, recorded) for k, v in theta.items()}
+    phi_leaf = {k: _leaf(v, of_phi, recorded) for k, v in phi_loss.items()}
+    with noting() as held:
+        loss, aux = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch, vector=vector)
+    return _Evaluated(loss, theta_leaf, phi_leaf, held, aux)
+
+
+def _gradient(
+    at: _Evaluated, name: str, *, of_phi: bool, keep_graph: bool = False, along: Tensor | None = None,
+    retain: bool = False, recorded: bool = False,
+) -> Gradient:  # fmt: skip
+    """The gradient of a loss, of its sum over tasks, or of `along · loss`; with `retain` another may follow."""
+    loss, theta, phi_loss, held, aux = at
+    inputs = [*theta.values(), *(phi_loss.values() if of_phi else ())]
+
+    def derivative(create_graph: bool) -> tuple[Tensor | None, ...]:
+        return differentiate(loss, inputs, create_graph=create_graph, along=along, retain=retain)
+
+    with held.in_place():
+        found = derivative(keep_graph or recorded or bool(held.later))
+    if held.changes(found, lambda: derivative(True)):
+        raise ArgumentError(
+            explain(name, "a module with work put off until backward (checkpoints) to have one set of weights",
+                    "one that is called with several in one loss", "Leave out the checkpoints, give each set a "
+                    "module of its own, or run tasks one at a time: gimli.Tasks(T, chunk=1).")
+        )  # fmt: skip
+    if all(g is None for g in found[: len(theta)]):
+        raise ArgumentError(
+            explain(name, "a loss that depends on theta", "a loss with no gradient path to any entry of theta",
+                    "Compute it from the theta it is called with, without .detach(), .item() or torch.no_grad().")
+        )  # fmt: skip
+    for k, g in zip(theta, found, strict=False):
+        if g is not None and g.layout != torch.strided:
             raise ArgumentError(
-                explain(name, "a module with work put off until backward (checkpoints) to have one set of weights",
-                        "one that is called with several in one loss", "Leave out the checkpoints, give each set a "
-                        "module of its own, or run tasks one at a time: gimli.Tasks(T, chunk=1).")
+                explain(name, "a dense gradient", f"a sparse one for {k!r}, which has no second derivative",
+                        "Build the embedding with sparse=False; gimli.optimizers.SparseAdam takes dense gradients.")
             )  # fmt: skip
-        if all(g is None for g in found[: len(theta_leaf)]):
-            raise ArgumentError(
-                explain(name, "a loss that depends on theta", "a loss with no gradient path to any entry of theta",
-                        "Compute it from the theta it is called with, without .detach(), .item() or torch.no_grad().")
-            )  # fmt: skip
-        for k, g in zip(theta, found, strict=False):
-            if g is not None and g.layout != torch.strided:
-                raise ArgumentError(
-                    explain(name, "a dense gradient", f"a sparse one for {k!r}, which has no second derivative",
-                            "Build the embedding with sparse=False; gimli.optimizers.SparseAdam takes dense gradients.")
-                )  # fmt: skip
-        G = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True))
-    values = [g.detach() for g in G]
+    G = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True))
+    values = [g if recorded else g.detach() for g in G]
     return Gradient(
-        loss.detach(),
+        loss if recorded else loss.detach(),
         dict(zip(theta, values, strict=False)),
         dict(zip(phi_loss, values[len(theta) :], strict=True)) if of_phi else {},
-        Graph(G, theta_leaf, phi_leaf, held) if keep_graph else None,
+        Graph(G, theta, phi_loss, held, loss) if keep_graph else None,
         frozenset(k for k, g in zip(theta, found, strict=False) if g is None),
+        aux,
     )
+
+
+def _leaf(x: Tensor, learned: bool, recorded: bool) -> Tensor:
+    """What a loss is called with, to be differentiated by; where that is recorded, a view of x with a node of its own,
+    so that only what the loss does with it counts, whatever else x is used for."""
+    return x.view_as(x) if recorded and x.requires_grad else x.detach().requires_grad_(learned)
 
 
 def hessian(graph: Graph) -> Tensor:
@@ -116,27 +201,52 @@ def hessian(graph: Graph) -> Tensor:
     return torch.stack(rows)
 
 
-def evaluate(loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
-    """Call a loss and check that it is a scalar tensor, or one value a task."""
+def task_shape(loss_function: Loss) -> tuple[int, ...]:
+    """The shape that one number a loss has: [], or [T] of T tasks."""
+    return tuple(getattr(loss_function, "shape", ()))
+
+
+def evaluate(
+    loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any, *, vector: bool = False
+) -> tuple[Tensor, Any]:
+    """Call a loss; (its value, checked to be a scalar tensor or one value a task, and its aux, detached).
+
+    With `vector` the value may also be k numbers, in the last dimension.
+    """
     try:
-        loss = loss_function(theta, phi_loss, batch)
+        loss, aux = value_and_aux(loss_function(theta, phi_loss, batch), name)
     except Exception as error:
         error.add_note(f"in {name}")
         raise
-    shape = getattr(loss_function, "shape", ())
-    if not isinstance(loss, Tensor) or loss.shape != shape or not loss.is_floating_point():
+    tasks = task_shape(loss_function)
+    shape = tuple(loss.shape) if isinstance(loss, Tensor) else None
+    several = vector and shape is not None and len(shape) == len(tasks) + 1 and shape[:-1] == tasks and shape[-1] > 0
+    if not isinstance(loss, Tensor) or not (shape == tasks or several) or not loss.is_floating_point():
         came = f"a {loss.dtype} tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ArgumentError(
-            explain(
-                name, "to return a scalar floating-point tensor (shape [])", came, "Reduce it with .mean() or .sum()."
-            )
-        )
-    return loss
+        expected, do = "to return a scalar floating-point tensor (shape [])", "Reduce it with .mean() or .sum()."
+        if vector:
+            expected = "to return a scalar floating-point tensor (shape []), or a vector [k] of k >= 1 outer losses"
+        raise ArgumentError(explain(name, expected, came, do))
+    return loss, aux
 
 
-def differentiate(loss: Tensor, inputs: list[Tensor], *, create_graph: bool = False) -> tuple[Tensor | None, ...]:
-    """`torch.autograd.grad`, of the sum over tasks, with None for every input that the loss does not reach."""
+def differentiate(
+    loss: Tensor, inputs: list[Tensor], *, create_graph: bool = False, along: Tensor | None = None,
+    retain: bool = False,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """`torch.autograd.grad`, of the sum over tasks, with None for every input that the loss does not reach.
+
+    Args:
+        along: `[k]`, what the last dimension of the loss is multiplied by.
+        retain: whether the graph is needed once more.
+    """
     if not loss.requires_grad:
         return (None,) * len(inputs)
+    retain_graph = True if retain else None
+    if along is not None:
+        cotangent = along.expand(loss.shape)
+        return torch.autograd.grad(
+            loss, inputs, cotangent, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
+        )
     total = loss if loss.ndim == 0 else loss.sum()
-    return torch.autograd.grad(total, inputs, create_graph=create_graph, allow_unused=True)
+    return torch.autograd.grad(total, inputs, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True)

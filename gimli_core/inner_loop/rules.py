@@ -86,6 +86,11 @@ def rule_of(optim_type: type[torch.optim.Optimizer], group: Mapping[str, Any]) -
     maker = registered(optim_type)
     if isinstance(maker, type):
         maker, group = options_of(maker, dict(group))
-        return maker(**group)
-    rule: Optimizer = maker(group)
+        rule: Optimizer = maker(**group)
+    else:
+        rule = maker(group)
+    if rule.seen():
+        came = f"{type(rule).__name__}, which sees {listing(rule.seen())}"
+        do = "A step() of existing code is handed gradients alone: use it with gimli.unroll or gimli.meta_gradient."
+        raise ArgumentError(explain("optimizer", "a rule of theta, its state, G and its hyperparameters", came, do))
     return rule

@@ -1,14 +1,18 @@
-"""A directory that the user names, as a path."""
+"""A directory that the user names: as a path, and held for one run alone."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 from pathlib import Path
 from typing import Any
 
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.memory.files import create, unfinished
+from gimli_core.memory.locks import lock, release
 
-__all__ = ["directory_of"]
+__all__ = ["directory_of", "hold"]
 
 
 def directory_of(argument: str, value: Any) -> Path:
@@ -23,3 +27,44 @@ def directory_of(argument: str, value: Any) -> Path:
             explain(argument, "the path of a directory, a string or a Path", repr(value), "Name a directory.")
         )
     return Path(named)
+
+
+def hold(argument: str, directory: Path, name: str) -> tuple[int, bool]:
+    """(a descriptor that locks the directory, whether it was made for it).
+
+    Whether it can be written to is tried with an unfinished file of that name: who is killed then leaves one.
+
+    Raises:
+        ArgumentError: a directory that cannot be written to, or that another run is using.
+    """
+    made = False
+    try:
+        while True:
+            with contextlib.suppress(FileExistsError):
+                directory.mkdir(0o700, parents=True)
+                made = True
+            held = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0))
+            try:
+                alone = lock(held)
+                if alone is False:  # perhaps by a run that was given up, and is not collected yet
+                    gc.collect()
+                    alone = lock(held)
+                if alone is False:
+                    came = f"{directory}, which another run is using"
+                    raise ArgumentError(
+                        explain(argument, "a directory for this run alone", came, "Name another, or wait.")
+                    )
+                if os.path.samestat(os.fstat(held), os.stat(directory)):  # not one that its run has just removed
+                    part = unfinished(directory / name)
+                    os.close(create(part))
+                    part.unlink()
+                    return held, made
+            except BaseException:
+                release(held, os.getpid())
+                raise
+            release(held, os.getpid())
+    except OSError as error:
+        came = f"{directory}: {error.strerror}"
+        raise ArgumentError(
+            explain(argument, "a directory that can be written to", came, "Name another, or free some space.")
+        ) from error

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Mark", "Marked", "PerElement", "PerStep", "PerTask", "per_element", "per_step", "per_task", "unmarked"]
+__all__ = [
+    "Mark",
+    "Marked",
+    "PerElement",
+    "PerStep",
+    "PerTask",
+    "look_up",
+    "per_element",
+    "per_step",
+    "per_task",
+    "tensor_paths",
+    "unmarked",
+    "unmarked_entries",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,3 +106,29 @@ def unmarked(value: Any) -> Any:
     while isinstance(value, Mark):
         value = value.value
     return value
+
+
+def tensor_paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """(path, tensor) for every tensor in nested dicts and pairs, such as a phi_opt; `look_up` follows a path."""
+    tree = unmarked(tree)
+    if isinstance(tree, Tensor):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from tensor_paths(value, (*path, key))
+    elif isinstance(tree, (tuple, list)):
+        for key, value in enumerate(tree):
+            yield from tensor_paths(value, (*path, key))
+
+
+def look_up(tree: Any, path: tuple[Any, ...]) -> Any:
+    """What stands at `path` in nested dicts and pairs."""
+    for key in path:
+        tree = unmarked(tree)[key]
+    return unmarked(tree)
+
+
+def unmarked_entries(values: Any) -> Any:
+    """A dict without marks on it or on its entries."""
+    plain = unmarked(values)
+    return {k: unmarked(v) for k, v in plain.items()} if isinstance(plain, Mapping) else plain

@@ -14,6 +14,7 @@ from gimli_core.errors import ArgumentError, VerificationError, explain
 from gimli_core.notation import Hyper, State, Tensors, slots
 from gimli_core.optimizers.derived import derived_pullback
 from gimli_core.optimizers.interface import Optimizer, Pulled
+from gimli_core.optimizers.seen import asked
 
 __all__ = ["PullbackReport", "check_pullback"]
 
@@ -119,7 +120,10 @@ def check_pullback(
 
     if theta is None:
         theta = {k: randn(torch.empty(shape, dtype=torch.float64)) for k, shape in {"w": (3, 2), "b": (4,)}.items()}
-    hyper = constants(optimizer, theta) if hyper is None else hyper
+    if hyper is None:
+        of_step = {"loss": randn(torch.zeros((), dtype=torch.float64)), "j": torch.tensor(float(steps)).double()}
+        seen = {name: of_step[name] for name in optimizer.seen()}
+        hyper = {k: {**per, **seen} for k, per in constants(optimizer, theta).items()}
     if state is None:
         moving, state = theta, optimizer.initial_state(theta, hyper)
         for _ in range(steps):
@@ -127,7 +131,7 @@ def check_pullback(
     G = {k: randn(v) for k, v in theta.items()} if G is None else G
     point = (theta, state, G, hyper)
     held = list(slots(state))
-    names = [name for name in optimizer.continuous() if optimizer.uses(name)]
+    names = asked(optimizer, [name for name in optimizer.continuous() if optimizer.uses(name)])
     entries: list[Entry] = []
     for output in ("theta", *held):
         B = {k: randn(v) * float(output == "theta") for k, v in theta.items()}

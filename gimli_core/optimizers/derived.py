@@ -36,6 +36,10 @@ class DerivedOptimizer(Optimizer):
     a tensor, which reaches `step` as `hyper[k][name]`, or a dict of tensors (`dict(module.named_parameters())`; dots
     are allowed), which `step` gets by `self.own_tensors(hyper, name)`. `A_opt[name]` has the same form.
 
+    A rule may ask for more of the step than its gradient, `sees = ("loss", "j")`: the loss's value, which is
+    differentiated exactly (seen.py has the formula), and the number of the inner step, which is not. They reach `step`
+    as `hyper[k]["loss"]` and `hyper[k]["j"]`, numbers, the same for every tensor.
+
     Where a formula is singular, autograd's derivative is returned: NaN for sqrt at 0. `singular.flat_sqrt` is
     a square root whose derivative is 0 there, which is exact in Adam-like rules (NOTE [derivative at zero]).
 
@@ -57,6 +61,20 @@ class DerivedOptimizer(Optimizer):
     >>> result = gimli.meta_gradient(problem, theta_0, lambda j: None, None, steps=1, phi_opt={"lr": 0.1})
     >>> result.A_opt["lr"]                                   # -G³·theta_1 = -8·1.2
     tensor(-9.6000, dtype=torch.float64)
+
+    A step that is as long as the loss is high, theta' = theta - lr·ℓ·G / (1 + j):
+
+    >>> @dataclass(frozen=True, eq=False)
+    ... class ByLoss(DerivedOptimizer):
+    ...     sees = ("loss", "j")
+    ...     lr: float = hyperparameter(0.1)
+    ...     def step(self, theta, state, G, hyper):
+    ...         rate = {k: h["lr"] * h["loss"] / (1 + h["j"]) for k, h in hyper.items()}
+    ...         return {k: v - rate[k] * G[k] for k, v in theta.items()}, {"step": state["step"] + 1}
+    >>> theta_0 = {"w": torch.tensor([2.0])}
+    >>> result = gimli.meta_gradient(gimli.Problem(loss, loss, ByLoss(lr=0.1)), theta_0, [None], None)
+    >>> result.theta_J["w"], result.B_0["w"]       # w - lr·w³/2, and w'·(1 - lr·3w²/2)
+    (tensor([1.6000]), tensor([0.6400]))
 
     A rule whose update is a small network of (G, m), the same for every coordinate:
 

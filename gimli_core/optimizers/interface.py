@@ -22,7 +22,7 @@ parameter whose `.grad` is None: no momentum, no decay, and the step does not co
 it. `step_used` and `pullback_used` see to that for any rule; what a tensor has missed
 stands in `state["skipped"]`.
 Hyperparameters arrive as `{tensor name: {hyperparameter: value}}`, each value
-0-dimensional or of the tensor's shape.
+0-dimensional or of the tensor's shape. A rule that `sees` the step's loss or number finds them there too.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, check_switch, explain
+from gimli_core.errors import ArgumentError, check_switch, explain, listing
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
+from gimli_core.optimizers.numbers import pulled_as_vectors, stepped_as_vectors
 
 __all__ = [
     "Optimizer",
@@ -45,6 +46,9 @@ __all__ = [
     "hyperparameter",
     "with_path",
 ]
+
+
+SEEN = ("loss", "j")  # what a rule may ask for besides
 
 
 class Pulled(NamedTuple):
@@ -71,10 +75,13 @@ class Optimizer(ABC):
             with one entry a group, in this order.
     """
 
+    sees: ClassVar[Collection[str]] = ()  # of SEEN: what a step is handed among the hyperparameters (seen.py)
+
     groups: Mapping[str, Sequence[str]] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self._check_switches()
+        self._check_seen()
         for name, value in self.hyperparameters().items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self.check_range(name, value, f"{type(self).__name__}({name}=…)")
@@ -84,6 +91,17 @@ class Optimizer(ABC):
         for f in fields(self):
             if f.type in (bool, "bool"):
                 check_switch(f"{type(self).__name__}({f.name}=…)", getattr(self, f.name))
+
+    def _check_seen(self) -> None:
+        """Raise unless what the rule sees is there to be seen, and no hyperparameter has its name."""
+        rule, seen = type(self).__name__, self.seen()
+        if isinstance(self.sees, str) or not set(seen) <= set(SEEN):
+            raise ArgumentError(
+                explain(f"{rule}.sees", f"a tuple of {listing(SEEN)}", repr(self.sees), 'For example sees = ("loss",).')
+            )
+        if clash := sorted(set(seen) & set(self.continuous())):
+            do = f"Rename the field, or leave {listing(clash)} out of {rule}.sees."
+            raise ArgumentError(explain(rule, "hyperparameters with names of their own", listing(clash), do))
 
     def _assign(self, given: Mapping[str, Any], **pairs: tuple[str, ...]) -> None:
         """Set the fields from an explicit `__init__`'s `locals()`; `betas=("beta1", "beta2")` splits a tuple."""
@@ -102,6 +120,10 @@ class Optimizer(ABC):
     def continuous(self) -> tuple[str, ...]:
         """Names of the hyperparameters that a meta-gradient can be taken of."""
         return tuple(f.name for f in fields(self) if f.metadata.get("continuous"))
+
+    def seen(self) -> tuple[str, ...]:
+        """What a step is handed besides (theta, s, G, phi_opt): of "loss" and "j". See seen.py."""
+        return tuple(self.sees)
 
     def own_parameters(self) -> tuple[str, ...]:
         """Those of `continuous()` that are the rule's own parameters: of any shape, and the same for every tensor."""
@@ -163,6 +185,7 @@ class Optimizer(ABC):
         """Those of theta's names that a step moves by their gradient: all, but for averages and their like."""
         return names
 
+    @stepped_as_vectors
     def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         """`step`, where G has no entry for a tensor that the loss does not use: that one is left alone."""
         missed = [k for k in theta if k not in G]
@@ -180,6 +203,7 @@ class Optimizer(ABC):
             **{slot: {**held, **new_state.get(slot, {})} for slot, held in slots(state).items()},
         }
 
+    @pulled_as_vectors
     def pullback_used(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import evaluate
 from gimli_core.errors import ArgumentError, ReplayError, RequirementError, explain
-from gimli_core.meta_parameters.hyperparameters import tensor_paths
+from gimli_core.meta_parameters.marks import tensor_paths
 from gimli_core.requirements.trial import copied, same, same_data, tensors_of, trial
 
 __all__ = ["probe_replay", "refuse_edited_batches", "refuse_once_differentiable", "refuse_stray_tensors"]
@@ -94,7 +94,7 @@ def _losses(inputs: Inputs) -> list[str]:
 
 def _given(inputs: Inputs, name: str) -> Any:
     """The first batch of a loss."""
-    return inputs.values.val_batch if name == "val_loss" else inputs.values.batch(0)
+    return inputs.values.last_val_batch if name == "val_loss" else inputs.values.batch(0)
 
 
 def _shared(inputs: Inputs, name: str) -> bool:
@@ -110,7 +110,8 @@ def _at(inputs: Inputs, name: str, batch: Any) -> tuple[Tensor, list[Tensor]]:
         theta = {k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()}
         phi = {k: v.detach().requires_grad_() for k, v in inputs.values.phi_loss.items()}
         loss_function = getattr(inputs.form.problem, name)
-        loss = evaluate(loss_function, name, {**inputs.values.frozen, **theta}, phi, batch)
+        theta_of_all, vector = {**inputs.values.frozen, **theta}, name == "val_loss"
+        loss, _ = evaluate(loss_function, name, theta_of_all, phi, batch, vector=vector)
     return loss, [*theta.values(), *phi.values()]
 
 

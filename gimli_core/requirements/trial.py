@@ -34,7 +34,7 @@ def trial(inputs: Inputs) -> Iterator[Inputs]:
                 frozen={k: v.clone() for k, v in values.frozen.items()},
                 phi_loss={k: v.clone() for k, v in values.phi_loss.items()},
                 batch=lambda j: copied(values.batch(j)),
-                val_batch=copied(values.val_batch),
+                val_batch=lambda j: copied(values.val_batch(j)),
             ),
         )
 

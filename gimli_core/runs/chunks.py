@@ -9,12 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.theta import theta_by_task
+from gimli_core.errors import ArgumentError, explain
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS
 from gimli_core.results import MetaGradient, Trajectory
+from gimli_core.runs.outcome import contracted
 from gimli_core.runs.run import Events, Run
+from gimli_core.transforms.tasks import check_tasks
 
 __all__ = ["Chunks"]
 
@@ -45,8 +51,10 @@ class Chunks:
             del run
         self._result = joined(results, self._call)
 
-    def backward(self) -> Events:
-        """Nothing: `forward` has been back already."""
+    def backward(self, along: Tensor | None = None) -> Events:
+        """Nothing: `forward` has been back already, for each outer loss."""
+        if along is not None:
+            self._result = contracted(self.result(), along)
         yield from ()
 
     @property
@@ -64,12 +72,14 @@ class Chunks:
 def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
     """The results of chunks as one: sums over what the tasks share, a dimension of all tasks for what they do not."""
     first = results[0]
-    own_theta, own_state = isinstance(call.theta_0, PerTask), call.state_0 is None or isinstance(call.state_0, PerTask)
+    at = first.val_loss.ndim  # where the tasks stand in a gradient: behind the k outer losses, if there are several
+    own_theta, _ = theta_by_task(call.theta_0, check_tasks(call.tasks).count)  # type: ignore[union-attr]
+    own_state = call.state_0 is None or isinstance(call.state_0, PerTask)
 
     def every(name: str) -> list[Any]:
         return [getattr(result, name) for result in results]
 
-    frozen = {k for k in first.theta_J if not own_theta and k not in first.B_0}
+    frozen = {k for k in first.theta_J if k not in own_theta and k not in first.B_0}
     return replace(
         first,
         val_loss=_join(every("val_loss"), False),
@@ -77,14 +87,31 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
                  for k, v in first.theta_J.items()},
         state_J=_join_states(every("state_J"), True),
         buffers_J=results[-1].buffers_J,
-        train_losses=torch.cat(every("train_losses"), 1),
-        val_losses=torch.cat(every("val_losses"), 1),
+        train_losses=_side_by_side(every("train_losses")),
+        val_losses=_side_by_side(every("val_losses")),
         task_val_losses=_join(every("task_val_losses"), True),
-        A_opt=_join(every("A_opt"), False, call.phi_opt),
-        A_loss=_join(every("A_loss"), False, call.phi_loss),
-        B_0=_join(every("B_0"), own_theta),
-        S_0=_join_states(every("S_0"), own_state),
+        task_steps=None if first.task_steps is None else torch.cat(every("task_steps")),
+        train_aux=_join_aux(every("train_aux")),
+        val_aux=_join_aux(every("val_aux")),
+        A_opt=_join(every("A_opt"), False, call.phi_opt, at),
+        A_loss=_join(every("A_loss"), False, call.phi_loss, at),
+        B_0={k: _join([B[k] for B in every("B_0")], k in own_theta, at=at) for k in first.B_0},
+        S_0=_join(every("S_0"), own_state, at=at),
     )  # fmt: skip
+
+
+def _side_by_side(losses: list[Tensor]) -> Tensor:
+    """Losses `[steps, tasks]`, the tasks in a row; nan where a chunk took fewer steps than another."""
+    J = max(len(of_chunk) for of_chunk in losses)
+    return torch.cat([pad(of_chunk, (0, 0, 0, J - len(of_chunk)), value=float("nan")) for of_chunk in losses], 1)
+
+
+def _join_aux(parts: list[Any]) -> Any:
+    """Trees of tensors `[steps, tasks, …]`, the tasks in a row."""
+    if parts[0] is not None and len({len(leaf) for part in parts for leaf in pytree.tree_leaves(part)}) > 1:
+        do = "Run all tasks at a time, or leave aux out."
+        raise ArgumentError(explain("Tasks(chunk=…)", "chunks of as many steps, for their aux", "other numbers", do))
+    return None if parts[0] is None else pytree.tree_map(lambda *leaves: torch.cat(leaves, 1), *parts)
 
 
 def _join_states(states: list[dict[str, Any]], own: bool) -> dict[str, Any]:
@@ -93,8 +120,11 @@ def _join_states(states: list[dict[str, Any]], own: bool) -> dict[str, Any]:
     return {slot: held if slot in COUNTS else _join([s[slot] for s in states], own) for slot, held in first.items()}
 
 
-def _join(parts: list[Any], own: bool, given: Any = None) -> Any:
-    """The sum of the parts' tensors, or where they are the tasks' `own` (or `given` marked so) all of them in a row."""
+def _join(parts: list[Any], own: bool, given: Any = None, at: int = 0) -> Any:
+    """The sum of the parts' tensors, or where they are the tasks' `own` (or `given` marked so) all of them in a row.
+
+    `at` is the dimension of the tasks.
+    """
     own = own or isinstance(given, PerTask)
     while given is not None and unmarked(given) is not given:
         given = given.value
@@ -102,8 +132,8 @@ def _join(parts: list[Any], own: bool, given: Any = None) -> Any:
     first = parts[0]
     if isinstance(first, Mapping):
         entry = given if isinstance(given, Mapping) else {}
-        return {k: _join([part[k] for part in parts], own, entry.get(k)) for k in first}
+        return {k: _join([part[k] for part in parts], own, entry.get(k), at) for k in first}
     if isinstance(first, (tuple, list)):
         beside = given or [None] * len(first)
-        return type(first)(_join([part[i] for part in parts], own, beside[i]) for i in range(len(first)))
-    return torch.cat(parts) if own else torch.stack(parts).sum(0)
+        return type(first)(_join([part[i] for part in parts], own, beside[i], at) for i in range(len(first)))
+    return torch.cat(parts, at) if own else torch.stack(parts).sum(0)

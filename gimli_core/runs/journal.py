@@ -10,7 +10,6 @@ The directory is locked while a run uses it. Of what is in it, only files that a
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import secrets
 import time
@@ -21,8 +20,9 @@ from typing import Any
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.errors import ArgumentError, StorageError, explain
-from gimli_core.memory.files import create, damaged, is_ours, names_of_ours, read_file, unfinished, write_file
-from gimli_core.memory.locks import lock, release
+from gimli_core.memory.directory import hold
+from gimli_core.memory.files import damaged, is_ours, names_of_ours, read_file, write_file
+from gimli_core.memory.locks import release
 from gimli_core.memory.schedules.actions import Action, Advance, Drop, Keep, Schedule, Store, Sweep, Tier
 from gimli_core.record import Point
 from gimli_core.runs.plain_values import ILL_FITTING, fingerprint, fits, plain_snapshot, schedule_of, snapshot_of
@@ -32,7 +32,7 @@ __all__ = ["SECONDS", "Journal", "demand", "rebuilding", "state_after"]
 SECONDS = 30.0  # between two writings
 POINT = r"point-(?:0|[1-9]\d*)"
 REMEDY = "To begin anew, remove the file `progress` of this directory and run again."
-TENSORS = {"B", "S", "A_opt", "A_loss", "losses", "val_losses", "start", "end"}
+TENSORS = {"adjoints", "along", "losses", "val_losses", "start", "end"}
 PLAIN = {"problem": str, "run": str, "made": bool, "points": list, "done": int, "point": int, "validated": bool,
          "schedule": dict, "generators": list, "left": list}  # fmt: skip
 
@@ -50,7 +50,7 @@ class Journal:
         self._run = secrets.token_hex(16)
         self._there: set[int] = set()  # the steps whose points are written
         self._process = os.getpid()
-        held, self._made = _hold(directory)
+        held, self._made = hold("resume", directory, "progress")
         self._let_go = weakref.finalize(self, release, held, self._process)
         self._written = time.monotonic()
         self.reached = self._load()  # by the last run: (tensors, plain values), or None
@@ -174,41 +174,6 @@ class Journal:
 
     def _file(self, j: int) -> Path:
         return self.directory / f"point-{j}"
-
-
-def _hold(directory: Path) -> tuple[int, bool]:
-    """(a descriptor that locks the directory, whether it was made for it)."""
-    made = False
-    try:
-        while True:
-            with contextlib.suppress(FileExistsError):
-                directory.mkdir(0o700, parents=True)
-                made = True
-            held = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0))
-            try:
-                alone = lock(held)
-                if alone is False:  # perhaps by a run that was given up, and is not collected yet
-                    gc.collect()
-                    alone = lock(held)
-                if alone is False:
-                    came = f"{directory}, which another run is using"
-                    raise ArgumentError(
-                        explain("resume", "a directory for this run alone", came, "Name another, or wait.")
-                    )
-                if os.path.samestat(os.fstat(held), os.stat(directory)):  # not one that its run has just removed
-                    part = unfinished(directory / "progress")
-                    os.close(create(part))
-                    part.unlink()
-                    return held, made
-            except BaseException:
-                release(held, os.getpid())
-                raise
-            release(held, os.getpid())
-    except OSError as error:
-        came = f"{directory}: {error.strerror}"
-        raise ArgumentError(
-            explain("resume", "a directory that can be written to", came, "Name another, or free some space.")
-        ) from error
 
 
 def _unlink(path: Path) -> None:

@@ -102,6 +102,6 @@ def fingerprint(inputs: Inputs) -> str:
     form, values = inputs.form, inputs.values
     add([values.theta_0, values.frozen, values.state_0, values.phi_loss, values.weights, form.steps, form.recurrence])
     add([form.second_order if form.evaluates_again else None, not form.curvature, form.first])
-    add([type(form.optimizer).__name__, values.hyper.at(0), values.val_batch])
+    add([type(form.optimizer).__name__, values.hyper.at(0), values.last_val_batch])
     add([values.hyper.at(j) for j in (0, form.steps - 1)] + [values.batch(0)] if form.steps else [])
     return digest.hexdigest()

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from gimli_core.arguments.approximation import Approximation
-from gimli_core.arguments.batches import check_batches
 from gimli_core.arguments.call import Call
-from gimli_core.arguments.inputs import Form, Inputs, Values, modules_of
+from gimli_core.arguments.form import Form, Values
+from gimli_core.arguments.inputs import Inputs, modules_of
 from gimli_core.arguments.phi_loss import check_phi_loss
 from gimli_core.arguments.theta import check_theta, laid_out
 from gimli_core.compiled.whole_run import CompiledWhole, Given
@@ -110,7 +110,7 @@ def recalled(look: Look | None, call: Call) -> Inputs | None:
     if known is None:
         return None
     form = known.form
-    batch, steps = check_batches(call.train_batches, call.steps)
+    _, batch, steps, val_batch = call.batches()
     if steps != form.steps:
         return None
     trained, frozen = check_theta(call.theta_0)
@@ -120,7 +120,7 @@ def recalled(look: Look | None, call: Call) -> Inputs | None:
     for transform in form.transforms:
         theta_0 = transform.theta(theta_0)
     state_0 = form.optimizer.initial_state(theta_0, hyper.at(0))
-    values = Values(theta_0, trained, frozen, state_0, phi_loss, hyper, batch, call.val_batch, known.weights, cold=True)
+    values = Values(theta_0, trained, frozen, state_0, phi_loss, hyper, batch, val_batch, known.weights, cold=True)
     return Inputs(form, values, Environment(modules_of(call.problem), anywhere.device))
 
 
@@ -138,7 +138,7 @@ def recalled_whole(look: Look | None, call: Call) -> tuple[CompiledWhole, Form, 
         return None
     compiled, weights = known.whole
     theta_0, phi_loss = call.theta_0, call.phi_loss or {}
-    batch, steps = check_batches(call.train_batches, call.steps)
+    _, batch, steps, val_batch = call.batches()
     if steps != known.form.steps or len(set(map(id, theta_0.values()))) != len(theta_0):
         return None
     trained, frozen = laid_out(theta_0)
@@ -151,7 +151,7 @@ def recalled_whole(look: Look | None, call: Call) -> tuple[CompiledWhole, Form, 
         hypers=[hyper.at(j) for j in range(1 if hyper.constant else steps)],
         weights=weights,
         batches=[batch(j) for j in range(steps)],
-        val_batch=call.val_batch,
+        val_batches=[val_batch(j) for j, weighted in enumerate(known.form.weighted) if weighted],
     )
     return compiled, known.form, hyper, given
 

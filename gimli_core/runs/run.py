@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gimli_core.arguments.inputs import Form
+from gimli_core.arguments.form import Form
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient, Trajectory
 
@@ -24,7 +24,7 @@ class Run(Protocol):
     @property
     def steps(self) -> int: ...  # inner steps in all
     def forward(self) -> Events: ...
-    def backward(self) -> Events: ...
+    def backward(self, along: Tensor | None = None) -> Events: ...  # see `Wants.weighed`
     @property
     def val_loss(self) -> Tensor: ...
     def trajectory(self) -> Trajectory: ...

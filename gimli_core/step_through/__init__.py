@@ -4,8 +4,9 @@ import importlib
 from typing import Any
 
 from gimli_core.step_through import lessons
+from gimli_core.step_through.interventions import Intervention
 from gimli_core.step_through.page.trace import Trace, trace
-from gimli_core.step_through.walk import Intervention, Moment, Walk, step_through
+from gimli_core.step_through.walk import Moment, Walk, step_through
 
 __all__ = ["Intervention", "Moment", "Trace", "Walk", "lessons", "step_through", "trace"]
 

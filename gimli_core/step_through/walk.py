@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,24 +22,11 @@ from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Wants, make_run, schedule_of_call
+from gimli_core.step_through.interventions import CHANGEABLE, Intervention, merged
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.trees import tensors
 
-__all__ = ["CHANGEABLE", "Intervention", "Moment", "Walk", "step_through"]
-
-# What the engine reads back when it goes on; the other values are shown only.
-CHANGEABLE = {5: ("G",), 6: ("theta", "s"), 9: ("B", "S"), 11: ("V",), 12: ("A_opt",), 13: ("A_loss",), 14: ("B", "S")}
-
-
-class Intervention(NamedTuple):
-    """A value that the caller put in place of the engine's."""
-
-    line: int
-    j: int
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.name} changed at line {self.line} of step {self.j}"
+__all__ = ["Moment", "Walk", "step_through"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,7 +93,7 @@ class Walk(Iterator[Moment]):
     def __init__(self, call: Call) -> None:
         self.call = call
         self.schedule = schedule_of_call(call)
-        self.run = make_run(call, Wants(lines=True, changes=True))
+        self.run = make_run(call, Wants(lines=True, changes=True, one_number="step_through"))
         self.interventions: tuple[Intervention, ...] = ()
         self._changed: dict[Intervention, Any] = {}
         self._latest: Moment | None = None
@@ -116,7 +103,7 @@ class Walk(Iterator[Moment]):
     @property
     def held(self) -> tuple[Collection[int], Collection[int]]:
         """What memory holds now: the steps whose point is stored, and those whose graph is kept."""
-        held: tuple[Collection[int], Collection[int]] = self.run.held  # type: ignore[attr-defined]
+        held: tuple[Collection[int], Collection[int]] = self.run.in_memory  # type: ignore[attr-defined]
         return held
 
     @property
@@ -236,20 +223,3 @@ def step_through(
             approximation, second_order, tasks, False, resume, check,
         )
     )  # fmt: skip
-
-
-def merged(old: Any, new: Any, path: str) -> Any:
-    """`old` with the entries of `new` in their places; the forms must agree."""
-    if isinstance(old, Mapping):
-        if not isinstance(new, Mapping) or not set(new) <= set(old):
-            came = listing(new) if isinstance(new, Mapping) else type(new).__name__
-            raise ArgumentError(
-                explain(path, f"a dict with keys among {listing(old)}", came, "Name only the entries that change.")
-            )
-        return {k: merged(v, new[k], f"{path}[{k!r}]") if k in new else v for k, v in old.items()}
-    value = torch.as_tensor(new, dtype=old.dtype, device=old.device).detach()
-    if value.shape != old.shape:
-        raise ArgumentError(
-            explain(path, f"shape {list(old.shape)}", str(list(value.shape)), "Give a value for every element.")
-        )
-    return value.clone()

@@ -224,7 +224,9 @@ def one_vector(
     would no longer be those of the rule alone.
     """
     small = len(theta) > 1 and sum(v.numel() for v in theta.values()) <= NUMBERS
-    if not isinstance(optimizer, ElementwiseOptimizer) or not small or not set(numbers) <= set(scalars):
+    if not isinstance(optimizer, ElementwiseOptimizer) or optimizer.seen():
+        return None
+    if not small or not set(numbers) <= set(scalars):
         return None
     vector = OneVector(shapes, frozenset(scalars), tasks, frozenset(taken))
     vector._homes(next(iter(theta.values())).device)  # made before a run, whose memory may be counted

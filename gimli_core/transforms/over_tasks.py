@@ -13,13 +13,15 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from gimli_core.derivatives.beside_loss import stacked, value_and_aux
 from gimli_core.errors import ArgumentError, explain, first_line, notice
 from gimli_core.notation import Hyper, Loss, State, Tensors, counts, slots
 from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.problem import Problem
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
-from gimli_core.transforms.tasks import by_task, expanded, summed
+from gimli_core.transforms.numbered import Numbered
+from gimli_core.transforms.tasks import by_task, summed
 
 __all__ = ["LossOverTasks", "OverTasks", "RuleOverTasks"]
 
@@ -31,7 +33,7 @@ class OverTasks(Transform):
     Args:
         count: T.
         scale: what the sum of their losses is multiplied by: 1, or one over how many tasks there are in all.
-        own_theta, own_state: whether theta_0, and a warm state_0, were given once a task.
+        own_theta: names in theta_0 that were given once a task.
         shared_state: whether a warm state_0 is shared, so that its adjoint is summed.
         phi_loss: names in phi_loss that the tasks do not share.
         frozen: names in theta that all tasks share, held constant.
@@ -41,7 +43,7 @@ class OverTasks(Transform):
 
     count: int
     scale: float
-    own_theta: bool
+    own_theta: frozenset[str]
     shared_state: bool
     phi_loss: frozenset[str]
     frozen: frozenset[str]
@@ -64,16 +66,16 @@ class OverTasks(Transform):
         return RuleOverTasks(rule=rule, by_task=self.hyper_by_task)
 
     def theta(self, theta: Tensors) -> Tensors:
-        return theta if self.own_theta else expanded(theta, self.count)
+        return {k: v if k in self.own_theta else v.expand(self.count, *v.shape) for k, v in theta.items()}
 
     def back(self, ends: Ends) -> Ends:
         """What the tasks share gets the sum over them."""
-        B = ends.B if self.own_theta else summed(ends.B)
+        B = {k: v if k in self.own_theta else summed(v) for k, v in ends.B.items()}
         return ends._replace(B=B, S=summed(ends.S) if self.shared_state else ends.S)
 
 
 class LossOverTasks:
-    """`loss` for T tasks: from theta `[T, …]`, batch `[T, …]` to `[T]` values.
+    """`loss` for T tasks: from theta `[T, …]`, batch `[T, …]` to `[T]` values; of k outer losses to `[T, k]`.
 
     Vectorised by `vmap`; where that cannot be (a branch on values, autograd inside the loss, work put off until
     backward), one task after the other, to the same result.
@@ -99,13 +101,12 @@ class LossOverTasks:
         self._buffers = [buffer for module in modules for buffer in module.buffers()]
         self._one_by_one = False
 
-    def vectorised(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
+    def vectorised(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         """The losses of all tasks by vmap; raises what vmap raises."""
         dims = tuple(_said_once(own) for own in self._which(theta, phi_loss, batch))
-        of_all: Tensor = vmap(self._of_one, in_dims=dims, randomness="different")(theta, phi_loss, batch)
-        return of_all
+        return vmap(self._of_one, in_dims=dims, randomness="different")(theta, phi_loss, batch)
 
-    def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
+    def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         if not self._one_by_one:
             generator = torch.get_rng_state()
             try:
@@ -124,13 +125,15 @@ class LossOverTasks:
     def _which(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         """What of the arguments each task has of its own."""
         own_theta = {k: k not in self._shared for k in theta}
-        return (
-            own_theta,
-            {k: k in self._phi_by_task for k in phi_loss},
-            pytree.tree_map(lambda leaf: by_task(leaf, self.shape[0], self.name), batch),
-        )
+        own_phi = {k: k in self._phi_by_task for k in phi_loss}
+        if isinstance(batch, Numbered):
+            return own_theta, own_phi, batch._replace(batch=self._which_of(batch.batch), j=False)  # shared
+        return own_theta, own_phi, self._which_of(batch)
 
-    def _in_turn(self, *arguments: Any) -> Tensor:
+    def _which_of(self, batch: Any) -> Any:
+        return pytree.tree_map(lambda leaf: by_task(leaf, self.shape[0], self.name), batch)
+
+    def _in_turn(self, *arguments: Any) -> Any:
         """The losses of all tasks, without vmap."""
         before = [(buffer, buffer.clone()) for buffer in self._buffers]
         own = self._which(*arguments)
@@ -138,7 +141,8 @@ class LossOverTasks:
         def of(t: int) -> Any:
             return pytree.tree_map(lambda mine, leaf: leaf[t] if mine else leaf, own, arguments)
 
-        losses = torch.stack([self._of_one(*of(t)) for t in range(self.shape[0])])
+        each = [self._of_one(*of(t)) for t in range(self.shape[0])]
+        losses = stacked(each, self.name)
         if any(not torch.equal(buffer, old) for buffer, old in before):
             for buffer, old in before:
                 buffer.data.copy_(old)
@@ -147,12 +151,12 @@ class LossOverTasks:
             raise ArgumentError(explain(self.name, expected, "one that changes running statistics", do))
         return losses
 
-    def _of_one(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
-        loss = self.loss(theta, phi_loss, batch)
-        if not isinstance(loss, Tensor) or loss.ndim != 0:
+    def _of_one(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
+        loss, aux = value_and_aux(self.loss(theta, phi_loss, batch), self.name)
+        if not isinstance(loss, Tensor) or loss.ndim > (self.name == "val_loss"):
             came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ArgumentError(explain(self.name, "to return a scalar for one task", came, "Reduce it with .mean()."))
-        return loss
+        return loss if aux is None else (loss, aux)
 
 
 def _nothing_put_off() -> AbstractContextManager[Any]:
@@ -192,15 +196,19 @@ class RuleOverTasks(Optimizer):
     def __post_init__(self) -> None:
         pass  # the rule has checked itself
 
-    @property
-    def _dims(self) -> dict[str, dict[str, int | None]]:
-        return {k: {name: 0 if by else None for name, by in per.items()} for k, per in self.by_task.items()}
+    def seen(self) -> tuple[str, ...]:
+        return self.rule.seen()
+
+    def _dims(self, hyper: Hyper) -> dict[str, dict[str, int | None]]:
+        """Which values of a step have a leading T: those said to, and a loss that the rule sees."""
+        by_task = {k: {**per, "loss": "loss" in self.seen()} for k, per in self.by_task.items()}
+        return {k: {name: 0 if by_task[k].get(name) else None for name in per} for k, per in hyper.items()}
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         def one(theta: Tensors, hyper: Hyper) -> State:
             return slots(self.rule.initial_state(theta, hyper))
 
-        started: State = vmap(one, in_dims=(0, self._dims))(theta, hyper)
+        started: State = vmap(one, in_dims=(0, self._dims(hyper)))(theta, hyper)
         return {"step": torch.zeros((), dtype=torch.float64), **started}
 
     def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
@@ -209,7 +217,7 @@ class RuleOverTasks(Optimizer):
 
         if not any(S_0.values()):
             return {}  # no state, nothing to vectorise over
-        found: dict[str, Tensors] = vmap(one, in_dims=(0, self._dims))(S_0, hyper)
+        found: dict[str, Tensors] = vmap(one, in_dims=(0, self._dims(hyper)))(S_0, hyper)
         return found
 
     def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
@@ -231,7 +239,7 @@ class RuleOverTasks(Optimizer):
             counted.update(counts(new))  # of counts alone, so the same for every task
             return theta, slots(new)
 
-        theta, new = vmap(one, in_dims=(0, 0, 0, self._dims))(theta, slots(state), G, hyper)
+        theta, new = vmap(one, in_dims=(0, 0, 0, self._dims(hyper)))(theta, slots(state), G, hyper)
         return theta, {**counted, **new}
 
     def pullback(
@@ -240,5 +248,5 @@ class RuleOverTasks(Optimizer):
         def one(theta: Tensors, held: State, G: Tensors, hyper: Hyper, B: Tensors, S: State) -> Pulled:
             return self.rule.pullback_used(theta, {**counts(state), **held}, G, hyper, B, S, wanted)
 
-        pulled: Pulled = vmap(one, in_dims=(0, 0, 0, self._dims, 0, 0))(theta, slots(state), G, hyper, B, S)
+        pulled: Pulled = vmap(one, in_dims=(0, 0, 0, self._dims(hyper), 0, 0))(theta, slots(state), G, hyper, B, S)
         return pulled

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from gimli_core.environment import Environment
+from gimli_core.verification.oracles.autograd_through_the_graph import Totals, autograd_gradient, random_rounding
 from gimli_core.verification.oracles.plain_rules import Root, flat_root
-from gimli_core.verification.oracles.plain_unroll import Totals, autograd_gradient, random_rounding
 from gimli_core.verification.question import VAL_LOSS, Entries, Key, Question
 
 __all__ = ["Bounds"]

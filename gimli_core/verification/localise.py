@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gimli_core.record import Event
 from gimli_core.runs.run import Run
-from gimli_core.verification.oracles.plain_unroll import Totals
+from gimli_core.verification.oracles.autograd_through_the_graph import Totals
 from gimli_core.verification.question import Key, flatten
 
 __all__ = ["Finding", "first_disagreement"]

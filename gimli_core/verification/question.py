@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
+from gimli_core.arguments.batches import check_val_batch
 from gimli_core.environment import Environment, discover, split_frozen
-from gimli_core.meta_parameters.hyperparameters import bound
-from gimli_core.meta_parameters.marks import Mark, unmarked
-from gimli_core.notation import slots
+from gimli_core.meta_parameters.marks import Mark, unmarked, unmarked_entries
+from gimli_core.meta_parameters.resolve import bound
+from gimli_core.notation import Tensors, slots
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
+from gimli_core.transforms.numbered import called
+from gimli_core.transforms.proximal import centre_of
 from gimli_core.transforms.tasks import Tasks
 
 __all__ = ["RESULTS", "VAL_LOSS", "Entries", "Key", "Question", "flatten", "label", "rebuild", "same_randomness"]
@@ -51,13 +54,31 @@ class Question:
     def entries(self) -> Entries:
         """Every meta-parameter: phi_opt, phi_loss, the trained part of theta_0, and a warm state."""
         warm = slots(unmarked(self.state_0) or {})
-        trained = split_frozen(unmarked(self.theta_0))[0]
+        trained = split_frozen(unmarked_entries(self.theta_0))[0]
         trees = dict(zip(RESULTS, (self.phi_opt, self.phi_loss, trained, warm), strict=True))
         return {key: leaf.detach() for key, leaf in flatten(trees, ()).items()}
+
+    def phi_of(self, entries: Entries) -> Any:
+        """phi_loss from the entries of a meta-gradient; the centre of a proximal loss is theta_0, a constant to first
+        order."""
+        phi_loss = rebuild(self.phi_loss, ("A_loss",), entries)
+        theta_0 = {key[1]: leaf for key, leaf in entries.items() if key[0] == "B_0"}
+        if self.left_out.first_order:
+            theta_0 = {k: v.detach() for k, v in theta_0.items()}
+        return {**phi_loss, **centre_of(self.problem.train_loss, theta_0)}
 
     def batch(self, j: int) -> Any:
         batches: Any = self.train_batches
         return batches[j] if hasattr(batches, "__len__") else batches(j)
+
+    def inner_loss(self, theta: Tensors, phi: Tensors, j: int) -> Tensor:
+        """l_j, without what is returned beside it."""
+        return _value(called(self.problem.train_loss, theta, phi, self.batch(j), j))
+
+    def outer_loss(self, theta: Tensors, phi: Tensors, j: int) -> Tensor:
+        """L_val(theta_j), without what is returned beside it."""
+        val_batch = check_val_batch(self.val_batch, self.steps)(j)
+        return _value(called(self.problem.val_loss, theta, phi, val_batch, j))
 
     def weights(self) -> list[float]:
         """How much L_val(theta_j) counts, for j = 0 ... J."""
@@ -77,7 +98,7 @@ class Question:
 
     @property
     def _first(self) -> Tensor:
-        tensor: Tensor = next(iter(unmarked(self.theta_0).values()))
+        tensor: Tensor = next(iter(unmarked_entries(self.theta_0).values()))
         return tensor
 
     def environment(self) -> Environment:
@@ -92,11 +113,16 @@ class Question:
             self,
             theta_0=_double(self.theta_0),
             train_batches=lambda j: _double(self.batch(j)),
-            val_batch=_double(self.val_batch),
+            val_batch=lambda j: _double(check_val_batch(self.val_batch, self.steps)(j)),
             phi_opt=_double(self.phi_opt),
             phi_loss=_double(self.phi_loss),
             state_0=_double(self.state_0),
         )
+
+
+def _value(returned: Any) -> Tensor:
+    loss: Tensor = returned[0] if isinstance(returned, tuple) else returned
+    return loss
 
 
 def flatten(tree: Any, path: Key) -> Entries:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from gimli_core.arguments.batches import check_val_batch
 from gimli_core.meta_parameters.marks import Mark, PerTask
 from gimli_core.notation import COUNTS
 from gimli_core.verification.question import RESULTS, Entries, Key, Question, flatten
@@ -40,7 +41,7 @@ def _of_task(question: Question, t: int) -> Question:
         question,
         theta_0=_part(question.theta_0, t),
         train_batches=lambda j: _of_batch(question.batch(j), t),
-        val_batch=_of_batch(question.val_batch, t),
+        val_batch=lambda j: _of_batch(check_val_batch(question.val_batch, question.steps)(j), t),
         phi_opt=_part(question.phi_opt, t),
         phi_loss=_part(question.phi_loss, t),
         state_0=_part(question.state_0, t),

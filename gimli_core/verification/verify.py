@@ -24,10 +24,10 @@ from gimli_core.transforms.tasks import Tasks, check_tasks
 from gimli_core.verification.bounds import Bounds
 from gimli_core.verification.claims import entries_of
 from gimli_core.verification.localise import Finding, first_disagreement
+from gimli_core.verification.oracles.autograd_through_the_graph import draws, loss_value
 from gimli_core.verification.oracles.dense_chain import LIMIT, dense_chain
 from gimli_core.verification.oracles.finite_differences import Slopes, finite_differences
 from gimli_core.verification.oracles.plain_rules import RULES
-from gimli_core.verification.oracles.plain_unroll import draws, loss_value
 from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Key, Question, flatten, same_randomness
 from gimli_core.verification.report import Check, Report, Verdict, judge
 
@@ -119,7 +119,7 @@ def verify(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
         approximation, second_order, tasks, compile, resume,
     )  # fmt: skip
-    run = make_run(call)
+    run = make_run(call, Wants(one_number="verify"))
     asked = Question(
         problem, theta_0, train_batches, val_batch, run.form.steps, phi_opt or {}, phi_loss or {}, state_0, val_weights,
         run.form.left_out, check_tasks(tasks),

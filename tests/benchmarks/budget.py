@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 import gimli_core as gimli
-import gimli_core.memory.measure as engine_measure
+import gimli_core.memory.settle as engine_settle
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.compiled.steps import CompiledSteps
@@ -32,6 +32,7 @@ from gimli_core.memory.schedules.budget import choose, estimate, least
 from gimli_core.memory.schedules.costs import predict
 from gimli_core.runs.eager_steps import EagerSteps
 from gimli_core.runs.make_run import makers
+from tests.benchmarks.history import Run, add_history, noted
 from tests.benchmarks.measure import MIB, in_fresh_process, peak_above_base
 from tests.benchmarks.mnist_mlp import DATA, Workload
 
@@ -49,6 +50,15 @@ class Measured(NamedTuple):
     cpu: float
     ran: str
     size: int = 0
+
+    def note(self, run: Run, name: str) -> None:
+        """The line as figures of a run; a meter of tensors takes no times."""
+        run.note(f"{name}/peak", self.peak, "bytes")
+        if self.seconds == self.seconds:
+            run.note(f"{name}/time", self.seconds, "s")
+            run.note(f"{name}/processor time", self.cpu, "s")
+        if self.predicted is not None:
+            run.note(f"{name}/predicted to measured peak", self.predicted / self.peak, "ratio")
 
 
 def schedule_named(name: str) -> gimli.memory.Schedule:
@@ -82,7 +92,7 @@ def measured(
             made.append((choose(gimli.memory.Budget(size), steps, costs), costs))
             return made[0][0]
 
-        engine_measure.choose = noted
+        engine_settle.choose = noted
     else:
         made.append((schedule, known_costs(inputs, *makers(compiled or EagerSteps()))))
     peak, seconds, cpu = timed(run, again=inputs.form.steps <= ONCE)
@@ -122,6 +132,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--one", help="only this schedule, as JSON")
     parser.add_argument("--flush-denormals", action="store_true", help="with --one: as --long does")
+    add_history(parser)
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -130,7 +141,7 @@ def main() -> None:
         print(json.dumps(one(given.one, given.steps, given.data)))
         return
 
-    def line(name: str, steps: int, reference: int | None = None, *more: str) -> Measured:
+    def line(name: str, steps: int, reference: int | None = None, *more: str, label: str = "") -> Measured:
         threads = ("--threads", str(given.threads)) if given.threads else ()
         options = ("--steps", str(steps), "--data", str(given.data), "--one", name, *threads, *more)
         found = Measured(*json.loads(in_fresh_process("tests.benchmarks.budget", *options)))
@@ -138,13 +149,15 @@ def main() -> None:
         close = "" if found.predicted is None else f"{found.predicted / found.peak:.2f}"
         print(f"{steps:>6} {name:22}{found.peak / MIB:9.0f}{ratio:>7}{close:>11}{found.seconds:9.2f}{found.cpu:8.2f}",
               flush=True)  # fmt: skip
+        found.note(run, f"{label or name}/J = {steps}")
         return found
 
-    print(HEAD, flush=True)
-    if not given.skip_table:
-        table(line, given.steps, given.budgets, given.data)
-    if given.long:
-        long_runs(line, given.long)
+    with noted("budget", given) as run:
+        print(HEAD, flush=True)
+        if not given.skip_table:
+            table(line, given.steps, given.budgets, given.data)
+        if given.long:
+            long_runs(line, given.long)
 
 
 def table(line: Callable[..., Measured], J: int, budgets: int, data: Path) -> None:
@@ -158,7 +171,7 @@ def table(line: Callable[..., Measured], J: int, budgets: int, data: Path) -> No
     runs = []
     for i in range(budgets):
         size = int(smallest * (largest / smallest) ** (i / max(budgets - 1, 1)))
-        found = line(f"Budget({size})", J, reference)
+        found = line(f"Budget({size})", J, reference, label=f"budget {i + 1} of {budgets}")
         runs.append(found)
         print(verdict(found), flush=True)
     if runs:
@@ -177,8 +190,9 @@ def long_runs(line: Callable[..., Measured], lengths: list[int]) -> None:
     for J in lengths:
         short = min(J, 100)
         if short not in states:
-            states[short] = line("StoreStates()", short, None, "--flush-denormals")
-        found, beside = line(f"Budget({size})", J, None, "--flush-denormals"), states[short]
+            states[short] = line("StoreStates()", short, None, "--flush-denormals", label="StoreStates(), long")
+        found = line(f"Budget({size})", J, None, "--flush-denormals", label="256 MiB")
+        beside = states[short]
         states_ms = 1e3 * beside.seconds / short
         print(f"{verdict(found)}\n{'':7}{1e3 * found.seconds / J:.1f} ms a step, "
               f"{1e3 * found.seconds / J / states_ms:.2f} times StoreStates' {states_ms:.1f} "

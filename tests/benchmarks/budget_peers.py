@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import gimli_core as gimli
+from tests.benchmarks import history
 from tests.benchmarks.measure import MIB, in_fresh_process, peak_above_base
 from tests.benchmarks.mnist_mlp import DATA, Workload, train_loss, val_loss
 
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--one", choices=PEERS, help="print only this one's peak in bytes")
     parser.add_argument("--steps", type=int, default=5)
+    history.add_history(parser)
     given = parser.parse_args()
     limit = int(given.limit * 2**30)
     if given.one:
@@ -156,6 +158,12 @@ def main() -> None:
         options = ("--one", name, "--steps", str(steps), "--data", str(given.data), "--limit", str(given.limit))
         return int(in_fresh_process("tests.benchmarks.budget_peers", *options).splitlines()[-1])
 
+    with history.noted("budget_peers", given) as run:
+        table(given, limit, peak, run)
+
+
+def table(given: argparse.Namespace, limit: int, peak: Callable[[str, int], int], run: history.Run) -> None:
+    """A row for every library."""
     print(f"{'':20}{'MiB a step':>11}{'MiB at J = 0':>14}{f'largest J in {given.limit:g} GiB':>24}")
     for name in given.only:
         package = name.split()[0]
@@ -171,6 +179,8 @@ def main() -> None:
         slope = (high - low) / (given.at[1] - given.at[0])
         largest = int((limit - low) / slope + given.at[0])
         print(f"{name:20}{slope / MIB:11.1f}{(low - slope * given.at[0]) / MIB:14.0f}{largest:>24}", flush=True)
+        run.note(f"{name}/a step", slope, "bytes")
+        run.note(f"{name}/at J = 0", low - slope * given.at[0], "bytes")
         if given.confirm:
             J = int(0.95 * largest)
             print(f"{'':20}confirmed: J = {J} took {peak(name, J) / 2**30:.2f} GiB", flush=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 import gimli_core as gimli
-from tests.benchmarks.measure import MIB, in_fresh_process, median_ratio, paired_times, peak_above_base
+from tests.benchmarks.history import add_history, noted
+from tests.benchmarks.measure import MIB, in_fresh_process, median_ratio, paired_times, peak_above_base, ratios
 from tests.benchmarks.mnist_mlp import DATA, Workload
 
 ENGINES = ("autograd", "RetainGraphs", "StoreStates")
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--peak", choices=ENGINES, help="print only this engine's peak, in bytes")
+    add_history(parser)
     arguments = parser.parse_args()
     if arguments.peak:
         print(peak_above_base(lambda: warmed_up(arguments.steps, arguments.data, arguments.peak)))
@@ -49,10 +51,16 @@ def main() -> None:
     seconds = paired_times({e: runner(work, e) for e in ENGINES}, arguments.repeats)
     print(f"J = {arguments.steps}, {torch.get_num_threads()} threads; engines agree to {worst:.1e} (float32)")
     print(f"{'':14}{'median s':>10}{'time ratio':>12}{'peak MiB':>10}{'peak ratio':>12}")
-    for e in ENGINES:
-        ratio = median_ratio(seconds[e], seconds["autograd"])
-        peak = f"{peaks[e] / MIB:10.0f}{peaks[e] / peaks['autograd']:12.2f}"
-        print(f"{e:14}{statistics.median(seconds[e]):10.3f}{ratio:12.2f}{peak}")
+    with noted("eager", arguments) as run:
+        for e in ENGINES:
+            ratio = median_ratio(seconds[e], seconds["autograd"])
+            peak = f"{peaks[e] / MIB:10.0f}{peaks[e] / peaks['autograd']:12.2f}"
+            print(f"{e:14}{statistics.median(seconds[e]):10.3f}{ratio:12.2f}{peak}")
+            run.note(f"{e}/time", seconds[e], "s")
+            run.note(f"{e}/time ratio", ratios(seconds[e], seconds["autograd"]), "ratio")
+            run.note(f"{e}/peak", peaks[e], "bytes")
+            run.note(f"{e}/peak ratio", peaks[e] / peaks["autograd"], "ratio")
+        run.note("agreement with autograd", worst, "relative error")
 
 
 if __name__ == "__main__":

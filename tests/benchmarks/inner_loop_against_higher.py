@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks.measure import MIB, in_fresh_process, median_ratio, peak_above_base
+from tests.benchmarks.history import Run, add_history, noted
+from tests.benchmarks.measure import MIB, in_fresh_process, median_ratio, peak_above_base, ratios
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "maml_omniglot_as_for_higher.py"
 OURS = "import gimli_core.inner_loop as higher\n"
@@ -51,14 +52,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--optimizer", nargs="+", choices=INNER, default=list(INNER))
     parser.add_argument("--once", choices=LIBRARIES, help="run with this library only, here")
+    add_history(parser)
     arguments, options = parser.parse_known_args()
     if arguments.once:
         once(arguments.once, arguments.optimizer[0], options)
         return
-    for optimizer in arguments.optimizer:
+    with noted("inner_loop_against_higher", arguments) as run:
+        compare(run, arguments.optimizer, arguments.repeats, options)
+
+
+def compare(run: Run, optimizers: list[str], repeats: int, options: list[str]) -> None:
+    """Both libraries in turn, with each of the inner optimizers."""
+    for optimizer in optimizers:
         seconds: dict[str, list[float]] = {library: [] for library in LIBRARIES}
         peaks: dict[str, list[float]] = {library: [] for library in LIBRARIES}
-        for _ in range(arguments.repeats):
+        for _ in range(repeats):
             for library in LIBRARIES:
                 flags = ("--once", library, "--optimizer", optimizer, *options)
                 *said, wall, peak = in_fresh_process("tests.benchmarks.inner_loop_against_higher", *flags).splitlines()
@@ -69,8 +77,12 @@ def main() -> None:
         for library in LIBRARIES:
             wall, memory = statistics.median(seconds[library]), statistics.median(peaks[library]) / MIB
             print(f"{library:12}{wall:8.2f} s{memory:10.0f} MiB")
-        ratios = [median_ratio(taken["gimli_core"], taken["higher"]) for taken in (seconds, peaks)]
-        print(f"ratio       {ratios[0]:8.2f}  {ratios[1]:10.2f}\n", flush=True)
+            run.note(f"{optimizer}/{library}/time", seconds[library], "s")
+            run.note(f"{optimizer}/{library}/peak", peaks[library], "bytes")
+        for name, taken in (("time", seconds), ("peak", peaks)):
+            run.note(f"{optimizer}/{name} ratio", ratios(taken["gimli_core"], taken["higher"]), "ratio")
+        both = [median_ratio(taken["gimli_core"], taken["higher"]) for taken in (seconds, peaks)]
+        print(f"ratio       {both[0]:8.2f}  {both[1]:10.2f}\n", flush=True)
 
 
 if __name__ == "__main__":

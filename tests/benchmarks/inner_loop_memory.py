@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import gimli_core as gimli
+from tests.benchmarks.history import add_history, noted
 from tests.benchmarks.measure import MIB, in_fresh_process, peak_above_base
 
 WAYS = {"inner_loop": "gimli_core.inner_loop", "RetainGraphs": "gimli_core", "higher": "higher"}
@@ -56,17 +57,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--optimizer", nargs="+", default=["SGD", "Adam"])
     parser.add_argument("--peak", choices=WAYS, help="print only this way's peak, in bytes")
+    add_history(parser)
     arguments = parser.parse_args()
     if arguments.peak:
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
         print(peak_above_base(lambda: runner(arguments.peak, arguments.optimizer[0], arguments.steps)))
         return
-    for optimizer in arguments.optimizer:
-        for way in WAYS:
-            options = ("--steps", str(arguments.steps), "--optimizer", optimizer, "--peak", way)
-            peak = int(in_fresh_process("tests.benchmarks.inner_loop_memory", *options))
-            print(f"{optimizer:6}{way:14}{peak / MIB:8.0f} MiB", flush=True)
+    with noted("inner_loop_memory", arguments) as run:
+        for optimizer in arguments.optimizer:
+            for way in WAYS:
+                options = ("--steps", str(arguments.steps), "--optimizer", optimizer, "--peak", way)
+                peak = int(in_fresh_process("tests.benchmarks.inner_loop_memory", *options))
+                print(f"{optimizer:6}{way:14}{peak / MIB:8.0f} MiB", flush=True)
+                run.note(f"{optimizer}/{way}/peak", peak, "bytes")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,14 @@ def paired_times(runs: dict[str, Callable[[], object]], repeats: int) -> dict[st
     return seconds
 
 
+def ratios(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """a / b of every pair."""
+    return [x / y for x, y in zip(a, b, strict=True)]
+
+
 def median_ratio(a: Sequence[float], b: Sequence[float]) -> float:
     """Median over the pairs of a / b."""
-    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+    return statistics.median(ratios(a, b))
 
 
 def peak_above_base(prepare: Callable[[], Callable[[], object]]) -> int:

@@ -29,6 +29,7 @@ from gimli_core.memory.schedules.budget import estimate, least
 from gimli_core.runs.eager_steps import EagerSteps
 from gimli_core.runs.make_run import makers
 from tests.benchmarks.budget import Measured, measured, schedule_named, timed, verdict
+from tests.benchmarks.history import Run, add_history, noted
 from tests.benchmarks.measure import MIB, in_fresh_process
 
 COMPILED = ", compiled"
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=FIXED, help="which of the fixed schedules to run")
     parser.add_argument("--threads", type=int, help="processor threads; 1 gives quiet times on a shared machine")
     parser.add_argument("--one", help="only this schedule, as JSON")
+    add_history(parser)
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -161,24 +163,32 @@ def main() -> None:
         return
     heads = {"schedule": -24, "MiB": 7, "ratio": 7, "pred/meas": 11, "s": 7, "s ratio": 9, "cpu ratio": 11}
     print(f"{'model':12}" + "".join(f"{h:{'<' if w < 0 else '>'}{abs(w)}}" for h, w in heads.items()))
-    for model in given.model:
-        J = given.steps
-        costs = measure(prepare(Call(**Work(model, J).arguments())), makers(EagerSteps())[0])
-        smallest, largest = 0.9 * least(J, costs), 1.05 * estimate(gimli.memory.Checkpoint(1, graphs=J), J, costs)[0]
-        sizes = [int(smallest * (largest / smallest) ** (i / max(given.budgets - 1, 1))) for i in range(given.budgets)]
-        reference: Measured | None = None
-        for name in (*given.only, *(f"Budget({size})" for size in sizes)):
-            threads = ("--threads", str(given.threads)) if given.threads else ()
-            options = ("--model", model, "--steps", str(J), "--one", name, *threads)
-            found = Measured(*json.loads(in_fresh_process("tests.benchmarks.models", *options)))
-            reference = reference or found
-            told = "" if found.predicted is None else f"{found.predicted / found.peak:.2f}"
-            end = f"\n{verdict(found)}" if found.size else ""
-            print(
-                f"{model:12}{name:24}{found.peak / MIB:7.0f}{found.peak / reference.peak:7.3f}{told:>11}"
-                f"{found.seconds:7.1f}{found.seconds / reference.seconds:9.2f}{found.cpu / reference.cpu:11.2f}{end}",
-                flush=True,
-            )
+    with noted("models", given) as run:
+        for model in given.model:
+            table(model, given, run)
+
+
+def table(model: str, given: argparse.Namespace, run: Run) -> None:
+    """One model's rows."""
+    J = given.steps
+    costs = measure(prepare(Call(**Work(model, J).arguments())), makers(EagerSteps())[0])
+    smallest, largest = 0.9 * least(J, costs), 1.05 * estimate(gimli.memory.Checkpoint(1, graphs=J), J, costs)[0]
+    sizes = [int(smallest * (largest / smallest) ** (i / max(given.budgets - 1, 1))) for i in range(given.budgets)]
+    reference: Measured | None = None
+    budgets = {f"Budget({size})": f"budget {i + 1} of {len(sizes)}" for i, size in enumerate(sizes)}
+    for name in (*given.only, *budgets):
+        threads = ("--threads", str(given.threads)) if given.threads else ()
+        options = ("--model", model, "--steps", str(J), "--one", name, *threads)
+        found = Measured(*json.loads(in_fresh_process("tests.benchmarks.models", *options)))
+        reference = reference or found
+        found.note(run, f"{model}/{budgets.get(name, name)}")
+        told = "" if found.predicted is None else f"{found.predicted / found.peak:.2f}"
+        end = f"\n{verdict(found)}" if found.size else ""
+        print(
+            f"{model:12}{name:24}{found.peak / MIB:7.0f}{found.peak / reference.peak:7.3f}{told:>11}"
+            f"{found.seconds:7.1f}{found.seconds / reference.seconds:9.2f}{found.cpu / reference.cpu:11.2f}{end}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

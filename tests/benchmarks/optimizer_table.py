@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from typing import Any
 
 import torch
@@ -26,13 +27,16 @@ from torch import Tensor
 
 import gimli_core as gimli
 from gimli_core.optimizers.check import constants
+from gimli_core.verification.oracles.autograd_through_the_graph import autograd_gradient
 from gimli_core.verification.oracles.finite_differences import finite_differences
-from gimli_core.verification.oracles.plain_unroll import autograd_gradient
 from gimli_core.verification.question import Question, flatten
+from tests.benchmarks.history import Run, add_history, noted
 from tests.optimizers.cases import CASES, PUBLISHED, Case, run, run_torch, start
 
 STEPS = 6
 JUMPS = ("Rprop", "Lion")
+NUMBER = re.compile(r"nan|\de[+-]\d+")  # what `show` makes of one
+COLUMNS = ("parity", "autograd", "differences")
 
 
 def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
@@ -137,15 +141,19 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def ours(cases: list[Case]) -> None:
+def ours(cases: list[Case], figures: Run) -> None:
     """The table of gimli_core."""
     rows, worst = [], [0.0, 0.0, 0.0]
     for case in cases:
         by_autograd, by_differences, unsure = meta_errors(case)
         columns = [parity(case), by_autograd, by_differences]
         worst = [max(a, b) for a, b in zip(worst, columns, strict=True)]
-        rows.append([case.label, *map(show, columns), f"[{unsure:.0e}]", show(zero_error(case))])
-    print_table(["optimizer and options", "parity", "autograd", "differences", "", "G = 0"], rows)
+        at_zero = zero_error(case)
+        rows.append([case.label, *map(show, columns), f"[{unsure:.0e}]", show(at_zero)])
+        for name, error in zip((*COLUMNS, "G = 0"), (*columns, at_zero), strict=True):
+            if error is not None:
+                figures.note(f"{case.label}/{name}", error, "relative error")
+    print_table(["optimizer and options", *COLUMNS, "", "G = 0"], rows)
     print(f"\n{len(rows)} rows; largest: parity {worst[0]:.0e}, autograd {worst[1]:.0e}, differences {worst[2]:.0e}")
 
 
@@ -154,18 +162,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rules", help="names separated by commas; all by default")
     parser.add_argument("--peer", choices=("higher", "torchopt"))
+    add_history(parser)
     arguments = parser.parse_args()
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     chosen = arguments.rules.split(",") if arguments.rules else None
     cases = [case for case in CASES if chosen is None or case.rule in chosen]
-    if arguments.peer is None:
-        ours(cases)
-        return
-    from tests.benchmarks.optimizer_peers import peer_table  # needs packages of the `bench` extra
+    with noted(f"optimizer_table_{arguments.peer or 'ours'}", arguments) as figures:
+        if arguments.peer is None:
+            ours(cases, figures)
+            return
+        from tests.benchmarks.optimizer_peers import peer_table  # needs packages of the `bench` extra
 
-    header, rows = peer_table(arguments.peer, cases)
-    print_table(header, rows)
+        header, rows = peer_table(arguments.peer, cases)
+        print_table(header, rows)
+        for label, *cells in rows:
+            for name, cell in zip(header[1:], cells, strict=True):
+                if NUMBER.fullmatch(cell):
+                    figures.note(f"{label}/{name}", float(cell), "relative error")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import prepare
 from gimli_core.derivatives.second_order import MEANS
 from gimli_core.requirements.examine import require
-from tests.benchmarks.measure import MIB, in_fresh_process, median_ratio, peak_above_base
+from tests.benchmarks.history import Run, add_history, noted
+from tests.benchmarks.measure import MIB, in_fresh_process, median_ratio, peak_above_base, ratios
 from tests.benchmarks.mnist_mlp import DATA, Workload
 from tests.benchmarks.models import Block, Work
 
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--peak", nargs=2, metavar=("MEAN", "SCHEDULE"), help="print only this peak, in bytes")
+    add_history(parser)
     chosen = parser.parse_args()
     if chosen.peak:
         model = chosen.model[0]
@@ -86,36 +88,45 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     print(f"J = {chosen.steps}, {torch.get_num_threads()} threads; ratios to reverse_over_reverse under RetainGraphs")
     print(f"{'':17}{'':14}{'':24}{'CPU s':>9}{'ratio':>7}{'peak MiB':>10}{'ratio':>7}{'off by':>10}")
-    for model in chosen.model:
-        given = arguments(model, chosen.steps, chosen.data)
-        fallback = {mean: used(given, mean) for mean in MEANS}
-        keys = [(schedule, mean) for schedule in SCHEDULES for mean in MEANS if fallback[mean] == mean]
-        runs = {f"{s} {m}": runner(given, m, s) for s, m in keys}
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        found = {name: run() for name, run in runs.items()}  # and warm
-        for _ in range(chosen.repeats):
-            for name, run in runs.items():
-                start = time.process_time()  # other work on the machine counts little
-                run()
-                seconds[name].append(time.process_time() - start)
-        expected = next(iter(found.values()))
-        first_peak = 0
-        for schedule, mean in keys:
-            options = ("--model", model, "--steps", str(chosen.steps), "--data", str(chosen.data))
-            options += ("--peak", mean, schedule)
-            peak = int(in_fresh_process("tests.benchmarks.second_order", *options))
-            first_peak = first_peak or peak
-            name, first = f"{schedule} {mean}", next(iter(runs))
-            off = max(((found[name][k] - g).abs().max() / g.abs().max()).item() for k, g in expected.items())
-            ratio = median_ratio(seconds[name], seconds[first])
-            print(
-                f"{model:17}{schedule:14}{mean:24}{statistics.median(seconds[name]):9.2f}{ratio:7.2f}"
-                f"{peak / MIB:10.0f}{peak / first_peak:7.2f}{off:10.0e}",
-                flush=True,
-            )
-        for mean, other in fallback.items():
-            if other != mean:
-                print(f"{model:17}{mean} falls back to {other}")
+    with noted("second_order", chosen) as noting:
+        for model in chosen.model:
+            table(model, chosen, noting)
+
+
+def table(model: str, chosen: argparse.Namespace, noting: Run) -> None:
+    """One model's rows."""
+    given = arguments(model, chosen.steps, chosen.data)
+    fallback = {mean: used(given, mean) for mean in MEANS}
+    keys = [(schedule, mean) for schedule in SCHEDULES for mean in MEANS if fallback[mean] == mean]
+    runs = {f"{s} {m}": runner(given, m, s) for s, m in keys}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    found = {name: run() for name, run in runs.items()}  # and warm
+    for _ in range(chosen.repeats):
+        for name, run in runs.items():
+            start = time.process_time()  # other work on the machine counts little
+            run()
+            seconds[name].append(time.process_time() - start)
+    expected = next(iter(found.values()))
+    first_peak = 0
+    for schedule, mean in keys:
+        options = ("--model", model, "--steps", str(chosen.steps), "--data", str(chosen.data))
+        options += ("--peak", mean, schedule)
+        peak = int(in_fresh_process("tests.benchmarks.second_order", *options))
+        first_peak = first_peak or peak
+        name, first = f"{schedule} {mean}", next(iter(runs))
+        off = max(((found[name][k] - g).abs().max() / g.abs().max()).item() for k, g in expected.items())
+        ratio = median_ratio(seconds[name], seconds[first])
+        noting.note(f"{model}/{name}/processor time", seconds[name], "s")
+        noting.note(f"{model}/{name}/processor time ratio", ratios(seconds[name], seconds[first]), "ratio")
+        noting.note(f"{model}/{name}/peak", peak, "bytes")
+        print(
+            f"{model:17}{schedule:14}{mean:24}{statistics.median(seconds[name]):9.2f}{ratio:7.2f}"
+            f"{peak / MIB:10.0f}{peak / first_peak:7.2f}{off:10.0e}",
+            flush=True,
+        )
+    for mean, other in fallback.items():
+        if other != mean:
+            print(f"{model:17}{mean} falls back to {other}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gimli_core.arguments.approximation import ThetaOnly
 from gimli_core.commands import demo as command
 from gimli_core.commands.command_line import main
-from gimli_core.demo import data, picture
+from gimli_core.demo import data, picture, tables
 from gimli_core.demo.learning import Training, grid_rates, learn, score, train
 from gimli_core.errors import ArgumentError
 from gimli_core.meta_gradient import meta_gradient
@@ -81,7 +81,7 @@ def test_a_csv_file_in_its_usual_forms(tmp_path: Path, header: str, separator: s
     assert means == sorted(means)
 
 
-@pytest.mark.parametrize("names", data.ARRAY_NAMES)
+@pytest.mark.parametrize("names", tables.ARRAY_NAMES)
 def test_npz_files_under_every_pair_of_names(tmp_path: Path, names: tuple[str | None, ...]) -> None:
     x, y = table()
     x_name, y_name, x_test, y_test = names
@@ -98,7 +98,7 @@ def test_of_a_large_table_an_even_share_is_used(monkeypatch: pytest.MonkeyPatch)
     x, y = table()
     y[3:] = np.where(y[3:] == 2, 1, y[3:])  # class 2 keeps one row of its own ...
     y[10:13] = 2  # ... and three more: too few to thin out
-    splits = data.split("t", data.Table(x, y, np.zeros(60, bool)), seed=0)
+    splits = data.split("t", tables.Table(x, y, np.zeros(60, bool)), seed=0)
     assert 25 <= sum(len(part.y) for part in splits[2:]) <= 35
     assert all((part.y == 2).any() for part in splits[2:])
     assert "of its 60 rows" in splits.name
@@ -250,7 +250,7 @@ def test_bad_options_are_found_before_any_work(
 @pytest.fixture
 def training() -> Training:
     x, y = table(120)
-    return Training(data.split("table", data.Table(x, y, np.zeros(120, bool)), seed=0), steps=6, seed=0)
+    return Training(data.split("table", tables.Table(x, y, np.zeros(120, bool)), seed=0), steps=6, seed=0)
 
 
 def test_the_outer_loop_follows_the_meta_gradient(training: Training) -> None:
@@ -355,7 +355,7 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(picture.Figure, "savefig", savefig)
     x, y = table()
-    start = Training(data.split("table", data.Table(x, y, np.zeros(60, bool)), seed=0), steps=1, seed=0).constant(
+    start = Training(data.split("table", tables.Table(x, y, np.zeros(60, bool)), seed=0), steps=1, seed=0).constant(
         1e-3, 1e-4
     )
     with pytest.raises(ArgumentError, match="no space"):

@@ -12,16 +12,16 @@ from gimli_core.memory.allocator import separates
 PROGRAM = """
 import sys, torch
 import gimli_core as gimli
-import gimli_core.memory.measure as measure
+import gimli_core.memory.settle as settle
 
-plain = measure.keeper
+plain = settle.keeper
 known = set()
 
 def noted():
     known.update(sys.modules)
     return plain()
 
-measure.keeper = noted
+settle.keeper = noted
 loss = lambda theta, phi, batch: theta["w"].square().sum() * batch
 problem = gimli.Problem(loss, loss, gimli.optimizers.Adam())
 gimli.meta_gradient(problem, {"w": torch.ones(300)}, [1.0] * 20, 1.0, memory=gimli.memory.Budget("8MB"))

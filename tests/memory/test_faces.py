@@ -9,7 +9,7 @@ import torch
 
 import gimli_core as gimli
 from gimli_core.memory import Budget, RetainGraphs, Schedule
-from gimli_core.meta_parameters.hyperparameters import look_up, tensor_paths
+from gimli_core.meta_parameters.marks import look_up, tensor_paths
 from tests.compare import assert_identical
 from tests.problems import PROBLEMS, RULES, SCHEDULES, Rule, arguments, every_problem
 

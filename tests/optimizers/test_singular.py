@@ -13,8 +13,8 @@ import gimli_core as gimli
 from gimli_core.memory import StoreStates
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
+from gimli_core.verification.oracles.autograd_through_the_graph import autograd_gradient
 from gimli_core.verification.oracles.plain_rules import flat_root
-from gimli_core.verification.oracles.plain_unroll import autograd_gradient
 from tests.compare import distance, entries
 from tests.problems import question
 

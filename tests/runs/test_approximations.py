@@ -278,7 +278,7 @@ def test_the_first_steps_keep_nothing(memory: Schedule) -> None:
     inputs = prepare(Call(**made, approximation=gimli.Truncated(2)))
     execution = ScheduledRun(inputs, memory, EagerSteps())
     for event in execution.forward():
-        holds.append((event.j, [*execution.held[0], *execution.held[1]]))
+        holds.append((event.j, [*execution.in_memory[0], *execution.in_memory[1]]))
     assert all(held == [] for j, held in holds if j < J - 2)
     assert min(step for _, held in holds for step in held) == J - 2
 

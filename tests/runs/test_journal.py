@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import time
-import warnings
 
 import pytest
 import torch
@@ -18,6 +15,7 @@ from gimli_core.memory import Budget, Checkpoint, RetainGraphs, StoreStates
 from gimli_core.runs.journal import Journal
 from tests.compare import assert_identical
 from tests.problems import replayed
+from tests.processes import killed_until_done
 
 SCHEDULES = {
     "graphs": RetainGraphs(),
@@ -136,20 +134,6 @@ def test_unroll_goes_on_in_either_direction(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def forked(work):
-    """Start `work` in a forked child; its process id."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of threads: torch runs on one here
-        child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    return child
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signals to forked children need POSIX")
 @pytest.mark.parametrize(
     ("schedule", "steps", "kills"),
@@ -169,16 +153,7 @@ def test_kill_9_at_random_moments(schedule, steps, kills, tmp_path, monkeypatch)
         torch.save((found, torch.get_rng_state()), tmp_path / "unfinished")
         os.replace(tmp_path / "unfinished", tmp_path / "result")
 
-    killed, delays = 0, torch.rand(kills).mul(0.5).tolist()
-    while not (tmp_path / "result").exists():
-        child = forked(work)
-        if killed < kills:
-            time.sleep(delays[killed])
-            os.kill(child, signal.SIGKILL)
-        status = os.waitpid(child, 0)[1]
-        assert status in (0, signal.SIGKILL)
-        killed += status == signal.SIGKILL
-    assert killed
+    assert killed_until_done(work, tmp_path / "result", torch.rand(kills).mul(0.5).tolist())
     found, left = torch.load(tmp_path / "result", weights_only=True)
     assert_identical(found, expected)
     assert torch.equal(left, generators)

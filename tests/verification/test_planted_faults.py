@@ -16,8 +16,8 @@ from gimli_core.errors import VerificationError
 from gimli_core.memory import RetainGraphs, StoreStates
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.optimizers import SGD, Adagrad, Adam
+from gimli_core.runs.adjoints import Adjoints
 from gimli_core.runs.eager_steps import EagerSteps
-from gimli_core.runs.scheduled_run import ScheduledRun
 from gimli_core.verification import Verdict, verify
 
 STEPS = 5
@@ -105,8 +105,8 @@ FAULTS = [
     Fault("the mixed derivative doubled", MOMENTUM, backward_sweep, "step",
           '{"A_loss": mixed}', '{"A_loss": [v.mul_(2) for v in mixed.values()] and mixed}',
           13, 4, "A_loss increment of log_l2 at step 4"),
-    Fault("the explicit part forgotten", MOMENTUM, backward_sweep, "validation_gradient",
-          "of_phi=True", "of_phi=False",
+    Fault("the explicit part forgotten", MOMENTUM, Adjoints, "add_validation",
+          "in L.phi_loss.items()", "in {}.items()",
           8, 5, "A_loss, explicit part of log_l2"),
 ]  # fmt: skip
 
@@ -154,7 +154,7 @@ def test_losses_along_the_way_do_not_mislead(about: str, monkeypatch: pytest.Mon
 
 def test_a_wrong_loss_along_the_way_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     right, wrong = "L.theta[k], alpha=w)", "L.theta[k], alpha=w * (1 + (j == 2)))"
-    plant(monkeypatch, Fault("", MOMENTUM, ScheduledRun, "_add_validation", right, wrong, 9, 2, "B_2 of w"))
+    plant(monkeypatch, Fault("", MOMENTUM, Adjoints, "add_validation", right, wrong, 9, 2, "B_2 of w"))
     finding = verify(**arguments(MOMENTUM), val_weights=[0.1, 0.2, 0.1, 0.3, 0.4], oracles=()).finding
     assert finding is not None
     assert (finding.line, finding.step, finding.quantity) == (9, 2, "B_2 of w")

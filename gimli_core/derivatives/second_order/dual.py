@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.notation import Tensors
 
-__all__ = ["duals", "tangent"]
+__all__ = ["duals", "made_dual", "tangent"]
 
 
 @contextmanager
@@ -26,6 +26,12 @@ def duals(theta: Tensors, V: Tensors) -> Iterator[Tensors]:
         # A direction is laid out as its primal, so no two entries of that may share memory, as expanded ones do.
         leaves = {k: (v if v.is_contiguous() else v.clone()).detach().requires_grad_() for k, v in theta.items()}
         yield {k: forward_ad.make_dual(leaf, V[k].detach()) for k, leaf in leaves.items()}
+
+
+def made_dual(x: Tensor, direction: Tensor) -> Tensor:
+    """x + e direction, within `duals`."""
+    dual: Tensor = forward_ad.make_dual(x.detach(), direction.detach())
+    return dual
 
 
 def tangent(x: Tensor) -> Tensor | None:

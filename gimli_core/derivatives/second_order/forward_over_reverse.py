@@ -3,6 +3,8 @@
     V_j Hessian = d/de grad_theta ell_j(theta_j + e V_j, phi_loss)       the Hessian is symmetric
     V_j mixed   = d/de grad_phi ell_j(theta_j + e V_j, phi_loss)         the order of differentiation does not matter
 
+and, for a rule that sees the loss, of (1 + e g_j) ell_j in its place, which adds g_j times both gradients of ell_j.
+
 Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
 """
 
@@ -11,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gimli_core.derivatives.first_order import differentiate, evaluate
 from gimli_core.derivatives.held_weights import noting
-from gimli_core.derivatives.second_order.dual import duals, tangent
+from gimli_core.derivatives.second_order.dual import duals, made_dual, tangent
 from gimli_core.derivatives.second_order.products import Products, collect
 from gimli_core.notation import Loss, Tensors
 
@@ -28,6 +31,7 @@ def products(
     phi_loss: Tensors,
     batch: Any,
     V: Tensors,
+    g: Tensor | None = None,
     *,
     frozen: Mapping[str, Tensor] | None = None,
     curvature: bool = True,
@@ -39,8 +43,9 @@ def products(
     with duals(theta, V) as theta_dual:
         phi_leaf = {k: v.detach().requires_grad_() for k, v in phi_loss.items()}
         with noting() as held:
-            loss = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
+            loss, _ = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
         with held.in_place():
-            G = differentiate(loss, [*theta_dual.values(), *phi_leaf.values()])
+            weighed = loss if g is None else loss * made_dual(torch.ones_like(loss), g)
+            G = differentiate(weighed, [*theta_dual.values(), *phi_leaf.values()])
         found = [None if g is None else tangent(g) for g in G]
         return collect(theta, phi_loss, found if curvature else [None] * len(theta) + found[len(theta) :], loss)

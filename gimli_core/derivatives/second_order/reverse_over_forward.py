@@ -2,6 +2,8 @@
 
     V_j Hessian, V_j mixed = grad over (theta, phi_loss) of d/de ell_j(theta_j + e V_j, phi_loss)
 
+and of g_j ell_j in the same pass, for a rule that sees the loss.
+
 NOTE [formulas in place]
 torch's forward formulas of softmax and logsumexp change a tensor in place that their own derivative needs, unless
 a tensor of another kind may be about; a dispatch mode, which does nothing else here, says so.
@@ -16,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gimli_core.derivatives.first_order import differentiate, evaluate
@@ -33,6 +36,7 @@ def products(
     phi_loss: Tensors,
     batch: Any,
     V: Tensors,
+    g: Tensor | None = None,
     *,
     frozen: Mapping[str, Tensor] | None = None,
     curvature: bool = True,
@@ -44,8 +48,11 @@ def products(
     with duals(theta, V) as theta_dual:
         phi_leaf = {k: v.detach().requires_grad_() for k, v in phi_loss.items()}
         with noting() as held, _OutOfPlace():
-            loss = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
+            loss, _ = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
         along_V = tangent(loss)
+        if g is not None:
+            along_g = g * forward_ad.unpack_dual(loss).primal
+            along_V = along_g if along_V is None else along_V + along_g
         asked = [*(theta_dual.values() if curvature else ()), *phi_leaf.values()]
         with held.in_place():
             found = (None,) * len(asked) if along_V is None else differentiate(along_V, asked)

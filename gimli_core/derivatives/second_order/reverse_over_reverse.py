@@ -1,6 +1,8 @@
 """Reverse over reverse: one reverse pass through the kept graph of G_j.
 
-V_j Hessian, V_j mixed = grad over (theta, phi_loss) of <G_j(theta_j, phi_loss), V_j>
+    V_j Hessian, V_j mixed = grad over (theta, phi_loss) of <G_j(theta_j, phi_loss), V_j>
+
+and of g_j ell_j(theta_j, phi_loss) in the same pass, for a rule that sees the loss (optimizers/seen.py).
 """
 
 from __future__ import annotations
@@ -15,17 +17,38 @@ from gimli_core.notation import Tensors
 __all__ = ["products"]
 
 
-def products(graph: Graph, V: Tensors, *, curvature: bool = True) -> Products:
-    """Both products in one pass; without `curvature` only the mixed one, and zeros for the other. Frees the graph.
+def products(
+    graph: Graph,
+    V: Tensors,
+    g: Tensor | None = None,
+    *,
+    curvature: bool = True,
+    mixed: bool = True,
+    keep: bool = False,
+    recorded: bool = False,
+) -> Products:
+    """Both products in one pass; without `curvature` or `mixed` zeros for that one. Frees the graph, unless it is to be
+    kept for another V, or the products are `recorded`.
 
     Cost: 6F; the graph holds the activations of the gradient from line 5 on.
     """
     inputs = [*graph.theta.values(), *graph.phi_loss.values()]
-    asked = inputs if curvature else inputs[len(graph.theta) :]
+    n = len(graph.theta)
+    asked = inputs[0 if curvature else n : None if mixed else n]
     # A gradient that is constant in theta and phi_loss (a linear loss) carries no graph: its products are 0.
-    pairs = [(g, V[k]) for k, g in zip(graph.theta, graph.G, strict=True) if g.requires_grad]
+    pairs = [(G, V[k]) for k, G in zip(graph.theta, graph.G, strict=True) if G.requires_grad]
+    if g is not None:
+        pairs.append((graph.loss, g))
     found: tuple[Tensor | None, ...] = (None,) * len(asked)
     if pairs:
         with graph.held.in_place():
-            found = torch.autograd.grad([g for g, _ in pairs], asked, [v for _, v in pairs], allow_unused=True)
-    return collect(graph.theta, graph.phi_loss, (*(None,) * (len(inputs) - len(asked)), *found), None)
+            found = torch.autograd.grad(
+                [G for G, _ in pairs],
+                asked,
+                [v for _, v in pairs],
+                create_graph=recorded,
+                retain_graph=True if keep or recorded else None,
+                allow_unused=True,
+            )
+    before, after = (None,) * (0 if curvature else n), (None,) * (0 if mixed else len(inputs) - n)
+    return collect(graph.theta, graph.phi_loss, (*before, *found, *after), None, recorded)

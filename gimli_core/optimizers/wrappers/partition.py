@@ -10,6 +10,7 @@ from typing import Any
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.interface import Optimizer, Pulled, state_of
+from gimli_core.optimizers.numbers import pulled_as_vectors, stepped_as_vectors
 
 __all__ = ["Partition"]
 
@@ -52,6 +53,9 @@ class Partition(Optimizer):
     def continuous(self) -> tuple[str, ...]:
         return self._names("continuous")
 
+    def seen(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for rule, _ in self.parts.values() for name in rule.seen()))
+
     def own_parameters(self) -> tuple[str, ...]:
         return self._names("own_parameters")
 
@@ -93,9 +97,11 @@ class Partition(Optimizer):
         split = self._split(dict.fromkeys(names))
         return {k for _, rule, mine in split for k in rule.moved_by_gradient(mine)}
 
+    @stepped_as_vectors
     def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         return self.step(theta, state, G, hyper)
 
+    @pulled_as_vectors
     def pullback_used(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
@@ -121,7 +127,7 @@ class Partition(Optimizer):
         new_state: State = {}
         for part, rule, names in self._split(theta):
             mine = ({k: theta[k] for k in names}, _share(state, names), {k: G[k] for k in names if k in G})
-            moved, held = rule.step_used(*mine, _hyper(part, hyper, names))
+            moved, held = rule.step_used(*mine, _hyper(part, hyper, names, rule.seen()))
             new_theta.update(moved)
             _merge(new_state, held)
         return {k: new_theta[k] for k in theta}, new_state
@@ -133,13 +139,16 @@ class Partition(Optimizer):
         for part, rule, names in self._split(theta):
             one_theta, one_G, one_B = ({k: tensors[k] for k in names if k in tensors} for tensors in (theta, G, B))
             pulled = rule.pullback_used(
-                one_theta, _share(state, names), one_G, _hyper(part, hyper, names), one_B, _share(S, names),
-                tuple(_of(part, dict.fromkeys(wanted))),
+                one_theta, _share(state, names), one_G, _hyper(part, hyper, names, rule.seen()), one_B,
+                _share(S, names), (*_of(part, dict.fromkeys(wanted)), *(n for n in wanted if n in rule.seen())),
             )  # fmt: skip
             found.V.update(pulled.V)
             found.B.update(pulled.B)
             _merge(found.S, pulled.S)
-            found.A.update({k: {f"{part}.{name}": a for name, a in A.items()} for k, A in pulled.A.items()})
+            seen = rule.seen()  # by the same name in every part
+            found.A.update(
+                {k: {n if n in seen else f"{part}.{n}": a for n, a in A.items()} for k, A in pulled.A.items()}
+            )
         return found
 
 
@@ -148,8 +157,9 @@ def _of(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(f"{part}."): v for name, v in values.items() if name.startswith(f"{part}.")}
 
 
-def _hyper(part: str, hyper: Hyper, names: list[str]) -> Hyper:
-    return {k: _of(part, hyper[k]) for k in names}
+def _hyper(part: str, hyper: Hyper, names: list[str], seen: Collection[str] = ()) -> Hyper:
+    """The hyperparameters of a part by its own names, and what its rule sees of the step."""
+    return {k: {**_of(part, hyper[k]), **{n: hyper[k][n] for n in seen}} for k in names}
 
 
 def _share(state: State, names: list[str]) -> State:

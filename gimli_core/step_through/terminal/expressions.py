@@ -12,12 +12,8 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from gimli_core.errors import ArgumentError, closest, explain, first_line, listing
-from gimli_core.step_through.page.summaries import norm, total
-from gimli_core.trees import tensors
+from gimli_core.step_through.terminal.operations import TOOLS, bounded, number_or_tensor, tensor_of
 
 __all__ = ["QUANTITIES", "assignment", "checked", "evaluate"]
 
@@ -26,8 +22,6 @@ QUANTITIES = (
     "line", "j",
 )  # fmt: skip
 LONGEST = 400  # characters of an expression, so that neither it nor its nesting is a load
-MOST_BITS = 4096  # of a whole number
-MOST_ELEMENTS = 1 << 24  # of a tensor that an expression makes, unless it has operands as large
 ATTRIBUTES = ("shape", "ndim", "T", "mT")  # of tensors
 
 ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -170,7 +164,7 @@ def _value(node: ast.expr | None, names: Mapping[str, Any]) -> Any:
                 raise ArgumentError(explain(name, "a quantity that has been computed", "none yet", do))
             return names[name]
         case ast.Attribute(value=value, attr=name):
-            return getattr(_tensor(_value(value, names), f".{name}"), name)
+            return getattr(tensor_of(_value(value, names), f".{name}"), name)
         case ast.Subscript(value=value, slice=key):
             return entry_of(_value(value, names), _value(key, names))
         case ast.Slice(lower=lower, upper=upper, step=step):
@@ -178,22 +172,24 @@ def _value(node: ast.expr | None, names: Mapping[str, Any]) -> Any:
         case ast.Tuple(elts=parts):
             return tuple(_value(part, names) for part in parts)
         case ast.BinOp(left=left, op=op, right=right):
-            return _bounded(ARITHMETIC[type(op)], _operand(_value(left, names)), _operand(_value(right, names)))
+            return bounded(
+                ARITHMETIC[type(op)], number_or_tensor(_value(left, names)), number_or_tensor(_value(right, names))
+            )
         case ast.UnaryOp(op=op, operand=operand):
-            value = _operand(_value(operand, names))
+            value = number_or_tensor(_value(operand, names))
             return not value if isinstance(op, ast.Not) else SIGNS[type(op)](value)
         case ast.BoolOp(op=op, values=parts):
             value = None
             for part in parts:
-                value = _operand(_value(part, names))
+                value = number_or_tensor(_value(part, names))
                 if bool(value) is isinstance(op, ast.Or):
                     break
             return value
         case ast.Compare(left=left, ops=ops, comparators=others):
-            value, before = True, _operand(_value(left, names))
+            value, before = True, number_or_tensor(_value(left, names))
             for comparison, other in zip(ops, others, strict=True):
-                after = _operand(_value(other, names))
-                value = _bounded(COMPARISONS[type(comparison)], before, after)
+                after = number_or_tensor(_value(other, names))
+                value = bounded(COMPARISONS[type(comparison)], before, after)
                 if len(ops) > 1 and not value:
                     return value
                 before = after
@@ -215,81 +211,3 @@ def entry_of(value: Any, key: Any) -> Any:
         do = "Count from 0."
         raise ArgumentError(explain("entry", "whole numbers and slices", repr(key), do))
     return value[key]
-
-
-def _operand(value: Any) -> Any:
-    if isinstance(value, (bool, int, float, Tensor)):
-        return value
-    do = "Take an entry of it, or norm(…)."
-    raise ArgumentError(explain("operand", "a number or a tensor", type(value).__name__, do))
-
-
-def _tensor(value: Any, what: str) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    raise ArgumentError(explain(what, "a tensor before it", type(value).__name__, "Take an entry of it."))
-
-
-def _bounded(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
-    """The operation, unless its result would be too large to be waited for: looked at before it is begun."""
-    given = [value for value in (left, right) if isinstance(value, Tensor)]
-    if given:
-        sizes = (value.to("meta") if isinstance(value, Tensor) else value for value in (left, right))
-        elements = operation(*sizes).numel()
-        if elements > max(MOST_ELEMENTS, *(value.numel() for value in given)):
-            do = "Take entries of its parts."
-            raise ArgumentError(explain("a tensor", f"at most {MOST_ELEMENTS:,} elements", f"{elements:,}", do))
-    elif isinstance(left, int) and isinstance(right, int):
-        bits = left.bit_length() + right.bit_length()
-        if operation is operator.pow:
-            bits = left.bit_length() * max(right, 1)
-        if bits > MOST_BITS:
-            raise ArgumentError(
-                explain("a whole number", f"at most {MOST_BITS} bits", f"{bits:,}", "Write it as 1e300.")
-            )
-    return operation(left, right)
-
-
-def _leaves(values: tuple[Any, ...]) -> list[Any]:
-    """Numbers and tensors in the arguments of a tool."""
-    numbers = [value for value in values if isinstance(value, (int, float))]
-    found = [*numbers, *(t for t in tensors(values) if t.numel())]
-    if not found:
-        raise ArgumentError(explain("a tool", "numbers or tensors", "none", "norm(B) is one."))
-    return found
-
-
-def _norm(*values: Any) -> float:
-    return total(
-        [
-            norm(torch.as_tensor(v, dtype=torch.float64))
-            if isinstance(v, (int, float))
-            else norm(v.double() if not v.is_floating_point() else v)
-            for v in _leaves(values)
-        ]
-    )
-
-
-def _finite(*values: Any) -> bool:
-    return all(bool(torch.isfinite(torch.as_tensor(v)).all()) for v in _leaves(values))
-
-
-def _largest(*values: Any) -> float:
-    return max(float(torch.as_tensor(v).double().abs().max()) for v in _leaves(values))
-
-
-def _abs(value: Any) -> Any:
-    return abs(_operand(value))
-
-
-def _max(*values: Any) -> float:
-    return max(float(torch.as_tensor(v).max()) for v in _leaves(values))
-
-
-def _min(*values: Any) -> float:
-    return min(float(torch.as_tensor(v).min()) for v in _leaves(values))
-
-
-TOOLS: Mapping[str, Callable[..., Any]] = {
-    "norm": _norm, "finite": _finite, "largest": _largest, "abs": _abs, "max": _max, "min": _min,
-}  # fmt: skip

@@ -20,7 +20,7 @@ from torch.autograd.functional import jacobian
 
 from gimli_core.environment import Environment, split_frozen
 from gimli_core.notation import State, Tensors, counts, slots
-from gimli_core.verification.oracles.plain_rules import Root, initial_state, plain_step, values_at
+from gimli_core.verification.oracles.plain_rules import Root, handed, initial_state, plain_step, values_at
 from gimli_core.verification.oracles.plain_unroll import inner_gradient
 from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness
 from gimli_core.verification.tasks import joined, of_each, own_keys, scale_of
@@ -63,9 +63,10 @@ def _of_one(question: Question, environment: Environment, root: Root) -> Entries
     def step(j: int) -> Callable[[Tensor, Tensor], Tensor]:
         def F(z: Tensor, x: Tensor) -> Tensor:
             (theta, s), entries = unpack_z(z, j), _split(x, like_x)
-            phi = rebuild(question.phi_loss, ("A_loss",), entries)
-            G, unused = inner_gradient(question, theta, phi, j, frozen, graph=True)
-            theta, s = plain_step(question, theta, s, G, values_at(question, entries, theta, j), root, unused)
+            phi = question.phi_of(entries)
+            G, unused, loss = inner_gradient(question, theta, phi, j, frozen, graph=True)
+            hyper = handed(question, values_at(question, entries, theta, j), j, loss)
+            theta, s = plain_step(question, theta, s, G, hyper, root, unused)
             counted[j + 1] = counts(s)
             return _join(flatten([theta, slots(s)], ()))
 
@@ -73,8 +74,8 @@ def _of_one(question: Question, environment: Environment, root: Root) -> Entries
 
     def L_val(j: int) -> Callable[[Tensor, Tensor], Tensor]:
         def L(z: Tensor, x: Tensor) -> Tensor:
-            phi = rebuild(question.phi_loss, ("A_loss",), _split(x, like_x))
-            return question.problem.val_loss({**frozen, **unpack_z(z, j)[0]}, phi, question.val_batch)
+            phi = question.phi_of(_split(x, like_x))
+            return question.outer_loss({**frozen, **unpack_z(z, j)[0]}, phi, j)
 
         return L
 

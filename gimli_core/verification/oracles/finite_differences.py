@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.environment import Environment, Snapshot
-from gimli_core.verification.oracles.plain_unroll import loss_value
+from gimli_core.verification.oracles.autograd_through_the_graph import loss_value
 from gimli_core.verification.question import Entries, Key, Question
 
 __all__ = ["Slopes", "finite_differences"]

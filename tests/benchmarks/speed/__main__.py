@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tests.benchmarks.measure import MIB, median_ratio
+from tests.benchmarks.history import Run, add_history, noted
+from tests.benchmarks.measure import MIB, median_ratio, ratios
 from tests.benchmarks.speed.engines import ENGINES
 from tests.benchmarks.speed.plots import AXES, draw
 from tests.benchmarks.speed.worker import Question, together, worst_difference
@@ -38,7 +39,7 @@ def once(question: Question, what: str) -> Any:
         return workers.ask(what).get(question.engine)
 
 
-def table(questions: list[Question], repeats: int) -> None:
+def table(questions: list[Question], repeats: int, run: Run) -> None:
     """Compare the engines on one workload and print their rows."""
     reference = once(replace(questions[0], engine="autograd", dtype="float64"), "gradient")
     with together(questions) as workers:
@@ -51,11 +52,24 @@ def table(questions: list[Question], repeats: int) -> None:
     heads = f"{'':16}{'median s':>10}{'cpu s':>10}{'/ ours':>9}{'/ eager':>9}{'compile s':>11}{'off f64':>9}"
     print(heads + (f"{'peak MiB':>10}" if peaks else ""))
     for e, taken in seconds.items():
-        ratios = [f"{median_ratio(taken, seconds[o]):9.2f}" if o in seconds else " " * 9 for o in ("ours", "eager")]
+        beside = [f"{median_ratio(taken, seconds[o]):9.2f}" if o in seconds else " " * 9 for o in ("ours", "eager")]
         off = f"{apart[e]:9.1e}" if e in apart else ""
         held = f"{peaks[e] / MIB:10.0f}" if peaks.get(e) else ""
+        note(run, f"{questions[0].workload}/{e}", taken, seconds.get("ours"), apart.get(e), peaks.get(e))
+        run.note(f"{questions[0].workload}/{e}/compile", workers.compiling[e], "s")
         times = f"{statistics.median(taken):10.5f}{processors[e]:10.5f}"
-        print(f"{e:16}{times}{''.join(ratios)}{workers.compiling[e]:11.1f}{off}{held}", flush=True)
+        print(f"{e:16}{times}{''.join(beside)}{workers.compiling[e]:11.1f}{off}{held}", flush=True)
+
+
+def note(run: Run, name: str, taken: list[float], ours: list[float] | None, off: Any, peak: Any) -> None:
+    """A row of the table as figures."""
+    run.note(f"{name}/time", taken, "s")
+    if ours is not None:
+        run.note(f"{name}/time to ours", ratios(taken, ours), "ratio")
+    if off is not None:
+        run.note(f"{name}/error", off, "relative error")
+    if peak:
+        run.note(f"{name}/peak", peak, "bytes")
 
 
 def profiles(questions: list[Question]) -> None:
@@ -85,19 +99,24 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of mnist.npz and omniglot28.npz")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="only: how time grows, three plots written to DIR")
     parser.add_argument("--profile", action="store_true", help="only: where the time of our engine goes")
+    add_history(parser)
     given = parser.parse_args()
     template = Question("", "", given.data, given.threads, given.device)
     if given.plots:
-        for axis in AXES:
-            draw(axis, template, given.engines, given.repeats, given.plots)
+        with noted("speed_growth", given) as run:
+            for axis in AXES:
+                draw(axis, template, given.engines, given.repeats, given.plots, run)
         return
-    for name in given.only:
-        print(f"\n{name}, {given.threads} threads, {given.device}", flush=True)
-        if given.profile:
+    if given.profile:
+        for name in given.only:
+            print(f"\n{name}, {given.threads} threads, {given.device}", flush=True)
             profiles([replace(template, workload=name, engine=e) for e in given.engines if e in ("ours", "eager")])
-            continue
-        engines = [e for e in given.engines if e != "floor" or name in FLOORS]
-        table([replace(template, workload=name, engine=e) for e in engines], given.repeats)
+        return
+    with noted("speed", given) as run:
+        for name in given.only:
+            print(f"\n{name}, {given.threads} threads, {given.device}", flush=True)
+            engines = [e for e in given.engines if e != "floor" or name in FLOORS]
+            table([replace(template, workload=name, engine=e) for e in engines], given.repeats, run)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.benchmarks.history import Run
 from tests.benchmarks.speed.engines import ENGINES
 from tests.benchmarks.speed.worker import Question, together
 
@@ -26,7 +27,7 @@ def slope(sizes: list[int], seconds: list[float]) -> float:
     return float(np.polyfit(np.log(sizes[half:]), np.log(seconds[half:]), 1)[0])
 
 
-def draw(axis: str, template: Question, names: list[str], repeats: int, folder: Path) -> None:
+def draw(axis: str, template: Question, names: list[str], repeats: int, folder: Path, run: Run) -> None:
     """Measure along one axis, print the figures and the slopes, and write the plot AXIS.png."""
     import matplotlib
 
@@ -40,6 +41,7 @@ def draw(axis: str, template: Question, names: list[str], repeats: int, folder: 
         with together([replace(question, engine=e) for e in names]) as workers:
             for e, taken in workers.turns(repeats)[0].items():
                 found[e][size] = statistics.median(taken)
+                run.note(f"{axis} = {size}/{e}/time", taken, "s")
     figure, axes = pyplot.subplots(figsize=(6, 4.5), layout="constrained")
     for e, seconds in found.items():
         if len(seconds) < 2:

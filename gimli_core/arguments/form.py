@@ -1,0 +1,117 @@
+"""What a call becomes once it is checked: its form, which holds no tensor, and its values, which are the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gimli_core.arguments.approximation import Approximation
+from gimli_core.derivatives.second_order import BY_GRAPH
+from gimli_core.meta_parameters.hyperparameters import Hyperparameters
+from gimli_core.notation import State, Tensors
+from gimli_core.optimizers.interface import Optimizer
+from gimli_core.problem import Problem
+from gimli_core.record import Ends
+from gimli_core.transforms.interface import Transform
+
+__all__ = ["Form", "Values"]
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """What is run, without a tensor of a call: two calls of one form differ in their values alone.
+
+    Tensors that the optimizer itself was built with stay its own.
+    """
+
+    problem: Problem  # the losses as they are run
+    optimizer: Optimizer  # as it is run, knowing which of its hyperparameters are learned
+    steps: int
+    weighted: tuple[bool, ...]  # whether L_val(theta_j) counts, for j = 0 … J
+    warm: bool  # whether state_0 was given
+    wanted: tuple[str, ...]  # the hyperparameters of phi_opt
+    phi_loss: bool  # whether there is a phi_loss
+    tasks: int | None
+    scale: float  # what the sum of the tasks' losses is multiplied by; 1 for a single inner loop
+    left_out: Approximation
+    second_order: str  # the means of second-order products; `require` puts one that works in its place
+    trained: tuple[str, ...]
+    transforms: tuple[Transform, ...] = ()
+    recorded: bool = False  # whether autograd records the run, so that its results can be differentiated
+
+    @property
+    def first(self) -> int:
+        """The step at which the sweep ends: J - k where it is truncated to k steps."""
+        return self.left_out.first(self.steps)
+
+    @property
+    def curvature(self) -> bool:
+        """Whether line 14 has V_j Hessian."""
+        return not self.left_out.first_order
+
+    @property
+    def augmented(self) -> bool:
+        """Whether the sweep carries S_j, the adjoint of the optimizer's state."""
+        return not self.left_out.theta_only
+
+    @property
+    def recurrence(self) -> str:
+        """How lines 11-14 are read."""
+        return "augmented" if self.augmented else "theta_only"
+
+    @property
+    def second_derivatives(self) -> bool:
+        """Whether line 13 or 14 needs any."""
+        return self.curvature or self.phi_loss
+
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether second-order products are taken from the kept graph of G_j."""
+        return self.second_derivatives and self.second_order in ("auto", BY_GRAPH)
+
+    @property
+    def evaluates_again(self) -> bool:
+        """Whether second-order products evaluate the inner loss again, at theta_j as it was kept."""
+        return self.second_derivatives and not self.keeps_graph
+
+    @property
+    def approximation(self) -> str:
+        """What the result leaves out, or the empty string."""
+        missing = ["first order: line 14 without V_j Hessian"] * (not self.curvature)
+        k = self.steps - self.first
+        missing += [f"truncated: the last {k} of {self.steps} steps, the others as the identity"] * (self.first > 0)
+        return "; ".join(missing)
+
+    def names(self, theta: Tensors) -> Tensors:
+        """theta, G or B of a run by the names of the tensors, for whoever looks at it."""
+        for transform in reversed(self.transforms):
+            theta = transform.names(theta)
+        return theta
+
+    def back(self, ends: Ends) -> Ends:
+        """The ends of a run in the form that the arguments came in."""
+        for transform in reversed(self.transforms):
+            ends = transform.back(ends)
+        return ends
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """The tensors of a call, in the form that is run."""
+
+    theta_0: Tensors
+    trained: Tensors  # theta_0 by name, before any transform
+    frozen: Tensors  # what the trained entries are laid over: all of theta_0, in its order, if some are held constant
+    state_0: State
+    phi_loss: Tensors
+    hyper: Hyperparameters
+    batch: Callable[[int], Any]
+    val_batch: Callable[[int], Any]  # of j = 0 … J
+    weights: tuple[float | None, ...]  # w_0 … w_J of L = Σ_j w_j L_val(theta_j); None: L_val is not evaluated there
+    cold: bool = False  # whether state_0 follows from theta_0 and the hyperparameters alone
+
+    @property
+    def last_val_batch(self) -> Any:
+        """The batch of the last L_val that has a weight."""
+        return self.val_batch(max(j for j, w in enumerate(self.weights) if w is not None))

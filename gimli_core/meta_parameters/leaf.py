@@ -1,0 +1,104 @@
+"""One tensor of phi_opt, or one value of the optimizer's own, checked by itself: what it serves, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gimli_core.derivatives.finite import finite
+from gimli_core.errors import ArgumentError, explain
+from gimli_core.meta_parameters.marks import unmarked
+from gimli_core.notation import Tensors
+from gimli_core.optimizers.interface import Optimizer
+
+__all__ = ["Leaf", "as_tensor", "check_values", "leaves_of"]
+
+
+class Leaf(NamedTuple):
+    """One tensor of phi_opt, and how it is spread over tensors, elements and steps."""
+
+    hyperparameter: str
+    label: str  # as in an error message: phi_opt['lr']['fc.weight']
+    value: Tensor
+    serves: tuple[str, ...]  # names of the tensors of theta
+    by_step: bool
+    group_index: tuple[int, ...] | None  # for a vector over groups: the entry that each of `serves` uses
+    by_task: bool = False
+
+    def renewed(self, rule: Optimizer, value: Any, theta: Tensors) -> Leaf:
+        """The leaf with another value of the same shape, checked."""
+        value = as_tensor(value, self.label)
+        check_values(rule, self.hyperparameter, value, self.label, next(iter(theta.values())), self.by_element)
+        return self._replace(value=value)
+
+    @property
+    def by_element(self) -> bool:
+        """Whether every element of a tensor has a value of its own."""
+        return not self.per_tensor
+
+    @property
+    def per_tensor(self) -> bool:
+        """Whether a tensor has a single number of this leaf at a step."""
+        return self.value.ndim == self.by_task + self.by_step + (self.group_index is not None)
+
+    def used(self, j: int, position: int, theta: Tensor) -> Tensor:
+        """The value of step j for a tensor of theta, a scalar in float64, so that 1 - beta^t is as exact as
+        torch.optim's, and values of elements in theta's dtype."""
+        value = self.part(self.value, j, position)
+        return value.to(torch.float64) if value.ndim == self.by_task else value.to(theta.dtype)
+
+    def part(self, whole: Tensor, j: int, position: int) -> Tensor:
+        """What of a tensor of this leaf's shape belongs to step j and a tensor of theta; a view."""
+        tasks = (slice(None),) if self.by_task else ()
+        whole = whole[(*tasks, j)] if self.by_step else whole
+        return whole if self.group_index is None else whole[(*tasks, self.group_index[position])]
+
+
+def as_tensor(value: Any, label: str) -> Tensor:
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        raise ArgumentError(
+            explain(
+                label,
+                "a number, a floating-point tensor, or a dict of them keyed by names",
+                type(value).__name__,
+                "Convert it.",
+            )
+        )
+    if isinstance(value, (int, float)):
+        return torch.tensor(float(value), dtype=torch.float64)
+    if not value.is_floating_point():
+        raise ArgumentError(
+            explain(
+                label,
+                "a floating-point tensor",
+                f"{value.dtype} of shape {list(value.shape)}, which is not continuous",
+                "Convert it with .float().",
+            )
+        )
+    return value.detach()
+
+
+def check_values(
+    rule: Optimizer, name: str, value: Tensor, label: str, theta: Tensor, by_element: bool
+) -> None:  # fmt: skip
+    """Raise ArgumentError unless all values are finite, and betas and eps_root in their range as they will be used."""
+    if not finite(value):
+        raise ArgumentError(explain(label, "finite values", "inf or nan", "Find out where it was computed."))
+    if name in ("beta1", "beta2", "eps_root") and value.numel():
+        rounds = by_element and theta.dtype != value.dtype  # 0.999 is 1 in bfloat16
+        used = value.to(theta.dtype) if rounds else value
+        for extreme in (used.min().item(), used.max().item()):
+            rule.check_range(name, extreme, f"{label}, rounded to {theta.dtype}" if rounds else label)
+
+
+def leaves_of(value: Any) -> Iterator[Any]:
+    """The numbers and tensors of one hyperparameter, in the order of their leaves."""
+    value = unmarked(value)
+    if isinstance(value, Mapping):
+        for entry in value.values():
+            yield from leaves_of(entry)
+    else:
+        yield value

@@ -44,6 +44,8 @@ def flat_results(result: gimli.MetaGradient) -> dict[str, Any]:
 
 def identical(a: Any, b: Any) -> bool:
     """To the bit, nan equal to nan."""
+    if a is None or b is None:
+        return a is b
     if isinstance(a, Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
     return a.keys() == b.keys() and all(identical(a[k], b[k]) for k in a)

@@ -27,6 +27,7 @@ from gimli_core.outer_loop.early_stopping import EarlyStopping, Stopping
 from gimli_core.outer_loop.estimator import Estimator
 from gimli_core.outer_loop.identity import identity_of
 from gimli_core.outer_loop.log import Record
+from gimli_core.outer_loop.picture import plot
 from gimli_core.outer_loop.progress import shown
 from gimli_core.outer_loop.randomness import EVALUATION, STEP, check_seed, generators, leaving, put_back, seed_at
 from gimli_core.outer_loop.run_files import RunFiles
@@ -57,9 +58,10 @@ class OuterLoop:
         early_stopping: a `gimli.EarlyStopping`.
         seed: sets the global random numbers anew at every step, by the step alone. None leaves them alone; a checkpoint
             carries their state.
-        out: a directory for the run's files: `checkpoint`, `log.jsonl`, `curves.png` where matplotlib is installed, and
-            `tensorboard/` where that is.
+        out: a directory for the run's files: `checkpoint`, `log.jsonl` and, where TensorBoard is installed,
+            `tensorboard/`.
         checkpoint_every: seconds between two checkpoints; 0 for one after every step.
+        tensorboard: False to leave TensorBoard's files out.
         progress: show a bar with the time left on standard error. Needs rich.
 
     Raises:
@@ -101,6 +103,7 @@ class OuterLoop:
         seed: int | None = None,
         out: str | Path | None = None,
         checkpoint_every: float = 30.0,
+        tensorboard: bool = True,
         progress: bool = False,
     ) -> None:
         self.phi = check_estimator(estimator)
@@ -114,11 +117,13 @@ class OuterLoop:
             check_number("clip", clip, 0, whole=False)
         if seed is not None:
             check_seed(seed)
+        check_switch("tensorboard", tensorboard)
         check_switch("progress", progress)
         check_rich(progress)
         self.estimator, self.meta_optimizer, self.scheduler = estimator, meta_optimizer, scheduler
         self.steps, self.clip, self.evaluate, self.evaluate_every = steps, clip, evaluate, evaluate_every or 1
-        self.early_stopping, self.seed, self.progress = early_stopping, seed, progress
+        self.early_stopping, self.seed = early_stopping, seed
+        self.tensorboard, self.progress = tensorboard, progress
         self.out, self.checkpoint_every = None if out is None else Path(out), checkpoint_every
         self.step = 0  # outer steps that are done
         self.stopping = Stopping()
@@ -139,7 +144,8 @@ class OuterLoop:
         with ExitStack() as around:
             files, show = None, None
             if self.out is not None:
-                files = around.enter_context(RunFiles(self.out, self._identity, self.checkpoint_every, self))
+                files = RunFiles(self.out, self._identity, self.checkpoint_every, self.tensorboard, self)
+                around.enter_context(files)
                 self.history = files.records
             if self.progress:
                 show = around.enter_context(shown(self.step, self.steps))
@@ -151,6 +157,10 @@ class OuterLoop:
                 yield record
         if self.early_stopping is not None and self.stopping.phi is not None:
             self._put(self.stopping.phi)
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the history: one panel a quantity, over outer steps. Needs matplotlib."""
+        plot(self.history, path)
 
     @property
     def ended(self) -> bool:

@@ -77,7 +77,7 @@ def test_an_evaluation_leaves_the_training_as_it_is(seed):
     torch.manual_seed(1)
     alone = outer_loop(seed=seed, evaluate=None, evaluate_every=None, early_stopping=None).run()
     assert [r["val_loss"] for r in looked_at] == [r["val_loss"] for r in alone]
-    assert ["evaluation" in r for r in looked_at] == [step % 2 == 0 for step in range(1, 13)]
+    assert ["evaluation" in r for r in looked_at] == [step % 2 == 0 for step in range(1, 9)]
 
 
 def test_with_a_seed_a_step_is_the_same_whatever_was_drawn_before():
@@ -182,7 +182,7 @@ def test_a_gradient_that_is_not_finite_leaves_phi_as_it_was():
 
     phi = leaves()
     loop = outer_loop(phi=phi, estimator=Breaks(gimli.Unrolled(problem(), phi, inner)))
-    with pytest.raises(NotFiniteError, match="outer step 0.*'w'"):
+    with pytest.raises(NotFiniteError, match=r"outer step 0.*'w'"):
         loop.run()
     assert all(torch.equal(leaf, leaves()[name]) for name, leaf in phi.items())
     assert loop.step == 0

@@ -2,7 +2,7 @@
 
 import sys as _sys
 
-from gimli_core import errors, memory, optimizers, verification
+from gimli_core import errors, learned, memory, optimizers, verification
 from gimli_core.adapt import adapt
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
 from gimli_core.arguments.until import Until
@@ -56,6 +56,7 @@ __all__ = [
     "check_requirements",
     "errors",
     "evaluate",
+    "learned",
     "lessons",
     "memory",
     "meta_gradient",

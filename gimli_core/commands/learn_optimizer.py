@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows, classes, episode, seed = splits.train, splits.classes, arguments.episode, arguments.seed
     made = RULES[arguments.rule]()
     size = sum(v.numel() for v in made.parameters(seed).values())
-    print(f"{splits.name}: {len(rows.y)} rows to train on, {len(splits.test.y)} held out to judge by")
+    print(f"{splits.name}: {len(rows.y)} rows to learn and tune on, {len(splits.test.y)} others to judge by")
     print(f"Learning {type(made).__name__} ({size} weights) on {ARCHITECTURES[0].name}")
     started, shown, learned = time.monotonic(), max(arguments.windows // 10, 1), None
     for number, learned in enumerate(learn(made, rows, classes, arguments.windows, episode, seed), 1):
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _tell(panels: dict[str, dict[str, Tensor]], episode: int) -> None:
     """A table of losses along the way, and a verdict for each architecture; neither was tuned on the unseen ones."""
     points = (episode // 2, episode, BEYOND * episode)
-    print(f"Loss on held-out batches, mean of {JUDGED} new runs ± standard error, over the {AROUND} steps before step")
+    print(f"Training loss of {JUDGED} new runs on the other rows, mean ± standard error, over the {AROUND} steps before")
     print(f"{'':36}{'':14}" + "".join(f"{point:>18}" for point in points))
     for number, (architecture, rules) in enumerate(panels.items()):
         label = architecture + (" (seen)" if number == 0 else "")

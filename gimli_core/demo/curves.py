@@ -23,7 +23,7 @@ def save(path: Path, panels: Mapping[str, Mapping[str, Tensor]], learned_until: 
     for axes, (architecture, rules) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
-        axes.set(title=architecture, xlabel="inner step", ylabel="loss on the next batch", yscale="log")
+        axes.set(title=architecture, xlabel="inner step", ylabel="training loss", yscale="log")
         axes.axvline(learned_until, color="gray", linestyle=":", linewidth=1)
         for name, losses in rules.items():
             steps = range(losses.shape[1])

@@ -140,7 +140,7 @@ def curve(
     rule: Optimizer, architecture: Architecture, rows: Labelled, classes: int, steps: int, purpose: str,
     numbers: Sequence[int], seed: int,
 ) -> Tensor:  # fmt: skip
-    """[runs, steps], ℓ_j(theta_j) of a batch that theta_j has not been trained on; nan from where a run breaks."""
+    """[runs, steps], ℓ_j(theta_j): the loss of each step's batch before the step is taken; nan for a run that breaks."""
     losses = []
     for number in numbers:
         run = begun(architecture, rows, classes, purpose, number, seed)

@@ -22,34 +22,41 @@ import torch
 from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.derivatives.first_order import Gradient, gradient
+from gimli_core.derivatives.first_order import Gradient, gradients
 from gimli_core.derivatives.second_order import Products, from_a_point, reverse_over_reverse
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import with_path
 from gimli_core.optimizers.seen import adjoint_of_loss, asked, seeing, times
 from gimli_core.record import Event, Point, Swept
 
-__all__ = ["step", "validation_gradient"]
+__all__ = ["step", "validation_gradients"]
 
 
-def validation_gradient(inputs: Inputs, point: Point) -> Gradient:
-    """Lines 8 and 9: L_val, its explicit derivative in phi_loss, and grad_theta L_val. Cost 3F."""
-    return gradient(
+def validation_gradients(
+    inputs: Inputs, point: Point, along: Tensor | None = None, *, rows: bool = True
+) -> tuple[Gradient, list[Gradient]]:
+    """Lines 8 and 9: L_val, and for each of its numbers the explicit derivative in phi_loss and grad_theta L_val.
+
+    `along` and `rows` as in `gradients`. Cost F, and 2F for each gradient.
+    """
+    return gradients(
         inputs.form.problem.val_loss,
         "val_loss",
         point.theta,
         inputs.values.phi_loss,
         inputs.values.val_batch(point.j),
         frozen=inputs.values.frozen,
-        of_phi=True,
+        along=along,
+        rows=rows,
         recorded=inputs.form.recorded,
     )
 
 
 def step(
-    inputs: Inputs, point: Point, G_j: Gradient, B: Tensors, S: State, *, replay: bool
+    inputs: Inputs, point: Point, G_j: Gradient, B: Tensors, S: State, *, replay: bool, keep_graph: bool = False
 ) -> Generator[Event, None, Swept]:
-    """Lines 11-14: from B_{j+1}, S_{j+1} to B_j, S_j and the increments of A. Frees the graph of G_j.
+    """Lines 11-14: from B_{j+1}, S_{j+1} to B_j, S_j and the increments of A. Frees the graph of G_j, unless it is to
+    be kept for the adjoints of another outer loss.
 
     Cost 6F from a graph, 9F from a point, nothing where no second-order product is asked for.
     """
@@ -70,7 +77,7 @@ def step(
     computed = Event(12, j, {"A_opt": pulled.A}, replay)  # line 12
     yield computed
     A_opt = computed.values["A_opt"]
-    curvature, mixed, *_, again = second_order_products(inputs, point, G_j, V, g)
+    curvature, mixed, *_, again = second_order_products(inputs, point, G_j, V, g, keep_graph=keep_graph)
     computed = Event(13, j, {"A_loss": mixed}, replay)  # line 13
     yield computed
     A_loss = computed.values["A_loss"]
@@ -81,12 +88,16 @@ def step(
     return Swept(computed.values["B"], computed.values["S"], A_opt, A_loss, again)
 
 
-def second_order_products(inputs: Inputs, point: Point, G_j: Gradient, V: Tensors, g: Tensor | None) -> Products:
+def second_order_products(
+    inputs: Inputs, point: Point, G_j: Gradient, V: Tensors, g: Tensor | None, *, keep_graph: bool = False
+) -> Products:
     """V_j Hessian (zeros to first order) and V_j mixed, by the means of `inputs`; with g_j times ell_j's gradients."""
     form, values = inputs.form, inputs.values
     if form.keeps_graph:
         assert G_j.graph is not None
-        products = reverse_over_reverse.products(G_j.graph, V, g, curvature=form.curvature, recorded=form.recorded)
+        products = reverse_over_reverse.products(
+            G_j.graph, V, g, curvature=form.curvature, keep=keep_graph, recorded=form.recorded
+        )
     elif not form.evaluates_again:
         zeros = {k: v.new_zeros(()).expand_as(v) for k, v in V.items()}
         products = Products(zeros, {}, False, frozenset(), None)

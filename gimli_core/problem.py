@@ -110,6 +110,7 @@ class Memo:
     examined: dict[Any, Any] = field(default_factory=dict)  # what the requirements' test found, for names and shapes
     told: set[str] = field(default_factory=set)  # notices that were given
     costs: list[tuple[Any, Any]] = field(default_factory=list)  # measured costs, for an outline
+    outer_losses: list[tuple[Any, int | None]] = field(default_factory=list)  # how many val_loss returns, by outline
     compiled: list[tuple[Any, Any]] = field(default_factory=list)  # compiled functions, for an outline
     eager_seconds: float = 0.0  # that eager runs have taken
     recalled: dict[Any, Any] = field(default_factory=dict)  # what a call of the same look takes over

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from gimli_core.derivatives.first_order import Gradient
 from gimli_core.environment import Snapshot
 from gimli_core.notation import State, Tensors
 
-__all__ = ["Ends", "Event", "Kept", "Outcome", "Point", "Record", "Swept"]
+__all__ = ["Adjoint", "Again", "Ends", "Event", "Kept", "Outcome", "Point", "Record", "Swept"]
 
 
 class Point(NamedTuple):
@@ -31,7 +31,7 @@ class Record(NamedTuple):
 
     point: Point
     gradient: Gradient
-    validation: Gradient | None  # of L_val(theta_j), for losses along the way
+    validation: list[Gradient] | None  # of L_val(theta_j), one for each outer loss, for losses along the way
 
 
 class Kept(NamedTuple):
@@ -42,14 +42,29 @@ class Kept(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """What the sweep of one step returns."""
+    """What the sweep of one step returns, for one outer loss."""
 
     B: Tensors  # B_j
     S: State  # S_j
     A_opt: dict[str, Tensors]  # the increment of line 12, {tensor: {hyperparameter: adjoint}}
     A_loss: Tensors  # the increment of line 13
     loss: Tensor | None  # ell_j, where the second-order products evaluated it again
-    same: Tensor | None = None  # ell_j, where line 5 was run again: to the same bits
+
+
+class Adjoint(Protocol):
+    """What the sweep of one outer loss carries, and adds to."""
+
+    B: Tensors
+    S: State
+
+    def add_step(self, j: int, swept: Swept) -> None: ...
+
+
+class Again(NamedTuple):
+    """ell_j of a step, wherever its sweep evaluated the inner loss again."""
+
+    roughly: Tensor | None = None  # by other operations than at first
+    exactly: Tensor | None = None  # by the same, so to the same bits
 
 
 class Event(NamedTuple):
@@ -66,6 +81,8 @@ class Event(NamedTuple):
     values: dict[str, Any]
     replay: bool = False
     given: Mapping[str, Any] = MappingProxyType({})
+    row: int = 0  # of which outer loss, where val_loss returns a vector; lines 9 and 11-14 come for each
+    rows: int = 1  # how many there are
 
 
 class Ends(NamedTuple):
@@ -78,12 +95,12 @@ class Ends(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a run has computed. With T tasks each loss is [T]."""
+    """What a run has computed of one outer loss. With T tasks each loss is [T]; with k outer losses each has all k."""
 
-    val_loss: Tensor  # L = Σ_j w_j L_val(theta_j); over tasks their mean or sum
-    of_each: Tensor  # the same, of each task
+    val_loss: Tensor  # L = Σ_j w_j L_val(theta_j), [] or [k]; over tasks their mean or sum
+    of_each: Tensor  # the same, of each task, [T] or [T, k]
     train_losses: Tensor  # [J], or [J, T]
-    val_losses: Tensor  # [J + 1]: L_val(theta_j), nan where it was not evaluated; or [J + 1, T]
+    val_losses: Tensor  # [J + 1]: L_val(theta_j), nan where it was not evaluated; or [J + 1, T]; and k last
     ends: Ends
     buffers_J: Tensors
     A_opt: list[Tensor]  # one accumulator for each tensor of phi_opt; what s_0 adds is not in it yet

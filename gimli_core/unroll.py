@@ -17,6 +17,7 @@ from gimli_core.arguments.surroundings import check_watching
 from gimli_core.arguments.until import Until
 from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once
+from gimli_core.errors import ClosedError
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.meta_parameters.marks import look_up, tensor_paths, unmarked
 from gimli_core.notation import State, slots
@@ -34,6 +35,12 @@ __all__ = ["gradient_at", "tied_tensors", "unroll"]
 _SECOND = (
     "unroll: expected one derivative of the validation loss; got a request for a second one. The backward sweep gives "
     "exact first derivatives: say unroll(..., derivatives=2) for second ones, of a loss within another inner loop too."
+)
+
+_ANOTHER = (
+    "unroll: expected one backward through the k outer losses, since a sweep frees what it used; got a second one, "
+    "along another cotangent. Weigh them into one number first, as in (weights * losses).sum().backward(), or ask "
+    "gimli.meta_gradient, which returns the gradient of each."
 )
 
 
@@ -64,7 +71,9 @@ def unroll(
     """The validation loss after J inner steps, tied into autograd.
 
     `loss.backward()` runs the backward sweep once and fills the gradients of phi_opt, phi_loss,
-    theta_0, state_0 and val_weights, and of whatever computed them (a hypernetwork, `log_lr.exp()`).
+    theta_0, state_0 and val_weights, and of whatever computed them (a hypernetwork, `log_lr.exp()`). Where val_loss
+    returns k outer losses, so does this: a backward with any cotangent, as of `(weights * losses).sum()`, is one sweep
+    (with tasks in chunks, one for each outer loss).
 
     Args: as in `meta_gradient` (`resume` notes the sweep too; its files go when `backward` ends), and
         with_trajectory: return `(loss, trajectory)`, with a `Trajectory` of detached results.
@@ -75,7 +84,7 @@ def unroll(
             tasks, or val_weights that require grad.
 
     Returns:
-        Tensor: L, a scalar.
+        Tensor: L, a scalar, or `[k]`.
 
     Raises:
         what `meta_gradient` raises, and
@@ -83,6 +92,7 @@ def unroll(
             gradient would be missing.
         SecondDerivativeError: when a second derivative is asked for through L (`create_graph=True`
             alone is harmless) without derivatives=2.
+        ClosedError: a second backward through k outer losses, along another cotangent than the first.
 
     Cost: forwards 3F·J, backwards the rest of what `meta_gradient` costs. With
     derivatives=2 a backward with create_graph=True takes 9F·J, and its graph stays as long as the gradient does: the J
@@ -112,7 +122,7 @@ def unroll(
     again = None
     if derivatives == 2 and needed:
         again = Recorded(call, next(iter(unmarked(theta_0).values())))
-    wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed)
+    wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed, weighed=needed)
     run = make_run(call, wants)
     watching = (watch, Progress(run.steps) if progress else None)
     if not needed:
@@ -157,13 +167,19 @@ class _Unrolled(torch.autograd.Function):
                 result = ctx.again.run(ctx.steps)
             recorded = [gradient_at(result, ctx.scale, path, t) for path, t in zip(ctx.paths, tied, strict=True)]
             return (None, None, None, None, *((arriving * g).to(t) for g, t in zip(recorded, tied, strict=True)))
+        along = arriving.detach().clone() if arriving.ndim else None  # of several outer losses: how much each counts
         if ctx.gradients is None:
             with ctx.modes():  # of the forward pass: steps may be run again
-                drain(ctx.run.backward(), *ctx.watching)
+                drain(ctx.run.backward(along), *ctx.watching)
             result, scale = ctx.run.result(), ctx.run.form.scale
+            if along is not None:  # val_losses alone are not weighed yet
+                result = replace(result, val_losses=result.val_losses @ along)
             ctx.gradients = [gradient_at(result, scale, path, t) for path, t in zip(ctx.paths, tied, strict=True)]
-            ctx.run = None
-        scaled = [(arriving * g).to(t) for g, t in zip(ctx.gradients, tied, strict=True)]
+            ctx.run, ctx.along = None, along
+        elif along is not None and not torch.equal(along, ctx.along):
+            raise ClosedError(_ANOTHER)
+        factor = arriving if along is None else 1.0
+        scaled = [(factor * g).to(t) for g, t in zip(ctx.gradients, tied, strict=True)]
         if torch.is_grad_enabled():
             scaled = list(Once.apply(_SECOND, len(scaled), *scaled, *tied, arriving))
         return (None, None, None, None, *scaled)

@@ -25,7 +25,8 @@ forward_unroll backward_sweep requirements memory compiled
 runs
 meta_gradient unroll adapt implicit
 verification step_through demo outer_loop evaluate
-commands few_shot __init__
+few_shot
+commands __init__
 """
 LINE = {room: n for n, line in enumerate(LAYERS.split("\n")) for room in line.split()}
 

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _tell(panels: dict[str, dict[str, Tensor]], episode: int) -> None:
     """A table of losses along the way, and a verdict for each architecture; neither was tuned on the unseen ones."""
     points = (episode // 2, episode, BEYOND * episode)
-    print(f"Training loss of {JUDGED} new runs on the other rows, mean ± standard error, over the {AROUND} steps before")
+    print(f"Training loss of {JUDGED} new runs on the other rows, mean ± its error, in the {AROUND} steps before")
     print(f"{'':36}{'':14}" + "".join(f"{point:>18}" for point in points))
     for number, (architecture, rules) in enumerate(panels.items()):
         label = architecture + (" (seen)" if number == 0 else "")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from gimli_core.arguments.inputs import Inputs
+from gimli_core.arguments.outer_losses import outer_losses
 from gimli_core.compiled.compiler.split_function import Uncut
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.retained_run import CompiledRetained
@@ -55,11 +56,14 @@ def check_compile(compile: object) -> None:
         raise ArgumentError(explain("compile", listing(CHOICES), repr(compile), do))
 
 
-def chosen(inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = False) -> Compiled | None:
+def chosen(
+    inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = False, weighed: bool = False
+) -> Compiled | None:
     """What to run with; None for eager steps.
 
     `whole`: whether a run may keep what it likes, since no schedule was asked for. One that was asked for has the same
-    bits as every other: "auto" leaves it eager. `watched`: whether someone wants to be told of every step.
+    bits as every other: "auto" leaves it eager. `watched`: whether someone wants to be told of every step. `weighed`:
+    whether the sweep of several outer losses is to begin only once it is known how much each counts.
     """
     form, memo = inputs.form, inputs.form.problem.memo
     if compile is False or form.steps == 0:
@@ -74,6 +78,8 @@ def chosen(inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = 
     if compile == "whole" and not whole:
         expected = "'steps' or True beside memory=, resume= or Truncated"
         raise ArgumentError(explain("compile", expected, "'whole'", "A whole run keeps every step."))
+    if compile != "whole" and weighed and outer_losses(inputs) is not None:
+        whole = False
     if compile == "whole" or (compile != "steps" and whole and not watched and is_small(inputs)):
         found = _compiled(memo, ("whole", form.steps, repr(course_of(inputs)[0]), form.warm), inputs)
         if compile == "whole" or not isinstance(found, Uncompiled):

@@ -134,11 +134,14 @@ def both(
     return Advanced(loss, G, new_theta, new_s, soundness((loss, G))), Swept(loss, B_j, S_j, A_opt, A_loss)
 
 
-def validate(fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any) -> Validated:
-    """Lines 8 and 9."""
+def validate(
+    fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any, along: Tensor | None = None
+) -> Validated:
+    """Lines 8 and 9; of k outer losses for `along · L_val`."""
 
     def total(theta: Tensors, phi_loss: Tensors) -> Any:
-        return losses(fixed.val_loss, theta, phi_loss, frozen, batch)
+        total, each = losses(fixed.val_loss, theta, phi_loss, frozen, batch)
+        return total if along is None else (each * along).sum(), each
 
     (B, explicit), (_, each) = grad_and_value(total, argnums=(0, 1), has_aux=True)(theta, phi_loss)
     return Validated(each, B, explicit)

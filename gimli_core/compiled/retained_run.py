@@ -16,12 +16,14 @@ from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled import pure_steps
-from gimli_core.compiled.compiler.compiled_function import ANOTHER_FORM, Kernel
+from gimli_core.compiled.compiler.compiled_function import ANOTHER_FORM
 from gimli_core.compiled.compiler.split_function import Halves, Joined
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.compiler.trial import Uncompiled
-from gimli_core.compiled.pure_steps import Advanced, Swept, Validated, rows, soundness
+from gimli_core.compiled.pure_steps import Advanced, Swept, rows, soundness
 from gimli_core.compiled.steps import bound, fixed_of, options_of
+from gimli_core.compiled.validation import CompiledValidation
+from gimli_core.derivatives.first_order import Gradient
 from gimli_core.errors import notice
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.record import Ends, Event
@@ -40,14 +42,20 @@ class Step(NamedTuple):
     read: list[tuple[Tensor, int]]  # the batch's tensors and their versions
 
 
+class Row(NamedTuple):
+    """What a run has computed for one outer loss."""
+
+    ends: Ends
+    A_opt: list[dict[str, Tensors]]  # increments, of step J-1 first; or their sum alone
+    A_loss: Tensors
+
+
 class Computed(NamedTuple):
     """What a run has computed."""
 
     train_losses: list[Tensor]
     val_losses: dict[int, Tensor]
-    ends: Ends
-    A_opt: list[dict[str, Tensors]]  # increments, of step J-1 first; or their sum alone
-    A_loss: Tensors
+    rows: list[Row]
 
 
 class CompiledRetained:
@@ -60,13 +68,9 @@ class CompiledRetained:
         batch = builder(batch)(self._rows_of(batch))
         theta, s = in_rows(inputs)
         rest, hyper = (values.phi_loss, values.frozen), values.hyper.at(0)
-        val_batch = values.last_val_batch
-        validation = (theta, *rest, val_batch)
-        self._validate = Kernel(
-            "val_loss", bound(pure_steps.validate, fixed), inputs.environment, validation, val_batch, **options
-        )
+        self._validate = CompiledValidation(fixed, inputs, theta, **options)
         found = inputs.environment.capture()
-        B = rows(self._validate(val_batch, *validation).theta)
+        B = rows(self._validate(inputs, values.last_val_batch, theta)[1][0].theta)
         S = rows(inputs.form.optimizer.zero_adjoint(s))
         inputs.environment.restore(found)
         arguments = (theta, s, *rest, hyper, batch, B, S)
@@ -78,11 +82,17 @@ class CompiledRetained:
         self._advanced, self._swept = builder(advanced), builder(swept)
         self._take_A, self._build_A = taker((swept.A_opt, swept.A_loss)), builder((swept.A_opt, swept.A_loss))
 
+    @property
+    def outer_losses(self) -> int | None:
+        """k, or None where val_loss returns one number."""
+        return self._validate.outer_losses
+
     def run(self, inputs: Inputs) -> Generator[Event, None, Computed | None]:
         """The whole run, or None where something in it is not finite: an eager run then names what broke first."""
         form, values, J = inputs.form, inputs.values, inputs.form.steps
         steps, train_losses, sounds = [], [], []
-        validated: dict[int, Validated] = {}
+        val_losses: dict[int, Tensor] = {}
+        validated: dict[int, list[Gradient]] = {}
         theta, s = in_rows(inputs)
         try:
             joined = self._begin(inputs, theta, s)
@@ -91,8 +101,8 @@ class CompiledRetained:
             return None
         for j in range(J + 1):
             if form.weighted[j]:
-                batch = values.val_batch(j)
-                validated[j] = self._validate(batch, theta, values.phi_loss, values.frozen, batch)
+                L, validated[j] = self._validate(inputs, values.val_batch(j), theta)
+                val_losses[j] = L.loss
             if j < J:
                 done, step = self._forwards(joined, inputs, j, theta, s)
                 steps.append(step)
@@ -100,28 +110,29 @@ class CompiledRetained:
                 sounds.append(done.sound)
                 theta, s = done.theta, done.s
                 yield Event(6, j, {"theta": theta, "s": s})
-        if not math.isfinite(soundness((sounds, theta, [L.loss for L in validated.values()])).item()):
+        if not math.isfinite(soundness((sounds, theta, list(val_losses.values()))).item()):
             return None
         theta_J, s_J = theta, s
-        B, S = pytree.tree_map(torch.zeros_like, theta), rows(form.optimizer.zero_adjoint(s))
-        A, explicit, A_of_steps = Sums(), Sums(), []  # over the steps; L_val's own part of A_loss; of each step
+        adjoints = [Sweep(theta, rows(form.optimizer.zero_adjoint(s))) for _ in range(self.outer_losses or 1)]
         for j in range(J, -1, -1):
-            if j < J:
-                swept = self._backwards(joined, inputs, j, steps.pop(), B, S)
-                B, S = swept.B, swept.S
-                A.add(self._take_A((swept.A_opt, swept.A_loss)))
-                if not values.hyper.constant:
-                    A_of_steps.append(swept.A_opt)
-            if (w := values.weights[j]) is not None:
-                w *= form.scale
-                B = rows(pytree.tree_map(lambda v, g, w=w: torch.add(v, g, alpha=w), B, validated[j].theta))
-                explicit.add([w * x for x in validated[j].phi_loss.values()])
-            yield Event(14 if j < J else 9, j, {"B": B, "S": S})
-        A_opt, A_loss = self._build_A(A.total())
-        for k, v in zip(values.phi_loss, explicit.total(), strict=True):
-            A_loss[k] += v
-        val_losses = {j: L.loss for j, L in validated.items()}
-        return Computed(train_losses, val_losses, Ends(theta_J, s_J, B, S), A_of_steps or [A_opt], A_loss)
+            ran = steps.pop() if j < J else None
+            for row, A in enumerate(adjoints):
+                if ran is not None:
+                    swept = self._backwards(joined, inputs, j, ran, A.B, A.S)
+                    A.B, A.S = swept.B, swept.S
+                    A.increments.add(self._take_A((swept.A_opt, swept.A_loss)))
+                    if not values.hyper.constant:
+                        A.of_steps.append(swept.A_opt)
+                if (w := values.weights[j]) is not None:
+                    A.add_validation(w * form.scale, validated[j][row])
+                yield Event(14 if j < J else 9, j, {"B": A.B, "S": A.S}, row=row, rows=len(adjoints))
+        computed = []
+        for A in adjoints:
+            A_opt, A_loss = self._build_A(A.increments.total())
+            for k, v in zip(values.phi_loss, A.explicit.total(), strict=True):
+                A_loss[k] += v
+            computed.append(Row(Ends(theta_J, s_J, A.B, A.S), A.of_steps or [A_opt], A_loss))
+        return Computed(train_losses, val_losses, computed)
 
     def _begin(self, inputs: Inputs, theta: Tensors, s: State) -> Joined:
         """A run begins: is all that the losses read besides their arguments as it was? Raises Uncompiled."""
@@ -160,6 +171,19 @@ class CompiledRetained:
             )
         swept: Swept = self._swept(joined.second(step.kept, self._late((B, S))))
         return swept
+
+
+class Sweep:
+    """B and S of one outer loss, and sums over the steps: of the increments of A, and of L_val's own part of A_loss."""
+
+    def __init__(self, theta: Tensors, S: State) -> None:
+        self.B, self.S = pytree.tree_map(torch.zeros_like, theta), S
+        self.increments, self.explicit = Sums(), Sums()
+        self.of_steps: list[dict[str, Tensors]] = []
+
+    def add_validation(self, w: float, L: Gradient) -> None:
+        self.B = rows(pytree.tree_map(lambda v, g: torch.add(v, g, alpha=w), self.B, L.theta))
+        self.explicit.add([w * x for x in L.phi_loss.values()])
 
 
 def _arguments(inputs: Inputs, j: int, theta: Tensors, s: State) -> tuple[Tensors, State, Tensors, Tensors, Hyper, Any]:

@@ -5,8 +5,9 @@ Cost: 12F a step whatever the schedule, since a sweep computes G_j again from it
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,11 +16,13 @@ from torch.utils._pytree import tree_map
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled import pure_steps
 from gimli_core.compiled.compiler.compiled_function import Kernel
+from gimli_core.compiled.compiler.split_function import Uncut
 from gimli_core.compiled.pure_steps import Fixed
+from gimli_core.compiled.shared_sweep import SharedSweep
+from gimli_core.compiled.validation import CompiledValidation
 from gimli_core.derivatives.finite import check_finite
 from gimli_core.derivatives.first_order import Gradient
-from gimli_core.notation import State, Tensors
-from gimli_core.record import Event, Point, Swept
+from gimli_core.record import Adjoint, Again, Event, Point, Swept
 from gimli_core.transforms.one_vector import OneVector
 
 __all__ = ["CompiledSteps", "bound", "fixed_of", "options_of", "start"]
@@ -48,35 +51,35 @@ class CompiledSteps:
         self._advance(batch, *arguments)
         self.draws = environment.moved(found)
         environment.restore(found)
-        val_batch = inputs.values.last_val_batch
-        validation = (theta, *rest, val_batch)
-        self._validate = Kernel(
-            "val_loss", bound(pure_steps.validate, fixed), environment, validation, val_batch, **options
-        )
-        B, S = (
-            self._validate(val_batch, *validation).theta,
-            inputs.form.optimizer.zero_adjoint(point.state),
-        )
+        self._validate = CompiledValidation(fixed, inputs, theta, **options)
+        B = self._validate(inputs, inputs.values.last_val_batch, theta)[1][0].theta
+        S = inputs.form.optimizer.zero_adjoint(point.state)
         environment.restore(found)
-        self._sweep = Kernel(
-            "the sweep", bound(pure_steps.sweep, fixed), environment, (*arguments, B, S), batch, **options
-        )
-        self.seconds = self._advance.seconds + self._validate.seconds + self._sweep.seconds
+        swept = (*arguments, B, S)
+        self._shared: SharedSweep | None = None
+        if self._validate.outer_losses is not None:
+            with contextlib.suppress(Uncut):  # where it is not cut, each outer loss has a sweep from the point
+                self._shared = SharedSweep(fixed, inputs, swept, **options)
+        if self._shared is None:
+            self._sweep = Kernel("the sweep", bound(pure_steps.sweep, fixed), environment, swept, batch, **options)
+        self.seconds = self._advance.seconds + self._validate.seconds + (self._shared or self._sweep).seconds
 
     def look(self, inputs: Inputs) -> None:
         """Can all of a run be done with what was compiled, or compiled again? Raises Uncompiled."""
         point, batch = start(inputs), inputs.values.batch(0)
         arguments = *_arguments(inputs, point), batch
-        theta, val_batch = arguments[0], inputs.values.last_val_batch
-        rest = (inputs.values.phi_loss, inputs.values.frozen, val_batch)
+        S = inputs.form.optimizer.zero_adjoint(point.state)
         self._advance.look(batch, *arguments)
-        self._validate.look(val_batch, theta, *rest)
-        self._sweep.look(batch, *arguments, theta, inputs.form.optimizer.zero_adjoint(point.state))
+        self._validate.look(inputs, point.theta)
+        if self._shared is None:
+            self._sweep.look(batch, *arguments, point.theta, S)
+        else:
+            self._shared.look(arguments, point.theta, S)
 
     def begin(self, inputs: Inputs) -> Point:
         """A run begins: (theta_0, s_0)."""
-        for kernel in (self._advance, self._sweep, self._validate):
-            kernel.begin()
+        for compiled in (self._advance, self._validate, *(() if self._shared else (self._sweep,))):
+            compiled.begin()
         return start(inputs)
 
     def advance(
@@ -96,24 +99,36 @@ class CompiledSteps:
         return G_j, Point(j + 1, done.theta, done.s, None)
 
     def sweep(
-        self, inputs: Inputs, point: Point, G_j: Gradient | None, B: Tensors, S: State, *, replay: bool
-    ) -> Generator[Event, None, Swept]:
-        """Lines 11-14, from the point alone."""
-        j, batch = point.j, inputs.values.batch(point.j)
-        done: pure_steps.Swept = self._sweep(batch, *_arguments(inputs, point), batch, B, S)
-        yield Event(14, j, {"B": done.B, "S": done.S}, replay)
-        return Swept(done.B, done.S, done.A_opt, done.A_loss, done.loss)
+        self, inputs: Inputs, point: Point, G_j: Gradient | None, adjoints: Sequence[Adjoint], *, replay: bool
+    ) -> Generator[Event, None, Again]:
+        """Lines 11-14 for each outer loss, from the point alone."""
+        j, loss, arguments = point.j, None, (*_arguments(inputs, point), inputs.values.batch(point.j))
+        sweeps = self._each(inputs, arguments, adjoints) if self._shared is None else self._shared(arguments, adjoints)
+        for row, (A, done) in enumerate(zip(adjoints, sweeps, strict=True)):
+            yield Event(14, j, {"B": done.B, "S": done.S}, replay, row=row, rows=len(adjoints))
+            A.add_step(j, Swept(done.B, done.S, done.A_opt, done.A_loss, done.loss))
+            loss = done.loss
+        return Again(loss)
 
-    def validation_gradient(self, inputs: Inputs, point: Point) -> Gradient:
+    def _each(
+        self, inputs: Inputs, arguments: tuple[Any, ...], adjoints: Sequence[Adjoint]
+    ) -> Iterator[pure_steps.Swept]:
+        """A sweep from the point for each outer loss, all in the same environment."""
+        met = inputs.environment.capture() if self.draws and len(adjoints) > 1 else None
+        for row, A in enumerate(adjoints):
+            if met is not None and row:
+                inputs.environment.restore(met)
+            yield self._sweep(arguments[-1], *arguments, A.B, A.S)
+
+    def validation(
+        self, inputs: Inputs, point: Point, along: Tensor | None = None, *, rows: bool = True
+    ) -> tuple[Gradient, list[Gradient]]:
         """Lines 8 and 9."""
-        values = inputs.values
-        batch = values.val_batch(point.j)
-        done = self._validate(batch, point.theta, values.phi_loss, values.frozen, batch)
-        return Gradient(done.loss, done.theta, done.phi_loss, None)
+        return self._validate(inputs, inputs.values.val_batch(point.j), point.theta, along, rows=rows)
 
     def validation_value(self, inputs: Inputs, point: Point) -> Gradient:
         """L_val, by the kernel of the sweep, so that every schedule has the same bits."""
-        return self.validation_gradient(inputs, point)
+        return self._validate(inputs, inputs.values.val_batch(point.j), point.theta, rows=False)[0]
 
 
 def _arguments(inputs: Inputs, point: Point) -> tuple[Any, ...]:

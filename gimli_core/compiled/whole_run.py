@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.inputs import Inputs
+from gimli_core.arguments.outer_losses import outer_losses
 from gimli_core.compiled.compiler.compiled_function import Kernel
+from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.pure_steps import Fixed, Validated, linearised, lines_11_to_14, soundness, validate
 from gimli_core.compiled.steps import bound, fixed_of, options_of
 from gimli_core.notation import Hyper, State, Tensors, slots
@@ -72,6 +74,8 @@ class CompiledWhole:
     """Lines 4-14 of one problem as one compiled function. Raises Uncompiled, with the reason."""
 
     def __init__(self, inputs: Inputs) -> None:
+        if outer_losses(inputs) is not None:
+            raise Uncompiled("val_loss returns a vector, of which each number has a sweep of its own")
         given, environment = given_of(inputs), inputs.environment
         function = bound(whole, fixed_of(inputs), course_of(inputs))
         self._kernel = Kernel("the whole run", function, environment, given, given[-2:], **options_of(inputs))

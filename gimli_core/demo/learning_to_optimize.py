@@ -97,13 +97,12 @@ def learn(rule: Any, rows: Labelled, classes: int, windows: int, episode: int, s
     """After each window, what was learned. A run that is no longer finite is begun anew."""
     net = {k: v.requires_grad_() for k, v in rule.parameters(seed).items()}
     meta_optimizer = torch.optim.Adam(net.values(), lr=META_RATE)
-    architecture = ARCHITECTURES[0]
-    problem = Problem(architecture.loss, architecture.loss, rule)
+    problem = Problem(ARCHITECTURES[0].loss, ARCHITECTURES[0].loss, rule)
     numbers = itertools.count()
-    position, theta, state, batches = episode, {}, None, iter(())
+    position, state = episode, None
     for window in range(windows):
         if position >= episode:
-            theta, batches = begun(architecture, rows, classes, "learn", next(numbers), seed)
+            theta, batches = begun(ARCHITECTURES[0], rows, classes, "learn", next(numbers), seed)
             position, state = 0, None
         taken = list(itertools.islice(batches, WINDOW + 1))
         try:
@@ -140,7 +139,7 @@ def curve(
     rule: Optimizer, architecture: Architecture, rows: Labelled, classes: int, steps: int, purpose: str,
     numbers: Sequence[int], seed: int,
 ) -> Tensor:  # fmt: skip
-    """[runs, steps], ℓ_j(theta_j): the loss of each step's batch before the step is taken; nan for a run that breaks."""
+    """[runs, steps], ℓ_j(theta_j): the loss of each step's batch before the step is taken; nan if a run breaks."""
     losses = []
     for number in numbers:
         run = begun(architecture, rows, classes, purpose, number, seed)

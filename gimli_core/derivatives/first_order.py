@@ -3,7 +3,7 @@
 Nothing in either differentiates an optimizer. Autograd is asked for
 
     G_j                        line 5     gradient(...)
-    B_J, A_loss's first term   8, 9       gradient(..., of_phi=True)
+    B_J, A_loss's first term   8, 9       gradients(...), one for each outer loss
     V_j Hessian, V_j mixed     13, 14     second_order/, a choice of means
 """
 
@@ -22,7 +22,7 @@ from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Loss, Tensors
 
-__all__ = ["Gradient", "Graph", "differentiate", "evaluate", "gradient", "hessian"]
+__all__ = ["Gradient", "Graph", "differentiate", "evaluate", "gradient", "gradients", "hessian", "task_shape"]
 
 
 class Graph(NamedTuple):
@@ -38,7 +38,7 @@ class Graph(NamedTuple):
 class Gradient(NamedTuple):
     """A loss and its gradient at one point, detached, and the graph if it was kept."""
 
-    loss: Tensor  # one number, or [T] of T tasks
+    loss: Tensor  # one number, or [T] of T tasks; of an outer loss also [k] or [T, k]
     theta: Tensors  # G_j for the inner loss, a term of B_j for the validation loss
     phi_loss: Tensors  # explicit dependence on phi_loss; empty unless asked for
     graph: Graph | None
@@ -66,37 +66,110 @@ def gradient(
     long as what is returned, which is then attached to theta and phi_loss, and not only to the graph's own leaves.
     """
     with torch.enable_grad(), twice_differentiable() if keep_graph else nullcontext():
-        theta_leaf = {k: _leaf(v, True, recorded) for k, v in theta.items()}
-        phi_leaf = {k: _leaf(v, keep_graph or of_phi, recorded) for k, v in phi_loss.items()}
-        with noting() as held:
-            loss, aux = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch)
-        inputs = [*theta_leaf.values(), *(phi_leaf.values() if of_phi else ())]
-        with held.in_place():
-            found = differentiate(loss, inputs, create_graph=keep_graph or recorded or bool(held.later))
-        if held.changes(found, lambda: differentiate(loss, inputs, create_graph=True)):
+        at = _evaluated(
+            loss_function, name, theta, phi_loss, batch, frozen, of_phi=of_phi or keep_graph, recorded=recorded
+        )
+        return _gradient(at, name, of_phi=of_phi, keep_graph=keep_graph, recorded=recorded)
+
+
+def gradients(
+    loss_function: Loss,
+    name: str,
+    theta: Tensors,
+    phi_loss: Tensors,
+    batch: Any,
+    *,
+    frozen: Mapping[str, Tensor] | None = None,
+    along: Tensor | None = None,
+    rows: bool = True,
+    recorded: bool = False,
+) -> tuple[Gradient, list[Gradient]]:
+    """A loss of one number or of k, and the gradient of each with respect to theta and phi_loss.
+
+    Args:
+        along: a cotangent `[k]`: the gradient of `along · loss` alone, in one pass.
+        rows: whether k numbers without a cotangent are differentiated; one number always is.
+        recorded: as in `gradient`, of one number.
+
+    Returns:
+        (the loss alone, k gradients, or one, or none).
+
+    Cost: F, and 2F for each gradient.
+    """
+    with torch.enable_grad():
+        at = _evaluated(
+            loss_function, name, theta, phi_loss, batch, frozen, of_phi=True, vector=True, recorded=recorded
+        )
+        loss = Gradient(at.loss if recorded else at.loss.detach(), {}, {}, None, aux=at.aux)
+        if loss.loss.shape == task_shape(loss_function):
+            return loss, [_gradient(at, name, of_phi=True, recorded=recorded)]
+        if along is not None:
+            return loss, [_gradient(at, name, of_phi=True, along=along)]
+        if not rows:
+            return loss, []
+        units = torch.eye(at.loss.shape[-1], dtype=at.loss.dtype, device=at.loss.device)
+        last = len(units) - 1
+        return loss, [_gradient(at, name, of_phi=True, along=e, retain=i < last) for i, e in enumerate(units)]
+
+
+class _Evaluated(NamedTuple):
+    """A loss with its graph, and the leaves that it hangs from."""
+
+    loss: Tensor
+    theta: Tensors
+    phi_loss: Tensors
+    held: HeldWeights
+    aux: Any
+
+
+def _evaluated(
+    loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any, frozen: Mapping[str, Tensor] | None,
+    *, of_phi: bool, vector: bool = False, recorded: bool = False,
+) -> _Evaluated:  # fmt: skip
+    theta_leaf = {k: _leaf(v, True, recorded) for k, v in theta.items()}
+    phi_leaf = {k: _leaf(v, of_phi, recorded) for k, v in phi_loss.items()}
+    with noting() as held:
+        loss, aux = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch, vector=vector)
+    return _Evaluated(loss, theta_leaf, phi_leaf, held, aux)
+
+
+def _gradient(
+    at: _Evaluated, name: str, *, of_phi: bool, keep_graph: bool = False, along: Tensor | None = None,
+    retain: bool = False, recorded: bool = False,
+) -> Gradient:  # fmt: skip
+    """The gradient of a loss, of its sum over tasks, or of `along · loss`; with `retain` another may follow."""
+    loss, theta, phi_loss, held, aux = at
+    inputs = [*theta.values(), *(phi_loss.values() if of_phi else ())]
+
+    def derivative(create_graph: bool) -> tuple[Tensor | None, ...]:
+        return differentiate(loss, inputs, create_graph=create_graph, along=along, retain=retain)
+
+    with held.in_place():
+        found = derivative(keep_graph or recorded or bool(held.later))
+    if held.changes(found, lambda: derivative(True)):
+        raise ArgumentError(
+            explain(name, "a module with work put off until backward (checkpoints) to have one set of weights",
+                    "one that is called with several in one loss", "Leave out the checkpoints, give each set a "
+                    "module of its own, or run tasks one at a time: gimli.Tasks(T, chunk=1).")
+        )  # fmt: skip
+    if all(g is None for g in found[: len(theta)]):
+        raise ArgumentError(
+            explain(name, "a loss that depends on theta", "a loss with no gradient path to any entry of theta",
+                    "Compute it from the theta it is called with, without .detach(), .item() or torch.no_grad().")
+        )  # fmt: skip
+    for k, g in zip(theta, found, strict=False):
+        if g is not None and g.layout != torch.strided:
             raise ArgumentError(
-                explain(name, "a module with work put off until backward (checkpoints) to have one set of weights",
-                        "one that is called with several in one loss", "Leave out the checkpoints, give each set a "
-                        "module of its own, or run tasks one at a time: gimli.Tasks(T, chunk=1).")
+                explain(name, "a dense gradient", f"a sparse one for {k!r}, which has no second derivative",
+                        "Build the embedding with sparse=False; gimli.optimizers.SparseAdam takes dense gradients.")
             )  # fmt: skip
-        if all(g is None for g in found[: len(theta_leaf)]):
-            raise ArgumentError(
-                explain(name, "a loss that depends on theta", "a loss with no gradient path to any entry of theta",
-                        "Compute it from the theta it is called with, without .detach(), .item() or torch.no_grad().")
-            )  # fmt: skip
-        for k, g in zip(theta, found, strict=False):
-            if g is not None and g.layout != torch.strided:
-                raise ArgumentError(
-                    explain(name, "a dense gradient", f"a sparse one for {k!r}, which has no second derivative",
-                            "Build the embedding with sparse=False; gimli.optimizers.SparseAdam takes dense gradients.")
-                )  # fmt: skip
-        G = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True))
+    G = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True))
     values = [g if recorded else g.detach() for g in G]
     return Gradient(
         loss if recorded else loss.detach(),
         dict(zip(theta, values, strict=False)),
         dict(zip(phi_loss, values[len(theta) :], strict=True)) if of_phi else {},
-        Graph(G, theta_leaf, phi_leaf, held, loss) if keep_graph else None,
+        Graph(G, theta, phi_loss, held, loss) if keep_graph else None,
         frozenset(k for k, g in zip(theta, found, strict=False) if g is None),
         aux,
     )
@@ -128,27 +201,52 @@ def hessian(graph: Graph) -> Tensor:
     return torch.stack(rows)
 
 
-def evaluate(loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any) -> tuple[Tensor, Any]:
-    """Call a loss; (its value, checked to be a scalar tensor or one value a task, and its aux, detached)."""
+def task_shape(loss_function: Loss) -> tuple[int, ...]:
+    """The shape that one number a loss has: [], or [T] of T tasks."""
+    return tuple(getattr(loss_function, "shape", ()))
+
+
+def evaluate(
+    loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any, *, vector: bool = False
+) -> tuple[Tensor, Any]:
+    """Call a loss; (its value, checked to be a scalar tensor or one value a task, and its aux, detached).
+
+    With `vector` the value may also be k numbers, in the last dimension.
+    """
     try:
         loss, aux = value_and_aux(loss_function(theta, phi_loss, batch), name)
     except Exception as error:
         error.add_note(f"in {name}")
         raise
-    shape = getattr(loss_function, "shape", ())
-    if not isinstance(loss, Tensor) or loss.shape != shape or not loss.is_floating_point():
+    tasks = task_shape(loss_function)
+    shape = tuple(loss.shape) if isinstance(loss, Tensor) else None
+    several = vector and shape is not None and len(shape) == len(tasks) + 1 and shape[:-1] == tasks and shape[-1] > 0
+    if not isinstance(loss, Tensor) or not (shape == tasks or several) or not loss.is_floating_point():
         came = f"a {loss.dtype} tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ArgumentError(
-            explain(
-                name, "to return a scalar floating-point tensor (shape [])", came, "Reduce it with .mean() or .sum()."
-            )
-        )
+        expected, do = "to return a scalar floating-point tensor (shape [])", "Reduce it with .mean() or .sum()."
+        if vector:
+            expected = "to return a scalar floating-point tensor (shape []), or a vector [k] of k >= 1 outer losses"
+        raise ArgumentError(explain(name, expected, came, do))
     return loss, aux
 
 
-def differentiate(loss: Tensor, inputs: list[Tensor], *, create_graph: bool = False) -> tuple[Tensor | None, ...]:
-    """`torch.autograd.grad`, of the sum over tasks, with None for every input that the loss does not reach."""
+def differentiate(
+    loss: Tensor, inputs: list[Tensor], *, create_graph: bool = False, along: Tensor | None = None,
+    retain: bool = False,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """`torch.autograd.grad`, of the sum over tasks, with None for every input that the loss does not reach.
+
+    Args:
+        along: `[k]`, what the last dimension of the loss is multiplied by.
+        retain: whether the graph is needed once more.
+    """
     if not loss.requires_grad:
         return (None,) * len(inputs)
+    retain_graph = True if retain else None
+    if along is not None:
+        cotangent = along.expand(loss.shape)
+        return torch.autograd.grad(
+            loss, inputs, cotangent, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
+        )
     total = loss if loss.ndim == 0 else loss.sum()
-    return torch.autograd.grad(total, inputs, create_graph=create_graph, allow_unused=True)
+    return torch.autograd.grad(total, inputs, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True)

@@ -21,9 +21,10 @@ def lstm(net: Tensors, name: str, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tens
     i, f, g, o = W x + U h + b;   c' = σ(f) c + σ(i) tanh(g);   h' = σ(o) tanh(c')
     """
     weight = torch.cat([net[f"{name}.W"], net[f"{name}.U"]], 1)
-    i, f, g, o = F.linear(torch.cat([x, h], -1), weight, net[f"{name}.b"]).chunk(4, -1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
+    gates: Tensor = F.linear(torch.cat([x, h], -1), weight, net[f"{name}.b"])
+    i, f, g, o = gates.chunk(4, -1)
+    new: Tensor = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(new), new
 
 
 def lstm_start(name: str, inputs: int, hidden: int, generator: torch.Generator) -> Tensors:

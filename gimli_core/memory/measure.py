@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gimli_core.arguments.inputs import Inputs
+from gimli_core.arguments.outer_losses import outer_losses
 from gimli_core.memory.allocator import fresh_seconds, separates
 from gimli_core.memory.pilot import (
     PILOT,
@@ -36,10 +37,13 @@ ROOM, ROOM_COMPILED = 0.9, 0.45
 LOST = 0.1
 
 
-def measure(inputs: Inputs, run: Maker, disk: Path | None = None, *, compiled: bool = False) -> Costs:
+def measure(
+    inputs: Inputs, run: Maker, disk: Path | None = None, *, compiled: bool = False, weighed: bool = False
+) -> Costs:
     """The costs of a problem with 2 or more steps to sweep, from two or three runs of two steps.
 
-    `compiled`: whether `run` makes its tensors unseen, so that the process is looked at as a whole.
+    `compiled`: whether `run` makes its tensors unseen, so that the process is looked at as a whole. `weighed`: whether
+    it sweeps several outer losses as one.
 
     Cost: 50F, or 75F for a long run or a compiled one.
     """
@@ -51,11 +55,12 @@ def measure(inputs: Inputs, run: Maker, disk: Path | None = None, *, compiled: b
     fresh, large = fresh_seconds(), notes[RUN_GRAPH].large
     if compiled:  # all that stays are the tensors of the algorithm itself, and whatever is kept, a step does the same
         phi_loss = sum(max(v.nbytes, 4 * v.numel()) for v in inputs.values.phi_loss.values())  # in float32 at least
-        accumulators = nbytes(inputs.values.hyper.zeros()) + phi_loss
-        validation = (
-            theta + phi_loss if any(w is not None for w in inputs.values.weights[inputs.form.first : -1]) else 0
-        )
-        gradient, record, end = theta, point + theta + validation, 2 * point
+        several = outer_losses(inputs)
+        rows = 1 if weighed or several is None else several
+        accumulators = rows * (nbytes(inputs.values.hyper.zeros()) + phi_loss)
+        kept = any(w is not None for w in inputs.values.weights[inputs.form.first : -1])
+        validation = rows * (theta + phi_loss) if kept and not (weighed and several is not None) else 0
+        gradient, record, end = theta, point + theta + validation, (1 + rows) * point
         large = record
         for alike in ((RUN, RUN_KNOWN, RUN_GRAPH), (SWEEP, SWEEP_POINT)):
             act = Act(max(acts[i].transient for i in alike), min(acts[i].seconds for i in alike))
@@ -91,21 +96,23 @@ def measure(inputs: Inputs, run: Maker, disk: Path | None = None, *, compiled: b
     return costs._replace(holes=holes, start=accumulators + own)
 
 
-def known_costs(inputs: Inputs, eager: Maker, compiled: Maker | None = None, disk: Path | None = None) -> Costs:
+def known_costs(
+    inputs: Inputs, eager: Maker, compiled: Maker | None = None, disk: Path | None = None, *, weighed: bool = False
+) -> Costs:
     """The costs of a problem with these shapes, measured when they are first asked for: those of compiled steps where
-    they can be seen, and else of eager ones.
+    they can be seen, and else of eager ones. `weighed`: whether several outer losses are swept as one.
     """
     form, values = inputs.form, inputs.values
     seen = compiled is not None and separates() and inputs.device.type == "cpu"
     known: list[tuple[Any, Costs]] = form.problem.memo.costs
     weighted = [*form.weighted[form.first : form.first + 2], form.weighted[-1]]
-    means = (form.second_order, form.curvature, form.warm, form.first > 0, weighted, seen)
+    means = (form.second_order, form.curvature, form.warm, form.first > 0, weighted, seen, weighed)
     accumulators = [leaf.value for leaf in values.hyper.leaves]
     wanted = (inputs.signature(), accumulators, means, str(disk), torch.get_num_threads())
     for like, costs in known:
         if fits(wanted, like):
             return costs
-    costs = measure(inputs, compiled if seen and compiled is not None else eager, disk, compiled=seen)
+    costs = measure(inputs, compiled if seen and compiled is not None else eager, disk, compiled=seen, weighed=weighed)
     known.append((outline(wanted), costs))
     return costs
 

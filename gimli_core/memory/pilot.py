@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.memory.allocator import occupied
@@ -36,7 +37,9 @@ class Run(Protocol):
     """What `measure` needs of an execution."""
 
     def forward(self) -> Iterable[Any]: ...
-    def backward(self) -> Iterable[Any]: ...
+    def backward(self, along: Tensor | None = None) -> Iterable[Any]: ...
+    @property
+    def val_loss(self) -> Tensor: ...
 
 
 Maker = Callable[[Inputs, Schedule], Run]
@@ -110,7 +113,7 @@ def piloted(inputs: Inputs, run: Maker, compiled: bool) -> tuple[list[Note], lis
 
 def _drain(execution: Run) -> None:
     deque(execution.forward(), maxlen=0)
-    deque(execution.backward(), maxlen=0)
+    deque(execution.backward(torch.ones_like(execution.val_loss)), maxlen=0)
 
 
 def counted(inputs: Inputs, run: Maker) -> int:

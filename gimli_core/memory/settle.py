@@ -19,7 +19,7 @@ __all__ = ["settle"]
 
 
 def settle(
-    schedule: Schedule, inputs: Inputs, eager: Maker, compiled: Maker | None
+    schedule: Schedule, inputs: Inputs, eager: Maker, compiled: Maker | None, *, weighed: bool = False
 ) -> tuple[Schedule, Inputs, Callable[[], None]]:
     """The schedule to run, inputs whose batches are held to the measured one, and what to call between its actions.
 
@@ -31,7 +31,7 @@ def settle(
     What glibc loses between blocks is measured on the process and predicted to grow (`costs.holes`); the watch that is
     called between actions gives free holes back before a peak could pass the bound.
 
-    `eager` and `compiled` make a run of a schedule by steps of either kind.
+    `eager` and `compiled` make a run of a schedule by steps of either kind; `weighed` as in `known_costs`.
     """
     if not isinstance(schedule, Budget):
         return schedule, inputs, lambda: None
@@ -45,7 +45,7 @@ def settle(
         return Checkpoint(1), inputs, lambda: None
     warm()
     keep = keeper()
-    costs = known_costs(inputs, eager, compiled, schedule.disk)
+    costs = known_costs(inputs, eager, compiled, schedule.disk, weighed=weighed)
     chosen = choose(schedule, steps, costs)
     # What an action frees the next one takes again: given back in between, the kernel would have to clear it each time.
     # So free holes stay, until an action that finds none of them of use, and leaves holes of its own in a third of the

@@ -30,7 +30,7 @@ def requirement_I(inputs: Inputs) -> tuple[Requirement, frozenset[str]]:
         theta = {k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()}
         phi = {k: v.detach().requires_grad_() for k, v in inputs.values.phi_loss.items()}
         val_loss, batch = inputs.form.problem.val_loss, inputs.values.last_val_batch
-        L, _ = evaluate(val_loss, "val_loss", {**inputs.values.frozen, **theta}, phi, batch)
+        L, _ = evaluate(val_loss, "val_loss", {**inputs.values.frozen, **theta}, phi, batch, vector=True)
         found = differentiate(L, [*theta.values(), *phi.values()])
     explicit = frozenset(k for k, g in zip(phi, found[len(theta) :], strict=True) if g is not None)
     if any(g is not None for g in found[: len(theta)]):

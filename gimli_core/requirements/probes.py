@@ -110,7 +110,8 @@ def _at(inputs: Inputs, name: str, batch: Any) -> tuple[Tensor, list[Tensor]]:
         theta = {k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()}
         phi = {k: v.detach().requires_grad_() for k, v in inputs.values.phi_loss.items()}
         loss_function = getattr(inputs.form.problem, name)
-        loss, _ = evaluate(loss_function, name, {**inputs.values.frozen, **theta}, phi, batch)
+        theta_of_all, vector = {**inputs.values.frozen, **theta}, name == "val_loss"
+        loss, _ = evaluate(loss_function, name, theta_of_all, phi, batch, vector=vector)
     return loss, [*theta.values(), *phi.values()]
 
 

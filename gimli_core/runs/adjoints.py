@@ -14,25 +14,20 @@ __all__ = ["Adjoints"]
 
 
 class Adjoints:
-    """B, S, A_opt and A_loss of one run, in the form that is run; B and S are empty until `begin`.
+    """B, S, A_opt and A_loss of one outer loss, in the form that is run, from B_J = 0 and S_J = 0 on.
 
     The accumulators are kept in float32 at least. A_opt is a list, an accumulator a leaf of phi_opt.
     """
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, end: Point) -> None:
         self._inputs = inputs
-        self.B: Tensors = {}
-        self.S: State = {}
+        self.B: Tensors = {k: torch.zeros_like(v) for k, v in end.theta.items()}
+        self.S: State = inputs.form.optimizer.zero_adjoint(end.state)
         self.A_opt: list[Tensor] = inputs.values.hyper.zeros()
         self.A_loss: Tensors = {
             k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32))
             for k, v in inputs.values.phi_loss.items()
         }
-
-    def begin(self, point: Point) -> None:
-        """B_J = 0 and S_J = 0, before what L_val adds (line 9)."""
-        self.B = {k: torch.zeros_like(v) for k, v in point.theta.items()}
-        self.S = self._inputs.form.optimizer.zero_adjoint(point.state)
 
     def add_validation(self, j: int, L: Gradient) -> None:
         """B_j += w_j grad_theta L_val(theta_j), and A_loss its explicit part (lines 8-9)."""

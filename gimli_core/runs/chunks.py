@@ -17,6 +17,7 @@ from gimli_core.errors import ArgumentError, explain
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS
 from gimli_core.results import MetaGradient, Trajectory
+from gimli_core.runs.outcome import contracted
 from gimli_core.runs.run import Events, Run
 
 __all__ = ["Chunks"]
@@ -48,8 +49,10 @@ class Chunks:
             del run
         self._result = joined(results, self._call)
 
-    def backward(self) -> Events:
-        """Nothing: `forward` has been back already."""
+    def backward(self, along: Tensor | None = None) -> Events:
+        """Nothing: `forward` has been back already, for each outer loss."""
+        if along is not None:
+            self._result = contracted(self.result(), along)
         yield from ()
 
     @property
@@ -67,6 +70,7 @@ class Chunks:
 def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
     """The results of chunks as one: sums over what the tasks share, a dimension of all tasks for what they do not."""
     first = results[0]
+    at = first.val_loss.ndim  # where the tasks stand in a gradient: behind the k outer losses, if there are several
     own_theta, own_state = isinstance(call.theta_0, PerTask), call.state_0 is None or isinstance(call.state_0, PerTask)
 
     def every(name: str) -> list[Any]:
@@ -86,10 +90,10 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
         task_steps=None if first.task_steps is None else torch.cat(every("task_steps")),
         train_aux=_join_aux(every("train_aux")),
         val_aux=_join_aux(every("val_aux")),
-        A_opt=_join(every("A_opt"), False, call.phi_opt),
-        A_loss=_join(every("A_loss"), False, call.phi_loss),
-        B_0=_join(every("B_0"), own_theta),
-        S_0=_join_states(every("S_0"), own_state),
+        A_opt=_join(every("A_opt"), False, call.phi_opt, at),
+        A_loss=_join(every("A_loss"), False, call.phi_loss, at),
+        B_0=_join(every("B_0"), own_theta, at=at),
+        S_0=_join(every("S_0"), own_state, at=at),
     )  # fmt: skip
 
 
@@ -113,8 +117,11 @@ def _join_states(states: list[dict[str, Any]], own: bool) -> dict[str, Any]:
     return {slot: held if slot in COUNTS else _join([s[slot] for s in states], own) for slot, held in first.items()}
 
 
-def _join(parts: list[Any], own: bool, given: Any = None) -> Any:
-    """The sum of the parts' tensors, or where they are the tasks' `own` (or `given` marked so) all of them in a row."""
+def _join(parts: list[Any], own: bool, given: Any = None, at: int = 0) -> Any:
+    """The sum of the parts' tensors, or where they are the tasks' `own` (or `given` marked so) all of them in a row.
+
+    `at` is the dimension of the tasks.
+    """
     own = own or isinstance(given, PerTask)
     while given is not None and unmarked(given) is not given:
         given = given.value
@@ -122,8 +129,8 @@ def _join(parts: list[Any], own: bool, given: Any = None) -> Any:
     first = parts[0]
     if isinstance(first, Mapping):
         entry = given if isinstance(given, Mapping) else {}
-        return {k: _join([part[k] for part in parts], own, entry.get(k)) for k in first}
+        return {k: _join([part[k] for part in parts], own, entry.get(k), at) for k in first}
     if isinstance(first, (tuple, list)):
         beside = given or [None] * len(first)
-        return type(first)(_join([part[i] for part in parts], own, beside[i]) for i in range(len(first)))
-    return torch.cat(parts) if own else torch.stack(parts).sum(0)
+        return type(first)(_join([part[i] for part in parts], own, beside[i], at) for i in range(len(first)))
+    return torch.cat(parts, at) if own else torch.stack(parts).sum(0)

@@ -17,12 +17,12 @@ from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.notation import Tensors
 from gimli_core.record import Event, Outcome
 from gimli_core.results import MetaGradient, Trajectory
-from gimli_core.runs.outcome import finished, outcome_of, trajectory
+from gimli_core.runs.outcome import finished, outcome_of, stacked, trajectory
 from gimli_core.runs.run import Events, Run
 
 __all__ = ["CompiledRun", "Compute", "retained", "whole"]
 
-Compute = Generator[Event, None, Outcome | None]
+Compute = Generator[Event, None, list[Outcome] | None]
 
 
 class CompiledRun:
@@ -30,54 +30,55 @@ class CompiledRun:
 
     Args:
         form, hyper, frozen: what a result needs besides the outcome.
-        compute: the events of the run, and its outcome; None where something is not finite, or what was compiled no
-        longer
-            fits.
+        compute: the events of the run, and its outcome for each outer loss; None where something is not finite, or
+            what was compiled no longer fits.
         otherwise: makes the run that takes its place then, and names what broke.
+        vector: whether val_loss returns a vector.
     """
 
     def __init__(
         self, form: Form, hyper: Hyperparameters, frozen: Tensors, compute: Callable[[], Compute],
-        otherwise: Callable[[], Run],
+        otherwise: Callable[[], Run], *, vector: bool = False,
     ) -> None:  # fmt: skip
         self.form, self.steps = form, form.steps
-        self._hyper, self._frozen = hyper, frozen
+        self._hyper, self._frozen, self._vector = hyper, frozen, vector
         self._compute, self._otherwise = compute, otherwise
         self._instead: Run | None = None
-        self._outcome: Outcome | None = None
+        self._outcomes: list[Outcome] | None = None
 
     def forward(self) -> Events:
         """All of Algorithm 1."""
         with reusing():
-            self._outcome = yield from self._compute()
-        if self._outcome is None:
+            self._outcomes = yield from self._compute()
+        if self._outcomes is None:
             self._instead = self._otherwise()
             yield from self._instead.forward()
 
-    def backward(self) -> Events:
+    def backward(self, along: Tensor | None = None) -> Events:
         """Nothing: `forward` has been back already."""
         if self._instead is not None:
-            yield from self._instead.backward()
+            yield from self._instead.backward(along)
 
     @property
     def val_loss(self) -> Tensor:
-        return self._instead.val_loss if self._instead is not None else self._computed.val_loss
+        return self._instead.val_loss if self._instead is not None else self._computed[0].val_loss
 
     def trajectory(self) -> Trajectory:
         if self._instead is not None:
             return self._instead.trajectory()
-        return trajectory(self.form, self._frozen, self._computed)
+        return trajectory(self.form, self._frozen, self._computed[0])
 
     def result(self) -> MetaGradient:
         """The result, once `forward` is through."""
         if self._instead is not None:
             return self._instead.result()
-        return finished(self.form, self._frozen, self._hyper, self._computed)
+        results = [finished(self.form, self._frozen, self._hyper, outcome) for outcome in self._computed]
+        return stacked(results) if self._vector else results[0]
 
     @property
-    def _computed(self) -> Outcome:
-        assert self._outcome is not None
-        return self._outcome
+    def _computed(self) -> list[Outcome]:
+        assert self._outcomes is not None
+        return self._outcomes
 
 
 def retained(compiled: CompiledRetained, inputs: Inputs) -> Compute:
@@ -92,8 +93,11 @@ def retained(compiled: CompiledRetained, inputs: Inputs) -> Compute:
         _put_back(environment, found, completely=done is None)
     if done is None:
         return None
-    A_opt = _summed(inputs.form, hyper, done.A_opt)
-    return outcome_of(inputs, done.ends, done.train_losses, done.val_losses, buffers, A_opt, done.A_loss)
+    losses, outcomes = (done.train_losses, done.val_losses), []
+    for row in done.rows:
+        A_opt = _summed(inputs.form, hyper, row.A_opt)
+        outcomes.append(outcome_of(inputs, row.ends, *losses, buffers, A_opt, row.A_loss))
+    return outcomes
 
 
 def whole(
@@ -116,7 +120,7 @@ def whole(
     A_opt = _summed(form, hyper, done.A_opt)
     hyper.accumulate(A_opt, 0, done.A_start)
     yield Event(14, 0, {"B": done.ends.B, "S": done.ends.S})
-    return Outcome(*done[:4], done.ends, buffers, A_opt, done.A_loss)
+    return [Outcome(*done[:4], done.ends, buffers, A_opt, done.A_loss)]
 
 
 def _summed(form: Form, hyper: Hyperparameters, increments: list[dict[str, Tensors]]) -> list[Tensor]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
-import torch
+from torch import Tensor
 
 from gimli_core import backward_sweep, forward_unroll
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.derivatives.first_order import Gradient, evaluate
-from gimli_core.notation import State, Tensors
-from gimli_core.record import Event, Point, Swept
+from gimli_core.arguments.outer_losses import outer_value
+from gimli_core.derivatives.first_order import Gradient
+from gimli_core.record import Adjoint, Again, Event, Point, Swept
 
 __all__ = ["EagerSteps", "Steps"]
 
@@ -36,15 +36,30 @@ class Steps(Protocol):
         """Lines 5 and 6."""
 
     def sweep(
-        self, inputs: Inputs, point: Point, G_j: Gradient | None, B: Tensors, S: State, *, replay: bool
-    ) -> Generator[Event, None, Swept]:
-        """Lines 11-14, from G_j (and its graph, if that was kept) or from the point alone."""
+        self, inputs: Inputs, point: Point, G_j: Gradient | None, adjoints: Sequence[Adjoint], *, replay: bool
+    ) -> Generator[Event, None, Again]:
+        """Lines 11-14 for each outer loss, from G_j (and its graph, if that was kept) or from the point alone."""
 
-    def validation_gradient(self, inputs: Inputs, point: Point) -> Gradient:
-        """Lines 8 and 9."""
+    def validation(
+        self, inputs: Inputs, point: Point, along: Tensor | None = None, *, rows: bool = True
+    ) -> tuple[Gradient, list[Gradient]]:
+        """Lines 8 and 9: L_val and the gradient of each outer loss, or of `along · L_val`; of k numbers without
+        `rows` none.
+        """
 
     def validation_value(self, inputs: Inputs, point: Point) -> Gradient:
         """L_val, with the bits that it has beside its gradient, which need not be there."""
+
+
+def numbered(events: Generator[Event, None, Swept], row: int, rows: int) -> Generator[Event, None, Swept]:
+    """The events of one outer loss of several, each saying of which. What is put into their values is kept."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as end:
+            swept: Swept = end.value
+            return swept
+        yield event._replace(row=row, rows=rows)
 
 
 class EagerSteps:
@@ -62,9 +77,9 @@ class EagerSteps:
         return forward_unroll.step(inputs, point, keep_graph=keep_graph, replay=replay, known=known)
 
     def sweep(
-        self, inputs: Inputs, point: Point, G_j: Gradient | None, B: Tensors, S: State, *, replay: bool
-    ) -> Generator[Event, None, Swept]:
-        evaluated = None
+        self, inputs: Inputs, point: Point, G_j: Gradient | None, adjoints: Sequence[Adjoint], *, replay: bool
+    ) -> Generator[Event, None, Again]:
+        evaluated = again = None
         if replay:
             if G_j is None:
                 G_j = forward_unroll.inner_gradient(inputs, point, keep_graph=inputs.form.keeps_graph)
@@ -73,16 +88,19 @@ class EagerSteps:
             yield computed
             G_j = G_j._replace(theta=computed.values["G"])
         assert G_j is not None
-        swept = yield from backward_sweep.step(inputs, point, G_j, B, S, replay=replay)
-        return swept._replace(same=evaluated)
+        rows = len(adjoints)
+        for row, A in enumerate(adjoints):  # one graph of G_j for all
+            lines = backward_sweep.step(inputs, point, G_j, A.B, A.S, replay=replay, keep_graph=row < rows - 1)
+            swept = yield from numbered(lines, row, rows)
+            again = swept.loss
+            A.add_step(point.j, swept)
+            del swept
+        return Again(again, evaluated)
 
-    def validation_gradient(self, inputs: Inputs, point: Point) -> Gradient:
-        return backward_sweep.validation_gradient(inputs, point)
+    def validation(
+        self, inputs: Inputs, point: Point, along: Tensor | None = None, *, rows: bool = True
+    ) -> tuple[Gradient, list[Gradient]]:
+        return backward_sweep.validation_gradients(inputs, point, along, rows=rows)
 
     def validation_value(self, inputs: Inputs, point: Point) -> Gradient:
-        values = inputs.values
-        with torch.enable_grad():  # without it some modules take another path, and the last bits change
-            theta = {**values.frozen, **{k: v.detach().requires_grad_() for k, v in point.theta.items()}}
-            batch = values.val_batch(point.j)
-            loss, aux = evaluate(inputs.form.problem.val_loss, "val_loss", theta, values.phi_loss, batch)
-        return Gradient(loss.detach(), {}, {}, None, aux=aux)
+        return outer_value(inputs, point.theta, inputs.values.val_batch(point.j))

@@ -12,8 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+from torch import Tensor
+
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.finite import check_end
+from gimli_core.derivatives.first_order import Gradient
+from gimli_core.errors import ArgumentError, explain
 from gimli_core.memory.allocator import long_lived
 from gimli_core.memory.schedules.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
 from gimli_core.memory.schedules.truncated import truncated
@@ -38,16 +43,20 @@ class Execution:
         stored: points that were put aside.
         records: steps whose graph, or whose point and G_j, stay in memory.
         end: theta_J, s_J and the buffers, once L_val is known.
+        adjoints: those of each outer loss, from then on; one alone where `along` says how much each counts.
+        weighed: whether `along` is to come, if there are several.
     """
 
-    def __init__(self, inputs: Inputs, schedule: Schedule, steps: Steps) -> None:
+    def __init__(self, inputs: Inputs, schedule: Schedule, steps: Steps, *, weighed: bool = False) -> None:
+        self.weighed = weighed
+        self.along: Tensor | None = None
         self.inputs, self.form, self.schedule, self.by = inputs, inputs.form, schedule, steps
         self.working = WorkingPoint(inputs.environment)
         self.stored = Storage(schedule.disk)
         self.records: dict[int, Record] = {}
         self.losses = Losses()
         self.end: tuple[Tensors, State, Tensors] | None = None
-        self.adjoints = Adjoints(inputs)
+        self.adjoints: list[Adjoints] = []
 
     def actions(self) -> Iterator[Action]:
         """The schedule's actions, from the first."""
@@ -87,8 +96,8 @@ class Execution:
         if form.weighted[j] and (recorded or not replay):
             point = working.marked()
             if recorded:
-                validation = self.by.validation_gradient(inputs, point)
-                self.losses.note_outer(j, validation)
+                L, validation = self.by.validation(inputs, point, rows=not self.weighed)
+                self.losses.note_outer(j, L)
             else:
                 self.losses.note_outer(j, self.by.validation_value(inputs, point))
             working.return_to(point)
@@ -111,24 +120,61 @@ class Execution:
         return self.schedule.compact and self.by.eager
 
     def _validate(self) -> Events:
-        inputs, J, point = self.inputs, self.form.steps, self.working.at
+        inputs, J = self.inputs, self.form.steps
+        point = self.working.marked() if self.weighed else self.working.at
         self.end = (point.theta, point.state, inputs.environment.copies())
         check_end(point.theta, self.losses.train, self.form.names)
-        self.adjoints.begin(point)
+        validation = None
         if self.form.weighted[J]:
-            L = self.by.validation_gradient(inputs, point)
-            self.losses.note_outer(J, L)
-            self.adjoints.add_validation(J, L)
+            of_L, validation = self.by.validation(inputs, point, rows=not self.weighed)
+            self.losses.note_outer(J, of_L)
         self.losses.check_outer(inputs)
-        A = self.adjoints
-        yield Event(8, J, {"loss": self.losses.outer(inputs), "A_opt": A.A_opt, "A_loss": A.A_loss})
+        L = self.losses.outer(inputs)
+        rows = self.rows
+        self.adjoints = [Adjoints(inputs, point) for _ in range(rows)]
+        if validation:
+            self._add_validation(J, validation)
+        for row, A in enumerate(self.adjoints):
+            yield Event(8, J, {"loss": L, "A_opt": A.A_opt, "A_loss": A.A_loss}, row=row, rows=rows)
         yield from self._announce(J)
+
+    @property
+    def vector(self) -> bool:
+        """Whether val_loss returns a vector; once L_val is known."""
+        return self.losses.outer(self.inputs).ndim > 0
+
+    @property
+    def rows(self) -> int:
+        """How many adjoints there are; once L_val is known."""
+        return 1 if self.weighed else self.losses.outer(self.inputs).numel()
+
+    def weigh(self, along: Tensor) -> Events:
+        """Lines 8 and 9 of a vector, once it is known how much each outer loss counts: `along`, [k].
+
+        One that went on within its sweep must be told the same as before.
+        """
+        if self.along is not None:
+            if not torch.equal(self.along, along):
+                came, do = "another one than the run that was killed had", "Call as when the run was begun."
+                raise ArgumentError(explain("resume", "the same gradient of L to arrive at it", came, do))
+            return
+        self.along = along
+        J = self.form.steps
+        if self.form.weighted[J]:
+            self.working.return_to(self.working.at)
+            self._add_validation(J, self.by.validation(self.inputs, self.working.at, along)[1])
+            yield from self._announce(J)
+
+    def _add_validation(self, j: int, validation: list[Gradient]) -> None:
+        for A, L in zip(self.adjoints, validation, strict=True):
+            A.add_validation(j, L)
 
     def _announce(self, j: int) -> Events:
         """Line 9: B_j and S_j with the gradient of L_val(theta_j) in them."""
-        computed = Event(9, j, {"B": self.adjoints.B, "S": self.adjoints.S})
-        yield computed
-        self.adjoints.B, self.adjoints.S = computed.values["B"], computed.values["S"]
+        for row, A in enumerate(self.adjoints):
+            computed = Event(9, j, {"B": A.B, "S": A.S}, row=row, rows=len(self.adjoints))
+            yield computed
+            A.B, A.S = computed.values["B"], computed.values["S"]
 
     def _sweep(self, j: int) -> Events:
         inputs, form, working = self.inputs, self.form, self.working
@@ -144,16 +190,15 @@ class Execution:
                 working.return_to(point)
         del record
         working.gradients.pop(j, None)
-        swept = yield from self.by.sweep(inputs, point, G_j, self.adjoints.B, self.adjoints.S, replay=replay)
+        again = yield from self.by.sweep(inputs, point, G_j, self.adjoints, replay=replay)
         del G_j
-        if swept.same is not None:
-            self.losses.note(j, swept.same, exact=True)
-        if swept.loss is not None:
-            self.losses.note(j, swept.loss, exact=False)
-        self.adjoints.add_step(j, swept)
+        if again.exactly is not None:
+            self.losses.note(j, again.exactly, exact=True)
+        if again.roughly is not None:
+            self.losses.note(j, again.roughly, exact=False)
         if form.weighted[j]:
-            if validation is None:
+            if not validation:
                 working.return_to(point)
-                validation = self.by.validation_gradient(inputs, point)
-            self.adjoints.add_validation(j, validation)
+                _, validation = self.by.validation(inputs, point, self.along)
+            self._add_validation(j, validation)
             yield from self._announce(j)

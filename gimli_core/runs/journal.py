@@ -32,7 +32,7 @@ __all__ = ["SECONDS", "Journal", "demand", "rebuilding", "state_after"]
 SECONDS = 30.0  # between two writings
 POINT = r"point-(?:0|[1-9]\d*)"
 REMEDY = "To begin anew, remove the file `progress` of this directory and run again."
-TENSORS = {"B", "S", "A_opt", "A_loss", "losses", "val_losses", "start", "end"}
+TENSORS = {"adjoints", "along", "losses", "val_losses", "start", "end"}
 PLAIN = {"problem": str, "run": str, "made": bool, "points": list, "done": int, "point": int, "validated": bool,
          "schedule": dict, "generators": list, "left": list}  # fmt: skip
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
+from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.arguments.until import check_until
 from gimli_core.compiled.choice import check_compile, chosen, clocked
 from gimli_core.compiled.steps import CompiledSteps
@@ -47,6 +50,8 @@ class Wants:
     lines: bool = False  # to be told of every line, with tensors by name
     changes: bool = False  # to change what the run goes on with: that is eager
     forward_only: bool = False  # nobody goes backwards
+    weighed: bool = False  # `backward` is told how much each outer loss counts, if there are several: one sweep for all
+    one_number: str = ""  # who asks, if the meta-gradient of a vector would be too much for them
 
     @property
     def names(self) -> bool:
@@ -67,7 +72,7 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     if call.resume is not None:
         came, do = f"Tasks(chunk={call.tasks.chunk})", "Give one of chunk= and resume=."  # type: ignore[union-attr]
         raise ArgumentError(explain("resume", "None where tasks are run in chunks", came, do))
-    return Chunks(call, parts, partial(_one, wants=wants))
+    return Chunks(call, parts, partial(_one, wants=replace(wants, weighed=False)))
 
 
 def _one(call: Call, wants: Wants) -> Run:
@@ -109,15 +114,19 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
         inputs = checked(call, schedule, wants)
         remember(look, inputs, call.problem)
 
+    if wants.one_number:
+        refuse_vector(inputs, wants.one_number)
+
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
-        run = scheduled(inputs, ForwardOnly() if wants.forward_only else schedule, steps, resume)
+        settled = ForwardOnly() if wants.forward_only else schedule
+        run = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
         joined = any(isinstance(transform, OneVector) for transform in inputs.form.transforms)
         return _ApartIfNeeded(call, wants, run, inputs.environment) if joined else run
 
     if wants.forward_only:
         return scheduled_by(EagerSteps())
     compile = False if wants.changes else call.compile
-    compiled = chosen(inputs, compile, whole=free, watched=wants.steps or wants.lines)
+    compiled = chosen(inputs, compile, whole=free, watched=wants.steps or wants.lines, weighed=wants.weighed)
     form, values = inputs.form, inputs.values
     if compiled is None or isinstance(compiled, CompiledSteps):
         return scheduled_by(compiled or EagerSteps(), call.resume)
@@ -125,9 +134,11 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
         given = given_of(inputs)
         remember_whole(look, compiled, given, call.problem)
         compute = partial(compiled_run.whole, compiled, form, values.hyper, given, inputs.environment)
+        vector = False
     else:
         compute = partial(compiled_run.retained, compiled, inputs)
-    return CompiledRun(form, values.hyper, values.frozen, compute, partial(scheduled_by, EagerSteps()))
+        vector = compiled.outer_losses is not None
+    return CompiledRun(form, values.hyper, values.frozen, compute, partial(scheduled_by, EagerSteps()), vector=vector)
 
 
 def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
@@ -140,14 +151,14 @@ def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     return inputs if by_name else as_one_vector(inputs)
 
 
-def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None) -> Run:
+def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None, *, weighed: bool = False) -> Run:
     """A run of a schedule; a budget is measured first, and a journal says where an earlier run was."""
     journal = None if resume is None else Journal(directory_of("resume", resume), inputs)
     try:
         if journal is not None and journal.reached is not None:
             schedule = journal.schedule(journal.reached[1]["schedule"], schedule.disk)
-        schedule, inputs, between = settle(schedule, inputs, *makers(steps))
-        run = ScheduledRun(inputs, schedule, steps, journal, between)
+        schedule, inputs, between = settle(schedule, inputs, *makers(steps, weighed=weighed), weighed=weighed)
+        run = ScheduledRun(inputs, schedule, steps, journal, between, weighed=weighed)
     except BaseException:
         if journal is not None:
             journal.close()
@@ -155,11 +166,11 @@ def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = No
     return _Clocked(run) if steps.eager and not schedule.compact else run
 
 
-def makers(steps: Steps) -> tuple[Maker, Maker | None]:
+def makers(steps: Steps, *, weighed: bool = False) -> tuple[Maker, Maker | None]:
     """What makes a run of eager steps, and one of these if they are compiled."""
 
     def by(steps: Steps) -> Maker:
-        return lambda inputs, schedule: ScheduledRun(inputs, schedule, steps)
+        return lambda inputs, schedule: ScheduledRun(inputs, schedule, steps, weighed=weighed)
 
     return by(EagerSteps()), None if steps.eager else by(steps)
 
@@ -198,8 +209,8 @@ class _ApartIfNeeded:
             self._run = _prepared(self._call, self._wants, None)
             yield from self._run.forward()
 
-    def backward(self) -> Events:
-        return self._run.backward()
+    def backward(self, along: Tensor | None = None) -> Events:
+        return self._run.backward(along)
 
 
 class _Clocked:
@@ -216,9 +227,9 @@ class _Clocked:
         with clocked(self._memo):
             yield from self._run.forward()
 
-    def backward(self) -> Events:
+    def backward(self, along: Tensor | None = None) -> Events:
         with clocked(self._memo):
-            yield from self._run.backward()
+            yield from self._run.backward(along)
 
 
 def schedule_of_call(call: Call) -> Schedule:

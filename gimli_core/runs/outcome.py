@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,17 +16,19 @@ from gimli_core.notation import Tensors
 from gimli_core.record import Ends, Outcome
 from gimli_core.results import MetaGradient, Trajectory
 
-__all__ = ["finished", "outcome_of", "reduced", "trajectory", "weighted"]
+__all__ = ["contracted", "finished", "losses_of", "outcome_of", "reduced", "stacked", "trajectory", "weighted"]
+
+ROWS = ("A_opt", "A_loss", "B_0", "S_0")  # of a result, what each outer loss has its own of
 
 
 def weighted(weights: tuple[float | None, ...], val_losses: dict[int, Tensor]) -> Tensor:
-    """Σ_j w_j L_val(theta_j), of each task if there are any."""
+    """Σ_j w_j L_val(theta_j), of each task if there are any, and of each outer loss."""
     return torch.stack([w * val_losses[j] for j, w in enumerate(weights) if w is not None]).sum(0)
 
 
 def reduced(form: Form, of_each: Tensor) -> Tensor:
-    """One number, of all tasks if there are any."""
-    return of_each if form.tasks is None else of_each.sum() * form.scale
+    """One number, of all tasks if there are any; of k outer losses [k]."""
+    return of_each if form.tasks is None else of_each.sum(0) * form.scale
 
 
 def outcome_of(
@@ -43,7 +49,8 @@ def losses_of(
     """(L, L of each task, every ell_j, every L_val(theta_j))."""
     of_each = weighted(inputs.values.weights, val_losses)
     nan = torch.full_like(of_each, float("nan"))
-    every = torch.stack(train_losses) if train_losses else nan.new_empty((0, *nan.shape))
+    tasks = () if inputs.form.tasks is None else (inputs.form.tasks,)
+    every = torch.stack(train_losses) if train_losses else nan.new_empty((0, *tasks))
     validated = torch.stack([val_losses.get(j, nan) for j in range(inputs.form.steps + 1)])
     return reduced(inputs.form, of_each), of_each, every, validated
 
@@ -75,3 +82,28 @@ def finished(form: Form, frozen: Tensors, hyper: Hyperparameters, outcome: Outco
         S_0=outcome.ends.S,
         recurrence=form.recurrence,
     )
+
+
+def stacked(results: list[MetaGradient]) -> MetaGradient:
+    """The results of k outer losses, which share all but their gradients, as one with a leading k."""
+    return replace(results[0], **{name: _each([vars(r)[name] for r in results], torch.stack) for name in ROWS})
+
+
+def contracted(result: MetaGradient, along: Tensor) -> MetaGradient:
+    """The gradient of `along · L` from those of each of k outer losses."""
+
+    def of(rows: list[Tensor]) -> Tensor:
+        summed: Tensor = torch.tensordot(along.to(rows[0]), rows[0], 1)
+        return summed
+
+    return replace(result, **{name: _each([vars(result)[name]], of) for name in ROWS})
+
+
+def _each(trees: list[Any], function: Callable[[list[Tensor]], Tensor]) -> Any:
+    """Trees of one form as one tree: at each place what `function` makes of their tensors there."""
+    first = trees[0]
+    if isinstance(first, Mapping):
+        return {k: _each([tree[k] for tree in trees], function) for k in first}
+    if isinstance(first, (tuple, list)):
+        return type(first)([_each(list(parts), function) for parts in zip(*trees, strict=True)])
+    return function(trees)

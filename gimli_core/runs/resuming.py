@@ -10,6 +10,8 @@ import torch
 
 from gimli_core.environment import Snapshot
 from gimli_core.memory.schedules.actions import Action, Advance, Validate
+from gimli_core.record import Point
+from gimli_core.runs.adjoints import Adjoints
 from gimli_core.runs.execution import Execution
 from gimli_core.runs.journal import Journal, demand, rebuilding, state_after
 from gimli_core.runs.plain_values import describe, fits, plain_snapshot, snapshot_of
@@ -27,9 +29,9 @@ def write(run: Execution, journal: Journal, actions: int, left: Snapshot | None)
     points = [run.stored.get(j) for j in run.stored]
     if not run.records and run.working.at.j not in run.stored:
         points.append(run.working.marked())
-    A, train = run.adjoints, run.losses.train
-    tree: dict[str, Any] = {"B": A.B, "S": A.S, "A_loss": A.A_loss}
-    tree |= {"A_opt": {str(i): a for i, a in enumerate(A.A_opt)}}
+    train = run.losses.train
+    tree: dict[str, Any] = {"adjoints": {str(row): _tree_of(A) for row, A in enumerate(run.adjoints)}}
+    tree |= {"along": {} if run.along is None else {"along": run.along}}
     tree |= {"losses": {"train": torch.stack(train) if train else torch.empty(0)}}
     tree |= {"val_losses": {str(j): loss for j, loss in run.losses.val.items()}}
     tree["end"] = {} if run.end is None else dict(zip(("theta", "state", "buffers"), run.end, strict=True))
@@ -41,6 +43,21 @@ def write(run: Execution, journal: Journal, actions: int, left: Snapshot | None)
     journal.write(points, {**tree, "start": buffers}, extra)
 
 
+def _tree_of(A: Adjoints) -> dict[str, Any]:
+    return {"B": A.B, "S": A.S, "A_opt": {str(i): a for i, a in enumerate(A.A_opt)}, "A_loss": A.A_loss}
+
+
+def _adjoints_of(tree: dict[str, Any], run: Execution, like: Point) -> Adjoints:
+    """Adjoints from their tree, of tensors like those of a point."""
+    A = Adjoints(run.inputs, like)
+    A_opt = [tree["A_opt"][str(i)] for i in range(len(A.A_opt))]
+    demand(fits(dict(enumerate(A_opt)), dict(enumerate(A.A_opt))), "names or shapes of A_opt")
+    demand(fits(tree["A_loss"], A.A_loss), "names or shapes of A_loss")
+    demand(fits(tree["B"], A.B) and fits(tree["S"], A.S), "names or shapes of B")
+    A.B, A.S, A.A_opt, A.A_loss = tree["B"], tree["S"], A_opt, tree["A_loss"]
+    return A
+
+
 def resume(run: Execution, journal: Journal) -> tuple[int, Snapshot | None, Iterable[Action]]:
     """Put the run where the earlier one was.
 
@@ -49,10 +66,9 @@ def resume(run: Execution, journal: Journal) -> tuple[int, Snapshot | None, Iter
     """
     assert journal.reached is not None
     tree, extra = journal.reached
-    environment, A, working = run.inputs.environment, run.adjoints, run.working
+    environment, working = run.inputs.environment, run.working
     left = None
     with journal.reading():
-        A_opt = [tree["A_opt"][str(i)] for i in range(len(A.A_opt))]
         train = list(tree["losses"]["train"].unbind())
         start = snapshot_of(tree["start"], extra["generators"], environment)
         if extra["validated"]:
@@ -64,11 +80,12 @@ def resume(run: Execution, journal: Journal) -> tuple[int, Snapshot | None, Iter
         demand(set(extra["points"]) == needed, "points")
         demand(len(done) == extra["done"] and len(train) == steps_run, "numbers of actions")
         demand(any(isinstance(action, Validate) for action in done) == extra["validated"], "places in the run")
-        demand(fits(dict(enumerate(A_opt)), dict(enumerate(A.A_opt))), "names or shapes of A_opt")
-        demand(fits(tree["A_loss"], A.A_loss), "names or shapes of A_loss")
-        demand(fits(tree["B"], working.at.theta if extra["validated"] else {}), "names or shapes of B")
-        A.B, A.S, A.A_opt, A.A_loss = tree["B"], tree["S"], A_opt, tree["A_loss"]
         run.losses.train, run.losses.val = train, {int(j): loss for j, loss in tree["val_losses"].items()}
+        if extra["validated"]:
+            rows = run.rows
+            demand(set(tree["adjoints"]) == set(map(str, range(rows))), "numbers of outer losses")
+            run.adjoints = [_adjoints_of(tree["adjoints"][str(row)], run, working.at) for row in range(rows)]
+            run.along = tree["along"].get("along")
     working.start = start
     first = working.at._replace(snapshot=start)
     for j, tier in stored.items():

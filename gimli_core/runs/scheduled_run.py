@@ -19,10 +19,11 @@ from gimli_core.memory.schedules.actions import Action, Schedule, Validate
 from gimli_core.notation import Tensors
 from gimli_core.record import Ends, Outcome
 from gimli_core.results import MetaGradient, Trajectory
+from gimli_core.runs.adjoints import Adjoints
 from gimli_core.runs.eager_steps import Steps
 from gimli_core.runs.execution import Execution
 from gimli_core.runs.journal import Journal
-from gimli_core.runs.outcome import finished, losses_of, outcome_of, trajectory
+from gimli_core.runs.outcome import finished, losses_of, outcome_of, stacked, trajectory
 from gimli_core.runs.resuming import resume, write
 from gimli_core.runs.run import Events
 
@@ -40,6 +41,7 @@ class ScheduledRun:
         steps: what executes single lines.
         journal: where a resumable run is noted, if it is one.
         between: called before every action: a budget's watch over free holes.
+        weighed: whether `backward` is told how much each outer loss counts, if there are several.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class ScheduledRun:
         steps: Steps,
         journal: Journal | None = None,
         between: Callable[[], None] = lambda: None,
+        *,
+        weighed: bool = False,
     ) -> None:
         self.inputs, self.form, self.steps = inputs, inputs.form, inputs.form.steps
         self.environment = inputs.environment
@@ -56,11 +60,11 @@ class ScheduledRun:
         self._journal, self._between = journal, between
         self._replays = schedule.replays or inputs.form.evaluates_again
         self._resumed = journal is not None and journal.reached is not None
-        self.reached = Execution(inputs, schedule, steps)
+        self.reached = Execution(inputs, schedule, steps, weighed=weighed)
         self._actions = self.reached.actions()
         self._done = 0  # actions
         self._left: Snapshot | None = None  # of a run with a journal: the environment that `forward` leaves
-        self._outcome: Outcome | None = None
+        self._outcomes: list[Outcome] = []  # of each outer loss
 
     def forward(self) -> Events:
         """Lines 4-9: up to L_val and B_J."""
@@ -87,14 +91,20 @@ class ScheduledRun:
         finally:
             environment.restore_buffers(before)
 
-    def backward(self) -> Events:
-        """Lines 10-14: from B_J to B_0. Random number generators and buffers are left as they were met."""
+    def backward(self, along: Tensor | None = None) -> Events:
+        """Lines 10-14: from B_J to B_0, for each outer loss, or for `along · L` where the run is `weighed`.
+
+        Random number generators and buffers are left as they were met.
+        """
         environment = self.inputs.environment
-        before = self.reached.working.captured()
+        before, weighed = self.reached.working.captured(), self.reached.weighed and self.reached.vector
         try:
             with self._memory():
                 if self._resumed and self.reached.working.at.snapshot is not None:
                     self.reached.working.return_to(self.reached.working.at)  # a run that goes on within its sweep
+                if weighed:
+                    assert along is not None
+                    yield from self.reached.weigh(along)
                 for action in self._actions:
                     yield from self._run(action)
         except BaseException:
@@ -102,16 +112,17 @@ class ScheduledRun:
             raise
         finally:
             self.reached.stored.close()
-            if self._replays or self._resumed:
+            if self._replays or self._resumed or weighed:
                 environment.restore(before)
             else:
                 environment.restore_buffers(before)
         if self._journal is not None:
             self._journal.finish()
-        ends, buffers = self._ends()
-        losses, A = (self.reached.losses.train, self.reached.losses.val), self.reached.adjoints
-        outcome = outcome_of(self.inputs, ends, *losses, buffers, A.A_opt, A.A_loss)
-        self._outcome = outcome._replace(aux=self.reached.losses.aux())
+        losses = self.reached.losses
+        for A in self.reached.adjoints:
+            ends, buffers = self._ends(A)
+            outcome = outcome_of(self.inputs, ends, losses.train, losses.val, buffers, A.A_opt, A.A_loss)
+            self._outcomes.append(outcome._replace(aux=losses.aux()))
 
     def _release(self) -> None:
         """Let go of what outlives the process: what is stored on disk, and the journal's directory."""
@@ -138,22 +149,22 @@ class ScheduledRun:
 
     def trajectory(self) -> Trajectory:
         """Where the inner loop went, once `forward` is through."""
-        ends, buffers = self._ends()
+        ends, buffers = self._ends(self.reached.adjoints[0])
         losses = losses_of(self.inputs, self.reached.losses.train, self.reached.losses.val)
         outcome = Outcome(*losses, self.form.back(ends), buffers, [], {}, self.reached.losses.aux())
         return trajectory(self.form, self.inputs.values.frozen, outcome)
 
     def result(self) -> MetaGradient:
         """The result, once `backward` is through."""
-        assert self._outcome is not None
         values = self.inputs.values
-        return finished(self.form, values.frozen, values.hyper, self._outcome)
+        results = [finished(self.form, values.frozen, values.hyper, outcome) for outcome in self._outcomes]
+        return stacked(results) if self.reached.vector and not self.reached.weighed else results[0]
 
-    def _ends(self) -> tuple[Ends, Tensors]:
-        """theta_J, s_J, B and S, and the buffers."""
+    def _ends(self, A: Adjoints) -> tuple[Ends, Tensors]:
+        """theta_J, s_J, B and S of an outer loss, and the buffers."""
         assert self.reached.end is not None
         theta_J, s_J, buffers = self.reached.end
-        return Ends(theta_J, s_J, self.reached.adjoints.B, self.reached.adjoints.S), buffers
+        return Ends(theta_J, s_J, A.B, A.S), buffers
 
     def _run(self, action: Action) -> Events:
         self._between()

@@ -93,7 +93,7 @@ class Walk(Iterator[Moment]):
     def __init__(self, call: Call) -> None:
         self.call = call
         self.schedule = schedule_of_call(call)
-        self.run = make_run(call, Wants(lines=True, changes=True))
+        self.run = make_run(call, Wants(lines=True, changes=True, one_number="step_through"))
         self.interventions: tuple[Intervention, ...] = ()
         self._changed: dict[Intervention, Any] = {}
         self._latest: Moment | None = None

@@ -75,7 +75,7 @@ class OverTasks(Transform):
 
 
 class LossOverTasks:
-    """`loss` for T tasks: from theta `[T, …]`, batch `[T, …]` to `[T]` values.
+    """`loss` for T tasks: from theta `[T, …]`, batch `[T, …]` to `[T]` values; of k outer losses to `[T, k]`.
 
     Vectorised by `vmap`; where that cannot be (a branch on values, autograd inside the loss, work put off until
     backward), one task after the other, to the same result.
@@ -153,7 +153,7 @@ class LossOverTasks:
 
     def _of_one(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         loss, aux = value_and_aux(self.loss(theta, phi_loss, batch), self.name)
-        if not isinstance(loss, Tensor) or loss.ndim != 0:
+        if not isinstance(loss, Tensor) or loss.ndim > (self.name == "val_loss"):
             came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ArgumentError(explain(self.name, "to return a scalar for one task", came, "Reduce it with .mean()."))
         return loss if aux is None else (loss, aux)

@@ -119,7 +119,7 @@ def verify(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
         approximation, second_order, tasks, compile, resume,
     )  # fmt: skip
-    run = make_run(call)
+    run = make_run(call, Wants(one_number="verify"))
     asked = Question(
         problem, theta_0, train_batches, val_batch, run.form.steps, phi_opt or {}, phi_loss or {}, state_0, val_weights,
         run.form.left_out, check_tasks(tasks),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -14,7 +15,7 @@ __all__ = ["AdjointNorms"]
 class AdjointNorms:
     """||B_j|| along the sweep; warns once when it explodes or vanishes, with the step.
 
-    Pass it as `watch=`; afterwards `norms` is `{j: ||B_j||}`.
+    Pass it as `watch=`; afterwards `norms` is `{j: ||B_j||}`, of several outer losses that of all their B_j together.
 
     Args:
         ratio: how far ||B_j|| may go above ||B_J||, or below it, before the warning.
@@ -34,12 +35,18 @@ class AdjointNorms:
         self.ratio = ratio
         self.norms: dict[int, float] = {}
         self._warned = False
+        self._squares = 0.0  # of the outer losses before this one
 
     def __call__(self, event: Event) -> None:
         if event.line not in (9, 14):
             return
         norms = torch._foreach_norm([b.detach() for b in event.values["B"].values()])
         norm = torch.stack([n.double() for n in norms]).norm().item()
+        if event.rows > 1:
+            self._squares = norm**2 + (self._squares if event.row else 0.0)
+            norm = math.sqrt(self._squares)
+            if event.row < event.rows - 1:
+                return
         if event.line == 9 and event.j >= max(self.norms, default=0):  # a new sweep; later ones add L_val along the way
             self.norms, self._warned = {}, False
         self.norms[event.j] = norm

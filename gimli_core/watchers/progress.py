@@ -49,9 +49,10 @@ class Progress:
         elif event.line >= 9 and self._backwards is None:
             self.advanced = self.steps
             self._backwards = now, self.steps - event.j
-        if event.line == 14:
+        swept = event.line == 14 and event.row == event.rows - 1  # of the last outer loss
+        if swept:
             self.swept = self.steps - event.j
-        if now - self._shown >= self.seconds or (event.line == 14 and event.j == 0):
+        if now - self._shown >= self.seconds or (swept and event.j == 0):
             self._shown = now
             self._show(str(self))
 

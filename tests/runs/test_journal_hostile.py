@@ -178,7 +178,7 @@ def test_forged_fields_of_progress_are_refused_or_change_no_number(k, stopped, t
     assert refused > 0.7 * 6 * len(seen)
 
 
-@pytest.mark.parametrize("name", ["B", "S", "A_opt", "A_loss", "losses", "val_losses", "start", "end"])
+@pytest.mark.parametrize("name", ["adjoints", "along", "losses", "val_losses", "start", "end"])
 def test_progress_without_some_tensors_is_refused(name, stopped):
     directory = stopped(14, Checkpoint(2))
     tree, extra = read_file(directory / "progress")

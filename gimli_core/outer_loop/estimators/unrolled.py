@@ -61,7 +61,7 @@ class Unrolled:
     def __call__(self, drawn: Any) -> MetaGradient:
         """Lines 2-15 for what was drawn."""
         call = self._loop.call(self._loop.phi, drawn)
-        run = make_run(call, Wants(tied=True))
+        run = make_run(call, Wants(tied=True, one_number="an outer loop"))
         drain(run.forward())
         drain(run.backward())
         result, form = run.result(), run.form

@@ -20,11 +20,12 @@ def lstm(net: Tensors, name: str, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tens
 
     i, f, g, o = W x + U h + b;   c' = σ(f) c + σ(i) tanh(g);   h' = σ(o) tanh(c')
     """
-    weight = torch.cat([net[f"{name}.W"], net[f"{name}.U"]], 1)
+    weight = torch.cat([net[f"{name}.W"], net[f"{name}.U"]], 1)  # one product in place of two
     gates: Tensor = F.linear(torch.cat([x, h], -1), weight, net[f"{name}.b"])
     i, f, g, o = gates.chunk(4, -1)
     new: Tensor = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(new), new
+    shown: Tensor = torch.sigmoid(o) * torch.tanh(new)
+    return shown, new
 
 
 def lstm_start(name: str, inputs: int, hidden: int, generator: torch.Generator) -> Tensors:
@@ -32,7 +33,8 @@ def lstm_start(name: str, inputs: int, hidden: int, generator: torch.Generator) 
     bound = hidden**-0.5
 
     def uniform(*shape: int) -> Tensor:
-        return (2 * torch.rand(*shape, generator=generator) - 1) * bound
+        drawn: Tensor = (2 * torch.rand(*shape, generator=generator) - 1) * bound
+        return drawn
 
     b = uniform(4 * hidden)
     b[hidden : 2 * hidden] += 1.0

@@ -2,17 +2,22 @@
 
 import sys as _sys
 
-from gimli_core import errors, learned, memory, optimizers, verification
+from gimli_core import errors, implicit, learned, memory, optimizers, verification
 from gimli_core.adapt import adapt
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
 from gimli_core.arguments.until import Until
 from gimli_core.evaluate import Evaluation, evaluate
+from gimli_core.implicit.implicit_gradient import implicit_gradient
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters.marks import per_element, per_step, per_task
 from gimli_core.optimizers.check import PullbackReport
 from gimli_core.outer_loop.early_stopping import EarlyStopping
 from gimli_core.outer_loop.estimator import Estimator
+from gimli_core.outer_loop.estimators.es import ES
+from gimli_core.outer_loop.estimators.pes import PES
+from gimli_core.outer_loop.estimators.reptile import Reptile
 from gimli_core.outer_loop.estimators.unrolled import Unrolled
+from gimli_core.outer_loop.estimators.windows import Windows
 from gimli_core.outer_loop.outer_loop import OuterLoop
 from gimli_core.outer_loop.task_sampler import TaskSampler
 from gimli_core.problem import Problem
@@ -21,17 +26,22 @@ from gimli_core.requirements.examine import Requirements, check_requirements
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.plan import Plan, plan
 from gimli_core.step_through import lessons, step_through, trace
+from gimli_core.transforms.proximal import proximal
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.unroll import unroll
 from gimli_core.verification import verify
+from gimli_core.verification.comparison import Comparison, compare
 from gimli_core.watchers.adjoint_norms import AdjointNorms
 from gimli_core.watchers.progress import Progress
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ES",
+    "PES",
     "AdjointNorms",
     "Approximation",
+    "Comparison",
     "EarlyStopping",
     "Estimator",
     "Evaluation",
@@ -43,6 +53,7 @@ __all__ = [
     "Problem",
     "Progress",
     "PullbackReport",
+    "Reptile",
     "Requirements",
     "TaskSampler",
     "Tasks",
@@ -51,11 +62,15 @@ __all__ = [
     "Truncated",
     "Unrolled",
     "Until",
+    "Windows",
     "__version__",
     "adapt",
     "check_requirements",
+    "compare",
     "errors",
     "evaluate",
+    "implicit",
+    "implicit_gradient",
     "learned",
     "lessons",
     "memory",
@@ -65,6 +80,7 @@ __all__ = [
     "per_step",
     "per_task",
     "plan",
+    "proximal",
     "step_through",
     "trace",
     "unroll",

@@ -17,7 +17,7 @@ from gimli_core.arguments.surroundings import check_watching
 from gimli_core.arguments.until import Until
 from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once
-from gimli_core.errors import ClosedError
+from gimli_core.errors import ArgumentError, ClosedError, explain
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.meta_parameters.marks import look_up, tensor_paths, unmarked
 from gimli_core.notation import State, slots
@@ -27,6 +27,7 @@ from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Wants, make_run
 from gimli_core.runs.recorded import Recorded, check_derivatives
 from gimli_core.runs.run import Run, drain
+from gimli_core.transforms.proximal import without_centre
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
 
@@ -137,7 +138,7 @@ def tied_tensors(call: Call, form: Form) -> Iterator[tuple[tuple[Any, ...], Tens
     """(where its gradient stands in a result, tensor) for every tensor of a call that has a gradient."""
     results = {
         "A_opt": call.phi_opt or {},
-        "A_loss": call.phi_loss or {},
+        "A_loss": without_centre(call.phi_loss) or {},
         "B_0": {k: unmarked(call.theta_0)[k] for k in form.trained},
         "S_0": slots(unmarked(call.state_0) or {}),
         "val_losses": _from_the_end(call.val_weights),
@@ -153,6 +154,9 @@ class _Unrolled(torch.autograd.Function):
         ctx: Any, run: Run, watching: Any, paths: Sequence[tuple[Any, ...]], again: Recorded | None, *tied: Tensor
     ) -> Tensor:
         drain(run.forward(), *watching)
+        if again is not None and run.val_loss.ndim:
+            came, do = f"a vector of {run.val_loss.numel()}", "Weigh them into one number in val_loss."
+            raise ArgumentError(explain("val_loss", "one number beside derivatives=2", came, do))
         ctx.again, ctx.steps, ctx.scale = again, run.form.steps, run.form.scale
         ctx.modes = modes_now(tied[0].device)
         ctx.run, ctx.watching, ctx.paths, ctx.gradients = run, watching, paths, None

@@ -59,12 +59,12 @@ def test_logistic_regression_is_differentiated_at_its_minimum() -> None:
     assert error(reference.of_steps(problem), reference.of_minimum(problem)) < 1e-8
 
 
-@pytest.mark.parametrize(("name", "allowed"), [("fixed point", 1e-12), ("normal CG", 1e-4)])
+@pytest.mark.parametrize(("name", "allowed"), [("fixed point", 1e-12), ("normal CG", 1e-4), ("ours, implicit", 1e-4)])
 def test_methods_at_the_minimum_differentiate_it(name: str, allowed: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """With enough iterations: (1 − 0.1)^300 is below 1e-13; conjugate gradients stop at their tolerance of 1e-5."""
     monkeypatch.setattr(implicit, "ITERATIONS", 300)
     problem = quadratics(0, size=8, steps=600).to(torch.float64)
-    assert error(next(METHODS[name][0](problem)).gradient, problem.closed_form(problem)) < allowed
+    assert error(next(method(name)(problem)).gradient, problem.closed_form(problem)) < allowed
 
 
 @pytest.mark.skipif(find_spec("jaxopt") is None, reason="jaxopt is not installed")

@@ -107,6 +107,7 @@ class ScheduledRun:
                     yield from self.reached.weigh(along)
                 for action in self._actions:
                     yield from self._run(action)
+                self.reached.losses.check_replays()
         except BaseException:
             self._release()
             raise

@@ -52,11 +52,13 @@ def written_out(
         along = []
         for j in range(method.steps):
             moving = {k: v for k, v in theta.items() if adapts(k)}
-            loss = ell(method.learner, weights(theta, j), drawn.support_x[t], drawn.support_y[t])
+            if first_order:  # G keeps what it takes from phi_loss, and from phi_opt by way of it
+                moving = {k: v.detach().requires_grad_() for k, v in moving.items()}
+            at = weights({**theta, **moving}, j)
+            loss = ell(method.learner, at, drawn.support_x[t], drawn.support_y[t])
             G = dict(zip(moving, torch.autograd.grad(loss, list(moving.values()), create_graph=True), strict=True))
-            G = {k: g.detach() if first_order else g for k, g in G.items()}
             theta = {k: v - lr(k, j) * G[k] if k in G else v for k, v in theta.items()}
-            end = ell(method.learner, weights(theta, method.steps), drawn.query_x[t], drawn.query_y[t])
+            end = ell(method.learner, weights(theta, j + 1), drawn.query_x[t], drawn.query_y[t])
             along.append(end)
         shares = val_weights or (0.0,) * (method.steps - 1) + (1.0,)
         losses.append(sum(w * loss for w, loss in zip(shares, along, strict=True)))
@@ -146,7 +148,7 @@ def test_reptiles_gradient_is_the_way_back_from_where_training_leads() -> None:
         network = learner()
         network.load_state_dict(method.learner.state_dict())
         adam = torch.optim.Adam(network.parameters(), lr=0.01, betas=(0.0, 0.999))
-        for bx, by, _ in batches:
+        for bx, by in batches:
             adam.zero_grad()
             cross_entropy(network(bx[t]), by[t]).backward()
             adam.step()
@@ -155,7 +157,7 @@ def test_reptiles_gradient_is_the_way_back_from_where_training_leads() -> None:
         )
     for p, *way in zip(method.learner.parameters(), *ways, strict=True):
         torch.testing.assert_close(p.grad, torch.stack(way).mean(0), rtol=1e-7, atol=1e-10)
-    assert {len(by[0]) for _, by, _ in batches} == {4}
+    assert {len(by[0]) for _, by in batches} == {4}
     other = method._batches(x, y, 4, drawn.number + 1)
     assert not torch.equal(batches[0][1], other[0][1]) or not torch.equal(batches[0][0], other[0][0])
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import gimli_core as gimli
+import gimli_core.memory.directory as directory_module
 import gimli_core.memory.files as files_module
 from gimli_core.errors import ArgumentError, StorageError
 from gimli_core.outer_loop.checkpoints import Checkpoints
@@ -78,6 +79,18 @@ def test_killed_at_every_place(owner, name, seconds, after, tmp_path, monkeypatc
             with pytest.raises(Killed):
                 begun(tmp_path / "run", checkpoint_every=seconds).run()
     assert same(end_of(begun(tmp_path / "run")), expected)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(directory_module, "create"), (files_module.os, "replace")])
+def test_a_kill_leaves_nothing_that_the_next_start_does_not_clear(owner, name, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, owner, name, 1, after=owner is directory_module)
+        patch.setattr(files_module.Path, "unlink", lambda *_, **__: None)  # who is killed clears nothing up
+        with pytest.raises(Killed):
+            begun(tmp_path / "run").run()
+    assert len(list((tmp_path / "run").iterdir())) == 1 + (owner is not directory_module)
+    begun(tmp_path / "run").run()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint", "log.jsonl"]
 
 
 def test_a_run_with_files_is_what_it_is_without(tmp_path, expected):

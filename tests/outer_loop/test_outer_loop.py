@@ -102,6 +102,16 @@ def test_a_single_number_is_an_evaluation():
     }
 
 
+def test_what_gimli_evaluate_returns_is_an_evaluation():
+    phi = leaves()
+
+    def evaluate(step):
+        return gimli.evaluate(problem(), {"w": phi["w"]}, TARGETS, TARGETS[-1], phi_opt={"lr": phi["log_lr"].exp()})
+
+    (record,) = outer_loop(steps=1, phi=phi, evaluate=evaluate, evaluate_every=1, early_stopping=None).run()
+    assert record["evaluation"] == evaluate(1).mean
+
+
 @pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
 def test_early_stopping_ends_at_the_best(mode, sign):
     values = [5.0, 3.0, 4.0, 3.0, float("nan"), 1.0]

@@ -46,7 +46,8 @@ class Adapting(Method):
         super().__init__()
         self.learner, self.objective = learner, objective
         self.steps, self.test_steps = steps, steps if test_steps is None else test_steps
-        self.problem = Problem(self._ell, self._ell, optimizer)
+        ell: Any = self._ell  # one that takes j
+        self.problem = Problem(ell, ell, optimizer)
 
     def theta_0(self) -> Mapping[str, Tensor]:
         """What adapts."""
@@ -56,19 +57,19 @@ class Adapting(Method):
         """phi_opt and phi_loss, as `unroll` takes them."""
         return {}
 
-    def weights(self, theta: Tensors, phi_loss: Tensors, j: int) -> Tensors:
-        """The learner's parameters in step j; in the queries' step, J."""
+    def weights(self, theta: Tensors, phi_loss: Tensors, j: Tensor) -> Tensors:
+        """The learner's parameters at theta_j."""
         return theta
 
-    def _ell(self, theta: Tensors, phi_loss: Tensors, batch: tuple[Tensor, Tensor, int]) -> Tensor:
-        x, y, j = batch
+    def _ell(self, theta: Tensors, phi_loss: Tensors, batch: tuple[Tensor, Tensor], j: Tensor) -> Tensor:
+        x, y = batch
         return self.objective(functional_call(self.learner, self.weights(theta, phi_loss, j), (x,)), y)
 
     def unrolled(self, episode: Episode, **arguments: Any) -> Tensor:
         """The query loss after the inner loop, tied into autograd; `arguments` go to `unroll`."""
         loss: Tensor = unroll(
-            self.problem, self.theta_0(), lambda j: (episode.support_x, episode.support_y, j),
-            (episode.query_x, episode.query_y, self.steps), steps=self.steps, tasks=episode.tasks, compile=False,
+            self.problem, self.theta_0(), lambda j: (episode.support_x, episode.support_y),
+            (episode.query_x, episode.query_y), steps=self.steps, tasks=episode.tasks, compile=False,
             **self.meta_parameters(), **arguments,
         )  # fmt: skip
         return loss
@@ -79,8 +80,8 @@ class Adapting(Method):
     def adapted(self, support_x: Tensor, support_y: Tensor, **arguments: Any) -> Trajectory:
         """The inner loop alone, as in the test."""
         ours: dict[str, Any] = {
-            "train_batches": lambda j: (support_x, support_y, j), "steps": self.test_steps, **self.meta_parameters(),
-            "val_batch": (support_x, support_y, self.test_steps), "tasks": len(support_x), **arguments,
+            "train_batches": lambda j: (support_x, support_y), "steps": self.test_steps, **self.meta_parameters(),
+            "val_batch": (support_x, support_y), "tasks": len(support_x), **arguments,
         }  # fmt: skip
         with torch.no_grad():  # nobody goes backwards: it keeps nothing
             _, trajectory = unroll(self.problem, self.theta_0(), compile=False, with_trajectory=True, **ours)
@@ -89,10 +90,10 @@ class Adapting(Method):
 
     def outputs(self, theta_J: Tensors, query_x: Tensor) -> Tensor:
         """[T, Q, way]: each task's adapted learner on its queries."""
-        phi_loss = self.meta_parameters().get("phi_loss") or {}
+        phi_loss, J = self.meta_parameters().get("phi_loss") or {}, torch.tensor(self.test_steps)
 
         def of_task(theta: Tensors, x: Tensor) -> Any:
-            return functional_call(self.learner, self.weights(theta, phi_loss, self.test_steps), (x,))
+            return functional_call(self.learner, self.weights(theta, phi_loss, J), (x,))
 
         out: Tensor = vmap(of_task)(theta_J, query_x)
         return out

@@ -39,5 +39,5 @@ class Anil(Adapting):
     def meta_parameters(self) -> dict[str, Any]:
         return {"phi_loss": {k: v for k, v in self.learner.named_parameters() if not k.startswith(self._head)}}
 
-    def weights(self, theta: Tensors, phi_loss: Tensors, j: int) -> Tensors:
+    def weights(self, theta: Tensors, phi_loss: Tensors, j: Tensor) -> Tensors:
         return {**phi_loss, **theta}

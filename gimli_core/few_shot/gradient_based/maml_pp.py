@@ -27,7 +27,7 @@ class MamlPlusPlus(Adapting):
         per-step batch norm            scale and shift [J + 1, channels], learned and not adapted: phi_loss
 
     Normalisation is by statistics of the batch at hand in every step, as in the paper's code, whose running ones are
-    never read. Queries take the last scale and shift, also in the multi-step loss.
+    never read. Each theta_j has its own scale and shift, for support and queries alike.
 
     Args:
         learner, objective: as in `Adapting`.
@@ -58,8 +58,8 @@ class MamlPlusPlus(Adapting):
         rates = {k: v.exp() for k, v in by_name(self.log_lr).items()}
         return {"phi_opt": {"lr": per_step(rates)}, "phi_loss": by_name(self.norm)}
 
-    def weights(self, theta: Tensors, phi_loss: Tensors, j: int) -> Tensors:
-        return {**theta, **{k: v[j] for k, v in phi_loss.items()}}
+    def weights(self, theta: Tensors, phi_loss: Tensors, j: Tensor) -> Tensors:
+        return {**theta, **{k: v.index_select(0, j.view(1))[0] for k, v in phi_loss.items()}}
 
     def loss(self, episode: Episode) -> Tensor:
         approximation = FirstOrder() if episode.number < self.first_order else None

@@ -43,12 +43,12 @@ class Reptile(Adapting):
         batches = self._batches(support_x, support_y, self.test_steps, 0)
         return self.outputs(self.adapted(support_x, support_y, train_batches=batches).theta_J, query_x)
 
-    def _batches(self, x: Tensor, y: Tensor, steps: int, number: int) -> list[tuple[Tensor, Tensor, int]]:
+    def _batches(self, x: Tensor, y: Tensor, steps: int, number: int) -> list[tuple[Tensor, Tensor]]:
         """Every step so many rows of each task, gone through in random order again and again."""
         count = x.shape[1]
         if count <= self.batch:
-            return [(x, y, j) for j in range(steps)]
+            return [(x, y)] * steps
         generator = torch.Generator().manual_seed(number)
         passes = -(-steps * self.batch // count)
         order = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])
-        return [(x[:, i], y[:, i], j) for j, i in enumerate(order.split(self.batch)[:steps])]
+        return [(x[:, i], y[:, i]) for i in order.split(self.batch)[:steps]]

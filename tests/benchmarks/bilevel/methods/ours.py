@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import gimli_core as gimli
-from tests.benchmarks.bilevel.methods.implicit import ITERATIONS
+from tests.benchmarks.bilevel.methods import implicit as at_minimum
+from tests.benchmarks.bilevel.methods import normal_cg
 from tests.benchmarks.bilevel.problem import Bilevel, Reached, Tensors, descended, outer_loop
 
 BUDGETS = {
@@ -52,8 +53,9 @@ def implicit(problem: Bilevel) -> Iterator[Reached]:
     inner = gimli.Problem(problem.train_loss, problem.val_loss, gimli.optimizers.SGD(lr=problem.lr))
 
     def hypergradient(phi: Tensors) -> tuple[Tensor, Tensors]:
+        solver = CG(rtol=normal_cg.TOLERANCE, steps=at_minimum.ITERATIONS)
         result = implicit_gradient(
-            inner, descended(problem, phi), problem.train, problem.val, phi_loss=phi, solver=CG(steps=ITERATIONS),
+            inner, descended(problem, phi), problem.train, problem.val, phi_loss=phi, solver=solver,
             inner_tolerance=math.inf,
         )  # fmt: skip
         return result.val_loss, result.A_loss

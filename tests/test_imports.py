@@ -24,7 +24,8 @@ arguments
 forward_unroll backward_sweep requirements memory compiled
 runs
 meta_gradient unroll adapt implicit
-verification step_through demo outer_loop evaluate
+evaluate
+verification step_through demo outer_loop
 few_shot
 commands __init__
 """

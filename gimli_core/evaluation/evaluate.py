@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.adapt import adapt
 from gimli_core.arguments.batches import check_val_batch
 from gimli_core.arguments.inputs import modules_of
 from gimli_core.arguments.until import Until
 from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.environment import Environment, split_frozen
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.evaluation.adapt import adapt
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import State, Tensors
 from gimli_core.problem import Problem

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gimli_core.evaluation.adapt import adapt
 from gimli_core.demo.data import Labelled
 from gimli_core.errors import NotFiniteError
+from gimli_core.evaluation.adapt import adapt
 from gimli_core.learned import CoordinatewiseLSTM, MetaLSTM, MLPRule
 from gimli_core.notation import Tensors
 from gimli_core.optimizers import Adam, Optimizer

@@ -2,7 +2,7 @@
 
 import sys as _sys
 
-from gimli_core import errors, implicit, memory, optimizers, verification
+from gimli_core import errors, implicit, learned, memory, optimizers, verification
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
 from gimli_core.arguments.until import Until
 from gimli_core.evaluation.adapt import adapt
@@ -73,6 +73,7 @@ __all__ = [
     "evaluate",
     "implicit",
     "implicit_gradient",
+    "learned",
     "lessons",
     "memory",
     "meta_gradient",

@@ -14,6 +14,7 @@ __all__ = [
     "PerElement",
     "PerStep",
     "PerTask",
+    "detached",
     "look_up",
     "per_element",
     "per_step",
@@ -119,6 +120,20 @@ def tensor_paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[
     elif isinstance(tree, (tuple, list)):
         for key, value in enumerate(tree):
             yield from tensor_paths(value, (*path, key))
+
+
+def detached(tree: Any) -> Any:
+    """The same nested dicts and pairs, marks included, in which no tensor has a gradient any more.
+
+    An `nn.Parameter` that has none already stays what it is: by that it is held constant.
+    """
+    if isinstance(tree, Mark):
+        return type(tree)(detached(tree.value))
+    if isinstance(tree, Mapping):
+        return {key: detached(value) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(detached(value) for value in tree)
+    return tree.detach() if isinstance(tree, Tensor) and tree.requires_grad else tree
 
 
 def look_up(tree: Any, path: tuple[Any, ...]) -> Any:

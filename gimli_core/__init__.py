@@ -4,6 +4,7 @@ import sys as _sys
 
 from gimli_core import errors, memory, optimizers, verification
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
+from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters.marks import per_element, per_step, per_task
 from gimli_core.optimizers.check import PullbackReport
@@ -34,6 +35,7 @@ __all__ = [
     "Event",
     "FirstOrder",
     "MetaGradient",
+    "MicroBatches",
     "OuterLoop",
     "Plan",
     "Problem",

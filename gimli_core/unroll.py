@@ -61,6 +61,7 @@ def unroll(
     compile: bool | str = "auto",
     resume: str | Path | None = None,
     check: bool = True,
+    micro_batches: int | None = None,
     watch: Callable[[Event], None] | None = None,
     progress: bool = False,
     with_trajectory: bool = False,
@@ -106,7 +107,7 @@ def unroll(
     needed = torch.is_grad_enabled() and any(t.requires_grad for _, t in tensor_paths(arguments))
     call = Call(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-        approximation, second_order, tasks, compile, resume, check,
+        approximation, second_order, tasks, compile, resume, check, micro_batches,
     )  # fmt: skip
     wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed, weighed=needed)
     run = make_run(call, wants)

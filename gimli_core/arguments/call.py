@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.batches import check_batches, check_val_batch
+from gimli_core.derivatives.micro_batches import MicroBatches, split, weighed
+from gimli_core.errors import ArgumentError, explain
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS, State
 from gimli_core.problem import Problem
@@ -40,6 +43,7 @@ class Call:
     compile: bool | str = "auto"
     resume: str | Path | None = None
     check: bool = True
+    micro_batches: int | None = None
     among: int | None = None  # of how many tasks these are a part; all of them by default
 
     def parts(self) -> list[Call]:
@@ -52,8 +56,19 @@ class Call:
     def batches(self) -> tuple[Problem, Callable[[int], Any], int, Callable[[int], Any]]:
         """(the problem that takes them, batch_j, J, L_val's batch at theta_j), checked. Raises ArgumentError."""
         problem, inner, outer = numbered(self.problem)
-        batch, J = check_batches(self.train_batches, self.steps)
+        batch, J = self.train_batches_in_parts()
         return problem, with_j(batch, inner), J, with_j(check_val_batch(self.val_batch, J), outer)
+
+    def train_batches_in_parts(self) -> tuple[Callable[[int], Any], int]:
+        """(batch_j, J), checked; batches in parts have weights. Raises ArgumentError."""
+        batch, J = check_batches(self.train_batches, self.steps)
+        count, dim = self.micro_batches, 0 if self.tasks is None else 1
+        if count is None:
+            return in_parts(batch, lambda given: weighed(given, dim) if isinstance(given, MicroBatches) else given), J
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+            do = "It is in how many parts each batch is cut; None leaves it whole."
+            raise ArgumentError(explain("micro_batches", "a whole number n >= 1, or None", repr(count), do))
+        return in_parts(batch, lambda given: weighed(split(given, int(count), dim), dim)), J
 
     def _part(self, tasks: Tasks, first: int, last: int) -> Call:
         """The call of the tasks [first, last)."""
@@ -80,6 +95,11 @@ class Call:
             val_batch=val_batch,
             among=T,
         )
+
+
+def in_parts(batch: Callable[[int], Any], cut: Callable[[Any], Any]) -> Callable[[int], Any]:
+    """batch_j, cut."""
+    return lambda j: cut(batch(j))
 
 
 def of_part(value: Any, label: str, count: int, first: int, last: int, inside: bool = False) -> Any:

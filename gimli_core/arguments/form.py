@@ -37,6 +37,7 @@ class Form:
     left_out: Approximation
     second_order: str  # the means of second-order products; `require` puts one that works in its place
     trained: tuple[str, ...]
+    in_parts: bool = False  # whether batches come as MicroBatches: then no graph is kept, but each part evaluated again
     transforms: tuple[Transform, ...] = ()
 
     @property
@@ -67,7 +68,7 @@ class Form:
     @property
     def keeps_graph(self) -> bool:
         """Whether second-order products are taken from the kept graph of G_j."""
-        return self.second_derivatives and self.second_order in ("auto", BY_GRAPH)
+        return self.second_derivatives and self.second_order in ("auto", BY_GRAPH) and not self.in_parts
 
     @property
     def evaluates_again(self) -> bool:

@@ -9,7 +9,7 @@ Every argument is checked by a file of its own; here they are put together, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from gimli_core.arguments.surroundings import check_surroundings
 from gimli_core.arguments.theta import check_theta
 from gimli_core.arguments.val_weights import check_weights
 from gimli_core.derivatives.first_order import gradient
+from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.environment import Environment, discover
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.meta_parameters.resolve import bound
@@ -36,7 +37,7 @@ from gimli_core.transforms.one_vector import LeftAlone, OneVector, one_vector
 from gimli_core.transforms.over_tasks import OverTasks
 from gimli_core.transforms.tasks import check_tasks, own, split_marked, stacked_state
 
-__all__ = ["Inputs", "as_one_vector", "modules_of", "prepare"]
+__all__ = ["Inputs", "as_one_vector", "in_parts", "modules_of", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +103,7 @@ def prepare(call: Call) -> Inputs:
         problem=problem, optimizer=optimizer, steps=J, weighted=tuple(w is not None for w in weights),
         warm=call.state_0 is not None, wanted=hyper.wanted, phi_loss=bool(phi_loss), tasks=T, scale=1.0,
         left_out=left_out, second_order=call.second_order, trained=tuple(trained),
+        in_parts=in_parts(batch, J),
     )  # fmt: skip
     values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, val_batch, weights)
     if T is None:
@@ -114,6 +116,11 @@ def prepare(call: Call) -> Inputs:
         inputs = Inputs(form, values, Environment(modules, _anywhere(trained).device))
         inputs = _over_tasks(inputs, call.state_0, own_theta, own_phi, one, modules)
     return inputs
+
+
+def in_parts(batch: Callable[[int], Any], steps: int) -> bool:
+    """Whether batches come in parts, as the first one does."""
+    return steps > 0 and isinstance(batch(0), MicroBatches)
 
 
 def _over_tasks(

@@ -68,9 +68,11 @@ def chosen(
     form, memo = inputs.form, inputs.form.problem.memo
     if compile is False or form.steps == 0:
         return None
-    if not form.curvature or form.evaluates_again:
+    if not form.curvature or form.evaluates_again or form.in_parts:
         if compile != "auto":
-            notice("not compiled: what is compiled has all of line 14, by reverse over reverse")
+            in_parts = "micro-batches are summed one after the other"
+            line_14 = "what is compiled has all of line 14, by reverse over reverse"
+            notice(f"not compiled: {in_parts if form.in_parts else line_14}")
         return None
     whole = whole and form.first == 0
     if compile == "auto" and (not whole or memo.eager_seconds < AUTO_SECONDS):

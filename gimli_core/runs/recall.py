@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.form import Form, Values
-from gimli_core.arguments.inputs import Inputs, modules_of
+from gimli_core.arguments.inputs import Inputs, in_parts, modules_of
 from gimli_core.arguments.phi_loss import check_phi_loss
 from gimli_core.arguments.theta import check_theta, laid_out
 from gimli_core.compiled.whole_run import CompiledWhole, Given
@@ -111,7 +111,7 @@ def recalled(look: Look | None, call: Call) -> Inputs | None:
         return None
     form = known.form
     _, batch, steps, val_batch = call.batches()
-    if steps != form.steps:
+    if steps != form.steps or in_parts(batch, steps) != form.in_parts:
         return None
     trained, frozen = check_theta(call.theta_0)
     anywhere = next(iter(trained.values()))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.batches import check_val_batch
+from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.environment import Environment, discover, split_frozen
 from gimli_core.meta_parameters.marks import Mark, unmarked
 from gimli_core.meta_parameters.resolve import bound
@@ -63,7 +64,12 @@ class Question:
 
     def inner_loss(self, theta: Tensors, phi: Tensors, j: int) -> Tensor:
         """l_j, without what is returned beside it."""
-        return _value(called(self.problem.train_loss, theta, phi, self.batch(j), j))
+        batch, train_loss = self.batch(j), self.problem.train_loss
+        if not isinstance(batch, MicroBatches):
+            return _value(called(train_loss, theta, phi, batch, j))
+        assert batch.weights is not None
+        parts = zip(batch.weights, batch.parts, strict=True)
+        return torch.stack([w * _value(called(train_loss, theta, phi, part, j)) for w, part in parts]).sum()
 
     def outer_loss(self, theta: Tensors, phi: Tensors, j: int) -> Tensor:
         """L_val(theta_j), without what is returned beside it."""

@@ -54,6 +54,7 @@ def verify(
     tasks: int | Tasks | None = None,
     compile: bool | str = "auto",
     resume: str | Path | None = None,
+    micro_batches: int | None = None,
     claimed: Mapping[str, Any] | None = None,
     closed_form: Mapping[str, Any] | None = None,
     oracles: Collection[str] = ORACLES,
@@ -76,7 +77,8 @@ def verify(
 
     Args:
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights,
-            memory, approximation, second_order, tasks, compile, resume: as for `gimli.meta_gradient`; that very run is
+            memory, approximation, second_order, tasks, compile, resume, micro_batches: as for
+            `gimli.meta_gradient`; that very run is
             judged. One that goes on from `resume` has the random numbers of the run that was killed: seed alike.
         claimed: a meta-gradient from elsewhere, to be judged beside the engine's: keyed like a result,
             `{"A_opt": {"lr": …}, "A_loss": {…}, "B_0": {…}, "S_0": {…}}`, or by flat names.
@@ -117,12 +119,12 @@ def verify(
         raise ArgumentError(explain("tolerance", "a number in [0, 1)", repr(tolerance), "It is relative to an entry."))
     call = Call(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-        approximation, second_order, tasks, compile, resume,
+        approximation, second_order, tasks, compile, resume, micro_batches=micro_batches,
     )  # fmt: skip
     run = make_run(call, Wants(one_number="verify"))
     asked = Question(
-        problem, theta_0, train_batches, val_batch, run.form.steps, phi_opt or {}, phi_loss or {}, state_0, val_weights,
-        run.form.left_out, check_tasks(tasks),
+        problem, theta_0, call.train_batches_in_parts()[0], val_batch, run.form.steps, phi_opt or {}, phi_loss or {},
+        state_0, val_weights, run.form.left_out, check_tasks(tasks),
     )  # fmt: skip
     environment = asked.environment()
     entries = {VAL_LOSS: torch.zeros(()), **asked.entries()}

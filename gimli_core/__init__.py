@@ -6,6 +6,7 @@ from gimli_core import errors, memory, optimizers, verification
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
 from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.meta_gradient import meta_gradient
+from gimli_core.meta_parameters.indexed import indexed
 from gimli_core.meta_parameters.marks import per_element, per_step, per_task
 from gimli_core.optimizers.check import PullbackReport
 from gimli_core.outer_loop.early_stopping import EarlyStopping
@@ -51,6 +52,7 @@ __all__ = [
     "__version__",
     "check_requirements",
     "errors",
+    "indexed",
     "lessons",
     "memory",
     "meta_gradient",

@@ -106,7 +106,7 @@ def second_order_products(
         batch = values.batch(point.j)
         mean = partial(products_of_parts, form.second_order) if form.in_parts else from_a_point(form.second_order)
         products = mean(
-            form.problem.train_loss, point.theta, values.phi_loss, batch, V, g,
+            form.problem.train_loss, point.theta, values.phi_at(point.j), batch, V, g,
             frozen=values.frozen, curvature=form.curvature,
         )  # fmt: skip
     if g is not None and not form.curvature:  # with curvature it is in there already

@@ -29,7 +29,7 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     batch = values.batch(j)
     try:
         with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
-            arguments = (form.problem.train_loss, "train_loss", point.theta, values.phi_loss)
+            arguments = (form.problem.train_loss, "train_loss", point.theta, values.phi_at(j))
             if isinstance(batch, MicroBatches):
                 G_j = gradient_of_parts(*arguments, batch, frozen=values.frozen)
             else:

@@ -176,5 +176,7 @@ def gradient_at(result: MetaGradient, scale: float, path: tuple[Any, ...], tied:
     if path[0] == "val_losses" and result.task_val_losses is not None:
         result = replace(result, val_losses=result.val_losses.sum(-1) * scale)
     gradient: Tensor = look_up(vars(result), path)
+    if gradient.is_sparse:  # most operations that made an indexed entry take a dense one
+        gradient = gradient.to_dense()
     # val_weights may start at theta_1; val_losses always starts at theta_0.
     return gradient[-len(tied) :] if path == ("val_losses",) else gradient

@@ -14,10 +14,12 @@ from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.batches import check_batches, check_val_batch
 from gimli_core.derivatives.micro_batches import MicroBatches, split, weighed
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.meta_parameters.indexed import Indexed, LastBatch, rows_of
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS, State
 from gimli_core.problem import Problem
 from gimli_core.transforms.numbered import numbered, with_j
+from gimli_core.transforms.sliced import of_slices, sliced
 from gimli_core.transforms.tasks import Tasks, check_tasks, of_tasks, own
 
 __all__ = ["Call"]
@@ -53,11 +55,27 @@ class Call:
             return [self]
         return [self._part(tasks, first, last) for first, last in tasks.parts]
 
-    def batches(self) -> tuple[Problem, Callable[[int], Any], int, Callable[[int], Any]]:
-        """(the problem that takes them, batch_j, J, L_val's batch at theta_j), checked. Raises ArgumentError."""
+    def batches(
+        self, indexed: Mapping[str, Indexed] | None = None
+    ) -> tuple[Problem, Callable[[int], Any], int, Callable[[int], Any], Any]:
+        """(the problem that takes them, batch_j, J, L_val's batch at theta_j, the rows of indexed entries at j).
+
+        All are checked. Raises ArgumentError.
+        """
         problem, inner, outer = numbered(self.problem)
         batch, J = self.train_batches_in_parts()
-        return problem, with_j(batch, inner), J, with_j(check_val_batch(self.val_batch, J), outer)
+        val_batch = with_j(check_val_batch(self.val_batch, J), outer)
+        if not indexed:
+            return problem, with_j(batch, inner), J, val_batch, None
+        last, entries = LastBatch(batch), dict(indexed)
+
+        def rows(j: int) -> dict[str, list[Tensor]]:
+            return rows_of(entries, last(j), j)
+
+        for j in range(J if isinstance(self.train_batches, (list, tuple)) else min(J, 1)):
+            rows(j)  # out of range is an error before any work, where all can be looked at
+        numbered_batch = with_j(last, inner)
+        return of_slices(problem), lambda j: sliced(numbered_batch(j), rows(j)), J, val_batch, rows
 
     def train_batches_in_parts(self) -> tuple[Callable[[int], Any], int]:
         """(batch_j, J), checked; batches in parts have weights. Raises ArgumentError."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gimli_core.arguments.approximation import check_approximation
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.form import Form, Values
-from gimli_core.arguments.phi_loss import check_phi_loss
+from gimli_core.arguments.phi_loss import check_phi_loss, indexed_entries
 from gimli_core.arguments.phi_opt import check_phi_opt
 from gimli_core.arguments.state import check_state
 from gimli_core.arguments.surroundings import check_surroundings
@@ -62,7 +62,7 @@ class Inputs:
             return
         after = self.environment.capture()
         again = gradient(
-            vector.noting(form.problem), "train_loss", theta, values.phi_loss, batch,
+            vector.noting(form.problem), "train_loss", theta, values.phi_at(j), batch,
             frozen=values.frozen, keep_graph=True,
         )  # fmt: skip
         self.environment.restore(after)
@@ -78,7 +78,13 @@ class Inputs:
         shapes = {k: tuple(v.shape) for k, v in values.hyper.theta.items()}  # of one task, no longer seen in a vector
         readings = values.hyper.constant, values.hyper.by_task() if form.tasks else None  # a shape has two readings
         more = (*form.wanted, form.recurrence, repr((form.tasks, form.scale, shapes, readings)))
-        tensors = (values.theta_0, values.hyper.at(0), values.frozen, values.state_0, values.phi_loss)
+        tensors = (
+            values.theta_0,
+            values.hyper.at(0),
+            values.frozen,
+            values.state_0,
+            values.phi_at(0) if form.steps else values.phi_loss,
+        )
         return (*tensors, values.batch(0), values.last_val_batch, more)
 
 
@@ -93,7 +99,8 @@ def prepare(call: Call) -> Inputs:
     if own_theta:
         own("theta_0", dict(theta_0), T)  # what is held constant has a slice for each task as well
     one = {k: v[0] for k, v in trained.items()} if own_theta else trained  # theta of one task
-    problem, batch, J, val_batch = call.batches()
+    marked = indexed_entries(call.phi_loss, T)
+    problem, batch, J, val_batch, rows = call.batches(marked)
     own_phi, phi_loss = check_phi_loss(call.phi_loss, next(iter(trained.values())), T)
     hyper = Hyperparameters(problem.optimizer, check_phi_opt(call.phi_opt), one, J, T)
     optimizer = bound(problem.optimizer, call.phi_opt or {})
@@ -101,11 +108,11 @@ def prepare(call: Call) -> Inputs:
     modules = modules_of(problem)
     form = Form(
         problem=problem, optimizer=optimizer, steps=J, weighted=tuple(w is not None for w in weights),
-        warm=call.state_0 is not None, wanted=hyper.wanted, phi_loss=bool(phi_loss), tasks=T, scale=1.0,
+        warm=call.state_0 is not None, wanted=hyper.wanted, phi_loss=bool(phi_loss) or bool(marked), tasks=T, scale=1.0,
         left_out=left_out, second_order=call.second_order, trained=tuple(trained),
         in_parts=in_parts(batch, J),
     )  # fmt: skip
-    values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, val_batch, weights)
+    values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, val_batch, weights, marked, rows)
     if T is None:
         cold = optimizer.initial_state(trained, hyper.at(0))
         state_0 = cold if call.state_0 is None else check_state(call.state_0, cold, trained)

@@ -129,6 +129,7 @@ def require(inputs: Inputs, *, replays: bool, tied: bool = False) -> Inputs:
     """
     seen = inputs.form.problem.memo.examined
     shapes = tuple((k, v.shape) for k, v in (*inputs.values.theta_0.items(), *inputs.values.phi_loss.items()))
+    shapes += tuple((k, v.value.shape) for k, v in inputs.values.indexed.items())
     means = (inputs.form.second_order, inputs.form.second_derivatives, inputs.form.in_parts)
     signature = (shapes, inputs.form.wanted, inputs.form.steps > 0, replays, tied, means)
     if signature in seen:

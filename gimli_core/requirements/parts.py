@@ -28,8 +28,10 @@ def part_by_part(inputs: Inputs) -> Inputs:
         parts = [part for _, part in each(values.batch(i // count))]
         return parts[min(i % count, len(parts) - 1)]
 
+    of_step = values.rows
+    rows = None if of_step is None else lambda i: of_step(i // count)
     form = replace(inputs.form, steps=count * inputs.form.steps, in_parts=False)
-    return replace(inputs, form=form, values=replace(values, batch=batch))
+    return replace(inputs, form=form, values=replace(values, batch=batch, rows=rows))
 
 
 def refuse_undecomposed(inputs: Inputs) -> None:
@@ -48,6 +50,8 @@ def refuse_undecomposed(inputs: Inputs) -> None:
             expected, came = "a loss that leaves its modules' buffers alone", "one that changes running statistics"
             do = "BatchNorm would be trained on each part, not on the whole batch: use LayerNorm, GroupNorm or eval()."
             raise ArgumentError(explain("train_loss on micro-batches", expected, came, do))
+        if inputs.values.rows is not None:  # of which each part has its own
+            batch = batch._replace(parts=tuple(part.batch for part in batch.parts))
         joined = together(batch, 0 if inputs.form.tasks is None else 1)
         if environment.moved(found) or joined is None:
             return
@@ -67,5 +71,5 @@ def _value(inputs: Inputs, batch: Any) -> Tensor:
     values = inputs.values
     theta = {**values.frozen, **{k: v.detach().requires_grad_() for k, v in values.theta_0.items()}}
     with torch.enable_grad():  # a loss may differentiate inside
-        loss, _ = evaluate(inputs.form.problem.train_loss, "train_loss", theta, values.phi_loss, batch)
+        loss, _ = evaluate(inputs.form.problem.train_loss, "train_loss", theta, values.phi_at(0), batch)
     return loss.detach()

@@ -110,7 +110,7 @@ def recalled(look: Look | None, call: Call) -> Inputs | None:
     if known is None:
         return None
     form = known.form
-    _, batch, steps, val_batch = call.batches()
+    _, batch, steps, val_batch, _ = call.batches()
     if steps != form.steps or in_parts(batch, steps) != form.in_parts:
         return None
     trained, frozen = check_theta(call.theta_0)
@@ -138,7 +138,7 @@ def recalled_whole(look: Look | None, call: Call) -> tuple[CompiledWhole, Form, 
         return None
     compiled, weights = known.whole
     theta_0, phi_loss = call.theta_0, call.phi_loss or {}
-    _, batch, steps, val_batch = call.batches()
+    _, batch, steps, val_batch, _ = call.batches()
     if steps != known.form.steps or len(set(map(id, theta_0.values()))) != len(theta_0):
         return None
     trained, frozen = laid_out(theta_0)

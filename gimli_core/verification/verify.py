@@ -219,7 +219,8 @@ def _against(truths: Mapping[str, Answers], subject: str, key: Key, value: Tenso
 
 
 def _entries_of_result(result: MetaGradient) -> Entries:
-    return {VAL_LOSS: result.val_loss, **flatten({name: getattr(result, name) for name in RESULTS}, ())}
+    found = flatten({name: getattr(result, name) for name in RESULTS}, ())
+    return {VAL_LOSS: result.val_loss, **{k: v.to_dense() if v.is_sparse else v for k, v in found.items()}}
 
 
 def _locate(call: Call, environment: Environment, bounds: Bounds, wrong: Sequence[Check]) -> Finding | None:

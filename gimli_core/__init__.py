@@ -3,15 +3,22 @@
 import sys as _sys
 
 from gimli_core import errors, memory, optimizers, verification
+from gimli_core.adapt import adapt
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
+from gimli_core.arguments.until import Until
 from gimli_core.derivatives.micro_batches import MicroBatches
+from gimli_core.evaluate import Evaluation, evaluate
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters.indexed import indexed
 from gimli_core.meta_parameters.marks import per_element, per_step, per_task
 from gimli_core.optimizers.check import PullbackReport
 from gimli_core.outer_loop.early_stopping import EarlyStopping
 from gimli_core.outer_loop.estimator import Estimator
+from gimli_core.outer_loop.estimators.es import ES
+from gimli_core.outer_loop.estimators.pes import PES
+from gimli_core.outer_loop.estimators.reptile import Reptile
 from gimli_core.outer_loop.estimators.unrolled import Unrolled
+from gimli_core.outer_loop.estimators.windows import Windows
 from gimli_core.outer_loop.outer_loop import OuterLoop
 from gimli_core.outer_loop.task_sampler import TaskSampler
 from gimli_core.problem import Problem
@@ -29,10 +36,13 @@ from gimli_core.watchers.progress import Progress
 __version__ = "0.1.0"
 
 __all__ = [
+    "ES",
+    "PES",
     "AdjointNorms",
     "Approximation",
     "EarlyStopping",
     "Estimator",
+    "Evaluation",
     "Event",
     "FirstOrder",
     "MetaGradient",
@@ -42,6 +52,7 @@ __all__ = [
     "Problem",
     "Progress",
     "PullbackReport",
+    "Reptile",
     "Requirements",
     "TaskSampler",
     "Tasks",
@@ -49,9 +60,13 @@ __all__ = [
     "Trajectory",
     "Truncated",
     "Unrolled",
+    "Until",
+    "Windows",
     "__version__",
+    "adapt",
     "check_requirements",
     "errors",
+    "evaluate",
     "indexed",
     "lessons",
     "memory",

@@ -50,6 +50,7 @@ def validation_gradients(
         frozen=inputs.values.frozen,
         along=along,
         rows=rows,
+        recorded=inputs.form.recorded,
     )
 
 
@@ -96,7 +97,9 @@ def second_order_products(
     form, values = inputs.form, inputs.values
     if form.keeps_graph:
         assert G_j.graph is not None
-        products = reverse_over_reverse.products(G_j.graph, V, g, curvature=form.curvature, keep=keep_graph)
+        products = reverse_over_reverse.products(
+            G_j.graph, V, g, curvature=form.curvature, keep=keep_graph, recorded=form.recorded
+        )
     elif not form.evaluates_again:
         zeros = {k: v.new_zeros(()).expand_as(v) for k, v in V.items()}
         products = Products(zeros, {}, False, frozenset(), None)

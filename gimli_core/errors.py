@@ -16,6 +16,7 @@ __all__ = [
     "ClosedError",
     "GimliError",
     "NotFiniteError",
+    "NotReachedError",
     "ReplayError",
     "RequirementError",
     "SecondDerivativeError",
@@ -42,6 +43,10 @@ class RequirementError(GimliError, ValueError):
 
 class NotFiniteError(GimliError, ArithmeticError):
     """A loss, a gradient or an update became infinite or not a number."""
+
+
+class NotReachedError(GimliError, RuntimeError):
+    """What was to end an inner loop did not come about in the steps that it was given."""
 
 
 class ReplayError(GimliError, RuntimeError):

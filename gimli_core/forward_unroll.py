@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import nullcontext
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.derivatives.finite import check_finite
+from gimli_core.derivatives.finite import at_once, check_finite
 from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.derivatives.over_parts import gradient_of_parts
@@ -33,11 +33,11 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
             if isinstance(batch, MicroBatches):
                 G_j = gradient_of_parts(*arguments, batch, frozen=values.frozen)
             else:
-                G_j = gradient(*arguments, batch, frozen=values.frozen, keep_graph=True)
+                G_j = gradient(*arguments, batch, frozen=values.frozen, keep_graph=True, recorded=form.recorded)
     except Exception as error:
         error.add_note(f"at inner step j = {j} of {form.steps}")
         raise
-    if inputs.device.type == "cpu":  # elsewhere a look would stall the device
+    if at_once(inputs.device):
         check_finite(j, point.theta, G_j, batch, form.names)
     inputs.look_for_missed(j, point.theta, G_j.theta, batch)
     return G_j if keep_graph else G_j._replace(graph=None)

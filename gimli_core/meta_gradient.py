@@ -11,6 +11,7 @@ from torch import Tensor
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.surroundings import check_watching
+from gimli_core.arguments.until import Until
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.notation import State
 from gimli_core.problem import Problem
@@ -42,6 +43,7 @@ def meta_gradient(
     compile: bool | str = "auto",
     resume: str | Path | None = None,
     check: bool = True,
+    until: Until | Callable[..., Any] | None = None,
     micro_batches: int | None = None,
     watch: Callable[[Event], None] | None = None,
     progress: bool = False,
@@ -75,6 +77,9 @@ def meta_gradient(
             operation without the formula that one needs, another that works takes its place, and a line
             in the log says why. "auto" is the first of the three that works; with check=False, the first.
         check: test requirements I-III when a problem is first met with these shapes (17F, once).
+        until: `gimli.Until(grad_norm=…, loss_change=…)` or a function `(j, loss, theta, G) -> bool`: what ends an inner
+            loop before its `steps` are over. J is then what was run (of each task: `task_steps`, and nan in
+            `train_losses` after its end), a constant of the differentiation. It costs a run forwards, 3F a step.
         resume: a directory in which the run notes every 30 s what it has reached. A run that was killed goes on from
             there when it is called again alike, to the same bits; the files go when it ends.
         watch: called with every `gimli.Event` as it happens: `gimli.AdjointNorms()`, or your own.
@@ -99,6 +104,7 @@ def meta_gradient(
     Raises:
         ArgumentError, RequirementError: before any work. NotFiniteError: a loss or gradient that is
         not finite, with its step. ReplayError: a replayed step that returned another loss.
+        NotReachedError: an `until` that is never met.
 
     Cost: see the schedule; `RetainGraphs` takes 9F·J and keeps J graphs. Compiled, a run without `memory` takes 9F·J
     too, and keeps what lies between products out of its graphs; under a schedule a step takes 12F and keeps no graph.
@@ -118,7 +124,7 @@ def meta_gradient(
     check_watching(watch, progress)
     call = Call(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-        approximation, second_order, tasks, compile, resume, check, micro_batches,
+        approximation, second_order, tasks, compile, resume, check, until, micro_batches,
     )  # fmt: skip
     run = make_run(call, Wants(steps=progress, lines=watch is not None))
     shown = Progress(run.steps) if progress else None

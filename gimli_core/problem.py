@@ -106,9 +106,7 @@ class Memo:
     """
 
     forms: dict[Any, Problem] = field(default_factory=dict)  # the problem in other forms, by transform
-    numbered: tuple[Problem | None, bool, bool] | None = (
-        None  # whose losses find j in their batch, and which of them do
-    )
+    numbered: tuple[Problem | None, bool, bool] | None = None  # whose losses find j in their batch, which of them do
     examined: dict[Any, Any] = field(default_factory=dict)  # what the requirements' test found, for names and shapes
     told: set[str] = field(default_factory=set)  # notices that were given
     costs: list[tuple[Any, Any]] = field(default_factory=list)  # measured costs, for an outline

@@ -23,6 +23,7 @@ class Trajectory:
     train_losses: Tensor  # [J], ell_j(theta_j); [J, T] of T tasks
     val_losses: Tensor  # [J + 1], L_val(theta_j) where it has a weight, else nan; [J + 1, T]; and of k losses k last
     task_val_losses: Tensor | None = field(default=None, kw_only=True)  # [T] or [T, k], L of each task
+    task_steps: Tensor | None = field(default=None, kw_only=True)  # [T], where `until` ended each task's loop
     train_aux: Any = field(
         default=None, kw_only=True
     )  # what train_loss returned besides, each tensor [J, …] or [J, T, …]

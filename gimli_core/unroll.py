@@ -14,9 +14,10 @@ from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.form import Form
 from gimli_core.arguments.surroundings import check_watching
+from gimli_core.arguments.until import Until
 from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once
-from gimli_core.errors import ClosedError
+from gimli_core.errors import ArgumentError, ClosedError, explain
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.meta_parameters.marks import look_up, tensor_paths, unmarked
 from gimli_core.notation import State, slots
@@ -24,6 +25,7 @@ from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Wants, make_run
+from gimli_core.runs.recorded import Recorded, check_derivatives
 from gimli_core.runs.run import Run, drain
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
@@ -32,8 +34,7 @@ __all__ = ["gradient_at", "tied_tensors", "unroll"]
 
 _SECOND = (
     "unroll: expected one derivative of the validation loss; got a request for a second one. The backward sweep gives "
-    "exact first derivatives only: for a second, differentiate a plain unroll with autograd, or put the outer "
-    "derivative into val_loss."
+    "exact first derivatives: say unroll(..., derivatives=2) for second ones, of a loss within another inner loop too."
 )
 
 _ANOTHER = (
@@ -61,10 +62,12 @@ def unroll(
     compile: bool | str = "auto",
     resume: str | Path | None = None,
     check: bool = True,
+    until: Until | Callable[..., Any] | None = None,
     micro_batches: int | None = None,
     watch: Callable[[Event], None] | None = None,
     progress: bool = False,
     with_trajectory: bool = False,
+    derivatives: int = 1,
 ) -> Any:
     """The validation loss after J inner steps, tied into autograd.
 
@@ -75,6 +78,11 @@ def unroll(
 
     Args: as in `meta_gradient` (`resume` notes the sweep too; its files go when `backward` ends), and
         with_trajectory: return `(loss, trajectory)`, with a `Trajectory` of detached results.
+        derivatives: 2 if the gradient is to be differentiated itself, by `torch.autograd.grad(…, create_graph=True)` or
+            by an inner loop around this one, whose loss calls unroll: nested loops, as deep as you like. The sweep is
+            then run again with its operations recorded, which are torch's own; every further derivative is exact. At a
+            gradient of exactly 0 Adam's second derivatives are nan. Not beside approximation=, resume=, chunks of
+            tasks, or val_weights that require grad.
 
     Returns:
         Tensor: L, a scalar, or `[k]`.
@@ -84,10 +92,12 @@ def unroll(
         RequirementError: a loss that reaches a tensor which requires grad and is in none of the arguments: its
             gradient would be missing.
         SecondDerivativeError: when a second derivative is asked for through L (`create_graph=True`
-            alone is harmless).
+            alone is harmless) without derivatives=2.
         ClosedError: a second backward through k outer losses, along another cotangent than the first.
 
-    Cost: forwards 3F·J, backwards the rest of what `meta_gradient` costs. Where nobody can go backwards (under
+    Cost: forwards 3F·J, backwards the rest of what `meta_gradient` costs. With
+    derivatives=2 a backward with create_graph=True takes 9F·J, and its graph stays as long as the gradient does: the J
+    graphs of `RetainGraphs`, and those of line 13's products, about twice as much. Where nobody can go backwards (under
     `torch.no_grad()`, or if nothing requires grad) the run keeps nothing: the memory of one step.
     Source: Grefenstette et al. 2019, Algorithm 1.
 
@@ -107,8 +117,12 @@ def unroll(
     needed = torch.is_grad_enabled() and any(t.requires_grad for _, t in tensor_paths(arguments))
     call = Call(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-        approximation, second_order, tasks, compile, resume, check, micro_batches,
+        approximation, second_order, tasks, compile, resume, check, until, micro_batches,
     )  # fmt: skip
+    check_derivatives(derivatives, call)
+    again = None
+    if derivatives == 2 and needed:
+        again = Recorded(call, next(iter(unmarked(theta_0).values())))
     wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed, weighed=needed)
     run = make_run(call, wants)
     watching = (watch, Progress(run.steps) if progress else None)
@@ -116,7 +130,7 @@ def unroll(
         drain(run.forward(), *watching)
         return (run.val_loss.clone(), run.trajectory()) if with_trajectory else run.val_loss.clone()
     paths, tied = zip(*tied_tensors(call, run.form), strict=True)
-    loss: Tensor = _Unrolled.apply(run, watching, paths, *tied)
+    loss: Tensor = _Unrolled.apply(run, watching, paths, again, *tied)
     return (loss, run.trajectory()) if with_trajectory else loss
 
 
@@ -136,8 +150,14 @@ class _Unrolled(torch.autograd.Function):
     """Forward: lines 2-9. Backward: lines 10-15, once, times the gradient that arrives."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, watching: Any, paths: Sequence[tuple[Any, ...]], *tied: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, run: Run, watching: Any, paths: Sequence[tuple[Any, ...]], again: Recorded | None, *tied: Tensor
+    ) -> Tensor:
         drain(run.forward(), *watching)
+        if again is not None and run.val_loss.ndim:
+            came, do = f"a vector of {run.val_loss.numel()}", "Weigh them into one number in val_loss."
+            raise ArgumentError(explain("val_loss", "one number beside derivatives=2", came, do))
+        ctx.again, ctx.steps, ctx.scale = again, run.form.steps, run.form.scale
         ctx.modes = modes_now(tied[0].device)
         ctx.run, ctx.watching, ctx.paths, ctx.gradients = run, watching, paths, None
         ctx.save_for_backward(*tied)
@@ -146,6 +166,11 @@ class _Unrolled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, arriving: Tensor) -> tuple[Tensor | None, ...]:
         tied = ctx.saved_tensors  # raises if one was changed in place since the forward unroll
+        if torch.is_grad_enabled() and ctx.again is not None:
+            with ctx.modes():
+                result = ctx.again.run(ctx.steps)
+            recorded = [gradient_at(result, ctx.scale, path, t) for path, t in zip(ctx.paths, tied, strict=True)]
+            return (None, None, None, None, *((arriving * g).to(t) for g, t in zip(recorded, tied, strict=True)))
         along = arriving.detach().clone() if arriving.ndim else None  # of several outer losses: how much each counts
         if ctx.gradients is None:
             with ctx.modes():  # of the forward pass: steps may be run again
@@ -161,7 +186,7 @@ class _Unrolled(torch.autograd.Function):
         scaled = [(factor * g).to(t) for g, t in zip(ctx.gradients, tied, strict=True)]
         if torch.is_grad_enabled():
             scaled = list(Once.apply(_SECOND, len(scaled), *scaled, *tied, arriving))
-        return (None, None, None, *scaled)
+        return (None, None, None, None, *scaled)
 
 
 def _from_the_end(val_weights: Any) -> Any:

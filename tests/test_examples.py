@@ -34,6 +34,12 @@ def test_examples_on_bundled_data(name: str) -> None:
     assert "test " in done.stdout.splitlines()[-1] or "cross entropy" in done.stdout.splitlines()[-1]
 
 
+def test_nested_loops_learn_their_rates() -> None:
+    done = run("learned_outer_rate.py", "--outer", "1")
+    assert done.returncode == 0, done.stderr
+    assert "query loss" in done.stdout.splitlines()[-1]
+
+
 def characters() -> NDArray[np.uint8]:
     """A few drawings of each digit, [10, 12, 28, 28], standing in for Omniglot, which is not in this repository."""
     images, labels = load_digits(return_X_y=True)

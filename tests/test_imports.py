@@ -23,9 +23,10 @@ transforms watchers
 arguments
 forward_unroll backward_sweep requirements memory compiled
 runs
-meta_gradient unroll implicit
-verification step_through demo outer_loop
-commands few_shot __init__
+meta_gradient unroll adapt implicit
+verification step_through demo outer_loop evaluate
+few_shot
+commands __init__
 """
 LINE = {room: n for n, line in enumerate(LAYERS.split("\n")) for room in line.split()}
 

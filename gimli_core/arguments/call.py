@@ -45,6 +45,7 @@ class Call:
     compile: bool | str = "auto"
     resume: str | Path | None = None
     check: bool = True
+    until: Any = None  # a gimli.Until, or its test
     micro_batches: int | None = None
     among: int | None = None  # of how many tasks these are a part; all of them by default
 

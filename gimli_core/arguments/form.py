@@ -43,6 +43,7 @@ class Form:
     trained: tuple[str, ...]
     in_parts: bool = False  # whether batches come as MicroBatches: then no graph is kept, but each part evaluated again
     transforms: tuple[Transform, ...] = ()
+    recorded: bool = False  # whether autograd records the run, so that its results can be differentiated
 
     @property
     def first(self) -> int:

@@ -14,7 +14,12 @@ from gimli_core.derivatives.first_order import Gradient
 from gimli_core.errors import NotFiniteError
 from gimli_core.notation import Tensors
 
-__all__ = ["broken", "check_end", "check_finite", "finite", "flaw", "total"]
+__all__ = ["at_once", "broken", "check_end", "check_finite", "finite", "flaw", "total"]
+
+
+def at_once(device: torch.device) -> bool:
+    """Whether a number may be looked at as soon as it is made; elsewhere a look stalls the device, and waits."""
+    return device.type == "cpu"
 
 
 def finite(value: Tensor) -> bool:

@@ -57,16 +57,20 @@ def gradient(
     frozen: Mapping[str, Tensor] | None = None,
     of_phi: bool = False,
     keep_graph: bool = False,
+    recorded: bool = False,
 ) -> Gradient:
     """The loss and its gradient with respect to theta (and to phi_loss, if `of_phi`).
 
     An entry that the loss does not depend on has gradient 0, and is named in `unused`: an optimizer leaves it alone.
 
-    Cost: 3F; with `keep_graph` the activations of the gradient stay until the graph goes.
+    Cost: 3F; with `keep_graph` the activations of the gradient stay until the graph goes. With `recorded` they stay as
+    long as what is returned, which is then attached to theta and phi_loss, and not only to the graph's own leaves.
     """
     with torch.enable_grad(), twice_differentiable() if keep_graph else nullcontext():
-        at = _evaluated(loss_function, name, theta, phi_loss, batch, frozen, of_phi=of_phi or keep_graph)
-        return _gradient(at, name, of_phi=of_phi, keep_graph=keep_graph)
+        at = _evaluated(
+            loss_function, name, theta, phi_loss, batch, frozen, of_phi=of_phi or keep_graph, recorded=recorded
+        )
+        return _gradient(at, name, of_phi=of_phi, keep_graph=keep_graph, recorded=recorded)
 
 
 def gradients(
@@ -79,12 +83,14 @@ def gradients(
     frozen: Mapping[str, Tensor] | None = None,
     along: Tensor | None = None,
     rows: bool = True,
+    recorded: bool = False,
 ) -> tuple[Gradient, list[Gradient]]:
     """A loss of one number or of k, and the gradient of each with respect to theta and phi_loss.
 
     Args:
         along: a cotangent `[k]`: the gradient of `along · loss` alone, in one pass.
         rows: whether k numbers without a cotangent are differentiated; one number always is.
+        recorded: as in `gradient`, of one number.
 
     Returns:
         (the loss alone, k gradients, or one, or none).
@@ -92,10 +98,12 @@ def gradients(
     Cost: F, and 2F for each gradient.
     """
     with torch.enable_grad():
-        at = _evaluated(loss_function, name, theta, phi_loss, batch, frozen, of_phi=True, vector=True)
-        loss = Gradient(at.loss.detach(), {}, {}, None, aux=at.aux)
+        at = _evaluated(
+            loss_function, name, theta, phi_loss, batch, frozen, of_phi=True, vector=True, recorded=recorded
+        )
+        loss = Gradient(at.loss if recorded else at.loss.detach(), {}, {}, None, aux=at.aux)
         if loss.loss.shape == task_shape(loss_function):
-            return loss, [_gradient(at, name, of_phi=True)]
+            return loss, [_gradient(at, name, of_phi=True, recorded=recorded)]
         if along is not None:
             return loss, [_gradient(at, name, of_phi=True, along=along)]
         if not rows:
@@ -117,10 +125,10 @@ class _Evaluated(NamedTuple):
 
 def _evaluated(
     loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any, frozen: Mapping[str, Tensor] | None,
-    *, of_phi: bool, vector: bool = False,
+    *, of_phi: bool, vector: bool = False, recorded: bool = False,
 ) -> _Evaluated:  # fmt: skip
-    theta_leaf = {k: v.detach().requires_grad_() for k, v in theta.items()}
-    phi_leaf = {k: v.detach().requires_grad_(of_phi) for k, v in phi_loss.items()}
+    theta_leaf = {k: _leaf(v, True, recorded) for k, v in theta.items()}
+    phi_leaf = {k: _leaf(v, of_phi, recorded) for k, v in phi_loss.items()}
     with noting() as held:
         loss, aux = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch, vector=vector)
     return _Evaluated(loss, theta_leaf, phi_leaf, held, aux)
@@ -128,7 +136,7 @@ def _evaluated(
 
 def _gradient(
     at: _Evaluated, name: str, *, of_phi: bool, keep_graph: bool = False, along: Tensor | None = None,
-    retain: bool = False,
+    retain: bool = False, recorded: bool = False,
 ) -> Gradient:  # fmt: skip
     """The gradient of a loss, of its sum over tasks, or of `along · loss`; with `retain` another may follow."""
     loss, theta, phi_loss, held, aux = at
@@ -138,7 +146,7 @@ def _gradient(
         return differentiate(loss, inputs, create_graph=create_graph, along=along, retain=retain)
 
     with held.in_place():
-        found = derivative(keep_graph or bool(held.later))
+        found = derivative(keep_graph or recorded or bool(held.later))
     if held.changes(found, lambda: derivative(True)):
         raise ArgumentError(
             explain(name, "a module with work put off until backward (checkpoints) to have one set of weights",
@@ -157,15 +165,21 @@ def _gradient(
                         "Build the embedding with sparse=False; gimli.optimizers.SparseAdam takes dense gradients.")
             )  # fmt: skip
     G = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True))
-    values = [g.detach() for g in G]
+    values = [g if recorded else g.detach() for g in G]
     return Gradient(
-        loss.detach(),
+        loss if recorded else loss.detach(),
         dict(zip(theta, values, strict=False)),
         dict(zip(phi_loss, values[len(theta) :], strict=True)) if of_phi else {},
         Graph(G, theta, phi_loss, held, loss) if keep_graph else None,
         frozenset(k for k, g in zip(theta, found, strict=False) if g is None),
         aux,
     )
+
+
+def _leaf(x: Tensor, learned: bool, recorded: bool) -> Tensor:
+    """What a loss is called with, to be differentiated by; where that is recorded, a view of x with a node of its own,
+    so that only what the loss does with it counts, whatever else x is used for."""
+    return x.view_as(x) if recorded and x.requires_grad else x.detach().requires_grad_(learned)
 
 
 def hessian(graph: Graph) -> Tensor:

@@ -16,13 +16,10 @@ from torch import Tensor
 
 from gimli_core.derivatives.once import Once
 from gimli_core.notation import Hyper, State, Tensors, slots
-from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW
 from gimli_core.optimizers.interface import Optimizer
+from gimli_core.optimizers.recordable import TWICE
 
-__all__ = ["TWICE", "differentiable_step"]
-
-# Rules whose pullback is itself traceable by autograd, so that second derivatives are exact. A test holds each to it.
-TWICE: set[type[Optimizer]] = {SGD, Adam, AdamW, Adagrad}
+__all__ = ["differentiable_step"]
 
 
 def differentiable_step(

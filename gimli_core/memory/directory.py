@@ -29,8 +29,10 @@ def directory_of(argument: str, value: Any) -> Path:
     return Path(named)
 
 
-def hold(argument: str, directory: Path) -> tuple[int, bool]:
+def hold(argument: str, directory: Path, name: str) -> tuple[int, bool]:
     """(a descriptor that locks the directory, whether it was made for it).
+
+    Whether it can be written to is tried with an unfinished file of that name: who is killed then leaves one.
 
     Raises:
         ArgumentError: a directory that cannot be written to, or that another run is using.
@@ -53,7 +55,7 @@ def hold(argument: str, directory: Path) -> tuple[int, bool]:
                         explain(argument, "a directory for this run alone", came, "Name another, or wait.")
                     )
                 if os.path.samestat(os.fstat(held), os.stat(directory)):  # not one that its run has just removed
-                    part = unfinished(directory / "progress")
+                    part = unfinished(directory / name)
                     os.close(create(part))
                     part.unlink()
                     return held, made

@@ -126,17 +126,30 @@ class Hyperparameters:
 
     def renewed(self, phi_opt: Mapping[str, Any]) -> Hyperparameters:
         """The same for a phi_opt of the same form with other values. Raises ArgumentError as the constructor does."""
-        other = copy.copy(self)
         values = (leaf for value in expand_betas(phi_opt).values() for leaf in leaves_of(value))
-        other.leaves = [
-            leaf.renewed(self._rule, value, self.theta) for leaf, value in zip(self.leaves, values, strict=True)
-        ]
+        other = self._of([leaf.renewed(self._rule, v, self.theta) for leaf, v in zip(self.leaves, values, strict=True)])
+        other.given = {name: dict(v) if isinstance(v, Mapping) else v for name, v in phi_opt.items()}
+        return other
+
+    def attached(self, phi_opt: Mapping[str, Any]) -> Hyperparameters:
+        """The same of the same phi_opt, whose tensors keep what made them: what is done with them is recorded."""
+        values = (leaf for value in expand_betas(phi_opt).values() for leaf in leaves_of(value))
+        return self._of(
+            [
+                leaf._replace(value=v) if isinstance(v, Tensor) else leaf
+                for leaf, v in zip(self.leaves, values, strict=True)
+            ]
+        )
+
+    def _of(self, leaves: list[Leaf]) -> Hyperparameters:
+        """The same with other leaves of phi_opt."""
+        other = copy.copy(self)
+        other.leaves = leaves
         other._home = {
             k: {n: (leaf if at is None else other.leaves[at], place, at) for n, (leaf, place, at) in homes.items()}
             for k, homes in self._home.items()
         }
         other._cached = None
-        other.given = {name: dict(v) if isinstance(v, Mapping) else v for name, v in phi_opt.items()}
         return other
 
     def zeros(self) -> list[Tensor]:

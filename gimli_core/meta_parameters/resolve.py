@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.meta_parameters.leaf import Leaf, as_tensor, check_values
 from gimli_core.meta_parameters.marks import Marked, unmarked
-from gimli_core.meta_parameters.readings import Layout, of_one_task, read, read_own
+from gimli_core.meta_parameters.readings import Layout, Reading, count_steps, of_one_task, one_of, read, read_own
 from gimli_core.notation import Tensors
 from gimli_core.optimizers.derived import own_root
 from gimli_core.optimizers.interface import Optimizer
@@ -102,33 +105,45 @@ def check_name(name: str, optimizer: Optimizer) -> None:
     )  # fmt: skip
 
 
+class _Entry(NamedTuple):
+    """A value of phi_opt or of the optimizer's own, and every reading that its shape allows."""
+
+    name: str
+    value: Tensor
+    label: str
+    serves: tuple[str, ...]
+    marked: Marked
+    shape: torch.Size  # of one task
+    readings: list[Reading]
+
+
 def resolve(layout: Layout, rule: Optimizer, name: str, value: Any, label: str) -> list[Leaf]:
+    """The leaves of one hyperparameter. Raises ArgumentError."""
     every = tuple(layout.theta)
     marked, value = Marked().inside(value)
     if not isinstance(value, Mapping):
-        return [_leaf(layout, rule, name, value, label, every, marked, whole=True)]
+        return [_leaf(layout, rule, _entry(layout, rule, name, value, label, every, marked, whole=True))]
     if name in rule.own_parameters():
         return [
-            _leaf(layout, rule, f"{name}.{key}", one, f"{label}[{key!r}]", every, mine, whole=True)
-            for key, (mine, one) in ((key, marked.inside(one)) for key, one in value.items())
+            _leaf(layout, rule, _entry(layout, rule, f"{name}.{k}", one, f"{label}[{k!r}]", every, mine, whole=True))
+            for k, (mine, one) in ((k, marked.inside(one)) for k, one in value.items())
         ]
     by_group = bool(layout.groups) and set(value) <= set(layout.groups)
-    leaves = []
+    known = layout.groups if by_group else layout.theta
+    entries = []
     for key, one in value.items():
-        mine, one = marked.inside(one)
-        known = layout.groups if by_group else layout.theta
         if key not in known:
             what = "names of theta" + (" or of parameter groups" if layout.groups else "")
-            raise ArgumentError(
-                explain(label, f"a dict keyed by {what} ({listing(known)})", f"the key {key!r}",
-                        f"Rename it.{closest(key, known)}")
-            )  # fmt: skip
+            expected, do = f"a dict keyed by {what} ({listing(known)})", f"Rename it.{closest(key, known)}"
+            raise ArgumentError(explain(label, expected, f"the key {key!r}", do))
+        mine, one = marked.inside(one)
         serves = layout.groups[key] if by_group else (key,)
-        leaves.append(_leaf(layout, rule, name, one, f"{label}[{key!r}]", serves, mine, whole=False))
-    return leaves
+        entries.append(_entry(layout, rule, name, one, f"{label}[{key!r}]", serves, mine, whole=False))
+    by_step = count_steps([entry.readings for entry in entries])
+    return [_leaf(layout, rule, entry, by_step) for entry in entries]
 
 
-def _leaf(
+def _entry(
     layout: Layout,
     rule: Optimizer,
     name: str,
@@ -137,27 +152,27 @@ def _leaf(
     serves: tuple[str, ...],
     marked: Marked,
     whole: bool,
-) -> Leaf:
+) -> _Entry:
     value = as_tensor(value, label)
     shape = of_one_task(layout, value.shape, label) if marked.by_task else value.shape
     if own_root(rule, name) is not None:
-        reading = read_own(layout, shape, label, marked), False
+        readings = [Reading("of any shape", read_own(layout, shape, label, marked), False)]
     else:
-        reading = read(layout, shape, label, () if name in rule.whole_tensor() else serves, marked, whole)
+        readings = read(layout, shape, label, () if name in rule.whole_tensor() else serves, marked, whole)
+    return _Entry(name, value, label, serves, marked, shape, readings)
+
+
+def _leaf(layout: Layout, rule: Optimizer, entry: _Entry, by_step: bool | None = None) -> Leaf:
+    value, label = entry.value, entry.label
+    reading = one_of(entry.readings, entry.shape, label, by_step)
     anywhere = next(iter(layout.theta.values()))
     if value.device != anywhere.device and value.ndim > 0:
-        raise ArgumentError(
-            explain(
-                label,
-                f"a tensor on theta's device {anywhere.device}",
-                f"one on {value.device}",
-                "Move it with .to(...).",
-            )
-        )
-    by_step, groups = reading
-    check_values(rule, name, value, label, anywhere, len(shape) > by_step + groups)
+        expected = f"a tensor on theta's device {anywhere.device}"
+        raise ArgumentError(explain(label, expected, f"one on {value.device}", "Move it with .to(...)."))
+    by_element = len(entry.shape) > reading.by_step + reading.by_group
+    check_values(rule, entry.name, value, label, anywhere, by_element)
     index = None
-    if groups:
+    if reading.by_group:
         order = {k: i for i, members in enumerate(layout.groups.values()) for k in members}
-        index = tuple(order[k] for k in serves)
-    return Leaf(name, label, value, serves, by_step, index, marked.by_task)
+        index = tuple(order[k] for k in entry.serves)
+    return Leaf(entry.name, label, value, entry.serves, reading.by_step, index, entry.marked.by_task)

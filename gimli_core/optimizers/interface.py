@@ -38,6 +38,7 @@ from torch import Tensor
 
 from gimli_core.errors import ArgumentError, check_switch, explain, listing
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
+from gimli_core.optimizers.numbers import pulled_as_vectors, stepped_as_vectors
 
 __all__ = [
     "Optimizer",
@@ -184,6 +185,7 @@ class Optimizer(ABC):
         """Those of theta's names that a step moves by their gradient: all, but for averages and their like."""
         return names
 
+    @stepped_as_vectors
     def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         """`step`, where G has no entry for a tensor that the loss does not use: that one is left alone."""
         missed = [k for k in theta if k not in G]
@@ -201,6 +203,7 @@ class Optimizer(ABC):
             **{slot: {**held, **new_state.get(slot, {})} for slot, held in slots(state).items()},
         }
 
+    @pulled_as_vectors
     def pullback_used(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:

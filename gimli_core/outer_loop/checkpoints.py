@@ -44,7 +44,7 @@ class Checkpoints:
     def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
         self.directory, self._process = directory_of("out", directory), os.getpid()
         self._file, self._identity = self.directory / "checkpoint", json.loads(json.dumps(identity))
-        held, _ = hold("out", self.directory)
+        held, _ = hold("out", self.directory, self._file.name)
         self._let_go = weakref.finalize(self, release, held, self._process)
         self._written = float("-inf")
         for path in names_of_ours(self.directory, "checkpoint", whole=False):  # of a process that was killed

@@ -53,8 +53,7 @@ class Log:
         except OSError as error:
             os.ftruncate(self._file.fileno(), self.length)
             self._file.seek(self.length)
-            do = "Free some space and run again: it goes on from the last checkpoint."
-            raise StorageError(f"{self.path}: expected room for one more line; got: {error.strerror}. {do}") from error
+            raise self._no_room(error) from error
         self.length += len(line)
         self.records.append(record)
         self._board = self._board or _board(self._directory, record["step"])
@@ -64,8 +63,15 @@ class Log:
 
     def settle(self) -> int:
         """See to it that all lines are on the disk; their length in bytes."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._no_room(error) from error
         return self.length
+
+    def _no_room(self, error: OSError) -> StorageError:
+        do = "Free some space and run again: it goes on from the last checkpoint."
+        return StorageError(f"{self.path}: expected room for one more line; got: {error.strerror}. {do}")
 
     def close(self) -> None:
         """Close the files."""

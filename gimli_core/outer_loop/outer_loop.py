@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gimli_core.errors import ArgumentError, NotFiniteError, check_switch, explain, listing
+from gimli_core.evaluate import Evaluation
 from gimli_core.outer_loop.checks import (
     check_estimator,
     check_evaluation,
@@ -25,10 +26,12 @@ from gimli_core.outer_loop.checks import (
 )  # fmt: skip
 from gimli_core.outer_loop.early_stopping import EarlyStopping, Stopping
 from gimli_core.outer_loop.estimator import Estimator
+from gimli_core.outer_loop.evaluation import evaluated, number_of
 from gimli_core.outer_loop.identity import identity_of
 from gimli_core.outer_loop.log import Record
+from gimli_core.outer_loop.picture import plot
 from gimli_core.outer_loop.progress import shown
-from gimli_core.outer_loop.randomness import EVALUATION, STEP, check_seed, generators, leaving, put_back, seed_at
+from gimli_core.outer_loop.randomness import STEP, check_seed, generators, put_back, seed_at
 from gimli_core.outer_loop.run_files import RunFiles
 
 __all__ = ["OuterLoop"]
@@ -51,15 +54,17 @@ class OuterLoop:
         scheduler: a scheduler of `torch.optim.lr_scheduler`, stepped after each outer step; `ReduceLROnPlateau` with
             the step's loss.
         clip: the largest norm of the whole gradient; a longer one is scaled down to it.
-        evaluate: a function of the outer step that returns a number or a dict of numbers. What it draws leaves the
+        evaluate: a function of the outer step that returns a number, a dict of numbers, or what `gimli.evaluate`
+            returns, of which the means are taken. What it draws leaves the
             random numbers of the training as they are.
         evaluate_every: outer steps between two evaluations; there is one after the last step too. 1 by default.
         early_stopping: a `gimli.EarlyStopping`.
         seed: sets the global random numbers anew at every step, by the step alone. None leaves them alone; a checkpoint
             carries their state.
-        out: a directory for the run's files: `checkpoint`, `log.jsonl`, `curves.png` where matplotlib is installed, and
-            `tensorboard/` where that is.
+        out: a directory for the run's files: `checkpoint`, `log.jsonl` and, where TensorBoard is installed,
+            `tensorboard/`.
         checkpoint_every: seconds between two checkpoints; 0 for one after every step.
+        tensorboard: False to leave TensorBoard's files out.
         progress: show a bar with the time left on standard error. Needs rich.
 
     Raises:
@@ -95,12 +100,13 @@ class OuterLoop:
         steps: int,
         scheduler: Any = None,
         clip: float | None = None,
-        evaluate: Callable[[int], float | Mapping[str, float]] | None = None,
+        evaluate: Callable[[int], float | Mapping[str, float] | Evaluation] | None = None,
         evaluate_every: int | None = None,
         early_stopping: EarlyStopping | None = None,
         seed: int | None = None,
         out: str | Path | None = None,
         checkpoint_every: float = 30.0,
+        tensorboard: bool = True,
         progress: bool = False,
     ) -> None:
         self.phi = check_estimator(estimator)
@@ -114,11 +120,13 @@ class OuterLoop:
             check_number("clip", clip, 0, whole=False)
         if seed is not None:
             check_seed(seed)
+        check_switch("tensorboard", tensorboard)
         check_switch("progress", progress)
         check_rich(progress)
         self.estimator, self.meta_optimizer, self.scheduler = estimator, meta_optimizer, scheduler
         self.steps, self.clip, self.evaluate, self.evaluate_every = steps, clip, evaluate, evaluate_every or 1
-        self.early_stopping, self.seed, self.progress = early_stopping, seed, progress
+        self.early_stopping, self.seed = early_stopping, seed
+        self.tensorboard, self.progress = tensorboard, progress
         self.out, self.checkpoint_every = None if out is None else Path(out), checkpoint_every
         self.step = 0  # outer steps that are done
         self.stopping = Stopping()
@@ -139,7 +147,8 @@ class OuterLoop:
         with ExitStack() as around:
             files, show = None, None
             if self.out is not None:
-                files = around.enter_context(RunFiles(self.out, self._identity, self.checkpoint_every, self))
+                files = RunFiles(self.out, self._identity, self.checkpoint_every, self.tensorboard, self)
+                around.enter_context(files)
                 self.history = files.records
             if self.progress:
                 show = around.enter_context(shown(self.step, self.steps))
@@ -151,6 +160,10 @@ class OuterLoop:
                 yield record
         if self.early_stopping is not None and self.stopping.phi is not None:
             self._put(self.stopping.phi)
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the history: one panel a quantity, over outer steps. Needs matplotlib."""
+        plot(self.history, path)
 
     @property
     def ended(self) -> bool:
@@ -187,9 +200,9 @@ class OuterLoop:
             seed_at(self.seed, STEP, self.step)
         drawn = self._draw(self.step // getattr(self.estimator, "draws_last", 1))
         self.meta_optimizer.zero_grad()
-        val_loss = _number(self.estimator(drawn).val_loss)
+        val_loss = number_of(self.estimator(drawn).val_loss)
         norm = self._clipped()
-        rates = [_number(group["lr"]) for group in self.meta_optimizer.param_groups if "lr" in group]
+        rates = [number_of(group["lr"]) for group in self.meta_optimizer.param_groups if "lr" in group]
         self.meta_optimizer.step()  # line 16
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(math.inf if val_loss is None else val_loss)
@@ -220,18 +233,9 @@ class OuterLoop:
         return norm.item()
 
     def _evaluated(self) -> dict[str, float | None]:
-        """The evaluation after this step."""
+        """The evaluation after this step, which early stopping looks at."""
         assert self.evaluate is not None
-        with leaving(self._device):
-            if self.seed is not None:
-                seed_at(self.seed, EVALUATION, self.step)
-            returned = self.evaluate(self.step)
-        numbers = returned if isinstance(returned, Mapping) else {"value": returned}
-        try:
-            evaluation = {str(name): _number(number) for name, number in numbers.items()}
-        except (TypeError, ValueError, RuntimeError) as error:
-            expected = "a number or a dict of numbers"
-            raise ArgumentError(explain("evaluate(step)", expected, type(returned).__name__, str(error))) from error
+        evaluation = evaluated(self.evaluate, self.step, self.seed, self._device)
         if self.early_stopping is not None:
             value = self.early_stopping.value(evaluation)
             self.stopping = self.stopping.after(self.early_stopping, value, self.step, self.phi)
@@ -241,9 +245,3 @@ class OuterLoop:
         with torch.no_grad():
             for name, value in phi.items():
                 self.phi[name].copy_(value)
-
-
-def _number(value: Any) -> float | None:
-    """A number as JSON has it: None where it is not finite."""
-    number = float(value.detach() if isinstance(value, Tensor) else value)
-    return number if math.isfinite(number) else None

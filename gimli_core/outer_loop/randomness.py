@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,15 +56,15 @@ def check_seed(seed: Any) -> None:
         raise ArgumentError(explain("seed", "a whole number, at least 0", repr(seed), "For example seed=0."))
 
 
-def generators(device: torch.device) -> list[Any]:
-    """The state of the global generators, as plain values."""
-    return plain_snapshot(Environment([], device).capture())[1]
+def generators(device: torch.device) -> str:
+    """The state of the global generators, as JSON."""
+    return json.dumps(plain_snapshot(Environment([], device).capture())[1])
 
 
-def put_back(states: list[Any], device: torch.device) -> None:
+def put_back(states: str, device: torch.device) -> None:
     """Put the global generators back to a state that `generators` described."""
     environment = Environment([], device)
-    environment.restore(snapshot_of({}, states, environment))
+    environment.restore(snapshot_of({}, json.loads(states), environment))
 
 
 @contextmanager

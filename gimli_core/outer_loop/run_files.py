@@ -1,8 +1,7 @@
-"""The files of one outer loop: its checkpoint, its log, its picture, in the order that a kill at any moment demands."""
+"""The files of one outer loop: its checkpoint and its log, in the order that a kill at any moment demands."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +9,6 @@ from typing import Any, Protocol
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.outer_loop.checkpoints import Checkpoints, check_storable
 from gimli_core.outer_loop.log import Log, Record
-from gimli_core.outer_loop.picture import plot
 
 __all__ = ["RunFiles"]
 
@@ -35,13 +33,16 @@ class RunFiles:
         directory: where the files stand.
         identity: what a checkpoint must be of.
         seconds: between two checkpoints.
+        tensorboard: whether TensorBoard gets the log too, where it is installed.
         loop: what is noted.
 
     Raises:
         ArgumentError, StorageError: see `Checkpoints` and `Log`. Nothing was written then.
     """
 
-    def __init__(self, directory: Path, identity: dict[str, Any], seconds: float, loop: Stateful) -> None:
+    def __init__(
+        self, directory: Path, identity: dict[str, Any], seconds: float, tensorboard: bool, loop: Stateful
+    ) -> None:
         self._seconds, self._loop = seconds, loop
         self._checkpoints = Checkpoints(directory, identity)
         path = directory / "log.jsonl"
@@ -54,14 +55,15 @@ class RunFiles:
                     raise ArgumentError(explain("out", "a directory without another log", came, do))
                 check_storable(loop.state_dict())
                 self._checkpoints.write({**loop.state_dict(), "log": 0})
-            self._log = Log(path, 0 if state is None else state["log"], directory / "tensorboard")
+            self._log = Log(
+                path, 0 if state is None else state["log"], directory / "tensorboard" if tensorboard else None
+            )
             if state is not None:
                 loop.load_state_dict(state)
         except BaseException:
             self._checkpoints.close()
             raise
         self.records = self._log.records
-        self._picture = directory / "curves.png"
 
     def note(self, record: Record) -> None:
         """Write a record, and a checkpoint if it is time for one."""
@@ -80,8 +82,6 @@ class RunFiles:
         try:
             if kind is None or kind is GeneratorExit:
                 self._save()
-                if importlib.util.find_spec("matplotlib") is not None:
-                    plot(self.records, self._picture)
         finally:
             self._log.close()
             self._checkpoints.close()

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.call import Call
+from gimli_core.errors import ArgumentError, explain
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS
 from gimli_core.results import MetaGradient, Trajectory
@@ -82,9 +84,10 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
                  for k, v in first.theta_J.items()},
         state_J=_join_states(every("state_J"), True),
         buffers_J=results[-1].buffers_J,
-        train_losses=torch.cat(every("train_losses"), 1),
-        val_losses=torch.cat(every("val_losses"), 1),
+        train_losses=_side_by_side(every("train_losses")),
+        val_losses=_side_by_side(every("val_losses")),
         task_val_losses=_join(every("task_val_losses"), True),
+        task_steps=None if first.task_steps is None else torch.cat(every("task_steps")),
         train_aux=_join_aux(every("train_aux")),
         val_aux=_join_aux(every("val_aux")),
         A_opt=_join(every("A_opt"), False, call.phi_opt, at),
@@ -94,8 +97,17 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
     )  # fmt: skip
 
 
+def _side_by_side(losses: list[Tensor]) -> Tensor:
+    """Losses `[steps, tasks]`, the tasks in a row; nan where a chunk took fewer steps than another."""
+    J = max(len(of_chunk) for of_chunk in losses)
+    return torch.cat([pad(of_chunk, (0, 0, 0, J - len(of_chunk)), value=float("nan")) for of_chunk in losses], 1)
+
+
 def _join_aux(parts: list[Any]) -> Any:
     """Trees of tensors `[steps, tasks, …]`, the tasks in a row."""
+    if parts[0] is not None and len({len(leaf) for part in parts for leaf in pytree.tree_leaves(part)}) > 1:
+        do = "Run all tasks at a time, or leave aux out."
+        raise ArgumentError(explain("Tasks(chunk=…)", "chunks of as many steps, for their aux", "other numbers", do))
     return None if parts[0] is None else pytree.tree_map(lambda *leaves: torch.cat(leaves, 1), *parts)
 
 

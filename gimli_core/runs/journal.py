@@ -50,7 +50,7 @@ class Journal:
         self._run = secrets.token_hex(16)
         self._there: set[int] = set()  # the steps whose points are written
         self._process = os.getpid()
-        held, self._made = hold("resume", directory)
+        held, self._made = hold("resume", directory, "progress")
         self._let_go = weakref.finalize(self, release, held, self._process)
         self._written = time.monotonic()
         self.reached = self._load()  # by the last run: (tensors, plain values), or None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.beside_loss import check_alike
-from gimli_core.derivatives.finite import flaw
+from gimli_core.derivatives.finite import at_once, flaw
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.errors import NotFiniteError, ReplayError
 from gimli_core.runs.outcome import reduced, weighted
@@ -27,6 +26,7 @@ class Losses:
         self.val: dict[int, Tensor] = {}
         self.train_aux: list[Any] = []
         self.val_aux: dict[int, Any] = {}
+        self._replayed: list[tuple[int, Tensor, Tensor]] = []  # step, its loss, whether it is the first run's
 
     def note_inner(self, j: int, G_j: Gradient, *, exact: bool) -> None:
         """`note` of the step's loss, and its aux if it is the first run. Raises ArgumentError for one of other form."""
@@ -59,26 +59,34 @@ class Losses:
                 on an accelerator, forward mode or another compiled function may change the last ones.
 
         Raises:
-            ReplayError: another loss than at the first run.
+            ReplayError: another loss than at the first run; by `check_replays`, once all are there, if a look now would
+                stall the device.
         """
         if j == len(self.train):
             self.train.append(loss)
             return
         first = self.train[j]
-        if exact and loss.device.type == "cpu":
-            same = torch.equal(first, loss)
-        elif loss.ndim == 0:
-            same = math.isclose(first.item(), loss.item(), rel_tol=1e-3, abs_tol=1e-8)
-        else:
-            same = torch.allclose(first, loss, rtol=1e-3)
-        if not same:
-            raise ReplayError(
-                f"train_loss at inner step j = {j}: expected {first.tolist()!r} again when the step is replayed; "
-                f"got {loss.tolist()!r}. "
-                "Make the loss a function of its arguments, torch's global generator and module buffers, let no other "
-                "thread draw from the global generators or change these buffers during the run, or use "
-                "memory=RetainGraphs() and second_order='reverse_over_reverse'."
-            )
+        to_the_bit = exact and loss.device.type == "cpu"
+        same = (first == loss if to_the_bit else torch.isclose(first, loss, rtol=1e-3, atol=1e-8)).all()
+        if not at_once(loss.device):
+            self._replayed.append((j, loss, same))
+        elif not bool(same):
+            raise self._another(j, loss)
+
+    def check_replays(self) -> None:
+        """Raise `ReplayError` for the first replay that was not looked at and had another loss."""
+        replayed, self._replayed = self._replayed, []
+        if replayed and not bool(torch.stack([same for *_, same in replayed]).all()):
+            raise next(self._another(j, loss) for j, loss, same in replayed if not bool(same))
+
+    def _another(self, j: int, loss: Tensor) -> ReplayError:
+        return ReplayError(
+            f"train_loss at inner step j = {j}: expected {self.train[j].tolist()!r} again when the step is replayed; "
+            f"got {loss.tolist()!r}. "
+            "Make the loss a function of its arguments, torch's global generator and module buffers, let no other "
+            "thread draw from the global generators or change these buffers during the run, or use "
+            "memory=RetainGraphs() and second_order='reverse_over_reverse'."
+        )
 
     def outer(self, inputs: Inputs) -> Tensor:
         """L = Σ_j w_j L_val(theta_j), summed or averaged over tasks."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.arguments.outer_losses import refuse_vector
+from gimli_core.arguments.until import check_until
 from gimli_core.compiled.choice import check_compile, chosen, clocked
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, given_of
@@ -32,6 +33,7 @@ from gimli_core.runs.journal import Journal
 from gimli_core.runs.recall import look_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.runs.run import Events, Run
 from gimli_core.runs.scheduled_run import ScheduledRun
+from gimli_core.runs.settling import Ahead, Rested, settled
 from gimli_core.transforms.one_vector import LeftAlone, OneVector
 
 __all__ = ["Wants", "apart_if_needed", "checked", "make_run", "makers", "schedule_of_call", "scheduled"]
@@ -75,6 +77,24 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
 
 def _one(call: Call, wants: Wants) -> Run:
     """The run of one chunk of tasks, or of one inner loop."""
+    until = check_until(call.until, call.val_weights)
+    if until is None:
+        return _of_steps(call, wants)
+    ahead = Wants(tied=wants.tied, lines=True, forward_only=True)
+    call, taken = settled(call, until, lambda call: _ahead(call, ahead))
+    run = _of_steps(call, wants)
+    return run if taken is None else Rested(run, taken)
+
+
+def _ahead(call: Call, wants: Wants) -> Ahead:
+    """An eager run forwards, told of every line: it is a scheduled one, with its environment."""
+    run: Any = _of_steps(replace(call, memory=None, resume=None), wants)
+    ahead: Ahead = run
+    return ahead
+
+
+def _of_steps(call: Call, wants: Wants) -> Run:
+    """The run of so many steps."""
     schedule, free = schedule_of_call(call), call.memory is None and call.resume is None
     alone = not (wants.names or wants.forward_only)  # a run that only its result is wanted of
     look = look_of(call, schedule.replays, wants.tied, wants.steps) if alone else None

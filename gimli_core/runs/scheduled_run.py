@@ -55,6 +55,7 @@ class ScheduledRun:
         weighed: bool = False,
     ) -> None:
         self.inputs, self.form, self.steps = inputs, inputs.form, inputs.form.steps
+        self.environment = inputs.environment
         self._schedule, self._by = schedule, steps
         self._journal, self._between = journal, between
         self._replays = schedule.replays or inputs.form.evaluates_again
@@ -106,6 +107,7 @@ class ScheduledRun:
                     yield from self.reached.weigh(along)
                 for action in self._actions:
                     yield from self._run(action)
+                self.reached.losses.check_replays()
         except BaseException:
             self._release()
             raise

@@ -221,6 +221,6 @@ def step_through(
     return Walk(
         Call(
             problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-            approximation, second_order, tasks, False, resume, check, micro_batches,
+            approximation, second_order, tasks, False, resume, check, micro_batches=micro_batches,
         )
     )  # fmt: skip

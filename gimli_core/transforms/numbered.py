@@ -41,7 +41,7 @@ def numbered(problem: Problem) -> tuple[Problem, bool, bool]:
     """
     if problem.memo.numbered is None:
         inner, outer = takes_j(problem.train_loss), takes_j(problem.val_loss)
-        form = None  # a problem that refers to itself would stay until the collector comes
+        form = None  # the problem itself, which must not hold itself
         if inner or outer:
             train_loss = _OfNumbered(problem.train_loss) if inner else problem.train_loss
             val_loss = _OfNumbered(problem.val_loss) if outer else problem.val_loss

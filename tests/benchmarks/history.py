@@ -102,7 +102,8 @@ def add_history(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def noted(benchmark: str, arguments: argparse.Namespace) -> Iterator[Run]:
     """A run to note figures in; written when it has ended well."""
-    run = begun(benchmark, {k: str(v) for k, v in vars(arguments).items() if k != "json"})
+    kept = {k: v for k, v in vars(arguments).items() if k != "json" and not isinstance(v, Path)}  # no one's folders
+    run = begun(benchmark, {k: str(v) for k, v in kept.items()})
     yield run
     path = arguments.json or FOLDER / f"{benchmark}-{run.time.replace(':', '')}.json"
     run.write(path)

@@ -12,7 +12,8 @@ from torch.func import functional_call
 
 import gimli_core as gimli
 import gimli_core.inner_loop as inner_loop
-from gimli_core.inner_loop.differentiable_step import TWICE, differentiable_step
+from gimli_core.inner_loop.differentiable_step import differentiable_step
+from gimli_core.optimizers.recordable import TWICE
 from tests.inner_loop.rules import ALL, ALL_IDS, IDS, RULES, as_options, live
 
 ROUNDING = 1e-11  # float64, a few hundred operations, condition numbers up to 1e3

@@ -82,9 +82,7 @@ def test_one_value_an_element_of_five_ways_and_five_steps() -> None:
     rates = {k: torch.full_like(v, 0.01) for k, v in theta_0.items()}
     problem = gimli.Problem(loss, loss, SGD())
     batches = [torch.tensor(0.5)] * 5
-    with pytest.raises(ArgumentError, match=r"\['bias'\].*one per step or one per element.*per_step\(.*per_element\("):
-        gimli.meta_gradient(problem, theta_0, batches, batches[0], phi_opt={"lr": rates})
-    for value in (gimli.per_element(rates), {**rates, "bias": gimli.per_element(rates["bias"])}):
+    for value in (rates, gimli.per_element(rates), {**rates, "bias": gimli.per_element(rates["bias"])}):
         A = gimli.meta_gradient(problem, theta_0, batches, batches[0], phi_opt={"lr": value}).A_opt["lr"]
         assert {k: v.shape for k, v in A.items()} == {k: v.shape for k, v in theta_0.items()}
         assert torch.equal(A["bias"], A["bias"][0].expand(5))
@@ -113,6 +111,34 @@ def test_unroll_reaches_what_is_marked() -> None:
     gimli.unroll(problem, {"a": torch.ones(2)}, batches, batches[0], phi_opt=given).backward()
     result = gimli.meta_gradient(problem, {"a": torch.ones(2)}, batches, batches[0], phi_opt=given)
     assert torch.equal(rates.grad, result.A_opt["lr"]["a"])
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+@pytest.mark.parametrize("by_step", [False, True])
+def test_the_entries_of_a_dict_are_read_alike(steps: int, by_step: bool) -> None:
+    """What is as long as J by chance means what the entries beside it mean; alone it is refused."""
+    theta_0 = {"weight": torch.randn(5, 3), "bias": torch.randn(5)}
+
+    def shape(v: Tensor) -> tuple[int, ...]:
+        return (steps, *v.shape) if by_step else tuple(v.shape)
+
+    rates = {k: 0.1 * torch.rand(shape(v)) for k, v in theta_0.items()}
+    if by_step:
+        rates["bias"] = 0.1 * torch.rand(steps)  # one value a step
+    problem = gimli.Problem(loss, loss, SGD())
+    batches = [torch.tensor(0.3)] * steps
+    result = gimli.meta_gradient(problem, theta_0, batches, batches[0], phi_opt={"lr": rates})
+    assert {k: v.shape for k, v in result.A_opt["lr"].items()} == {k: v.shape for k, v in rates.items()}
+    gimli.verify(problem, theta_0, batches, batches[0], phi_opt={"lr": rates}).assert_ok()
+    if steps == 5:
+        with pytest.raises(ArgumentError, match="one reading"):
+            gimli.meta_gradient(
+                gimli.Problem(loss, loss, SGD(lr=0.1)),
+                theta_0,
+                batches,
+                batches[0],
+                phi_opt={"lr": {"bias": rates["bias"]}},
+            )
 
 
 WRONG: dict[str, tuple[Any, Any, str]] = {

@@ -51,13 +51,13 @@ def evaluation(phi: dict[str, Tensor]) -> Any:
     """An evaluation that draws random numbers, and gets worse after some steps."""
 
     def evaluate(step: int) -> dict[str, float]:
-        noise = torch.rand(7).sum().item()
+        noise = torch.rand(7, dtype=torch.float64).sum().item()
         return {"noise": noise, "distance": abs(phi["w"].sum().item() - 0.3)}
 
     return evaluate
 
 
-def outer_loop(steps: int = 12, phi: Any = None, **changed: Any) -> gimli.OuterLoop:
+def outer_loop(steps: int = 8, phi: Any = None, **changed: Any) -> gimli.OuterLoop:
     """A loop with all that has a state: Adam, a scheduler, random numbers, early stopping."""
     phi = phi or leaves()
     estimator = changed.pop("estimator", None) or gimli.Unrolled(problem(train_loss=noisy), phi, learned_rate)

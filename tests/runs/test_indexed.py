@@ -226,3 +226,12 @@ def test_bad_marks():
     marked, _ = pair()
     with pytest.raises(ArgumentError, match="no indexed entry beside tasks"):
         gimli.meta_gradient(**marked, tasks=3)
+
+
+def test_second_derivatives_are_refused_by_name():
+    marked, plain = pair()
+    theta = {"w": marked["theta_0"]["w"].clone().requires_grad_()}
+    with pytest.raises(ArgumentError, match="phi_loss: expected no such phi_loss beside derivatives=2"):
+        gimli.unroll(**{**marked, "theta_0": theta}, derivatives=2)
+    with pytest.raises(ArgumentError, match="micro_batches: expected no such micro_batches beside derivatives=2"):
+        gimli.unroll(**{**plain, "theta_0": theta}, derivatives=2, micro_batches=3)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import gimli_core as gimli
+from tests.step_through.pages import Pages
 
 FLAGS = [
     "--no-sandbox",
@@ -41,21 +45,39 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+@pytest.fixture(scope="session")
+def lesson_page(tmp_path_factory: pytest.TempPathFactory) -> Pages:
+    """A lesson's page, built once in a session."""
+    directory = tmp_path_factory.mktemp("lessons")
+
+    def build(name: str) -> Path:
+        path = directory / f"{name}.html"
+        return path if path.exists() else lesson(name).save(path)
+
+    return build
+
+
+@cache
+def lesson(name: str) -> gimli.lessons.Lesson:
+    made: gimli.lessons.Lesson = gimli.lessons.LESSONS[name]()
+    return made
+
+
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Callable[..., Any]]:
     """Open a page file; at the end nothing may have been logged, and nothing asked of the network."""
     contexts, trouble = [], []
 
-    def visit(path: Path, **options: Any) -> Any:
+    def visit(path: Path, address: str = "", **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1240, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: trouble.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (trouble.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        address = path.absolute().as_uri()
-        page.on("request", lambda request: request.url == address or trouble.append(f"request: {request.url}"))
-        page.goto(address)
+        document = path.absolute().as_uri()
+        page.on("request", lambda request: request.url == document or trouble.append(f"request: {request.url}"))
+        page.goto(document + address)
         return page
 
     visit.trouble = trouble  # type: ignore[attr-defined]

@@ -105,8 +105,8 @@ FAULTS = [
     Fault("the mixed derivative doubled", MOMENTUM, backward_sweep, "step",
           '{"A_loss": mixed}', '{"A_loss": [v.mul_(2) for v in mixed.values()] and mixed}',
           13, 4, "A_loss increment of log_l2 at step 4"),
-    Fault("the explicit part forgotten", MOMENTUM, backward_sweep, "validation_gradient",
-          "of_phi=True", "of_phi=False",
+    Fault("the explicit part forgotten", MOMENTUM, Adjoints, "add_validation",
+          "in L.phi_loss.items()", "in {}.items()",
           8, 5, "A_loss, explicit part of log_l2"),
 ]  # fmt: skip
 

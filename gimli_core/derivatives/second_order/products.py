@@ -14,7 +14,7 @@ __all__ = ["Products", "collect"]
 
 
 class Products(NamedTuple):
-    """V_j times the two second derivatives of the inner loss, detached."""
+    """V_j times the two second derivatives of the inner loss, detached unless they are recorded."""
 
     curvature: Tensors  # V_j Hessian, line 14
     mixed: Tensors  # V_j grad_phi grad_theta ell_j, line 13
@@ -23,10 +23,14 @@ class Products(NamedTuple):
     loss: Tensor | None  # ell_j, where it was evaluated again
 
 
-def collect(theta: Tensors, phi_loss: Tensors, found: Sequence[Tensor | None], loss: Tensor | None) -> Products:
+def collect(
+    theta: Tensors, phi_loss: Tensors, found: Sequence[Tensor | None], loss: Tensor | None, recorded: bool = False
+) -> Products:
     """`found` holds a product for each entry of theta, then of phi_loss; None where there is no path, for 0."""
     inputs = [*theta.values(), *phi_loss.values()]
-    products = [torch.zeros_like(x) if p is None else p.detach() for p, x in zip(found, inputs, strict=True)]
+    products = [
+        torch.zeros_like(x) if p is None else p if recorded else p.detach() for p, x in zip(found, inputs, strict=True)
+    ]
     n = len(theta)
     return Products(
         dict(zip(theta, products[:n], strict=True)),

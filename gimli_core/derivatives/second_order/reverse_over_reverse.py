@@ -18,10 +18,16 @@ __all__ = ["products"]
 
 
 def products(
-    graph: Graph, V: Tensors, g: Tensor | None = None, *, curvature: bool = True, keep: bool = False
+    graph: Graph,
+    V: Tensors,
+    g: Tensor | None = None,
+    *,
+    curvature: bool = True,
+    keep: bool = False,
+    recorded: bool = False,
 ) -> Products:
     """Both products in one pass; without `curvature` only the mixed one, and zeros for the other. Frees the graph,
-    unless it is to be kept for another V.
+    unless it is to be kept for another V, or the products are `recorded`.
 
     Cost: 6F; the graph holds the activations of the gradient from line 5 on.
     """
@@ -35,6 +41,11 @@ def products(
     if pairs:
         with graph.held.in_place():
             found = torch.autograd.grad(
-                [G for G, _ in pairs], asked, [v for _, v in pairs], allow_unused=True, retain_graph=keep
+                [G for G, _ in pairs],
+                asked,
+                [v for _, v in pairs],
+                create_graph=recorded,
+                retain_graph=True if keep or recorded else None,
+                allow_unused=True,
             )
-    return collect(graph.theta, graph.phi_loss, (*(None,) * (len(inputs) - len(asked)), *found), None)
+    return collect(graph.theta, graph.phi_loss, (*(None,) * (len(inputs) - len(asked)), *found), None, recorded)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Hyper, State, Tensors, slots
 from gimli_core.optimizers.interface import Pulled
-from gimli_core.optimizers.wrappers.interface import Wrapper, only
+from gimli_core.optimizers.wrappers.interface import Wrapper, only, rules_within
 from gimli_core.optimizers.wrappers.lookahead import check_every
 
 __all__ = ["Accumulate"]
@@ -33,7 +34,7 @@ class Accumulate(Wrapper):
         every: k, not differentiable.
 
     Raises:
-        ArgumentError: k below 1.
+        ArgumentError: k below 1, or an Accumulate in an Accumulate.
 
     Cost: state |theta| more; the inner step is evaluated in every step, and used in one of k.
 
@@ -51,6 +52,10 @@ class Accumulate(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_every("Accumulate", self.every)
+        for rule in rules_within(self.inner):
+            if isinstance(rule, Accumulate):
+                once = f"Use one, with every={self.every * rule.every}: a mean of means is the mean."
+                raise ArgumentError(explain("Accumulate(inner)", "an optimizer without Accumulate", "one in it", once))
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         zeros = {k: torch.zeros_like(v) for k, v in theta.items()}

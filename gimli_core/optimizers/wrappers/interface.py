@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.interface import Optimizer, Pulled
+from gimli_core.optimizers.numbers import pulled_as_vectors, stepped_as_vectors
 
-__all__ = ["GradientWrapper", "Wrapper", "only"]
+__all__ = ["GradientWrapper", "Wrapper", "added", "only", "rules_within"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +85,11 @@ class Wrapper(Optimizer):
     def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
         return self.inner.moved_by_gradient(names)
 
+    @stepped_as_vectors
     def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         return self.step(theta, state, G, hyper)
 
+    @pulled_as_vectors
     def pullback_used(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
@@ -139,3 +142,11 @@ def added(first: Mapping[str, Tensors], second: Mapping[str, Tensors]) -> dict[s
         mine = total.setdefault(k, {})
         mine.update({name: mine[name] + v if name in mine else v for name, v in A.items()})
     return total
+
+
+def rules_within(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """An optimizer, and every one that it wraps or hands a part of theta to."""
+    yield optimizer
+    parts = [rule for rule, _ in getattr(optimizer, "parts", {}).values()]
+    for rule in [optimizer.inner, *parts] if isinstance(optimizer, Wrapper) else parts:
+        yield from rules_within(rule)

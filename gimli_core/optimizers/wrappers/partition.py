@@ -10,6 +10,7 @@ from typing import Any
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.interface import Optimizer, Pulled, state_of
+from gimli_core.optimizers.numbers import pulled_as_vectors, stepped_as_vectors
 
 __all__ = ["Partition"]
 
@@ -96,9 +97,11 @@ class Partition(Optimizer):
         split = self._split(dict.fromkeys(names))
         return {k for _, rule, mine in split for k in rule.moved_by_gradient(mine)}
 
+    @stepped_as_vectors
     def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         return self.step(theta, state, G, hyper)
 
+    @pulled_as_vectors
     def pullback_used(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:

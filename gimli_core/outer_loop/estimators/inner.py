@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.form import Form
 from gimli_core.arguments.surroundings import check_surroundings
 from gimli_core.errors import ArgumentError, closest, explain, listing
 from gimli_core.notation import Tensors
 from gimli_core.outer_loop.identity import plain
 from gimli_core.problem import Problem
-from gimli_core.results import MetaGradient
+from gimli_core.results import MetaGradient, Trajectory
+from gimli_core.runs.make_run import Wants, make_run
+from gimli_core.runs.run import drain
+from gimli_core.unroll import gradient_at, tied_tensors
 
-__all__ = ["Inner", "InnerLoop", "accumulate", "check_phi"]
+__all__ = ["Inner", "InnerLoop", "accumulate", "check_phi", "estimated", "swept", "walked"]
 
 Inner = Callable[[Mapping[str, Tensor], Any], Mapping[str, Any]]
 
 NAMES = tuple(name for name in inspect.signature(Call).parameters if name not in ("problem", "among"))
+WHO = "an outer loop"  # asks for one number
 NEEDED = ("theta_0", "train_batches", "val_batch")
 
 
@@ -92,6 +97,30 @@ class InnerLoop:
     def __repr__(self) -> str:
         fixed = "".join(f", {name}={plain(value)!r}" for name, value in self.fixed.items())
         return f"{plain(self.problem.optimizer)}, {list(self.phi)}{fixed}"
+
+
+def walked(call: Call) -> tuple[Trajectory, Form]:
+    """Lines 2-7 of a call, in the memory of one step: (where it went, the form it was run in)."""
+    run = make_run(call, Wants(forward_only=True, one_number=WHO))
+    drain(run.forward())
+    return run.trajectory(), run.form
+
+
+def swept(call: Call) -> tuple[MetaGradient, Form, list[tuple[Tensor, Tensor]]]:
+    """Lines 2-16 of a call: (the result, the form it was run in, each of the call's tensors with its gradient)."""
+    run = make_run(call, Wants(tied=True, one_number=WHO))
+    drain(run.forward())
+    drain(run.backward())
+    result, form = run.result(), run.form
+    return result, form, [(t, gradient_at(result, form.scale, path, t)) for path, t in tied_tensors(call, form)]
+
+
+def estimated(
+    trajectory: Trajectory, approximation: str, *, B_0: Tensors | None = None, A: Tensors | None = None
+) -> MetaGradient:
+    """A result of a run that was not swept. `approximation` says what stands in the place of the gradient."""
+    parts = {f.name: getattr(trajectory, f.name) for f in fields(Trajectory)} | {"approximation": approximation}
+    return MetaGradient(**parts, A_opt={}, A_loss={}, B_0=B_0 or {}, S_0={}, A=A or {})
 
 
 def check_phi(argument: str, phi: Any) -> None:

@@ -7,12 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop
+from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, swept
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient
-from gimli_core.runs.make_run import Wants, make_run
-from gimli_core.runs.run import drain
-from gimli_core.unroll import gradient_at, tied_tensors
 
 __all__ = ["Unrolled"]
 
@@ -60,12 +57,7 @@ class Unrolled:
 
     def __call__(self, drawn: Any) -> MetaGradient:
         """Lines 2-15 for what was drawn."""
-        call = self._loop.call(self._loop.phi, drawn)
-        run = make_run(call, Wants(tied=True, one_number="an outer loop"))
-        drain(run.forward())
-        drain(run.backward())
-        result, form = run.result(), run.form
-        tied = ((t, gradient_at(result, form.scale, path, t)) for path, t in tied_tensors(call, form))
+        result, _, tied = swept(self._loop.call(self._loop.phi, drawn))
         return self._loop.finish(result, tied, "the unroll")
 
     def __repr__(self) -> str:

@@ -11,10 +11,12 @@ from gimli_core.meta_gradient import meta_gradient
 from gimli_core.optimizers import Adam
 from gimli_core.problem import Problem
 from gimli_core.step_through.lessons.lesson import Check, Lesson, chart, differences, section
+from gimli_core.step_through.page.experiments import Experiments, Plane
 
 __all__ = ["adam"]
 
 START, GATED, LR, EPS, STEPS = 1.5, 0.7, 0.1, 0.5, 10
+NEAR = [0.1 * (k - 10) for k in range(21)]
 
 
 def adam() -> Lesson:
@@ -45,32 +47,78 @@ def adam() -> Lesson:
         title="Adam's state adjoints, and the point G = 0",
         summary="Two moments mean two more adjoints; and where autograd says nan, the derivative exists.",
         arguments=arguments,
+        experiments=Experiments(
+            vary={"lr": [0.006 * k for k in range(1, 42)], "gate": [0.02 * (k - 20) for k in range(41)]},
+            roads=True,
+            plane=Plane((0.4, 1.7), (0.2, 1.2)),
+            twin={
+                "loss": {
+                    "kind": "quadratic",
+                    "H": ((1.0, 0.0), (0.0, 0.0)),
+                    "center": (1.0, 0.0),
+                    "linear": {"gate": (0.0, 1.0)},
+                },
+                "val": {"kind": "quadratic", "H": ((1.0, 1.0), (1.0, 1.0)), "center": (1.2, 0.0)},
+                "phi": {"gate": [0.0]},
+            },
+        ),
         sections=[
             section(
-                "Forwards: two moments",
-                """Adam keeps m, a running mean of the gradient, and v, a running mean of its square. Both are part
-                of the state that step j hands to step j + 1, so both get an adjoint in the sweep.""",
+                "Larger or smaller?",
+                """The weight w learns, ℓ = ½ (w − 1)² + gate·u; u waits behind a gate that is closed. L_val wants w +
+                u = 1.2. Should lr grow? Should the gate open, and to which side? Guess, then move both.""",
+                kind="ask",
                 go=[("The first moments", 6, 0), ("Later", 6, STEPS - 1)],
             ),
             section(
-                "Backwards: S has two slots",
-                """exp_avg's adjoint says how L_val would change with m, exp_avg_sq's how it would change with v.
-                Both start at 0 and fill as the sweep goes back.""",
+                "Nudge θ_j by hand",
+                """Push w or u. Adam divides by the size of its past gradients, so a nudge of w also changes how long
+                later steps are: Adam's two moments m and v remember it.""",
+                kind="nudge",
+            ),
+            section(
+                "Two roads, and the moments",
+                """To θ_j₊₁ a nudge goes straight, and through the slope G_j. The slope also enters m, a running mean
+                of G, and v, a running mean of G²: both are handed on to the next step.""",
+                kind="roads",
+            ),
+            section(
+                "Turn it round: S has two parts",
+                """One price for each moment: how L_val moves with m, and how with v. Both start at 0 and fill as the
+                sweep goes back. Line 11 gathers what reaches G_j through m and v.""",
+                kind="turn",
                 go=[("S appears", 14, STEPS - 1), ("In the middle", 14, STEPS // 2)],
             ),
             section(
                 "The weight u: its gradient is exactly 0",
-                """u is multiplied by a gate that is closed, as behind a dead ReLU. G = m = v = 0 there, and Adam's
-                formula divides by √v + eps. The slope of √v is infinite at 0, so autograd computes 0·∞ = nan. But
-                near G = 0 the step is −lr·G/(|G| + eps): a smooth line of slope −lr/eps. The engine uses that
-                slope.""",
-                go=[("G is 0 for u", 5, 3), ("O is −lr/eps there, in the first step", 11, 0)],
+                """u stands behind a closed gate, as behind a dead ReLU: G = m = v = 0. Adam divides by √v + eps, and
+                the slope of √v at 0 is infinite: autograd computes 0·∞ = nan. But near G = 0 the step is −lr·G/(|G| +
+                eps), a smooth line of slope −lr/eps.""",
+                kind="back",
+                go=[
+                    ("G is 0 for u", 5, 3),
+                    ("O is −lr/eps there, in the first step", 11, 0),
+                    ("The gate's first term", 13, STEPS - 1),
+                ],
+                why=(
+                    "What is the gate's gradient, then?",
+                    """The gate acts through G alone, with ∂G_u/∂gate = 1. So line 13 adds V_u in every step, and the
+                    sum is −B_u·J·lr/eps: a finite number that finite differences confirm, where autograd says nan.""",
+                ),
             ),
             section(
-                "Opening the gate: line 13",
-                """The gate acts through the gradient alone, ∂G_u/∂gate = 1, so A_loss grows by V_u in each step.
-                Its sum is −B_u·J·lr/eps, a closed form that the table below compares with.""",
-                go=[("The first term", 13, STEPS - 1), ("The last", 13, 0)],
+                "Close a road",
+                """Take the two moments for constants, and both S stay 0 for ever. Here that changes A_lr and B_0, and
+                not by a little.""",
+                kind="close",
+                go=[("B_0", 14, 0)],
+            ),
+            section(
+                "Say it",
+                """Explain why a gradient of exactly 0 is no reason for nan. The table compares the gate's gradient
+                with its closed form, the others with finite differences.""",
+                kind="say",
+                go=[("The result", 16, 0)],
             ),
         ],
         check=lambda trace: _check(trace, arguments),
@@ -113,7 +161,19 @@ def _charts(trace: Any) -> Sequence[dict[str, Any]]:
         chart(
             "The adjoints of w and of its two moments",
             {"B": path("B"), "S of exp_avg": path("S.exp_avg"), "S of exp_avg_sq": path("S.exp_avg_sq")},
-            caption="""All three start at the right end of the sweep, the S at 0. A reading with θ alone keeps both
-            S at 0 for ever, and loses what the moments carry.""",
-        )
+            y="price",
+            caption="""All three start at the right end of the sweep, the S at 0. A reading with θ alone keeps both S
+            at 0 for ever, and loses what the moments carry.""",
+        ),
+        chart(
+            "Adam's first step near G = 0",
+            {
+                "the step, −lr·G/(|G| + eps)": [-LR * g / (abs(g) + EPS) for g in NEAR],
+                "its tangent at 0, of slope −lr/eps": [-LR * g / EPS for g in NEAR],
+            },
+            x="G",
+            y="step",
+            xs=NEAR,
+            caption="""√v alone has a kink at 0, but the whole step has none: it crosses 0 as a line.""",
+        ),
     ]

@@ -12,6 +12,7 @@ import torch
 from gimli_core.optimizers import SGD
 from gimli_core.problem import Problem
 from gimli_core.step_through.lessons.lesson import Check, Lesson, chart, section
+from gimli_core.step_through.page.experiments import Experiments, Plane
 
 __all__ = ["exploding"]
 
@@ -50,34 +51,70 @@ def exploding() -> Lesson:
             "theta_0": {"θ": torch.tensor(START, dtype=torch.float64)},
             "train_batches": lambda j: None, "val_batch": None, "steps": STEPS, "phi_opt": {"lr": RATE},
         },
+        experiments=Experiments(
+            vary={"lr": [1.5 + 0.012 * k for k in range(41)]},
+            roads=True,
+            plane=Plane((-1.5, 1.5), (-0.2, 1.5)),
+            twin={
+                "loss": {"kind": "wells", "scale": SCALES},
+                "val": {"kind": "quadratic", "H": ((1.0, 0.0), (0.0, 1.0)), "center": (TARGET, TARGET)},
+            },
+        ),
         sections=[
             section(
-                "Forwards: nothing looks wrong",
-                """Both entries of θ start at 0.4 in a double well with its floors at ±1. The second well is
-                shallow, and its entry settles. The first is steep for this learning rate: its entry jumps from side
-                to side, but stays within ±1.4. The loss is bounded; no number is large.""",
+                "Should lr be larger or smaller?",
+                """Both entries of θ start at 0.4 in a double well with its floors at ±1. The shallow one settles; the
+                steep one jumps from side to side. The loss is bounded and no number is large. Move lr a little, then
+                zoom in.""",
+                kind="ask",
                 go=[("The start", 6, 0), ("Half way", 6, STEPS // 2)],
+                why=(
+                    "How often does this curve turn?",
+                    """At least 90,000 times within 10⁻⁶ of lr, counted at two million points. The tangent is exact,
+                    and it is the slope of one of those turns: it says nothing about the next one.""",
+                ),
             ),
             section(
-                "Backwards: a product of factors",
-                """Line 14 multiplies B by dθ_j₊₁/dθ_j = 1 − lr·H_j in each step. Where the well curves so much that
-                |1 − lr·H_j| > 1, B grows. Take the worst step: there the curvature term is several times the direct
-                one.""",
+                "Nudge θ_j by hand",
+                """Nudge θ[0] early by the smallest size, and late. Late, B_j·δ foretells what happens. Early, the
+                rerun has nothing to do with it: the nudge has grown beyond any straight line.""",
+                kind="nudge",
+                go=[("Late", 14, STEPS - 3), ("Early", 14, 3)],
+            ),
+            section(
+                "Two roads that pull apart",
+                """One step multiplies a nudge by 1 − lr·H_j: the straight road brings 1, the road through the slope
+                −lr·H_j. Where the well curves so much that |1 − lr·H_j| > 1, the nudge grows.""",
+                kind="roads",
+            ),
+            section(
+                "Turn it round",
+                """Backwards the same factors multiply B. Take the worst step: there the curvature term is several
+                times the direct one. In a mild step they nearly cancel.""",
+                kind="turn",
                 go=[("The worst step", 14, worst), ("A mild step", 14, mild)],
             ),
             section(
-                "Where it breaks",
-                f"""‖B_j‖ passes 10³ at step {beyond} and goes on. Before that, going backwards, the meta-gradient
-                is useful: a sweep cut off there (truncation) keeps it. Compare the entries of B: only the first
-                explodes, so it is that entry's learning rate that is too large.""",
+                "Roll back: where it breaks",
+                f"""‖B_j‖ passes 10³ at step {beyond} and goes on to 10¹⁰; the strip counts in powers of ten. Before
+                that, going backwards, the meta-gradient is useful. Only the first entry explodes: it is that entry's
+                lr that is too large.""",
+                kind="back",
                 go=[("‖B‖ passes 1000", 14, beyond), ("B_0", 14, 0)],
             ),
             section(
-                "What it means for lr",
-                """A_lr adds −B_j₊₁·G_j in each step, and the terms of the early steps dwarf the rest. Such a
-                gradient is exact and useless: it is the slope of a curve that turns a million times within the
-                width of a step.""",
-                go=[("The largest terms", 12, 0), ("The result", 16, 0)],
+                "Close a road: truncation",
+                """A sweep over the late steps only keeps the useful part. It is not the exact gradient; here that is
+                its merit.""",
+                kind="close",
+                go=[("The largest terms", 12, 0)],
+            ),
+            section(
+                "Say it",
+                """Explain why a gradient can be exact and useless. The table compares B_0 with the product of the
+                factors along the engine's own path.""",
+                kind="say",
+                go=[("The result", 16, 0)],
             ),
         ],
         check=_check,
@@ -86,6 +123,7 @@ def exploding() -> Lesson:
                 "How much each step stretches B",
                 {f"|dθ_j₊₁/dθ_j| of θ[{i}]": _factors(RATE * s, START[i]) for i, s in enumerate(SCALES)},
                 log=True,
+                y="factor",
                 caption="""Above 1 the adjoint grows in that step, below 1 it shrinks. The first entry lies above 1
                 more often than below.""",
             )

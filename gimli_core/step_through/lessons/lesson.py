@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import torch
 
 from gimli_core.errors import VerificationError
+from gimli_core.step_through.lessons.order import place_of
+from gimli_core.step_through.page.experiments import Experiments
 from gimli_core.step_through.page.trace import Trace, trace
 from gimli_core.step_through.walk import Walk, step_through
 
-__all__ = ["Check", "Lesson", "Verification", "chart", "differences", "section"]
+__all__ = ["KINDS", "Check", "Lesson", "Verification", "chart", "differences", "section"]
 
 
 class Check(NamedTuple):
@@ -64,6 +66,7 @@ class Lesson:
     sections: Sequence[Mapping[str, Any]]
     check: Callable[[Any], Sequence[Check]] = field(repr=False)
     charts: Callable[[Any], Sequence[Mapping[str, Any]]] = field(repr=False, default=lambda trace: ())
+    experiments: Experiments | None = field(repr=False, default=None)
 
     def walk(self) -> Walk:
         """A fresh walk through the lesson's problem."""
@@ -71,11 +74,13 @@ class Lesson:
 
     @cached_property
     def _traced(self) -> tuple[Trace, Verification]:
-        run = trace(self.walk(), title=self.title)
+        run = trace(self.walk(), title=self.title, experiments=self.experiments)
         if run.error is not None:
             raise run.error
         checks = Verification(self.check(run))
         notes = {
+            "name": self.name,
+            **place_of(self.name),
             "summary": self.summary,
             "sections": list(self.sections),
             "charts": list(self.charts(run)),
@@ -111,16 +116,41 @@ class Lesson:
         return self.page()._repr_html_()
 
 
-def section(heading: str, text: str, *, go: Sequence[tuple[str, int, int]] = ()) -> dict[str, Any]:
-    """A part of the text; `go` names places as (label, line, step)."""
-    return {"heading": heading, "text": " ".join(text.split()), "go": [list(place) for place in go]}
+KINDS = ("ask", "nudge", "roads", "turn", "back", "close", "say")  # of cards: what can be tried on each
+
+
+def section(
+    heading: str,
+    text: str,
+    *,
+    kind: str = "text",
+    go: Sequence[tuple[str, int, int]] = (),
+    why: tuple[str, str] | None = None,
+) -> dict[str, Any]:
+    """A card of the text: `kind` says what can be tried on it, `go` names places as (label, line, step), the first
+    of which the card sets the stage to, and `why` is a striking fact as a question with its answer."""
+    part: dict[str, Any] = {"kind": kind, "heading": heading, "text": " ".join(text.split())}
+    part["go"] = [list(place) for place in go]
+    return part | ({"why": [why[0], " ".join(why[1].split())]} if why else {})
 
 
 def chart(
-    title: str, series: Mapping[str, Sequence[float]], *, caption: str, x: str = "step j", log: bool = False
+    title: str,
+    series: Mapping[str, Sequence[float]],
+    *,
+    caption: str,
+    x: str = "step j",
+    y: str = "",
+    log: bool = False,
+    bars: Sequence[str] = (),
+    xs: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Curves beside the text, one number a step."""
+    """Curves beside the text, one number a step or at each of `xs`; or bars, one for each name in `bars`, where
+    entries are unrelated."""
     return {
+        "y": y,
+        "bars": list(bars),
+        "xs": [float(v) for v in xs],
         "title": title,
         "caption": " ".join(caption.split()),
         "x": x,

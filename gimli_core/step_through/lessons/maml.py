@@ -12,10 +12,12 @@ from gimli_core.meta_gradient import meta_gradient
 from gimli_core.optimizers import SGD
 from gimli_core.problem import Problem
 from gimli_core.step_through.lessons.lesson import Check, Lesson, chart, differences, section
+from gimli_core.step_through.page.experiments import Experiments
 
 __all__ = ["maml"]
 
 HIDDEN, LR, STEPS = 4, 0.1, 5
+GRID = torch.linspace(-3.5, 3.5, 43, dtype=torch.float64)
 
 
 def maml() -> Lesson:
@@ -45,32 +47,76 @@ def maml() -> Lesson:
         title="MAML's B₀ beside FOMAML and Reptile",
         summary="FOMAML stops at line 9 and keeps B_J. MAML wants B₀, and the sweep is what lies between.",
         arguments=arguments,
+        experiments=Experiments(
+            vary={"lr": [0.005 * k for k in range(1, 42)]},
+            roads=True,
+            fit=lambda theta: {
+                "x": GRID.tolist(),
+                "y": [round(y, 4) for y in predicted(theta, GRID[:, None])[:, 0].tolist()],
+                "support": torch.cat(support, 1).tolist(),
+                "query": torch.cat(query, 1).tolist(),
+            },
+            twin={
+                kind: {"kind": "network", "hidden": HIDDEN, "x": x[:, 0].tolist(), "y": y[:, 0].tolist()}
+                for kind, (x, y) in (("loss", support), ("val", query))
+            },
+        ),
         sections=[
             section(
-                "Forwards: adapt to a task",
-                """A network of 13 parameters takes five steps of SGD towards ten points of a sine curve. MAML asks:
-                how should θ_0 move so that the adapted θ_J does better on ten other points?""",
+                "Adapt faster, or slower?",
+                """A network of 13 parameters takes five steps of SGD towards ten points of a sine curve. L_val asks
+                how well it then does on ten others. Guess whether a larger lr would help; then move it and watch the
+                curve.""",
+                kind="ask",
                 go=[("The first gradient", 5, 0), ("The last step", 6, STEPS - 1)],
             ),
             section(
-                "FOMAML stops here",
-                """B_J is the gradient of the validation loss at the adapted weights. FOMAML uses it as if it were
-                the gradient at θ_0: it skips the whole sweep.""",
-                go=[("B_J", 9, STEPS)],
+                "Nudge the start",
+                """MAML's question is about θ_0: how should it move, so that the adapted network does better? Nudge an
+                entry of θ_0 and see what the adapted loss does. B_0 says it for all 13 at once.""",
+                kind="nudge",
+                go=[("θ_0 and its B_0", 14, 0)],
             ),
             section(
-                "What the sweep adds is curvature, and nothing else",
-                """SGD hands B on unchanged, so B_0 − B_J is exactly the sum of the curvature terms V_j·H_j of line
-                14. Look at the whole Hessian below while you step: where its entries are large, FOMAML is wrong.""",
-                go=[("The first correction", 14, STEPS - 1), ("The last", 14, 0)],
+                "Two roads lead to θ_j₊₁",
+                """A nudge arrives as it is, and it turns the slope G_j by the Hessian. The second road is the only one
+                that FOMAML does not take.""",
+                kind="roads",
+                go=[("A step", 6, 2)],
             ),
             section(
-                "Reptile, and the Taylor terms",
-                """Reptile uses only the sum of the inner gradients, (θ_0 − θ_J)/lr. To first order in lr all three
-                are combinations of the same two things: gradients at θ_0, and the term Σ H·g that pulls the
-                gradients of different batches together. MAML has that term in full, FOMAML half of it. The table
-                checks that what is left over shrinks as lr².""",
-                go=[("The result", 16, 0)],
+                "Turn it round: FOMAML stops here",
+                """B_J is the gradient of L_val at the adapted weights. FOMAML uses it as if it were the gradient at
+                θ_0: it skips the whole sweep. MAML wants B_0, and the sweep is what lies between.""",
+                kind="turn",
+                go=[("B_J", 9, STEPS), ("The first correction", 14, STEPS - 1)],
+            ),
+            section(
+                "What the sweep adds is curvature alone",
+                """SGD hands B on unchanged, so B_0 − B_J is exactly the sum of the terms V_j·∇²ℓ_j of line 14. Where
+                the Hessian's entries are large, FOMAML is wrong.""",
+                kind="back",
+                go=[("The last correction", 14, 0), ("The result", 16, 0)],
+                why=(
+                    "And Reptile?",
+                    """Reptile uses the sum of the inner gradients, (θ_0 − θ_J)/lr. To first order in lr all three are
+                    made of gradients at θ_0 and of Σ H·g, which pulls the gradients of different batches together:
+                    MAML has it in full, FOMAML half of it. The table checks that the rest shrinks as lr².""",
+                ),
+            ),
+            section(
+                "Close a road",
+                """Without curvature you have FOMAML's gradient: beside the exact B_0 it differs in size, and in some
+                entries in sign.""",
+                kind="close",
+                go=[("B_0", 14, 0)],
+            ),
+            section(
+                "Say it",
+                """Explain what MAML computes that FOMAML leaves out. The table compares B_0 with finite differences
+                through the whole adaptation.""",
+                kind="say",
+                go=[("All joined", 16, 0)],
             ),
         ],
         check=lambda trace: _check(trace, arguments),
@@ -81,8 +127,13 @@ def maml() -> Lesson:
 def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
     """The mean squared error of the network."""
     x, y = batch
+    return ((predicted(theta, x) - y) ** 2).mean()
+
+
+def predicted(theta: dict[str, Tensor], x: Tensor) -> Tensor:
+    """What the network says."""
     hidden = torch.tanh(x @ theta["in.weight"].T + theta["in.bias"])
-    return ((hidden @ theta["out.weight"].T + theta["out.bias"] - y) ** 2).mean()
+    return hidden @ theta["out.weight"].T + theta["out.bias"]
 
 
 def _flat(tensors: dict[str, Tensor]) -> Tensor:
@@ -143,6 +194,8 @@ def _charts(trace: Any, arguments: dict[str, Any]) -> Sequence[dict[str, Any]]:
             "Three directions for θ₀, entry by entry",
             {"MAML  B_0": flat("B", 0), "FOMAML  B_J": flat("B", J), "Reptile  (θ_0 − θ_J)/(lr·J)": reptile},
             x="entry of θ",
+            y="gradient",
+            bars=[f"{k}[{i}]" for k, t in arguments["theta_0"].items() for i in range(t.numel())],
             caption="""FOMAML keeps most of MAML's direction here, but entries differ in size, and some in sign.
             Reptile follows the training points, and has not seen the others.""",
         )

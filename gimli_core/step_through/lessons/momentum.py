@@ -13,6 +13,7 @@ from gimli_core.meta_gradient import meta_gradient
 from gimli_core.optimizers import SGD
 from gimli_core.problem import Problem
 from gimli_core.step_through.lessons.lesson import Check, Lesson, chart, section
+from gimli_core.step_through.page.experiments import Experiments, Plane
 from gimli_core.step_through.walk import step_through
 
 __all__ = ["momentum"]
@@ -43,25 +44,65 @@ def momentum() -> Lesson:
         title="Momentum: what θ alone misses",
         summary="The optimizer remembers. Its memory needs an adjoint too, or the meta-gradient is silently wrong.",
         arguments=arguments,
+        experiments=Experiments(
+            vary={"lr": [0.005 * k for k in range(1, 42)], "momentum": [0.024 * k for k in range(41)]},
+            roads=True,
+            plane=Plane((-1.6, 1.8), (-1.25, 1.0)),
+            twin={kind: {"kind": "quadratic", "H": np.diag(CURVATURE).tolist()} for kind in ("loss", "val")},
+        ),
         sections=[
             section(
-                "Forwards: a buffer is carried along",
-                """SGD with momentum keeps b' = μ·b + G and moves by θ' = θ − lr·b'. What happens in step j is felt
-                in all later steps, through b.""",
+                "More momentum, or less?",
+                """SGD with momentum keeps a buffer, b' = μ·b + G, and moves by θ' = θ − lr·b'. Twelve steps roll
+                through the valley and beyond its floor. Would a larger lr, or a larger μ, end lower? Guess, then move
+                both.""",
+                kind="ask",
                 go=[("The first step: b is empty", 6, 0), ("Later: b is full", 6, 5)],
             ),
             section(
-                "Backwards: the buffer has an adjoint, S",
-                """At the end S_J = 0: nobody uses the last buffer. One step back it is no longer 0, since b_j was
-                used to make θ_J. From then on line 11 has two parts: B·∂θ'/∂G, the paper's B·O, and S·∂b'/∂G.""",
+                "Nudge θ_j by hand",
+                """The nudge is felt at once, and again in every later step: the buffer remembers the slope that the
+                nudge has turned. B_j·δ must know all of that.""",
+                kind="nudge",
+            ),
+            section(
+                "Two roads, and a third",
+                """To θ_j₊₁ there are two roads, as without momentum. But the slope also goes into the buffer, b' = μ·b
+                + G, and the buffer moves θ later. That third road leaves the picture of one step through its state.""",
+                kind="roads",
+            ),
+            section(
+                "Turn it round: S appears",
+                """S_J = 0, since nobody uses the last buffer. One step back it is no longer 0: b_j was used to make
+                θ_J. From then on line 11 has two parts, V_j = −lr·B_j₊₁ + S_j₊₁.""",
+                kind="turn",
                 go=[("S_J = 0", 9, STEPS), ("S appears", 14, STEPS - 1), ("V has two parts", 11, STEPS - 2)],
             ),
             section(
-                "The θ-only reading",
-                """Read with θ alone, lines 11 to 14 treat b as a constant. Compare the two curves below: they part
-                at the second step of the sweep, and at j = 0 the θ-only B has the wrong sign in its first entry and
-                a fifteenth of the size in its second. Nothing fails; the number is just wrong.""",
-                go=[("B_0", 14, 0), ("The result", 16, 0)],
+                "Roll back to B_0",
+                """B and S go back together. B swings as the momentum does, and changes its sign on the way. Line 12
+                drops a term for lr and one for μ.""",
+                kind="back",
+                go=[("The first term", 12, STEPS - 1), ("The last", 12, 0)],
+            ),
+            section(
+                "Close a road: θ alone",
+                """Read with θ alone, lines 11 to 14 take the buffer for a constant. Nothing fails; the number is just
+                wrong. Close that road and watch the tangent and B_0.""",
+                kind="close",
+                go=[("B_0", 14, 0)],
+                why=(
+                    "How wrong can it be?",
+                    """At j = 0 the θ-only B has the wrong sign in its first entry and a fifteenth of the size in its
+                    second: descending along it would push θ_0 the wrong way.""",
+                ),
+            ),
+            section(
+                "Say it",
+                """Explain to a friend why the optimizer's memory needs a price of its own. The table at the end
+                compares B_0, exact and θ-only, with powers of a matrix.""",
+                kind="say",
+                go=[("The result", 16, 0)],
             ),
         ],
         check=lambda trace: _check(trace, meta_gradient(**arguments, approximation=ThetaOnly())),
@@ -110,7 +151,8 @@ def _charts(trace: Any, arguments: dict[str, Any]) -> Sequence[dict[str, Any]]:
         chart(
             "B_j, exact and θ-only",
             curves,
-            caption="""Read from right to left, as the sweep runs. Both start from the same B_J and agree for one
-            step. The exact adjoint swings as the momentum does; the θ-only one only shrinks.""",
+            y="B_j",
+            caption="""Read from right to left, as the sweep runs. Both start from the same B_J and agree for one step.
+            The exact adjoint swings as the momentum does; the θ-only one only shrinks.""",
         )
     ]

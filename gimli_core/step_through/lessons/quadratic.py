@@ -11,6 +11,7 @@ import torch
 from gimli_core.optimizers import SGD
 from gimli_core.problem import Problem
 from gimli_core.step_through.lessons.lesson import Check, Lesson, chart, section
+from gimli_core.step_through.page.experiments import Experiments, Plane
 
 __all__ = ["quadratic"]
 
@@ -43,32 +44,75 @@ def quadratic() -> Lesson:
             "theta_0": {"θ": torch.tensor(START, dtype=torch.float64)},
             "train_batches": lambda j: None, "val_batch": None, "steps": STEPS, "phi_opt": {"lr": LR},
         },
+        experiments=Experiments(
+            vary={"lr": [0.01 * k for k in range(1, 42)]},
+            roads=True,
+            plane=Plane((-0.9, 2.4), (-1.3, 0.9)),
+            twin={
+                "loss": {"kind": "quadratic", "H": H},
+                "val": {"kind": "quadratic", "H": ((1.0, 0.0), (0.0, 1.0)), "center": TARGET},
+            },
+        ),
         sections=[
             section(
-                "Forwards: roll down the valley",
-                """The inner loss is ½ θᵀHθ, so its gradient is G = Hθ and one step of SGD is θ' = θ − lr·Hθ = (I −
-                lr·H) θ: each step multiplies θ by the same matrix.""",
-                go=[("The first gradient", 5, 0), ("The first step", 6, 0)],
+                "Should lr be larger or smaller?",
+                """Eight steps of SGD roll down the valley of ℓ = ½ θᵀHθ and end beside the target t = (0.5, 0.25),
+                where L_val = ½ ‖θ_J − t‖² is 0. Guess first. Then move lr: the path follows, and the slope of L_val
+                over lr is what Algorithm 1 computes.""",
+                kind="ask",
+                go=[("The first gradient", 5, 0), ("The last step", 6, STEPS - 1)],
             ),
             section(
-                "Turn round: the validation loss",
-                """At the end L_val = ½ ‖θ_J − t‖² measures how far θ_J lies from the target t = (0.5, 0.25). Its
-                gradient B_J = θ_J − t is the first adjoint: how much L_val would change if θ_J moved.""",
-                go=[("L_val", 8, STEPS), ("B_J", 9, STEPS)],
+                "Nudge θ_j by hand",
+                """Push θ_j a little, and the rest of the run follows: the dashed path. L_val moves, and B_j·δ
+                foretells by how much. B_j is the price of a nudge at step j; you can measure it before anyone computes
+                it.""",
+                kind="nudge",
+                go=[("θ_4 and its B_4", 14, 4)],
             ),
             section(
-                "Backwards: ask each step what it did",
-                """θ_j reaches θ_j₊₁ in two ways. Directly: θ' = θ − …, which hands B on unchanged. And through the
-                gradient: moving θ moves G = Hθ, and G moves θ' by −lr. That second way is V·H, the curvature term
-                of line 14, with V = −lr·B. The sum is B_j = B_j₊₁ (I − lr·H): the same matrix again, now from the
-                left.""",
-                go=[("V in the last step", 11, STEPS - 1), ("Line 14 there", 14, STEPS - 1), ("B_0", 14, 0)],
+                "Two roads lead to θ_j₊₁",
+                """The nudge arrives at θ_j₊₁ twice. Straight on: θ' = θ − … hands it on as it is. And through the
+                slope: the nudge turns G = Hθ by H·δ, and the step follows by −lr. Both arrows are on the map; together
+                they end on the dashed path.""",
+                kind="roads",
+                go=[("One step of SGD", 6, 4)],
             ),
             section(
-                "The learning rate's gradient grows term by term",
-                """lr was used in every step, so A_lr is a sum over all of them: step j adds −B_j₊₁·G_j. A negative
-                sum says that a larger lr would lower L_val.""",
+                "Turn it round",
+                """The same two arrows, read backwards. B_j₊₁ comes in at the right, since it is the price of θ_j₊₁.
+                Line 11 sends it up to G_j: V_j = −lr·B_j₊₁. Line 14 adds what arrives at θ_j by both roads.""",
+                kind="turn",
+                go=[("B_J, where it starts", 9, STEPS), ("V_4", 11, 4), ("Line 14 at step 4", 14, 4)],
+            ),
+            section(
+                "Roll back to B_0",
+                """Each step back multiplies B by the same matrix, I − lr·H. On the way line 12 drops one term onto
+                A_lr: −B_j₊₁·G_j, the price of θ_j₊₁ times how lr moved it. A negative sum says that a larger lr would
+                lower L_val.""",
+                kind="back",
                 go=[("The first term", 12, STEPS - 1), ("The last term", 12, 0), ("All joined", 16, 0)],
+                why=(
+                    "All eight terms are the same number. Why?",
+                    """Step j's term is −(θ_J − t)·M^(J−1−j)·H·M^j·θ_0 with M = I − lr·H. M is made of H alone, so the
+                    two commute, and the powers of M before and after H join to M^(J−1) for every j. Here, and only
+                    here, no step matters more than another.""",
+                ),
+            ),
+            section(
+                "Close a road",
+                """Leave out the road through the slope, and B_j stays B_J for ever: that is the first-order gradient.
+                Leave out the early steps, and their terms are missing from the sum. The tangent no longer touches the
+                curve.""",
+                kind="close",
+                go=[("B_0", 14, 0)],
+            ),
+            section(
+                "Say it",
+                """Explain line 14 to a friend, in one sentence. Then open the answer. The table at the end of the page
+                compares every number with a closed form, which a pencil can follow.""",
+                kind="say",
+                go=[("The result", 16, 0)],
             ),
         ],
         check=_check,
@@ -99,7 +143,8 @@ def _charts(trace: Any) -> Sequence[dict[str, Any]]:
         chart(
             "The two directions shrink at their own rates",
             {f"(1 − lr·{h:.3g})^(J−j)": [(1 - LR * h) ** (STEPS - j) for j in range(STEPS + 1)] for h in (slow, fast)},
-            caption="""B_j keeps the factor (1 − lr·h)^(J−j) along the direction of curvature h. The sweep forgets
-            the steep direction first: early steps hardly matter there, because later ones undo them.""",
+            y="factor",
+            caption="""B_j keeps the factor (1 − lr·h)^(J−j) along the direction of curvature h. The sweep forgets the
+            steep direction first: early steps hardly matter there, because later ones undo them.""",
         )
     ]

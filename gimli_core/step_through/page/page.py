@@ -13,14 +13,21 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
+from string import Template
 from typing import Any
 
 from gimli_core.step_through.page.algorithm import LINES, MEANING
+from gimli_core.step_through.page.static import cards, lines, table
 
 __all__ = ["LIMIT", "page"]
 
 LIMIT = 9_500_000  # bytes of a page
-SCRIPTS = ("data.js", "maths.js", "draw.js", "panels.js", "main.js")
+SCRIPTS = (
+    "data.js", "symbols.js", "draw.js", "maths.js", "rules.js", "formula.js", "twin_losses.js", "twin_rules.js",
+    "twin.js", "explore.js", "map.js", "step.js", "strip.js", "curve.js", "cards.js", "widgets.js", "quantities.js",
+    "panels.js", "address.js", "printed.js", "main.js",
+)  # fmt: skip
+STYLES = ("page.css", "stage.css", "cards.css", "print.css")
 
 
 def page(data: Mapping[str, Any]) -> str:
@@ -30,11 +37,18 @@ def page(data: Mapping[str, Any]) -> str:
     while len(text.encode()) > LIMIT - 200_000 and stride <= 2 * data["steps"]:
         text = to_json(_packed(data, stride))
         stride *= 2
-    script, style = _script(), _asset("page.css")
+    script, style = _script(), "\n".join(_asset(name) for name in STYLES)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
+    )
+    body = Template(_asset("body.html")).substitute(
+        title=html.escape(data["title"]),
+        summary=html.escape(data["notes"].get("summary", "")),
+        cards=cards(data["notes"].get("sections", ())),
+        lines=lines(),
+        table=table(data),
     )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -43,7 +57,7 @@ def page(data: Mapping[str, Any]) -> str:
         '<meta name="color-scheme" content="light dark">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>{html.escape(data['title'])}</title>\n<style>\n{style}</style>\n</head>\n"
-        f'{_asset("body.html")}<script type="application/json" id="data">{text}</script>\n'
+        f'{body}<script type="application/json" id="data">{text}</script>\n'
         f"<script>{script}</script>\n</body>\n</html>\n"
     )
 
@@ -80,7 +94,9 @@ def _row(by_step: Mapping[int, Any], steps: Iterable[int], kept: set[int] | None
 
 @cache
 def _script() -> str:
-    return '"use strict";\n(() => {\n' + "\n".join(_asset(name) for name in SCRIPTS) + "})();\n"
+    """One function of all the files; their comments and indents stay at home."""
+    lines = (line.strip() for name in SCRIPTS for line in _asset(name).splitlines())
+    return '"use strict";\n(() => {\n' + "\n".join(x for x in lines if x and not x.startswith("//")) + "\n})();\n"
 
 
 def _asset(name: str) -> str:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from gimli_core.derivatives.first_order import hessian
-from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import State, Tensors, slots
-from gimli_core.optimizers.interface import Optimizer
-from gimli_core.optimizers.rules.sgd import SGD
+from gimli_core.step_through.page.entries import entry, label, largest
+from gimli_core.step_through.page.facts import facts, resident_bytes
+from gimli_core.step_through.page.look_into import look_into
 from gimli_core.step_through.page.summaries import describe, gathered, norm, number, numbers, plan, total
 from gimli_core.step_through.walk import Moment, Walk
 
-__all__ = ["Recorder", "entry"]
+__all__ = ["Recorder"]
 
 WHOLE_MATRIX = 40  # the largest side of a Hessian or Jacobian that is shown whole
 MATRIX_NUMBERS = 150_000  # of a whole page
-MOST_LEAVES = 24  # hyperparameters of each kind
 LEAF_ENTRIES = 16  # of one hyperparameter that are followed one by one
 MOST_STEPS = 20_000
 
@@ -43,7 +40,7 @@ class Recorder:
                 )
             )
         self.followed = [entry(text, self.theta) for text in follow] or [
-            _largest(k, t) for k, t in list(self.theta.items())[:8]
+            largest(k, t) for k, t in list(self.theta.items())[:8]
         ]
         self.shown = gathered(self.theta)
         self.detail = plan(self.shown, J, 9 + 2 * len(self.slots))
@@ -57,38 +54,20 @@ class Recorder:
         self._put_state("s", 0, inputs.values.state_0)
 
     def _empty(self) -> dict[str, Any]:
-        inputs, J = self.walk.inputs, self.walk.inputs.form.steps
-        leaves = [("A_opt", leaf.label, leaf.value) for leaf in inputs.values.hyper.leaves[:MOST_LEAVES]]
-        leaves += [("A_loss", f"phi_loss[{k!r}]", v) for k, v in [*inputs.values.phi_loss.items()][:MOST_LEAVES]]
+        J = self.walk.inputs.form.steps
         return {
-            "steps": J,
-            "parameters": sum(t.numel() for t in self.theta.values()),
-            "dtype": str(next(iter(self.theta.values())).dtype).removeprefix("torch."),
-            "optimizer": type(inputs.form.optimizer).__name__,
-            "rule": _plain_rule(inputs.form.optimizer),
-            "hyper": _hyper_values(inputs.values.hyper.at(0)),
-            "schedule": repr(self.walk.schedule),
-            "recurrence": inputs.form.recurrence,
-            "tensors": [{"name": k, "shape": list(t.shape)} for k, t in self.shown.items()],
-            "count": {
-                "tensors": len(self.theta),
-                "leaves": len(inputs.values.hyper.leaves) + len(inputs.values.phi_loss),
-            },
+            **facts(self.walk, self.shown),
             "slots": self.slots,
             "events": {key: [] for key in ("line", "j", "replay", "us", "bytes", "memory")},
             "held": [],  # [kind, j, first moment, moment after the last]
             "q": {},
             "loss": [],
             "val": {},
-            "A": [
-                {"kind": kind, "label": label, "shape": list(v.shape), "inc": [None] * J, "after": [None] * J}
-                for kind, label, v in leaves
-            ],
             "hessian": [None] * J,
             "jacobian": [None] * J,
             "stretch": [None] * J,
             "rows": self.rows,
-            "follow": [{"label": _label(k, i, self.theta[k]), "q": {}} for k, i in self.followed],
+            "follow": [{"label": label(k, i, self.theta[k]), "q": {}} for k, i in self.followed],
             "interventions": [],
             "error": None,
         }
@@ -193,100 +172,14 @@ class Recorder:
 
     def _look_into(self, j: int, moment: Moment) -> None:
         """O_j, the two parts of V_j, and for a small problem the Hessian and the whole Jacobian."""
-        given, optimizer = moment.given, self.walk.inputs.form.optimizer
-        B, S = given["B"], given["S"]
-        no_B, no_S = {k: torch.zeros_like(v) for k, v in B.items()}, optimizer.zero_adjoint(given["s"])
-
-        def pull(B: Tensors, S: State) -> tuple[Tensors, Tensors, State]:
-            pulled = optimizer.pullback(given["theta"], given["s"], given["G"], given["phi_opt"], B, S, ())
-            return pulled.V, pulled.B, pulled.S
-
+        parts = look_into(moment, self.walk.inputs.form.optimizer, self.slots, self.rows, self.matrices)
         self._put("O", j, moment.O)
-        self._put("V_theta", j, pull(B, no_S)[0])
+        self._put("V_theta", j, parts.V_theta)
         if self.slots:
-            self._put("V_state", j, pull(no_B, S)[0])
-        if not self.matrices or given["graph"] is None:
+            self._put("V_state", j, parts.V_state)
+        if parts.hessian is None or parts.jacobian is None:
             return
-        H = hessian(given["graph"])
-        rows = []
-        for out, like in [("theta", no_B), *((slot, no_S[slot]) for slot in self.slots)]:
-            for k, t in like.items():
-                for i in range(t.numel()):
-                    unit = torch.zeros_like(t).reshape(-1)
-                    unit[i] = 1
-                    one = {**like, k: unit.reshape(t.shape)}
-                    V, of_theta, of_s = pull(one, no_S) if out == "theta" else pull(no_B, {**no_S, out: one})
-                    parts = [_flat(of_theta) + _flat(V) @ H, *(_flat(of_s[slot]) for slot in self.slots)]
-                    rows.append(torch.cat(parts)[: self.rows])
-                    if len(rows) == self.rows:
-                        break
-        jacobian = torch.stack(rows[: self.rows])
-        self.data["hessian"][j] = numbers(H)
-        self.data["jacobian"][j] = numbers(jacobian)
-        if bool(torch.isfinite(jacobian).all()):
-            self.data["stretch"][j] = number(float(torch.linalg.matrix_norm(jacobian.double(), 2)))
-
-
-def entry(text: str, theta: Tensors) -> tuple[str, int]:
-    """(tensor name, flat index) of an entry written as `name[3, 2]`, or `name` for a tensor's first entry."""
-    name, _, inside = (text, "", "") if text in theta else text.rpartition("[")
-    if name not in theta:
-        raise ArgumentError(
-            explain(f"entry {text!r}", f"a tensor of theta with an index, such as {next(iter(theta))}[0]",
-                    f"the name {name or text!r}", f"Use one of {listing(theta)}.{closest(name or text, theta)}")
-        )  # fmt: skip
-    shape = theta[name].shape
-    try:
-        index = tuple(int(part) for part in inside.rstrip("]").split(",")) if inside else (0,) * len(shape)
-        return name, int(np.ravel_multi_index(index, shape)) if shape else 0
-    except ValueError:
-        raise ArgumentError(
-            explain(f"entry {text!r}", f"an index within the shape {list(shape)}", inside.rstrip("]"), "Count from 0.")
-        ) from None
-
-
-def _label(name: str, index: int, t: Tensor) -> str:
-    return f"{name}[{', '.join(map(str, np.unravel_index(index, t.shape)))}]" if t.ndim else name
-
-
-def resident_bytes(like: Tensor) -> int:
-    """Memory in use now: of the device that `like` is on, else of this process; 0 where the system does not tell."""
-    if like.device.type == "cuda":
-        return int(torch.cuda.memory_allocated(like.device))
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
-def _flat(tensors: Tensors) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in tensors.values()])
-
-
-def _largest(name: str, t: Tensor) -> tuple[str, int]:
-    return name, int(t.abs().argmax()) if t.numel() else 0
-
-
-def _plain_rule(optimizer: Optimizer) -> str | None:
-    """Whether line 6 can be written out: "sgd" or "momentum", for SGD without other switches and terms."""
-    if (
-        type(optimizer) is not SGD
-        or optimizer.nesterov
-        or optimizer.maximize
-        or optimizer.uses("weight_decay")
-        or optimizer.uses("dampening")
-    ):
-        return None
-    return "momentum" if optimizer.slots() else "sgd"
-
-
-def _hyper_values(hyper: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
-    """Hyperparameters that are one number for every tensor."""
-    first = next(iter(hyper.values()))
-    return {
-        name: number(value.item())
-        for name, value in first.items()
-        if value.ndim == 0
-        and all(name in h and h[name].ndim == 0 and torch.equal(h[name], value) for h in hyper.values())
-    }
+        self.data["hessian"][j] = numbers(parts.hessian)
+        self.data["jacobian"][j] = numbers(parts.jacobian)
+        if bool(torch.isfinite(parts.jacobian).all()):
+            self.data["stretch"][j] = number(float(torch.linalg.matrix_norm(parts.jacobian.double(), 2)))

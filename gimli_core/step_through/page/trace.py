@@ -12,6 +12,7 @@ from typing import Any
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.memory.whole_file import writing
 from gimli_core.results import MetaGradient
+from gimli_core.step_through.page.experiments import Experiments, record_experiments
 from gimli_core.step_through.page.page import page
 from gimli_core.step_through.page.recorder import Recorder
 from gimli_core.step_through.walk import Moment, Walk
@@ -61,6 +62,7 @@ def trace(
     follow: Sequence[str] = (),
     intervene: Callable[[Moment], object] | None = None,
     notes: Mapping[str, Any] | None = None,
+    experiments: Experiments | None = None,
 ) -> Trace:
     """Run a walk to its end and keep what a page shows of it.
 
@@ -71,12 +73,15 @@ def trace(
             small one every entry can be followed.
         intervene: called with each moment before it is kept; it may `change` values.
         notes: a lesson's text; see `gimli_core.step_through.lessons`.
+        experiments: what the reader may change: further runs, recorded beside this one. They run first, and leave
+            generators and buffers as they were.
 
     Returns:
         Trace: with `.save("page.html")`, `.data`, `.result`. An error of the run ends it and is kept in `.error`.
 
     Cost: two further pullbacks a step; for problems of up to 40 parameters 6F a parameter and step for the
-    Hessians. Memory: the numbers shown, at most about 10 MB.
+    Hessians; a run for each of the experiments' values and sets of closed roads. Memory: the numbers shown, at most
+    about 10 MB.
 
     >>> import torch, gimli_core as gimli
     >>> def loss(theta, phi, target):
@@ -94,6 +99,8 @@ def trace(
         do = "Leave lone surrogates out."
         raise ArgumentError(explain("title", "text that UTF-8 can hold", repr(title), do)) from None
     recorder = Recorder(walk, follow)
+    if experiments is not None:
+        recorder.data["experiments"] = record_experiments(walk, experiments)
     failure = None
     try:
         for moment in walk:

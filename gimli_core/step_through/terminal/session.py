@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gimli_core.errors import ArgumentError, GimliError, closest, explain, first_line, printable
-from gimli_core.step_through.page.recorder import entry
+from gimli_core.step_through.page.entries import entry
 from gimli_core.step_through.terminal.expressions import assignment, entry_of
 from gimli_core.step_through.terminal.stepper import Stepper
 from gimli_core.step_through.terminal.view import Style, row, screen, value_text

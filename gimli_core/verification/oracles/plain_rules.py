@@ -147,6 +147,20 @@ def _zeros(w: Tensor, h: Tensors) -> Tensor:
     return torch.zeros_like(w) + h.get("initial_accumulator_value", 0.0)
 
 
+def _shape(value: Any) -> tuple[int, ...]:
+    """Of what each task has of a value."""
+    marked, value = UNMARKED.inside(value)
+    return tuple(value.shape)[marked.by_task :] if isinstance(value, Tensor) else ()
+
+
+def _counts_steps(values: Mapping[str, Any], theta: Tensors, J: int) -> bool:
+    """Whether entries of a dict whose shape says so by itself count steps, and none says otherwise."""
+    shapes = {k: (_shape(v), tuple(theta[k].shape)) for k, v in values.items() if _shape(v)}
+    by_step = {k: shape != p and shape in ((J,), (J, *p)) for k, (shape, p) in shapes.items()}
+    by_element = {k: shape == p and shape != (J,) for k, (shape, p) in shapes.items()}
+    return any(by_step.values()) and not any(by_element.values())
+
+
 def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hyper:
     """The hyperparameters that each tensor uses at step j, read off the shapes alone."""
     optimizer, J = question.problem.optimizer, question.steps
@@ -165,7 +179,11 @@ def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hy
             by_group = bool(order) and set(value) <= set(order)
             key = home[k] if by_group else k
             served = [n for n in theta if home[n] == key] if by_group else [k]
-            return read(value[key], k, served, marked) if key in value else None
+            if key not in value:
+                return None
+            if not by_group and _counts_steps(value, theta, J):
+                marked = marked._replace(by_step=True) if _shape(value[key])[:1] == (J,) else marked
+            return read(value[key], k, served, marked)
         value = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
         if own:
             value = value[j] if marked.by_step else value

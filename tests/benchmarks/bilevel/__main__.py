@@ -47,6 +47,8 @@ def spread(values: list[float], form: str) -> str:
 
 
 def row(name: str, score: Score) -> str:
+    if score.refused:
+        return f"{name:{HEADS['']}}refused: {score.refused.splitlines()[0]}"
     last = [losses[-1] for losses in score.losses]
     seconds, peak = statistics.median(score.seconds), "" if score.peak is None else f"{score.peak / MIB:.0f}"
     errors = (spread(values, ".1e") for values in (score.of_steps, score.of_minimum))
@@ -55,6 +57,8 @@ def row(name: str, score: Score) -> str:
 
 
 def note(run: Run, name: str, score: Score) -> None:
+    if score.refused:
+        return
     if score.of_steps:
         run.note(f"{name}/error, J steps", score.of_steps, "relative error")
     if score.of_minimum:
@@ -85,7 +89,8 @@ def main() -> None:
             start = time.perf_counter()
             scores[problem] = race(partial(PROBLEMS[problem], data=given.data), names, outer_steps, seeds)
             if not given.quick:
-                for name, peak in peaks(problem, names, given.data).items():
+                able = [name for name, score in scores[problem].items() if not score.refused]
+                for name, peak in peaks(problem, able, given.data).items():
                     scores[problem][name].peak = peak
             print(f"\n{problem}: {seeds} seeds, {outer_steps} outer steps; {time.perf_counter() - start:.0f} s")
             print("".join(f"{head:{'<' if not head else '>'}{w}}" for head, w in HEADS.items()))
@@ -93,7 +98,7 @@ def main() -> None:
                 print(row(name, score), flush=True)
                 note(run, f"{problem}/{name}", score)
     if not given.quick:
-        draw(scores, given.picture)
+        draw({p: {n: s for n, s in of.items() if not s.refused} for p, of in scores.items()}, given.picture)
         print(f"\npicture: {given.picture}")
 
 

@@ -35,7 +35,7 @@ class Bilevel:
     lr: float  # of the inner steps
     outer_lr: float  # of Adam, which moves phi for all methods
     convex: bool  # whether ell is strongly convex in theta, so that its minimum's gradient exists
-    closed_form: Callable[[], Tensors] | None = None  # dL(theta*(phi_0), phi_0)/dphi, where it is known
+    closed_form: Callable[[Bilevel], Tensors] | None = None  # dL(theta*(phi_0), phi_0)/dphi, where it is known
     parts: int = 1  # into which the data are cut; step j trains on part j modulo this
     part: Callable[[Any, int], Any] = lambda data, i: data  # the i-th of them
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from gimli_core.errors import GimliError
 from tests.benchmarks.bilevel import reference
 from tests.benchmarks.bilevel.methods import METHODS
 from tests.benchmarks.bilevel.problem import Bilevel, Reached, Tensors, descended, gradient, leaves
@@ -31,6 +32,7 @@ class Score:
     seconds: list[float] = field(default_factory=list)  # of the processor, an outer step, the first ones left out
     gradients: float = 0.0  # an outer step's products, in those of one gradient of the inner loss
     peak: int | None = None
+    refused: str = ""  # what a method said that would not go on
 
 
 def installed(names: list[str]) -> list[str]:
@@ -72,7 +74,13 @@ def race(make: Callable[[int], Bilevel], names: list[str], outer_steps: int, see
         for k in range(outer_steps):
             for name, run in runs.items():
                 score, start = scores[name], time.process_time()
-                reached = next(run)
+                if score.refused:
+                    continue
+                try:
+                    reached = next(run)
+                except GimliError as refusal:
+                    score.refused = f"seed {seed}, outer step {k}: {refusal}"
+                    continue
                 if k > 0:  # the first one checks and measures
                     score.seconds.append(time.process_time() - start)
                 score.losses[-1].append(judged(problem, reached))
@@ -81,7 +89,8 @@ def race(make: Callable[[int], Bilevel], names: list[str], outer_steps: int, see
                     if minimum is not None:
                         score.of_minimum.append(error(reached.gradient, minimum))
         if seed == 0:
-            for name, run in runs.items():
+            for name in (n for n in names if not scores[n].refused):
+                run = runs[name]
                 scores[name].gradients = flops(partial(next, run)) / of_a_gradient(problem)
     return scores
 

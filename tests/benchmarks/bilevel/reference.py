@@ -28,9 +28,9 @@ def of_minimum(problem: Bilevel) -> Tensors | None:
     """dL(theta*(phi), phi)/dphi at phi_0, where ell is convex: its closed form, or by Newton's steps and SciPy's CG."""
     if not problem.convex:
         return None
-    if problem.closed_form is not None:
-        return problem.closed_form()
     problem = problem.to(torch.float64)
+    if problem.closed_form is not None:
+        return problem.closed_form(problem)
     phi, theta = leaves(problem.phi_0), leaves(descended(problem, problem.phi_0))
     for _ in range(NEWTON):
         G = gradient(problem.ell(theta, phi), theta, create_graph=True)

@@ -28,8 +28,31 @@ function fmt(x) {
   else if (text.includes(".")) text = text.replace(/\.?0+$/, "");
   return (Number(x) === 0 ? "0" : text).replace(/-/g, "−");
 }
-// Names such as B_j, θ_j₊₁ and L_val with real subscripts, as text nodes and sub elements.
-const typeset = (text) => text.split(/((?<![\p{L}\p{N}_])d?\p{L}_[\p{L}\p{N}]+(?:₊₁)?(?![\p{L}\p{N}_]))/u).filter(Boolean).map((part) => { const found = /^(d?\p{L})_([^_]+)$/u.exec(part); return found ? [found[1], h("sub", null, found[2].replace("₊₁", "+1"))] : part; }).flat();
+// A number on the stage: four digits at most.
+function brief(x, most = 4) {
+  const kept = digits;
+  digits = Math.min(digits, most);
+  const text = fmt(x);
+  digits = kept;
+  return text;
+}
+// Numbers that must add up before the reader's eyes: as many digits as it takes for the rounded ones to do so.
+// parts: lists of equal length whose sums are `sums`. Returns how to print a number of the i-th sum.
+function addingUp(sums, parts) {
+  const prints = sums.map((sum, i) => oneSum(value(sum), parts.map((p) => value(p[i]))));
+  return (x, i = 0) => prints[i](x);
+}
+function oneSum(sum, terms) {
+  const peak = Math.max(...[sum, ...terms].map(Math.abs));
+  if (!(peak > 0) || !Number.isFinite(peak)) return fmt;
+  const magnitude = Math.floor(Math.log10(peak)), power = magnitude < -4 || magnitude > 6 ? magnitude : 0; // 1.2e10 rather than ten digits
+  const first = Math.max(0, (digits > 12 ? 12 : Math.min(digits, 5)) - 1 - magnitude + power), scaled = (x) => x / 10 ** power, whole = (x, d) => BigInt(scaled(x).toFixed(d).replace(".", ""));
+  for (let d = first; d <= first + 10; d++) {
+    if (whole(sum, d) === terms.reduce((t, x) => t + whole(x, d), 0n)) return (x) => (x === 0 ? "0" : scaled(x).toFixed(d).replace(/^-(?=0\.?0*$)/, "").replace("-", "−") + (power ? `e${power}`.replace("-", "−") : ""));
+  }
+  return fmt;
+}
+const vectorText = (xs, print = (x) => brief(x)) => (xs.length === 1 ? print(xs[0], 0) : `(${xs.map((x, i) => print(x, i)).join(", ")})`);
 const value = (x) => (typeof x === "number" ? x : NaN);
 const subscript = (j) => String(j).replace(/\d/g, (d) => "₀₁₂₃₄₅₆₇₈₉"[d]);
 const bytes = (n) => (n < 1024 ? `${n} B` : n < 1048576 ? `${(n / 1024).toPrecision(3)} KiB` : n < 1073741824 ? `${(n / 1048576).toPrecision(3)} MiB` : `${(n / 1073741824).toPrecision(3)} GiB`);
@@ -50,3 +73,13 @@ const find = (line, j) => E.line.findIndex((l, i) => l === line && E.j[i] === j 
 const findAny = (line, j) => { const at = find(line, j); return at >= 0 ? at : E.line.findIndex((l, i) => l === line && E.j[i] === j); };
 const sides = (i) => (E.line[i] === 16 ? "the end" : backward(i) ? "backward" : "forward");
 const place = (i) => `Line ${E.line[i]} · ${E.line[i] === 16 ? "the result" : "step " + E.j[i]} · ${sides(i)}`;
+const position = (index, shape) => {
+  const out = [];
+  for (let d = shape.length - 1; d >= 0; d--) { out.unshift(index % shape[d]); index = Math.floor(index / shape[d]); }
+  return `[${out.join(", ")}]`;
+};
+const FEW = 40; // parameters, up to which every entry has a name here
+const entryNames = D.parameters <= FEW ? D.tensors.flatMap((t) => Array.from({ length: t.shape.reduce((a, b) => a * b, 1) }, (_, k) => (t.shape.length ? t.name + position(k, t.shape) : t.name))) : [];
+const leafName = (leaf) => leaf.label.replace(/^phi_(opt|loss)\['?/, "").replace(/'?\]$/, "").replace(/'\]\['/g, ", ");
+const single = (x, k = 0) => (!x ? null : x.v ? x.v[k] : x.n);
+const reduced = matchMedia("(prefers-reduced-motion: reduce)");

@@ -48,7 +48,7 @@ function ticksBetween(low, high, middle) {
 }
 const SERIES = ["--negative", "--positive", "--forward", "--backward", "--third", "--fourth"];
 // Curves over j with a cursor that follows the run. series: [[label, numbers]], bars: draw the first as bars.
-function curves({ series, log, x = "step j", bars = false, height = 190, cursor = true, description = "", offset = 0 }) {
+function curves({ series, log, x = "step j", y = "", xs = null, bars = false, height = 190, cursor = true, description = "", offset = 0 }) {
   const W = 520, H = height, left = 62, right = 10, top = 10, bottom = 26;
   const all = series.flatMap(([, v]) => v).map(value).filter(Number.isFinite);
   const length = Math.max(...series.map(([, v]) => v.length), 2);
@@ -71,21 +71,31 @@ function curves({ series, log, x = "step j", bars = false, height = 190, cursor 
     const colour = `var(${SERIES[n % SERIES.length]})`;
     if (bars && n === 0) {
       const w = Math.max(1, ((W - left - right) / length) * 0.7);
-      values.forEach((v, i) => { if (typeof v === "number") parts.push(s("rect", { x: X(i + offset) - w / 2, y: Math.min(Y(v), Y(0)), width: w, height: Math.max(0.5, Math.abs(Y(v) - Y(0))), rx: 1, fill: `var(--${v < 0 ? "negative" : "positive"})`, "data-j": i + offset })); });
+      values.forEach((v, i) => { if (typeof v === "number") parts.push(s("rect", { x: X(i + offset) - w / 2, y: Math.min(Y(v), Y(0)), width: w, height: Math.max(0.5, Math.abs(Y(v) - Y(0))), rx: 1, fill: `var(--${v < 0 ? "negative" : "positive"})`, "data-j": i + offset }, s("title", null, `step ${i + offset}: ${fmt(v)}`))); });
       return;
     }
     let path = "", pen = "M";
     values.forEach((v, i) => { if (typeof v === "number") { path += `${pen}${X(i + offset).toFixed(1)} ${Y(v).toFixed(1)}`; pen = "L"; } else pen = "M"; });
     parts.push(s("path", { d: path, fill: "none", stroke: bars ? "var(--ink)" : colour, "stroke-width": 2, "stroke-linejoin": "round", "stroke-dasharray": n > 3 ? "4 3" : null }));
-    if (length <= 40) values.forEach((v, i) => { if (typeof v === "number") parts.push(s("circle", { cx: X(i + offset), cy: Y(v), r: 2.6, fill: bars ? "var(--ink)" : colour })); });
+    if (length <= 40) values.forEach((v, i) => { if (typeof v === "number") parts.push(s("circle", { cx: X(i + offset), cy: Y(v), r: 2.6, fill: bars ? "var(--ink)" : colour }, s("title", null, `${x.replace(/^step j$/, "step")} ${i + offset}: ${fmt(v)}`))); });
   });
   const ticks = length <= 16 ? 1 : Math.ceil(length / 10);
-  for (let i = 0; i < length; i += ticks) parts.push(s("text", { x: X(i + offset), y: H - 8, "text-anchor": "middle" }, i + offset));
-  parts.push(s("text", { x: W - right, y: H + 6, "text-anchor": "end" }, x));
+  for (let i = 0; i < length; i += ticks) parts.push(s("text", { x: X(i + offset), y: H - 8, "text-anchor": "middle" }, xs ? brief(xs[i], 2) : i + offset));
+  parts.push(s("text", { x: W - right, y: H + 6, "text-anchor": "end" }, `${x}${log ? ", logarithmic" : signed ? ", upright: signed logarithm" : ""}`));
+  if (y) parts.push(s("text", { x: 0, y: top + (H - top - bottom) / 2, style: { fill: "var(--ink)" } }, y));
   const at = cursor ? s("line", { class: "cursor", y1: top, y2: H - bottom, x1: -9, x2: -9 }) : null;
   const svg = s("svg", { viewBox: `0 0 ${W} ${H + 10}`, role: "img", "aria-label": description }, at, ...parts);
   svg.move = (j) => { if (at) { const p = j >= offset && j < offset + length ? X(j) : -9; at.setAttribute("x1", p); at.setAttribute("x2", p); } };
   return svg;
+}
+// Bars side by side, for entries that are not related to their neighbours.
+function barChart({ series, labels, x, y, description }) {
+  const W = 520, H = 240, left = 62, right = 10, top = 10, bottom = 46, all = series.flatMap(([, v]) => v).filter(Number.isFinite), low = Math.min(0, ...all), high = Math.max(0, ...all);
+  const X = (k) => left + (k / labels.length) * (W - left - right), Y = (v) => top + ((high - v) / (high - low || 1)) * (H - top - bottom), w = ((W - left - right) / labels.length) * 0.8 / series.length;
+  const marks = ticksBetween(low, high).map((v) => [s("line", { class: "axis", x1: left, x2: W - right, y1: Y(v), y2: Y(v) }), s("text", { x: left - 6, y: Y(v) + 4, "text-anchor": "end" }, String(Number(v.toPrecision(2))).replace("-", "−"))]).flat();
+  const bars = series.flatMap(([label, values], n) => values.map((v, k) => s("rect", { x: X(k) + n * w + 2, y: Math.min(Y(v), Y(0)), width: w, height: Math.max(0.5, Math.abs(Y(v) - Y(0))), fill: `var(${SERIES[n % SERIES.length]})` }, s("title", null, `${label}, ${labels[k]}: ${fmt(v)}`))));
+  const names = labels.map((text, k) => (k % Math.ceil(labels.length / 16) === 0 ? s("text", { x: X(k + 0.5), y: H - bottom + 14, "text-anchor": "end", transform: `rotate(-35 ${X(k + 0.5)} ${H - bottom + 14})`, style: { fontSize: "10px" } }, text) : null));
+  return s("svg", { viewBox: `0 0 ${W} ${H + 10}`, role: "img", "aria-label": description }, ...marks, ...bars, ...names.filter(Boolean), s("text", { x: W - right, y: H + 8, "text-anchor": "end" }, x), y ? s("text", { x: 0, y: top + (H - top - bottom) / 2, style: { fill: "var(--ink)" } }, y) : null);
 }
 function legend(series, current) {
   return h("ul", { class: "legend" }, ...series.map(([label, values], n) => h("li", null, h("i", { style: { background: `var(${SERIES[n % SERIES.length]})` } }), ...typeset(label), current === undefined || values[current] === undefined || values[current] === null ? null : h("span", { class: "value" }, " ", fmt(values[current])))));

@@ -1,4 +1,4 @@
-"""The methods by name, with the package that each needs."""
+"""The methods by name, with the package or module that each needs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from tests.benchmarks.bilevel.problem import Method
 METHODS: dict[str, tuple[Method, str]] = {
     "ours, unrolled": (ours.unrolled, "torch"),
     "ours, budget": (ours.budgeted, "torch"),
+    "ours, implicit": (ours.implicit, "gimli_core.implicit"),
     "torchopt": (torchopt.unrolled, "torchopt"),
     "higher": (higher.unrolled, "higher"),
     "fixed point": (fixed_point.fixed_point, "torch"),

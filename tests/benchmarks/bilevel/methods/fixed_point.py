@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import torch
 
-from tests.benchmarks.bilevel.methods.implicit import ITERATIONS, Product, by_solving
+from tests.benchmarks.bilevel.methods import implicit
+from tests.benchmarks.bilevel.methods.implicit import Product, by_solving
 from tests.benchmarks.bilevel.problem import Bilevel, Reached, Tensors
 
 
@@ -21,7 +22,7 @@ def fixed_point(problem: Bilevel) -> Iterator[Reached]:
 
     def solve(product: Product, b: Tensors) -> Tensors:
         v = {k: torch.zeros_like(x) for k, x in b.items()}
-        for _ in range(ITERATIONS):
+        for _ in range(implicit.ITERATIONS):
             Hv = product(v)
             v = {k: v[k] - lr * Hv[k] + b[k] for k in b}
         return {k: lr * x for k, x in v.items()}  # ∂Φ/∂phi = −lr ∂²ell/∂theta∂phi

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tests.benchmarks.bilevel.methods.implicit import ITERATIONS, Product, by_solving
+from tests.benchmarks.bilevel.methods import implicit
+from tests.benchmarks.bilevel.methods.implicit import Product, by_solving
 from tests.benchmarks.bilevel.problem import Bilevel, Reached, Tensors
 
 TOLERANCE = 1e-5
@@ -26,7 +27,7 @@ def plus(a: Tensors, scale: Tensor, b: Tensors) -> Tensors:
     return {k: x + scale * b[k] for k, x in a.items()}
 
 
-def solve(product: Product, b: Tensors, iterations: int = ITERATIONS) -> Tensors:
+def solve(product: Product, b: Tensors, iterations: int) -> Tensors:
     """Conjugate gradients from 0 on H·H, as jax.scipy.sparse.linalg.cg runs them."""
     r = product(b)
     v, p, rr = {k: torch.zeros_like(x) for k, x in r.items()}, r, dot(r, r)
@@ -43,4 +44,4 @@ def solve(product: Product, b: Tensors, iterations: int = ITERATIONS) -> Tensors
 
 
 def normal_cg(problem: Bilevel) -> Iterator[Reached]:
-    return by_solving(problem, solve)
+    return by_solving(problem, lambda product, b: solve(product, b, implicit.ITERATIONS))

@@ -55,4 +55,4 @@ def hyper_cleaning(
         f"cleaning {net} {noise}", train_loss, val_loss, {"weights": torch.zeros(count)}, lambda phi: theta_0,
         (x[:count], labels, slice(None)), (x[count:], y[count:], slice(None)), steps, lr=LR, outer_lr=1.0,
         convex=net == "linear", parts=PARTS, part=part,
-    )  # fmt: skip
+    ).to(torch.float32)  # fmt: skip

@@ -38,4 +38,4 @@ def omniglot(seed: int, data: Path, tasks: int = 4, width: int = 8, steps: int =
     return Bilevel(
         "omniglot", train_loss, val_loss, work.theta_0, start, (x[0], y[0]), work.val, steps,
         lr=0.4, outer_lr=0.03, convex=False,
-    )  # fmt: skip
+    ).to(torch.float32)  # fmt: skip

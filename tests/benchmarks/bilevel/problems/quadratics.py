@@ -33,9 +33,10 @@ def quadratics(seed: int, size: int = SIZE, steps: int = 100) -> Bilevel:
     def val_loss(theta: Tensors, phi: Tensors, t: Tensor) -> Tensor:
         return ((theta["w"] - t) ** 2).sum() / 2 + DECAY * (phi["x"] ** 2).sum() / 2
 
-    def closed_form() -> Tensors:
-        away = torch.linalg.solve(A, B @ phi + c) - t
-        return {"x": B.T @ torch.linalg.solve(A, away) + DECAY * phi}
+    def closed_form(problem: Bilevel) -> Tensors:
+        (A, B, c), t, x = problem.train, problem.val, problem.phi_0["x"]
+        away = torch.linalg.solve(A, B @ x + c) - t
+        return {"x": B.T @ torch.linalg.solve(A, away) + DECAY * x}
 
     return Bilevel(
         "quadratics", train_loss, val_loss, {"x": phi}, lambda phi: {"w": torch.zeros(size, 1, dtype=torch.float64)},

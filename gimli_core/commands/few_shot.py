@@ -1,0 +1,82 @@
+"""`gimli few-shot`: train a method of few-shot learning, evaluate it, and hold it against its paper."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from gimli_core.errors import ArgumentError, explain, printable
+from gimli_core.few_shot.data.images import LabelledImages
+from gimli_core.few_shot.data.reading import KINDS, read
+from gimli_core.few_shot.experiment import Experiment, Options, Outcome, read_outcome
+from gimli_core.few_shot.networks import NETWORKS
+from gimli_core.few_shot.recipes import RECIPES
+from gimli_core.few_shot.table import save
+
+__all__ = ["add_arguments", "run"]
+
+TABLE = "table"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `gimli few-shot`."""
+    said = "a method, or `table`: run all whose result is missing, and write the table"
+    parser.add_argument("method", metavar="METHOD", choices=[*RECIPES, TABLE], help=f"{said}: {', '.join(RECIPES)}")
+    parser.add_argument(
+        "--data", metavar="PATH",
+        help="an .npz, the folder of a published set, a folder of folders of images; scikit-learn's digits by default",
+    )  # fmt: skip
+    parser.add_argument("--kind", choices=list(KINDS), help="how to read --data; by default what it looks like")
+    parser.add_argument("--split", help="vinyals, ravi, cifar-fs, own or random; by default the data's own")
+    parser.add_argument("--way", type=int, default=5, help="classes of a task (%(default)s)")
+    parser.add_argument("--shot", type=int, default=1, help="images of each class that are shown (%(default)s)")
+    parser.add_argument("--queries", type=int, default=5, help="images of each class that are asked (%(default)s)")
+    parser.add_argument(
+        "--rotations",
+        action=argparse.BooleanOptionalAction,
+        help="turned classes as classes; of grey images by default",
+    )
+    parser.add_argument("--train-way", type=int, help="classes of a task in training")
+    parser.add_argument("--train-shot", type=int, help="images of each class that are shown in training")
+    parser.add_argument("--tasks", type=int, help="tasks in a meta-batch")
+    parser.add_argument("--steps", type=int, help="outer steps")
+    parser.add_argument("--rate", type=float, help="of the outer optimizer")
+    parser.add_argument("--network", choices=list(NETWORKS))
+    parser.add_argument("--filters", type=int, help="of the network's convolutions")
+    parser.add_argument("--episodes", type=int, default=600, help="held-out episodes of the evaluation (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of networks and episodes (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("gimli_few_shot"), metavar="FOLDER",
+        help="where checkpoints, logs and results go; a killed run goes on from there (%(default)s)",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 when trained and evaluated."""
+    torch.set_num_threads(1)  # tasks are small: more threads gain little, and lose much to any other load
+    if arguments.rate is not None and not 0 < arguments.rate < float("inf"):
+        raise ArgumentError(explain("--rate", "a number above 0", str(arguments.rate), "Choose another."))
+    options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
+    data = read(arguments.data, arguments.kind)
+    if arguments.method != TABLE:
+        print(printable(_outcome(arguments.method, data, options, arguments.out)))
+        return 0
+    # Everything is built once before anything is trained: what is wrong shows at once.
+    for name in RECIPES:
+        Experiment(name, data, options)
+    outcomes = []
+    for name in RECIPES:
+        done = arguments.out / name / "result.json"
+        outcomes.append(read_outcome(done) if done.is_file() else _outcome(name, data, options, arguments.out))
+        print(printable(outcomes[-1]), flush=True)
+    for path in save(outcomes, arguments.out):
+        print(printable(f"written: {path}"))
+    return 0
+
+
+def _outcome(name: str, data: LabelledImages, options: Options, out: Path) -> Outcome:
+    experiment = Experiment(name, data, options)
+    return experiment.run(out / name, progress=True)

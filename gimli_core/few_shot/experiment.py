@@ -1,0 +1,195 @@
+"""One experiment: data, protocol, training by the outer loop, evaluation, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.few_shot.data.images import LabelledImages, parts_of
+from gimli_core.few_shot.episodes import Episodes, EpisodeSampler, check_count, with_rotations
+from gimli_core.few_shot.figures import PAPERS, figure_of
+from gimli_core.few_shot.method import Estimator, Evaluation, Method, evaluate
+from gimli_core.few_shot.model_based.mann import Mann
+from gimli_core.few_shot.networks import NETWORKS
+from gimli_core.few_shot.protocol import Protocol
+from gimli_core.few_shot.recipes import RECIPES, Recipe, Setting
+from gimli_core.memory.whole_file import writing
+from gimli_core.outer_loop.outer_loop import OuterLoop
+
+__all__ = ["Experiment", "Options", "Outcome", "read_outcome"]
+
+TRAINING, VALIDATION, TEST = 0, 1, 2  # streams of episodes
+TEST_TASKS = 10  # run together
+VALIDATIONS, VALIDATION_EPISODES = 8, 60
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be asked besides the method; None takes the recipe's."""
+
+    way: int = 5
+    shot: int = 1
+    queries: int = 5
+    split: str | None = None
+    rotations: bool | None = None
+    train_way: int | None = None
+    train_shot: int | None = None
+    tasks: int | None = None
+    steps: int | None = None
+    rate: float | None = None
+    network: str | None = None
+    filters: int | None = None
+    episodes: int = 600
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out, as a file holds it."""
+
+    method: str
+    accuracy: Evaluation
+    paper: str  # its figure, or why there is none
+    protocol: Protocol
+    differences: tuple[str, ...]  # of the protocol from the paper's
+    by_instance: tuple[float, ...] = ()  # MANN's
+
+    def __str__(self) -> str:
+        lines = [f"{self.method}: {self.accuracy}; the paper: {self.paper}", "protocol:", str(self.protocol)]
+        if self.by_instance:
+            lines.append("right at the 1st, 2nd, … row of a class: " + " ".join(f"{x:.1f}" for x in self.by_instance))
+        if self.differences:
+            lines += ["differs from the paper's in", *(f"  {line}" for line in self.differences)]
+        return "\n".join(lines)
+
+    def save(self, path: Path) -> None:
+        """As JSON; whole or not at all."""
+        held = {**asdict(self), "accuracy": self.accuracy._asdict()}
+        with writing("--out", path) as file:
+            file.write(json.dumps(held, indent=1).encode())
+
+
+def read_outcome(path: Path) -> Outcome:
+    """What `save` wrote. Raises ArgumentError."""
+    try:
+        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return Outcome(
+            held["method"], Evaluation(**held["accuracy"]), held["paper"], Protocol(**held["protocol"]),
+            tuple(held["differences"]), tuple(held["by_instance"]),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(explain(str(path), "a result of `gimli few-shot`", str(error), "Remove it.")) from None
+
+
+class Experiment:
+    """A method on a data set: everything is checked and built here, before any training.
+
+    Args:
+        name: of the method, one of `RECIPES`.
+        data: the images.
+        options: what differs from the recipe.
+
+    Raises:
+        ArgumentError: an unknown name, a split without classes, classes that are too small, numbers below 1.
+    """
+
+    def __init__(self, name: str, data: LabelledImages, options: Options | None = None) -> None:
+        options = options or Options()
+        if name not in RECIPES:
+            raise ArgumentError(explain("METHOD", listing(RECIPES), repr(name), "Choose one of them."))
+        for field in ("way", "shot", "queries", "train_way", "train_shot", "tasks", "steps", "filters", "episodes"):
+            if (value := getattr(options, field)) is not None:
+                least = 2 if field in ("way", "train_way", "episodes") else 1
+                check_count(f"--{field.replace('_', '-')}", value, least)
+        if options.network is not None and options.network not in NETWORKS:
+            raise ArgumentError(explain("--network", listing(NETWORKS), repr(options.network), "Choose one of them."))
+        recipe = RECIPES[name]
+        quick = data.name == "digits"
+        self.name, self.recipe, self.options = name, recipe, options
+        self.steps = options.steps or (recipe.quick_steps if quick else recipe.steps)
+        split, parts = parts_of(data, options.split or data.split)
+        drawings = data.images.shape[1] == 1
+        rotations = drawings if options.rotations is None else options.rotations
+        in_test = rotations and not quick  # the digits' test is on the upright ones
+        sources = {
+            "train": self._source(data.part(parts, "train"), recipe, rotations, TRAINING),
+            "test": self._source(data.part(parts, "test"), recipe, in_test, TEST),
+        }
+        if (parts == 1).any():
+            sources["val"] = self._source(data.part(parts, "val"), recipe, in_test, VALIDATION)
+        self.training, self.test, self.validation = sources["train"], sources["test"], sources.get("val")
+        network, filters = options.network or recipe.network, options.filters or (32 if quick or not drawings else 64)
+        channels, size = data.images.shape[1], data.images.shape[-1]
+        setting = Setting(channels, size, options.way, network, filters, self.steps)
+        torch.manual_seed(options.seed)
+        self.method: Method = recipe.make(setting)
+        sampler = self.training.sampler
+        self.protocol = Protocol(
+            "omniglot" if data.name.startswith("omniglot") else data.name, split, sampler.way, sampler.shot,
+            options.way, options.shot, options.queries,
+            ("training and test" if in_test else "training") if rotations else "none", recipe.batch_norm,
+            f"{network}, {filters} filters", recipe.adaptation(setting),
+            f"{self.steps} meta-batches of {sampler.tasks} tasks",
+        )  # fmt: skip
+
+    def _source(self, rows: tuple[torch.Tensor, torch.Tensor], recipe: Recipe, turned: bool, stream: int) -> Episodes:
+        images, labels = with_rotations(*rows) if turned else rows
+        options, training = self.options, stream == TRAINING
+        way = (options.train_way or recipe.train_way or options.way) if training else options.way
+        shot = (options.train_shot or recipe.train_shot or options.shot) if training else options.shot
+        if training and options.train_way is None:
+            way = min(way, int(labels.max()) + 1)  # a recipe's, not asked for
+        tasks = (options.tasks or recipe.tasks) if training else TEST_TASKS
+        queries = recipe.queries if training else options.queries
+        seed = 3 * options.seed + stream
+        return Episodes(images, EpisodeSampler(labels, way=way, shot=shot, queries=queries, tasks=tasks, seed=seed))
+
+    def run(self, out: Path | None = None, progress: bool = False) -> Outcome:
+        """Train, or go on where a killed training was; evaluate; the outcome, also as `out/result.json`."""
+        loop = self.loop(out, progress)
+        loop.run()
+        return self.outcome(out)
+
+    def loop(self, out: Path | None = None, progress: bool = False) -> OuterLoop:
+        """The training, not begun."""
+        recipe, options = self.recipe, self.options
+        rate = options.rate or recipe.rate
+        learned = [leaf for leaf in self.method.parameters() if leaf.requires_grad]
+        kind = torch.optim.SGD if recipe.optimizer == "sgd" else torch.optim.Adam
+        optimizer = kind(learned, lr=rate)
+        scheduler: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        if recipe.schedule == "linear":
+            scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.steps)
+        return OuterLoop(
+            Estimator(self.method, f"seed {options.seed}: {self.protocol}"), self.training, optimizer,
+            steps=self.steps, scheduler=scheduler, clip=recipe.clip, seed=options.seed, out=out, progress=progress,
+            evaluate=None if self.validation is None else self._validated,
+            evaluate_every=None if self.validation is None else max(1, self.steps // VALIDATIONS),
+        )  # fmt: skip
+
+    def _validated(self, step: int) -> Mapping[str, float]:
+        assert self.validation is not None
+        return {"validation accuracy": evaluate(self.method, self.validation, VALIDATION_EPISODES).mean}
+
+    def outcome(self, out: Path | None = None) -> Outcome:
+        """The evaluation on held-out classes."""
+        accuracy = evaluate(self.method, self.test, self.options.episodes)
+        figure = figure_of(self.name, self.protocol.data, self.options.way, self.options.shot)
+        paper = PAPERS.get(self.name) if figure is not None else None
+        instances: tuple[float, ...] = ()
+        if isinstance(self.method, Mann):
+            batches = [self.method.by_instance(self.test(n)) for n in range(self.options.episodes // TEST_TASKS)]
+            instances = tuple(sum(each) / len(each) for each in zip(*batches, strict=True))
+        outcome = Outcome(
+            self.name, accuracy, "says nothing of this setting" if figure is None else str(figure), self.protocol,
+            () if paper is None else tuple(self.protocol.differences(paper)), instances,
+        )  # fmt: skip
+        if out is not None:
+            outcome.save(out / "result.json")
+        return outcome

@@ -1,0 +1,65 @@
+"""Relation network: Sung et al. 2018, "Learning to compare: relation network for few-shot learning"."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from gimli_core.few_shot.episodes import Episode
+from gimli_core.few_shot.method import Method
+from gimli_core.few_shot.metric_based.embedding import class_means, embedded
+from gimli_core.few_shot.networks.parts import batch_norm, convolution
+
+__all__ = ["Relation", "feature_maps"]
+
+
+class Relation(Method):
+    """A learned comparison: r_k = g([C(support of k), C(x)]) in (0, 1), and the loss Σ_k (r_k - [y = k])².
+
+    C is the sum over the support of a class of its feature maps, as in the paper. No inner loop: J = 0 of Algorithm 1.
+
+    Args:
+        channels, size: of the pictures.
+        filters: of all convolutions; 64 in the paper.
+        hidden: of the last layers; 8 in the paper.
+        statistics: of batch norm.
+    """
+
+    def __init__(self, channels: int, size: int, filters: int = 64, hidden: int = 8, statistics: str = "batch") -> None:
+        super().__init__()
+        self.maps, size = feature_maps(channels, size, filters, statistics)
+        compare: list[nn.Module] = []
+        for channels in (2 * filters, filters):
+            compare += [convolution(channels, filters), batch_norm(filters, statistics), nn.ReLU()]
+            if size > 1:
+                compare.append(nn.MaxPool2d(2))
+            size = max(size // 2, 1)
+        last = [nn.Linear(filters * size * size, hidden), nn.ReLU(), nn.Linear(hidden, 1), nn.Sigmoid()]
+        self.compare = nn.Sequential(*compare, nn.Flatten(), *last)
+
+    def loss(self, episode: Episode) -> Tensor:
+        scores = self.predict(episode.support_x, episode.support_y, episode.query_x)
+        return (scores - one_hot(episode.query_y).to(scores.dtype)).square().mean()
+
+    def predict(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        shown, asked = embedded(self.maps, support_x, query_x)
+        shots = one_hot(support_y).sum(1).to(shown.dtype)
+        of_class = class_means(shown, support_y) * shots[..., None, None, None]
+        tasks, way, queries = *of_class.shape[:2], asked.shape[1]
+        shape = (tasks, queries, way, *asked.shape[2:])
+        pairs = torch.cat([of_class[:, None].expand(shape), asked[:, :, None].expand(shape)], 3)
+        scores: Tensor = self.compare(pairs.flatten(0, 2)).view(tasks, queries, way)
+        return scores
+
+
+def feature_maps(channels: int, size: int, filters: int, statistics: str) -> tuple[nn.Sequential, int]:
+    """(four convolutions of which the first two are followed by pooling, the size of the maps)."""
+    layers: list[nn.Module] = []
+    for number in range(4):
+        layers += [convolution(channels, filters), batch_norm(filters, statistics), nn.ReLU()]
+        if number < 2 and size > 1:
+            layers.append(nn.MaxPool2d(2))
+            size //= 2
+        channels = filters
+    return nn.Sequential(*layers), size

@@ -1,0 +1,31 @@
+"""What the networks are made of: batch norm of two kinds, heads, and the sizes of feature maps."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from gimli_core.errors import ArgumentError, explain, listing
+
+__all__ = ["STATISTICS", "batch_norm", "convolution", "head"]
+
+STATISTICS = ("batch", "running")
+
+
+def batch_norm(channels: int, statistics: str) -> nn.BatchNorm2d:
+    """Batch norm with statistics of the batch at hand always, or running ones in the test."""
+    if statistics not in STATISTICS:
+        raise ArgumentError(explain("statistics", listing(STATISTICS), repr(statistics), "Choose one of them."))
+    return nn.BatchNorm2d(channels, track_running_stats=statistics == "running")
+
+
+def convolution(channels: int, filters: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A convolution that a batch norm follows: without a bias, which that would take away.
+
+    With one, its gradient would be rounding noise, and an inner Adam would make steps of it.
+    """
+    return nn.Conv2d(channels, filters, size, stride, padding=size // 2, bias=False)
+
+
+def head(features: int, outputs: int | None) -> list[nn.Module]:
+    """A flat embedding, or a linear layer on it."""
+    return [nn.Flatten()] + ([nn.Linear(features, outputs)] if outputs else [])

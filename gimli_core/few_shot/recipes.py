@@ -1,0 +1,167 @@
+"""One recipe a method: how it is built for some pictures, and how it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from gimli_core.few_shot.gradient_based.anil import Anil
+from gimli_core.few_shot.gradient_based.fomaml import Fomaml
+from gimli_core.few_shot.gradient_based.lstm import LstmMetaLearner
+from gimli_core.few_shot.gradient_based.maml import Maml
+from gimli_core.few_shot.gradient_based.maml_pp import MamlPlusPlus
+from gimli_core.few_shot.gradient_based.meta_sgd import MetaSgd
+from gimli_core.few_shot.gradient_based.reptile import Reptile
+from gimli_core.few_shot.method import Method
+from gimli_core.few_shot.metric_based.matching import Matching
+from gimli_core.few_shot.metric_based.prototypical import Prototypical
+from gimli_core.few_shot.metric_based.relation import Relation
+from gimli_core.few_shot.metric_based.siamese import Siamese
+from gimli_core.few_shot.model_based.mann import Mann
+from gimli_core.few_shot.model_based.metanet import MetaNet
+from gimli_core.few_shot.networks import NETWORKS
+
+__all__ = ["RECIPES", "Recipe", "Setting"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is built for.
+
+    Args:
+        channels, size: of the pictures.
+        way: classes of a task.
+        network: one of `NETWORKS`.
+        filters: of its convolutions, where it has that option.
+        outer_steps: of the training, for what is annealed over it.
+    """
+
+    channels: int
+    size: int
+    way: int
+    network: str
+    filters: int
+    outer_steps: int
+
+    @property
+    def colour(self) -> bool:
+        """Photographs rather than drawings: smaller inner rates, more inner steps."""
+        return self.channels == 3
+
+    def learner(self) -> nn.Module:
+        """A network with `way` outputs, normalised by the batch at hand always."""
+        return NETWORKS[self.network](self.channels, self.size, self.way, statistics="batch", **self._options())
+
+    def embedding(self, statistics: str = "running") -> tuple[nn.Module, int]:
+        """A network without outputs, and how many features it gives."""
+        network = NETWORKS[self.network](self.channels, self.size, statistics=statistics, **self._options())
+        with torch.no_grad():
+            features = network.eval()(torch.zeros(2, self.channels, self.size, self.size)).shape[1]
+        # The kernels of a processor are faster on channels that lie together.
+        return network.train().to(memory_format=torch.channels_last), features  # type: ignore[call-overload]
+
+    def _options(self) -> dict[str, int]:
+        return {"filters": self.filters} if "conv" in self.network or self.network == "vgg" else {}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method is built and trained.
+
+    Args:
+        make: the method for a setting.
+        network: by default.
+        batch_norm: in the test, "batch" or "running".
+        adaptation: of a setting, said in the protocol.
+        tasks, queries: a meta-batch's, in training.
+        train_way, train_shot: None for those of the test.
+        steps: outer steps; `quick_steps` on the digits.
+        rate: of the outer Adam; `optimizer="sgd"` for SGD.
+        schedule: of the rate, "cosine" or "linear", down to 0 at the end.
+        clip: the largest norm of an outer gradient.
+    """
+
+    make: Callable[[Setting], Method]
+    network: str = "conv4"
+    batch_norm: str = "running"
+    adaptation: Callable[[Setting], str] = lambda setting: "none"
+    tasks: int = 1
+    queries: int = 5
+    train_way: int | None = None
+    train_shot: int | None = None
+    steps: int = 4000
+    quick_steps: int = 150
+    rate: float = 1e-3
+    optimizer: str = "adam"
+    schedule: str = "cosine"
+    clip: float | None = None
+
+
+def _inner(setting: Setting, drawing: int = 1) -> tuple[int, int]:
+    """Inner steps in training and in the test, as in MAML."""
+    return (5, 10) if setting.colour else (drawing, 3)
+
+
+def _steps_said(setting: Setting) -> str:
+    trained, tested = _inner(setting)
+    return f"{trained} step{'s' * (trained > 1)} in training, {tested} in the test"
+
+
+def _adapting(kind: Callable[..., Method], drawing_rate: float, colour_rate: float) -> Callable[[Setting], Method]:
+    def make(setting: Setting) -> Method:
+        steps, test_steps = _inner(setting)
+        rate = colour_rate if setting.colour else drawing_rate
+        return kind(setting.learner(), lr=rate, steps=steps, test_steps=test_steps)
+
+    return make
+
+
+def _maml_pp(setting: Setting) -> Method:
+    tenth = setting.outer_steps // 10
+    lr = 0.01 if setting.colour else 0.1
+    return MamlPlusPlus(setting.learner(), lr=lr, steps=5, anneal=setting.outer_steps // 2, first_order=tenth)
+
+
+def _matching(setting: Setting) -> Method:
+    return Matching(setting.embedding()[0])
+
+
+def _siamese(setting: Setting) -> Method:
+    return Siamese(*setting.embedding())
+
+
+GRADIENT = Recipe(
+    _adapting(Maml, 0.4, 0.01), "strided-conv4", "batch", _steps_said, tasks=8, queries=5, steps=3000, clip=10.0
+)
+
+RECIPES: Mapping[str, Recipe] = {
+    "maml": GRADIENT,
+    "fomaml": replace(GRADIENT, make=_adapting(Fomaml, 0.4, 0.01)),
+    "reptile": Recipe(
+        lambda s: Reptile(s.learner(), lr=1e-3, steps=5, test_steps=50), "conv4", "batch",
+        lambda s: "5 steps in training, 50 in the test", tasks=5, queries=1, train_shot=9, steps=4000, rate=1.0,
+        optimizer="sgd", schedule="linear",
+    ),
+    "maml++": replace(GRADIENT, make=_maml_pp, network="vgg", adaptation=lambda s: "5 steps", tasks=4, steps=1500,
+                      quick_steps=40),
+    "meta-sgd": replace(GRADIENT, make=_adapting(MetaSgd, 0.4, 0.02)),
+    "anil": replace(GRADIENT, make=_adapting(Anil, 0.4, 0.05)),
+    "lstm": replace(
+        GRADIENT, make=lambda s: LstmMetaLearner(s.learner(), lr=0.02 if s.colour else 0.1, steps=5), tasks=1,
+        adaptation=lambda s: "5 steps", steps=2000, quick_steps=40,
+    ),
+    "siamese": Recipe(_siamese, train_way=20, queries=3),
+    "matching": Recipe(_matching, train_way=20),
+    "relation": Recipe(
+        lambda s: Relation(s.channels, s.size, s.filters, statistics="running"), queries=10, clip=0.5,
+        network="4 + 2 convolutions",
+    ),
+    "prototypical": Recipe(lambda s: Prototypical(s.embedding()[0]), train_way=20),
+    "mann": Recipe(
+        lambda s: Mann(*s.embedding(), way=s.way), network="strided-conv4", tasks=16, queries=9, steps=4000, clip=10.0,
+    ),
+    "metanet": Recipe(lambda s: MetaNet(*s.embedding(), way=s.way), network="strided-conv4", tasks=4, queries=5),
+}  # fmt: skip

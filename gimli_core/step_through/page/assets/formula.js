@@ -1,0 +1,47 @@
+// The formula of the current line, in symbols and with the moment's numbers in it.
+let chosenEntry = 0, options = []; // the entries that can be shown alone: see followOptions
+const own = (line, j) => (OWN[D.rule] && OWN[D.rule][line] ? OWN[D.rule][line](j) : null);
+
+const FORMULAS = {
+  5: (j) => [[plain(sub("G", j), "=", nabla(ell(j)), "(", theta(j), ")")], [plain(ell(j), "(", theta(j), ")", "=", mn(D.loss[j])), ...each([[theta(j), "theta", j], [sub("G", j), "G", j]])]],
+  6: (j) => {
+    const state = D.slots.length > 0;
+    const symbols = own(6, j) || [plain(theta(j + 1), ...(state ? [",", sub("s", j + 1)] : []), "=", sub(word(D.optimizer), j), "(", theta(j), ...(state ? [",", sub("s", j)] : []), ",", sub("G", j), ")")];
+    const fixed = Object.entries(D.hyper).filter(([, x]) => x !== 0).slice(0, 4);
+    return [symbols, (D.rule && ownStep(j)) || [...each([[theta(j), "theta", j], [sub("G", j), "G", j], [theta(j + 1), "theta", j + 1], ...slotTerms("s", j + 1)]), ...(fixed.length ? [plain(...fixed.flatMap(([k, x], n) => [...(n ? [","] : []), word(k), "=", mn(x)]))] : [])]];
+  },
+  8: () => [[plain(sub("L", "val"), "=", sub("L", "val"), "(", theta(J), ")")], [plain(sub("L", "val"), "=", mn(D.val.loss)), ...D.A.slice(0, 6).map((leaf) => plain(named(leaf), "←", amount(leaf.start)))]],
+  9: (j) => [[plain(sub("B", j), "=", nabla(sub("L", "val")), "(", theta(j), ")", ...(j < J ? ["+ …"] : [])), ...(D.slots.length && j === J ? [plain(sub("S", j), "=", "0")] : [])], each([[theta(j), "theta", j], [sub("B", j), "B", j]])],
+  11: (j) => {
+    const V = [sub("V", j), "V", j], through = [[word("through θ"), "V_theta", j], [word("through s"), "V_state", j]];
+    const generic = [plain(sub("V", j), "=", sub("B", j + 1), "·", partial(prime("θ"), sub("G", j)), ...(D.slots.length ? ["+", sub("S", j + 1), "·", partial(prime("s"), sub("G", j))] : [])), plain(sub("O", j), "=", partial(prime("θ"), sub("G", j)))];
+    const B = entriesOf("B", j + 1), v = entriesOf("V", j);
+    const sgd = D.rule === "sgd" && B && v && D.hyper.lr !== undefined ? [plain(...entryNote(), vector(v), "=", "−", mn(D.hyper.lr), "·", vector(B))] : null;
+    return [own(11, j) || generic, sgd || [...(D.slots.length ? sumOf(V, through) : each([V])), ...each([[sub("B", j + 1), "B", j + 1], [sub("O", j), "O", j]])]];
+  },
+  12: (j) => [[plain(sub("A", "opt"), "+=", sub("B", j + 1), "·", partial(prime("θ"), sub("φ", "opt")), ...(D.slots.length ? ["+", sub("S", j + 1), "·", partial(prime("s"), sub("φ", "opt"))] : [])), ...(own(12, j) || [])], added("A_opt", j)],
+  13: (j) => [[plain(sub("A", "loss"), "+=", sub("V", j), "·", sub(mi("∇"), "φ"), nabla(ell(j)))], added("A_loss", j)],
+  14: (j) => {
+    const H = D.hessian[j], v = small("V", j);
+    const generic = [plain(sub("B", j), "=", m("munder", m("mrow", sub("B", j + 1), mo("·"), partial(prime("θ"), theta(j)), ...(D.slots.length ? [mo("+"), sub("S", j + 1), mo("·"), partial(prime("s"), theta(j))] : [])), word("arrives directly")), "+", m("munder", m("mrow", sub("V", j), mo("·"), hessianOf(j)), word("through the gradient")))];
+    const numbers = sumOf([sub("B", j), "B", j], [[word("directly"), "direct", j], [word("through the gradient"), "curvature", j]]);
+    if (!D.rule) numbers.push(...each([[sub("B", j + 1), "B", j + 1]]));
+    if (H && v && v.length <= 2) numbers.push(plain(vector(small("curvature", j)), "=", vector(v), matrix(H, v.length)));
+    return [own(14, j) || generic, [...numbers, ...each(slotTerms("S", j))]];
+  },
+  16: () => [[plain(sub("A", "opt"), ",", sub("A", "loss"), ",", sub("B", 0), ",", sub("S", 0))], [...D.A.slice(0, 8).map((leaf) => plain(named(leaf), "=", amount(leaf.final))), ...each([[sub("B", 0), "B", 0]])]],
+};
+// A after = A before + this step's term, for each meta-parameter.
+function added(kind, j) {
+  const leaves = D.A.filter((leaf) => leaf.kind === kind);
+  if (!leaves.length) return [plain(word(kind === "A_opt" ? "no hyperparameter is a meta-parameter here" : "the loss has no meta-parameters here"))];
+  return leaves.slice(0, 6).map((leaf) => {
+    const before = j === J - 1 ? leaf.start : leaf.after[j + 1], inc = leaf.inc[j], after = leaf.after[j];
+    if (!before || !inc || !after || !inc.v || !before.v || inc.v.length > SHOWN) return plain(word("‖increment of "), named(leaf), word("‖ "), "=", amount(inc));
+    const print = addingUp(after.v, [before.v, inc.v]);
+    return plain(named(leaf), "=", amount(before, print), "+", bracketed(inc, print), "=", amount(after, print));
+  });
+}
+function formula(i) {
+  return FORMULAS[E.line[i]](E.j[i]).map((rows) => rows.map((row) => h("div", { class: "equation" }, m("math", row))));
+}

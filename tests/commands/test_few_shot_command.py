@@ -1,0 +1,58 @@
+"""`gimli few-shot` on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gimli_core.commands.command_line import main
+from gimli_core.few_shot.recipes import RECIPES
+
+QUICK = ["--steps", "2", "--filters", "2", "--episodes", "20", "--tasks", "1", "--train-way", "5"]
+
+
+@pytest.fixture(autouse=True)
+def in_float32() -> None:
+    torch.set_default_dtype(torch.float32)  # of the command; conftest puts float64 back
+
+
+def test_a_method_prints_its_figure_and_protocol(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["few-shot", "prototypical", "--out", str(tmp_path), *QUICK]) == 0
+    printed = capsys.readouterr().out
+    assert "prototypical: " in printed
+    assert "the paper: says nothing of this setting" in printed
+    assert "batch norm   running" in printed
+    assert (tmp_path / "prototypical" / "result.json").is_file()
+    again = main(["few-shot", "prototypical", "--out", str(tmp_path), *QUICK])  # has ended: evaluated anew
+    assert again == 0
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["maml", "--way", "6"], "way: expected at most the 5 classes of the labels; got 6"),
+        (["maml", "--data", "nowhere"], "--data nowhere: expected a file or folder; got no such path. Check it."),
+        (["maml", "--rate", "0"], "--rate: expected a number above 0; got 0.0"),
+        (["maml", "--split", "ravi"], "split: expected data that brings its split 'ravi'; got none"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
+) -> None:
+    assert main(["few-shot", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith(f"gimli: {line}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_the_table_runs_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["few-shot", "table", "--out", str(tmp_path), *QUICK]) == 0
+    first = capsys.readouterr().out
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + len(RECIPES)
+    times = {name: (tmp_path / name / "result.json").stat().st_mtime_ns for name in RECIPES}
+    assert main(["few-shot", "table", "--out", str(tmp_path), *QUICK]) == 0
+    assert capsys.readouterr().out == first
+    assert times == {name: (tmp_path / name / "result.json").stat().st_mtime_ns for name in RECIPES}

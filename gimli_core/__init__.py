@@ -2,12 +2,13 @@
 
 import sys as _sys
 
-from gimli_core import errors, memory, optimizers, verification
+from gimli_core import errors, implicit, memory, optimizers, verification
 from gimli_core.adapt import adapt
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
 from gimli_core.arguments.until import Until
 from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.evaluate import Evaluation, evaluate
+from gimli_core.implicit.implicit_gradient import implicit_gradient
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters.indexed import indexed
 from gimli_core.meta_parameters.marks import per_element, per_step, per_task
@@ -27,9 +28,11 @@ from gimli_core.requirements.examine import Requirements, check_requirements
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.plan import Plan, plan
 from gimli_core.step_through import lessons, step_through, trace
+from gimli_core.transforms.proximal import proximal
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.unroll import unroll
 from gimli_core.verification import verify
+from gimli_core.verification.comparison import Comparison, compare
 from gimli_core.watchers.adjoint_norms import AdjointNorms
 from gimli_core.watchers.progress import Progress
 
@@ -40,6 +43,7 @@ __all__ = [
     "PES",
     "AdjointNorms",
     "Approximation",
+    "Comparison",
     "EarlyStopping",
     "Estimator",
     "Evaluation",
@@ -65,8 +69,11 @@ __all__ = [
     "__version__",
     "adapt",
     "check_requirements",
+    "compare",
     "errors",
     "evaluate",
+    "implicit",
+    "implicit_gradient",
     "indexed",
     "lessons",
     "memory",
@@ -76,6 +83,7 @@ __all__ = [
     "per_step",
     "per_task",
     "plan",
+    "proximal",
     "step_through",
     "trace",
     "unroll",

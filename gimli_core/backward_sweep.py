@@ -31,7 +31,7 @@ from gimli_core.optimizers.interface import with_path
 from gimli_core.optimizers.seen import adjoint_of_loss, asked, seeing, times
 from gimli_core.record import Event, Point, Swept
 
-__all__ = ["step", "validation_gradients"]
+__all__ = ["second_order_products", "step", "validation_gradients"]
 
 
 def validation_gradients(
@@ -91,14 +91,26 @@ def step(
 
 
 def second_order_products(
-    inputs: Inputs, point: Point, G_j: Gradient, V: Tensors, g: Tensor | None, *, keep_graph: bool = False
+    inputs: Inputs,
+    point: Point,
+    G_j: Gradient,
+    V: Tensors,
+    g: Tensor | None = None,
+    *,
+    curvature: bool = True,
+    mixed: bool = True,
+    keep_graph: bool = False,
 ) -> Products:
-    """V_j Hessian (zeros to first order) and V_j mixed, by the means of `inputs`; with g_j times ell_j's gradients."""
+    """V_j Hessian (zeros to first order) and V_j mixed, by the means of `inputs`; with g_j times ell_j's gradients.
+
+    Zeros for the one of the two that is not asked for.
+    """
     form, values = inputs.form, inputs.values
+    curvature = curvature and form.curvature
     if form.keeps_graph:
         assert G_j.graph is not None
         products = reverse_over_reverse.products(
-            G_j.graph, V, g, curvature=form.curvature, keep=keep_graph, recorded=form.recorded
+            G_j.graph, V, g, curvature=curvature, mixed=mixed, keep=keep_graph, recorded=form.recorded
         )
     elif not form.evaluates_again:
         zeros = {k: v.new_zeros(()).expand_as(v) for k, v in V.items()}
@@ -110,8 +122,8 @@ def second_order_products(
         mean = partial(products_of_parts, form.second_order) if form.in_parts else from_a_point(form.second_order)
         products = mean(
             form.problem.train_loss, point.theta, values.phi_at(point.j), batch, V, g,
-            frozen=values.frozen, curvature=form.curvature,
+            frozen=values.frozen, curvature=curvature,
         )  # fmt: skip
-    if g is not None and not form.curvature:  # with curvature it is in there already
+    if g is not None and not curvature:  # with curvature it is in there already
         products = products._replace(curvature={k: times(g, G) for k, G in G_j.theta.items()})
     return products

@@ -10,11 +10,14 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "ArgumentError",
     "ClosedError",
     "GimliError",
+    "NegativeCurvatureError",
+    "NotConvergedError",
     "NotFiniteError",
     "NotReachedError",
     "ReplayError",
@@ -47,6 +50,22 @@ class NotFiniteError(GimliError, ArithmeticError):
 
 class NotReachedError(GimliError, RuntimeError):
     """What was to end an inner loop did not come about in the steps that it was given."""
+
+
+class NotConvergedError(GimliError, ArithmeticError):
+    """A solve, or the inner loop that it stands on, stopped before it had converged."""
+
+
+class NegativeCurvatureError(GimliError, ArithmeticError):
+    """A Hessian that should be positive definite is not.
+
+    `direction` is a unit vector u by the names of theta, `curvature` is u·Hu, and `damping` cures it: with that much of
+    the identity added, the Hessian is positive definite as far as was seen.
+    """
+
+    def __init__(self, message: str, direction: dict[str, Any], curvature: float, damping: float) -> None:
+        super().__init__(message)
+        self.direction, self.curvature, self.damping = direction, curvature, damping
 
 
 class ReplayError(GimliError, RuntimeError):

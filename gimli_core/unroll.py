@@ -27,6 +27,7 @@ from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Wants, make_run
 from gimli_core.runs.recorded import Recorded, check_derivatives
 from gimli_core.runs.run import Run, drain
+from gimli_core.transforms.proximal import without_centre
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
 
@@ -138,7 +139,7 @@ def tied_tensors(call: Call, form: Form) -> Iterator[tuple[tuple[Any, ...], Tens
     """(where its gradient stands in a result, tensor) for every tensor of a call that has a gradient."""
     results = {
         "A_opt": call.phi_opt or {},
-        "A_loss": call.phi_loss or {},
+        "A_loss": without_centre(call.phi_loss) or {},
         "B_0": {k: unmarked(call.theta_0)[k] for k in form.trained},
         "S_0": slots(unmarked(call.state_0) or {}),
         "val_losses": _from_the_end(call.val_weights),

@@ -40,6 +40,17 @@ def test_nested_loops_learn_their_rates() -> None:
     assert "query loss" in done.stdout.splitlines()[-1]
 
 
+def test_imaml_s_synthetic_problem(tmp_path: Path) -> None:
+    done = run("imaml_synthetic.py", "--outer-steps", "20", "--out", str(tmp_path / "imaml.svg"))
+    assert done.returncode == 0, done.stderr
+    losses = [float(line.split("validation loss ")[1].split(",")[0]) for line in done.stdout.splitlines()
+              if line.startswith("outer step")]  # fmt: skip
+    assert losses[-1] < losses[0] / 2
+    assert "unrolled     100    0.0e+00" in done.stdout
+    assert "error of the result:" in done.stdout
+    assert "<svg" in (tmp_path / "imaml.svg").read_text(encoding="utf-8")
+
+
 def characters() -> NDArray[np.uint8]:
     """A few drawings of each digit, [10, 12, 28, 28], standing in for Omniglot, which is not in this repository."""
     images, labels = load_digits(return_X_y=True)

@@ -19,6 +19,7 @@ from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS, State
 from gimli_core.problem import Problem
 from gimli_core.transforms.numbered import numbered, with_j
+from gimli_core.transforms.proximal import with_centre
 from gimli_core.transforms.sliced import of_slices, sliced
 from gimli_core.transforms.tasks import Tasks, check_tasks, of_tasks, own
 
@@ -48,6 +49,10 @@ class Call:
     until: Any = None  # a gimli.Until, or its test
     micro_batches: int | None = None
     among: int | None = None  # of how many tasks these are a part; all of them by default
+
+    def __post_init__(self) -> None:
+        train_loss = getattr(self.problem, "train_loss", None)
+        object.__setattr__(self, "phi_loss", with_centre(train_loss, self.theta_0, self.phi_loss))
 
     def parts(self) -> list[Call]:
         """The calls of the tasks' chunks; this one alone if there are none. Raises ArgumentError."""

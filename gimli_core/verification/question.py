@@ -25,6 +25,7 @@ from gimli_core.notation import Tensors, slots
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
 from gimli_core.transforms.numbered import called
+from gimli_core.transforms.proximal import centre_of
 from gimli_core.transforms.tasks import Tasks
 
 __all__ = ["RESULTS", "VAL_LOSS", "Entries", "Key", "Question", "flatten", "label", "rebuild", "same_randomness"]
@@ -58,6 +59,15 @@ class Question:
         trained = split_frozen(unmarked(self.theta_0))[0]
         trees = dict(zip(RESULTS, (self.phi_opt, self.phi_loss, trained, warm), strict=True))
         return {key: leaf.detach() for key, leaf in flatten(trees, ()).items()}
+
+    def phi_of(self, entries: Entries) -> Any:
+        """phi_loss from the entries of a meta-gradient; the centre of a proximal loss is theta_0, a constant to first
+        order."""
+        phi_loss = rebuild(self.phi_loss, ("A_loss",), entries)
+        theta_0 = {key[1]: leaf for key, leaf in entries.items() if key[0] == "B_0"}
+        if self.left_out.first_order:
+            theta_0 = {k: v.detach() for k, v in theta_0.items()}
+        return {**phi_loss, **centre_of(self.problem.train_loss, theta_0)}
 
     def batch(self, j: int) -> Any:
         batches: Any = self.train_batches

@@ -23,16 +23,18 @@ def products(
     g: Tensor | None = None,
     *,
     curvature: bool = True,
+    mixed: bool = True,
     keep: bool = False,
     recorded: bool = False,
 ) -> Products:
-    """Both products in one pass; without `curvature` only the mixed one, and zeros for the other. Frees the graph,
-    unless it is to be kept for another V, or the products are `recorded`.
+    """Both products in one pass; without `curvature` or `mixed` zeros for that one. Frees the graph, unless it is to be
+    kept for another V, or the products are `recorded`.
 
     Cost: 6F; the graph holds the activations of the gradient from line 5 on.
     """
     inputs = [*graph.theta.values(), *graph.phi_loss.values()]
-    asked = inputs if curvature else inputs[len(graph.theta) :]
+    n = len(graph.theta)
+    asked = inputs[0 if curvature else n : None if mixed else n]
     # A gradient that is constant in theta and phi_loss (a linear loss) carries no graph: its products are 0.
     pairs = [(G, V[k]) for k, G in zip(graph.theta, graph.G, strict=True) if G.requires_grad]
     if g is not None:
@@ -48,4 +50,5 @@ def products(
                 retain_graph=True if keep or recorded else None,
                 allow_unused=True,
             )
-    return collect(graph.theta, graph.phi_loss, (*(None,) * (len(inputs) - len(asked)), *found), None, recorded)
+    before, after = (None,) * (0 if curvature else n), (None,) * (0 if mixed else len(inputs) - n)
+    return collect(graph.theta, graph.phi_loss, (*before, *found, *after), None, recorded)

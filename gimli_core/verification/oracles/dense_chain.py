@@ -63,7 +63,7 @@ def _of_one(question: Question, environment: Environment, root: Root) -> Entries
     def step(j: int) -> Callable[[Tensor, Tensor], Tensor]:
         def F(z: Tensor, x: Tensor) -> Tensor:
             (theta, s), entries = unpack_z(z, j), _split(x, like_x)
-            phi = rebuild(question.phi_loss, ("A_loss",), entries)
+            phi = question.phi_of(entries)
             G, unused, loss = inner_gradient(question, theta, phi, j, frozen, graph=True)
             hyper = handed(question, values_at(question, entries, theta, j), j, loss)
             theta, s = plain_step(question, theta, s, G, hyper, root, unused)
@@ -74,7 +74,7 @@ def _of_one(question: Question, environment: Environment, root: Root) -> Entries
 
     def L_val(j: int) -> Callable[[Tensor, Tensor], Tensor]:
         def L(z: Tensor, x: Tensor) -> Tensor:
-            phi = rebuild(question.phi_loss, ("A_loss",), _split(x, like_x))
+            phi = question.phi_of(_split(x, like_x))
             return question.outer_loss({**frozen, **unpack_z(z, j)[0]}, phi, j)
 
         return L

@@ -19,7 +19,7 @@ from gimli_core.environment import Environment, Snapshot, split_frozen
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.verification.oracles.plain_rules import Root, handed, initial_state, plain_step, values_at
-from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness
+from gimli_core.verification.question import Entries, Question, flatten, same_randomness
 
 __all__ = ["Rounding", "Unroll", "inner_gradient"]
 
@@ -48,7 +48,7 @@ class Unroll:
         question, weights = self.question, self.question.weights()
         frozen = split_frozen(question.theta_0)[1]
         theta: Tensors = {key[1]: leaf for key, leaf in self.leaves.items() if key[0] == "B_0"}
-        phi = rebuild(question.phi_loss, ("A_loss",), self.leaves)
+        phi = question.phi_of(self.leaves)
         L: Any = 0.0
         s = initial_state(question, self.leaves, theta)
         for j in range(question.steps):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
@@ -21,6 +22,7 @@ from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Wants, make_run
 from gimli_core.runs.run import drain
 from gimli_core.transforms.tasks import Tasks, check_tasks
+from gimli_core.trees import tensors
 from gimli_core.verification.bounds import Bounds
 from gimli_core.verification.claims import entries_of
 from gimli_core.verification.localise import Finding, first_disagreement
@@ -146,7 +148,12 @@ def verify(
             "buffers of modules move in the loop; derivatives take them for constants. Finite differences hold them "
             "between losses, but cannot inside one that moves what it then reads, as spectral_norm does in train mode."
         )
-    bounds = Bounds(question, environment, asked.dtype, tolerance)
+    dtype = lowest_dtype(asked, environment)
+    bounds = Bounds(question, environment, dtype, tolerance)
+    if bounds.low and dtype != asked.dtype:
+        notes.append(
+            f"the losses compute in {name_of(dtype)} (autocast); theta, s, B, S and A in {name_of(asked.dtype)}."
+        )
     truths, more = _ask(question, environment, bounds, oracles)
     truths["closed form"] = known
     checks: list[Check] = []
@@ -156,7 +163,32 @@ def verify(
             checks += _against({**truths, "engine": engine}, "claimed", key, claims[key], bounds)
     wrong = [c for c in checks if c.subject == "engine" and c.verdict is Verdict.DISAGREES]
     finding = _locate(call, environment, bounds, wrong) if wrong else None
-    return Report(tuple(checks), finding, (str(bounds), *notes, *more))
+    return Report(tuple(checks), finding, (str(bounds), *notes, *more), name_of(dtype) if bounds.low else "")
+
+
+class _Dtypes(TorchDispatchMode):
+    """The floating dtypes of all that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen |= {t.dtype for t in tensors(out) if t.is_floating_point()}
+        return out
+
+
+def lowest_dtype(asked: Question, environment: Environment) -> torch.dtype:
+    """The dtype of theta, or that of the losses' computing, as under autocast, where it is a lower one. Cost 3F·J."""
+    with _Dtypes() as dtypes:
+        loss_value(asked, asked.entries(), environment)
+    low = {dtype for dtype in dtypes.seen if dtype in (torch.bfloat16, torch.float16)}
+    return max(low, key=lambda dtype: torch.finfo(dtype).eps, default=asked.dtype)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _precise(asked: Question, environment: Environment) -> tuple[Question, list[str]]:
@@ -211,11 +243,13 @@ def _against(truths: Mapping[str, Answers], subject: str, key: Key, value: Tenso
             yield judge(
                 subject, key, oracle if count == value.numel() else f"{oracle}, {count} directions",
                 truth.of(value), truth.values, uncertainty=truth.uncertainty.max().item(),
-                allowed=allowed * longest, scale=scale * longest,
+                allowed=allowed * longest, scale=scale * longest, low=bounds.low,
             )  # fmt: skip
         elif truth is not None:
-            own = 0.0 if oracle in ("closed form", "engine") else bounds.moved[key]
-            yield judge(subject, key, oracle, value, truth, uncertainty=own, allowed=allowed, scale=scale)
+            own = 0.0 if bounds.low or oracle in ("closed form", "engine") else bounds.moved[key]
+            yield judge(
+                subject, key, oracle, value, truth, uncertainty=own, allowed=allowed, scale=scale, low=bounds.low
+            )
 
 
 def _entries_of_result(result: MetaGradient) -> Entries:

@@ -38,9 +38,10 @@ def refuse_undecomposed(inputs: Inputs) -> None:
     """Raise unless train_loss at theta_0 and the first batch is the weighted sum over its parts, where that can be
     told: not where it draws random numbers, or where the parts cannot be joined. Cost 2F, in the memory of the whole.
     """
-    batch = inputs.values.batch(0)
-    if not isinstance(batch, MicroBatches):
+    if not inputs.form.in_parts:
         return
+    batch = inputs.values.batch(0)
+    assert isinstance(batch, MicroBatches)
     with trial(inputs) as tried:
         environment = inputs.environment
         found = environment.capture()

@@ -3,11 +3,11 @@
 import sys as _sys
 
 from gimli_core import errors, implicit, memory, optimizers, verification
-from gimli_core.adapt import adapt
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
 from gimli_core.arguments.until import Until
 from gimli_core.derivatives.micro_batches import MicroBatches
-from gimli_core.evaluate import Evaluation, evaluate
+from gimli_core.evaluation.adapt import adapt
+from gimli_core.evaluation.evaluate import Evaluation, evaluate
 from gimli_core.implicit.implicit_gradient import implicit_gradient
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters.indexed import indexed

@@ -23,8 +23,8 @@ transforms watchers
 arguments
 forward_unroll backward_sweep requirements memory compiled
 runs
-meta_gradient unroll adapt implicit
-verification step_through demo outer_loop evaluate
+meta_gradient unroll evaluation implicit
+verification step_through demo outer_loop
 few_shot
 commands __init__
 """

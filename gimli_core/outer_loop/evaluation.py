@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain
-from gimli_core.evaluate import Evaluation
+from gimli_core.evaluation.evaluate import Evaluation
 from gimli_core.outer_loop.randomness import EVALUATION, leaving, seed_at
 
 __all__ = ["evaluated", "number_of"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gimli_core.errors import ArgumentError, NotFiniteError, check_switch, explain, listing
-from gimli_core.evaluate import Evaluation
+from gimli_core.evaluation.evaluate import Evaluation
 from gimli_core.outer_loop.checks import (
     check_estimator,
     check_evaluation,

@@ -13,12 +13,14 @@ from torch.nn.functional import pad
 from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.theta import theta_by_task
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.outcome import contracted
 from gimli_core.runs.run import Events, Run
+from gimli_core.transforms.tasks import check_tasks
 
 __all__ = ["Chunks"]
 
@@ -71,12 +73,13 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
     """The results of chunks as one: sums over what the tasks share, a dimension of all tasks for what they do not."""
     first = results[0]
     at = first.val_loss.ndim  # where the tasks stand in a gradient: behind the k outer losses, if there are several
-    own_theta, own_state = isinstance(call.theta_0, PerTask), call.state_0 is None or isinstance(call.state_0, PerTask)
+    own_theta, _ = theta_by_task(call.theta_0, check_tasks(call.tasks).count)  # type: ignore[union-attr]
+    own_state = call.state_0 is None or isinstance(call.state_0, PerTask)
 
     def every(name: str) -> list[Any]:
         return [getattr(result, name) for result in results]
 
-    frozen = {k for k in first.theta_J if not own_theta and k not in first.B_0}
+    frozen = {k for k in first.theta_J if k not in own_theta and k not in first.B_0}
     return replace(
         first,
         val_loss=_join(every("val_loss"), False),
@@ -92,7 +95,7 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
         val_aux=_join_aux(every("val_aux")),
         A_opt=_join(every("A_opt"), False, call.phi_opt, at),
         A_loss=_join(every("A_loss"), False, call.phi_loss, at),
-        B_0=_join(every("B_0"), own_theta, at=at),
+        B_0={k: _join([B[k] for B in every("B_0")], k in own_theta, at=at) for k in first.B_0},
         S_0=_join(every("S_0"), own_state, at=at),
     )  # fmt: skip
 

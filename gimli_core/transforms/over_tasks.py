@@ -21,7 +21,7 @@ from gimli_core.problem import Problem
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
 from gimli_core.transforms.numbered import Numbered
-from gimli_core.transforms.tasks import by_task, expanded, summed
+from gimli_core.transforms.tasks import by_task, summed
 
 __all__ = ["LossOverTasks", "OverTasks", "RuleOverTasks"]
 
@@ -33,7 +33,7 @@ class OverTasks(Transform):
     Args:
         count: T.
         scale: what the sum of their losses is multiplied by: 1, or one over how many tasks there are in all.
-        own_theta, own_state: whether theta_0, and a warm state_0, were given once a task.
+        own_theta: names in theta_0 that were given once a task.
         shared_state: whether a warm state_0 is shared, so that its adjoint is summed.
         phi_loss: names in phi_loss that the tasks do not share.
         frozen: names in theta that all tasks share, held constant.
@@ -43,7 +43,7 @@ class OverTasks(Transform):
 
     count: int
     scale: float
-    own_theta: bool
+    own_theta: frozenset[str]
     shared_state: bool
     phi_loss: frozenset[str]
     frozen: frozenset[str]
@@ -66,11 +66,11 @@ class OverTasks(Transform):
         return RuleOverTasks(rule=rule, by_task=self.hyper_by_task)
 
     def theta(self, theta: Tensors) -> Tensors:
-        return theta if self.own_theta else expanded(theta, self.count)
+        return {k: v if k in self.own_theta else v.expand(self.count, *v.shape) for k, v in theta.items()}
 
     def back(self, ends: Ends) -> Ends:
         """What the tasks share gets the sum over them."""
-        B = ends.B if self.own_theta else summed(ends.B)
+        B = {k: v if k in self.own_theta else summed(v) for k, v in ends.B.items()}
         return ends._replace(B=B, S=summed(ends.S) if self.shared_state else ends.S)
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.adapt import adapt
 from gimli_core.arguments.batches import check_val_batch
 from gimli_core.arguments.inputs import modules_of
+from gimli_core.arguments.theta import theta_by_task
 from gimli_core.arguments.until import Until
 from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.environment import Environment, split_frozen
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.evaluation.adapt import adapt
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import State, Tensors
 from gimli_core.problem import Problem
@@ -132,8 +133,8 @@ def _measured(
             do = "Reduce it with .mean()."
             raise ArgumentError(explain(name, "one number for a task", f"shape {list(value.shape)}", do))
         return value.reshape(1)
-    own_theta, plain = split_marked(theta_0)
-    shared = frozenset(() if own_theta else split_frozen(plain)[1])
+    own_theta, plain = theta_by_task(theta_0, tasks.count)
+    shared = frozenset(k for k in split_frozen(plain)[1] if k not in own_theta)
     whole, entries = split_marked(phi_loss)
     by_task = frozenset(k for k, v in (entries or {}).items() if whole or isinstance(v, PerTask))
     over_all = LossOverTasks(of_one, name, tasks.count, shared, by_task, modules_of(problem))

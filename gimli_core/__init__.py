@@ -5,10 +5,12 @@ import sys as _sys
 from gimli_core import errors, implicit, learned, memory, optimizers, verification
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
 from gimli_core.arguments.until import Until
+from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.evaluation.adapt import adapt
 from gimli_core.evaluation.evaluate import Evaluation, evaluate
 from gimli_core.implicit.implicit_gradient import implicit_gradient
 from gimli_core.meta_gradient import meta_gradient
+from gimli_core.meta_parameters.indexed import indexed
 from gimli_core.meta_parameters.marks import per_element, per_step, per_task
 from gimli_core.optimizers.check import PullbackReport
 from gimli_core.outer_loop.early_stopping import EarlyStopping
@@ -50,6 +52,7 @@ __all__ = [
     "FirstOrder",
     "Implicit",
     "MetaGradient",
+    "MicroBatches",
     "OuterLoop",
     "Plan",
     "Problem",
@@ -73,6 +76,7 @@ __all__ = [
     "evaluate",
     "implicit",
     "implicit_gradient",
+    "indexed",
     "learned",
     "lessons",
     "memory",

@@ -17,12 +17,14 @@ Derivation: appendix_proofs/augmented_state.py.
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient, gradients
+from gimli_core.derivatives.over_parts import products_of_parts
 from gimli_core.derivatives.second_order import Products, from_a_point, reverse_over_reverse
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import with_path
@@ -116,8 +118,10 @@ def second_order_products(
     else:
         assert point.snapshot is not None
         inputs.environment.restore(point.snapshot)  # what the loss met when G_j was computed
-        products = from_a_point(form.second_order)(
-            form.problem.train_loss, point.theta, values.phi_loss, values.batch(point.j), V, g,
+        batch = values.batch(point.j)
+        mean = partial(products_of_parts, form.second_order) if form.in_parts else from_a_point(form.second_order)
+        products = mean(
+            form.problem.train_loss, point.theta, values.phi_at(point.j), batch, V, g,
             frozen=values.frozen, curvature=curvature,
         )  # fmt: skip
     if g is not None and not curvature:  # with curvature it is in there already

@@ -8,6 +8,8 @@ from contextlib import nullcontext
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.finite import at_once, check_finite
 from gimli_core.derivatives.first_order import Gradient, gradient
+from gimli_core.derivatives.micro_batches import MicroBatches
+from gimli_core.derivatives.over_parts import gradient_of_parts
 from gimli_core.environment import keeping_buffers
 from gimli_core.optimizers.interface import with_path
 from gimli_core.optimizers.seen import seeing
@@ -19,17 +21,19 @@ __all__ = ["inner_gradient", "step"]
 def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradient:
     """Line 5: G_j = grad_theta ell_j(theta_j, phi_loss). Cost 3F.
 
-    The graph is always recorded, and dropped at once if it is not to be kept: without it normalisations and other
-    modules take another kernel, and theta_{j+1} would depend on the memory schedule in the last bits.
+    Of a batch in parts the sum over them, without a graph. The graph is always recorded, and dropped at once if it is
+    not to be kept: without it normalisations and other modules take another kernel, and theta_{j+1} would depend on
+    the memory schedule in the last bits.
     """
     form, values, j, buffers = inputs.form, inputs.values, point.j, inputs.environment.buffers
     batch = values.batch(j)
     try:
         with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
-            G_j = gradient(
-                form.problem.train_loss, "train_loss", point.theta, values.phi_loss, batch,
-                frozen=values.frozen, keep_graph=True, recorded=form.recorded,
-            )  # fmt: skip
+            arguments = (form.problem.train_loss, "train_loss", point.theta, values.phi_at(j))
+            if isinstance(batch, MicroBatches):
+                G_j = gradient_of_parts(*arguments, batch, frozen=values.frozen)
+            else:
+                G_j = gradient(*arguments, batch, frozen=values.frozen, keep_graph=True, recorded=form.recorded)
     except Exception as error:
         error.add_note(f"at inner step j = {j} of {form.steps}")
         raise

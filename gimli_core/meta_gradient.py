@@ -44,6 +44,7 @@ def meta_gradient(
     resume: str | Path | None = None,
     check: bool = True,
     until: Until | Callable[..., Any] | None = None,
+    micro_batches: int | None = None,
     watch: Callable[[Event], None] | None = None,
     progress: bool = False,
 ) -> MetaGradient:
@@ -56,7 +57,8 @@ def meta_gradient(
         problem: the two losses and the optimizer.
         theta_0: `{name: floating tensor}`, for a module `dict(module.named_parameters())`. An
             `nn.Parameter` that does not require grad is held constant.
-        train_batches: a sequence with one batch a step, or a function `j -> batch`.
+        train_batches: a sequence with one batch a step, or a function `j -> batch`; a batch may be
+            `gimli.MicroBatches([…])`, parts of which one is held in memory at a time.
         val_batch: what `val_loss` is called with, or a function of j (def, lambda, a method or partial) for theta_j.
         steps: J; by default the length of `train_batches`. 0 gives the plain gradient.
         phi_opt: hyperparameters that are meta-parameters: `{"lr": value, …}`. A value is a number or
@@ -86,6 +88,8 @@ def meta_gradient(
         and of
             `val_batch` then has a leading dimension T; theta_0, phi and state_0 are shared, but for what
             `gimli.per_task` marks. Losses and gradients are the mean over the tasks, or their sum.
+        micro_batches: n cuts every batch in n parts along its leading dimension (behind the tasks'), as
+            `gimli.MicroBatches` does, of which the inner loss is the mean.
         compile: True compiles the steps at the first call, once for a problem and its shapes ("steps"), and a short
             run of few operations as a whole ("whole"). "auto" never waits for it: once eager runs of the problem have
             taken half a minute of processor time, a fork compiles beside them, on one processor at low priority, and
@@ -95,8 +99,9 @@ def meta_gradient(
     Returns:
         MetaGradient: `val_loss`, `A_opt`, `A_loss`, `B_0`, `S_0`, `theta_J`, `state_J`,
         `buffers_J`, `train_losses`, `val_losses`, `train_aux`, `val_aux`; `recurrence` and `approximation` say what is
-        left out. Buffers of
-        modules are left as they were found.
+        left out. Buffers of modules are left as they were found. Where `val_loss` returns a vector `[k]` of outer
+        losses (queries, metrics), `val_loss` is `[k]` and A_opt, A_loss, B_0 and S_0 have a leading k: a row has the
+        bits of a call of its own, and all rows share one unroll and one graph of G_j a step.
 
     Raises:
         ArgumentError, RequirementError: before any work. NotFiniteError: a loss or gradient that is
@@ -105,6 +110,7 @@ def meta_gradient(
 
     Cost: see the schedule; `RetainGraphs` takes 9F·J and keeps J graphs. Compiled, a run without `memory` takes 9F·J
     too, and keeps what lies between products out of its graphs; under a schedule a step takes 12F and keeps no graph.
+    With k outer losses 3F·J + 6F·k·J in place of 9F·k·J, and k times (theta, s, phi) besides.
     Source: Grefenstette et al. 2019, Algorithm 1.
 
     >>> import torch, gimli_core as gimli
@@ -120,7 +126,7 @@ def meta_gradient(
     check_watching(watch, progress)
     call = Call(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-        approximation, second_order, tasks, compile, resume, check, until,
+        approximation, second_order, tasks, compile, resume, check, until, micro_batches,
     )  # fmt: skip
     run = make_run(call, Wants(steps=progress, lines=watch is not None))
     shown = Progress(run.steps) if progress else None

@@ -27,7 +27,7 @@ class Problem:
     Args:
         train_loss: `(theta, phi_loss, batch) -> scalar tensor`, the inner loss ell. `theta` and
             `phi_loss` are flat dicts of tensors; `batch` is whatever `train_batches` holds.
-        val_loss: likewise, the validation loss L_val.
+        val_loss: likewise, the validation loss L_val, or a vector `[k]` of several outer losses.
             A loss with a fourth argument called `j` is handed the number of the inner step (of theta_j, for L_val), an
             integer tensor. A loss may return `(scalar, aux)`: aux, tensors and numbers in nested dicts, comes back by
             step (and task), detached, as `result.train_aux` and `result.val_aux`. Such a problem runs eager.

@@ -67,6 +67,7 @@ def unroll(
     resume: str | Path | None = None,
     check: bool = True,
     until: Until | Callable[..., Any] | None = None,
+    micro_batches: int | None = None,
     watch: Callable[[Event], None] | None = None,
     progress: bool = False,
     with_trajectory: bool = False,
@@ -126,7 +127,7 @@ def unroll(
     needed = torch.is_grad_enabled() and any(t.requires_grad for _, t in tensor_paths(arguments))
     call = Call(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-        approximation, second_order, tasks, compile, resume, check, until,
+        approximation, second_order, tasks, compile, resume, check, until, micro_batches,
     )  # fmt: skip
     check_derivatives(derivatives, call)
     again = None
@@ -219,5 +220,7 @@ def gradient_at(result: MetaGradient, scale: float, path: tuple[Any, ...], tied:
     if path[0] == "val_losses" and result.task_val_losses is not None:
         result = replace(result, val_losses=result.val_losses.sum(-1) * scale)
     gradient: Tensor = look_up(vars(result), path)
+    if gradient.is_sparse:  # most operations that made an indexed entry take a dense one
+        gradient = gradient.to_dense()
     # val_weights may start at theta_1; val_losses always starts at theta_0.
     return gradient[-len(tied) :] if path == ("val_losses",) else gradient

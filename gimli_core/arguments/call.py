@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ from torch import Tensor, nn
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.batches import check_batches, check_val_batch
+from gimli_core.derivatives.micro_batches import MicroBatches, split, weighed
+from gimli_core.errors import ArgumentError, explain
+from gimli_core.meta_parameters.indexed import Indexed, LastBatch, rows_of
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS, State
 from gimli_core.problem import Problem
 from gimli_core.transforms.numbered import numbered, with_j
 from gimli_core.transforms.proximal import with_centre
+from gimli_core.transforms.sliced import of_slices, sliced
 from gimli_core.transforms.tasks import Tasks, check_tasks, of_tasks, own
 
 __all__ = ["Call"]
@@ -42,6 +47,7 @@ class Call:
     resume: str | Path | None = None
     check: bool = True
     until: Any = None  # a gimli.Until, or its test
+    micro_batches: int | None = None
     among: int | None = None  # of how many tasks these are a part; all of them by default
 
     def __post_init__(self) -> None:
@@ -55,11 +61,38 @@ class Call:
             return [self]
         return [self._part(tasks, first, last) for first, last in tasks.parts]
 
-    def batches(self) -> tuple[Problem, Callable[[int], Any], int, Callable[[int], Any]]:
-        """(the problem that takes them, batch_j, J, L_val's batch at theta_j), checked. Raises ArgumentError."""
+    def batches(
+        self, indexed: Mapping[str, Indexed] | None = None
+    ) -> tuple[Problem, Callable[[int], Any], int, Callable[[int], Any], Any]:
+        """(the problem that takes them, batch_j, J, L_val's batch at theta_j, the rows of indexed entries at j).
+
+        All are checked. Raises ArgumentError.
+        """
         problem, inner, outer = numbered(self.problem)
+        batch, J = self.train_batches_in_parts()
+        val_batch = with_j(check_val_batch(self.val_batch, J), outer)
+        if not indexed:
+            return problem, with_j(batch, inner), J, val_batch, None
+        last, entries = LastBatch(batch), dict(indexed)
+
+        def rows(j: int) -> dict[str, list[Tensor]]:
+            return rows_of(entries, last(j), j)
+
+        for j in range(J if isinstance(self.train_batches, (list, tuple)) else min(J, 1)):
+            rows(j)  # out of range is an error before any work, where all can be looked at
+        numbered_batch = with_j(last, inner)
+        return of_slices(problem), lambda j: sliced(numbered_batch(j), rows(j)), J, val_batch, rows
+
+    def train_batches_in_parts(self) -> tuple[Callable[[int], Any], int]:
+        """(batch_j, J), checked; batches in parts have weights. Raises ArgumentError."""
         batch, J = check_batches(self.train_batches, self.steps)
-        return problem, with_j(batch, inner), J, with_j(check_val_batch(self.val_batch, J), outer)
+        count, dim = self.micro_batches, 0 if self.tasks is None else 1
+        if count is None:
+            return in_parts(batch, lambda given: weighed(given, dim) if isinstance(given, MicroBatches) else given), J
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+            do = "It is in how many parts each batch is cut; None leaves it whole."
+            raise ArgumentError(explain("micro_batches", "a whole number n >= 1, or None", repr(count), do))
+        return in_parts(batch, lambda given: weighed(split(given, int(count), dim), dim)), J
 
     def _part(self, tasks: Tasks, first: int, last: int) -> Call:
         """The call of the tasks [first, last)."""
@@ -86,6 +119,11 @@ class Call:
             val_batch=val_batch,
             among=T,
         )
+
+
+def in_parts(batch: Callable[[int], Any], cut: Callable[[Any], Any]) -> Callable[[int], Any]:
+    """batch_j, cut."""
+    return lambda j: cut(batch(j))
 
 
 def of_part(value: Any, label: str, count: int, first: int, last: int, inside: bool = False) -> Any:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.derivatives.second_order import BY_GRAPH
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
+from gimli_core.meta_parameters.indexed import Indexed
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
@@ -37,6 +41,7 @@ class Form:
     left_out: Approximation
     second_order: str  # the means of second-order products; `require` puts one that works in its place
     trained: tuple[str, ...]
+    in_parts: bool = False  # whether batches come as MicroBatches: then no graph is kept, but each part evaluated again
     transforms: tuple[Transform, ...] = ()
     recorded: bool = False  # whether autograd records the run, so that its results can be differentiated
 
@@ -68,7 +73,7 @@ class Form:
     @property
     def keeps_graph(self) -> bool:
         """Whether second-order products are taken from the kept graph of G_j."""
-        return self.second_derivatives and self.second_order in ("auto", BY_GRAPH)
+        return self.second_derivatives and self.second_order in ("auto", BY_GRAPH) and not self.in_parts
 
     @property
     def evaluates_again(self) -> bool:
@@ -104,12 +109,24 @@ class Values:
     trained: Tensors  # theta_0 by name, before any transform
     frozen: Tensors  # what the trained entries are laid over: all of theta_0, in its order, if some are held constant
     state_0: State
-    phi_loss: Tensors
+    phi_loss: Tensors  # but for indexed entries
     hyper: Hyperparameters
     batch: Callable[[int], Any]
     val_batch: Callable[[int], Any]  # of j = 0 … J
     weights: tuple[float | None, ...]  # w_0 … w_J of L = Σ_j w_j L_val(theta_j); None: L_val is not evaluated there
+    indexed: Mapping[str, Indexed] = field(default_factory=dict)  # of phi_loss: a row for each example
+    rows: Callable[[int], dict[str, list[Tensor]]] | None = None  # of the indexed entries, by step and part
     cold: bool = False  # whether state_0 follows from theta_0 and the hyperparameters alone
+
+    def phi_at(self, j: int) -> Tensors:
+        """phi_loss as the inner loss of step j is handed it: of an indexed entry the rows of its batch."""
+        if self.rows is None:
+            return self.phi_loss
+        return {**self.phi_loss, **{k: self.indexed[k].value[rows] for k, rows in self.rows_at(j).items()}}
+
+    def rows_at(self, j: int) -> Tensors:
+        """The rows of each indexed entry at step j."""
+        return {} if self.rows is None else {k: torch.cat(each) for k, each in self.rows(j).items()}
 
     @property
     def last_val_batch(self) -> Any:

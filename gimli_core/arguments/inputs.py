@@ -9,7 +9,7 @@ Every argument is checked by a file of its own; here they are put together, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from gimli_core.arguments.approximation import check_approximation
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.form import Form, Values
-from gimli_core.arguments.phi_loss import check_phi_loss
+from gimli_core.arguments.phi_loss import check_phi_loss, indexed_entries
 from gimli_core.arguments.phi_opt import check_phi_opt
 from gimli_core.arguments.state import check_state
 from gimli_core.arguments.surroundings import check_surroundings
 from gimli_core.arguments.theta import check_theta, theta_by_task
 from gimli_core.arguments.val_weights import check_weights
 from gimli_core.derivatives.first_order import gradient
+from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.environment import Environment, discover
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.meta_parameters.resolve import bound
@@ -36,7 +37,7 @@ from gimli_core.transforms.one_vector import LeftAlone, OneVector, one_vector
 from gimli_core.transforms.over_tasks import OverTasks
 from gimli_core.transforms.tasks import check_tasks, split_marked, stacked_state
 
-__all__ = ["Inputs", "as_one_vector", "modules_of", "prepare"]
+__all__ = ["Inputs", "as_one_vector", "in_parts", "modules_of", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class Inputs:
             return
         after = self.environment.capture()
         again = gradient(
-            vector.noting(form.problem), "train_loss", theta, values.phi_loss, batch,
+            vector.noting(form.problem), "train_loss", theta, values.phi_at(j), batch,
             frozen=values.frozen, keep_graph=True,
         )  # fmt: skip
         self.environment.restore(after)
@@ -77,7 +78,13 @@ class Inputs:
         shapes = {k: tuple(v.shape) for k, v in values.hyper.theta.items()}  # of one task, no longer seen in a vector
         readings = values.hyper.constant, values.hyper.by_task() if form.tasks else None  # a shape has two readings
         more = (*form.wanted, form.recurrence, repr((form.tasks, form.scale, shapes, readings)))
-        tensors = (values.theta_0, values.hyper.at(0), values.frozen, values.state_0, values.phi_loss)
+        tensors = (
+            values.theta_0,
+            values.hyper.at(0),
+            values.frozen,
+            values.state_0,
+            values.phi_at(0) if form.steps else values.phi_loss,
+        )
         return (*tensors, values.batch(0), values.last_val_batch, more)
 
 
@@ -90,7 +97,8 @@ def prepare(call: Call) -> Inputs:
     own_theta, theta_0 = theta_by_task(call.theta_0, T)
     trained, frozen = check_theta(theta_0)
     one = {k: v[0] if k in own_theta else v for k, v in trained.items()}  # theta of one task
-    problem, batch, J, val_batch = call.batches()
+    marked = indexed_entries(call.phi_loss, T)
+    problem, batch, J, val_batch, rows = call.batches(marked)
     own_phi, phi_loss = check_phi_loss(call.phi_loss, next(iter(trained.values())), T)
     hyper = Hyperparameters(problem.optimizer, check_phi_opt(call.phi_opt), one, J, T)
     optimizer = bound(problem.optimizer, call.phi_opt or {})
@@ -98,10 +106,11 @@ def prepare(call: Call) -> Inputs:
     modules = modules_of(problem)
     form = Form(
         problem=problem, optimizer=optimizer, steps=J, weighted=tuple(w is not None for w in weights),
-        warm=call.state_0 is not None, wanted=hyper.wanted, phi_loss=bool(phi_loss), tasks=T, scale=1.0,
+        warm=call.state_0 is not None, wanted=hyper.wanted, phi_loss=bool(phi_loss) or bool(marked), tasks=T, scale=1.0,
         left_out=left_out, second_order=call.second_order, trained=tuple(trained),
+        in_parts=in_parts(batch, J),
     )  # fmt: skip
-    values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, val_batch, weights)
+    values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, val_batch, weights, marked, rows)
     if T is None:
         cold = optimizer.initial_state(trained, hyper.at(0))
         state_0 = cold if call.state_0 is None else check_state(call.state_0, cold, trained)
@@ -112,6 +121,11 @@ def prepare(call: Call) -> Inputs:
         inputs = Inputs(form, values, Environment(modules, _anywhere(trained).device))
         inputs = _over_tasks(inputs, call.state_0, own_theta, own_phi, one, modules)
     return inputs
+
+
+def in_parts(batch: Callable[[int], Any], steps: int) -> bool:
+    """Whether batches come in parts, as the first one does."""
+    return steps > 0 and isinstance(batch(0), MicroBatches)
 
 
 def _over_tasks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from gimli_core.arguments.theta import check_tensor
 from gimli_core.errors import ArgumentError, explain
+from gimli_core.meta_parameters.indexed import Indexed
 from gimli_core.notation import Tensors
 from gimli_core.transforms.tasks import own, split_marked
 
-__all__ = ["check_phi_loss"]
+__all__ = ["check_phi_loss", "indexed_entries"]
 
 
 def check_phi_loss(phi_loss: Any, theta: Tensor, tasks: int | None) -> tuple[frozenset[str], Tensors]:
@@ -32,6 +34,8 @@ def check_phi_loss(phi_loss: Any, theta: Tensor, tasks: int | None) -> tuple[fro
         )
     checked, by_task = {}, set()
     for k, v in phi_loss.items():
+        if isinstance(v, Indexed):
+            continue
         argument = f"phi_loss[{k!r}]"
         alone, v = split_marked(v)
         if alone or whole:
@@ -54,3 +58,14 @@ def check_phi_loss(phi_loss: Any, theta: Tensor, tasks: int | None) -> tuple[fro
             )
         checked[k] = v.detach()
     return frozenset(by_task), checked
+
+
+def indexed_entries(phi_loss: Any, tasks: int | None) -> dict[str, Indexed]:
+    """The entries that are marked `indexed`, detached. Raises ArgumentError."""
+    marked = {k: v for k, v in phi_loss.items() if isinstance(v, Indexed)} if isinstance(phi_loss, Mapping) else {}
+    for k, v in marked.items():
+        if tasks is not None:
+            do = "Run one task, or hand the weights of its batches as an entry of their own."
+            raise ArgumentError(explain(f"phi_loss[{k!r}]", "no indexed entry beside tasks", "one", do))
+        check_tensor(f"phi_loss[{k!r}]", v.value)
+    return {k: replace(v, value=v.value.detach()) for k, v in marked.items()}

@@ -56,11 +56,13 @@ def options(
     form = inputs.form
     if compile is False or form.steps == 0:
         return []
-    if not form.curvature or form.evaluates_again:
+    if not form.curvature or form.evaluates_again or form.in_parts:
         if compile != "auto":
-            notice("not compiled: what is compiled has all of line 14, by reverse over reverse")
+            in_parts = "micro-batches are summed one after the other"
+            line_14 = "what is compiled has all of line 14, by reverse over reverse"
+            notice(f"not compiled: {in_parts if form.in_parts else line_14}")
         return []
-    whole = whole and form.first == 0
+    whole = whole and form.first == 0 and not inputs.values.indexed
     if compile == "auto" and not whole:
         return []
     if compile == "whole" and not whole:
@@ -151,8 +153,9 @@ def _with_aux(inputs: Inputs) -> str | None:
     before = environment.capture()
     theta = {**values.frozen, **values.theta_0}
     batches = {"train_loss": values.batch(0), "val_loss": values.last_val_batch}
+    phi = {"train_loss": values.phi_at(0), "val_loss": values.phi_loss}
     with torch.enable_grad():
-        aux = [evaluate(getattr(problem, k), k, theta, values.phi_loss, v)[1] is not None for k, v in batches.items()]
+        aux = [evaluate(getattr(problem, k), k, theta, phi[k], v)[1] is not None for k, v in batches.items()]
     environment.restore(before)
     names = [name for name, returned in zip(batches, aux, strict=True) if returned]
     return f"{listing(names)} return (loss, aux), and what is compiled returns the loss alone" if names else None
@@ -166,7 +169,7 @@ def _missed(inputs: Inputs) -> list[str]:
     try:
         for j in range(inputs.form.steps):
             G = gradient(
-                inputs.form.problem.train_loss, "train_loss", values.theta_0, values.phi_loss, values.batch(j),
+                inputs.form.problem.train_loss, "train_loss", values.theta_0, values.phi_at(j), values.batch(j),
                 frozen=values.frozen, keep_graph=True,
             )  # fmt: skip
             inputs.look_for_missed(j, values.theta_0, G.theta, values.batch(j))

@@ -41,7 +41,7 @@ class CompiledSteps:
         fixed = fixed_of(inputs)
         point, batch, hyper = start(inputs), inputs.values.batch(0), inputs.values.hyper.at(0)
         theta = point.theta
-        rest = (inputs.values.phi_loss, inputs.values.frozen)
+        rest = (inputs.values.phi_at(0), inputs.values.frozen)
         environment = inputs.environment
         found = environment.capture()
         arguments: tuple[Any, ...] = (theta, point.state, *rest, hyper, batch)
@@ -133,7 +133,7 @@ class CompiledSteps:
 
 def _arguments(inputs: Inputs, point: Point) -> tuple[Any, ...]:
     values = inputs.values
-    return point.theta, point.state, values.phi_loss, values.frozen, values.hyper.at(point.j)
+    return point.theta, point.state, values.phi_at(point.j), values.frozen, values.hyper.at(point.j)
 
 
 def fixed_of(inputs: Inputs) -> Fixed:

@@ -19,6 +19,7 @@ from torch import Tensor
 from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.derivatives.held_weights import HeldWeights, noting
 from gimli_core.derivatives.kernels import twice_differentiable
+from gimli_core.derivatives.micro_batches import MicroBatches, each, of_parts
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Loss, Tensors
 
@@ -211,8 +212,11 @@ def evaluate(
 ) -> tuple[Tensor, Any]:
     """Call a loss; (its value, checked to be a scalar tensor or one value a task, and its aux, detached).
 
-    With `vector` the value may also be k numbers, in the last dimension.
+    With `vector` the value may also be k numbers, in the last dimension. Of a batch in parts it is their weighted sum.
     """
+    if isinstance(batch, MicroBatches):
+        found = [(w, evaluate(loss_function, name, theta, phi_loss, part, vector=vector)) for w, part in each(batch)]
+        return torch.stack([w * loss for w, (loss, _) in found]).sum(0), of_parts([aux for _, (_, aux) in found], name)
     try:
         loss, aux = value_and_aux(loss_function(theta, phi_loss, batch), name)
     except Exception as error:

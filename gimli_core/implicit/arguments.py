@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, prepare
+from gimli_core.arguments.outer_losses import refuse_vector
+from gimli_core.arguments.phi_loss import indexed_entries
 from gimli_core.arguments.theta import check_tensor
 from gimli_core.environment import split_frozen
 from gimli_core.errors import ArgumentError, explain, listing
@@ -100,7 +102,11 @@ def checked(
         problem, star, lambda j: train_batch, val_batch, 1, None, phi_loss, _own_state(state_star, T),
         second_order=second_order, tasks=T, compile=False, check=check,
     )  # fmt: skip
+    if indexed_entries(phi_loss, None):
+        expected, do = "no indexed entry: a fixed point has one batch", "Hand the rows of that batch as they are."
+        raise ArgumentError(explain("phi_loss", expected, "one", do))
     inputs = _late(prepare(call), cold=state_star is None)
+    refuse_vector(inputs, "implicit_gradient")
     if check:
         inputs = require(inputs, replays=True)
     for name, value in (("warm_start", warm_start), ("preconditioner", preconditioner)):

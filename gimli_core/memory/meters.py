@@ -5,10 +5,12 @@ What is compiled makes its tensors without telling anyone; there the process is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NamedTuple, Protocol
 
+import torch
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -50,9 +52,9 @@ class LiveBytes(TorchDispatchMode):
         self._large = self._before = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in tensors((args, kwargs or {}))}
+        given = {t.untyped_storage()._cdata for t in strided((args, kwargs or {}))}
         out = func(*args, **(kwargs or {}))
-        for t in tensors(out):
+        for t in strided(out):
             storage = t.untyped_storage()
             if storage._cdata not in given and storage._cdata not in self._made:
                 self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
@@ -71,6 +73,15 @@ class LiveBytes(TorchDispatchMode):
 
     def end(self) -> Note:
         return Note(self._before, self.peak, self.live(), self._large)
+
+
+def strided(tree: Any) -> Iterator[Tensor]:
+    """Every tensor in a tree that has a storage; of a sparse one its indices and values."""
+    for t in tensors(tree):
+        if t.layout == torch.sparse_coo:
+            yield from (t._indices(), t._values())
+        else:
+            yield t
 
 
 class ResidentBytes(AbstractContextManager["ResidentBytes"]):

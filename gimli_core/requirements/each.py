@@ -72,7 +72,7 @@ def requirement_II(inputs: Inputs) -> tuple[Requirement, Choice]:
 def _recorded(inputs: Inputs, j: int) -> Graph:
     """The gradient of the inner loss at theta_0 and batch j, with its graph. Cost 3F."""
     G = gradient(
-        inputs.form.problem.train_loss, "train_loss", inputs.values.theta_0, inputs.values.phi_loss,
+        inputs.form.problem.train_loss, "train_loss", inputs.values.theta_0, inputs.values.phi_at(j),
         inputs.values.batch(j), frozen=inputs.values.frozen, keep_graph=True,
     )  # fmt: skip
     assert G.graph is not None
@@ -86,7 +86,7 @@ def _products(inputs: Inputs, mean: str, j: int, V: Tensors) -> Products:
     return from_a_point(mean)(
         inputs.form.problem.train_loss,
         inputs.values.theta_0,
-        inputs.values.phi_loss,
+        inputs.values.phi_at(j),
         inputs.values.batch(j),
         V,
         frozen=inputs.values.frozen,
@@ -127,9 +127,9 @@ def requirement_IIIa(inputs: Inputs) -> Requirement:
 
 def requirement_IIIb(inputs: Inputs, explicit: frozenset[str], choice: Choice) -> Requirement:
     """IIIb: every entry of phi_loss reaches G or L_val."""
-    if choice.products is None or choice.mean is None or not inputs.values.phi_loss:
+    if choice.products is None or choice.mean is None or not inputs.form.phi_loss:
         return Requirement("IIIb", True, "no phi_loss")
-    idle = [k for k in inputs.values.phi_loss if k not in choice.products.reached | explicit]
+    idle = [k for k in inputs.values.phi_at(0) if k not in choice.products.reached | explicit]
     for j in range(1, inputs.form.steps):
         if not idle:
             break

@@ -29,6 +29,7 @@ from gimli_core.requirements.each import (
     requirement_IIIa,
     requirement_IIIb,
 )
+from gimli_core.requirements.parts import part_by_part, refuse_undecomposed
 from gimli_core.requirements.probes import (
     probe_replay,
     refuse_edited_batches,
@@ -95,7 +96,7 @@ def check_requirements(
     False
     """
     call = Call(problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0)
-    return examine(prepare(call))[0]
+    return examine(part_by_part(prepare(call)))[0]
 
 
 def examine(inputs: Inputs) -> tuple[Requirements, Choice | None]:
@@ -128,19 +129,22 @@ def require(inputs: Inputs, *, replays: bool, tied: bool = False) -> Inputs:
     """
     seen = inputs.form.problem.memo.examined
     shapes = tuple((k, v.shape) for k, v in (*inputs.values.theta_0.items(), *inputs.values.phi_loss.items()))
-    means = (inputs.form.second_order, inputs.form.second_derivatives)
+    shapes += tuple((k, v.value.shape) for k, v in inputs.values.indexed.items())
+    means = (inputs.form.second_order, inputs.form.second_derivatives, inputs.form.in_parts)
     signature = (shapes, inputs.form.wanted, inputs.form.steps > 0, replays, tied, means)
     if signature in seen:
         return _by(inputs, seen[signature])
-    verdict, choice = examine(inputs)
+    tried = part_by_part(inputs)
+    verdict, choice = examine(tried)
     verdict.assert_ok()
+    refuse_undecomposed(inputs)
     if choice is not None and choice.mean is not None:
         inputs = _by(inputs, choice.mean)
         _tell(inputs.form.problem, choice)
-    refuse_edited_batches(inputs)
+    refuse_edited_batches(tried)
     if (replays or inputs.form.evaluates_again) and inputs.form.steps > 0:
-        probe_replay(inputs)
-    refuse_stray_tensors(inputs, tied=tied)
+        probe_replay(tried)
+    refuse_stray_tensors(tried, tied=tied)
     seen[signature] = inputs.form.second_order
     return inputs
 

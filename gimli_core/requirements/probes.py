@@ -108,7 +108,8 @@ def _at(inputs: Inputs, name: str, batch: Any) -> tuple[Tensor, list[Tensor]]:
     """A loss at theta_0, with its graph, and the leaves it was called with."""
     with torch.enable_grad():  # as the run: a loss may differentiate inside
         theta = {k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()}
-        phi = {k: v.detach().requires_grad_() for k, v in inputs.values.phi_loss.items()}
+        phi_loss = inputs.values.phi_loss if name == "val_loss" else inputs.values.phi_at(0)
+        phi = {k: v.detach().requires_grad_() for k, v in phi_loss.items()}
         loss_function = getattr(inputs.form.problem, name)
         theta_of_all, vector = {**inputs.values.frozen, **theta}, name == "val_loss"
         loss, _ = evaluate(loss_function, name, theta_of_all, phi, batch, vector=vector)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient
+from gimli_core.meta_parameters.indexed import SparseSum
 from gimli_core.notation import State, Tensors
 from gimli_core.record import Point, Swept
 
@@ -24,6 +25,7 @@ class Adjoints:
         self.B: Tensors = {k: torch.zeros_like(v) for k, v in end.theta.items()}
         self.S: State = inputs.form.optimizer.zero_adjoint(end.state)
         self.A_opt: list[Tensor] = inputs.values.hyper.zeros()
+        self.A_rows = {k: SparseSum(v.value) for k, v in inputs.values.indexed.items()}  # of A_loss, what is indexed
         self.A_loss: Tensors = {
             k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32))
             for k, v in inputs.values.phi_loss.items()
@@ -42,5 +44,13 @@ class Adjoints:
         """B_j and S_j in the place of B_{j+1} and S_{j+1}, and what step j adds to A (lines 12-14)."""
         self.B, self.S = swept.B, swept.S
         self._inputs.values.hyper.accumulate(self.A_opt, j, swept.A_opt)
+        rows = self._inputs.values.rows_at(j) if self.A_rows else {}
         for k, increment in swept.A_loss.items():
-            self.A_loss[k] += increment
+            if k in rows:
+                self.A_rows[k].add(rows[k], increment)
+            else:
+                self.A_loss[k] += increment
+
+    def whole_A_loss(self) -> Tensors:
+        """A_loss with what is indexed as sparse tensors, in the order of phi_loss' dense and indexed entries."""
+        return {**self.A_loss, **{k: rows.total() for k, rows in self.A_rows.items()}}

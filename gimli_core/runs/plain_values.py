@@ -100,7 +100,18 @@ def fingerprint(inputs: Inputs) -> str:
             digest.update(repr(thing).encode() if isinstance(thing, (int, float, str, bool, type(None))) else b"?")
 
     form, values = inputs.form, inputs.values
-    add([values.theta_0, values.frozen, values.state_0, values.phi_loss, values.weights, form.steps, form.recurrence])
+    add(
+        [
+            values.theta_0,
+            values.frozen,
+            values.state_0,
+            values.phi_loss,
+            {k: v.value for k, v in values.indexed.items()},
+            values.weights,
+            form.steps,
+            form.recurrence,
+        ]
+    )
     add([form.second_order if form.evaluates_again else None, not form.curvature, form.first])
     add([type(form.optimizer).__name__, values.hyper.at(0), values.last_val_batch])
     add([values.hyper.at(j) for j in (0, form.steps - 1)] + [values.batch(0)] if form.steps else [])

@@ -89,6 +89,7 @@ def plan(
     second_order: str = "auto",
     tasks: int | Tasks | None = None,
     check: bool = True,
+    micro_batches: int | None = None,
     compile: bool = False,
 ) -> Plan:
     """What each memory schedule would cost on this problem: predicted peak and time.
@@ -123,6 +124,7 @@ def plan(
     call = Call(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights,
         approximation=approximation, second_order=second_order, tasks=tasks, check=check,
+        micro_batches=micro_batches,
     ).parts()[0]  # fmt: skip
     J, costs = apart_if_needed(call, lambda: _measured(call, compile))
     named = {"RetainGraphs()": Checkpoint(1, graphs=J), "StoreStates()": Checkpoint(J)}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.form import Form, Values
-from gimli_core.arguments.inputs import Inputs, modules_of
+from gimli_core.arguments.inputs import Inputs, in_parts, modules_of
 from gimli_core.arguments.phi_loss import check_phi_loss
 from gimli_core.arguments.state import check_state
 from gimli_core.arguments.theta import check_theta, laid_out
@@ -114,8 +114,8 @@ def recalled(look: Look | None, call: Call) -> Inputs | None:
     if known is None:
         return None
     form = known.form
-    _, batch, steps, val_batch = call.batches()
-    if steps != form.steps:
+    _, batch, steps, val_batch, _ = call.batches()
+    if steps != form.steps or in_parts(batch, steps) != form.in_parts:
         return None
     trained, frozen = check_theta(call.theta_0)
     anywhere = next(iter(trained.values()))
@@ -142,7 +142,7 @@ def recalled_whole(look: Look | None, call: Call) -> tuple[CompiledWhole, Form, 
         return None
     compiled, weights = known.whole
     theta_0, phi_loss = call.theta_0, call.phi_loss or {}
-    _, batch, steps, val_batch = call.batches()
+    _, batch, steps, val_batch, _ = call.batches()
     if steps != known.form.steps or len(set(map(id, theta_0.values()))) != len(theta_0):
         return None
     trained, frozen = laid_out(theta_0)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gimli_core.arguments.attached import attached
 from gimli_core.arguments.call import Call
-from gimli_core.arguments.inputs import modules_of, prepare
+from gimli_core.arguments.inputs import in_parts, modules_of, prepare
+from gimli_core.arguments.phi_loss import indexed_entries
 from gimli_core.environment import Environment
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
@@ -43,10 +44,18 @@ def check_derivatives(derivatives: Any, call: Call) -> None:
         ("resume", call.resume is not None, "What is recorded lives in memory."),
         ("tasks", len(call.parts()) > 1, "Run all tasks at a time."),
         ("until", call.until is not None and tasks is not None, "Say how many steps, or run one inner loop."),
+        ("micro_batches", in_parts(*call.train_batches_in_parts()), "What is recorded keeps every graph."),
+        ("phi_loss", bool(indexed_entries(call.phi_loss, None)), "Hand the rows of each batch yourself."),
         ("val_weights", learned, "Detach them, or put the weights into val_loss."),
     ):
         if there:
-            what = {"tasks": "chunks", "until": "one, with tasks", "val_weights": "weights that require grad"}
+            what = {
+                "micro_batches": "batches in parts",
+                "phi_loss": "an indexed entry",
+                "tasks": "chunks",
+                "until": "one, with tasks",
+                "val_weights": "weights that require grad",
+            }
             expected = f"no such {name} beside derivatives=2"
             raise ArgumentError(explain(name, expected, what.get(name, repr(getattr(call, name))), do))
 

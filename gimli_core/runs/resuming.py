@@ -44,7 +44,8 @@ def write(run: Execution, journal: Journal, actions: int, left: Snapshot | None)
 
 
 def _tree_of(A: Adjoints) -> dict[str, Any]:
-    return {"B": A.B, "S": A.S, "A_opt": {str(i): a for i, a in enumerate(A.A_opt)}, "A_loss": A.A_loss}
+    return {"B": A.B, "S": A.S, "A_opt": {str(i): a for i, a in enumerate(A.A_opt)}, "A_loss": A.A_loss,
+            "A_rows": {k: rows.parts() for k, rows in A.A_rows.items()}}  # fmt: skip
 
 
 def _adjoints_of(tree: dict[str, Any], run: Execution, like: Point) -> Adjoints:
@@ -54,6 +55,9 @@ def _adjoints_of(tree: dict[str, Any], run: Execution, like: Point) -> Adjoints:
     demand(fits(dict(enumerate(A_opt)), dict(enumerate(A.A_opt))), "names or shapes of A_opt")
     demand(fits(tree["A_loss"], A.A_loss), "names or shapes of A_loss")
     demand(fits(tree["B"], A.B) and fits(tree["S"], A.S), "names or shapes of B")
+    demand(set(tree["A_rows"]) == set(A.A_rows), "names of A_loss")
+    for k, held in tree["A_rows"].items():
+        A.A_rows[k].add(held["rows"], held["values"])
     A.B, A.S, A.A_opt, A.A_loss = tree["B"], tree["S"], A_opt, tree["A_loss"]
     return A
 

@@ -190,6 +190,7 @@ def step_through(
     tasks: int | Tasks | None = None,
     resume: str | Path | None = None,
     check: bool = True,
+    micro_batches: int | None = None,
 ) -> Walk:
     """Algorithm 1 line by line, as the engine runs it: an iterator with one `Moment` a line.
 
@@ -220,6 +221,6 @@ def step_through(
     return Walk(
         Call(
             problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-            approximation, second_order, tasks, False, resume, check,
+            approximation, second_order, tasks, False, resume, check, micro_batches=micro_batches,
         )
     )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.notation import Loss, Tensors
 from gimli_core.problem import Problem
 
@@ -52,7 +53,14 @@ def numbered(problem: Problem) -> tuple[Problem, bool, bool]:
 
 def with_j(batches: Callable[[int], Any], takes: bool) -> Callable[[int], Any]:
     """The batches with the number of their step, for a loss that takes it."""
-    return (lambda j: Numbered(batches(j), torch.tensor(j))) if takes else batches
+
+    def with_number(j: int) -> Any:
+        batch, number = batches(j), torch.tensor(j)
+        if isinstance(batch, MicroBatches):
+            return MicroBatches([Numbered(part, number) for part in batch.parts], batch.weights)
+        return Numbered(batch, number)
+
+    return with_number if takes else batches
 
 
 def called(loss: Any, theta: Tensors, phi_loss: Tensors, batch: Any, j: int) -> Any:

@@ -12,6 +12,8 @@ from gimli_core.verification.question import VAL_LOSS, Entries, Key, Question
 __all__ = ["Bounds"]
 
 PROBES, MARGIN = 2, 16
+# In a low precision a probe moves everything as far as the losses' own rounding does, and oracles in float64 have none.
+MARGIN_LOW = 4
 
 
 class Bounds:
@@ -26,15 +28,19 @@ class Bounds:
 
     Args:
         question: what the oracles answer, in float64 where that is possible.
-        dtype: what the engine worked in.
-        tolerance: relative; by default 1e-10, or 1000 units in the last place where that is more.
+        dtype: what the engine worked in, or the losses, where that is less.
+        tolerance: relative; by default 1e-10, or 1000 units in the last place where that is more. Of a low precision
+            those would be all: there only what rounding moves, the noise floor, excuses a difference.
     """
 
     def __init__(
         self, question: Question, environment: Environment, dtype: torch.dtype, tolerance: float | None
     ) -> None:
         self.dtype = dtype
-        self.tolerance = max(1e-10, 1000 * torch.finfo(dtype).eps) if tolerance is None else tolerance
+        self.low = dtype.itemsize < 4
+        self.margin = MARGIN_LOW if self.low else MARGIN
+        units = torch.finfo(torch.float32 if self.low else dtype).eps
+        self.tolerance = max(1e-10, 1000 * units) if tolerance is None else tolerance
         self.strict = self.reference = autograd_gradient(question, environment)
         self.root: Root = torch.sqrt
         if not all(bool(torch.isfinite(g).all()) for g in self.strict.gradient.values()):
@@ -51,7 +57,7 @@ class Bounds:
 
     def allowed(self, key: Key) -> float:
         """The largest difference between an element here and there that rounding excuses."""
-        return self.tolerance * self._sizes[key] + MARGIN * self.moved[key]
+        return self.tolerance * self._sizes[key] + self.margin * self.moved[key]
 
     def scale(self, key: Key) -> float:
         """|L| / |x|: with it, a change of x of its own size would change L by its own size."""
@@ -60,8 +66,8 @@ class Bounds:
     def __str__(self) -> str:
         unit = str(self.dtype).removeprefix("torch.")
         return (
-            f"allowed: {self.tolerance:.1e} relative, and {MARGIN} times what moving every theta_j, G_j and s_j at "
-            f"random by one unit of {unit} changes; for finite differences also 10 times their uncertainty."
+            f"allowed: {self.tolerance:.1e} relative, and {self.margin} times what moving every theta_j, G_j and s_j "
+            f"at random by one unit of {unit} changes; for finite differences also 10 times their uncertainty."
         )
 
 

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.batches import check_val_batch
+from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.environment import Environment, discover, split_frozen
+from gimli_core.meta_parameters.indexed import Indexed
 from gimli_core.meta_parameters.marks import Mark, unmarked, unmarked_entries
 from gimli_core.meta_parameters.resolve import bound
 from gimli_core.notation import Tensors, slots
@@ -73,7 +75,19 @@ class Question:
 
     def inner_loss(self, theta: Tensors, phi: Tensors, j: int) -> Tensor:
         """l_j, without what is returned beside it."""
-        return _value(called(self.problem.train_loss, theta, phi, self.batch(j), j))
+        batch, train_loss = self.batch(j), self.problem.train_loss
+        if not isinstance(batch, MicroBatches):
+            return _value(called(train_loss, theta, self._looked_up(phi, batch), batch, j))
+        assert batch.weights is not None
+        parts = zip(batch.weights, batch.parts, strict=True)
+        losses = [w * _value(called(train_loss, theta, self._looked_up(phi, part), part, j)) for w, part in parts]
+        return torch.stack(losses).sum()
+
+    def _looked_up(self, phi: Tensors, batch: Any) -> Tensors:
+        """phi_loss with the batch's rows of what is indexed."""
+        marked = {k: mark for k, mark in self.phi_loss.items() if isinstance(mark, Indexed)}
+        rows = {k: m.rows(batch) if callable(m.rows) else batch[m.rows] for k, m in marked.items()}
+        return {**phi, **{k: phi[k][rows_k] for k, rows_k in rows.items()}}
 
     def outer_loss(self, theta: Tensors, phi: Tensors, j: int) -> Tensor:
         """L_val(theta_j), without what is returned beside it."""
@@ -137,6 +151,8 @@ def flatten(tree: Any, path: Key) -> Entries:
 
 def rebuild(tree: Any, path: Key, leaves: Mapping[Key, Tensor]) -> Any:
     """`tree` with every leaf replaced by the entry of its path."""
+    if isinstance(tree, Indexed):
+        return rebuild(tree.value, path, leaves)
     if isinstance(tree, Mark):
         return type(tree)(rebuild(tree.value, path, leaves))
     if isinstance(tree, Mapping):
@@ -167,7 +183,7 @@ def _double(tree: Any) -> Any:
     if isinstance(tree, Tensor):
         return tree.double() if tree.is_floating_point() else tree
     if isinstance(tree, Mark):
-        return type(tree)(_double(tree.value))
+        return replace(tree, value=_double(tree.value))
     if isinstance(tree, Mapping):
         return {name: _double(branch) for name, branch in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):

@@ -20,6 +20,7 @@ __all__ = ["Check", "Report", "Verdict"]
 
 class Verdict(Enum):
     OK = "ok"
+    NOISE = "within the noise"  # of a low precision: agreement cannot be told more closely
     DISAGREES = "DISAGREES"
     UNDEFINED = "undefined here"  # the oracle is not finite
     INCONCLUSIVE = "inconclusive"  # the oracle's uncertainty is too large
@@ -62,13 +63,16 @@ def judge(
     uncertainty: float,
     allowed: float,
     scale: float,
+    low: bool = False,
 ) -> Check:
     """Compare elementwise; `uncertainty` and `allowed` are absolute bounds of an element's error.
 
     Ten uncertainties are granted, since they are estimates. Where they, or what rounding alone does, exceed a percent
     both of the entry and of its natural `scale`, nothing can be said; nor can an oracle confirm an entry of which it
-    cannot see a percent.
+    cannot see a percent. In a `low` precision nothing is known to a percent: an entry then agrees within the noise, if
+    that does not exceed all of it.
     """
+    told = 1.0 if low else 0.01  # how much of an entry may be unknown
     value, expected = value.detach().to("cpu", torch.float64), expected.detach().to("cpu", torch.float64)
     size, difference = _largest(expected), _largest(value - expected)
     bound = allowed + 10 * uncertainty
@@ -76,14 +80,14 @@ def judge(
         verdict = Verdict.UNDEFINED
     elif not math.isfinite(difference):
         verdict = Verdict.DISAGREES
-    elif bound > 0.01 * max(size, scale):
+    elif bound > told * max(size, scale):
         verdict = Verdict.INCONCLUSIVE
     elif difference > bound:
         verdict = Verdict.DISAGREES
-    elif difference > allowed and 10 * uncertainty > 0.01 * size:
+    elif difference > allowed and 10 * uncertainty > told * size:
         verdict = Verdict.INCONCLUSIVE
     else:
-        verdict = Verdict.OK
+        verdict = Verdict.NOISE if low else Verdict.OK
 
     def relative(x: float) -> float:
         return 0.0 if x == 0 else x / size if size else math.inf
@@ -101,6 +105,7 @@ class Report:
     checks: tuple[Check, ...]
     finding: Finding | None = None  # the first wrong step and quantity, where the engine disagrees
     notes: tuple[str, ...] = ()
+    noise: str = ""  # the low precision that the losses compute in, if they do
 
     @property
     def disagreements(self) -> tuple[Check, ...]:
@@ -109,7 +114,9 @@ class Report:
     @property
     def unjudged(self) -> tuple[str, ...]:
         """Entries that no oracle could judge."""
-        judged = {(c.subject, c.key) for c in self.checks if c.verdict in (Verdict.OK, Verdict.DISAGREES)}
+        judged = {
+            (c.subject, c.key) for c in self.checks if c.verdict in (Verdict.OK, Verdict.NOISE, Verdict.DISAGREES)
+        }
         return tuple(dict.fromkeys(f"{c.subject} {c.name}" for c in self.checks if (c.subject, c.key) not in judged))
 
     @property
@@ -128,6 +135,9 @@ class Report:
             return printable(f"DISAGREES: {first}{self.disagreements[0]}") + (f", and {others} more" if others else "")
         if self.unjudged:
             return f"not verified: no oracle could judge {printable(', '.join(self.unjudged))}"
+        if self.noise:
+            noise = max(c.allowed for c in self.checks if c.verdict is Verdict.NOISE)
+            return f"agrees within the noise of {self.noise}: up to {noise:.1e} of an entry"
         return f"ok: {self.entries} entries agree with {', '.join(dict.fromkeys(c.family for c in self.checks))}"
 
     def of(self, subject: str) -> Report:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
@@ -21,6 +22,7 @@ from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Wants, make_run
 from gimli_core.runs.run import drain
 from gimli_core.transforms.tasks import Tasks, check_tasks
+from gimli_core.trees import tensors
 from gimli_core.verification.bounds import Bounds
 from gimli_core.verification.claims import entries_of
 from gimli_core.verification.localise import Finding, first_disagreement
@@ -54,6 +56,7 @@ def verify(
     tasks: int | Tasks | None = None,
     compile: bool | str = "auto",
     resume: str | Path | None = None,
+    micro_batches: int | None = None,
     claimed: Mapping[str, Any] | None = None,
     closed_form: Mapping[str, Any] | None = None,
     oracles: Collection[str] = ORACLES,
@@ -76,7 +79,8 @@ def verify(
 
     Args:
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights,
-            memory, approximation, second_order, tasks, compile, resume: as for `gimli.meta_gradient`; that very run is
+            memory, approximation, second_order, tasks, compile, resume, micro_batches: as for
+            `gimli.meta_gradient`; that very run is
             judged. One that goes on from `resume` has the random numbers of the run that was killed: seed alike.
         claimed: a meta-gradient from elsewhere, to be judged beside the engine's: keyed like a result,
             `{"A_opt": {"lr": …}, "A_loss": {…}, "B_0": {…}, "S_0": {…}}`, or by flat names.
@@ -117,12 +121,12 @@ def verify(
         raise ArgumentError(explain("tolerance", "a number in [0, 1)", repr(tolerance), "It is relative to an entry."))
     call = Call(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-        approximation, second_order, tasks, compile, resume,
+        approximation, second_order, tasks, compile, resume, micro_batches=micro_batches,
     )  # fmt: skip
     run = make_run(call, Wants(one_number="verify"))
     asked = Question(
-        problem, theta_0, train_batches, val_batch, run.form.steps, phi_opt or {}, phi_loss or {}, state_0, val_weights,
-        run.form.left_out, check_tasks(tasks),
+        problem, theta_0, call.train_batches_in_parts()[0], val_batch, run.form.steps, phi_opt or {}, phi_loss or {},
+        state_0, val_weights, run.form.left_out, check_tasks(tasks),
     )  # fmt: skip
     environment = asked.environment()
     entries = {VAL_LOSS: torch.zeros(()), **asked.entries()}
@@ -144,7 +148,12 @@ def verify(
             "buffers of modules move in the loop; derivatives take them for constants. Finite differences hold them "
             "between losses, but cannot inside one that moves what it then reads, as spectral_norm does in train mode."
         )
-    bounds = Bounds(question, environment, asked.dtype, tolerance)
+    dtype = lowest_dtype(asked, environment)
+    bounds = Bounds(question, environment, dtype, tolerance)
+    if bounds.low and dtype != asked.dtype:
+        notes.append(
+            f"the losses compute in {name_of(dtype)} (autocast); theta, s, B, S and A in {name_of(asked.dtype)}."
+        )
     truths, more = _ask(question, environment, bounds, oracles)
     truths["closed form"] = known
     checks: list[Check] = []
@@ -154,7 +163,32 @@ def verify(
             checks += _against({**truths, "engine": engine}, "claimed", key, claims[key], bounds)
     wrong = [c for c in checks if c.subject == "engine" and c.verdict is Verdict.DISAGREES]
     finding = _locate(call, environment, bounds, wrong) if wrong else None
-    return Report(tuple(checks), finding, (str(bounds), *notes, *more))
+    return Report(tuple(checks), finding, (str(bounds), *notes, *more), name_of(dtype) if bounds.low else "")
+
+
+class _Dtypes(TorchDispatchMode):
+    """The floating dtypes of all that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen |= {t.dtype for t in tensors(out) if t.is_floating_point()}
+        return out
+
+
+def lowest_dtype(asked: Question, environment: Environment) -> torch.dtype:
+    """The dtype of theta, or that of the losses' computing, as under autocast, where it is a lower one. Cost 3F·J."""
+    with _Dtypes() as dtypes:
+        loss_value(asked, asked.entries(), environment)
+    low = {dtype for dtype in dtypes.seen if dtype in (torch.bfloat16, torch.float16)}
+    return max(low, key=lambda dtype: torch.finfo(dtype).eps, default=asked.dtype)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _precise(asked: Question, environment: Environment) -> tuple[Question, list[str]]:
@@ -209,15 +243,18 @@ def _against(truths: Mapping[str, Answers], subject: str, key: Key, value: Tenso
             yield judge(
                 subject, key, oracle if count == value.numel() else f"{oracle}, {count} directions",
                 truth.of(value), truth.values, uncertainty=truth.uncertainty.max().item(),
-                allowed=allowed * longest, scale=scale * longest,
+                allowed=allowed * longest, scale=scale * longest, low=bounds.low,
             )  # fmt: skip
         elif truth is not None:
-            own = 0.0 if oracle in ("closed form", "engine") else bounds.moved[key]
-            yield judge(subject, key, oracle, value, truth, uncertainty=own, allowed=allowed, scale=scale)
+            own = 0.0 if bounds.low or oracle in ("closed form", "engine") else bounds.moved[key]
+            yield judge(
+                subject, key, oracle, value, truth, uncertainty=own, allowed=allowed, scale=scale, low=bounds.low
+            )
 
 
 def _entries_of_result(result: MetaGradient) -> Entries:
-    return {VAL_LOSS: result.val_loss, **flatten({name: getattr(result, name) for name in RESULTS}, ())}
+    found = flatten({name: getattr(result, name) for name in RESULTS}, ())
+    return {VAL_LOSS: result.val_loss, **{k: v.to_dense() if v.is_sparse else v for k, v in found.items()}}
 
 
 def _locate(call: Call, environment: Environment, bounds: Bounds, wrong: Sequence[Check]) -> Finding | None:

@@ -1,0 +1,76 @@
+"""Line 5, and lines 13 and 14, as sums over the parts of a batch: one graph at a time (micro_batches.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gimli_core.derivatives.first_order import Gradient, gradient
+from gimli_core.derivatives.micro_batches import MicroBatches, each, of_parts
+from gimli_core.derivatives.second_order import BY_GRAPH, Products, from_a_point, reverse_over_reverse
+from gimli_core.notation import Loss, Tensors
+
+__all__ = ["gradient_of_parts", "products_of_parts"]
+
+
+class _Sum:
+    """A weighted sum of dicts of tensors, in float32 at least."""
+
+    def __init__(self) -> None:
+        self._total: Tensors = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+
+    def add(self, tensors: Tensors, weight: float) -> None:
+        for k, v in tensors.items():
+            if k in self._total:
+                self._total[k].add_(v, alpha=weight)
+            else:
+                self._dtypes[k] = v.dtype
+                self._total[k] = v.to(torch.promote_types(v.dtype, torch.float32)) * weight
+
+    def total(self) -> Tensors:
+        return {k: v.to(self._dtypes[k]) for k, v in self._total.items()}
+
+
+def gradient_of_parts(
+    loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: MicroBatches, *,
+    frozen: Mapping[str, Tensor] | None = None,
+) -> Gradient:  # fmt: skip
+    """G_j = Σ_i w_i grad ell of part i, without a graph. Cost 3F, in the memory of one part."""
+    G, losses, unused, aux = _Sum(), _Sum(), None, []
+    for weight, part in each(batch):
+        found = gradient(loss_function, name, theta, phi_loss, part, frozen=frozen, keep_graph=True)
+        found = found._replace(graph=None)
+        G.add(found.theta, weight)
+        losses.add({"loss": found.loss}, weight)
+        unused = found.unused if unused is None else unused & found.unused
+        aux.append(found.aux)
+    assert unused is not None
+    return Gradient(losses.total()["loss"], G.total(), {}, None, unused, of_parts(aux, name))
+
+
+def products_of_parts(
+    mean: str, loss_function: Loss, theta: Tensors, phi_loss: Tensors, batch: MicroBatches, V: Tensors,
+    g: Tensor | None, *, frozen: Mapping[str, Tensor] | None = None, curvature: bool = True,
+) -> Products:  # fmt: skip
+    """V_j Hessian and V_j mixed, Σ_i w_i times those of part i. Cost 9F, in the memory of one part."""
+    H, mixed, losses = _Sum(), _Sum(), _Sum()
+    linear, reached = True, frozenset[str]()
+    for weight, part in each(batch):
+        if mean in ("auto", BY_GRAPH):
+            G = gradient(loss_function, "train_loss", theta, phi_loss, part, frozen=frozen, keep_graph=True)
+            assert G.graph is not None
+            found = reverse_over_reverse.products(G.graph, V, g, curvature=curvature)._replace(loss=G.loss)
+            del G
+        else:
+            found = from_a_point(mean)(
+                loss_function, theta, phi_loss, part, V, g, frozen=frozen, curvature=curvature
+            )  # fmt: skip
+        H.add(found.curvature, weight)
+        mixed.add(found.mixed, weight)
+        if found.loss is not None:
+            losses.add({"loss": found.loss}, weight)
+        linear, reached = linear and found.linear, reached | found.reached
+    return Products(H.total(), mixed.total(), linear, reached, losses.total().get("loss"))

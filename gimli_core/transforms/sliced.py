@@ -1,0 +1,52 @@
+"""A batch in parts whose losses see their own rows of what the step has looked up: indexed entries of phi_loss."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from gimli_core.derivatives.micro_batches import MicroBatches
+from gimli_core.notation import Loss, Tensors
+from gimli_core.problem import Problem
+
+__all__ = ["Sliced", "of_slices", "sliced"]
+
+
+class Sliced(NamedTuple):
+    """A part, and where its rows stand among those of the step: `{name: (start, stop)}`."""
+
+    batch: Any
+    spans: dict[str, tuple[int, int]]
+
+
+def sliced(batch: Any, rows: dict[str, list[Tensor]]) -> Any:
+    """Parts that know where their rows stand; a batch that is not in parts has them all."""
+    if not isinstance(batch, MicroBatches):
+        return batch
+    parts, starts = [], dict.fromkeys(rows, 0)
+    for i, part in enumerate(batch.parts):
+        stops = {name: starts[name] + len(each[i]) for name, each in rows.items()}
+        parts.append(Sliced(part, {name: (starts[name], stops[name]) for name in rows}))
+        starts = stops
+    return batch._replace(parts=tuple(parts))
+
+
+def of_slices(problem: Problem) -> Problem:
+    """The problem whose inner loss takes such parts. Made once a problem, so that what is known of it is kept."""
+    forms = problem.memo.forms
+    if "slices" not in forms:
+        loss = _OfSliced(problem.train_loss)
+        forms["slices"] = Problem(loss, problem.val_loss, problem.optimizer, problem.modules)
+    return forms["slices"]
+
+
+class _OfSliced:
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+
+    def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
+        if not isinstance(batch, Sliced):
+            return self.loss(theta, phi_loss, batch)
+        own = {name: phi_loss[name][start:stop] for name, (start, stop) in batch.spans.items()}
+        return self.loss(theta, {**phi_loss, **own}, batch.batch)

@@ -111,7 +111,7 @@ def _ahead(call: Call, wants: Wants) -> Ahead:
 def _of_steps(call: Call, wants: Wants) -> Run:
     """The run of so many steps."""
     schedule, free = schedule_of_call(call), call.memory is None and call.resume is None
-    alone = not (wants.names or wants.forward_only)  # a run that only its result is wanted of
+    alone = not (wants.names or wants.forward_only or call.resume is not None)  # only the result is wanted
     look = look_of(call, schedule.replays, wants.tied, wants.steps) if alone else None
     if free and alone:
         found = recalled_whole(look, call)

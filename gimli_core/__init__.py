@@ -2,7 +2,7 @@
 
 import sys as _sys
 
-from gimli_core import errors, implicit, memory, optimizers, verification
+from gimli_core import errors, implicit, learned, memory, optimizers, verification
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
 from gimli_core.arguments.until import Until
 from gimli_core.evaluation.adapt import adapt
@@ -14,6 +14,7 @@ from gimli_core.optimizers.check import PullbackReport
 from gimli_core.outer_loop.early_stopping import EarlyStopping
 from gimli_core.outer_loop.estimator import Estimator
 from gimli_core.outer_loop.estimators.es import ES
+from gimli_core.outer_loop.estimators.implicit import Implicit
 from gimli_core.outer_loop.estimators.pes import PES
 from gimli_core.outer_loop.estimators.reptile import Reptile
 from gimli_core.outer_loop.estimators.unrolled import Unrolled
@@ -47,6 +48,7 @@ __all__ = [
     "Evaluation",
     "Event",
     "FirstOrder",
+    "Implicit",
     "MetaGradient",
     "OuterLoop",
     "Plan",
@@ -71,6 +73,7 @@ __all__ = [
     "evaluate",
     "implicit",
     "implicit_gradient",
+    "learned",
     "lessons",
     "memory",
     "meta_gradient",

@@ -87,8 +87,10 @@ def meta_gradient(
             `val_batch` then has a leading dimension T; theta_0, phi and state_0 are shared, but for what
             `gimli.per_task` marks. Losses and gradients are the mean over the tasks, or their sum.
         compile: True compiles the steps at the first call, once for a problem and its shapes ("steps"), and a short
-            run of small steps as a whole ("whole"); "auto" does so once eager runs of the problem have taken a
-            minute, unless `memory` or `resume` is given; False never. Compiled and eager agree to rounding.
+            run of few operations as a whole ("whole"). "auto" never waits for it: once eager runs of the problem have
+            taken half a minute of processor time, a fork compiles beside them, on one processor at low priority, and
+            they change over when that is ready and agrees; on Linux and a processor, unless `memory` or `resume` is
+            given. False never. Compiled and eager agree to rounding.
 
     Returns:
         MetaGradient: `val_loss`, `A_opt`, `A_loss`, `B_0`, `S_0`, `theta_J`, `state_J`,

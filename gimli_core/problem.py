@@ -15,7 +15,7 @@ from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Loss
 from gimli_core.optimizers.interface import Optimizer
 
-__all__ = ["Memo", "Problem"]
+__all__ = ["Memo", "Patience", "Problem"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,14 +108,26 @@ class Memo:
     forms: dict[Any, Problem] = field(default_factory=dict)  # the problem in other forms, by transform
     numbered: tuple[Problem | None, bool, bool] | None = None  # whose losses find j in their batch, which of them do
     examined: dict[Any, Any] = field(default_factory=dict)  # what the requirements' test found, for names and shapes
+    buffers_of_tasks: bool = False  # whether its losses change buffers, so that tasks are run one at a time
     told: set[str] = field(default_factory=set)  # notices that were given
     costs: list[tuple[Any, Any]] = field(default_factory=list)  # measured costs, for an outline
     outer_losses: list[tuple[Any, int | None]] = field(default_factory=list)  # how many val_loss returns, by outline
     compiled: list[tuple[Any, Any]] = field(default_factory=list)  # compiled functions, for an outline
-    eager_seconds: float = 0.0  # that eager runs have taken
+    operations: list[tuple[Any, int]] = field(default_factory=list)  # of a step, for an outline
+    patience: Patience = field(default_factory=lambda: Patience())  # the same one for all forms of a problem
     recalled: dict[Any, Any] = field(default_factory=dict)  # what a call of the same look takes over
     by_name: bool = False  # whether tensors must stay apart: a step left one of them alone
 
     def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
         """A copied problem, or one that was sent to another process, has everything before it."""
         return Memo, ()
+
+
+@dataclass(eq=False)
+class Patience:
+    """What `compile="auto"` goes by."""
+
+    eager_seconds: float = 0.0  # processor time that eager runs have taken since something was last compiled for them
+    last_seconds: float = 0.0  # that the last half of a run has taken
+    attempt: Any = None  # to compile beside the runs
+    refused: bool = False  # whether one has failed: none is made again

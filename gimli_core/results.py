@@ -2,35 +2,88 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 
-from gimli_core.notation import State, Tensors
+from gimli_core.notation import COUNTS, State, Tensors
+from gimli_core.trees import tensors
 
 __all__ = ["MetaGradient", "Trajectory"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trajectory:
-    """Where the inner loop went. All tensors are detached."""
+    """Where the inner loop went. All tensors are detached.
+
+    `torch.save` writes one, and `torch.load` reads it, also with `weights_only=True` once gimli_core is imported.
+    """
 
     val_loss: Tensor  # [] or [k], L = Σ_j w_j L_val(theta_j), by default L_val(theta_J); over tasks their mean or sum
     theta_J: Tensors  # frozen entries included
     state_J: State
-    buffers_J: Tensors  # module buffers after the last step
+    buffers_J: Tensors  # module buffers after the last step; [T, …] where tasks have changed them, each its own
     train_losses: Tensor  # [J], ell_j(theta_j); [J, T] of T tasks
     val_losses: Tensor  # [J + 1], L_val(theta_j) where it has a weight, else nan; [J + 1, T]; and of k losses k last
     task_val_losses: Tensor | None = field(default=None, kw_only=True)  # [T] or [T, k], L of each task
     task_steps: Tensor | None = field(default=None, kw_only=True)  # [T], where `until` ended each task's loop
-    train_aux: Any = field(
-        default=None, kw_only=True
-    )  # what train_loss returned besides, each tensor [J, …] or [J, T, …]
-    val_aux: Any = field(
-        default=None, kw_only=True
-    )  # of val_loss, [K, …] at the K theta_j with a weight, in their order
+    # What train_loss returned besides, each tensor [J, …] or [J, T, …]; and val_loss, [K, …] at the K theta_j with a
+    # weight, in their order.
+    train_aux: Any = field(default=None, kw_only=True)
+    val_aux: Any = field(default=None, kw_only=True)
     approximation: str = field(default="", kw_only=True)  # what the gradient leaves out; "" if it is exact
+
+    def to(self, *target: Any) -> Self:
+        """The same on another device, in another dtype or both, as `Tensor.to`; counts and integers keep theirs.
+
+        >>> import torch
+        >>> one = torch.ones((), dtype=torch.float64)
+        >>> t = Trajectory(one, {"w": one}, {"step": one}, {}, one.reshape(1), one.reshape(1)).to(torch.float32)
+        >>> t.theta_J["w"].dtype, t.state_J["step"].dtype
+        (torch.float32, torch.float64)
+        """
+        devices = [x for x in target if not isinstance(x, torch.dtype)]
+        return replace(self, **{name: _moved(value, target, devices) for name, value in self.state_dict().items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """A matplotlib figure of the losses along the inner loop, saved at `path` if there is one. Needs matplotlib."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """A matplotlib figure of the losses along the inner loop, saved at `path` if there is one. Needs matplotlib."""
+        figure = importlib.import_module("matplotlib.figure").Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.set(xlabel="inner step j", ylabel="loss", title=repr(self).partition("(")[0])
+        for name, losses, marker in (("train", self.train_losses, ""), ("validation", self.val_losses, "o")):
+            lines = losses.detach().double().cpu().unsqueeze(-1).flatten(1)
+            if bool(lines.isfinite().any()):
+                axes.plot(range(len(lines)), lines.tolist(), marker, label=name, color=None, alpha=0.8)
+        handles, labels = axes.get_legend_handles_labels()
+        unique = dict(zip(labels, handles, strict=True))
+        axes.legend(unique.values(), unique.keys())
+        axes.grid(alpha=0.3)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self._told())})"
+
+    def _told(self) -> list[str]:
+        """What a line says of it."""
+        J, last = len(self.train_losses), self.train_losses[-1:]
+        told = [f"val_loss={_number(self.val_loss)}", f"steps={J}"]
+        if last.ndim > 1:
+            told.append(f"tasks={last.shape[1]}")
+        if J > 0:
+            told.append(f"last train_loss={_number(last[0].mean())}")
+        told.append(f"|theta_J|={_norm(self.theta_J):.4g}")
+        return told
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,12 +100,48 @@ class MetaGradient(Trajectory):
     recurrence: str = "augmented"
     A: Tensors = field(default_factory=dict, kw_only=True)  # dL/dphi by the names of what an outer loop learns
 
-    def __repr__(self) -> str:
-        note = "" if self.recurrence == "augmented" else f", recurrence={self.recurrence!r} (not the exact gradient)"
-        loss = f"{self.val_loss.item():.6g}" if self.val_loss.ndim == 0 else f"[{len(self.val_loss)} outer losses]"
-        note += f", approximation={self.approximation!r} (not the exact gradient)" if self.approximation else ""
-        return (
-            f"MetaGradient(val_loss={loss}, steps={len(self.train_losses)}, A_opt: "
-            f"{list(self.A_opt)}, "
-            f"A_loss: {list(self.A_loss)}, B_0: {list(self.B_0)}{note})"
-        )
+    def _told(self) -> list[str]:
+        told = super()._told()
+        for name in ("A_opt", "A_loss", "B_0", "S_0"):
+            tree = getattr(self, name)
+            if tree and name in ("A_opt", "A_loss"):
+                told.append(f"{name}: {{{', '.join(f'{k}: {_shown(v)}' for k, v in tree.items())}}}")
+            elif any(True for _ in tensors(tree)):
+                told.append(f"|{name}|={_norm(tree):.4g}")
+        if self.recurrence != "augmented":
+            told.append(f"recurrence={self.recurrence!r} (not the exact gradient)")
+        if self.approximation:
+            told.append(f"approximation={self.approximation!r} (not the exact gradient)")
+        return told
+
+
+def _number(value: Tensor) -> str:
+    return f"{value.item():.6g}" if value.ndim == 0 else f"[{len(value)} outer losses]"
+
+
+def _shown(tree: Any) -> str:
+    """A number as it is, anything else by its norm."""
+    if isinstance(tree, Tensor) and tree.numel() == 1:
+        return f"{tree.item():.4g}"
+    return f"|{_norm(tree):.4g}|"
+
+
+def _norm(tree: Any) -> float:
+    """Over all tensors in a tree."""
+    square: float = sum(t.detach().double().square().sum().item() for t in tensors(tree))
+    return float(square**0.5)
+
+
+def _moved(tree: Any, target: tuple[Any, ...], devices: list[Any], count: bool = False) -> Any:
+    """The tree elsewhere; what counts, and what is no floating-point tensor, in its own dtype."""
+    if isinstance(tree, Tensor):
+        wanted = devices if count or not tree.is_floating_point() else target
+        return tree.to(*wanted) if wanted else tree
+    if isinstance(tree, Mapping):
+        return {k: _moved(v, target, devices, count or k in COUNTS) for k, v in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_moved(v, target, devices, count) for v in tree)
+    return tree
+
+
+torch.serialization.add_safe_globals([Trajectory, MetaGradient])

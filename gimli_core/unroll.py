@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from gimli_core.arguments.surroundings import check_watching
 from gimli_core.arguments.until import Until
 from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once
-from gimli_core.errors import ArgumentError, ClosedError, explain
+from gimli_core.errors import ArgumentError, ClosedError, closest, explain, listing
 from gimli_core.memory.schedules.actions import Schedule
-from gimli_core.meta_parameters.marks import look_up, tensor_paths, unmarked
+from gimli_core.meta_parameters.marks import detached, look_up, tensor_paths, unmarked, unmarked_entries
 from gimli_core.notation import State, slots
 from gimli_core.problem import Problem
 from gimli_core.record import Event
@@ -45,6 +45,9 @@ _ANOTHER = (
 )
 
 
+WRT = ("phi_opt", "phi_loss", "theta_0", "state_0", "val_weights")
+
+
 def unroll(
     problem: Problem,
     theta_0: Mapping[str, Tensor],
@@ -68,6 +71,7 @@ def unroll(
     progress: bool = False,
     with_trajectory: bool = False,
     derivatives: int = 1,
+    wrt: Collection[str] = WRT,
 ) -> Any:
     """The validation loss after J inner steps, tied into autograd.
 
@@ -83,6 +87,9 @@ def unroll(
             then run again with its operations recorded, which are torch's own; every further derivative is exact. At a
             gradient of exactly 0 Adam's second derivatives are nan. Not beside approximation=, resume=, chunks of
             tasks, or val_weights that require grad.
+
+        wrt: the arguments that get gradients, by default all of these. With `wrt=("phi_opt", "phi_loss")` a live
+            model's parameters in theta_0 get no `.grad`.
 
     Returns:
         Tensor: L, a scalar, or `[k]`.
@@ -113,7 +120,9 @@ def unroll(
     tensor(-0.2500)
     """
     check_watching(watch, progress)
-    arguments = (phi_opt, phi_loss, theta_0, state_0, val_weights)
+    phi_opt, phi_loss, theta_0, state_0, val_weights = arguments = _with_gradients_of(
+        wrt, phi_opt, phi_loss, theta_0, state_0, val_weights
+    )
     needed = torch.is_grad_enabled() and any(t.requires_grad for _, t in tensor_paths(arguments))
     call = Call(
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
@@ -122,7 +131,7 @@ def unroll(
     check_derivatives(derivatives, call)
     again = None
     if derivatives == 2 and needed:
-        again = Recorded(call, next(iter(unmarked(theta_0).values())))
+        again = Recorded(call, next(iter(unmarked_entries(theta_0).values())))
     wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed, weighed=needed)
     run = make_run(call, wants)
     watching = (watch, Progress(run.steps) if progress else None)
@@ -132,6 +141,15 @@ def unroll(
     paths, tied = zip(*tied_tensors(call, run.form), strict=True)
     loss: Tensor = _Unrolled.apply(run, watching, paths, again, *tied)
     return (loss, run.trajectory()) if with_trajectory else loss
+
+
+def _with_gradients_of(wrt: Any, *arguments: Any) -> tuple[Any, ...]:
+    """The arguments, detached unless they are named in `wrt`."""
+    unknown = [name for name in ([wrt] if isinstance(wrt, str) else wrt) if name not in WRT]
+    if unknown or isinstance(wrt, str):
+        do = f'For example ("phi_opt", "phi_loss").{closest(unknown[0], WRT) if unknown else ""}'
+        raise ArgumentError(explain("wrt", f"a tuple of {listing(WRT)}", repr(wrt), do))
+    return tuple(value if name in wrt else detached(value) for name, value in zip(WRT, arguments, strict=True))
 
 
 def tied_tensors(call: Call, form: Form) -> Iterator[tuple[tuple[Any, ...], Tensor]]:

@@ -32,6 +32,9 @@ COMMANDS = {
     "step": _Command("gimli_core.commands.step", "figures", "walk through Algorithm 1 in the terminal"),
     "trace": _Command("gimli_core.commands.trace", "figures", "write a run as one self-contained page"),
     "plan": _Command("gimli_core.commands.plan", "demo", "what each memory schedule would cost, in bytes and seconds"),
+    "learn-optimizer": _Command(
+        "gimli_core.commands.learn_optimizer", "demo", "train an optimizer that is a network, beside a tuned Adam"
+    ),
     "few-shot": _Command("gimli_core.commands.few_shot", "few_shot", "train a few-shot method, beside its paper"),
     "verify": _Command("gimli_core.commands.verify", "verify", "check meta-gradients against every oracle"),
 }

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,13 +22,13 @@ from gimli_core.problem import Memo
 from gimli_core.transforms.one_vector import LeftAlone
 from gimli_core.trees import fits, outline
 
-__all__ = ["AUTO_SECONDS", "Compiled", "check_compile", "chosen", "clocked"]
+__all__ = ["KINDS", "Compiled", "Kind", "check_compile", "chosen", "compiled_for", "known", "options", "unfit"]
 
 CHOICES = (True, False, "auto", "steps", "whole")
 _ONE_AT_A_TIME = threading.RLock()  # threads that run one problem compile it once
-AUTO_SECONDS = 60.0  # of eager runs of one problem, after which "auto" compiles it
 
 Compiled = CompiledSteps | CompiledRetained | CompiledWhole
+Kind = tuple[Any, ...]  # its name in KINDS, and what else it is compiled for
 
 KINDS: dict[str, tuple[str, Callable[[Inputs], Compiled]]] = {
     "steps": ("one step forwards and one backwards", CompiledSteps),
@@ -39,82 +37,94 @@ KINDS: dict[str, tuple[str, Callable[[Inputs], Compiled]]] = {
 }
 
 
-@contextmanager
-def clocked(memo: Memo) -> Iterator[None]:
-    """Adds the time within it to what eager runs of a problem have taken."""
-    start = time.monotonic()
-    try:
-        yield
-    finally:
-        memo.eager_seconds += time.monotonic() - start
-
-
 def check_compile(compile: object) -> None:
     """Raise ArgumentError unless `compile` is one of the choices."""
     if not any(compile is choice or (isinstance(compile, str) and compile == choice) for choice in CHOICES):
-        do = "True compiles at the first call, False never, 'auto' once eager runs of a problem have taken a minute."
+        do = "True compiles at the first call, False never, 'auto' beside eager runs that have taken half a minute."
         raise ArgumentError(explain("compile", listing(CHOICES), repr(compile), do))
 
 
-def chosen(
+def options(
     inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = False, weighed: bool = False
-) -> Compiled | None:
-    """What to run with; None for eager steps.
+) -> list[Kind]:
+    """What may be compiled for a run, the fastest first; nothing for a run that can only be eager.
 
     `whole`: whether a run may keep what it likes, since no schedule was asked for. One that was asked for has the same
     bits as every other: "auto" leaves it eager. `watched`: whether someone wants to be told of every step. `weighed`:
     whether the sweep of several outer losses is to begin only once it is known how much each counts.
     """
-    form, memo = inputs.form, inputs.form.problem.memo
+    form = inputs.form
     if compile is False or form.steps == 0:
-        return None
+        return []
     if not form.curvature or form.evaluates_again:
         if compile != "auto":
             notice("not compiled: what is compiled has all of line 14, by reverse over reverse")
-        return None
+        return []
     whole = whole and form.first == 0
-    if compile == "auto" and (not whole or memo.eager_seconds < AUTO_SECONDS):
-        return None
+    if compile == "auto" and not whole:
+        return []
     if compile == "whole" and not whole:
         expected = "'steps' or True beside memory=, resume= or Truncated"
         raise ArgumentError(explain("compile", expected, "'whole'", "A whole run keeps every step."))
     if compile != "whole" and weighed and outer_losses(inputs) is not None:
         whole = False
+    kinds: list[Kind] = []
     if compile == "whole" or (compile != "steps" and whole and not watched and is_small(inputs)):
-        found = _compiled(memo, ("whole", form.steps, repr(course_of(inputs)[0]), form.warm), inputs)
-        if compile == "whole" or not isinstance(found, Uncompiled):
-            return None if isinstance(found, Uncompiled) else found
-    found = _compiled(memo, ("retained",), inputs) if whole else Uncut()
-    if isinstance(found, Uncut):
-        found = _compiled(memo, ("steps",), inputs)
+        kinds.append(("whole", form.steps, repr(course_of(inputs)[0]), form.warm))
+    if compile != "whole":
+        kinds += [("retained",)] * whole + [("steps",)]
+    return kinds
+
+
+def chosen(inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = False) -> Compiled | None:
+    """What to run with, compiled here and now if it was not before; None for eager steps. For `options`."""
+    return compiled_for(inputs, options(inputs, compile, whole=whole, watched=watched))
+
+
+def compiled_for(inputs: Inputs, kinds: Sequence[Kind]) -> Compiled | None:
+    """The first of these kinds that can be compiled; None for eager steps."""
+    found: Compiled | Uncompiled | None = None
+    for kind in kinds:
+        found = _compiled(kind, inputs)
+        if not may_go_on(kind, found):
+            break
     if isinstance(found, CompiledSteps):
         try:
             found.look(inputs)
         except Uncompiled as reason:
             notice(f"not compiled any more: {reason}")
-            found = reason
-    return None if isinstance(found, Uncompiled) else found
+            return None
+    if isinstance(found, Uncompiled):
+        inputs.form.problem.memo.patience.refused |= kinds[-1][0] != "whole"
+        return None
+    return found
 
 
-def _compiled(memo: Memo, kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
-    """What was compiled of this kind, or why it was not; at the first call it is compiled, with a notice."""
+def may_go_on(kind: Kind, found: Compiled | Uncompiled) -> bool:
+    """Whether another kind may do where this one did not: what cannot be compiled in two halves cannot in one."""
+    return isinstance(found, Uncut) if kind == ("retained",) else isinstance(found, Uncompiled)
+
+
+def known(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled | None:
+    """What was compiled of this kind, or why it was not; None if it was not tried."""
     wanted = (kind, *inputs.signature())
+    memo: Memo = inputs.form.problem.memo
+    return next((found for like, found in memo.compiled if fits(wanted, like)), None)
+
+
+def _compiled(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
+    """What was compiled of this kind, or why it was not; at the first call it is compiled, with a notice."""
     with _ONE_AT_A_TIME:
-        for like, found in memo.compiled:
-            if fits(wanted, like):
-                return found  # type: ignore[no-any-return]
-        found = _compile(kind, inputs)
-        memo.compiled.append((outline(wanted), found))
+        found = known(kind, inputs)
+        if found is None:
+            found = _compile(kind, inputs)
+            inputs.form.problem.memo.compiled.append((outline((kind, *inputs.signature())), found))
         return found
 
 
-def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
+def _compile(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
     what, compiled = KINDS[kind[0]]
-    why = _with_aux(inputs)
-    if why is None and (missed := _missed(inputs)):
-        why = f"train_loss does not use {listing(missed)} in some step, and it is then left alone"
-    if why is not None:
-        reason = Uncompiled(why)
+    if reason := unfit(inputs):
         notice(f"{what} not compiled: {reason}")
         return reason
     notice(f"compiling {what}, once for this problem and these shapes …")
@@ -125,6 +135,14 @@ def _compile(kind: tuple[Any, ...], inputs: Inputs) -> Compiled | Uncompiled:
         return reason
     notice(f"compiled in {found.seconds:.1f} s")
     return found
+
+
+def unfit(inputs: Inputs) -> Uncompiled | None:
+    """Why a problem cannot be compiled, or some run of it: found out in eager mode, before anything is compiled."""
+    why = _with_aux(inputs)
+    if why is None and (missed := _missed(inputs)):
+        why = f"train_loss does not use {listing(missed)} in some step, and it is then left alone"
+    return None if why is None else Uncompiled(why)
 
 
 def _with_aux(inputs: Inputs) -> str | None:
@@ -153,8 +171,8 @@ def _missed(inputs: Inputs) -> list[str]:
             )  # fmt: skip
             inputs.look_for_missed(j, values.theta_0, G.theta, values.batch(j))
             names |= G.theta.keys() - with_path(inputs.form.optimizer, G.theta, G.unused).keys()
-    except LeftAlone as missed:
-        names |= set(missed.names)
+    except LeftAlone as left_alone:
+        names |= set(left_alone.names)
     finally:
         environment.restore(found)
     return sorted(names)

@@ -82,6 +82,12 @@ class CompiledRetained:
         self._advanced, self._swept = builder(advanced), builder(swept)
         self._take_A, self._build_A = taker((swept.A_opt, swept.A_loss)), builder((swept.A_opt, swept.A_loss))
 
+    def look(self, inputs: Inputs) -> None:
+        """Can a run be done with what was compiled, or compiled again? Raises Uncompiled."""
+        theta, s = in_rows(inputs)
+        self._validate.look(inputs, theta)
+        self._begin(inputs, theta, s)
+
     @property
     def outer_losses(self) -> int | None:
         """k, or None where val_loss returns one number."""

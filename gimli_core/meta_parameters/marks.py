@@ -14,12 +14,14 @@ __all__ = [
     "PerElement",
     "PerStep",
     "PerTask",
+    "detached",
     "look_up",
     "per_element",
     "per_step",
     "per_task",
     "tensor_paths",
     "unmarked",
+    "unmarked_entries",
 ]
 
 
@@ -120,8 +122,28 @@ def tensor_paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[
             yield from tensor_paths(value, (*path, key))
 
 
+def detached(tree: Any) -> Any:
+    """The same nested dicts and pairs, marks included, in which no tensor has a gradient any more.
+
+    An `nn.Parameter` that has none already stays what it is: by that it is held constant.
+    """
+    if isinstance(tree, Mark):
+        return type(tree)(detached(tree.value))
+    if isinstance(tree, Mapping):
+        return {key: detached(value) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(detached(value) for value in tree)
+    return tree.detach() if isinstance(tree, Tensor) and tree.requires_grad else tree
+
+
 def look_up(tree: Any, path: tuple[Any, ...]) -> Any:
     """What stands at `path` in nested dicts and pairs."""
     for key in path:
         tree = unmarked(tree)[key]
     return unmarked(tree)
+
+
+def unmarked_entries(values: Any) -> Any:
+    """A dict without marks on it or on its entries."""
+    plain = unmarked(values)
+    return {k: unmarked(v) for k, v in plain.items()} if isinstance(plain, Mapping) else plain

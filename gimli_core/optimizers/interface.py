@@ -39,6 +39,7 @@ from torch import Tensor
 from gimli_core.errors import ArgumentError, check_switch, explain, listing
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers.numbers import pulled_as_vectors, stepped_as_vectors
+from gimli_core.optimizers.to_torch import hand_back
 
 __all__ = [
     "Optimizer",
@@ -217,6 +218,19 @@ class Optimizer(ABC):
         B_j = {k: pulled.B.get(k, v) for k, v in B.items()}
         S_j = {slot: {k: pulled.S.get(slot, {}).get(k, v) for k, v in held.items()} for slot, held in S.items()}
         return Pulled(pulled.V, B_j, S_j, pulled.A)
+
+    def to_torch(self, optimizer: torch.optim.Optimizer, named_parameters: Any = None, **given: Any) -> None:
+        """Hand this rule's values to a live `torch.optim` optimizer of its kind, with `phi_opt=`, `theta=`, `state=`.
+
+        All of it or nothing: `optimizers/to_torch.py` has the arguments. The inverse of `from_torch`.
+
+        >>> import torch, gimli_core as gimli
+        >>> adam = torch.optim.Adam(torch.nn.Linear(2, 1).named_parameters(), lr=0.1)
+        >>> gimli.optimizers.from_torch(adam).optimizer.to_torch(adam, phi_opt={"lr": torch.tensor(0.5)})
+        >>> adam.param_groups[0]["lr"]
+        0.5
+        """
+        hand_back(self, optimizer, named_parameters, **given)
 
     def zero_adjoint(self, state: State) -> State:
         """S_J = 0 for every differentiable slot of `state`."""

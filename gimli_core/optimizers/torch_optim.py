@@ -28,6 +28,7 @@ from gimli_core.optimizers.rules.rmsprop import RMSprop
 from gimli_core.optimizers.rules.rprop import Rprop
 from gimli_core.optimizers.rules.sgd import SGD
 from gimli_core.optimizers.rules.sparse_adam import SparseAdam
+from gimli_core.optimizers.torch_names import names_of
 
 __all__ = ["REGISTERED", "FromTorch", "from_torch", "options_of", "register"]
 
@@ -124,7 +125,7 @@ def from_torch(
     ('Adam', 0.1, ['weight', 'bias'], None)
     """
     convert = _converter(optimizer)
-    names = _names(optimizer, named_parameters)
+    names = names_of(optimizer, named_parameters)
     members = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
     built = [options_of(*convert(group)) for group in optimizer.param_groups]
     rules = {rule for rule, _ in built}
@@ -173,47 +174,6 @@ def _converter(optimizer: torch.optim.Optimizer) -> Convert:
             )
         )
     return REGISTERED[kind]
-
-
-def _names(optimizer: torch.optim.Optimizer, named_parameters: Any) -> dict[int, str]:
-    """{id of a parameter: its name}, every trained parameter in a group and every one in a group with a name."""
-    every = [p for group in optimizer.param_groups for p in group["params"]]
-    if named_parameters is None:
-        if any("param_names" not in group for group in optimizer.param_groups):
-            raise ArgumentError(
-                explain(
-                    "from_torch(optimizer, named_parameters)",
-                    "the parameters' names",
-                    "neither names nor an optimizer built from them",
-                    "Pass module.named_parameters().",
-                )
-            )
-        found = [name for group in optimizer.param_groups for name in group["param_names"]]
-        return {id(p): name for p, name in zip(every, found, strict=True)}
-    named = dict(named_parameters)
-    names = {id(p): name for name, p in named.items()}
-    inside = {id(p) for p in every}
-    homeless = [name for name, p in named.items() if id(p) not in inside and p.requires_grad]
-    if homeless:
-        raise ArgumentError(
-            explain(
-                "from_torch(optimizer, named_parameters)",
-                "every trained parameter in a parameter group",
-                f"{listing(homeless)} in none",
-                "Add it to a group, or freeze it with requires_grad_(False).",
-            )
-        )
-    nameless = [list(p.shape) for p in every if id(p) not in names]
-    if nameless:
-        raise ArgumentError(
-            explain(
-                "from_torch(optimizer, named_parameters)",
-                "a name for every parameter of the optimizer",
-                f"none for those of shape {listing(nameless)}",
-                "Pass the named_parameters() of the module it was built from.",
-            )
-        )
-    return names
 
 
 def options_of(rule: Rule, group: Options) -> tuple[Rule, Options]:

@@ -20,17 +20,19 @@ from gimli_core.arguments.call import Call
 from gimli_core.arguments.form import Form, Values
 from gimli_core.arguments.inputs import Inputs, modules_of
 from gimli_core.arguments.phi_loss import check_phi_loss
+from gimli_core.arguments.state import check_state
 from gimli_core.arguments.theta import check_theta, laid_out
 from gimli_core.compiled.whole_run import CompiledWhole, Given
 from gimli_core.environment import Environment
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
+from gimli_core.notation import State, Tensors
 from gimli_core.problem import Problem
 from gimli_core.transforms.one_vector import OneVector
-from gimli_core.transforms.tasks import Tasks
+from gimli_core.transforms.tasks import Tasks, stacked_state
 
 __all__ = ["Recalled", "look_of", "recalled", "recalled_whole", "remember", "remember_whole"]
 
-TENSORS = ("theta_0", "phi_loss", "phi_opt")  # whose values may be others
+TENSORS = ("theta_0", "phi_loss", "phi_opt", "state_0")  # whose values may be others
 FREE = ("problem", "train_batches", "val_batch", "memory", "resume")  # of which a look says nothing
 LOOKS = 8  # that are remembered of a problem: calls of several looks may take turns
 PLAIN = (bool, int, float, str, type(None), Tasks)
@@ -55,12 +57,14 @@ def look_of(call: Call, *more: bool | str) -> Look | None:
     >>> import torch
     >>> theta_0 = {"w": torch.ones(2)}
     >>> a, b = (Call(None, theta_0, [], None, 3, {"lr": torch.tensor(lr)}) for lr in (0.1, 0.2))
-    >>> look_of(a) == look_of(b), look_of(Call(None, theta_0, [], None, 3, state_0={"step": torch.ones(())}))
+    >>> look_of(a) == look_of(b), look_of(Call(None, theta_0, [], None, 3, val_weights=torch.ones(3)))
     (True, None)
     """
     if torch.is_inference_mode_enabled():
         return None
     look: list[Any] = [(type(x), x) for x in more]
+    if call.steps is None and isinstance(call.train_batches, (list, tuple, Tensor)):
+        look.append(len(call.train_batches))  # is J: calls of several lengths may take turns
     for name in (field.name for field in fields(call)):
         if name in FREE:
             continue
@@ -85,10 +89,10 @@ def outlines(value: Any) -> Look | None:
 
 
 def plain(value: Any) -> Look | None:
-    """A number, a string, an object of such or a dict of them, each with its type, since True is not 1 here."""
-    if type(value) is dict:
-        entries = [(k, plain(v)) for k, v in value.items()]
-        return None if any(entry is None for _, entry in entries) else (dict, *entries)
+    """A number, a string, an object of such or a dict or list of them, each with its type, since True is not 1 here."""
+    if type(value) in (dict, list, tuple):
+        entries = [(k, plain(v)) for k, v in (value.items() if type(value) is dict else enumerate(value))]
+        return None if any(entry is None for _, entry in entries) else (type(value), *entries)
     return (type(value), value) if type(value) in PLAIN or isinstance(value, Approximation) else None
 
 
@@ -116,11 +120,11 @@ def recalled(look: Look | None, call: Call) -> Inputs | None:
     trained, frozen = check_theta(call.theta_0)
     anywhere = next(iter(trained.values()))
     _, phi_loss = check_phi_loss(call.phi_loss, anywhere, form.tasks)
-    hyper, theta_0 = _renewed(known.hyper, call.phi_opt), trained
-    for transform in form.transforms:
-        theta_0 = transform.theta(theta_0)
-    state_0 = form.optimizer.initial_state(theta_0, hyper.at(0))
-    values = Values(theta_0, trained, frozen, state_0, phi_loss, hyper, batch, val_batch, known.weights, cold=True)
+    hyper = _renewed(known.hyper, call.phi_opt)
+    theta_0, state_0 = _started(form, call, trained, hyper)
+    values = Values(
+        theta_0, trained, frozen, state_0, phi_loss, hyper, batch, val_batch, known.weights, cold=not form.warm
+    )
     return Inputs(form, values, Environment(modules_of(call.problem), anywhere.device))
 
 
@@ -145,7 +149,7 @@ def recalled_whole(look: Look | None, call: Call) -> tuple[CompiledWhole, Form, 
     hyper = _renewed(known.hyper, call.phi_opt)
     given = Given(
         theta_0={k: v.contiguous() for k, v in trained.items()},
-        state_0={},
+        state_0=_started(known.form, call, trained, hyper)[1] if known.form.warm else {},
         phi_loss={k: v.detach() for k, v in phi_loss.items()},
         frozen=frozen,
         hypers=[hyper.at(j) for j in range(1 if hyper.constant else steps)],
@@ -154,6 +158,21 @@ def recalled_whole(look: Look | None, call: Call) -> tuple[CompiledWhole, Form, 
         val_batches=[val_batch(j) for j, weighted in enumerate(known.form.weighted) if weighted],
     )
     return compiled, known.form, hyper, given
+
+
+def _started(form: Form, call: Call, trained: Tensors, hyper: Hyperparameters) -> tuple[Tensors, State]:
+    """(theta_0, s_0) in the form that is run. Raises ArgumentError where a warm state is at fault."""
+    theta_0 = trained
+    for transform in form.transforms:
+        theta_0 = transform.theta(theta_0)
+    cold = form.optimizer.initial_state(theta_0, hyper.at(0))
+    if not form.warm:
+        return theta_0, cold
+    assert call.state_0 is not None
+    state_0 = call.state_0 if form.tasks is None else stacked_state(call.state_0, form.tasks)
+    vector = form.transforms[-1]
+    assert isinstance(vector, OneVector)  # else nothing is remembered
+    return theta_0, vector.state(check_state(state_0, vector.state_by_name(cold), trained))
 
 
 def _known(look: Look | None, problem: Any) -> Recalled | None:

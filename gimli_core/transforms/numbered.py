@@ -26,9 +26,9 @@ class Numbered(NamedTuple):
 
 
 def takes_j(loss: Any) -> bool:
-    """Whether a loss has an argument called `j`."""
+    """Whether a loss has an argument called `j` besides its first three, however these are called."""
     try:
-        return "j" in inspect.signature(loss).parameters
+        return "j" in list(inspect.signature(loss).parameters)[3:]
     except (TypeError, ValueError):  # a builtin tells nothing of its arguments
         return False
 

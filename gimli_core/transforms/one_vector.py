@@ -72,6 +72,7 @@ class OneVector(Transform):
         if key not in problem.memo.forms:
             losses = {name: _LossOnVector(getattr(problem, name), self) for name in ("train_loss", "val_loss")}
             problem.memo.forms[key] = Problem(**losses, optimizer=problem.optimizer, modules=problem.modules)
+            problem.memo.forms[key].memo.patience = problem.memo.patience
         return problem.memo.forms[key]
 
     def silent(self, G: Tensors) -> bool:
@@ -139,6 +140,10 @@ class OneVector(Transform):
     def state_by_name(self, state: State) -> State:
         """A state of vectors as `{slot: {name: tensor}}`."""
         return {slot: held if slot in COUNTS else self.names(held) for slot, held in state.items()}
+
+    def state(self, by_name: State) -> State:
+        """A state `{slot: {name: tensor}}` as one of vectors."""
+        return {slot: held if slot in COUNTS else self.theta(held) for slot, held in by_name.items()}
 
     def by_tensor(self, A: Tensors, h: Tensors) -> dict[str, Tensors]:
         """Increments of the vector by tensor, each summed as its own: in what order changes the last bits."""

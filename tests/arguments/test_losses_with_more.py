@@ -73,6 +73,17 @@ def test_a_loss_may_take_j_as_if_it_were_part_of_the_batch() -> None:
     gimli.verify(**made, val_weights=LAST_TWO).assert_ok()
 
 
+def test_a_batch_may_be_called_j() -> None:
+    def of_batch(theta: Tensors, phi: Tensors, j: Tensor) -> Tensor:
+        return plain(theta, phi, j)
+
+    made = of_task(given(of_batch, of_batch), 0)
+    agree(
+        gimli.meta_gradient(**made),
+        gimli.meta_gradient(**{**made, "problem": gimli.Problem(plain, plain, SGD(momentum=0.5))}),
+    )
+
+
 def test_a_val_batch_by_step_is_that_of_its_theta() -> None:
     made = of_task(given(plain, plain), 1)
     asked: list[int] = []

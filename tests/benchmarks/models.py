@@ -141,7 +141,7 @@ def one(model: str, name: str, steps: int) -> Measured:
         return Measured(peak, None, seconds, cpu, "")
     schedule, compile = schedule_named(name.removesuffix(COMPILED)), name.endswith(COMPILED)
     inputs = as_one_vector(prepare(Call(**work.arguments())))
-    compiled, _ = chosen(inputs, compile, whole=False)
+    compiled = chosen(inputs, compile, whole=False)
     assert isinstance(compiled, CompiledSteps) == compile
     return measured(schedule, inputs, lambda: work.engine(schedule, compile=compile), compiled)
 

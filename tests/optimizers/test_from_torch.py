@@ -163,3 +163,82 @@ def test_a_sparse_gradient_is_refused() -> None:
     problem = gimli.Problem(loss, loss, gimli.optimizers.SparseAdam(lr=0.1))
     with pytest.raises(ArgumentError, match=r"'weight'.*sparse=False"):
         gimli.meta_gradient(problem, theta_0, lambda j: None, None, steps=2)
+
+
+# --- and back ---
+
+
+OF_EACH = {c.rule: c for c in CASES if c.torch_class() is not None}  # one case of each rule, its last
+
+
+@pytest.mark.parametrize("case", OF_EACH.values(), ids=OF_EACH)
+def test_torch_goes_on_where_the_engine_ended(case: Case) -> None:
+    """Two steps by torch, two by the engine, handed back, then two by torch: the same as six by torch."""
+    module = model(case)
+    optimizer = case.build_torch(module.parameters())
+    train(module, optimizer, 2, case.rule == "SparseAdam")
+    rule, theta_0, state_0 = from_torch(optimizer, module.named_parameters())
+    loss = loss_of(module)
+    problem = gimli.Problem(loss, loss, rule)
+    result = gimli.adapt(problem, {k: v.detach() for k, v in theta_0.items()}, lambda j: None, steps=2, state_0=state_0)
+    other = model(case)
+    fresh = case.build_torch(other.parameters())
+    rule.to_torch(fresh, other.named_parameters(), theta=result.theta_J, state=result.state_J)
+    train(other, fresh, 2, case.rule == "SparseAdam")
+    train(module, optimizer, 4, case.rule == "SparseAdam")
+    for (k, p), q in zip(module.named_parameters(), other.parameters(), strict=True):
+        assert torch.allclose(q, p, rtol=1e-12, atol=1e-14), k
+    for p, q in zip(module.parameters(), other.parameters(), strict=True):
+        assert set(fresh.state[q]) >= {n for n, v in optimizer.state[p].items() if v is not None}
+
+
+def test_learned_rates_go_to_their_groups() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    groups = [{"params": module[0].parameters()}, {"params": module[1].parameters(), "lr": 0.5}]
+    optimizer = torch.optim.Adam(groups, lr=0.1)
+    rule = from_torch(optimizer, module.named_parameters()).optimizer
+    before = copy.deepcopy(module.state_dict())
+    for lr, expected in (
+        ({"0": 0.3, "1": torch.tensor(0.4)}, [0.3, 0.4]),
+        (torch.tensor([0.01, 0.02], dtype=torch.float64), [0.01, 0.02]),
+        (torch.tensor(0.7, dtype=torch.float64), [0.7, 0.7]),
+        ({"0.weight": 0.1, "0.bias": 0.1, "1.weight": 0.2, "1.bias": 0.2}, [0.1, 0.2]),
+    ):
+        rule.to_torch(optimizer, module.named_parameters(), phi_opt={"lr": lr, "betas": (0.8, 0.99)})
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected, rel=1e-12)
+        assert [group["betas"] for group in optimizer.param_groups] == [(0.8, 0.99)] * 2
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"phi_opt": {"momentum": 0.1}}, "phi_opt: expected hyperparameters of Adam"),
+        (
+            {"phi_opt": {"lr": {"0.weight": 0.1, "0.bias": 0.2}}},
+            "lr: expected one number for parameter group 0; got several",
+        ),
+        ({"phi_opt": {"lr": torch.ones(3, 2)}}, "lr: expected one number for parameter group 0"),
+        ({"theta": {"0.weight": torch.ones(2, 2)}}, r"theta\['0.weight'\]: expected a tensor of shape \[4, 3\]"),
+        ({"theta": {}}, r"theta\['0.weight'\]: .*got nothing"),
+    ],
+)
+def test_what_does_not_fit_changes_nothing(given: dict[str, Any], message: str) -> None:
+    module = nn.Sequential(nn.Linear(3, 4))
+    optimizer = torch.optim.Adam(module.named_parameters(), lr=0.1)
+    rule = from_torch(optimizer).optimizer
+    before = copy.deepcopy([optimizer.state_dict(), module.state_dict()])
+    with pytest.raises(ArgumentError, match=message):
+        rule.to_torch(optimizer, **{"phi_opt": {"lr": 0.9}, **given})
+    after = [optimizer.state_dict(), module.state_dict()]
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert all(torch.equal(a, b) for a, b in zip(tensors(before), tensors(after), strict=True))
+
+
+def test_another_kind_is_refused() -> None:
+    w = nn.Parameter(torch.ones(2))
+    with pytest.raises(ArgumentError, match=r"expected a torch.optim.SGD; got a torch.optim.AdamW"):
+        gimli.optimizers.SGD().to_torch(torch.optim.Adam([("w", w)], decoupled_weight_decay=True))
+    with pytest.raises(ArgumentError, match=r"expected a torch.optim optimizer; got list"):
+        gimli.optimizers.SGD().to_torch([w])

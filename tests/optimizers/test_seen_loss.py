@@ -16,7 +16,7 @@ from gimli_core.errors import ArgumentError
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers import SGD, Accumulate, ClipNorm, DerivedOptimizer, Lookahead, Partition, hyperparameter
 from gimli_core.optimizers.check import check_pullback
-from gimli_core.verification.oracles.plain_unroll import autograd_gradient
+from gimli_core.verification.oracles.autograd_through_the_graph import autograd_gradient
 from gimli_core.verification.question import Question
 from tests.compare import agree, assert_same, entries, said
 from tests.problems import SCHEDULES

@@ -191,6 +191,48 @@ def test_a_learned_rate_is_taken_over(prepared: list[Any]) -> None:
         gimli.unroll(problem, **given(0, phi_opt={"lr": torch.tensor(torch.nan, requires_grad=True)}))
 
 
+@pytest.mark.parametrize("tasks", [None, T])
+def test_a_warm_state_is_taken_over(tasks: int | None, prepared: list[Any]) -> None:
+    """As an online loop goes on from state_J; its values are a call's own, and looked at as at first."""
+    problem, shared = gimli.Problem(loss, loss, Adam()), None if tasks is None else 0
+    state = gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **given(0, tasks)).state_J
+    if tasks:
+        state = {slot: v if slot == "step" else {k: x[shared] for k, x in v.items()} for slot, v in state.items()}
+    prepared.clear()
+    for seed in range(3):
+        arguments = given(seed, tasks, state_0=state)
+        found = gimli.meta_gradient(problem, **arguments)
+        expected = gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **arguments)
+        assert_same(found, expected)
+        if tasks is None:
+            state = found.state_J
+    assert sum(call.problem is problem for call in prepared) == 1
+    for spoilt, message in (
+        ({**state, "exp_avg_sq": {k: v * torch.nan for k, v in state["exp_avg_sq"].items()}}, "expected finite values"),
+        ({**state, "step": torch.tensor(-1.0)}, r"state_0\['step'\]: expected a whole number of finished steps"),
+        ({k: v for k, v in state.items() if k != "exp_avg"}, "a dict with the keys"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            gimli.meta_gradient(problem, **given(0, tasks, state_0=spoilt))
+
+
+def test_a_warm_state_is_run_as_one_vector_to_the_bits_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **given(0, None)).state_J
+    arguments = given(1, None, state_0=state)
+    joined = gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **arguments)
+    monkeypatch.setattr("gimli_core.transforms.one_vector.NUMBERS", 0)
+    assert_same(joined, gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **arguments))
+
+
+def test_weights_in_a_list_are_taken_over_and_others_are_seen(prepared: list[Any]) -> None:
+    problem = gimli.Problem(loss, loss, Adam())
+    for weights in ([0.1, 0.0, 0.2, 1.0], [0.1, 0.0, 0.2, 1.0], [0.3, 0.0, 0.2, 1.0], [0.1, 0.0, 0.2, 1.0]):
+        arguments = given(0, None, val_weights=weights)
+        fresh = gimli.Problem(loss, loss, Adam())
+        assert_same(gimli.meta_gradient(problem, **arguments), gimli.meta_gradient(fresh, **arguments))
+    assert sum(call.problem is problem for call in prepared) == 2
+
+
 def test_calls_of_two_looks_may_take_turns(prepared: list[Any]) -> None:
     problem = gimli.Problem(loss, loss, Adam())
     for seed in range(3):
@@ -199,6 +241,18 @@ def test_calls_of_two_looks_may_take_turns(prepared: list[Any]) -> None:
                 gimli.meta_gradient(problem, **given(seed, tasks)),
                 gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **given(seed, tasks)),
             )
+    assert sum(call.problem is problem for call in prepared) == 2
+
+
+def test_calls_of_two_lengths_may_take_turns(prepared: list[Any]) -> None:
+    """Where `steps` is left out, the number of batches is J."""
+    problem = gimli.Problem(loss, loss, Adam())
+    for seed in range(3):
+        for steps in (2, J):
+            arguments = given(seed)
+            arguments["train_batches"] = arguments["train_batches"][:steps]
+            fresh = gimli.Problem(loss, loss, Adam())
+            assert_same(gimli.meta_gradient(problem, **arguments), gimli.meta_gradient(fresh, **arguments))
     assert sum(call.problem is problem for call in prepared) == 2
 
 

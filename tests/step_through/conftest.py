@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import gimli_core as gimli
-from tests.step_through.pages import Pages
+from tests.step_through.pages import Pages, lesson
 
 FLAGS = [
     "--no-sandbox",
@@ -55,12 +53,6 @@ def lesson_page(tmp_path_factory: pytest.TempPathFactory) -> Pages:
         return path if path.exists() else lesson(name).save(path)
 
     return build
-
-
-@cache
-def lesson(name: str) -> gimli.lessons.Lesson:
-    made: gimli.lessons.Lesson = gimli.lessons.LESSONS[name]()
-    return made
 
 
 @pytest.fixture

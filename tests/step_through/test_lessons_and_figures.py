@@ -11,13 +11,15 @@ import torch
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError, VerificationError
 from gimli_core.step_through.lessons.lesson import Check, Verification, differences
+from gimli_core.step_through.lessons.order import ORDER
 from gimli_core.step_through.page import figures
 from tests.problems import network
+from tests.step_through.pages import lesson as cached
 
 
 @pytest.mark.parametrize("name", gimli.lessons.LESSONS)
 def test_a_lesson_agrees_with_its_oracle(name: str) -> None:
-    lesson = gimli.lessons.LESSONS[name]()
+    lesson = cached(name)
     assert len(lesson.verification) >= 4
     lesson.verification.assert_ok()
     assert str(lesson.verification).count("agrees") == len(lesson.verification)
@@ -27,6 +29,10 @@ def test_a_lesson_agrees_with_its_oracle(name: str) -> None:
     places = [place for part in lesson.sections for place in part["go"]]
     moments = {(m.line, m.j) for m in lesson.walk()}
     assert all((line, j) in moments for _, line, j in places)
+
+
+def test_the_lessons_stand_in_their_order() -> None:
+    assert tuple(gimli.lessons.LESSONS) == ORDER
 
 
 def test_a_check_can_disagree() -> None:

@@ -10,20 +10,41 @@ others call the compiled graph itself with the same places of the arguments.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
-from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, of_compiler
+from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, of_compiler, tell_traced
 from gimli_core.environment import Environment
 from gimli_core.errors import first_line, notice
 from gimli_core.trees import fits, lies_alike, outline
 
-__all__ = ["ANOTHER_FORM", "Kernel", "compiler_options", "each_once"]
+__all__ = ["ANOTHER_FORM", "Kernel", "as_compiled", "compiler_options", "each_once", "refuse_another_graph"]
 
 ANOTHER_FORM = "its batch has another shape, dtype or content than the first"
+
+_here = threading.local()
+
+
+@contextmanager
+def as_compiled() -> Iterator[None]:
+    """Within it, in this thread, graphs that there are may be called; another one is Uncompiled."""
+    before = getattr(_here, "closed", False)
+    _here.closed = True
+    try:
+        yield
+    finally:
+        _here.closed = before
+
+
+def refuse_another_graph() -> None:
+    """What a backend asks before it compiles."""
+    if getattr(_here, "closed", False):
+        raise Uncompiled("what the losses read besides their arguments has changed")
 
 
 class Direct:
@@ -60,12 +81,13 @@ class Kernel:
         varying: Any, **options: Any,
     ) -> None:  # fmt: skip
         self.name = name
+        self._begun = time.perf_counter()
         self.graphs = 0  # that were compiled: another one for each state of what the function reads besides
         self._function = function
         self._lock = threading.RLock()  # a call notes on this object what it met: one at a time, from any thread
         self._options = compiler_options(options)
         self._varying = outline(varying)
-        self._told = self._given_up = self._closed = self._looking = False
+        self._told = self._given_up = self._looking = False
         self._called: tuple[Any, Any, Any] | None = None  # by the last guarded call: the graph, what it took and gave
         self._direct: Direct | None = None
         self._take = taker(arguments)
@@ -129,18 +151,17 @@ class Kernel:
         if self._given_up or not fits(varying, self._varying):
             return None
         with self._lock:
-            self._closed = True
             try:
-                with compiling(), torch.no_grad():
+                with as_compiled(), compiling(), torch.no_grad():
                     return self._build(self._compiled(*each_once(self._take(arguments))))
             except Uncompiled:
                 return None
             finally:
-                self._closed, self._called = False, None
+                self._called = None
 
     def _guarded(self, flat: Sequence[Any], compiled: Callable[..., Any] | None = None) -> list[Any]:
         """Call it with every guard; the next calls of the run go to the graph that it found."""
-        self._called = None
+        self._called, self._begun = None, time.perf_counter()
         flat = each_once(flat)
         results: list[Any] = (compiled or self._compiled)(*flat)
         called: Any = self._called
@@ -155,8 +176,11 @@ class Kernel:
     def _backend(self, module: Any, inputs: Any) -> Callable[..., Any]:
         from torch._inductor.compile_fx import compile_fx  # takes seconds to import, and is seldom needed
 
-        if self._closed:
-            raise Uncompiled("what the losses read besides their arguments has changed")
+        from gimli_core.compiled.compiler.graph_passes import traced_once
+
+        refuse_another_graph()
+        traced_once(module)
+        tell_traced(self.name, len(module.graph.nodes), time.perf_counter() - self._begun)
         graph: Any = compile_fx(module, inputs, config_patches=self._options)  # may have it traced once more
         self.graphs += 1
 
@@ -178,12 +202,18 @@ class Kernel:
 
 
 def compiler_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the compiler: random numbers are the eager ones, and the passes of graph_passes.py are made."""
+    """Options of the compiler: random numbers are the eager ones, and the passes of graph_passes.py are made.
+
+    The others save compiling time, of which the C++ compiler takes half. Measured on the first compiled call, in
+    seconds of processor time: 12 went into trying out which vector instructions the C++ compiler knows, where one that
+    knows C++20, as torch 2.13 demands, knows all that the processor has.
+    """
     # Here, since it imports the compiler, which takes seconds.
     from gimli_core.compiled.compiler.graph_passes import InMemory, SumsApart, Transposes
 
     passes = {"post_grad_custom_pre_pass": Transposes(), "post_grad_custom_post_pass": (SumsApart(), InMemory())}
-    return {"fallback_random": True, **passes, **options}
+    quick = {"cpp.vec_isa_ok": True, "aot_inductor.enable_line_tables": False}
+    return {"fallback_random": True, **quick, **passes, **options}
 
 
 def each_once(flat: Sequence[Any]) -> list[Any]:

@@ -15,6 +15,7 @@ notes what it was called with and returns marks in place of outputs. From the id
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,8 +25,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointPolicy
 
-from gimli_core.compiled.compiler.compiled_function import compiler_options, each_once
-from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling
+from gimli_core.compiled.compiler.compiled_function import compiler_options, each_once, refuse_another_graph
+from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, tell_traced
 from gimli_core.environment import Environment
 
 __all__ = ["Halves", "Joined", "Uncut"]
@@ -108,6 +109,7 @@ class Halves:
         self._options = compiler_options(options)
         self._late = late
         self._early_results = 0  # how many leaves the first of the pair has
+        self._begun = 0.0  # when that call began
         self._flat: list[Any] = []  # of the guarded call that is under way
         self._marks: list[Any] = []  # stand for the outputs of its graph
         self._inputs: list[int] = []  # where each input of its graph stands
@@ -135,7 +137,7 @@ class Halves:
 
     def _look(self, compiled: Callable[..., Any], flat: Sequence[Any]) -> Joined:
         with self._lock:
-            self._flat = each_once(flat)
+            self._flat, self._begun = each_once(flat), time.perf_counter()
             try:
                 results = compiled(*self._flat)
                 if self._cut is None:
@@ -190,6 +192,11 @@ class Halves:
         """What `torch.compile` calls with a traced graph, once for every form that it meets."""
         from torch._inductor.compile_fx import compile_fx
 
+        from gimli_core.compiled.compiler.graph_passes import traced_once
+
+        refuse_another_graph()
+        traced_once(module)
+        tell_traced("the step", len(module.graph.nodes), time.perf_counter() - self._begun)
         cuts: list[Cut] = []
         outputs = len(results_of(module.graph))
         comes_late = {id(x) for x in self._flat[len(self._flat) - self._late :]}

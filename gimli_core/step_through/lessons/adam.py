@@ -48,7 +48,7 @@ def adam() -> Lesson:
         summary="Two moments mean two more adjoints; and where autograd says nan, the derivative exists.",
         arguments=arguments,
         experiments=Experiments(
-            vary={"lr": [0.006 * k for k in range(1, 42)], "gate": [0.02 * (k - 20) for k in range(41)]},
+            vary={"lr": [0.006 * k for k in range(1, 42)], "gate": [0.04 * (k - 10) for k in range(21)]},
             roads=True,
             plane=Plane((0.4, 1.7), (0.2, 1.2)),
             twin={

@@ -50,7 +50,7 @@ def implicit_rate() -> Lesson:
         summary="The way to the floor of the valley depends on lr; the floor does not. A penalty moves the floor.",
         arguments=arguments,
         experiments=Experiments(
-            vary={"lr": [0.0105 * k for k in range(1, 42)], "λ": [0.05 * k for k in range(41)]},
+            vary={"lr": [0.0105 * k for k in range(1, 42)], "λ": [0.1 * k for k in range(21)]},
             roads=True,
             plane=Plane((-0.9, 1.5), (-0.3, 1.3)),
             twin={

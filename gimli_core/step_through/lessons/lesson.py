@@ -13,7 +13,7 @@ import torch
 
 from gimli_core.errors import VerificationError
 from gimli_core.step_through.lessons.order import place_of
-from gimli_core.step_through.page.experiments import Experiments
+from gimli_core.step_through.page.experiments import Experiments, record_experiments
 from gimli_core.step_through.page.trace import Trace, trace
 from gimli_core.step_through.walk import Walk, step_through
 
@@ -73,11 +73,18 @@ class Lesson:
         return step_through(**self.arguments)
 
     @cached_property
-    def _traced(self) -> tuple[Trace, Verification]:
-        run = trace(self.walk(), title=self.title, experiments=self.experiments)
+    def _run(self) -> tuple[Trace, Verification]:
+        run = trace(self.walk(), title=self.title)
         if run.error is not None:
             raise run.error
-        checks = Verification(self.check(run))
+        return run, Verification(self.check(run))
+
+    @cached_property
+    def _page(self) -> Trace:
+        run, checks = self._run
+        data = dict(run.data)
+        if self.experiments is not None:
+            data["experiments"] = record_experiments(self.walk(), self.experiments)
         notes = {
             "name": self.name,
             **place_of(self.name),
@@ -97,16 +104,16 @@ class Lesson:
                 for c in checks
             ],
         }
-        return Trace(self.title, run.data, run.result, None, notes), checks
+        return Trace(self.title, data, run.result, None, notes)
 
     def page(self) -> Trace:
-        """The lesson's run, with its text."""
-        return self._traced[0]
+        """The lesson's run, with its text and its experiments."""
+        return self._page
 
     @property
     def verification(self) -> Verification:
         """The engine's numbers beside the oracle's."""
-        return self._traced[1]
+        return self._run[1]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page."""

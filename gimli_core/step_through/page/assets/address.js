@@ -21,15 +21,16 @@ function writeAddress() {
   }, 120);
 }
 // Anything that is not a number or a name of this run is passed over.
-function readAddress() {
-  const asked = new URLSearchParams(location.hash.slice(1));
-  if (!asked.size || location.hash === written) return false;
+function readAddress(hash) {
+  const asked = new URLSearchParams(hash.slice(1));
+  if (!asked.size) return;
+  clearTimeout(writing);
   const whole = (name) => (/^\d{1,6}$/.test(asked.get(name) || "") ? Number(asked.get(name)) : null);
   if (whole("card") !== null && whole("card") >= 1) openCard(whole("card") - 1, false);
   changedNow.vary = {};
   for (const one of X.vary) {
     const text = asked.get(`set.${one.name}`), x = text === null || text === "" ? NaN : Number(text);
-    if (Number.isFinite(x)) changedNow.vary[one.name] = Math.max(one.at[0], Math.min(one.at[one.at.length - 1], x));
+    if (Number.isFinite(x)) changedNow.vary[one.name] = Math.max(stopsOf(one)[0], Math.min(stopsOf(one).at(-1), x));
   }
   const nudge = (asked.get("nudge") || "").split(",").map(Number);
   changedNow.nudge = twin.ok && nudge.length === D.parameters + 1 && nudge.every(Number.isFinite) && Number.isInteger(nudge[0]) && nudge[0] >= 0 && nudge[0] <= J ? { j: nudge[0], delta: nudge.slice(1) } : null;
@@ -39,5 +40,4 @@ function readAddress() {
   changed();
   const to = whole("moment") !== null && whole("moment") < count ? whole("moment") : whole("line") !== null ? findAny(whole("line"), whole("j") || 0) : -1;
   if (to >= 0) show(to, false);
-  return to >= 0;
 }

@@ -4,7 +4,8 @@ let plots_ = 0;
 function curvePlot(one) {
   const holder = h("div", { class: "plot" }), cache = new Map(), clip = `clip${plots_++}`;
   let zoom = 1, centre = one.value;
-  const range = () => { const half = (one.at[one.at.length - 1] - one.at[0]) / 2 / zoom, mid = zoom === 1 ? (one.at[0] + one.at[one.at.length - 1]) / 2 : centre; return [mid - half, mid + half]; };
+  const stops = stopsOf(one), first = stops[0], last = stops[stops.length - 1];
+  const range = () => { const half = (last - first) / 2 / zoom || 1, mid = zoom === 1 ? (first + last) / 2 : centre; return [mid - half, mid + half]; };
   function samples() {
     const [low, high] = range(), others = Object.fromEntries(Object.entries(changedNow.vary).filter(([k]) => k !== one.name)), key = JSON.stringify([low, high, others]);
     if (!cache.has(key)) {

@@ -3,6 +3,8 @@ const changedNow = { vary: {}, nudge: null, closed: { curvature: false, state: f
 const varied = (name) => X.vary.find((one) => one.name === name);
 const isChanged = () => Object.keys(changedNow.vary).length > 0 || changedNow.nudge !== null;
 const nearest = (one, x) => one.at.reduce((best, v, k) => (one.val[k] !== null && (best < 0 || Math.abs(v - x) < Math.abs(one.at[best] - x)) ? k : best), -1);
+// The recorded values of a varied number, its own among them, in order.
+const stopsOf = (one) => [...new Set([...one.at, one.value])].sort((a, b) => a - b);
 const anyClosed = (closed) => closed.curvature || closed.state || closed.early;
 const closedName = (closed) => ["curvature", "state", "early"].filter((k) => closed[k] && (k !== "state" || D.slots.length)).join("+");
 const setting = (name) => (changedNow.vary[name] === undefined ? varied(name).value : changedNow.vary[name]);

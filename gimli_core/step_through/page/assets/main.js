@@ -136,7 +136,7 @@ function begin() {
   $("tensor").replaceChildren(...D.tensors.map((t, k) => h("option", { value: k }, t.name)));
   listen();
   show(D.error ? count - 1 : 0, false);
-  readAddress();
+  readAddress(location.hash);
 }
 function listen() {
   const on = (id, event, act) => $(id).addEventListener(event, act);
@@ -155,7 +155,7 @@ function listen() {
   on("present", "click", () => present(!document.documentElement.classList.contains("presentation")));
   let size = `${innerWidth} ${innerHeight}`;
   addEventListener("resize", () => { const now = `${innerWidth} ${innerHeight}`; if (now !== size) { size = now; layStage(); if (sections.length) drawers[cardAt](); } });
-  addEventListener("hashchange", readAddress);
+  addEventListener("hashchange", (e) => readAddress(new URL(e.newURL).hash)); // the address itself may have been written anew since
   const keys = {
     ArrowRight: (e) => show(e.shiftKey ? sameLine(1) : at + 1, true), ArrowLeft: (e) => show(e.shiftKey ? sameLine(-1) : at - 1, true), Home: () => show(0, true), End: () => show(count - 1, true),
     " ": () => play(!timer), "[": () => openCard(cardAt - 1, true), "]": () => openCard(cardAt + 1, true), p: () => present(!document.documentElement.classList.contains("presentation")), Escape: () => { if (document.documentElement.classList.contains("presentation")) present(false); else unfold(false); },

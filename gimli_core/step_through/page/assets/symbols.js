@@ -45,12 +45,15 @@ function tipFor(target) {
   const [symbol, meaning] = known(holder.dataset.symbol), box = holder.getBoundingClientRect();
   tip.replaceChildren(h("b", null, ...typeset(symbol)), " — ", ...typeset(meaning));
   tip.hidden = false;
+  tipSince = performance.now();
   const size = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(4, Math.min(innerWidth - size.width - 4, box.left))}px`;
   tip.style.top = `${box.bottom + size.height + 6 < innerHeight ? box.bottom + 4 : box.top - size.height - 4}px`;
 }
 for (const event of ["mouseover", "focusin", "click"]) document.addEventListener(event, (e) => tipFor(e.target));
-for (const event of ["focusout", "scroll"]) document.addEventListener(event, () => { $("tip").hidden = true; }, true);
+document.addEventListener("focusout", () => { $("tip").hidden = true; });
+let tipSince = 0; // what scrolls because a symbol took the focus does not take its explanation away
+document.addEventListener("scroll", () => { if (performance.now() - tipSince > 300) $("tip").hidden = true; }, true);
 document.addEventListener("keydown", (e) => { if (e.key === "Escape") $("tip").hidden = true; });
 function legendList() {
   return h("dl", { class: "legend-list" }, ...Object.entries(GLOSSARY).filter(([key]) => (key !== "m" && key !== "v" || D.rule === "adam") && (key !== "b" && key !== "μ" || D.rule === "momentum")).flatMap(([, [symbol, meaning]]) => [h("dt", null, ...typeset(symbol)), h("dd", null, ...typeset(meaning))]));

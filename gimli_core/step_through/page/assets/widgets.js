@@ -5,16 +5,18 @@ const sourceOf = (run) => (run.source === "twin" ? "by the page's twin" : "a rec
 
 // A slider for one varied number.
 function slider(one) {
-  const low = one.at[0], high = one.at[one.at.length - 1], out = h("output", null);
-  const input = h("input", { type: "range", min: low, max: high, step: twin.ok ? (high - low) / 800 : (high - low) / (one.at.length - 1), value: one.value, "aria-label": one.name, "data-vary": one.name });
+  const stops = stopsOf(one), low = stops[0], high = stops[stops.length - 1], out = h("output", null);
+  // With a twin any value; without one only those that the engine ran.
+  const ends = twin.ok ? [low, high, (high - low) / 800] : [0, stops.length - 1, 1];
+  const input = h("input", { type: "range", min: ends[0], max: ends[1], step: ends[2], "aria-label": one.name, "data-vary": one.name });
   input.addEventListener("input", () => {
-    const x = Number(input.value);
+    const x = twin.ok ? Number(input.value) : stops[Number(input.value)];
     changedNow.nudge = null;
     if (!twin.ok) changedNow.vary = {};
-    if (Math.abs(x - one.value) < (high - low) / 1600) delete changedNow.vary[one.name]; else changedNow.vary[one.name] = x;
+    if (Math.abs(x - one.value) <= (twin.ok ? (high - low) / 1600 : 0)) delete changedNow.vary[one.name]; else changedNow.vary[one.name] = x;
     changed();
   });
-  return { node: h("label", null, one.name, input, out), draw() { input.value = setting(one.name); out.textContent = brief(setting(one.name)); } };
+  return { node: h("label", null, one.name, input, out), draw() { const x = setting(one.name); input.value = twin.ok ? x : stops.reduce((best, v, k) => (Math.abs(v - x) < Math.abs(stops[best] - x) ? k : best), 0); input.setAttribute("aria-valuetext", brief(x)); out.textContent = brief(x); } };
 }
 function curvesAndSliders() {
   const sliders = X.vary.map(slider), plots = X.vary.map(curvePlot), said = says();

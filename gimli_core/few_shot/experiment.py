@@ -13,7 +13,7 @@ import torch
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.few_shot.data.images import LabelledImages, parts_of
 from gimli_core.few_shot.episodes import Episodes, EpisodeSampler, check_count, with_rotations
-from gimli_core.few_shot.figures import PAPERS, figure_of
+from gimli_core.few_shot.figures import figure_of, protocol_of
 from gimli_core.few_shot.method import Estimator, Evaluation, Method, evaluate
 from gimli_core.few_shot.model_based.mann import Mann
 from gimli_core.few_shot.networks import NETWORKS
@@ -182,7 +182,7 @@ class Experiment:
         """The evaluation on held-out classes."""
         accuracy = evaluate(self.method, self.test, self.options.episodes)
         figure = figure_of(self.name, self.protocol.data, self.options.way, self.options.shot)
-        paper = PAPERS.get(self.name) if figure is not None else None
+        paper = protocol_of(self.name, self.protocol.data, self.options.way, self.options.shot)
         instances: tuple[float, ...] = ()
         if isinstance(self.method, Mann):
             batches = [self.method.by_instance(self.test(n)) for n in range(self.options.episodes // TEST_TASKS)]

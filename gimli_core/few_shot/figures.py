@@ -7,11 +7,12 @@ them quote it. Where a paper leaves a setting open, or it was not to be had, the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from gimli_core.few_shot.protocol import Protocol
 
-__all__ = ["FIGURES", "PAPERS", "Figure", "figure_of"]
+__all__ = ["FIGURES", "PAPERS", "Figure", "figure_of", "protocol_of"]
 
 
 class Figure(NamedTuple):
@@ -87,3 +88,14 @@ PAPERS: Mapping[str, Protocol] = {
 def figure_of(method: str, data: str, way: int, shot: int) -> Figure | None:
     """What the method's paper says of this setting; None if it says nothing of it."""
     return FIGURES[method].get((data, way, shot))
+
+
+def protocol_of(method: str, data: str, way: int, shot: int) -> Protocol | None:
+    """The paper's protocol for this setting; None where it is not known here.
+
+    For another way or shot than 5 and 1, those of the training are left open.
+    """
+    paper = PAPERS.get(method) if figure_of(method, data, way, shot) is not None and data == "omniglot" else None
+    if paper is None or (way, shot) == (paper.way, paper.shot):
+        return paper
+    return replace(paper, way=way, shot=shot, train_way=0, train_shot=0)

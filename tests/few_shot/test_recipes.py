@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gimli_core.errors import ArgumentError
 from gimli_core.few_shot.episodes import Episode
 from gimli_core.few_shot.experiment import Experiment, Options, read_outcome
-from gimli_core.few_shot.figures import FIGURES, PAPERS, figure_of
+from gimli_core.few_shot.figures import FIGURES, PAPERS, figure_of, protocol_of
 from gimli_core.few_shot.method import Estimator, Method, evaluate, summary
 from gimli_core.few_shot.protocol import Protocol
 from gimli_core.few_shot.recipes import RECIPES
@@ -145,6 +145,11 @@ def test_papers_and_recipes_have_the_same_methods() -> None:
     assert str(figure_of("maml", "omniglot", 5, 1)) == "98.7 ± 0.4 %"
     assert str(figure_of("prototypical", "omniglot", 20, 5)) == "98.9 %"
     assert figure_of("lstm", "omniglot", 5, 1) is None
+    assert protocol_of("maml", "omniglot", 5, 1) == PAPERS["maml"]
+    other = protocol_of("maml", "omniglot", 20, 5)
+    assert other == dataclasses.replace(PAPERS["maml"], way=20, shot=5, train_way=0, train_shot=0)
+    assert protocol_of("maml", "miniImageNet", 5, 1) is None
+    assert protocol_of("lstm", "omniglot", 5, 1) is None
 
 
 def test_a_protocol_says_where_it_differs() -> None:

@@ -27,7 +27,7 @@ class Trajectory:
     val_loss: Tensor  # [] or [k], L = Σ_j w_j L_val(theta_j), by default L_val(theta_J); over tasks their mean or sum
     theta_J: Tensors  # frozen entries included
     state_J: State
-    buffers_J: Tensors  # module buffers after the last step
+    buffers_J: Tensors  # module buffers after the last step; [T, …] where tasks have changed them, each its own
     train_losses: Tensor  # [J], ell_j(theta_j); [J, T] of T tasks
     val_losses: Tensor  # [J + 1], L_val(theta_j) where it has a weight, else nan; [J + 1, T]; and of k losses k last
     task_val_losses: Tensor | None = field(default=None, kw_only=True)  # [T] or [T, k], L of each task

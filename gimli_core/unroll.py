@@ -19,7 +19,7 @@ from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once
 from gimli_core.errors import ArgumentError, ClosedError, closest, explain, listing
 from gimli_core.memory.schedules.actions import Schedule
-from gimli_core.meta_parameters.marks import detached, look_up, tensor_paths, unmarked
+from gimli_core.meta_parameters.marks import detached, look_up, tensor_paths, unmarked, unmarked_entries
 from gimli_core.notation import State, slots
 from gimli_core.problem import Problem
 from gimli_core.record import Event
@@ -131,7 +131,7 @@ def unroll(
     check_derivatives(derivatives, call)
     again = None
     if derivatives == 2 and needed:
-        again = Recorded(call, next(iter(unmarked(theta_0).values())))
+        again = Recorded(call, next(iter(unmarked_entries(theta_0).values())))
     wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed, weighed=needed)
     run = make_run(call, wants)
     watching = (watch, Progress(run.steps) if progress else None)

@@ -53,6 +53,7 @@ def test_long_unrolls_differentiate_the_minimum() -> None:
     assert error(reference.of_minimum(replace(problem, closed_form=None)), exact) < 1e-9
 
 
+@pytest.mark.long
 def test_logistic_regression_is_differentiated_at_its_minimum() -> None:
     """The gradient at the minimum, found by Newton's steps, is that of a long unroll."""
     problem = logistic("wine", 0, steps=1000)
@@ -84,6 +85,7 @@ def test_normal_cg_is_jaxopts() -> None:
     assert float((H @ ours - b).abs().max()) > 1e-3
 
 
+@pytest.mark.long
 def test_soba_comes_to_the_outer_minimum() -> None:
     """θ* = Mφ + A⁻¹c with M = A⁻¹B, so that the outer minimum solves (MᵀM + μ) φ = Mᵀ(t − A⁻¹c)."""
     problem = replace(quadratics(0, size=4, steps=200), outer_lr=0.1).to(torch.float64)

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.second_order import BY_GRAPH
-from gimli_core.meta_parameters.marks import unmarked
+from gimli_core.meta_parameters.marks import unmarked, unmarked_entries
 from gimli_core.notation import Tensors, counts, slots
 from gimli_core.optimizers.recordable import recordable
 from gimli_core.transforms.over_tasks import OverTasks, RuleOverTasks
@@ -23,7 +23,7 @@ __all__ = ["attached"]
 def attached(inputs: Inputs, call: Call) -> Inputs:
     """The inputs of a call, not detached: theta_0, phi_opt, phi_loss and state_0 as the caller has them."""
     form, values = inputs.form, inputs.values
-    given = unmarked(call.theta_0)
+    given = unmarked_entries(call.theta_0)
     trained: Tensors = {k: given[k] for k in form.trained}
     theta_0, optimizer = trained, recordable(form.optimizer)
     for transform in form.transforms:

@@ -23,7 +23,7 @@ from gimli_core.arguments.phi_loss import check_phi_loss
 from gimli_core.arguments.phi_opt import check_phi_opt
 from gimli_core.arguments.state import check_state
 from gimli_core.arguments.surroundings import check_surroundings
-from gimli_core.arguments.theta import check_theta
+from gimli_core.arguments.theta import check_theta, theta_by_task
 from gimli_core.arguments.val_weights import check_weights
 from gimli_core.derivatives.first_order import gradient
 from gimli_core.environment import Environment, discover
@@ -34,7 +34,7 @@ from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 from gimli_core.problem import Problem
 from gimli_core.transforms.one_vector import LeftAlone, OneVector, one_vector
 from gimli_core.transforms.over_tasks import OverTasks
-from gimli_core.transforms.tasks import check_tasks, own, split_marked, stacked_state
+from gimli_core.transforms.tasks import check_tasks, split_marked, stacked_state
 
 __all__ = ["Inputs", "as_one_vector", "modules_of", "prepare"]
 
@@ -87,11 +87,9 @@ def prepare(call: Call) -> Inputs:
     left_out = check_approximation(call.approximation)
     tasks = check_tasks(call.tasks)
     T = None if tasks is None else tasks.count
-    own_theta, theta_0 = split_marked(call.theta_0)
+    own_theta, theta_0 = theta_by_task(call.theta_0, T)
     trained, frozen = check_theta(theta_0)
-    if own_theta:
-        own("theta_0", dict(theta_0), T)  # what is held constant has a slice for each task as well
-    one = {k: v[0] for k, v in trained.items()} if own_theta else trained  # theta of one task
+    one = {k: v[0] if k in own_theta else v for k, v in trained.items()}  # theta of one task
     problem, batch, J, val_batch = call.batches()
     own_phi, phi_loss = check_phi_loss(call.phi_loss, next(iter(trained.values())), T)
     hyper = Hyperparameters(problem.optimizer, check_phi_opt(call.phi_opt), one, J, T)
@@ -117,14 +115,19 @@ def prepare(call: Call) -> Inputs:
 
 
 def _over_tasks(
-    inputs: Inputs, state_0: Any, own_theta: bool, own_phi: frozenset[str], one: Tensors, modules: Sequence[nn.Module]
+    inputs: Inputs,
+    state_0: Any,
+    own_theta: frozenset[str],
+    own_phi: frozenset[str],
+    one: Tensors,
+    modules: Sequence[nn.Module],
 ) -> Inputs:
     """The inputs of all tasks."""
     form, values = inputs.form, inputs.values
     rule, hyper, T = form.optimizer, values.hyper, form.tasks
     assert T is not None
     own_state, state_0 = split_marked(state_0)
-    shared = frozenset(k for k in values.frozen if k not in values.theta_0) if not own_theta else frozenset()
+    shared = frozenset(k for k in values.frozen if k not in values.theta_0 and k not in own_theta)
     transform = OverTasks(
         count=T, scale=form.scale, own_theta=own_theta, shared_state=form.warm and not own_state, phi_loss=own_phi,
         frozen=shared, hyper_by_task=hyper.by_task(), modules=modules,

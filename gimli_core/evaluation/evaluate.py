@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gimli_core.arguments.batches import check_val_batch
 from gimli_core.arguments.inputs import modules_of
+from gimli_core.arguments.theta import theta_by_task
 from gimli_core.arguments.until import Until
 from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.environment import Environment, split_frozen
@@ -132,8 +133,8 @@ def _measured(
             do = "Reduce it with .mean()."
             raise ArgumentError(explain(name, "one number for a task", f"shape {list(value.shape)}", do))
         return value.reshape(1)
-    own_theta, plain = split_marked(theta_0)
-    shared = frozenset(() if own_theta else split_frozen(plain)[1])
+    own_theta, plain = theta_by_task(theta_0, tasks.count)
+    shared = frozenset(k for k in split_frozen(plain)[1] if k not in own_theta)
     whole, entries = split_marked(phi_loss)
     by_task = frozenset(k for k, v in (entries or {}).items() if whole or isinstance(v, PerTask))
     over_all = LossOverTasks(of_one, name, tasks.count, shared, by_task, modules_of(problem))

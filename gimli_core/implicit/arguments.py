@@ -12,17 +12,18 @@ from torch import Tensor, nn
 
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, prepare
+from gimli_core.arguments.theta import check_tensor
 from gimli_core.environment import split_frozen
 from gimli_core.errors import ArgumentError, explain, listing
 from gimli_core.implicit.fixed_point import FixedPoint
 from gimli_core.implicit.neumann import Neumann
 from gimli_core.implicit.systems import Solver
-from gimli_core.meta_parameters.marks import PerTask, per_task, unmarked
+from gimli_core.meta_parameters.marks import PerTask, per_task, unmarked, unmarked_entries
 from gimli_core.notation import COUNTS, Tensors
 from gimli_core.problem import Problem
 from gimli_core.requirements.examine import require
 from gimli_core.transforms.proximal import ProximalLoss, with_centre
-from gimli_core.transforms.tasks import Tasks, check_tasks
+from gimli_core.transforms.tasks import Tasks, check_tasks, own
 
 __all__ = ["Asked", "checked"]
 
@@ -104,7 +105,7 @@ def checked(
         inputs = require(inputs, replays=True)
     for name, value in (("warm_start", warm_start), ("preconditioner", preconditioner)):
         _check_beside(name, value, solver, inputs.values.theta_0)
-    start = inputs.values.trained if theta_0 is None else split_frozen(unmarked(theta_0))[0]
+    start = inputs.values.trained if theta_0 is None else split_frozen(unmarked_entries(theta_0))[0]
     one = {k: v[0] for k, v in start.items()} if theta_0 is None and T is not None else start
     B_0 = {k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32)) for k, v in one.items()}
     return Asked(inputs, solver, float(damping), float(inner_tolerance), warm_start, preconditioner, B_0)
@@ -121,7 +122,7 @@ def _check_solver(solver: Any) -> None:
 def _like_start(theta_star: Any, theta_0: Any, tasks: Tasks | None) -> Any:
     """theta_star with what theta_0 holds constant as frozen parameters, marked as the tasks' own."""
     star, T = unmarked(theta_star), None if tasks is None else tasks.count
-    start = unmarked(theta_0)
+    start = unmarked_entries(theta_0)
     if not isinstance(star, Mapping) or (start is not None and not isinstance(start, Mapping)):
         came, name = (star, "theta_star") if not isinstance(star, Mapping) else (start, "theta_0")
         expected, do = "a dict {name: floating-point tensor}", "Take it from result.theta_J."
@@ -131,13 +132,15 @@ def _like_start(theta_star: Any, theta_0: Any, tasks: Tasks | None) -> Any:
             do = "They are two places of the same parameters."
             raise ArgumentError(explain("theta_star", f"the names of theta_0, {listing(start)}", listing(star), do))
         star = {k: _frozen(v, start[k]) for k, v in star.items()}
+    for k, v in star.items():
+        check_tensor(f"theta_star[{k!r}]", v)
     if T is None:
         return star
     of_each = {
         k: _spread(v, T) if _is_frozen(v) and start is not None and v.shape == start[k].shape else v
         for k, v in star.items()
     }
-    return per_task(of_each)
+    return per_task(own("theta_star", of_each, T))
 
 
 def _frozen(value: Any, like: Any) -> Any:

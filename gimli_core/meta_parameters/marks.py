@@ -21,6 +21,7 @@ __all__ = [
     "per_task",
     "tensor_paths",
     "unmarked",
+    "unmarked_entries",
 ]
 
 
@@ -140,3 +141,9 @@ def look_up(tree: Any, path: tuple[Any, ...]) -> Any:
     for key in path:
         tree = unmarked(tree)[key]
     return unmarked(tree)
+
+
+def unmarked_entries(values: Any) -> Any:
+    """A dict without marks on it or on its entries."""
+    plain = unmarked(values)
+    return {k: unmarked(v) for k, v in plain.items()} if isinstance(plain, Mapping) else plain

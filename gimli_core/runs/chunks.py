@@ -13,12 +13,14 @@ from torch.nn.functional import pad
 from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.theta import theta_by_task
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.outcome import contracted
 from gimli_core.runs.run import Events, Run
+from gimli_core.transforms.tasks import check_tasks
 
 __all__ = ["Chunks"]
 
@@ -71,19 +73,20 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
     """The results of chunks as one: sums over what the tasks share, a dimension of all tasks for what they do not."""
     first = results[0]
     at = first.val_loss.ndim  # where the tasks stand in a gradient: behind the k outer losses, if there are several
-    own_theta, own_state = isinstance(call.theta_0, PerTask), call.state_0 is None or isinstance(call.state_0, PerTask)
+    own_theta, _ = theta_by_task(call.theta_0, check_tasks(call.tasks).count)  # type: ignore[union-attr]
+    own_state = call.state_0 is None or isinstance(call.state_0, PerTask)
 
     def every(name: str) -> list[Any]:
         return [getattr(result, name) for result in results]
 
-    frozen = {k for k in first.theta_J if not own_theta and k not in first.B_0}
+    frozen = {k for k in first.theta_J if k not in own_theta and k not in first.B_0}
     return replace(
         first,
         val_loss=_join(every("val_loss"), False),
         theta_J={k: v if k in frozen else _join([t[k] for t in every("theta_J")], True)
                  for k, v in first.theta_J.items()},
         state_J=_join_states(every("state_J"), True),
-        buffers_J=results[-1].buffers_J,
+        buffers_J={k: _buffer([b[k] for b in every("buffers_J")]) for k in first.buffers_J},
         train_losses=_side_by_side(every("train_losses")),
         val_losses=_side_by_side(every("val_losses")),
         task_val_losses=_join(every("task_val_losses"), True),
@@ -92,7 +95,7 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
         val_aux=_join_aux(every("val_aux")),
         A_opt=_join(every("A_opt"), False, call.phi_opt, at),
         A_loss=_join(every("A_loss"), False, call.phi_loss, at),
-        B_0=_join(every("B_0"), own_theta, at=at),
+        B_0={k: _join([B[k] for B in every("B_0")], k in own_theta, at=at) for k in first.B_0},
         S_0=_join(every("S_0"), own_state, at=at),
     )  # fmt: skip
 
@@ -109,6 +112,12 @@ def _join_aux(parts: list[Any]) -> Any:
         do = "Run all tasks at a time, or leave aux out."
         raise ArgumentError(explain("Tasks(chunk=…)", "chunks of as many steps, for their aux", "other numbers", do))
     return None if parts[0] is None else pytree.tree_map(lambda *leaves: torch.cat(leaves, 1), *parts)
+
+
+def _buffer(parts: list[Tensor]) -> Tensor:
+    """A buffer that no task has changed, or `[T, …]` of tasks that were run one at a time."""
+    alike = all(torch.equal(part, parts[0]) for part in parts)
+    return parts[0] if alike else torch.stack(parts)
 
 
 def _join_states(states: list[dict[str, Any]], own: bool) -> dict[str, Any]:

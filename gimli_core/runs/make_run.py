@@ -17,7 +17,7 @@ from gimli_core.compiled.choice import check_compile, chosen, clocked
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, given_of
 from gimli_core.environment import Environment
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import ArgumentError, explain, notice
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.pilot import Maker
 from gimli_core.memory.schedules.actions import Schedule
@@ -35,6 +35,8 @@ from gimli_core.runs.run import Events, Run
 from gimli_core.runs.scheduled_run import ScheduledRun
 from gimli_core.runs.settling import Ahead, Rested, settled
 from gimli_core.transforms.one_vector import LeftAlone, OneVector
+from gimli_core.transforms.over_tasks import BuffersOfTasks
+from gimli_core.transforms.tasks import check_tasks
 
 __all__ = ["Wants", "apart_if_needed", "checked", "make_run", "makers", "schedule_of_call", "scheduled"]
 
@@ -66,13 +68,25 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     schedule_of_call(call)
     if call.resume is not None:
         directory_of("resume", call.resume)
+    if getattr(call.problem, "memo", None) is not None and call.problem.memo.buffers_of_tasks:
+        call = _one_at_a_time(call)
     parts = call.parts()
     if len(parts) == 1:
-        return _one(call, wants)
+        try:
+            return _one(call, wants)
+        except BuffersOfTasks:
+            call.problem.memo.buffers_of_tasks = True
+            notice("tasks run one at a time, each with buffers of its own, since a loss changes running statistics")
+            return make_run(_one_at_a_time(call), wants)
     if call.resume is not None:
         came, do = f"Tasks(chunk={call.tasks.chunk})", "Give one of chunk= and resume=."  # type: ignore[union-attr]
         raise ArgumentError(explain("resume", "None where tasks are run in chunks", came, do))
     return Chunks(call, parts, partial(_one, wants=replace(wants, weighed=False)))
+
+
+def _one_at_a_time(call: Call) -> Call:
+    tasks = check_tasks(call.tasks)
+    return call if tasks is None or tasks.count == 1 else replace(call, tasks=replace(tasks, chunk=1))
 
 
 def _one(call: Call, wants: Wants) -> Run:

@@ -21,9 +21,13 @@ from gimli_core.problem import Problem
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
 from gimli_core.transforms.numbered import Numbered
-from gimli_core.transforms.tasks import by_task, expanded, summed
+from gimli_core.transforms.tasks import by_task, summed
 
-__all__ = ["LossOverTasks", "OverTasks", "RuleOverTasks"]
+__all__ = ["BuffersOfTasks", "LossOverTasks", "OverTasks", "RuleOverTasks"]
+
+
+class BuffersOfTasks(ArgumentError):
+    """A loss changes buffers, so that tasks can only be run one at a time, each with buffers of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +37,7 @@ class OverTasks(Transform):
     Args:
         count: T.
         scale: what the sum of their losses is multiplied by: 1, or one over how many tasks there are in all.
-        own_theta, own_state: whether theta_0, and a warm state_0, were given once a task.
+        own_theta: names in theta_0 that were given once a task.
         shared_state: whether a warm state_0 is shared, so that its adjoint is summed.
         phi_loss: names in phi_loss that the tasks do not share.
         frozen: names in theta that all tasks share, held constant.
@@ -43,7 +47,7 @@ class OverTasks(Transform):
 
     count: int
     scale: float
-    own_theta: bool
+    own_theta: frozenset[str]
     shared_state: bool
     phi_loss: frozenset[str]
     frozen: frozenset[str]
@@ -66,11 +70,11 @@ class OverTasks(Transform):
         return RuleOverTasks(rule=rule, by_task=self.hyper_by_task)
 
     def theta(self, theta: Tensors) -> Tensors:
-        return theta if self.own_theta else expanded(theta, self.count)
+        return {k: v if k in self.own_theta else v.expand(self.count, *v.shape) for k, v in theta.items()}
 
     def back(self, ends: Ends) -> Ends:
         """What the tasks share gets the sum over them."""
-        B = ends.B if self.own_theta else summed(ends.B)
+        B = {k: v if k in self.own_theta else summed(v) for k, v in ends.B.items()}
         return ends._replace(B=B, S=summed(ends.S) if self.shared_state else ends.S)
 
 
@@ -86,11 +90,11 @@ class LossOverTasks:
         count: T.
         shared: names in theta that all tasks share (held constant).
         phi_by_task: names in phi_loss that they do not.
-        modules: whose buffers the loss may change; with tasks it must not.
+        modules: whose buffers the loss may change; with more tasks than one it must not.
 
     Raises:
-        ArgumentError: at a call: a batch without the leading dimension, a loss that is not one number a task, or that
-            changes a buffer.
+        ArgumentError: at a call: a batch without the leading dimension, a loss that is not one number a task.
+        BuffersOfTasks: a loss that changes a buffer.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class LossOverTasks:
         self.loss, self.name, self.shape = loss, name, (count,)
         self._shared, self._phi_by_task = shared, phi_by_task
         self._buffers = [buffer for module in modules for buffer in module.buffers()]
-        self._one_by_one = False
+        self._one_by_one = self._vectorised = False
 
     def vectorised(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         """The losses of all tasks by vmap; raises what vmap raises."""
@@ -109,17 +113,23 @@ class LossOverTasks:
     def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         if not self._one_by_one:
             generator = torch.get_rng_state()
+            before = [] if self._vectorised else self._copies()
             try:
                 with _nothing_put_off():
-                    return self.vectorised(theta, phi_loss, batch)
+                    losses = self.vectorised(theta, phi_loss, batch)
+                self._vectorised = True
+                return losses
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 if isinstance(error, ArgumentError):
                     raise
                 torch.set_rng_state(generator)
+                _put_back(before)  # BatchNorm counts its batches before vmap refuses the rest
                 self._in_turn(theta, phi_loss, batch)  # where this fails too, the loss itself is at fault
                 self._one_by_one = True
                 torch.set_rng_state(generator)
-                notice(f"{self.name} runs one task after the other, since vmap cannot: {first_line(error)}")
+                _put_back(before)
+                if self.shape != (1,):
+                    notice(f"{self.name} runs one task after the other, since vmap cannot: {first_line(error)}")
         return self._in_turn(theta, phi_loss, batch)
 
     def _which(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
@@ -135,7 +145,7 @@ class LossOverTasks:
 
     def _in_turn(self, *arguments: Any) -> Any:
         """The losses of all tasks, without vmap."""
-        before = [(buffer, buffer.clone()) for buffer in self._buffers]
+        before = self._copies()
         own = self._which(*arguments)
 
         def of(t: int) -> Any:
@@ -143,13 +153,18 @@ class LossOverTasks:
 
         each = [self._of_one(*of(t)) for t in range(self.shape[0])]
         losses = stacked(each, self.name)
-        if any(not torch.equal(buffer, old) for buffer, old in before):
-            for buffer, old in before:
-                buffer.data.copy_(old)
-            expected = "a loss that changes no buffer, since each task would need buffers of its own"
-            do = "Normalise by batch statistics alone: BatchNorm(track_running_stats=False), or eval() before the call."
-            raise ArgumentError(explain(self.name, expected, "one that changes running statistics", do))
+        if self.shape != (1,) and any(not torch.equal(buffer, old) for buffer, old in before):
+            _put_back(before)
+            expected = "a loss that changes no buffer, since each task needs buffers of its own"
+            do = (
+                "Run one task at a time, tasks=gimli.Tasks(T, chunk=1), or normalise by batch statistics alone: "
+                "BatchNorm(track_running_stats=False), or eval() before the call."
+            )
+            raise BuffersOfTasks(explain(self.name, expected, "one that changes running statistics", do))
         return losses
+
+    def _copies(self) -> list[tuple[Tensor, Tensor]]:
+        return [(buffer, buffer.clone()) for buffer in self._buffers]
 
     def _of_one(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         loss, aux = value_and_aux(self.loss(theta, phi_loss, batch), self.name)
@@ -157,6 +172,11 @@ class LossOverTasks:
             came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ArgumentError(explain(self.name, "to return a scalar for one task", came, "Reduce it with .mean()."))
         return loss if aux is None else (loss, aux)
+
+
+def _put_back(buffers: list[tuple[Tensor, Tensor]]) -> None:
+    for buffer, old in buffers:
+        buffer.data.copy_(old)
 
 
 def _nothing_put_off() -> AbstractContextManager[Any]:

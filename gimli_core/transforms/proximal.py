@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gimli_core.environment import split_frozen
 from gimli_core.errors import ArgumentError, explain, listing
-from gimli_core.meta_parameters.marks import PerTask, per_task, unmarked
+from gimli_core.meta_parameters.marks import PerTask, per_task, unmarked, unmarked_entries
 from gimli_core.notation import Loss, Tensors
 from gimli_core.problem import Problem
 from gimli_core.transforms.numbered import takes_j
@@ -138,10 +138,12 @@ def with_centre(train_loss: Any, theta_0: Any, phi_loss: Any) -> Any:
         entries = {k: per_task(unmarked(v)) for k, v in entries.items()}
     if isinstance(train_loss.strength, str):
         _check_strength(train_loss.strength, entries)
-    tensors = {k: v for k, v in unmarked(theta_0).items() if isinstance(v, Tensor)}  # others are refused with theta_0
-    centre = centre_of(train_loss, split_frozen(tensors)[0])
-    if isinstance(theta_0, PerTask):
-        centre = {k: per_task(v) for k, v in centre.items()}
+    given = unmarked(theta_0)
+    tensors = {k: v for k, v in unmarked_entries(given).items() if isinstance(v, Tensor)}  # others are refused there
+    # The tensors themselves: what is done with them may be recorded, to be differentiated again.
+    trained = split_frozen(tensors)[0]
+    by_task = {k for k in trained if isinstance(theta_0, PerTask) or isinstance(given[k], PerTask)}
+    centre = centre_of(train_loss, {k: per_task(tensors[k]) if k in by_task else tensors[k] for k in trained})
     return {**entries, **centre}
 
 

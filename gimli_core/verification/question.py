@@ -17,7 +17,7 @@ from torch import Tensor
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.batches import check_val_batch
 from gimli_core.environment import Environment, discover, split_frozen
-from gimli_core.meta_parameters.marks import Mark, unmarked
+from gimli_core.meta_parameters.marks import Mark, unmarked, unmarked_entries
 from gimli_core.meta_parameters.resolve import bound
 from gimli_core.notation import Tensors, slots
 from gimli_core.optimizers.interface import Optimizer
@@ -54,7 +54,7 @@ class Question:
     def entries(self) -> Entries:
         """Every meta-parameter: phi_opt, phi_loss, the trained part of theta_0, and a warm state."""
         warm = slots(unmarked(self.state_0) or {})
-        trained = split_frozen(unmarked(self.theta_0))[0]
+        trained = split_frozen(unmarked_entries(self.theta_0))[0]
         trees = dict(zip(RESULTS, (self.phi_opt, self.phi_loss, trained, warm), strict=True))
         return {key: leaf.detach() for key, leaf in flatten(trees, ()).items()}
 
@@ -98,7 +98,7 @@ class Question:
 
     @property
     def _first(self) -> Tensor:
-        tensor: Tensor = next(iter(unmarked(self.theta_0).values()))
+        tensor: Tensor = next(iter(unmarked_entries(self.theta_0).values()))
         return tensor
 
     def environment(self) -> Environment:

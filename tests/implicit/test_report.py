@@ -308,10 +308,11 @@ def bad_batch(_: Any) -> dict[str, Any]:
         ({"inner_tolerance": 0}, ArgumentError, r"inner_tolerance: expected a number > 0; got 0"),
         ({"phi_loss": None}, ArgumentError, r"phi_loss: expected something that the fixed point depends on; got none"),
         ({"theta_star": [torch.ones(6)]}, ArgumentError, r"theta_star: expected a dict .* got list"),
-        ({"theta_star": {"w": torch.ones(6).int()}}, ArgumentError, r"theta_0\['w'\]: expected a dense floating"),
+        ({"theta_star": {"w": torch.ones(6).int()}}, ArgumentError, r"theta_star\['w'\]: expected a dense floating"),
         ({"theta_0": {"v": torch.ones(6)}}, ArgumentError, r"theta_star: expected the names of theta_0, 'v'; got 'w'"),
         ({"tasks": gimli.Tasks(2, chunk=1)}, ArgumentError, r"tasks: expected no chunk="),
-        ({"tasks": 2}, ArgumentError, r"leading dimension of 2 tasks"),
+        ({"theta_star": {"w": torch.full((6,), math.nan)}}, ArgumentError, r"theta_star\['w'\]: expected finite v"),
+        ({"tasks": 2}, ArgumentError, r"theta_star\['w'\]: expected a tensor with a leading dimension of 2 tasks"),
         ({"warm_start": {"v": torch.ones(6)}}, ArgumentError, r"warm_start: expected a tensor for each of 'w'; got"),
         ({"warm_start": {"w": torch.ones(5)}}, ArgumentError, r"warm_start\['w'\]: expected a tensor of shape \[6\]"),
         ({"warm_start": {"w": torch.ones(6)}, "solver": Dense()}, ArgumentError, r"warm_start: expected None, or CG"),
@@ -344,3 +345,26 @@ def test_a_proximal_problem_needs_its_centre() -> None:
     made["problem"] = gimli.proximal(made["problem"], 1.0)
     with pytest.raises(ArgumentError, match=r"theta_0: expected the centre of the proximal problem; got None"):
         gimli.implicit_gradient(**made)
+
+
+def test_losses_may_return_more_and_take_j_but_one_number() -> None:
+    made = ridge()
+
+    def train_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any, j: Tensor) -> Any:
+        return ridge_loss(theta, phi, batch), {"j": j}
+
+    def val_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Any:
+        return fit(theta, phi, batch), {"size": theta["w"].norm()}
+
+    result = gimli.implicit_gradient(**{**made.arguments, "problem": gimli.Problem(train_loss, val_loss, SGD(lr=0.1))})
+    assert distance(result.A_loss["log_l2"], made.A) < 1e-5
+    assert result.val_aux["size"].shape == (1,)
+    assert torch.equal(result.train_aux["j"], torch.zeros(1, dtype=torch.long))
+
+    def two(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        return torch.stack([fit(theta, phi, batch)] * 2)
+
+    with pytest.raises(
+        ArgumentError, match="val_loss: expected to return one number for an implicit gradient; got a vec"
+    ):
+        gimli.implicit_gradient(**{**made.arguments, "problem": gimli.Problem(ridge_loss, two, SGD(lr=0.1))})

@@ -172,3 +172,25 @@ def test_a_loss_may_take_j_and_return_more() -> None:
     result = gimli.meta_gradient(*call, steps=3)
     assert torch.equal(result.train_aux["plain"][0], torch.tensor(2.0))
     gimli.verify(*call, steps=3).assert_ok()
+
+
+def test_second_derivatives_go_through_both_places_of_theta_0() -> None:
+    """Two steps of gradient descent on w⁴ and its term, and plain autograd."""
+
+    def train_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        return theta["w"].pow(4).sum() / 4
+
+    def val_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        return theta["w"].pow(3).sum()
+
+    problem = gimli.proximal(gimli.Problem(train_loss, val_loss, SGD(lr=0.1)), "strength")
+    w, strength = torch.tensor([0.7, -0.4], requires_grad=True), torch.tensor(0.8, requires_grad=True)
+    L = gimli.unroll(problem, {"w": w}, lambda j: None, None, steps=2, phi_loss={"strength": strength}, derivatives=2)
+    x = w
+    for _ in range(2):
+        x = x - 0.1 * (x**3 + strength * (x - w))
+    for found, plain in ((L, x.pow(3).sum()),):
+        first = [torch.autograd.grad(y, (w, strength), create_graph=True) for y in (found, plain)]
+        second = [torch.autograd.grad(dw.square().sum() + ds, (w, strength)) for dw, ds in first]
+        for a, b in zip((*first[0], *second[0]), (*first[1], *second[1]), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)

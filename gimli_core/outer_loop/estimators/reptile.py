@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, explain, listing
-from gimli_core.meta_parameters.marks import PerTask, unmarked
+from gimli_core.meta_parameters.marks import PerTask, unmarked_entries
 from gimli_core.notation import Tensors
 from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, estimated, walked
 from gimli_core.problem import Problem
@@ -58,7 +58,7 @@ class Reptile:
         """Run the inner loop forwards."""
         call = self._loop.call(self._loop.phi, drawn)
         trajectory, form = walked(call)
-        theta_0 = {k: unmarked(call.theta_0)[k] for k in form.trained}
+        theta_0 = {k: v for k, v in unmarked_entries(call.theta_0).items() if k in form.trained}
         B_0: Tensors = {k: v.detach() - trajectory.theta_J[k] for k, v in theta_0.items()}
         if form.tasks is not None:
             own = isinstance(call.theta_0, PerTask)

@@ -118,4 +118,4 @@ def outer_loop(problem: Bilevel, hypergradient: Hypergradient) -> Iterator[Reach
         for k, v in phi.items():
             v.grad = grads[k].detach()
         adam.step()
-        yield Reached(before, float(loss), grads)
+        yield Reached(before, float(loss.detach()), grads)

@@ -99,7 +99,7 @@ def judged(problem: Bilevel, reached: Reached) -> float:
     """L(theta_J(phi), phi), by which all are judged, whatever theta a method has itself."""
     if reached.loss is not None:
         return reached.loss
-    return float(problem.L(descended(problem, reached.phi), reached.phi))
+    return float(problem.L(descended(problem, reached.phi), reached.phi).detach())
 
 
 def peaks(problem: str, names: list[str], data: Path) -> dict[str, int]:

@@ -14,7 +14,8 @@ from gimli_core.derivatives.second_order import BY_GRAPH
 from gimli_core.meta_parameters.marks import unmarked, unmarked_entries
 from gimli_core.notation import Tensors, counts, slots
 from gimli_core.optimizers.recordable import recordable
-from gimli_core.transforms.over_tasks import OverTasks, RuleOverTasks
+from gimli_core.transforms.over_tasks import OverTasks
+from gimli_core.transforms.rule_over_tasks import RuleOverTasks
 from gimli_core.transforms.tasks import stacked_state
 
 __all__ = ["attached"]

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.derivatives.first_order import Gradient, evaluate, task_shape
+from gimli_core.derivatives.evaluate import evaluate, task_shape
+from gimli_core.derivatives.first_order import Gradient
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.notation import Tensors
 from gimli_core.trees import fits, outline

@@ -10,12 +10,13 @@ import torch
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.outer_losses import outer_losses
-from gimli_core.compiled.compiler.split_function import Uncut
+from gimli_core.compiled.compiler.cut import Uncut
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.retained_run import CompiledRetained
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, course_of, is_small
-from gimli_core.derivatives.first_order import evaluate, gradient
+from gimli_core.derivatives.evaluate import evaluate
+from gimli_core.derivatives.first_order import gradient
 from gimli_core.errors import ArgumentError, explain, listing, notice
 from gimli_core.optimizers.interface import with_path
 from gimli_core.problem import Memo

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled import pure_steps
 from gimli_core.compiled.compiler.compiled_function import Kernel
-from gimli_core.compiled.compiler.split_function import Uncut
+from gimli_core.compiled.compiler.cut import Uncut
 from gimli_core.compiled.pure_steps import Fixed
 from gimli_core.compiled.shared_sweep import SharedSweep
 from gimli_core.compiled.validation import CompiledValidation

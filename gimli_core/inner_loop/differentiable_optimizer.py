@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.derivatives.first_order import differentiate
+from gimli_core.derivatives.evaluate import differentiate
 from gimli_core.errors import ArgumentError, ClosedError, closest, explain, listing
 from gimli_core.inner_loop.checks import (
     check_callback,

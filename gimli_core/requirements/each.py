@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.derivatives.first_order import Graph, differentiate, evaluate, gradient
+from gimli_core.derivatives.evaluate import differentiate, evaluate
+from gimli_core.derivatives.first_order import Graph, gradient
 from gimli_core.derivatives.second_order import BY_GRAPH, Choice, Products, choose, from_a_point, reverse_over_reverse
 from gimli_core.notation import Tensors
 from gimli_core.optimizers.seen import seeing

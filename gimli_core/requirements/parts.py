@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.derivatives.first_order import evaluate
+from gimli_core.derivatives.evaluate import evaluate
 from gimli_core.derivatives.micro_batches import MicroBatches, each, together
 from gimli_core.errors import ArgumentError, explain
 from gimli_core.requirements.trial import trial

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.derivatives.first_order import evaluate
+from gimli_core.derivatives.evaluate import evaluate
 from gimli_core.errors import ArgumentError, ReplayError, RequirementError, explain
 from gimli_core.meta_parameters.marks import tensor_paths
 from gimli_core.requirements.trial import copied, same, same_data, tensors_of, trial

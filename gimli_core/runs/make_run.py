@@ -14,7 +14,7 @@ from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.arguments.until import check_until
 from gimli_core.compiled.choice import check_compile, compiled_for, options
-from gimli_core.compiled.in_time import clocked, in_time
+from gimli_core.compiled.in_time import in_time
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, given_of
 from gimli_core.environment import Environment
@@ -28,6 +28,7 @@ from gimli_core.memory.settle import settle
 from gimli_core.requirements.examine import require
 from gimli_core.runs import compiled_run
 from gimli_core.runs.chunks import Chunks
+from gimli_core.runs.clocked import Clocked
 from gimli_core.runs.compiled_run import CompiledRun
 from gimli_core.runs.eager_steps import EagerSteps, Steps
 from gimli_core.runs.journal import Journal
@@ -179,7 +180,7 @@ def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = No
         if journal is not None:
             journal.close()
         raise
-    return _Clocked(run) if steps.eager and not schedule.compact else run
+    return Clocked(run) if steps.eager and not schedule.compact else run
 
 
 def makers(steps: Steps, *, weighed: bool = False) -> tuple[Maker, Maker | None]:
@@ -227,23 +228,6 @@ class _ApartIfNeeded:
 
     def backward(self, along: Tensor | None = None) -> Events:
         return self._run.backward(along)
-
-
-class _Clocked:
-    """A run whose eager time counts: its two halves, not what the user does between them."""
-
-    def __init__(self, run: ScheduledRun) -> None:
-        self._run = run
-        self._patience = run.form.problem.memo.patience
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._run, name)
-
-    def forward(self) -> Events:
-        yield from clocked(self._patience, self._run.forward())
-
-    def backward(self, along: Tensor | None = None) -> Events:
-        yield from clocked(self._patience, self._run.backward(along))
 
 
 def schedule_of_call(call: Call) -> Schedule:

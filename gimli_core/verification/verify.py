@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
@@ -22,14 +21,14 @@ from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Wants, make_run
 from gimli_core.runs.run import drain
 from gimli_core.transforms.tasks import Tasks, check_tasks
-from gimli_core.trees import tensors
 from gimli_core.verification.bounds import Bounds
 from gimli_core.verification.claims import entries_of
 from gimli_core.verification.localise import Finding, first_disagreement
-from gimli_core.verification.oracles.autograd_through_the_graph import draws, loss_value
+from gimli_core.verification.oracles.autograd_through_the_graph import draws
 from gimli_core.verification.oracles.dense_chain import LIMIT, dense_chain
 from gimli_core.verification.oracles.finite_differences import Slopes, finite_differences
 from gimli_core.verification.oracles.plain_rules import RULES
+from gimli_core.verification.precision import lowest_dtype, name_of, precise
 from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Key, Question, flatten, same_randomness
 from gimli_core.verification.report import Check, Report, Verdict, judge
 
@@ -142,7 +141,7 @@ def verify(
     found = _entries_of_result(result)
     engine = {key: found[key] for key in entries}
 
-    question, notes = _precise(asked, environment)
+    question, notes = precise(asked, environment)
     if not all(map(torch.equal, result.buffers_J.values(), environment.buffers)):
         notes.append(
             "buffers of modules move in the loop; derivatives take them for constants. Finite differences hold them "
@@ -164,44 +163,6 @@ def verify(
     wrong = [c for c in checks if c.subject == "engine" and c.verdict is Verdict.DISAGREES]
     finding = _locate(call, environment, bounds, wrong) if wrong else None
     return Report(tuple(checks), finding, (str(bounds), *notes, *more), name_of(dtype) if bounds.low else "")
-
-
-class _Dtypes(TorchDispatchMode):
-    """The floating dtypes of all that is computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[torch.dtype] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.seen |= {t.dtype for t in tensors(out) if t.is_floating_point()}
-        return out
-
-
-def lowest_dtype(asked: Question, environment: Environment) -> torch.dtype:
-    """The dtype of theta, or that of the losses' computing, as under autocast, where it is a lower one. Cost 3F·J."""
-    with _Dtypes() as dtypes:
-        loss_value(asked, asked.entries(), environment)
-    low = {dtype for dtype in dtypes.seen if dtype in (torch.bfloat16, torch.float16)}
-    return max(low, key=lambda dtype: torch.finfo(dtype).eps, default=asked.dtype)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _precise(asked: Question, environment: Environment) -> tuple[Question, list[str]]:
-    """The question in float64 if the losses can answer it there, and a note on that."""
-    if asked.dtype == torch.float64:
-        return asked, []
-    name = str(asked.dtype).removeprefix("torch.")
-    doubled = asked.in_double()
-    try:
-        loss_value(doubled, doubled.entries(), environment)
-    except RuntimeError:
-        return asked, [f"the oracles work in {name}, as the engine does: the losses hold tensors that refuse float64."]
-    return doubled, [f"the engine works in {name}, the oracles in float64."]
 
 
 def _ask(

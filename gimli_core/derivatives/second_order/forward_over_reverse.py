@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.derivatives.first_order import differentiate, evaluate
+from gimli_core.derivatives.evaluate import differentiate, evaluate
 from gimli_core.derivatives.held_weights import noting
 from gimli_core.derivatives.second_order.dual import duals, made_dual, tangent
 from gimli_core.derivatives.second_order.products import Products, collect

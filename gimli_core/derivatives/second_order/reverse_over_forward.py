@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gimli_core.derivatives.first_order import differentiate, evaluate
+from gimli_core.derivatives.evaluate import differentiate, evaluate
 from gimli_core.derivatives.held_weights import noting
 from gimli_core.derivatives.second_order.dual import duals, tangent
 from gimli_core.derivatives.second_order.products import Products, collect

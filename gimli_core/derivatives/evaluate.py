@@ -1,0 +1,69 @@
+"""A loss called and checked, and its derivative by autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gimli_core.derivatives.beside_loss import value_and_aux
+from gimli_core.derivatives.micro_batches import MicroBatches, each, of_parts
+from gimli_core.errors import ArgumentError, explain
+from gimli_core.notation import Loss, Tensors
+
+__all__ = ["differentiate", "evaluate", "task_shape"]
+
+
+def task_shape(loss_function: Loss) -> tuple[int, ...]:
+    """The shape that one number a loss has: [], or [T] of T tasks."""
+    return tuple(getattr(loss_function, "shape", ()))
+
+
+def evaluate(
+    loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any, *, vector: bool = False
+) -> tuple[Tensor, Any]:
+    """Call a loss; (its value, checked to be a scalar tensor or one value a task, and its aux, detached).
+
+    With `vector` the value may also be k numbers, in the last dimension. Of a batch in parts it is their weighted sum.
+    """
+    if isinstance(batch, MicroBatches):
+        found = [(w, evaluate(loss_function, name, theta, phi_loss, part, vector=vector)) for w, part in each(batch)]
+        return torch.stack([w * loss for w, (loss, _) in found]).sum(0), of_parts([aux for _, (_, aux) in found], name)
+    try:
+        loss, aux = value_and_aux(loss_function(theta, phi_loss, batch), name)
+    except Exception as error:
+        error.add_note(f"in {name}")
+        raise
+    tasks = task_shape(loss_function)
+    shape = tuple(loss.shape) if isinstance(loss, Tensor) else None
+    several = vector and shape is not None and len(shape) == len(tasks) + 1 and shape[:-1] == tasks and shape[-1] > 0
+    if not isinstance(loss, Tensor) or not (shape == tasks or several) or not loss.is_floating_point():
+        came = f"a {loss.dtype} tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        expected, do = "to return a scalar floating-point tensor (shape [])", "Reduce it with .mean() or .sum()."
+        if vector:
+            expected = "to return a scalar floating-point tensor (shape []), or a vector [k] of k >= 1 outer losses"
+        raise ArgumentError(explain(name, expected, came, do))
+    return loss, aux
+
+
+def differentiate(
+    loss: Tensor, inputs: list[Tensor], *, create_graph: bool = False, along: Tensor | None = None,
+    retain: bool = False,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """`torch.autograd.grad`, of the sum over tasks, with None for every input that the loss does not reach.
+
+    Args:
+        along: `[k]`, what the last dimension of the loss is multiplied by.
+        retain: whether the graph is needed once more.
+    """
+    if not loss.requires_grad:
+        return (None,) * len(inputs)
+    retain_graph = True if retain else None
+    if along is not None:
+        cotangent = along.expand(loss.shape)
+        return torch.autograd.grad(
+            loss, inputs, cotangent, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
+        )
+    total = loss if loss.ndim == 0 else loss.sum()
+    return torch.autograd.grad(total, inputs, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True)

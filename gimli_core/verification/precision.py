@@ -1,0 +1,53 @@
+"""The precision that a problem is computed in, and the question in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gimli_core.environment import Environment
+from gimli_core.trees import tensors
+from gimli_core.verification.oracles.autograd_through_the_graph import loss_value
+from gimli_core.verification.question import Question
+
+__all__ = ["lowest_dtype", "name_of", "precise"]
+
+
+class _Dtypes(TorchDispatchMode):
+    """The floating dtypes of all that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen |= {t.dtype for t in tensors(out) if t.is_floating_point()}
+        return out
+
+
+def lowest_dtype(asked: Question, environment: Environment) -> torch.dtype:
+    """The dtype of theta, or that of the losses' computing, as under autocast, where it is a lower one. Cost 3F·J."""
+    with _Dtypes() as dtypes:
+        loss_value(asked, asked.entries(), environment)
+    low = {dtype for dtype in dtypes.seen if dtype in (torch.bfloat16, torch.float16)}
+    return max(low, key=lambda dtype: torch.finfo(dtype).eps, default=asked.dtype)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def precise(asked: Question, environment: Environment) -> tuple[Question, list[str]]:
+    """The question in float64 if the losses can answer it there, and a note on that."""
+    if asked.dtype == torch.float64:
+        return asked, []
+    name = str(asked.dtype).removeprefix("torch.")
+    doubled = asked.in_double()
+    try:
+        loss_value(doubled, doubled.entries(), environment)
+    except RuntimeError:
+        return asked, [f"the oracles work in {name}, as the engine does: the losses hold tensors that refuse float64."]
+    return doubled, [f"the engine works in {name}, the oracles in float64."]

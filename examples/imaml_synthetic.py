@@ -58,9 +58,14 @@ def main() -> None:
         train, val = draw_tasks(100 + step, prior)
         with torch.no_grad():  # forwards only
             _, run = gimli.unroll(
-                problem, theta_0, lambda j, train=train: train, val,
-                steps=options.inner_steps, tasks=TASKS, with_trajectory=True,
-            )  # fmt: skip
+                problem,
+                theta_0,
+                lambda j, train=train: train,
+                val,
+                steps=options.inner_steps,
+                tasks=TASKS,
+                with_trajectory=True,
+            )
         result = gimli.implicit_gradient(problem, run.theta_J, train, val, theta_0=theta_0, tasks=TASKS)
         if step % 10 == 0:
             away = (theta_0["w"] - prior).norm().item()

@@ -47,9 +47,15 @@ def after_fitting(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: tuple
     """The middle loop's loss: the query loss after INNER steps from theta, the mean over tasks."""
     x, y, x_query, y_query = batch
     loss: Tensor = gimli.unroll(
-        TASK, theta, lambda i: (x, y), (x_query, y_query), steps=INNER, phi_opt={"lr": phi["log_alpha"].exp()},
-        tasks=TASKS, derivatives=2,
-    )  # fmt: skip
+        TASK,
+        theta,
+        lambda i: (x, y),
+        (x_query, y_query),
+        steps=INNER,
+        phi_opt={"lr": phi["log_alpha"].exp()},
+        tasks=TASKS,
+        derivatives=2,
+    )
     return loss
 
 
@@ -67,9 +73,14 @@ def main() -> None:
         batches = [waves(generator) for _ in range(MIDDLE + 1)]
         outer.zero_grad()
         loss, trajectory = gimli.unroll(
-            middle, w, batches[:-1], batches[-1], phi_opt={"lr": log_beta.exp()}, phi_loss={"log_alpha": log_alpha},
+            middle,
+            w,
+            batches[:-1],
+            batches[-1],
+            phi_opt={"lr": log_beta.exp()},
+            phi_loss={"log_alpha": log_alpha},
             with_trajectory=True,
-        )  # fmt: skip
+        )
         loss.backward()
         outer.step()
         w = trajectory.theta_J  # the initialisation goes on from where it is

@@ -50,11 +50,15 @@ def main() -> None:
         )
 
     network = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 32, 3, stride=2), torch.nn.ReLU(),
-        torch.nn.Conv2d(32, 32, 3, stride=2), torch.nn.ReLU(),
-        torch.nn.Conv2d(32, 32, 3, stride=2), torch.nn.ReLU(),
-        torch.nn.Flatten(), torch.nn.Linear(128, options.ways),
-    )  # fmt: skip
+        torch.nn.Conv2d(1, 32, 3, stride=2),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(32, 32, 3, stride=2),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(32, 32, 3, stride=2),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(128, options.ways),
+    )
 
     def loss(theta, phi_loss, batch):
         return cross_entropy(functional_call(network, theta, batch[0]), batch[1])
@@ -68,9 +72,15 @@ def main() -> None:
         """The mean loss of all tasks after their inner steps, in one vectorised call."""
         support, query = tasks
         return gimli.unroll(
-            problem, theta_0, lambda j: support, query, steps=options.inner_steps, tasks=len(query[1]),
-            phi_opt={"lr": {name: value.exp() for name, value in log_lr.items()}}, with_trajectory=True,
-        )  # fmt: skip
+            problem,
+            theta_0,
+            lambda j: support,
+            query,
+            steps=options.inner_steps,
+            tasks=len(query[1]),
+            phi_opt={"lr": {name: value.exp() for name, value in log_lr.items()}},
+            with_trajectory=True,
+        )
 
     def accuracy():
         """Share of right answers on 100 tasks of held-out characters, before and after the inner steps."""

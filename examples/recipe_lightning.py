@@ -48,10 +48,14 @@ def main() -> None:
     options = parser.parse_args()
 
     trainer = lightning.Trainer(
-        max_steps=options.outer_steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, accelerator="cpu",
+        max_steps=options.outer_steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
         inference_mode=False,  # an inner loop needs derivatives in validation too
-    )  # fmt: skip
+    )
     train = DataLoader(Episodes(sines.train_tasks, options.outer_steps), batch_size=None)
     test = DataLoader(Episodes(sines.test_tasks, 1), batch_size=None)
     trainer.fit(MAML(), train, test)

@@ -53,9 +53,12 @@ def question(net: nn.Module, eps: float, phi_opt: dict[str, Any] | None = None) 
     adam = gimli.optimizers.Adam(lr=LR, betas=(BETA1, BETA2), eps=eps)
     *train, validation = batches()
     return {
-        "problem": gimli.Problem(loss, loss, adam), "theta_0": dict(net.named_parameters()),
-        "train_batches": train, "val_batch": validation, "phi_opt": phi_opt or {},
-    }  # fmt: skip
+        "problem": gimli.Problem(loss, loss, adam),
+        "theta_0": dict(net.named_parameters()),
+        "train_batches": train,
+        "val_batch": validation,
+        "phi_opt": phi_opt or {},
+    }
 
 
 def claim_of_higher(net: nn.Module, eps: float) -> dict[str, Any]:

@@ -71,8 +71,14 @@ def step(
     if len(used) < len(G_j.theta):  # what the loss does not use moves nothing
         pulled = pulled._replace(V={k: pulled.V.get(k, zero) for k, zero in G_j.theta.items()})
     given = {
-        "theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt, "B": B, "S": S, "graph": G_j.graph,
-    }  # fmt: skip
+        "theta": point.theta,
+        "s": point.state,
+        "G": G_j.theta,
+        "phi_opt": phi_opt,
+        "B": B,
+        "S": S,
+        "graph": G_j.graph,
+    }
     computed = Event(11, j, {"V": pulled.V}, replay, given)  # line 11
     yield computed
     V = computed.values["V"]
@@ -121,9 +127,15 @@ def second_order_products(
         batch = values.batch(point.j)
         mean = partial(products_of_parts, form.second_order) if form.in_parts else from_a_point(form.second_order)
         products = mean(
-            form.problem.train_loss, point.theta, values.phi_at(point.j), batch, V, g,
-            frozen=values.frozen, curvature=curvature,
-        )  # fmt: skip
+            form.problem.train_loss,
+            point.theta,
+            values.phi_at(point.j),
+            batch,
+            V,
+            g,
+            frozen=values.frozen,
+            curvature=curvature,
+        )
     if g is not None and not curvature:  # with curvature it is in there already
         products = products._replace(curvature={k: times(g, G) for k, G in G_j.theta.items()})
     return products

@@ -89,10 +89,15 @@ def explain(argument: str, expected: str, came: str, do: str) -> str:
     return f"{argument}: expected {expected}; got {came}. {do}"
 
 
+def unexpected(argument: str, expected: str, came: str, do: str) -> ArgumentError:
+    """The error to raise for an argument that is not as expected; arguments as in `explain`."""
+    return ArgumentError(explain(argument, expected, came, do))
+
+
 def check_switch(argument: str, value: object) -> None:
     """Raise ArgumentError unless `value` is True or False: any other text would mean yes."""
     if not isinstance(value, bool):
-        raise ArgumentError(explain(argument, "True or False", repr(value), "A switch takes one of the two."))
+        raise unexpected(argument, "True or False", repr(value), "A switch takes one of the two.")
 
 
 def closest(name: object, candidates: Iterable[str]) -> str:

@@ -125,9 +125,25 @@ def meta_gradient(
     """
     check_watching(watch, progress)
     call = Call(
-        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-        approximation, second_order, tasks, compile, resume, check, until, micro_batches,
-    )  # fmt: skip
+        problem,
+        theta_0,
+        train_batches,
+        val_batch,
+        steps,
+        phi_opt,
+        phi_loss,
+        state_0,
+        val_weights,
+        memory,
+        approximation,
+        second_order,
+        tasks,
+        compile,
+        resume,
+        check,
+        until,
+        micro_batches,
+    )
     run = make_run(call, Wants(steps=progress, lines=watch is not None))
     shown = Progress(run.steps) if progress else None
     drain(run.forward(), watch, shown)

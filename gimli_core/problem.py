@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.notation import Loss
 from gimli_core.optimizers.interface import Optimizer
 
@@ -57,13 +57,11 @@ class Problem:
         for name in ("train_loss", "val_loss"):
             loss = getattr(self, name)
             if not callable(loss):
-                raise ArgumentError(
-                    explain(
-                        name,
-                        "a function (theta, phi_loss, batch) -> scalar tensor",
-                        type(loss).__name__,
-                        "Pass the function itself.",
-                    )
+                raise unexpected(
+                    name,
+                    "a function (theta, phi_loss, batch) -> scalar tensor",
+                    type(loss).__name__,
+                    "Pass the function itself.",
                 )
         if not isinstance(self.optimizer, Optimizer):
             kind = type(self.optimizer)
@@ -73,28 +71,22 @@ class Problem:
             )
             if isinstance(self.optimizer, type):
                 came, do = f"the class {self.optimizer.__name__}", f"Construct it: {self.optimizer.__name__}(...)."
-            raise ArgumentError(
-                explain(
-                    "optimizer",
-                    "an optimizer of gimli_core, such as gimli.optimizers.Adam(lr=1e-3)",
-                    came,
-                    do,
-                )
+            raise unexpected(
+                "optimizer",
+                "an optimizer of gimli_core, such as gimli.optimizers.Adam(lr=1e-3)",
+                came,
+                do,
             )
         if self.modules is not None:
             came = type(self.modules).__name__
             if isinstance(self.modules, nn.Module) or not isinstance(self.modules, Sequence):
-                raise ArgumentError(
-                    explain("modules", "a list of nn.Modules", came, "One module alone is a list of one: [net].")
-                )
+                raise unexpected("modules", "a list of nn.Modules", came, "One module alone is a list of one: [net].")
             if not all(isinstance(module, nn.Module) for module in self.modules):
-                raise ArgumentError(
-                    explain(
-                        "modules",
-                        "a list of nn.Modules",
-                        f"a {came} with something else in it",
-                        "Pass the modules themselves.",
-                    )
+                raise unexpected(
+                    "modules",
+                    "a list of nn.Modules",
+                    f"a {came} with something else in it",
+                    "Pass the modules themselves.",
                 )
 
 

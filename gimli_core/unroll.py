@@ -17,7 +17,7 @@ from gimli_core.arguments.surroundings import check_watching
 from gimli_core.arguments.until import Until
 from gimli_core.derivatives.caller_modes import modes_now
 from gimli_core.derivatives.once import Once
-from gimli_core.errors import ArgumentError, ClosedError, closest, explain, listing
+from gimli_core.errors import ClosedError, closest, listing, unexpected
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.meta_parameters.marks import detached, look_up, tensor_paths, unmarked, unmarked_entries
 from gimli_core.notation import State, slots
@@ -126,9 +126,25 @@ def unroll(
     )
     needed = torch.is_grad_enabled() and any(t.requires_grad for _, t in tensor_paths(arguments))
     call = Call(
-        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-        approximation, second_order, tasks, compile, resume, check, until, micro_batches,
-    )  # fmt: skip
+        problem,
+        theta_0,
+        train_batches,
+        val_batch,
+        steps,
+        phi_opt,
+        phi_loss,
+        state_0,
+        val_weights,
+        memory,
+        approximation,
+        second_order,
+        tasks,
+        compile,
+        resume,
+        check,
+        until,
+        micro_batches,
+    )
     check_derivatives(derivatives, call)
     again = None
     if derivatives == 2 and needed:
@@ -149,7 +165,7 @@ def _with_gradients_of(wrt: Any, *arguments: Any) -> tuple[Any, ...]:
     unknown = [name for name in ([wrt] if isinstance(wrt, str) else wrt) if name not in WRT]
     if unknown or isinstance(wrt, str):
         do = f'For example ("phi_opt", "phi_loss").{closest(unknown[0], WRT) if unknown else ""}'
-        raise ArgumentError(explain("wrt", f"a tuple of {listing(WRT)}", repr(wrt), do))
+        raise unexpected("wrt", f"a tuple of {listing(WRT)}", repr(wrt), do)
     return tuple(value if name in wrt else detached(value) for name, value in zip(WRT, arguments, strict=True))
 
 
@@ -175,7 +191,7 @@ class _Unrolled(torch.autograd.Function):
         drain(run.forward(), *watching)
         if again is not None and run.val_loss.ndim:
             came, do = f"a vector of {run.val_loss.numel()}", "Weigh them into one number in val_loss."
-            raise ArgumentError(explain("val_loss", "one number beside derivatives=2", came, do))
+            raise unexpected("val_loss", "one number beside derivatives=2", came, do)
         ctx.again, ctx.steps, ctx.scale = again, run.form.steps, run.form.scale
         ctx.modes = modes_now(tied[0].device)
         ctx.run, ctx.watching, ctx.paths, ctx.gradients = run, watching, paths, None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 
 __all__ = ["Approximation", "FirstOrder", "ThetaOnly", "Truncated", "check_approximation"]
 
@@ -81,7 +81,7 @@ class Truncated(Approximation):
     def __init__(self, steps: int) -> None:
         if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
             do = "Truncated(k) sweeps the last k steps only; FirstOrder() leaves out curvature."
-            raise ArgumentError(explain("Truncated(steps)", "a whole number k >= 1", repr(steps), do))
+            raise unexpected("Truncated(steps)", "a whole number k >= 1", repr(steps), do)
         super().__init__(last=int(steps))
 
 
@@ -101,4 +101,4 @@ def check_approximation(approximation: Any) -> Approximation:
     came = f"the class {approximation.__name__}" if isinstance(approximation, type) else repr(approximation)
     do = "Call it: gimli.FirstOrder(). None is the exact meta-gradient."
     expected = "None, or one of gimli.FirstOrder(), gimli.Truncated(k), gimli.ThetaOnly(), joined by &"
-    raise ArgumentError(explain("approximation", expected, came, do))
+    raise unexpected("approximation", expected, came, do)

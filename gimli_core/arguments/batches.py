@@ -12,61 +12,58 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 
 __all__ = ["check_batches", "check_val_batch"]
 
 
 def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any], int]:
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 0):
-        raise ArgumentError(
-            explain("steps", "a whole number J >= 0", repr(steps), "steps=0 gives the plain gradient of val_loss.")
-        )
+        raise unexpected("steps", "a whole number J >= 0", repr(steps), "steps=0 gives the plain gradient of val_loss.")
     if steps is not None and int(steps) > sys.maxsize:
-        raise ArgumentError(explain("steps", f"at most {sys.maxsize} steps", f"{int(steps):.3g}", "Lower it."))
+        raise unexpected("steps", f"at most {sys.maxsize} steps", f"{int(steps):.3g}", "Lower it.")
     if isinstance(train_batches, type):
         came = f"the class {train_batches.__name__}"
         do = "Give an instance, or a function j -> batch."
-        raise ArgumentError(explain("train_batches", "a sequence of batches, or a function j -> batch", came, do))
+        raise unexpected("train_batches", "a sequence of batches, or a function j -> batch", came, do)
     if isinstance(train_batches, Iterator) or (
         hasattr(train_batches, "__iter__") and not hasattr(train_batches, "__getitem__")
     ):
-        raise ArgumentError(
-            explain("train_batches", "a sequence, or a function of j: the sweep may ask for a batch again",
-                    f"a {type(train_batches).__name__}, which can be read only in order", "Wrap it in "
-                    "list(...), cut to the steps you need.")
-        )  # fmt: skip
+        raise unexpected(
+            "train_batches",
+            "a sequence, or a function of j: the sweep may ask for a batch again",
+            f"a {type(train_batches).__name__}, which can be read only in order",
+            "Wrap it in list(...), cut to the steps you need.",
+        )
     scalar = isinstance(train_batches, (Tensor, np.ndarray)) and train_batches.ndim == 0
     if (
         scalar
         or isinstance(train_batches, (Mapping, str))
         or not (hasattr(train_batches, "__len__") or callable(train_batches))
     ):
-        raise ArgumentError(
-            explain("train_batches", "a sequence of batches, or a function j -> batch", type(train_batches).__name__,
-                    "One batch for every step: lambda j: batch.")
-        )  # fmt: skip
+        raise unexpected(
+            "train_batches",
+            "a sequence of batches, or a function j -> batch",
+            type(train_batches).__name__,
+            "One batch for every step: lambda j: batch.",
+        )
     steps = None if steps is None else int(steps)
     if not hasattr(train_batches, "__len__"):
         if steps is None:
-            raise ArgumentError(
-                explain("steps", "a number, since train_batches is a function", "None", "Say how many steps to run.")
+            raise unexpected(
+                "steps", "a number, since train_batches is a function", "None", "Say how many steps to run."
             )
         return told(train_batches, steps), steps
     held = len(train_batches)
     if held == 0 and steps is None:
-        raise ArgumentError(
-            explain("train_batches", "at least one batch", "none", "For no inner step at all say steps=0.")
-        )
+        raise unexpected("train_batches", "at least one batch", "none", "For no inner step at all say steps=0.")
     J = held if steps is None else steps
     if held < J:
-        raise ArgumentError(
-            explain(
-                "train_batches",
-                f"a batch for each of the {J} steps",
-                f"{held}",
-                "Give more, lower steps, or use a function of j: lambda j: batch uses one batch for every step.",
-            )
+        raise unexpected(
+            "train_batches",
+            f"a batch for each of the {J} steps",
+            f"{held}",
+            "Give more, lower steps, or use a function of j: lambda j: batch uses one batch for every step.",
         )
     return told(lambda j: train_batches[j], J), J
 
@@ -90,7 +87,7 @@ def told(batches: Callable[[int], Any], steps: int, argument: str = "train_batch
             return batches(j)
         except StopIteration as error:
             expected, do = f"a batch for each of the {steps} steps", "A function of j gives the same batch again."
-            raise ArgumentError(explain(argument, expected, f"StopIteration at j = {j}", do)) from error
+            raise unexpected(argument, expected, f"StopIteration at j = {j}", do) from error
         except Exception as error:
             note = f"in {argument}, at inner step j = {j} of {steps}"
             if note not in getattr(error, "__notes__", ()):

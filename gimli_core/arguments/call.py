@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.batches import check_batches, check_val_batch
 from gimli_core.derivatives.micro_batches import MicroBatches, split, weighed
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.indexed import Indexed, LastBatch, rows_of
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS, State
@@ -91,7 +91,7 @@ class Call:
             return in_parts(batch, lambda given: weighed(given, dim) if isinstance(given, MicroBatches) else given), J
         if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
             do = "It is in how many parts each batch is cut; None leaves it whole."
-            raise ArgumentError(explain("micro_batches", "a whole number n >= 1, or None", repr(count), do))
+            raise unexpected("micro_batches", "a whole number n >= 1, or None", repr(count), do)
         return in_parts(batch, lambda given: weighed(split(given, int(count), dim), dim)), J
 
     def _part(self, tasks: Tasks, first: int, last: int) -> Call:

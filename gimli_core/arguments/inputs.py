@@ -62,9 +62,14 @@ class Inputs:
             return
         after = self.environment.capture()
         again = gradient(
-            vector.noting(form.problem), "train_loss", theta, values.phi_at(j), batch,
-            frozen=values.frozen, keep_graph=True,
-        )  # fmt: skip
+            vector.noting(form.problem),
+            "train_loss",
+            theta,
+            values.phi_at(j),
+            batch,
+            frozen=values.frozen,
+            keep_graph=True,
+        )
         self.environment.restore(after)
         assert again.graph is not None
         if missed := vector.missed(again.graph.theta[vector.name]):
@@ -105,11 +110,20 @@ def prepare(call: Call) -> Inputs:
     weights = check_weights(call.val_weights, J, left_out.first(J))
     modules = modules_of(problem)
     form = Form(
-        problem=problem, optimizer=optimizer, steps=J, weighted=tuple(w is not None for w in weights),
-        warm=call.state_0 is not None, wanted=hyper.wanted, phi_loss=bool(phi_loss) or bool(marked), tasks=T, scale=1.0,
-        left_out=left_out, second_order=call.second_order, trained=tuple(trained),
+        problem=problem,
+        optimizer=optimizer,
+        steps=J,
+        weighted=tuple(w is not None for w in weights),
+        warm=call.state_0 is not None,
+        wanted=hyper.wanted,
+        phi_loss=bool(phi_loss) or bool(marked),
+        tasks=T,
+        scale=1.0,
+        left_out=left_out,
+        second_order=call.second_order,
+        trained=tuple(trained),
         in_parts=in_parts(batch, J),
-    )  # fmt: skip
+    )
     values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, val_batch, weights, marked, rows)
     if T is None:
         cold = optimizer.initial_state(trained, hyper.at(0))
@@ -143,9 +157,15 @@ def _over_tasks(
     own_state, state_0 = split_marked(state_0)
     shared = frozenset(k for k in values.frozen if k not in values.theta_0 and k not in own_theta)
     transform = OverTasks(
-        count=T, scale=form.scale, own_theta=own_theta, shared_state=form.warm and not own_state, phi_loss=own_phi,
-        frozen=shared, hyper_by_task=hyper.by_task(), modules=modules,
-    )  # fmt: skip
+        count=T,
+        scale=form.scale,
+        own_theta=own_theta,
+        shared_state=form.warm and not own_state,
+        phi_loss=own_phi,
+        frozen=shared,
+        hyper_by_task=hyper.by_task(),
+        modules=modules,
+    )
     theta_0, optimizer = transform.theta(values.theta_0), transform.rule(rule)
     if own_theta or any(by for per in transform.hyper_by_task.values() for by in per.values()):
         cold = optimizer.initial_state(theta_0, hyper.at(0))
@@ -154,9 +174,11 @@ def _over_tasks(
     if state_0 is not None:
         cold = check_state(state_0 if own_state else stacked_state(state_0, T), cold, one)
     form = replace(
-        form, problem=transform.problem(form.problem), optimizer=optimizer,
+        form,
+        problem=transform.problem(form.problem),
+        optimizer=optimizer,
         transforms=(*form.transforms, transform),
-    )  # fmt: skip
+    )
     return replace(inputs, form=form, values=replace(values, theta_0=theta_0, state_0=cold))
 
 
@@ -183,9 +205,11 @@ def as_one_vector(inputs: Inputs) -> Inputs:
             return inputs  # it counts what some of the tensors have missed
         state_0 = vector.state(values.state_0)
     form = replace(
-        form, problem=vector.problem(form.problem), optimizer=optimizer,
+        form,
+        problem=vector.problem(form.problem),
+        optimizer=optimizer,
         transforms=(*form.transforms, vector),
-    )  # fmt: skip
+    )
     return replace(
         inputs, form=form, values=replace(values, theta_0=theta_0, state_0=state_0, hyper=hyper, cold=not form.warm)
     )

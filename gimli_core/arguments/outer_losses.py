@@ -9,7 +9,7 @@ import torch
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.evaluate import evaluate, task_shape
 from gimli_core.derivatives.first_order import Gradient
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.notation import Tensors
 from gimli_core.trees import fits, outline
 
@@ -52,4 +52,4 @@ def refuse_vector(inputs: Inputs, who: str) -> None:
     if k is not None:
         expected, came = f"to return one number for {who}", f"a vector of {k} outer losses"
         do = "Choose one: val_loss=lambda theta, phi, batch: losses(theta, phi, batch)[0]. A row has the bits of that."
-        raise ArgumentError(explain("val_loss", expected, came, do))
+        raise unexpected("val_loss", expected, came, do)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.arguments.theta import check_tensor
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.indexed import Indexed
 from gimli_core.notation import Tensors
 from gimli_core.transforms.tasks import own, split_marked
@@ -24,13 +24,11 @@ def check_phi_loss(phi_loss: Any, theta: Tensor, tasks: int | None) -> tuple[fro
     if phi_loss is None:
         return frozenset(), {}
     if not isinstance(phi_loss, Mapping):
-        raise ArgumentError(
-            explain(
-                "phi_loss",
-                "a dict {name: tensor}",
-                type(phi_loss).__name__,
-                "For a module: dict(module.named_parameters()).",
-            )
+        raise unexpected(
+            "phi_loss",
+            "a dict {name: tensor}",
+            type(phi_loss).__name__,
+            "For a module: dict(module.named_parameters()).",
         )
     checked, by_task = {}, set()
     for k, v in phi_loss.items():
@@ -45,16 +43,14 @@ def check_phi_loss(phi_loss: Any, theta: Tensor, tasks: int | None) -> tuple[fro
             v = torch.tensor(float(v), dtype=theta.dtype, device=theta.device)
         check_tensor(argument, v)
         if not isinstance(k, str):
-            raise ArgumentError(explain("phi_loss", "names that are strings", f"the key {k!r}", "Rename it."))
+            raise unexpected("phi_loss", "names that are strings", f"the key {k!r}", "Rename it.")
         half = theta.dtype in (torch.float16, torch.bfloat16) and v.dtype == torch.float32
         if v.ndim > 0 and ((v.dtype != theta.dtype and not half) or v.device != theta.device):
-            raise ArgumentError(
-                explain(
-                    argument,
-                    f"{theta.dtype} on {theta.device}, as theta_0 is",
-                    f"{v.dtype} on {v.device}",
-                    "Convert it with .to(...).",
-                )
+            raise unexpected(
+                argument,
+                f"{theta.dtype} on {theta.device}, as theta_0 is",
+                f"{v.dtype} on {v.device}",
+                "Convert it with .to(...).",
             )
         checked[k] = v.detach()
     return frozenset(by_task), checked
@@ -66,6 +62,6 @@ def indexed_entries(phi_loss: Any, tasks: int | None) -> dict[str, Indexed]:
     for k, v in marked.items():
         if tasks is not None:
             do = "Run one task, or hand the weights of its batches as an entry of their own."
-            raise ArgumentError(explain(f"phi_loss[{k!r}]", "no indexed entry beside tasks", "one", do))
+            raise unexpected(f"phi_loss[{k!r}]", "no indexed entry beside tasks", "one", do)
         check_tensor(f"phi_loss[{k!r}]", v.value)
     return {k: replace(v, value=v.value.detach()) for k, v in marked.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.errors import closest, listing, unexpected
 from gimli_core.notation import State, counts
 
 __all__ = ["check_state"]
@@ -20,8 +20,11 @@ def check_state(state_0: Any, like: State, names: Collection[str]) -> State:
     Besides, it may count what some of the tensors have missed.
     """
     more = counts(state_0).items() if isinstance(state_0, Mapping) else ()
-    missed = {name: {k: like["step"] for k in names if not isinstance(held, Mapping) or k in held}
-              for name, held in more if name not in like}  # fmt: skip
+    missed = {
+        name: {k: like["step"] for k in names if not isinstance(held, Mapping) or k in held}
+        for name, held in more
+        if name not in like
+    }
     state: State = _checked(state_0, {**like, **missed}, "state_0")
     for name in missed:
         for k, count in state[name].items():
@@ -35,7 +38,7 @@ def _check_count(path: str, count: Tensor, most: Tensor | None = None) -> None:
         expected = "a whole number of finished steps, 0 or more"
         if most is not None:
             expected = f"a whole number of missed steps, 0 to {most.item():g}"
-        raise ArgumentError(explain(path, expected, f"{count.item():g}", "A result's state_J counts them."))
+        raise unexpected(path, expected, f"{count.item():g}", "A result's state_J counts them.")
 
 
 def _checked(state_0: Any, like: Any, path: str) -> Any:
@@ -43,25 +46,21 @@ def _checked(state_0: Any, like: Any, path: str) -> Any:
         value = torch.as_tensor(state_0, dtype=like.dtype) if isinstance(state_0, (int, float)) else state_0
         if not isinstance(value, Tensor) or value.shape != like.shape:
             came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ArgumentError(
-                explain(path, f"a tensor of shape {list(like.shape)}", came, "Take it from a result's state_J.")
-            )
+            raise unexpected(path, f"a tensor of shape {list(like.shape)}", came, "Take it from a result's state_J.")
         if not bool(torch.isfinite(value).all()):
-            raise ArgumentError(explain(path, "finite values", "inf or nan", "Find out where it was computed."))
+            raise unexpected(path, "finite values", "inf or nan", "Find out where it was computed.")
         if value.ndim > 0 and value.device != like.device:
-            raise ArgumentError(
-                explain(
-                    path,
-                    f"a tensor on theta's device {like.device}",
-                    f"one on {value.device}",
-                    "Move it with .to(...).",
-                )
+            raise unexpected(
+                path,
+                f"a tensor on theta's device {like.device}",
+                f"one on {value.device}",
+                "Move it with .to(...).",
             )
         return value.detach().to(like.dtype)
     if not isinstance(state_0, Mapping) or set(state_0) != set(like):
         came = listing(state_0) if isinstance(state_0, Mapping) else type(state_0).__name__
         near = "".join(closest(k, like) for k in state_0 if k not in like) if isinstance(state_0, Mapping) else ""
-        raise ArgumentError(
-            explain(path, f"a dict with the keys {listing(like)}", came, f"A result's state_J has this form.{near}")
+        raise unexpected(
+            path, f"a dict with the keys {listing(like)}", came, f"A result's state_J has this form.{near}"
         )
     return {k: _checked(state_0[k], like[k], f"{path}[{k!r}]") for k in like}

@@ -6,7 +6,7 @@ import torch
 
 from gimli_core.arguments.call import Call
 from gimli_core.derivatives.second_order import ASKED
-from gimli_core.errors import ArgumentError, check_switch, closest, explain, listing
+from gimli_core.errors import check_switch, closest, listing, unexpected
 from gimli_core.problem import Problem
 
 __all__ = ["check_surroundings", "check_watching"]
@@ -16,19 +16,19 @@ def check_surroundings(call: Call) -> None:
     """Raise ArgumentError unless the call can be answered at all."""
     if not isinstance(call.problem, Problem):
         came, do = type(call.problem).__name__, "Build one from two losses and an optimizer."
-        raise ArgumentError(explain("problem", "a gimli.Problem", came, do))
+        raise unexpected("problem", "a gimli.Problem", came, do)
     if torch.is_inference_mode_enabled():
         do = "Its tensors have no derivatives: use torch.no_grad() instead."
-        raise ArgumentError(explain("torch.inference_mode", "it to be off", "it on", do))
+        raise unexpected("torch.inference_mode", "it to be off", "it on", do)
     if torch._C._functorch.peek_interpreter_stack() is not None:
         came, do = (
             "a call within grad, vmap or jvp",
             "Use .backward() of unroll, and tasks=T for many inner loops at once.",
         )
-        raise ArgumentError(explain("torch.func", "none of its transforms around this call", came, do))
+        raise unexpected("torch.func", "none of its transforms around this call", came, do)
     if call.second_order not in ASKED:
         do = f"'auto' picks one.{closest(call.second_order, ASKED)}"
-        raise ArgumentError(explain("second_order", listing(ASKED), repr(call.second_order), do))
+        raise unexpected("second_order", listing(ASKED), repr(call.second_order), do)
     check_switch("check", call.check)
 
 
@@ -37,4 +37,4 @@ def check_watching(watch: object, progress: object) -> None:
     check_switch("progress", progress)
     if watch is not None and not callable(watch):
         do = "Pass a function, or gimli.AdjointNorms()."
-        raise ArgumentError(explain("watch", "a function of a gimli.Event, or None", repr(watch), do))
+        raise unexpected("watch", "a function of a gimli.Event, or None", repr(watch), do)

@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from gimli_core.derivatives.finite import finite
 from gimli_core.environment import split_frozen
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.notation import Tensors
 from gimli_core.transforms.tasks import own, split_marked
 
@@ -38,46 +38,42 @@ def theta_by_task(theta_0: Any, tasks: int | None) -> tuple[frozenset[str], Any]
 def check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
     if not isinstance(theta_0, Mapping) or not theta_0:
         came = "an empty dict" if isinstance(theta_0, Mapping) else type(theta_0).__name__
-        raise ArgumentError(
-            explain(
-                "theta_0",
-                "a dict {name: floating-point tensor}",
-                came,
-                "For a module: dict(module.named_parameters()).",
-            )
+        raise unexpected(
+            "theta_0",
+            "a dict {name: floating-point tensor}",
+            came,
+            "For a module: dict(module.named_parameters()).",
         )
     seen: dict[int, str] = {}
     for k, v in theta_0.items():
         check_tensor(f"theta_0[{k!r}]", v)
         if not isinstance(k, str):
-            raise ArgumentError(explain("theta_0", "names that are strings", f"the key {k!r}", "Rename it."))
+            raise unexpected("theta_0", "names that are strings", f"the key {k!r}", "Rename it.")
         if id(v) in seen:
-            raise ArgumentError(
-                explain(
-                    f"theta_0[{k!r}]",
-                    "each tensor once",
-                    f"the tensor of {seen[id(v)]!r} again",
-                    "For tied weights give one name, as named_parameters() does; functional_call fills in the others.",
-                )
+            raise unexpected(
+                f"theta_0[{k!r}]",
+                "each tensor once",
+                f"the tensor of {seen[id(v)]!r} again",
+                "For tied weights give one name, as named_parameters() does; functional_call fills in the others.",
             )
         seen[id(v)] = k
     trained, frozen = laid_out(theta_0)
     if not trained:
-        raise ArgumentError(
-            explain(
-                "theta_0",
-                "at least one trained entry",
-                "only frozen parameters",
-                "Call .requires_grad_() on what is trained.",
-            )
+        raise unexpected(
+            "theta_0",
+            "at least one trained entry",
+            "only frozen parameters",
+            "Call .requires_grad_() on what is trained.",
         )
     first_name, first = next(iter(trained.items()))
     for k, v in trained.items():
         if (v.dtype, v.device) != (first.dtype, first.device):
-            raise ArgumentError(
-                explain(f"theta_0[{k!r}]", f"{first.dtype} on {first.device}, as theta_0[{first_name!r}] is",
-                        f"{v.dtype} on {v.device}", "Bring all entries to one dtype and device.")
-            )  # fmt: skip
+            raise unexpected(
+                f"theta_0[{k!r}]",
+                f"{first.dtype} on {first.device}, as theta_0[{first_name!r}] is",
+                f"{v.dtype} on {v.device}",
+                "Bring all entries to one dtype and device.",
+            )
     return trained, frozen
 
 
@@ -91,13 +87,13 @@ def laid_out(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
 def check_tensor(argument: str, value: Any) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
         came = f"a {value.dtype} tensor, layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
-        raise ArgumentError(explain(argument, "a dense floating-point tensor", came, "Convert it, or leave it out."))
+        raise unexpected(argument, "a dense floating-point tensor", came, "Convert it, or leave it out.")
     if value.dtype not in DTYPES:
         came = f"one of {value.dtype}, which has no arithmetic"
-        raise ArgumentError(explain(argument, f"a tensor of {listing(DTYPES)}", came, "Convert it with .float()."))
+        raise unexpected(argument, f"a tensor of {listing(DTYPES)}", came, "Convert it with .float().")
     if value.is_meta or isinstance(value, UninitializedParameter):
         came = "one on the meta device" if value.is_meta else "a parameter that a lazy module has not made yet"
         do = "Materialize it: run the module once, or .to_empty(device=...) and initialise it."
-        raise ArgumentError(explain(argument, "a tensor that holds values", came, do))
+        raise unexpected(argument, "a tensor that holds values", came, do)
     if not finite(value):
-        raise ArgumentError(explain(argument, "finite values", "inf or nan", "Find out where it was computed."))
+        raise unexpected(argument, "finite values", "inf or nan", "Find out where it was computed.")

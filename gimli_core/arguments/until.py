@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, check_switch, explain
+from gimli_core.errors import check_switch, unexpected
 from gimli_core.notation import Tensors
 
 __all__ = ["Until", "check_until"]
@@ -49,13 +49,13 @@ class Until:
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if value is not None and not (number and 0 <= value < math.inf):
-                raise ArgumentError(explain(f"Until({name}=…)", "a number >= 0", repr(value), "For example 1e-6."))
+                raise unexpected(f"Until({name}=…)", "a number >= 0", repr(value), "For example 1e-6.")
         if self.test is not None and not callable(self.test):
             do = "It is called with (j, loss, theta, G)."
-            raise ArgumentError(explain("Until(test=…)", "a function", repr(self.test), do))
+            raise unexpected("Until(test=…)", "a function", repr(self.test), do)
         if self.grad_norm is None and self.loss_change is None and self.test is None:
             do = "For example gimli.Until(grad_norm=1e-6)."
-            raise ArgumentError(explain("Until", "something to stop at", "nothing", do))
+            raise unexpected("Until", "something to stop at", "nothing", do)
 
     def holds(self, j: int, loss: Tensor, before: Tensor | None, theta: Tensors, G: Tensors) -> Tensor:
         """Whether step j is not to be run any more: of shape [], or [T]. `before` is the loss of step j - 1."""
@@ -69,7 +69,7 @@ class Until:
             if told.dtype != torch.bool or told.shape not in ((), loss.shape):
                 expected = f"a bool, or a tensor of them of shape {list(loss.shape)}"
                 do = "Compare with a number: loss < 0.1."
-                raise ArgumentError(explain("Until(test=…)", expected, f"{told.dtype} {list(told.shape)}", do))
+                raise unexpected("Until(test=…)", expected, f"{told.dtype} {list(told.shape)}", do)
             reached = reached | told.to(loss.device)
         return reached
 
@@ -88,8 +88,8 @@ def check_until(until: Any, val_weights: Any) -> Until | None:
         until = Until(test=until)
     else:
         do = "For example gimli.Until(grad_norm=1e-6), or a function (j, loss, theta, G) -> bool."
-        raise ArgumentError(explain("until", "a gimli.Until, a function or None", repr(until), do))
+        raise unexpected("until", "a gimli.Until, a function or None", repr(until), do)
     if until is not None and val_weights is not None:
         came, do = "weights beside it", "Only L_val(theta_J) has a weight then; how many steps there are is not known."
-        raise ArgumentError(explain("val_weights", "None where until= ends the inner loop", came, do))
+        raise unexpected("val_weights", "None where until= ends the inner loop", came, do)
     return until  # type: ignore[no-any-return]

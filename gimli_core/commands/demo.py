@@ -30,7 +30,7 @@ from gimli_core.demo.learning import (
     score,
     train,
 )
-from gimli_core.errors import ArgumentError, explain, printable
+from gimli_core.errors import printable, unexpected
 from gimli_core.verification.report import Check, Report, Verdict
 from gimli_core.verification.verify import verify
 
@@ -59,9 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         option = f"--{name.replace('_', '-')}"
         if value < least:
-            raise ArgumentError(explain(option, f"a whole number from {least}", str(value), "Choose a larger one."))
+            raise unexpected(option, f"a whole number from {least}", str(value), "Choose a larger one.")
         if value > most:
-            raise ArgumentError(explain(option, f"a whole number up to {most:,}", str(value), "Choose a smaller one."))
+            raise unexpected(option, f"a whole number up to {most:,}", str(value), "Choose a smaller one.")
     picture.check_path(arguments.out)
     torch.set_num_threads(1)  # matrices this small gain nothing from more, and lose much to any other load
     console = Console()

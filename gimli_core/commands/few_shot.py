@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gimli_core.errors import ArgumentError, explain, printable
+from gimli_core.errors import printable, unexpected
 from gimli_core.few_shot.data.images import LabelledImages
 from gimli_core.few_shot.data.reading import KINDS, read
 from gimli_core.few_shot.experiment import Experiment, Options, Outcome, read_outcome
@@ -26,9 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     said = "a method, or `table`: run all whose result is missing, and write the table"
     parser.add_argument("method", metavar="METHOD", choices=[*RECIPES, TABLE], help=f"{said}: {', '.join(RECIPES)}")
     parser.add_argument(
-        "--data", metavar="PATH",
+        "--data",
+        metavar="PATH",
         help="an .npz, the folder of a published set, a folder of folders of images; scikit-learn's digits by default",
-    )  # fmt: skip
+    )
     parser.add_argument("--kind", choices=list(KINDS), help="how to read --data; by default what it looks like")
     parser.add_argument("--split", help="vinyals, ravi, cifar-fs, own or random; by default the data's own")
     parser.add_argument("--way", type=int, default=5, help="classes of a task (%(default)s)")
@@ -49,16 +50,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, default=600, help="held-out episodes of the evaluation (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of networks and episodes (%(default)s)")
     parser.add_argument(
-        "--out", type=Path, default=Path("gimli_few_shot"), metavar="FOLDER",
+        "--out",
+        type=Path,
+        default=Path("gimli_few_shot"),
+        metavar="FOLDER",
         help="where checkpoints, logs and results go; a killed run goes on from there (%(default)s)",
-    )  # fmt: skip
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """0 when trained and evaluated."""
     torch.set_num_threads(1)  # tasks are small: more threads gain little, and lose much to any other load
     if arguments.rate is not None and not 0 < arguments.rate < float("inf"):
-        raise ArgumentError(explain("--rate", "a number above 0", str(arguments.rate), "Choose another."))
+        raise unexpected("--rate", "a number above 0", str(arguments.rate), "Choose another.")
     options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
     data = read(arguments.data, arguments.kind)
     if arguments.method != TABLE:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gimli_core.demo.data import load
 from gimli_core.demo.learning_to_optimize import ARCHITECTURES, RULES, WINDOW, curve, learn, tuned_adam
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.memory.whole_file import check_writable, writing
 
 __all__ = ["add_arguments", "run"]
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, least in (("windows", 1), ("episode", WINDOW)):
         value = getattr(arguments, name)
         if value < least:
-            raise ArgumentError(explain(f"--{name}", f"a number >= {least}", str(value), "Raise it."))
+            raise unexpected(f"--{name}", f"a number >= {least}", str(value), "Raise it.")
     if arguments.out is not None:
         from gimli_core.demo.picture import check_path  # only a picture needs matplotlib
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gimli_core import optimizers
 from gimli_core.commands.source import own, users_code
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.problem import Problem
 from gimli_core.runs.plan import plan
 
@@ -29,9 +29,11 @@ DEFAULTS: dict[str, Any] = {"steps": 100, "sizes": "784,512,512,10", "batch": 12
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gimli plan`."""
     parser.add_argument(
-        "problem", nargs="?", metavar="MODULE:FUNCTION",
+        "problem",
+        nargs="?",
+        metavar="MODULE:FUNCTION",
         help="a function without arguments that returns those of gimli.plan: a dict, or (problem, dict of the rest)",
-    )  # fmt: skip
+    )
     parser.add_argument("--steps", type=int, help=f"J, the number of inner steps ({DEFAULTS['steps']})")
     parser.add_argument("--sizes", help=f"layer widths, from input to output ({DEFAULTS['sizes']})")
     parser.add_argument("--batch", type=int, help=f"examples in a batch ({DEFAULTS['batch']})")
@@ -44,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = [f"--{name}" for name in DEFAULTS if getattr(arguments, name) is not None]
     if arguments.problem and given:
         do = "The function says all but --compile."
-        raise ArgumentError(explain("gimli plan", "MODULE:FUNCTION or a perceptron's sizes", listing(given), do))
+        raise unexpected("gimli plan", "MODULE:FUNCTION or a perceptron's sizes", listing(given), do)
     if arguments.problem:
         asked = own(arguments.problem, plan, "gimli.plan")
         asked["compile"] = arguments.compile or asked.get("compile", False)
@@ -67,9 +69,9 @@ def _perceptron(steps: int, sizes: str, batch: int, optimizer: str) -> dict[str,
     except ValueError:
         widths = []
     if len(widths) < 2 or min(widths) < 1:
-        raise ArgumentError(explain("--sizes", "at least two positive widths", repr(sizes), "For example 784,512,10."))
+        raise unexpected("--sizes", "at least two positive widths", repr(sizes), "For example 784,512,10.")
     if batch < 1:
-        raise ArgumentError(explain("--batch", "a positive number", str(batch), "For example 128."))
+        raise unexpected("--batch", "a positive number", str(batch), "For example 128.")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, widths[0], generator=generator)
     y = torch.randint(widths[-1], (batch,), generator=generator)
@@ -85,7 +87,10 @@ def _perceptron(steps: int, sizes: str, batch: int, optimizer: str) -> dict[str,
         return F.cross_entropy(h, rows[1])
 
     return {
-        "problem": Problem(loss, loss, RULES[optimizer]()), "theta_0": theta_0,
-        "train_batches": lambda j: (x, y), "val_batch": (x, y),
-        "steps": steps, "phi_opt": {"lr": torch.tensor(1e-3)},
-    }  # fmt: skip
+        "problem": Problem(loss, loss, RULES[optimizer]()),
+        "theta_0": theta_0,
+        "train_batches": lambda j: (x, y),
+        "val_batch": (x, y),
+        "steps": steps,
+        "phi_opt": {"lr": torch.tensor(1e-3)},
+    }

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gimli_core.errors import ArgumentError, GimliError, closest, explain, listing
+from gimli_core.errors import GimliError, closest, listing, unexpected
 from gimli_core.memory import RetainGraphs, Schedule, StoreStates
 from gimli_core.step_through.lessons import LESSONS, Lesson
 from gimli_core.step_through.walk import step_through
@@ -33,12 +33,12 @@ def find(name: str) -> Lesson | dict[str, Any]:
         return LESSONS[name]()
     if ":" in name:
         return own(name, step_through, "gimli.step_through")
-    raise ArgumentError(
-        explain(
-            f"source {name!r}", f"a lesson ({', '.join(LESSONS)}) or MODULE:FUNCTION", "neither",
-            f"A function returns the arguments of gimli.step_through.{closest(name, LESSONS)}",
-        )
-    )  # fmt: skip
+    raise unexpected(
+        f"source {name!r}",
+        f"a lesson ({', '.join(LESSONS)}) or MODULE:FUNCTION",
+        "neither",
+        f"A function returns the arguments of gimli.step_through.{closest(name, LESSONS)}",
+    )
 
 
 def arguments_of(found: Lesson | dict[str, Any], memory: str | None) -> dict[str, Any]:
@@ -61,9 +61,7 @@ def own(target: str, takes: Callable[..., object], public: str) -> dict[str, Any
     module_name, _, function_name = target.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
         do = "For example my_package.problem:build, given where my_package lies."
-        raise ArgumentError(
-            explain(f"source {target!r}", "MODULE:FUNCTION, with a module's full name", "another form", do)
-        )
+        raise unexpected(f"source {target!r}", "MODULE:FUNCTION, with a module's full name", "another form", do)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -71,18 +69,16 @@ def own(target: str, takes: Callable[..., object], public: str) -> dict[str, Any
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         expected = "MODULE:FUNCTION that can be imported from here"
-        raise ArgumentError(explain(f"source {target!r}", expected, str(error), "Check both names.")) from error
+        raise unexpected(f"source {target!r}", expected, str(error), "Check both names.") from error
     if not hasattr(module, function_name):
         do = f"Check the name.{closest(function_name, vars(module))}"
-        raise ArgumentError(
-            explain(f"source {target!r}", f"a function of {module_name}", f"no {function_name!r} in it", do)
-        )
+        raise unexpected(f"source {target!r}", f"a function of {module_name}", f"no {function_name!r} in it", do)
     function = getattr(module, function_name)
     try:
         inspect.signature(function).bind()
     except (TypeError, ValueError) as error:
         expected = "a function that can be called without arguments"
-        raise ArgumentError(explain(f"source {target!r}", expected, str(error), "Wrap it in one.")) from None
+        raise unexpected(f"source {target!r}", expected, str(error), "Wrap it in one.") from None
     with users_code(f"source {target!r}"):
         came: Any = function()
     if isinstance(came, Lesson):
@@ -96,9 +92,7 @@ def own(target: str, takes: Callable[..., object], public: str) -> dict[str, Any
         signature.bind(**came)
     except TypeError as error:
         expected = f"to return a dict of {public}'s arguments ({listing(signature.parameters, 20)})"
-        raise ArgumentError(
-            explain(f"source {target!r}", expected, str(error), "Or return (problem, dict of the rest).")
-        ) from None
+        raise unexpected(f"source {target!r}", expected, str(error), "Or return (problem, dict of the rest).") from None
     return dict(came)
 
 
@@ -130,7 +124,7 @@ def users_code(what: str) -> Iterator[None]:
         mine = [f for f in users if not _is_ours(f.filename) and not _is_installed(f.filename)]
         where = f" ({Path(mine[-1].filename).name}, line {mine[-1].lineno})" if mine else ""
         do = "Keep scripts under `if __name__ == '__main__':`." if isinstance(error, SystemExit) else "Mend it there."
-        raise ArgumentError(explain(what, "code that runs through", f"{came}{where}", do)) from error
+        raise unexpected(what, "code that runs through", f"{came}{where}", do) from error
 
 
 def _is_ours(filename: str) -> bool:

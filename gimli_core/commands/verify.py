@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gimli_core.commands.source import own, users_code
-from gimli_core.errors import ArgumentError, closest, explain, printable
+from gimli_core.errors import closest, printable, unexpected
 from gimli_core.memory.whole_file import check_writable, writing
 from gimli_core.verification.cases import CASES
 from gimli_core.verification.report import Report
@@ -27,9 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"  {name:20} {case.about}" for name, case in CASES.items()
     )
     parser.add_argument(
-        "problem", nargs="?", metavar="MODULE:FUNCTION",
+        "problem",
+        nargs="?",
+        metavar="MODULE:FUNCTION",
         help="a function without arguments that returns those of gimli.verify: a dict, or (problem, dict of the rest)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--case", action="append", metavar="NAME", help="only this bundled case, with its whole table; may be repeated"
     )
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.problem and arguments.case:
-        raise ArgumentError(explain("gimli verify", "MODULE:FUNCTION or --case", "both", "Leave one out."))
+        raise unexpected("gimli verify", "MODULE:FUNCTION or --case", "both", "Leave one out.")
     if arguments.json not in (None, "-"):
         check_writable("--json", arguments.json)
     names = [arguments.problem] if arguments.problem else arguments.case or list(CASES)
@@ -71,10 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _bundled(name: str) -> dict[str, Any]:
     if name not in CASES:
-        raise ArgumentError(
-            explain(
-                "--case", f"one of {', '.join(CASES)}", repr(name), f"See gimli verify --help.{closest(name, CASES)}"
-            )
+        raise unexpected(
+            "--case", f"one of {', '.join(CASES)}", repr(name), f"See gimli verify --help.{closest(name, CASES)}"
         )
     return CASES[name].build()
 

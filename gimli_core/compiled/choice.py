@@ -12,12 +12,13 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.outer_losses import outer_losses
 from gimli_core.compiled.compiler.cut import Uncut
 from gimli_core.compiled.compiler.trial import Uncompiled
+from gimli_core.compiled.operations import is_small
 from gimli_core.compiled.retained_run import CompiledRetained
 from gimli_core.compiled.steps import CompiledSteps
-from gimli_core.compiled.whole_run import CompiledWhole, course_of, is_small
+from gimli_core.compiled.whole_run import CompiledWhole, course_of
 from gimli_core.derivatives.evaluate import evaluate
 from gimli_core.derivatives.first_order import gradient
-from gimli_core.errors import ArgumentError, explain, listing, notice
+from gimli_core.errors import listing, notice, unexpected
 from gimli_core.optimizers.interface import with_path
 from gimli_core.problem import Memo
 from gimli_core.transforms.one_vector import LeftAlone
@@ -42,7 +43,7 @@ def check_compile(compile: object) -> None:
     """Raise ArgumentError unless `compile` is one of the choices."""
     if not any(compile is choice or (isinstance(compile, str) and compile == choice) for choice in CHOICES):
         do = "True compiles at the first call, False never, 'auto' beside eager runs that have taken half a minute."
-        raise ArgumentError(explain("compile", listing(CHOICES), repr(compile), do))
+        raise unexpected("compile", listing(CHOICES), repr(compile), do)
 
 
 def options(
@@ -68,7 +69,7 @@ def options(
         return []
     if compile == "whole" and not whole:
         expected = "'steps' or True beside memory=, resume= or Truncated"
-        raise ArgumentError(explain("compile", expected, "'whole'", "A whole run keeps every step."))
+        raise unexpected("compile", expected, "'whole'", "A whole run keeps every step.")
     if compile != "whole" and weighed and outer_losses(inputs) is not None:
         whole = False
     kinds: list[Kind] = []
@@ -170,9 +171,14 @@ def _missed(inputs: Inputs) -> list[str]:
     try:
         for j in range(inputs.form.steps):
             G = gradient(
-                inputs.form.problem.train_loss, "train_loss", values.theta_0, values.phi_at(j), values.batch(j),
-                frozen=values.frozen, keep_graph=True,
-            )  # fmt: skip
+                inputs.form.problem.train_loss,
+                "train_loss",
+                values.theta_0,
+                values.phi_at(j),
+                values.batch(j),
+                frozen=values.frozen,
+                keep_graph=True,
+            )
             inputs.look_for_missed(j, values.theta_0, G.theta, values.batch(j))
             names |= G.theta.keys() - with_path(inputs.form.optimizer, G.theta, G.unused).keys()
     except LeftAlone as left_alone:

@@ -14,7 +14,7 @@ is cut in two (halves.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,7 @@ __all__ = [
     "Fixed",
     "Swept",
     "Validated",
+    "added",
     "advance",
     "both",
     "linearised",
@@ -110,10 +111,25 @@ def soundness(tree: Any) -> Tensor:
     return torch.stack(wide).sum()
 
 
+def added(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of J increments, in float32 at least, the last step's first."""
+    total = terms[0].to(torch.promote_types(terms[0].dtype, torch.float32))
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
 def sweep(
-    fixed: Fixed, theta: Tensors, s: State, phi_loss: Tensors, frozen: Tensors, hyper: Hyper, batch: Any,
-    B: Tensors, S: State,
-) -> Swept:  # fmt: skip
+    fixed: Fixed,
+    theta: Tensors,
+    s: State,
+    phi_loss: Tensors,
+    frozen: Tensors,
+    hyper: Hyper,
+    batch: Any,
+    B: Tensors,
+    S: State,
+) -> Swept:
     """Lines 11-14, from the point alone."""
     G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
     hyper = seeing(fixed.optimizer, hyper, loss)
@@ -122,9 +138,16 @@ def sweep(
 
 
 def both(
-    fixed: Fixed, theta: Tensors, s: State, phi_loss: Tensors, frozen: Tensors, hyper: Hyper, batch: Any,
-    B: Tensors, S: State,
-) -> tuple[Advanced, Swept]:  # fmt: skip
+    fixed: Fixed,
+    theta: Tensors,
+    s: State,
+    phi_loss: Tensors,
+    frozen: Tensors,
+    hyper: Hyper,
+    batch: Any,
+    B: Tensors,
+    S: State,
+) -> tuple[Advanced, Swept]:
     """Lines 5 and 6, and the same step's lines 11-14. What the next step takes comes in rows without gaps."""
     G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
     hyper = seeing(fixed.optimizer, hyper, loss)

@@ -2,81 +2,36 @@
 
 Worth it where a step is so small that calling it costs more than computing it. Cost: 9F a step; memory as
 `RetainGraphs`.
-
-NOTE [what a whole run takes to compile]
-About in proportion to its operations. On two cores, in processor time, when nothing is on the disk:
-
-    sinusoid, 5 steps: 211 operations a step, 1055 in all       37 s
-    four convolutions of 32, 8 tasks, 5 steps: 1042, 5210       over 240 s, not ended
-
-So a run of more than `OPERATIONS` is compiled as single steps, unless "whole" is asked for.
 """
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.outer_losses import outer_losses
 from gimli_core.compiled.compiler.compiled_function import Kernel
 from gimli_core.compiled.compiler.trial import Uncompiled
-from gimli_core.compiled.pure_steps import Fixed, Validated, linearised, lines_11_to_14, soundness, sweep, validate
+from gimli_core.compiled.pure_steps import (
+    Fixed,
+    Validated,
+    added,
+    linearised,
+    lines_11_to_14,
+    soundness,
+    validate,
+)
 from gimli_core.compiled.steps import bound, fixed_of, options_of
 from gimli_core.notation import Hyper, State, Tensors, slots
 from gimli_core.optimizers.seen import seeing
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
-from gimli_core.trees import fits, outline
 
-__all__ = ["CompiledWhole", "Given", "WholeOutcome", "course_of", "given_of", "is_small", "whole"]
-
-# What is compiled whole unasked: few operations in all, and few numbers in each.
-OPERATIONS, NUMBERS = 1600, 2**18
-LEAST = 20  # operations that a step has at least: of a run with too many steps none is counted
-
-
-def is_small(inputs: Inputs) -> bool:
-    """Whether a run is small enough to be compiled whole: NOTE [what a whole run takes to compile].
-
-    Its operations are counted once for a problem and its shapes, by one step in eager mode.
-    """
-    J, memo = inputs.form.steps, inputs.form.problem.memo
-    if J * LEAST > OPERATIONS or sum(v.numel() for v in inputs.values.theta_0.values()) > NUMBERS:
-        return False
-    wanted = inputs.signature()
-    count = next((count for like, count in memo.operations if fits(wanted, like)), None)
-    if count is None:
-        count = operations_of_step(inputs)
-        memo.operations.append((outline(wanted), count))
-    return count * J <= OPERATIONS
-
-
-def operations_of_step(inputs: Inputs) -> int:
-    """How many operations of torch one step and its sweep take. Leaves no trace; a step that fails has none."""
-    form, values, mode = inputs.form, inputs.values, _Counting()
-    B = {k: torch.zeros_like(v) for k, v in values.theta_0.items()}
-    arguments = (values.theta_0, values.state_0, values.phi_loss, values.frozen, values.hyper.at(0), values.batch(0))
-    with inputs.environment.trial(), torch.no_grad(), contextlib.suppress(Exception), mode:
-        sweep(fixed_of(inputs), *arguments, B, form.optimizer.zero_adjoint(values.state_0))
-    return mode.count
-
-
-class _Counting(TorchDispatchMode):
-    """Counts the operations within it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return function(*args, **(kwargs or {}))
+__all__ = ["CompiledWhole", "Given", "WholeOutcome", "course_of", "given_of", "whole"]
 
 
 class Given(NamedTuple):
@@ -177,9 +132,17 @@ def given_of(inputs: Inputs) -> Given:
 
 
 def whole(
-    fixed: Fixed, course: Course, theta_0: Tensors, state_0: State, phi_loss: Tensors, frozen: Tensors,
-    hypers: list[Hyper], weights: Tensor, batches: list[Any], val_batches: list[Any],
-) -> tuple[WholeOutcome, Tensor]:  # fmt: skip
+    fixed: Fixed,
+    course: Course,
+    theta_0: Tensors,
+    state_0: State,
+    phi_loss: Tensors,
+    frozen: Tensors,
+    hypers: list[Hyper],
+    weights: Tensor,
+    batches: list[Any],
+    val_batches: list[Any],
+) -> tuple[WholeOutcome, Tensor]:
     """(lines 4-14, 1 if what came, the losses, theta_J and B_0 are finite and else 0).
 
     theta_0 as it was given: the transforms are made in here, and taken back. `state_0` is empty where the optimizer's
@@ -234,14 +197,6 @@ def whole(
         A_start={} if course.warm or not slots(S) else optimizer.initial_state_pullback(S, hypers[0], fixed.wanted),
         A_loss=A_loss,
     )
-    came = theta_0, frozen, phi_loss
-    sound = soundness((came, train_losses, [L.loss for L in validated.values()], theta_J, B))
+    losses = train_losses, [L.loss for L in validated.values()]
+    sound = soundness((theta_0, frozen, phi_loss, losses, theta_J, B))
     return outcome, torch.isfinite(sound).to(torch.float32)
-
-
-def added(terms: list[Tensor]) -> Tensor:
-    """The sum of J increments, in float32 at least, the last step's first."""
-    total = terms[0].to(torch.promote_types(terms[0].dtype, torch.float32))
-    for term in terms[1:]:
-        total = total + term
-    return total

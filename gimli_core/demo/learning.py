@@ -132,9 +132,14 @@ def learn(training: Training, outer_steps: int) -> Iterator[tuple[float, Hyperpa
     for step in range(outer_steps):
         theta_0, batches = training.run("learn", step)
         loss = unroll(
-            training.problem, theta_0, batches, training.splits.val, phi_opt=current().phi_opt, phi_loss=log_l2,
+            training.problem,
+            theta_0,
+            batches,
+            training.splits.val,
+            phi_opt=current().phi_opt,
+            phi_loss=log_l2,
             compile=False,  # the same bits on a slow machine as on a fast one
-        )  # fmt: skip
+        )
         meta_optimizer.zero_grad()
         loss.backward()
         meta_optimizer.step()

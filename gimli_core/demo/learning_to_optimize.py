@@ -107,9 +107,16 @@ def learn(rule: Any, rows: Labelled, classes: int, windows: int, episode: int, s
         taken = list(itertools.islice(batches, WINDOW + 1))
         try:
             loss, ended = unroll(
-                problem, theta, taken[:WINDOW], taken.__getitem__, phi_opt={"net": net}, state_0=state,
-                val_weights=[1 / WINDOW] * WINDOW, with_trajectory=True, compile=False,
-            )  # fmt: skip
+                problem,
+                theta,
+                taken[:WINDOW],
+                taken.__getitem__,
+                phi_opt={"net": net},
+                state_0=state,
+                val_weights=[1 / WINDOW] * WINDOW,
+                with_trajectory=True,
+                compile=False,
+            )
             meta_optimizer.zero_grad()
             loss.backward()
         except NotFiniteError:
@@ -136,9 +143,15 @@ def tuned_adam(rows: Labelled, classes: int, steps: int, episode: int, seed: int
 
 
 def curve(
-    rule: Optimizer, architecture: Architecture, rows: Labelled, classes: int, steps: int, purpose: str,
-    numbers: Sequence[int], seed: int,
-) -> Tensor:  # fmt: skip
+    rule: Optimizer,
+    architecture: Architecture,
+    rows: Labelled,
+    classes: int,
+    steps: int,
+    purpose: str,
+    numbers: Sequence[int],
+    seed: int,
+) -> Tensor:
     """[runs, steps], ℓ_j(theta_j): the loss of each step's batch before the step is taken; nan if a run breaks."""
     losses = []
     for number in numbers:

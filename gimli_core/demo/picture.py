@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gimli_core.demo.learning import ADAM_BETAS, START_L2, START_LR, Hyperparameters
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.memory.whole_file import check_writable, writing
 
 __all__ = ["check_path", "save"]
@@ -21,7 +21,7 @@ def check_path(path: Path) -> None:
     formats = FigureCanvasAgg.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in formats:
         do = "Choose .png, .pdf or .svg."
-        raise ArgumentError(explain(f"--out {path}", "the name of a picture", f"the ending {path.suffix!r}", do))
+        raise unexpected(f"--out {path}", "the name of a picture", f"the ending {path.suffix!r}", do)
     check_writable("--out", path)
 
 

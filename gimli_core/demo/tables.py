@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gimli_core.errors import ArgumentError, explain, first_line, listing
+from gimli_core.errors import ArgumentError, first_line, listing, unexpected
 
 __all__ = ["LEAST_ROWS_A_CLASS", "Table", "read"]
 
@@ -212,4 +212,4 @@ def _checked(file: Path, table: Table) -> Table:
 
 
 def _error(file: Path, expected: str, came: str, do: str) -> ArgumentError:
-    return ArgumentError(explain(f"--data {file}", expected, came, do))
+    return unexpected(f"--data {file}", expected, came, do)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 
 __all__ = ["check_alike", "stacked", "value_and_aux"]
 
@@ -23,12 +23,12 @@ def value_and_aux(returned: Any, name: str) -> tuple[Any, Any]:
         return returned, None
     if len(returned) != 2:
         came, do = f"a tuple of {len(returned)}", "Return (loss, aux), where aux is a dict of all that is to come back."
-        raise ArgumentError(explain(name, "to return loss or (loss, aux)", came, do))
+        raise unexpected(name, "to return loss or (loss, aux)", came, do)
 
     def detached(leaf: Any) -> Tensor:
         if not isinstance(leaf, (Tensor, int, float)):
             came, do = f"a {type(leaf).__name__}", "Turn it into a tensor, or leave it out."
-            raise ArgumentError(explain(f"the aux of {name}", "tensors and numbers in nested dicts", came, do))
+            raise unexpected(f"the aux of {name}", "tensors and numbers in nested dicts", came, do)
         return torch.as_tensor(leaf).detach()
 
     return returned[0], pytree.tree_map(detached, returned[1])
@@ -38,7 +38,7 @@ def check_alike(aux: Any, first: Any, name: str, where: str) -> None:
     """Raise ArgumentError unless aux has the structure, shapes and dtypes of the first: it comes back stacked."""
     if _form(aux) != _form(first):
         do = "Return the same entries, of the same shapes, every time; nan or 0 where there is nothing to say."
-        raise ArgumentError(explain(f"{name}, at {where}", f"the form of the first, {_show(first)}", _show(aux), do))
+        raise unexpected(f"{name}, at {where}", f"the form of the first, {_show(first)}", _show(aux), do)
 
 
 def stacked(each: Sequence[Any], name: str) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.derivatives.micro_batches import MicroBatches, each, of_parts
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.notation import Loss, Tensors
 
 __all__ = ["differentiate", "evaluate", "task_shape"]
@@ -43,14 +43,18 @@ def evaluate(
         expected, do = "to return a scalar floating-point tensor (shape [])", "Reduce it with .mean() or .sum()."
         if vector:
             expected = "to return a scalar floating-point tensor (shape []), or a vector [k] of k >= 1 outer losses"
-        raise ArgumentError(explain(name, expected, came, do))
+        raise unexpected(name, expected, came, do)
     return loss, aux
 
 
 def differentiate(
-    loss: Tensor, inputs: list[Tensor], *, create_graph: bool = False, along: Tensor | None = None,
+    loss: Tensor,
+    inputs: list[Tensor],
+    *,
+    create_graph: bool = False,
+    along: Tensor | None = None,
     retain: bool = False,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
+) -> tuple[Tensor | None, ...]:
     """`torch.autograd.grad`, of the sum over tasks, with None for every input that the loss does not reach.
 
     Args:

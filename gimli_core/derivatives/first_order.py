@@ -19,7 +19,7 @@ from torch import Tensor
 from gimli_core.derivatives.evaluate import differentiate, evaluate, task_shape
 from gimli_core.derivatives.held_weights import HeldWeights, noting
 from gimli_core.derivatives.kernels import twice_differentiable
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.notation import Loss, Tensors
 
 __all__ = ["Gradient", "Graph", "gradient", "gradients", "hessian"]
@@ -123,9 +123,17 @@ class _Evaluated(NamedTuple):
 
 
 def _evaluated(
-    loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: Any, frozen: Mapping[str, Tensor] | None,
-    *, of_phi: bool, vector: bool = False, recorded: bool = False,
-) -> _Evaluated:  # fmt: skip
+    loss_function: Loss,
+    name: str,
+    theta: Tensors,
+    phi_loss: Tensors,
+    batch: Any,
+    frozen: Mapping[str, Tensor] | None,
+    *,
+    of_phi: bool,
+    vector: bool = False,
+    recorded: bool = False,
+) -> _Evaluated:
     theta_leaf = {k: _leaf(v, True, recorded) for k, v in theta.items()}
     phi_leaf = {k: _leaf(v, of_phi, recorded) for k, v in phi_loss.items()}
     with noting() as held:
@@ -134,9 +142,15 @@ def _evaluated(
 
 
 def _gradient(
-    at: _Evaluated, name: str, *, of_phi: bool, keep_graph: bool = False, along: Tensor | None = None,
-    retain: bool = False, recorded: bool = False,
-) -> Gradient:  # fmt: skip
+    at: _Evaluated,
+    name: str,
+    *,
+    of_phi: bool,
+    keep_graph: bool = False,
+    along: Tensor | None = None,
+    retain: bool = False,
+    recorded: bool = False,
+) -> Gradient:
     """The gradient of a loss, of its sum over tasks, or of `along · loss`; with `retain` another may follow."""
     loss, theta, phi_loss, held, aux = at
     inputs = [*theta.values(), *(phi_loss.values() if of_phi else ())]
@@ -147,22 +161,28 @@ def _gradient(
     with held.in_place():
         found = derivative(keep_graph or recorded or bool(held.later))
     if held.changes(found, lambda: derivative(True)):
-        raise ArgumentError(
-            explain(name, "a module with work put off until backward (checkpoints) to have one set of weights",
-                    "one that is called with several in one loss", "Leave out the checkpoints, give each set a "
-                    "module of its own, or run tasks one at a time: gimli.Tasks(T, chunk=1).")
-        )  # fmt: skip
+        raise unexpected(
+            name,
+            "a module with work put off until backward (checkpoints) to have one set of weights",
+            "one that is called with several in one loss",
+            "Leave out the checkpoints, give each set a "
+            "module of its own, or run tasks one at a time: gimli.Tasks(T, chunk=1).",
+        )
     if all(g is None for g in found[: len(theta)]):
-        raise ArgumentError(
-            explain(name, "a loss that depends on theta", "a loss with no gradient path to any entry of theta",
-                    "Compute it from the theta it is called with, without .detach(), .item() or torch.no_grad().")
-        )  # fmt: skip
+        raise unexpected(
+            name,
+            "a loss that depends on theta",
+            "a loss with no gradient path to any entry of theta",
+            "Compute it from the theta it is called with, without .detach(), .item() or torch.no_grad().",
+        )
     for k, g in zip(theta, found, strict=False):
         if g is not None and g.layout != torch.strided:
-            raise ArgumentError(
-                explain(name, "a dense gradient", f"a sparse one for {k!r}, which has no second derivative",
-                        "Build the embedding with sparse=False; gimli.optimizers.SparseAdam takes dense gradients.")
-            )  # fmt: skip
+            raise unexpected(
+                name,
+                "a dense gradient",
+                f"a sparse one for {k!r}, which has no second derivative",
+                "Build the embedding with sparse=False; gimli.optimizers.SparseAdam takes dense gradients.",
+            )
     G = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True))
     values = [g if recorded else g.detach() for g in G]
     return Gradient(

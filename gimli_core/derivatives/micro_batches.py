@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gimli_core.derivatives.beside_loss import check_alike
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 
 __all__ = ["MicroBatches", "each", "of_parts", "split", "together", "weighed"]
 
@@ -59,15 +59,15 @@ class MicroBatches(_Parts):
     def __new__(cls, parts: Sequence[Any], weights: Sequence[float] | None = None) -> MicroBatches:
         if not isinstance(parts, (list, tuple)) or not parts:
             came = f"a {type(parts).__name__}" if not isinstance(parts, (list, tuple)) else "none"
-            raise ArgumentError(explain(LABEL, "a list of one batch or more", came, "Give the parts in a list."))
+            raise unexpected(LABEL, "a list of one batch or more", came, "Give the parts in a list.")
         structures = [pytree.tree_structure(part) for part in parts]
         for i, structure in enumerate(structures):
             if structure != structures[0]:
                 expected, came = f"parts of one structure, as the first: {structures[0]}", f"part {i}: {structure}"
-                raise ArgumentError(explain(LABEL, expected, came, "Give every part the same keys."))
+                raise unexpected(LABEL, expected, came, "Give every part the same keys.")
         for i, part in enumerate(parts):
             if any(isinstance(x, Tensor) and x.numel() == 0 and 0 in x.shape[:1] for x in pytree.tree_leaves(part)):
-                raise ArgumentError(explain(LABEL, "parts with examples", f"part {i}, which is empty", "Leave it out."))
+                raise unexpected(LABEL, "parts with examples", f"part {i}, which is empty", "Leave it out.")
         return super().__new__(cls, tuple(parts), _checked(weights, len(parts)))
 
 
@@ -83,7 +83,7 @@ def _checked(weights: Any, count: int) -> tuple[float, ...] | None:
         expected = f"{count} numbers that sum to 1 (the loss is a mean), or ones (it is a sum)"
         came = f"{len(numbers)} with the sum {total:g}"
         do = "n_i / n, of what the loss divides by, is the weight of a part; by default of its examples."
-        raise ArgumentError(explain("MicroBatches(weights)", expected, came, do))
+        raise unexpected("MicroBatches(weights)", expected, came, do)
     return numbers
 
 
@@ -99,11 +99,11 @@ def split(batch: Any, count: int, dim: int) -> MicroBatches:
     """A batch in `count` parts along dimension `dim` of each of its tensors. Raises ArgumentError."""
     if isinstance(batch, MicroBatches):
         came, do = "a batch that is MicroBatches already", "Give one of the two."
-        raise ArgumentError(explain("micro_batches", "None beside MicroBatches in train_batches", came, do))
+        raise unexpected("micro_batches", "None beside MicroBatches in train_batches", came, do)
     n = _examples(batch, dim)
     if n < count:
         came, do = f"{count} of a batch of {n}", "Lower it."
-        raise ArgumentError(explain("micro_batches", "at most one for each example", came, do))
+        raise unexpected("micro_batches", "at most one for each example", came, do)
     leaves, structure = pytree.tree_flatten(batch)
     cut = [x.tensor_split(count, dim) if isinstance(x, Tensor) else (x,) * count for x in leaves]
     return MicroBatches([pytree.tree_unflatten(part, structure) for part in zip(*cut, strict=True)])
@@ -117,7 +117,7 @@ def _examples(batch: Any, dim: int) -> int:
         shapes = [list(x.shape) for x in tensors]
         expected, came = f"tensors with one number of examples, in dimension {dim}", f"shapes {shapes}"
         do = "Build the parts yourself: gimli.MicroBatches([…], weights=[…])."
-        raise ArgumentError(explain("a batch in micro-batches", expected, came, do))
+        raise unexpected("a batch in micro-batches", expected, came, do)
     return counts.pop()
 
 

@@ -35,9 +35,14 @@ class _Sum:
 
 
 def gradient_of_parts(
-    loss_function: Loss, name: str, theta: Tensors, phi_loss: Tensors, batch: MicroBatches, *,
+    loss_function: Loss,
+    name: str,
+    theta: Tensors,
+    phi_loss: Tensors,
+    batch: MicroBatches,
+    *,
     frozen: Mapping[str, Tensor] | None = None,
-) -> Gradient:  # fmt: skip
+) -> Gradient:
     """G_j = Σ_i w_i grad ell of part i, without a graph. Cost 3F, in the memory of one part."""
     G, losses, unused, aux = _Sum(), _Sum(), None, []
     for weight, part in each(batch):
@@ -52,9 +57,17 @@ def gradient_of_parts(
 
 
 def products_of_parts(
-    mean: str, loss_function: Loss, theta: Tensors, phi_loss: Tensors, batch: MicroBatches, V: Tensors,
-    g: Tensor | None, *, frozen: Mapping[str, Tensor] | None = None, curvature: bool = True,
-) -> Products:  # fmt: skip
+    mean: str,
+    loss_function: Loss,
+    theta: Tensors,
+    phi_loss: Tensors,
+    batch: MicroBatches,
+    V: Tensors,
+    g: Tensor | None,
+    *,
+    frozen: Mapping[str, Tensor] | None = None,
+    curvature: bool = True,
+) -> Products:
     """V_j Hessian and V_j mixed, Σ_i w_i times those of part i. Cost 9F, in the memory of one part."""
     H, mixed, losses = _Sum(), _Sum(), _Sum()
     linear, reached = True, frozenset[str]()
@@ -65,9 +78,7 @@ def products_of_parts(
             found = reverse_over_reverse.products(G.graph, V, g, curvature=curvature)._replace(loss=G.loss)
             del G
         else:
-            found = from_a_point(mean)(
-                loss_function, theta, phi_loss, part, V, g, frozen=frozen, curvature=curvature
-            )  # fmt: skip
+            found = from_a_point(mean)(loss_function, theta, phi_loss, part, V, g, frozen=frozen, curvature=curvature)
         H.add(found.curvature, weight)
         mixed.add(found.mixed, weight)
         if found.loss is not None:

@@ -63,9 +63,19 @@ def adapt(
     """
     check_watching(watch, progress)
     call = Call(
-        _without_val_loss(problem), theta_0, train_batches, None, steps, phi_opt, phi_loss, state_0, tasks=tasks,
-        compile=False, check=False, until=until,
-    )  # fmt: skip
+        _without_val_loss(problem),
+        theta_0,
+        train_batches,
+        None,
+        steps,
+        phi_opt,
+        phi_loss,
+        state_0,
+        tasks=tasks,
+        compile=False,
+        check=False,
+        until=until,
+    )
     with torch.no_grad():
         run = make_run(call, Wants(steps=progress, lines=watch is not None, forward_only=True))
         drain(run.forward(), watch, Progress(run.steps) if progress else None)

@@ -15,7 +15,7 @@ from gimli_core.arguments.theta import theta_by_task
 from gimli_core.arguments.until import Until
 from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.environment import Environment, split_frozen
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.evaluation.adapt import adapt
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import State, Tensors
@@ -99,9 +99,16 @@ def evaluate(
     metrics = _checked(metrics, problem)
     T = check_tasks(tasks)
     ended = adapt(
-        problem, theta_0, train_batches, steps=steps, phi_opt=phi_opt, phi_loss=phi_loss, state_0=state_0, tasks=tasks,
+        problem,
+        theta_0,
+        train_batches,
+        steps=steps,
+        phi_opt=phi_opt,
+        phi_loss=phi_loss,
+        state_0=state_0,
+        tasks=tasks,
         until=until,
-    )  # fmt: skip
+    )
     J = len(ended.train_losses)
     batch, phi = check_val_batch(val_batch, J)(J), _tensors(phi_loss)
     environment = Environment(modules_of(problem), next(iter(ended.theta_J.values())).device)
@@ -118,9 +125,17 @@ def evaluate(
 
 
 def _measured(
-    name: str, metric: Metric, J: int, tasks: Tasks | None, problem: Problem, theta_0: Any, phi_loss: Any,
-    theta_J: Tensors, phi: Tensors, batch: Any,
-) -> Tensor:  # fmt: skip
+    name: str,
+    metric: Metric,
+    J: int,
+    tasks: Tasks | None,
+    problem: Problem,
+    theta_0: Any,
+    phi_loss: Any,
+    theta_J: Tensors,
+    phi: Tensors,
+    batch: Any,
+) -> Tensor:
     """[T] values of one metric."""
 
     def of_one(theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
@@ -131,7 +146,7 @@ def _measured(
         value: Tensor = of_one(theta_J, phi, batch)
         if value.ndim != 0:
             do = "Reduce it with .mean()."
-            raise ArgumentError(explain(name, "one number for a task", f"shape {list(value.shape)}", do))
+            raise unexpected(name, "one number for a task", f"shape {list(value.shape)}", do)
         return value.reshape(1)
     own_theta, plain = theta_by_task(theta_0, tasks.count)
     shared = frozenset(k for k in split_frozen(plain)[1] if k not in own_theta)
@@ -152,7 +167,7 @@ def _checked(metrics: Any, problem: Any) -> Mapping[str, Metric]:
     functions = isinstance(metrics, Mapping) and metrics and all(map(callable, metrics.values()))
     if not functions and isinstance(problem, Problem):
         do = 'For example {"accuracy": lambda theta, phi, batch: …}.'
-        raise ArgumentError(explain("metrics", "a dict {name: function}", repr(metrics), do))
+        raise unexpected("metrics", "a dict {name: function}", repr(metrics), do)
     return metrics  # type: ignore[no-any-return]
 
 

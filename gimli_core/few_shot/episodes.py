@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.outer_loop.randomness import TASK, generator_at
 
 __all__ = ["Episode", "EpisodeSampler", "EpisodeSource", "Episodes", "Sinusoids", "episodes_of", "with_rotations"]
@@ -91,9 +91,13 @@ class EpisodeSampler(Sampler[list[int]]):
         batches: int = 1,
     ) -> None:
         for name, value, least in (
-            ("way", way, 2), ("shot", shot, 1), ("queries", queries, 1), ("tasks", tasks, 1), ("seed", seed, 0),
+            ("way", way, 2),
+            ("shot", shot, 1),
+            ("queries", queries, 1),
+            ("tasks", tasks, 1),
+            ("seed", seed, 0),
             ("batches", batches, 1),
-        ):  # fmt: skip
+        ):
             check_count(name, value, least)
         self.labels = _checked_labels(labels)
         self.way, self.shot, self.queries, self.tasks = way, shot, queries, tasks
@@ -103,18 +107,18 @@ class EpisodeSampler(Sampler[list[int]]):
         self._members = torch.split(order, counts.tolist())
         if way > len(self.classes):
             do = "Ask for fewer ways, bring more classes, or take rotations as classes."
-            raise ArgumentError(explain("way", f"at most the {len(self.classes)} classes of the labels", str(way), do))
+            raise unexpected("way", f"at most the {len(self.classes)} classes of the labels", str(way), do)
         least = shot + queries if balanced else shot + 1
         small = [int(c) for c, count in zip(self.classes, counts, strict=True) if count < least]
         if small:
             first = int(counts[self.classes.tolist().index(small[0])])
             came = f"{first} of class {small[0]}" + (f", and too few of {len(small) - 1} more" if small[1:] else "")
             do = "Leave small classes out, or ask for fewer shots or queries."
-            raise ArgumentError(explain("labels", f"at least {least} rows of each class, shot + queries", came, do))
+            raise unexpected("labels", f"at least {least} rows of each class, shot + queries", came, do)
         if not balanced and sum(sorted(counts.tolist())[:way]) < way * (shot + queries):
             came = f"{sum(sorted(counts.tolist())[:way])} in the {way} smallest"
             do = "Ask for fewer queries."
-            raise ArgumentError(explain("labels", f"{way * (shot + queries)} rows in any {way} classes", came, do))
+            raise unexpected("labels", f"{way * (shot + queries)} rows in any {way} classes", came, do)
 
     def __len__(self) -> int:
         return self.batches
@@ -158,12 +162,10 @@ class Episodes:
     def __init__(self, x: Tensor, sampler: EpisodeSampler) -> None:
         if len(x) != len(sampler.labels):
             expected = f"{len(sampler.labels)} rows, one a label"
-            raise ArgumentError(explain("x", expected, str(len(x)), "Give each row its label."))
+            raise unexpected("x", expected, str(len(x)), "Give each row its label.")
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             row = int((~torch.isfinite(x.flatten(1))).any(1).nonzero()[0])
-            raise ArgumentError(
-                explain("x", "finite numbers", f"others in row {row}", "Mend the row, or leave it out.")
-            )
+            raise unexpected("x", "finite numbers", f"others in row {row}", "Mend the row, or leave it out.")
         self.x, self.sampler = x, sampler
 
     def __call__(self, number: int) -> Episode:
@@ -228,12 +230,12 @@ class Sinusoids:
 def check_count(name: str, value: object, least: int) -> None:
     """Raise ArgumentError unless `value` is a whole number from `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise ArgumentError(explain(name, f"a whole number from {least}", repr(value), "Choose a larger one."))
+        raise unexpected(name, f"a whole number from {least}", repr(value), "Choose a larger one.")
 
 
 def _checked_labels(labels: Tensor | Sequence[int]) -> Tensor:
     checked = torch.as_tensor(labels)
     if checked.ndim != 1 or not len(checked) or checked.is_floating_point() or checked.is_complex():
         came = f"shape {list(checked.shape)} of {checked.dtype}"
-        raise ArgumentError(explain("labels", "whole numbers, one a row", came, "Number the classes."))
+        raise unexpected("labels", "whole numbers, one a row", came, "Number the classes.")
     return checked.long()

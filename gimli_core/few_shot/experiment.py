@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.few_shot.data.images import LabelledImages, parts_of
 from gimli_core.few_shot.episodes import Episodes, EpisodeSampler, check_count, with_rotations
 from gimli_core.few_shot.figures import figure_of, protocol_of
@@ -80,11 +80,15 @@ def read_outcome(path: Path) -> Outcome:
     try:
         held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return Outcome(
-            held["method"], Evaluation(**held["accuracy"]), held["paper"], Protocol(**held["protocol"]),
-            tuple(held["differences"]), tuple(held["by_instance"]),
-        )  # fmt: skip
+            held["method"],
+            Evaluation(**held["accuracy"]),
+            held["paper"],
+            Protocol(**held["protocol"]),
+            tuple(held["differences"]),
+            tuple(held["by_instance"]),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArgumentError(explain(str(path), "a result of `gimli few-shot`", str(error), "Remove it.")) from None
+        raise unexpected(str(path), "a result of `gimli few-shot`", str(error), "Remove it.") from None
 
 
 class Experiment:
@@ -102,13 +106,13 @@ class Experiment:
     def __init__(self, name: str, data: LabelledImages, options: Options | None = None) -> None:
         options = options or Options()
         if name not in RECIPES:
-            raise ArgumentError(explain("METHOD", listing(RECIPES), repr(name), "Choose one of them."))
+            raise unexpected("METHOD", listing(RECIPES), repr(name), "Choose one of them.")
         for field in ("way", "shot", "queries", "train_way", "train_shot", "tasks", "steps", "filters", "episodes"):
             if (value := getattr(options, field)) is not None:
                 least = 2 if field in ("way", "train_way", "episodes") else 1
                 check_count(f"--{field.replace('_', '-')}", value, least)
         if options.network is not None and options.network not in NETWORKS:
-            raise ArgumentError(explain("--network", listing(NETWORKS), repr(options.network), "Choose one of them."))
+            raise unexpected("--network", listing(NETWORKS), repr(options.network), "Choose one of them.")
         recipe = RECIPES[name]
         quick = data.name == "digits"
         self.name, self.recipe, self.options = name, recipe, options
@@ -132,12 +136,19 @@ class Experiment:
         self.method: Method = recipe.make(setting)
         sampler = self.training.sampler
         self.protocol = Protocol(
-            "omniglot" if data.name.startswith("omniglot") else data.name, split, sampler.way, sampler.shot,
-            options.way, options.shot, options.queries,
-            ("training and test" if in_test else "training") if rotations else "none", recipe.batch_norm,
-            f"{network}, {filters} filters", recipe.adaptation(setting),
+            "omniglot" if data.name.startswith("omniglot") else data.name,
+            split,
+            sampler.way,
+            sampler.shot,
+            options.way,
+            options.shot,
+            options.queries,
+            ("training and test" if in_test else "training") if rotations else "none",
+            recipe.batch_norm,
+            f"{network}, {filters} filters",
+            recipe.adaptation(setting),
             f"{self.steps} meta-batches of {sampler.tasks} tasks",
-        )  # fmt: skip
+        )
 
     def _source(self, rows: tuple[torch.Tensor, torch.Tensor], recipe: Recipe, turned: bool, stream: int) -> Episodes:
         images, labels = with_rotations(*rows) if turned else rows
@@ -168,11 +179,18 @@ class Experiment:
         if recipe.schedule == "linear":
             scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.steps)
         return OuterLoop(
-            Estimator(self.method, f"seed {options.seed}: {self.protocol}"), self.training, optimizer,
-            steps=self.steps, scheduler=scheduler, clip=recipe.clip, seed=options.seed, out=out, progress=progress,
+            Estimator(self.method, f"seed {options.seed}: {self.protocol}"),
+            self.training,
+            optimizer,
+            steps=self.steps,
+            scheduler=scheduler,
+            clip=recipe.clip,
+            seed=options.seed,
+            out=out,
+            progress=progress,
             evaluate=None if self.validation is None else self._validated,
             evaluate_every=None if self.validation is None else max(1, self.steps // VALIDATIONS),
-        )  # fmt: skip
+        )
 
     def _validated(self, step: int) -> Mapping[str, float]:
         assert self.validation is not None
@@ -188,9 +206,13 @@ class Experiment:
             batches = [self.method.by_instance(self.test(n)) for n in range(self.options.episodes // TEST_TASKS)]
             instances = tuple(sum(each) / len(each) for each in zip(*batches, strict=True))
         outcome = Outcome(
-            self.name, accuracy, "says nothing of this setting" if figure is None else str(figure), self.protocol,
-            () if paper is None else tuple(self.protocol.differences(paper)), instances,
-        )  # fmt: skip
+            self.name,
+            accuracy,
+            "says nothing of this setting" if figure is None else str(figure),
+            self.protocol,
+            () if paper is None else tuple(self.protocol.differences(paper)),
+            instances,
+        )
         if out is not None:
             outcome.save(out / "result.json")
         return outcome

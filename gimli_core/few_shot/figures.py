@@ -60,9 +60,16 @@ RANDOM_1200 = "1200 characters at random to train on, 423 to test"
 
 
 def _paper(
-    split: str = RANDOM_1200, way: int = 5, shot: int = 1, *, rotations: str = "training and test", norm: str = "",
-    network: str = "conv4, 64 filters", adaptation: str = "none", training: str = "",
-) -> Protocol:  # fmt: skip
+    split: str = RANDOM_1200,
+    way: int = 5,
+    shot: int = 1,
+    *,
+    rotations: str = "training and test",
+    norm: str = "",
+    network: str = "conv4, 64 filters",
+    adaptation: str = "none",
+    training: str = "",
+) -> Protocol:
     return Protocol("omniglot", split, way, shot, 5, 1, 0, rotations, norm, network, adaptation, training)
 
 
@@ -71,18 +78,34 @@ PAPERS: Mapping[str, Protocol] = {
     "matching": _paper(),
     "prototypical": _paper("vinyals", 60, norm="running"),
     "relation": _paper(network="4 + 2 convolutions, 64 filters"),
-    "maml": _paper(norm="batch", network="strided-conv4, 64 filters", adaptation="1 step in training, 3 in the test",
-                   training="60000 meta-batches of 32 tasks"),
-    "fomaml": _paper(norm="batch", network="strided-conv4, 64 filters", adaptation="1 step in training, 3 in the test",
-                     training="60000 meta-batches of 32 tasks"),
-    "reptile": _paper(shot=10, norm="batch", adaptation="5 steps in training, 50 in the test",
-                      training="100000 meta-batches of 5 tasks"),
-    "maml++": _paper("1150 characters to train on, 50 to validate, 423 to test", norm="batch",
-                     network="vgg, 64 filters", adaptation="5 steps"),
+    "maml": _paper(
+        norm="batch",
+        network="strided-conv4, 64 filters",
+        adaptation="1 step in training, 3 in the test",
+        training="60000 meta-batches of 32 tasks",
+    ),
+    "fomaml": _paper(
+        norm="batch",
+        network="strided-conv4, 64 filters",
+        adaptation="1 step in training, 3 in the test",
+        training="60000 meta-batches of 32 tasks",
+    ),
+    "reptile": _paper(
+        shot=10,
+        norm="batch",
+        adaptation="5 steps in training, 50 in the test",
+        training="100000 meta-batches of 5 tasks",
+    ),
+    "maml++": _paper(
+        "1150 characters to train on, 50 to validate, 423 to test",
+        norm="batch",
+        network="vgg, 64 filters",
+        adaptation="5 steps",
+    ),
     "imaml": _paper(norm="batch", network="conv4, 64 filters"),
     "mann": _paper(network="pixels of 20 × 20, LSTM of 200", training="100000 meta-batches of 16 tasks"),
     "metanet": _paper(network="5 convolutions, 64 filters"),
-}  # fmt: skip
+}
 
 
 def figure_of(method: str, data: str, way: int, shot: int) -> Figure | None:

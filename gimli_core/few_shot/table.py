@@ -20,12 +20,18 @@ def rows(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
     """One row an outcome, as text."""
     return [
         (
-            each.method, each.protocol.data, str(each.protocol.way), str(each.protocol.shot),
-            f"{each.accuracy.mean:.2f}", f"{each.accuracy.half_width:.2f}", str(each.accuracy.episodes), each.paper,
+            each.method,
+            each.protocol.data,
+            str(each.protocol.way),
+            str(each.protocol.shot),
+            f"{each.accuracy.mean:.2f}",
+            f"{each.accuracy.half_width:.2f}",
+            str(each.accuracy.episodes),
+            each.paper,
             "; ".join(each.differences),
         )
         for each in outcomes
-    ]  # fmt: skip
+    ]
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
@@ -64,9 +70,13 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
     there = [(said, place) for said, place in published if said is not None]
     if there:
         axes.errorbar(
-            [said.mean for said, _ in there], [place for _, place in there],
-            xerr=[said.half_width or 0.0 for said, _ in there], fmt="x", color="gray", label="paper",
-        )  # fmt: skip
+            [said.mean for said, _ in there],
+            [place for _, place in there],
+            xerr=[said.half_width or 0.0 for said, _ in there],
+            fmt="x",
+            color="gray",
+            label="paper",
+        )
     names = [f"{name}: {data}, {way}-way {shot}-shot" for name, data, way, shot in settings]
     axes.set(yticks=list(places), yticklabels=names, xlabel="accuracy on held-out classes, %")
     axes.grid(alpha=0.3)

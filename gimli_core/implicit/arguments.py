@@ -16,7 +16,7 @@ from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.arguments.phi_loss import indexed_entries
 from gimli_core.arguments.theta import check_tensor
 from gimli_core.environment import split_frozen
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.implicit.fixed_point import FixedPoint
 from gimli_core.implicit.neumann import Neumann
 from gimli_core.implicit.systems import Solver
@@ -61,50 +61,76 @@ class Asked:
 
 
 def checked(
-    problem: Problem, theta_star: Any, train_batch: Any, val_batch: Any, *, phi_loss: Any, theta_0: Any, solver: Any,
-    damping: Any, warm_start: Any, preconditioner: Any, inner_tolerance: Any, state_star: Any, phi_opt: Any,
-    second_order: str, tasks: Any, check: bool,
-) -> Asked:  # fmt: skip
+    problem: Problem,
+    theta_star: Any,
+    train_batch: Any,
+    val_batch: Any,
+    *,
+    phi_loss: Any,
+    theta_0: Any,
+    solver: Any,
+    damping: Any,
+    warm_start: Any,
+    preconditioner: Any,
+    inner_tolerance: Any,
+    state_star: Any,
+    phi_opt: Any,
+    second_order: str,
+    tasks: Any,
+    check: bool,
+) -> Asked:
     """Raises ArgumentError or RequirementError."""
     _check_solver(solver)
     if phi_opt:
-        raise ArgumentError(
-            explain("phi_opt", "None: where the inner loop rests does not depend on the way there, so that the "
-                    "derivative by the optimizer's hyperparameters is 0", listing(unmarked(phi_opt)),
-                    f"{UNROLL} A weight decay goes into train_loss, as phi_loss.")
-        )  # fmt: skip
+        raise unexpected(
+            "phi_opt",
+            "None: where the inner loop rests does not depend on the way there, so that the "
+            "derivative by the optimizer's hyperparameters is 0",
+            listing(unmarked(phi_opt)),
+            f"{UNROLL} A weight decay goes into train_loss, as phi_loss.",
+        )
     number = isinstance(damping, (int, float)) and not isinstance(damping, bool)
     if not number or not 0 <= damping < math.inf:
-        raise ArgumentError(explain("damping", "a number >= 0", repr(damping), "It is added to the eigenvalues of H."))
+        raise unexpected("damping", "a number >= 0", repr(damping), "It is added to the eigenvalues of H.")
     if damping and isinstance(solver, Neumann):
         do = "Use gimli.proximal, or CG."
-        raise ArgumentError(explain("damping", "0 with Neumann, which takes the rule's own steps", repr(damping), do))
+        raise unexpected("damping", "0 with Neumann, which takes the rule's own steps", repr(damping), do)
     if isinstance(inner_tolerance, bool) or not isinstance(inner_tolerance, (int, float)) or not inner_tolerance > 0:
         do = "It is relative to the result; math.inf lets any inner loop pass."
-        raise ArgumentError(explain("inner_tolerance", "a number > 0", repr(inner_tolerance), do))
+        raise unexpected("inner_tolerance", "a number > 0", repr(inner_tolerance), do)
     if isinstance(solver, Neumann) and isinstance(problem, Problem) and problem.optimizer.seen():
         came, do = f"{type(problem.optimizer).__name__}, which sees {listing(problem.optimizer.seen())}", UNROLL
-        raise ArgumentError(explain("optimizer", "a rule of the gradient alone, for Neumann", came, do))
+        raise unexpected("optimizer", "a rule of the gradient alone, for Neumann", came, do)
     T = check_tasks(tasks)
     if T is not None and T.chunk is not None:
         do = "Call once a chunk: nothing else is shared."
-        raise ArgumentError(explain("tasks", "no chunk=, as all tasks are solved together", repr(T), do))
+        raise unexpected("tasks", "no chunk=, as all tasks are solved together", repr(T), do)
     train_loss = getattr(problem, "train_loss", None)
     if isinstance(train_loss, ProximalLoss) and theta_0 is None:
         do = "Give the theta_0 that the inner loop began from."
-        raise ArgumentError(explain("theta_0", "the centre of the proximal problem", "None", do))
+        raise unexpected("theta_0", "the centre of the proximal problem", "None", do)
     phi_loss = with_centre(train_loss, theta_0, phi_loss)
     if not unmarked(phi_loss):
         do = "Give phi_loss, or make the problem proximal: gimli.proximal(problem, strength)."
-        raise ArgumentError(explain("phi_loss", "something that the fixed point depends on", "none", do))
+        raise unexpected("phi_loss", "something that the fixed point depends on", "none", do)
     star = _like_start(theta_star, theta_0, T)
     call = Call(
-        problem, star, lambda j: train_batch, val_batch, 1, None, phi_loss, _own_state(state_star, T),
-        second_order=second_order, tasks=T, compile=False, check=check,
-    )  # fmt: skip
+        problem,
+        star,
+        lambda j: train_batch,
+        val_batch,
+        1,
+        None,
+        phi_loss,
+        _own_state(state_star, T),
+        second_order=second_order,
+        tasks=T,
+        compile=False,
+        check=check,
+    )
     if indexed_entries(phi_loss, None):
         expected, do = "no indexed entry: a fixed point has one batch", "Hand the rows of that batch as they are."
-        raise ArgumentError(explain("phi_loss", expected, "one", do))
+        raise unexpected("phi_loss", expected, "one", do)
     inputs = _late(prepare(call), cold=state_star is None)
     refuse_vector(inputs, "implicit_gradient")
     if check:
@@ -122,7 +148,7 @@ def _check_solver(solver: Any) -> None:
         return
     came = f"the class {solver.__name__}" if isinstance(solver, type) else repr(solver)
     do = "Call it: solver=gimli.implicit.CG(rtol=1e-6)."
-    raise ArgumentError(explain("solver", "one of gimli.implicit: CG, MINRES, Neumann, Dense", came, do))
+    raise unexpected("solver", "one of gimli.implicit: CG, MINRES, Neumann, Dense", came, do)
 
 
 def _like_start(theta_star: Any, theta_0: Any, tasks: Tasks | None) -> Any:
@@ -132,11 +158,11 @@ def _like_start(theta_star: Any, theta_0: Any, tasks: Tasks | None) -> Any:
     if not isinstance(star, Mapping) or (start is not None and not isinstance(start, Mapping)):
         came, name = (star, "theta_star") if not isinstance(star, Mapping) else (start, "theta_0")
         expected, do = "a dict {name: floating-point tensor}", "Take it from result.theta_J."
-        raise ArgumentError(explain(name, expected, type(came).__name__, do))
+        raise unexpected(name, expected, type(came).__name__, do)
     if start is not None:
         if set(start) != set(star):
             do = "They are two places of the same parameters."
-            raise ArgumentError(explain("theta_star", f"the names of theta_0, {listing(start)}", listing(star), do))
+            raise unexpected("theta_star", f"the names of theta_0, {listing(start)}", listing(star), do)
         star = {k: _frozen(v, start[k]) for k, v in star.items()}
     for k, v in star.items():
         check_tensor(f"theta_star[{k!r}]", v)
@@ -186,19 +212,25 @@ def _check_beside(name: str, value: Any, solver: Solver, theta: Tensors) -> None
         return
     if not (solver.iterative if name == "warm_start" else solver.preconditioned):
         kinds = "CG or MINRES" if name == "warm_start" else "CG"
-        raise ArgumentError(explain(name, f"None, or {kinds} as the solver", repr(solver), "It has no use for it."))
+        raise unexpected(name, f"None, or {kinds} as the solver", repr(solver), "It has no use for it.")
     if callable(value) and name == "preconditioner":
         return
     if not isinstance(value, Mapping) or set(value) != set(theta):
         came = listing(value) if isinstance(value, Mapping) else type(value).__name__
-        raise ArgumentError(explain(name, f"a tensor for each of {listing(theta)}", came, "Key it as theta_star is."))
+        raise unexpected(name, f"a tensor for each of {listing(theta)}", came, "Key it as theta_star is.")
     for k, like in theta.items():
         v, argument = value[k], f"{name}[{k!r}]"
         if not isinstance(v, Tensor) or v.shape != like.shape:
             came = f"shape {list(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
             expected = f"a tensor of shape {list(like.shape)}, as theta_star has"
-            raise ArgumentError(explain(argument, expected, came, "With tasks each has its own."))
+            raise unexpected(argument, expected, came, "With tasks each has its own.")
         if not bool(torch.isfinite(v).all()) or (name == "preconditioner" and not bool((v > 0).all())):
             expected = "finite numbers" if name == "warm_start" else "finite numbers > 0"
-            raise ArgumentError(explain(argument, expected, "others", "It estimates the diagonal of H + damping I."
-                                        if name == "preconditioner" else "Leave it out to begin at 0."))  # fmt: skip
+            raise unexpected(
+                argument,
+                expected,
+                "others",
+                "It estimates the diagonal of H + damping I."
+                if name == "preconditioner"
+                else "Leave it out to begin at 0.",
+            )

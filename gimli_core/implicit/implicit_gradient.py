@@ -14,12 +14,7 @@ from gimli_core.implicit.arguments import Asked, checked
 from gimli_core.implicit.conjugate_gradient import CG
 from gimli_core.implicit.fixed_point import FixedPoint, at_point
 from gimli_core.implicit.neumann import Neumann
-from gimli_core.implicit.refusals import (
-    refuse_moving_rule,
-    refuse_not_finite,
-    refuse_unconverged_loop,
-    refuse_unsolved,
-)
+from gimli_core.implicit.refusals import refuse_moving_rule, refuse_not_finite, refuse_unconverged_loop, refuse_unsolved
 from gimli_core.implicit.report import ErrorBar, ImplicitGradient, ImplicitReport
 from gimli_core.implicit.systems import Solution, Solver, norm
 from gimli_core.notation import State, Tensors
@@ -105,10 +100,23 @@ def implicit_gradient(
     """
     solver = CG() if solver is None else solver
     asked = checked(
-        problem, theta_star, train_batch, val_batch, phi_loss=phi_loss, theta_0=theta_0, solver=solver,
-        damping=damping, warm_start=warm_start, preconditioner=preconditioner, inner_tolerance=inner_tolerance,
-        state_star=state_star, phi_opt=phi_opt, second_order=second_order, tasks=tasks, check=check,
-    )  # fmt: skip
+        problem,
+        theta_star,
+        train_batch,
+        val_batch,
+        phi_loss=phi_loss,
+        theta_0=theta_0,
+        solver=solver,
+        damping=damping,
+        warm_start=warm_start,
+        preconditioner=preconditioner,
+        inner_tolerance=inner_tolerance,
+        state_star=state_star,
+        phi_opt=phi_opt,
+        second_order=second_order,
+        tasks=tasks,
+        check=check,
+    )
     environment, values = asked.inputs.environment, asked.inputs.values
     start = environment.capture()
     try:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 
 from gimli_core.derivatives.finite import flaw
-from gimli_core.errors import ArgumentError, NegativeCurvatureError, NotConvergedError, NotFiniteError, explain, listing
+from gimli_core.errors import (
+    NegativeCurvatureError,
+    NotConvergedError,
+    NotFiniteError,
+    listing,
+    unexpected,
+)
 from gimli_core.implicit.fixed_point import FixedPoint
 from gimli_core.implicit.report import ImplicitReport
 from gimli_core.implicit.ritz import lowest
@@ -34,11 +40,13 @@ def refuse_moving_rule(here: FixedPoint, solver: Solver) -> None:
     moved = [k for k in form.optimizer.moved_by_gradient(theta) if not torch.equal(after[k], theta[k])]
     if moved:
         rule = type(here.inputs.form.problem.optimizer).__name__
-        raise ArgumentError(
-            explain("optimizer", f"a rule that rests where the gradient of train_loss is 0, for {solver}",
-                    f"{rule}, which moves {listing(moved)} there, as weight decay does", "Put the decay into "
-                    "train_loss, as phi_loss; or use gimli.implicit.Neumann(k), which takes the rule's own steps.")
-        )  # fmt: skip
+        raise unexpected(
+            "optimizer",
+            f"a rule that rests where the gradient of train_loss is 0, for {solver}",
+            f"{rule}, which moves {listing(moved)} there, as weight decay does",
+            "Put the decay into "
+            "train_loss, as phi_loss; or use gimli.implicit.Neumann(k), which takes the rule's own steps.",
+        )
 
 
 def refuse_unsolved(here: FixedPoint, solver: Solver, system: System, solution: Solution) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.derivatives.finite import finite
-from gimli_core.errors import ArgumentError, NotFiniteError, explain
+from gimli_core.errors import NotFiniteError, unexpected
 from gimli_core.notation import State
 
 __all__ = [
@@ -162,7 +162,7 @@ def tiny(v: Tensor) -> float:
 def check_steps(argument: str, steps: Any) -> None:
     """Raise ArgumentError unless `steps` is a whole number >= 1."""
     if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
-        raise ArgumentError(explain(argument, "a whole number >= 1", repr(steps), "It counts products with H."))
+        raise unexpected(argument, "a whole number >= 1", repr(steps), "It counts products with H.")
 
 
 def precise(rtol: float | None, like: Tensor) -> float:
@@ -176,4 +176,4 @@ def check_tolerance(argument: str, value: Any) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         do = "It is the residual, relative to the right-hand side."
-        raise ArgumentError(explain(argument, "a number in (0, 1)", repr(value), do))
+        raise unexpected(argument, "a number in (0, 1)", repr(value), do)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 
 __all__ = [
     "check_callback",
@@ -104,4 +104,4 @@ def _kind(value: Any) -> str:
 
 
 def _refuse(argument: str, expected: str, came: str, do: str) -> None:
-    raise ArgumentError(explain(argument, expected, came, do))
+    raise unexpected(argument, expected, came, do)

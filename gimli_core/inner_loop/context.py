@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.inner_loop.optim import DifferentiableOptimizer, get_diff_optim
 from gimli_core.inner_loop.options import Override
 from gimli_core.inner_loop.patch import FunctionalModule, monkeypatch
@@ -75,12 +75,10 @@ def _check_all_used(model: nn.Module, opt: torch.optim.Optimizer) -> None:
     grouped = {id(p) for group in opt.param_groups for p in group["params"]}
     missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in grouped]
     if missing:
-        raise ArgumentError(
-            explain(
-                "opt",
-                "every parameter that requires grad in one of the groups",
-                f"none with {listing(missing)}",
-                "Add them to a group, freeze them with requires_grad_(False), or pass copy_initial_weights=False to "
-                "have their gradients arrive at the model.",
-            )
+        raise unexpected(
+            "opt",
+            "every parameter that requires grad in one of the groups",
+            f"none with {listing(missing)}",
+            "Add them to a group, freeze them with requires_grad_(False), or pass copy_initial_weights=False to "
+            "have their gradients arrive at the model.",
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.derivatives.evaluate import differentiate
-from gimli_core.errors import ArgumentError, ClosedError, closest, explain, listing
+from gimli_core.errors import ClosedError, closest, listing, unexpected
 from gimli_core.inner_loop.checks import (
     check_callback,
     check_device,
@@ -56,7 +56,7 @@ class DifferentiableOptimizer:
         check_switch("track_higher_grads", track_higher_grads)
         if fmodel is not None and not isinstance(fmodel, FunctionalModule):
             came = type(fmodel).__name__
-            raise ArgumentError(explain("fmodel", "what monkeypatch returns", came, "Pass monkeypatch(model)."))
+            raise unexpected("fmodel", "what monkeypatch returns", came, "Pass monkeypatch(model).")
         number = {id(p): i for i, p in enumerate(reference)}
         self._kind = self.stands_for or type(other)
         self._fmodel = fmodel
@@ -70,13 +70,11 @@ class DifferentiableOptimizer:
         for i, group in enumerate(other.param_groups):
             for p in group["params"]:
                 if id(p) not in number:
-                    raise ArgumentError(
-                        explain(
-                            f"optimizer, group {i}",
-                            "parameters of the model",
-                            f"one of shape {list(p.shape)} that is not among them",
-                            "Make the optimizer from the model's own parameters(), after any move or copy of it.",
-                        )
+                    raise unexpected(
+                        f"optimizer, group {i}",
+                        "parameters of the model",
+                        f"one of shape {list(p.shape)} that is not among them",
+                        "Make the optimizer from the model's own parameters(), after any move or copy of it.",
                     )
             self._members.append([number[id(p)] for p in group["params"]])
             self.param_groups.append({**group, "params": [None] * len(group["params"])})
@@ -148,23 +146,19 @@ class DifferentiableOptimizer:
         if params is not None:
             given = listed_tensors("params", params)
             if len(given) <= max(max(members, default=-1) for members in self._members):
-                raise ArgumentError(
-                    explain(
-                        "params",
-                        "as many tensors as there are reference parameters",
-                        f"{len(given)}",
-                        "Keep the order of parameters().",
-                    )
+                raise unexpected(
+                    "params",
+                    "as many tensors as there are reference parameters",
+                    f"{len(given)}",
+                    "Keep the order of parameters().",
                 )
             return given
         if self._fmodel is None or self._fmodel.fast_params is None:
-            raise ArgumentError(
-                explain(
-                    "params",
-                    "fast weights, since no functional module has them",
-                    "None",
-                    "Pass step(loss, params=[...]).",
-                )
+            raise unexpected(
+                "params",
+                "fast weights, since no functional module has them",
+                "None",
+                "Pass step(loss, params=[...]).",
             )
         self._fmodel._fast_weights.check_untouched()
         return list(self._fmodel.fast_params)
@@ -177,34 +171,28 @@ class DifferentiableOptimizer:
         except RuntimeError as error:
             if "second time" not in str(error):
                 raise
-            raise ArgumentError(
-                explain(
-                    "loss",
-                    "a loss whose graph is still there",
-                    "one that was differentiated before, which freed it",
-                    "Compute it anew from the latest fast weights, or call backward(retain_graph=True) before.",
-                )
+            raise unexpected(
+                "loss",
+                "a loss whose graph is still there",
+                "one that was differentiated before, which freed it",
+                "Compute it anew from the latest fast weights, or call backward(retain_graph=True) before.",
             ) from error
         G: list[Tensor | None] = [None] * len(theta)
         for i, g in zip(trained, found, strict=True):
             G[i] = g
             if g is not None and (g.layout != torch.strided or not g.is_floating_point()):
-                raise ArgumentError(
-                    explain(
-                        "loss",
-                        "dense real gradients",
-                        f"{g.layout} of {g.dtype} for {self._name(i)}",
-                        "Construct its layer with sparse=False; split a complex parameter into real ones.",
-                    )
+                raise unexpected(
+                    "loss",
+                    "dense real gradients",
+                    f"{g.layout} of {g.dtype} for {self._name(i)}",
+                    "Construct its layer with sparse=False; split a complex parameter into real ones.",
                 )
         if all(g is None for g in G):
-            raise ArgumentError(
-                explain(
-                    "loss",
-                    "a loss that depends on the latest fast weights",
-                    "a loss with no gradient path to any of them",
-                    "Compute it from fmodel, not from the module that it was made from, with the latest fast weights.",
-                )
+            raise unexpected(
+                "loss",
+                "a loss that depends on the latest fast weights",
+                "a loss with no gradient path to any of them",
+                "Compute it from fmodel, not from the module that it was made from, with the latest fast weights.",
             )
         return G
 
@@ -226,13 +214,11 @@ class DifferentiableOptimizer:
         for name, values in override.items():
             for i, group in enumerate(self.param_groups):
                 if name not in group:
-                    raise ArgumentError(
-                        explain(
-                            "override",
-                            f"options of {self._kind.__name__} ({listing(o for o in group if o != 'params')})",
-                            repr(name),
-                            f"Rename or remove it.{closest(name, group)}",
-                        )
+                    raise unexpected(
+                        "override",
+                        f"options of {self._kind.__name__} ({listing(o for o in group if o != 'params')})",
+                        repr(name),
+                        f"Rename or remove it.{closest(name, group)}",
                     )
                 group[name] = value_for_group(name, values, i, len(self.param_groups), group[name])
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gimli_core.errors import ArgumentError, ClosedError, explain
+from gimli_core.errors import ClosedError, explain, unexpected
 
 __all__ = ["FastWeights", "Home"]
 
@@ -56,35 +56,29 @@ class FastWeights:
     def append(self, params: list[Tensor]) -> None:
         """A new set, which becomes the latest."""
         if len(params) != len(self.names):
-            raise ArgumentError(
-                explain(
-                    "params",
-                    f"{len(self.names)} tensors, one a parameter",
-                    f"{len(params)}",
-                    "Keep the order of parameters().",
-                )
+            raise unexpected(
+                "params",
+                f"{len(self.names)} tensors, one a parameter",
+                f"{len(params)}",
+                "Keep the order of parameters().",
             )
         for name, value, original in zip(self.names, params, self.originals, strict=True):
             if not isinstance(value, Tensor) or value.shape != original.shape:
                 came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise ArgumentError(
-                    explain(
-                        f"params, at {name!r}",
-                        f"a tensor of shape {list(original.shape)}",
-                        came,
-                        "Keep the order of parameters().",
-                    )
+                raise unexpected(
+                    f"params, at {name!r}",
+                    f"a tensor of shape {list(original.shape)}",
+                    came,
+                    "Keep the order of parameters().",
                 )
         me = threading.get_ident()
         with self._lock:
             if any(other != me for other in self._inside):
-                raise ArgumentError(
-                    explain(
-                        "params",
-                        "fast weights that stay while a call computes with them",
-                        "new ones from one thread while another is inside a call",
-                        "Give each thread an fmodel of its own.",
-                    )
+                raise unexpected(
+                    "params",
+                    "fast weights that stay while a call computes with them",
+                    "new ones from one thread while another is inside a call",
+                    "Give each thread an fmodel of its own.",
                 )
             if not self.track:
                 self._dropped = bool(self.history)
@@ -120,24 +114,20 @@ class FastWeights:
         """Raise unless the fast weights stand in the module as they were put there."""
         for name, value, version, homes in zip(self.names, self.standing, self._versions, self.homes, strict=True):
             if value._version != version:
-                raise ArgumentError(
-                    explain(
-                        f"fast weight {name!r}",
-                        "no change in place, which has no derivative",
-                        "one since it was made",
-                        "Compute a new tensor, and pass the whole list to fmodel.update_params(...).",
-                    )
+                raise unexpected(
+                    f"fast weight {name!r}",
+                    "no change in place, which has no derivative",
+                    "one since it was made",
+                    "Compute a new tensor, and pass the whole list to fmodel.update_params(...).",
                 )
             for place, key in homes:
                 home = place()
                 if home is not None and dict.get(home, key) is not value:
-                    raise ArgumentError(
-                        explain(
-                            f"fast weight {name!r}",
-                            "the tensor that was put there",
-                            "another one, assigned since",
-                            "Pass the whole list to fmodel.update_params(...).",
-                        )
+                    raise unexpected(
+                        f"fast weight {name!r}",
+                        "the tensor that was put there",
+                        "another one, assigned since",
+                        "Pass the whole list to fmodel.update_params(...).",
                     )
 
     @contextmanager
@@ -168,13 +158,11 @@ class FastWeights:
         if made >= self._stamps[-1] or not (self._dropped or len(self.history) > 1):
             return self.standing
         if len(self._threads) > 1:
-            raise ArgumentError(
-                explain(
-                    "fmodel",
-                    "fast weights made in one thread, so that work done in backward can find those of its call",
-                    f"some from {len(self._threads)}",
-                    "Give each thread an fmodel of its own.",
-                )
+            raise unexpected(
+                "fmodel",
+                "fast weights made in one thread, so that work done in backward can find those of its call",
+                f"some from {len(self._threads)}",
+                "Give each thread an fmodel of its own.",
             )
         if self._dropped:
             why = "after the end of its context" if self.closed else "with track_higher_grads=False"

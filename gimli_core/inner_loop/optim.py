@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.inner_loop.checks import check_mapping, check_optimizer, listed, listed_tensors
 from gimli_core.inner_loop.differentiable_optimizer import DifferentiableOptimizer
 from gimli_core.inner_loop.options import Override, apply_trainable_opt_params, get_trainable_opt_params
@@ -111,10 +111,10 @@ def create_diff_optim(
     """
     registered(opt_type)
     if params is None and fmodel is None:
-        raise ArgumentError(explain("params", "tensors, or fmodel=… in their place", "neither", "Pass one of the two."))
+        raise unexpected("params", "tensors, or fmodel=… in their place", "neither", "Pass one of the two.")
     given = listed("params", fmodel.parameters() if params is None and fmodel is not None else params)
     if not given:
-        raise ArgumentError(explain("params", "at least one tensor", "none", "Pass those that are to be stepped."))
+        raise unexpected("params", "at least one tensor", "none", "Pass those that are to be stepped.")
     groups = [_like(g) for g in (given if isinstance(given[0], Mapping) else [{"params": given}])]
     options = {} if opt_kwargs is None else opt_kwargs
     check_mapping("opt_kwargs", options, f"the options of {opt_type.__name__}, {{name: value}}")
@@ -122,7 +122,7 @@ def create_diff_optim(
         opt = opt_type(groups, **options)
     except TypeError as error:
         name = opt_type.__name__
-        raise ArgumentError(explain("opt_kwargs", f"options of {name}", str(error), "Rename or remove it.")) from error
+        raise unexpected("opt_kwargs", f"options of {name}", str(error), "Rename or remove it.") from error
     reference = [p for group in groups for p in group["params"]]
     return get_diff_optim(
         opt, reference, fmodel=fmodel, device=device, override=override, track_higher_grads=track_higher_grads, **kwargs
@@ -133,7 +133,7 @@ def _like(group: Any) -> dict[str, Any]:
     """The group, with zeros in place of its tensors."""
     check_mapping("params", group, "tensors alone, or groups alone")
     if "params" not in group:
-        raise ArgumentError(explain("params", 'groups with an entry "params"', f"{list(group)}", "Put tensors there."))
+        raise unexpected("params", 'groups with an entry "params"', f"{list(group)}", "Put tensors there.")
     held = group["params"]
     tensors = listed_tensors("params", [held] if isinstance(held, Tensor) else held)
     return {**group, "params": [torch.zeros_like(p, requires_grad=True) for p in tensors]}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.inner_loop.checks import check_device, check_mapping, check_optimizer
 from gimli_core.notation import Hyper
 from gimli_core.optimizers.derived import own_root
@@ -86,23 +86,19 @@ def value_for_group(name: str, values: Any, i: int, groups: int, present: Any) -
     sequence = values.ndim > 0 if isinstance(values, Tensor) else isinstance(values, (list, tuple))
     if not sequence or len(values) not in (1, groups):
         came = f"{len(values)} values" if sequence else type(values).__name__
-        raise ArgumentError(
-            explain(
-                f"override[{name!r}]",
-                f"a list with one value, or one for each of the {groups} groups",
-                came,
-                "Write [value].",
-            )
+        raise unexpected(
+            f"override[{name!r}]",
+            f"a list with one value, or one for each of the {groups} groups",
+            came,
+            "Write [value].",
         )
     value = values[0] if len(values) == 1 else values[i]
     if isinstance(present, bool) and isinstance(value, Tensor):
-        raise ArgumentError(
-            explain(
-                f"override[{name!r}]",
-                "True or False, since it is a switch",
-                "a tensor",
-                "It has no derivative: leave it out.",
-            )
+        raise unexpected(
+            f"override[{name!r}]",
+            "True or False, since it is a switch",
+            "a tensor",
+            "It has no derivative: leave it out.",
         )
     return value
 
@@ -120,16 +116,17 @@ def as_hyper(rule: Optimizer, thetas: Mapping[str, Tensor], label: str) -> Hyper
         hyper[k] = {}
         for name, value in values.items():
             if isinstance(value, Tensor) and not value.is_floating_point():
-                raise ArgumentError(
-                    explain(f"{name} {label}", "a floating-point tensor", f"{value.dtype}", "Convert it with .float().")
+                raise unexpected(
+                    f"{name} {label}", "a floating-point tensor", f"{value.dtype}", "Convert it with .float()."
                 )
             if isinstance(value, Tensor) and own_root(rule, name) is not None:
                 hyper[k][name] = value
             elif isinstance(value, Tensor) and value.numel() > 1:
                 if name in whole:
                     came = f"shape {list(value.shape)}"
-                    raise ArgumentError(explain(f"{name} {label}", "one number, as it acts on whole tensors", came,
-                                                "Give each its own group.") )  # fmt: skip
+                    raise unexpected(
+                        f"{name} {label}", "one number, as it acts on whole tensors", came, "Give each its own group."
+                    )
                 hyper[k][name] = _expanded(value, theta, f"{name} {label}")
             else:
                 place = (name, theta.device)
@@ -143,7 +140,7 @@ def _scalar(value: float | Tensor, device: torch.device, label: str) -> Tensor:
     if isinstance(value, Tensor):
         return value.to(value.device if value.device.type == "cpu" else device, torch.float64).reshape(())
     if not isinstance(value, Real):
-        raise ArgumentError(explain(label, "a number or a tensor", repr(value), "Convert it."))
+        raise unexpected(label, "a number or a tensor", repr(value), "Convert it.")
     return constant(float(value))
 
 
@@ -158,13 +155,11 @@ def _expanded(value: Tensor, theta: Tensor, label: str) -> Tensor:
     try:
         return value.to(theta).expand_as(theta)
     except RuntimeError:
-        raise ArgumentError(
-            explain(
-                label,
-                f"one number, or a shape that broadcasts to {list(theta.shape)}",
-                f"{list(value.shape)}",
-                "Give parameters of other shapes a group of their own.",
-            )
+        raise unexpected(
+            label,
+            f"one number, or a shape that broadcasts to {list(theta.shape)}",
+            f"{list(value.shape)}",
+            "Give parameters of other shapes a group of their own.",
         ) from None
 
 
@@ -198,11 +193,9 @@ def _put_back(label: str, value: Any, target: Any) -> Any:
         return value.item()
     if isinstance(value, type(target)) and not isinstance(value, (Tensor, list, tuple, Mapping)):
         return value
-    raise ArgumentError(
-        explain(
-            label,
-            f"a value in the form of {target!r}",
-            type(value).__name__,
-            "Take the form from get_trainable_opt_params.",
-        )
+    raise unexpected(
+        label,
+        f"a value in the form of {target!r}",
+        type(value).__name__,
+        "Take the form from get_trainable_opt_params.",
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gimli_core.derivatives.kernels import twice_differentiable
-from gimli_core.errors import ArgumentError, ClosedError, explain
+from gimli_core.errors import ClosedError, unexpected
 from gimli_core.inner_loop.checks import check_device, check_switch, listed
 from gimli_core.inner_loop.deferred import Shared, deferring
 from gimli_core.inner_loop.fast_weights import FastWeights
@@ -79,9 +79,7 @@ def make_functional(
     """
     if not isinstance(module, nn.Module) or isinstance(module, (FunctionalModule, torch.jit.ScriptModule)):
         came = "one already" if isinstance(module, FunctionalModule) else f"a {type(module).__name__}"
-        raise ArgumentError(
-            explain("module", "an nn.Module written in Python", came, "Pass the module that it was made from.")
-        )
+        raise unexpected("module", "an nn.Module written in Python", came, "Pass the module that it was made from.")
     check_device(device)
     plain = uncompiled(module)
     fmodel = _functional(plain, _functional_class(type(plain)), device)  # type: ignore[arg-type]
@@ -100,9 +98,7 @@ def buffer_sync(module: nn.Module, fmodule: nn.Module, device: torch.device | st
     parts = dict(fmodule.named_modules())
     for name, part in uncompiled(module).named_modules():
         if name not in parts:
-            raise ArgumentError(
-                explain("fmodule", f"a submodule {name!r}, as module has", "none", "Pass what was made from it.")
-            )
+            raise unexpected("fmodule", f"a submodule {name!r}, as module has", "none", "Pass what was made from it.")
         for key, buffer in part._buffers.items():
             parts[name]._buffers[key] = None if buffer is None else buffer.detach().clone().to(device)
 
@@ -131,13 +127,11 @@ class FunctionalModule(nn.Module):
             if given is not None and not postponed:
                 fast.append(given)
             if not fast.history:
-                raise ArgumentError(
-                    explain(
-                        "params",
-                        "fast weights",
-                        "None, and the module has none of its own",
-                        "Pass params=[...], or call update_params.",
-                    )
+                raise unexpected(
+                    "params",
+                    "fast weights",
+                    "None, and the module has none of its own",
+                    "Pass params=[...], or call update_params.",
                 )
             if postponed:
                 conditions.enter_context(fast.restored(fast.of_this_moment() if given is None else given))
@@ -167,7 +161,7 @@ class FunctionalModule(nn.Module):
         """The fast weights, in the order of the module's own `parameters()`: the latest, or the set number `time`."""
         fast = self._fast_weights
         if not fast.history:
-            raise ArgumentError(explain("parameters()", "fast weights", "none yet", "Call update_params first."))
+            raise unexpected("parameters()", "fast weights", "none yet", "Call update_params first.")
         time = -1 if time is None else time
         if not isinstance(time, int) or not -len(fast.history) <= time < len(fast.history):
             kept = (
@@ -175,10 +169,8 @@ class FunctionalModule(nn.Module):
                 if not fast.track
                 else f"{len(fast.history)} sets, from 0"
             )
-            raise ArgumentError(
-                explain(
-                    "parameters(time=…)", f"a number within what is kept ({kept})", repr(time), "Choose one inside."
-                )
+            raise unexpected(
+                "parameters(time=…)", f"a number within what is kept ({kept})", repr(time), "Choose one inside."
             )
         return iter(fast.history[time])
 
@@ -199,8 +191,8 @@ class FunctionalModule(nn.Module):
     def init_fast_params(self) -> list[Tensor]:
         """The first fast weights."""
         if not self._fast_weights.track:
-            raise ArgumentError(
-                explain("init_fast_params", "track_higher_grads=True", "False", "Without it only the latest are kept.")
+            raise unexpected(
+                "init_fast_params", "track_higher_grads=True", "False", "Without it only the latest are kept."
             )
         return self._fast_weights.history[0]
 

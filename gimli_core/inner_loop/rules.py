@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.optimizers import Optimizer
 from gimli_core.optimizers.torch_optim import REGISTERED, Convert, options_of
 
@@ -47,18 +47,15 @@ def register_optim(optim_type: type[torch.optim.Optimizer], diff_optim_type: Any
     >>> inner_loop.register_optim(MySGD, gimli.optimizers.SGD)
     """
     if not (isinstance(optim_type, type) and issubclass(optim_type, torch.optim.Optimizer)):
-        raise ArgumentError(
-            explain("optim_type", "a subclass of torch.optim.Optimizer", repr(optim_type), "Pass the class itself.")
+        raise unexpected(
+            "optim_type", "a subclass of torch.optim.Optimizer", repr(optim_type), "Pass the class itself."
         )
     if not callable(diff_optim_type):
-        raise ArgumentError(
-            explain(
-                "diff_optim_type",
-                "an Optimizer class, a DifferentiableOptimizer class, or a function from a group's options to an "
-                "Optimizer",
-                type(diff_optim_type).__name__,
-                "Pass the class or function itself.",
-            )
+        raise unexpected(
+            "diff_optim_type",
+            "an Optimizer class, a DifferentiableOptimizer class, or a function from a group's options to an Optimizer",
+            type(diff_optim_type).__name__,
+            "Pass the class or function itself.",
         )
     REGISTRY[optim_type] = diff_optim_type
 
@@ -70,14 +67,12 @@ def registered(optim_type: type[torch.optim.Optimizer]) -> Any:
     except (KeyError, TypeError):
         known = listing(kind.__name__ for kind in REGISTRY)
         name = getattr(optim_type, "__name__", repr(optim_type))
-        raise ArgumentError(
-            explain(
-                "optimizer",
-                f"one with a rule ({known})",
-                name,
-                f"Give it one: register_optim({name}, rule), where rule is a gimli_core.optimizers.Optimizer class, or "
-                "a function from a parameter group's options to an Optimizer.",
-            )
+        raise unexpected(
+            "optimizer",
+            f"one with a rule ({known})",
+            name,
+            f"Give it one: register_optim({name}, rule), where rule is a gimli_core.optimizers.Optimizer class, or "
+            "a function from a parameter group's options to an Optimizer.",
         ) from None
 
 
@@ -92,5 +87,5 @@ def rule_of(optim_type: type[torch.optim.Optimizer], group: Mapping[str, Any]) -
     if rule.seen():
         came = f"{type(rule).__name__}, which sees {listing(rule.seen())}"
         do = "A step() of existing code is handed gradients alone: use it with gimli.unroll or gimli.meta_gradient."
-        raise ArgumentError(explain("optimizer", "a rule of theta, its state, G and its hyperparameters", came, do))
+        raise unexpected("optimizer", "a rule of theta, its state, G and its hyperparameters", came, do)
     return rule

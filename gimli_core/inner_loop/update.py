@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.inner_loop.differentiable_step import differentiable_step
 from gimli_core.inner_loop.options import as_hyper
 from gimli_core.notation import Tensors
@@ -72,10 +72,12 @@ def _in_form(
     if finished == 0 or (form and not present):
         return _cold(rule, k, theta, hyper)
     if len(present) < len(form):
-        raise ArgumentError(
-            explain(f"optimizer state in {group}", f"the entries {listing(form)}", listing(present),
-                    "Set such options before the first step, or start from an optimizer without state.")
-        )  # fmt: skip
+        raise unexpected(
+            f"optimizer state in {group}",
+            f"the entries {listing(form)}",
+            listing(present),
+            "Set such options before the first step, or start from an optimizer without state.",
+        )
     return {"step": torch.tensor(float(finished), dtype=torch.float64)} | {
         n: held[n].to(dtype) for n, dtype in form.items()
     }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.notation import Tensors
 
 __all__ = ["check_sizes", "linear_start", "lstm", "lstm_start"]
@@ -51,4 +51,4 @@ def check_sizes(rule: str, **sizes: object) -> None:
     """Raise ArgumentError unless every size is a whole number >= 1."""
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ArgumentError(explain(f"{rule}({name}=…)", "a whole number >= 1", repr(value), "For example 20."))
+            raise unexpected(f"{rule}({name}=…)", "a whole number >= 1", repr(value), "For example 20.")

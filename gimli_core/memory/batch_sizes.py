@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.memory.schedules.budget import Budget
 from gimli_core.trees import tensors
 
@@ -28,7 +28,7 @@ def no_larger_batches(budget: Budget, inputs: Inputs) -> Inputs:
             expected = f"tensors no larger than those of the first batch, which was measured: shapes {shapes[0]}"
             came = f"shapes {shapes[1]} at inner step j = {j}"
             do = "Let the largest batch come first, pad or cut the batches to one size, or say memory=Checkpoint(…)."
-            raise ArgumentError(explain(f"train_batches under Budget({budget.size!r})", expected, came, do))
+            raise unexpected(f"train_batches under Budget({budget.size!r})", expected, came, do)
         return given
 
     return replace(inputs, values=replace(inputs.values, batch=held))

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.memory.files import create, unfinished
 from gimli_core.memory.locks import lock, release
 
@@ -23,9 +23,7 @@ def directory_of(argument: str, value: Any) -> Path:
     except UnicodeEncodeError:
         fits = False
     if not fits:
-        raise ArgumentError(
-            explain(argument, "the path of a directory, a string or a Path", repr(value), "Name a directory.")
-        )
+        raise unexpected(argument, "the path of a directory, a string or a Path", repr(value), "Name a directory.")
     return Path(named)
 
 
@@ -51,9 +49,7 @@ def hold(argument: str, directory: Path, name: str) -> tuple[int, bool]:
                     alone = lock(held)
                 if alone is False:
                     came = f"{directory}, which another run is using"
-                    raise ArgumentError(
-                        explain(argument, "a directory for this run alone", came, "Name another, or wait.")
-                    )
+                    raise unexpected(argument, "a directory for this run alone", came, "Name another, or wait.")
                 if os.path.samestat(os.fstat(held), os.stat(directory)):  # not one that its run has just removed
                     part = unfinished(directory / name)
                     os.close(create(part))
@@ -65,6 +61,6 @@ def hold(argument: str, directory: Path, name: str) -> tuple[int, bool]:
             release(held, os.getpid())
     except OSError as error:
         came = f"{directory}: {error.strerror}"
-        raise ArgumentError(
-            explain(argument, "a directory that can be written to", came, "Name another, or free some space.")
+        raise unexpected(
+            argument, "a directory that can be written to", came, "Name another, or free some space."
         ) from error

@@ -49,8 +49,10 @@ def write_file(path: Path, tree: Mapping[str, Any], extra: Mapping[str, Any], *,
     # In the order of memory: kernels sum in that order, and a transposed copy would change the last bits.
     orders = [sorted(range(t.ndim), key=lambda d, t=t: -t.stride(d)) for _, t in flat]  # type: ignore[misc]
     tensors = [t.detach().cpu().permute(o).contiguous() for (_, t), o in zip(flat, orders, strict=True)]
-    entries = [[list(names), str(t.dtype)[6:], list(t.shape), order, str(s.device), zlib.crc32(_bytes(t))]
-               for (names, s), t, order in zip(flat, tensors, orders, strict=True)]  # fmt: skip
+    entries = [
+        [list(names), str(t.dtype)[6:], list(t.shape), order, str(s.device), zlib.crc32(_bytes(t))]
+        for (names, s), t, order in zip(flat, tensors, orders, strict=True)
+    ]
     header = json.dumps({"format": VERSION, "tensors": entries, "empty": empty, "extra": dict(extra)}).encode()
     head = MAGIC + len(header).to_bytes(8, "little") + zlib.crc32(header).to_bytes(4, "little") + header
     try:

@@ -45,9 +45,17 @@ class Run(Protocol):
 Maker = Callable[[Inputs, Schedule], Run]
 
 PILOT = (
-    Store(0), Advance(0, Keep.GRADIENT), Restore(0), Advance(0), Advance(1, Keep.GRAPH), Validate(2),
-    Sweep(1), Restore(0), Drop(0), Sweep(0),
-)  # fmt: skip
+    Store(0),
+    Advance(0, Keep.GRADIENT),
+    Restore(0),
+    Advance(0),
+    Advance(1, Keep.GRAPH),
+    Validate(2),
+    Sweep(1),
+    Restore(0),
+    Drop(0),
+    Sweep(0),
+)
 RUN, RUN_KNOWN, RUN_GRAPH, VALIDATE, SWEEP, SWEEP_POINT = 1, 3, 4, 5, 6, 9  # where each stands in it
 
 

@@ -13,7 +13,7 @@ import secrets
 import time
 from pathlib import Path
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.memory.files import FLAGS, create, names_of_ours
 from gimli_core.memory.locks import lock, release
 
@@ -37,8 +37,8 @@ def scratch_directory(parent: Path) -> Path:
         return _made(parent)
     except OSError as error:
         came = f"{parent}: {error.strerror}"
-        raise ArgumentError(
-            explain("disk", "a directory that can be written to", came, "Name another, or free some space.")
+        raise unexpected(
+            "disk", "a directory that can be written to", came, "Name another, or free some space."
         ) from error
 
 

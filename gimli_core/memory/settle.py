@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.memory.allocator import keeper, warm
 from gimli_core.memory.batch_sizes import no_larger_batches
 from gimli_core.memory.measure import known_costs
@@ -41,7 +41,7 @@ def settle(
         if need > schedule.bytes:
             remedy = "With so few steps no other schedule takes less; a smaller batch does."
             came, expected = show_size(schedule.bytes), f"at least {need} bytes for {steps} steps"
-            raise ArgumentError(explain(f"Budget({schedule.size!r})", expected, came, remedy))
+            raise unexpected(f"Budget({schedule.size!r})", expected, came, remedy)
         return Checkpoint(1), inputs, lambda: None
     warm()
     keep = keeper()

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import ArgumentError, unexpected
 
 __all__ = ["check_writable", "writing"]
 
@@ -101,6 +101,6 @@ def _explained(argument: str, path: object) -> Iterator[None]:
             raise
         came = f"{getattr(error, 'strerror', None) or error}"
         came = came[:1].lower() + came[1:]
-        raise ArgumentError(
-            explain(f"{argument} {str(path)!r}", "a file that can be written", came, "Give another path.")
+        raise unexpected(
+            f"{argument} {str(path)!r}", "a file that can be written", came, "Give another path."
         ) from None

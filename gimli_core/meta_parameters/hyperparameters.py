@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.meta_parameters.leaf import Leaf, leaves_of
 from gimli_core.meta_parameters.marks import unmarked
 from gimli_core.meta_parameters.readings import Layout
@@ -92,7 +92,7 @@ class Hyperparameters:
                 few = len(missing) < len(theta)
                 do = "Add the missing names." if few else f"Give it in phi_opt[{name!r}], or {rule}({name}=…)."
                 expected = "a value for every tensor of theta"
-                raise ArgumentError(explain(name, expected, f"none for {listing(missing)}", do))
+                raise unexpected(name, expected, f"none for {listing(missing)}", do)
 
     def at(self, j: int) -> Hyper:
         """{tensor: {hyperparameter: value}} of step j."""

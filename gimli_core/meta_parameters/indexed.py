@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.derivatives.micro_batches import MicroBatches
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.marks import Mark
 from gimli_core.notation import Tensors
 
@@ -59,12 +59,10 @@ def indexed(value: Tensor, rows: str | int | Callable[[Any], Tensor] = "rows") -
     """
     if not isinstance(value, Tensor) or value.ndim == 0:
         came = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ArgumentError(
-            explain("indexed(value)", "a tensor [N, …] with a row for each example", came, "Stack them.")
-        )
+        raise unexpected("indexed(value)", "a tensor [N, …] with a row for each example", came, "Stack them.")
     if not isinstance(rows, (str, int)) and not callable(rows):
         do = 'For example rows="index", or rows=lambda batch: batch[2].'
-        raise ArgumentError(explain("indexed(rows)", "a key of the batch, or a function of it", repr(rows), do))
+        raise unexpected("indexed(rows)", "a key of the batch, or a function of it", repr(rows), do)
     return Indexed(value, rows)
 
 
@@ -80,14 +78,14 @@ def _rows(name: str, entry: Indexed, batch: Any, j: int) -> Tensor:
         rows = entry.rows(batch) if callable(entry.rows) else batch[entry.rows]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         came, do = f"{type(error).__name__}: {error}", "Let every batch carry the rows that it uses."
-        raise ArgumentError(explain(where, f"a batch that has them under {entry.rows!r}", came, do)) from error
+        raise unexpected(where, f"a batch that has them under {entry.rows!r}", came, do) from error
     N = len(entry.value)
     if not isinstance(rows, Tensor) or rows.ndim == 0 or rows.is_floating_point() or rows.dtype == torch.bool:
         came = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
-        raise ArgumentError(explain(where, "a tensor of whole numbers, [n]", came, "Give the numbers of the examples."))
+        raise unexpected(where, "a tensor of whole numbers, [n]", came, "Give the numbers of the examples.")
     if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= N):
         came = f"{int(rows.min())} to {int(rows.max())}"
-        raise ArgumentError(explain(where, f"numbers in [0, {N})", came, "They count from 0, and not from the end."))
+        raise unexpected(where, f"numbers in [0, {N})", came, "They count from 0, and not from the end.")
     return rows.long()
 
 

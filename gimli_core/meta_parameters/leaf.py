@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.derivatives.finite import finite
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.marks import unmarked
 from gimli_core.notation import Tensors
 from gimli_core.optimizers.interface import Optimizer
@@ -59,34 +59,28 @@ class Leaf(NamedTuple):
 
 def as_tensor(value: Any, label: str) -> Tensor:
     if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-        raise ArgumentError(
-            explain(
-                label,
-                "a number, a floating-point tensor, or a dict of them keyed by names",
-                type(value).__name__,
-                "Convert it.",
-            )
+        raise unexpected(
+            label,
+            "a number, a floating-point tensor, or a dict of them keyed by names",
+            type(value).__name__,
+            "Convert it.",
         )
     if isinstance(value, (int, float)):
         return torch.tensor(float(value), dtype=torch.float64)
     if not value.is_floating_point():
-        raise ArgumentError(
-            explain(
-                label,
-                "a floating-point tensor",
-                f"{value.dtype} of shape {list(value.shape)}, which is not continuous",
-                "Convert it with .float().",
-            )
+        raise unexpected(
+            label,
+            "a floating-point tensor",
+            f"{value.dtype} of shape {list(value.shape)}, which is not continuous",
+            "Convert it with .float().",
         )
     return value.detach()
 
 
-def check_values(
-    rule: Optimizer, name: str, value: Tensor, label: str, theta: Tensor, by_element: bool
-) -> None:  # fmt: skip
+def check_values(rule: Optimizer, name: str, value: Tensor, label: str, theta: Tensor, by_element: bool) -> None:
     """Raise ArgumentError unless all values are finite, and betas and eps_root in their range as they will be used."""
     if not finite(value):
-        raise ArgumentError(explain(label, "finite values", "inf or nan", "Find out where it was computed."))
+        raise unexpected(label, "finite values", "inf or nan", "Find out where it was computed.")
     if name in ("beta1", "beta2", "eps_root") and value.numel():
         rounds = by_element and theta.dtype != value.dtype  # 0.999 is 1 in bfloat16
         used = value.to(theta.dtype) if rounds else value

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.marks import Marked
 from gimli_core.notation import Tensors
 
@@ -28,7 +28,7 @@ def of_one_task(layout: Layout, shape: torch.Size, label: str) -> torch.Size:
     if layout.tasks is None or shape[:1] != (layout.tasks,):
         expected = "tasks=T beside it" if layout.tasks is None else f"a leading dimension of {layout.tasks}"
         do = "per_task marks values that count tasks in their first dimension."
-        raise ArgumentError(explain(label, expected, f"shape {list(shape)}, marked per_task", do))
+        raise unexpected(label, expected, f"shape {list(shape)}, marked per_task", do)
     return shape[1:]
 
 
@@ -36,10 +36,10 @@ def read_own(layout: Layout, shape: torch.Size, label: str, marked: Marked) -> b
     """Whether a rule's own parameter, of any shape, counts steps in front: only where it is marked so."""
     if marked.by_step and (layout.steps == 0 or shape[:1] != (layout.steps,)):
         expected, do = f"a leading dimension of J = {layout.steps} > 0", "per_step marks values that count steps."
-        raise ArgumentError(explain(label, expected, f"shape {list(shape)}, marked per_step", do))
+        raise unexpected(label, expected, f"shape {list(shape)}, marked per_step", do)
     if marked.by_element:
         expected, do = "no mark per_element", "The rule's own parameters are the same for every tensor."
-        raise ArgumentError(explain(label, expected, "one", do))
+        raise unexpected(label, expected, "one", do)
     return marked.by_step
 
 
@@ -79,13 +79,13 @@ def read(
         expected = "values per element of one shape of tensor" if elementwise else "one number a tensor"
         came, do = f"shape {list(shape)}, marked per_element", "For several tensors use a dict keyed by names."
         do = do if elementwise else "It acts on a tensor as a whole: leave out the mark."
-        raise ArgumentError(explain(label, expected, came, do))
+        raise unexpected(label, expected, came, do)
     if not readings:
-        raise ArgumentError(explain(label, "no value per step, as J = 0", str(list(shape)), "Give one value."))
+        raise unexpected(label, "no value per step, as J = 0", str(list(shape)), "Give one value.")
     if not possible:
         fits = ", ".join(f"{list(s)} ({r[0].meaning})" for s, r in readings.items())
         do = f"Here J = {J}; for several tensors use a dict keyed by names."
-        raise ArgumentError(explain(label, f"a shape among {fits}", str(list(shape)), do))
+        raise unexpected(label, f"a shape among {fits}", str(list(shape)), do)
     return possible
 
 
@@ -107,5 +107,5 @@ def one_of(readings: Sequence[Reading], shape: torch.Size, label: str, by_step: 
             "has one value for each element; else give a dict keyed by names."
         )
         came = f"{list(shape)}: {' or '.join(r.meaning for r in readings)}"
-        raise ArgumentError(explain(label, "a shape with one reading", came, do))
+        raise unexpected(label, "a shape with one reading", came, do)
     return left[0]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.errors import closest, listing, unexpected
 from gimli_core.meta_parameters.leaf import Leaf, as_tensor, check_values
 from gimli_core.meta_parameters.marks import Marked, unmarked
 from gimli_core.meta_parameters.readings import Layout, Reading, count_steps, of_one_task, one_of, read, read_own
@@ -38,10 +38,12 @@ def expand_betas(phi_opt: Mapping[str, Any]) -> dict[str, Any]:
             expanded[name] = value
             continue
         if not isinstance(value, (tuple, list)) or len(value) != 2 or {"beta1", "beta2"} & set(phi_opt):
-            raise ArgumentError(
-                explain("phi_opt['betas']", "a pair (beta1, beta2), without 'beta1' or 'beta2' beside it",
-                        f"{type(value).__name__} beside {listing(phi_opt)}", "Give the pair, or the two by name.")
-            )  # fmt: skip
+            raise unexpected(
+                "phi_opt['betas']",
+                "a pair (beta1, beta2), without 'beta1' or 'beta2' beside it",
+                f"{type(value).__name__} beside {listing(phi_opt)}",
+                "Give the pair, or the two by name.",
+            )
         expanded["beta1"], expanded["beta2"] = value
     return expanded
 
@@ -62,19 +64,19 @@ def resolve_groups(optimizer: Optimizer, theta: Tensors) -> dict[str, tuple[str,
         return {}
     if not isinstance(optimizer.groups, Mapping):
         came = type(optimizer.groups).__name__
-        raise ArgumentError(
-            explain("optimizer groups", "a dict {group: [tensor names]}", came, "For example {'body': ['conv*']}.")
-        )
+        raise unexpected("optimizer groups", "a dict {group: [tensor names]}", came, "For example {'body': ['conv*']}.")
     for group, patterns in optimizer.groups.items():
         if (
             isinstance(patterns, str)
             or not isinstance(patterns, Iterable)
             or not all(isinstance(p, str) for p in patterns)
         ):
-            raise ArgumentError(
-                explain(f"optimizer groups[{group!r}]", "a list of tensor names or shell patterns", repr(patterns),
-                        "One pattern alone is a list of one: ['conv*'].")
-            )  # fmt: skip
+            raise unexpected(
+                f"optimizer groups[{group!r}]",
+                "a list of tensor names or shell patterns",
+                repr(patterns),
+                "One pattern alone is a list of one: ['conv*'].",
+            )
     groups = {
         group: tuple(k for k in theta if any(fnmatchcase(k, p) for p in patterns))
         for group, patterns in optimizer.groups.items()
@@ -82,10 +84,12 @@ def resolve_groups(optimizer: Optimizer, theta: Tensors) -> dict[str, tuple[str,
     for k in theta:
         homes = [group for group, members in groups.items() if k in members]
         if len(homes) != 1:
-            raise ArgumentError(
-                explain(f"optimizer groups: {k!r}", "to be in exactly one group", f"it in {listing(homes)}",
-                        "Add it to a group's names or patterns, or make the patterns disjoint.")
-            )  # fmt: skip
+            raise unexpected(
+                f"optimizer groups: {k!r}",
+                "to be in exactly one group",
+                f"it in {listing(homes)}",
+                "Add it to a group's names or patterns, or make the patterns disjoint.",
+            )
     return groups
 
 
@@ -95,14 +99,18 @@ def check_name(name: str, optimizer: Optimizer) -> None:
     if name in known:
         return
     if hasattr(optimizer, name) and name in getattr(rule, "__dataclass_fields__", {}):
-        raise ArgumentError(
-            explain(f"phi_opt[{name!r}]", f"a continuous hyperparameter ({listing(known)})",
-                    "a switch, which has no derivative", f"Give {name}= to {rule.__name__}(...) instead.")
-        )  # fmt: skip
-    raise ArgumentError(
-        explain("phi_opt", f"hyperparameters of {rule.__name__} ({listing(known)})", repr(name),
-                f"Rename or remove it.{closest(name, known)}")
-    )  # fmt: skip
+        raise unexpected(
+            f"phi_opt[{name!r}]",
+            f"a continuous hyperparameter ({listing(known)})",
+            "a switch, which has no derivative",
+            f"Give {name}= to {rule.__name__}(...) instead.",
+        )
+    raise unexpected(
+        "phi_opt",
+        f"hyperparameters of {rule.__name__} ({listing(known)})",
+        repr(name),
+        f"Rename or remove it.{closest(name, known)}",
+    )
 
 
 class _Entry(NamedTuple):
@@ -135,7 +143,7 @@ def resolve(layout: Layout, rule: Optimizer, name: str, value: Any, label: str) 
         if key not in known:
             what = "names of theta" + (" or of parameter groups" if layout.groups else "")
             expected, do = f"a dict keyed by {what} ({listing(known)})", f"Rename it.{closest(key, known)}"
-            raise ArgumentError(explain(label, expected, f"the key {key!r}", do))
+            raise unexpected(label, expected, f"the key {key!r}", do)
         mine, one = marked.inside(one)
         serves = layout.groups[key] if by_group else (key,)
         entries.append(_entry(layout, rule, name, one, f"{label}[{key!r}]", serves, mine, whole=False))
@@ -168,7 +176,7 @@ def _leaf(layout: Layout, rule: Optimizer, entry: _Entry, by_step: bool | None =
     anywhere = next(iter(layout.theta.values()))
     if value.device != anywhere.device and value.ndim > 0:
         expected = f"a tensor on theta's device {anywhere.device}"
-        raise ArgumentError(explain(label, expected, f"one on {value.device}", "Move it with .to(...)."))
+        raise unexpected(label, expected, f"one on {value.device}", "Move it with .to(...).")
     by_element = len(entry.shape) > reading.by_step + reading.by_group
     check_values(rule, entry.name, value, label, anywhere, by_element)
     index = None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, VerificationError, explain
+from gimli_core.errors import VerificationError, unexpected
 from gimli_core.notation import Hyper, State, Tensors, slots
 from gimli_core.optimizers.derived import derived_pullback
 from gimli_core.optimizers.interface import Optimizer, Pulled
@@ -153,7 +153,7 @@ def constants(optimizer: Optimizer, theta: Tensors) -> Hyper:
     given = optimizer.hyperparameters()
     for name in [name for name, value in given.items() if value is None]:
         argument = f"{type(optimizer).__name__}({name}=…)"
-        raise ArgumentError(explain(argument, "a value, as there is no phi_opt", "None", "Construct it with one."))
+        raise unexpected(argument, "a value, as there is no phi_opt", "None", "Construct it with one.")
     return {
         k: {n: v.detach() if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for n, v in given.items()}
         for k in theta
@@ -163,8 +163,10 @@ def constants(optimizer: Optimizer, theta: Tensors) -> Hyper:
 def _blocks(pulled: Pulled, like: Pulled) -> Iterator[tuple[str, str, Tensor]]:
     """(input, tensor, adjoint) of everything in `like`; a hyperparameter that `pulled` leaves out has adjoint 0."""
     for by, tensors, shapes in (
-        ("G", pulled.V, like.V), ("theta", pulled.B, like.B), *((slot, pulled.S[slot], like.S[slot]) for slot in like.S)
-    ):  # fmt: skip
+        ("G", pulled.V, like.V),
+        ("theta", pulled.B, like.B),
+        *((slot, pulled.S[slot], like.S[slot]) for slot in like.S),
+    ):
         for k, shape in shapes.items():
             yield by, k, _shaped(by, k, tensors.get(k), shape)
     for k, adjoints in like.A.items():
@@ -175,13 +177,11 @@ def _blocks(pulled: Pulled, like: Pulled) -> Iterator[tuple[str, str, Tensor]]:
 def _shaped(by: str, k: str, came: Tensor | None, like: Tensor) -> Tensor:
     if came is None or came.shape != like.shape:
         what = "nothing" if came is None else f"shape {list(came.shape)}"
-        raise ArgumentError(
-            explain(
-                f"pullback: the adjoint of {by} of {k!r}",
-                f"shape {list(like.shape)}",
-                what,
-                "Return one for every input.",
-            )
+        raise unexpected(
+            f"pullback: the adjoint of {by} of {k!r}",
+            f"shape {list(like.shape)}",
+            what,
+            "Return one for every input.",
         )
     return came
 

@@ -36,7 +36,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, check_switch, explain, listing
+from gimli_core.errors import check_switch, listing, unexpected
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers.numbers import pulled_as_vectors, stepped_as_vectors
 from gimli_core.optimizers.to_torch import hand_back
@@ -97,22 +97,24 @@ class Optimizer(ABC):
         """Raise unless what the rule sees is there to be seen, and no hyperparameter has its name."""
         rule, seen = type(self).__name__, self.seen()
         if isinstance(self.sees, str) or not set(seen) <= set(SEEN):
-            raise ArgumentError(
-                explain(f"{rule}.sees", f"a tuple of {listing(SEEN)}", repr(self.sees), 'For example sees = ("loss",).')
+            raise unexpected(
+                f"{rule}.sees", f"a tuple of {listing(SEEN)}", repr(self.sees), 'For example sees = ("loss",).'
             )
         if clash := sorted(set(seen) & set(self.continuous())):
             do = f"Rename the field, or leave {listing(clash)} out of {rule}.sees."
-            raise ArgumentError(explain(rule, "hyperparameters with names of their own", listing(clash), do))
+            raise unexpected(rule, "hyperparameters with names of their own", listing(clash), do)
 
     def _assign(self, given: Mapping[str, Any], **pairs: tuple[str, ...]) -> None:
         """Set the fields from an explicit `__init__`'s `locals()`; `betas=("beta1", "beta2")` splits a tuple."""
         values = {name: value for name, value in given.items() if name not in ("self", "__class__", *pairs)}
         for pair, names in pairs.items():
             if not isinstance(given[pair], (tuple, list)) or len(given[pair]) != len(names):
-                raise ArgumentError(
-                    explain(f"{type(self).__name__}({pair}=…)", f"({', '.join(names)})", repr(given[pair]),
-                            f"Give {len(names)} numbers.")
-                )  # fmt: skip
+                raise unexpected(
+                    f"{type(self).__name__}({pair}=…)",
+                    f"({', '.join(names)})",
+                    repr(given[pair]),
+                    f"Give {len(names)} numbers.",
+                )
             values.update(zip(names, given[pair], strict=True))
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -138,10 +140,8 @@ class Optimizer(ABC):
         """Raise `ArgumentError` unless `value` lies in the range of hyperparameter `name`."""
         meta = next(f.metadata for f in fields(self) if f.name == name)
         if not meta["low"] <= value < meta["below"]:
-            raise ArgumentError(
-                explain(
-                    argument, f"a number in [{meta['low']:g}, {meta['below']:g})", repr(value), "Choose one inside."
-                )
+            raise unexpected(
+                argument, f"a number in [{meta['low']:g}, {meta['below']:g})", repr(value), "Choose one inside."
             )
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -245,7 +245,5 @@ def with_path(optimizer: Optimizer, G: Tensors, unused: Collection[str]) -> Tens
 
 def state_of(state: State, names: Collection[str]) -> State:
     """What `names` hold of a state, or of the adjoint of one."""
-    return {
-        slot: {k: v for k, v in held.items() if k in names} if isinstance(held, Mapping) else held
-        for slot, held in state.items()
-    }
+    mine = {slot: held for slot, held in state.items() if isinstance(held, Mapping)}
+    return {**state, **{slot: {k: v for k, v in held.items() if k in names} for slot, held in mine.items()}}

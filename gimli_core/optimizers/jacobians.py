@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.interface import Optimizer
 
@@ -57,7 +57,7 @@ def _check(rule: Optimizer, slots: Collection[str], theta: Any, state: Any, G: A
     if state is not None:
         if not isinstance(state, Mapping) or set(state) != {"step", *slots}:
             expected = f"a dict with the keys {listing(('step', *slots))}"
-            raise ArgumentError(explain("state", expected, repr(state), "A result's state_J has this form."))
+            raise unexpected("state", expected, repr(state), "A result's state_J has this form.")
         for slot in slots:
             _check_tensors(f"state[{slot!r}]", state[slot], theta)
     names = rule.continuous()
@@ -65,12 +65,12 @@ def _check(rule: Optimizer, slots: Collection[str], theta: Any, state: Any, G: A
         several = [n for n, v in rule.hyperparameters().items() if not isinstance(v, (int, float, Tensor))]
         if several:
             do = "Give hyper={name: {hyperparameter: value}}."
-            raise ArgumentError(explain("hyper", "the values of one step", f"a dict for {listing(several)}", do))
+            raise unexpected("hyper", "the values of one step", f"a dict for {listing(several)}", do)
     elif not isinstance(hyper, Mapping) or not all(
         isinstance(hyper.get(k), Mapping) and set(hyper[k]) == set(names) for k in theta
     ):
         expected = f"{{name: {{hyperparameter: value}}}} with {listing(names)} for each name of theta"
-        raise ArgumentError(explain("hyper", expected, repr(hyper), "Add what is missing."))
+        raise unexpected("hyper", expected, repr(hyper), "Add what is missing.")
 
 
 def _check_tensors(argument: str, held: Any, theta: Any) -> None:
@@ -79,8 +79,8 @@ def _check_tensors(argument: str, held: Any, theta: Any) -> None:
     if not sound or not all(isinstance(v, Tensor) and v.is_floating_point() for v in held.values()):
         came = f"a dict with {', '.join(map(repr, held))}" if isinstance(held, Mapping) else type(held).__name__
         expected = "a dict {name: floating-point tensor} with the names of theta"
-        raise ArgumentError(explain(argument, expected, came, "Key it as theta is."))
+        raise unexpected(argument, expected, came, "Key it as theta is.")
     for k, v in held.items():
         if v.shape != theta[k].shape:
             expected = f"shape {list(theta[k].shape)}, as theta[{k!r}] has"
-            raise ArgumentError(explain(f"{argument}[{k!r}]", expected, str(list(v.shape)), "Expand it."))
+            raise unexpected(f"{argument}[{k!r}]", expected, str(list(v.shape)), "Expand it.")

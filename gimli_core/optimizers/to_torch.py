@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.errors import closest, listing, unexpected
 from gimli_core.notation import State, slots
 from gimli_core.optimizers.torch_names import names_of
 
@@ -49,14 +49,14 @@ def hand_back(
     kind = _kind(optimizer)
     if kind != type(rule).__name__:
         came, do = f"a torch.optim.{kind}", "Hand it to an optimizer of the rule's own kind."
-        raise ArgumentError(explain(WHERE, f"a torch.optim.{type(rule).__name__}", came, do))
+        raise unexpected(WHERE, f"a torch.optim.{type(rule).__name__}", came, do)
     names = names_of(optimizer, named_parameters, WHERE)
     changes: list[Callable[[], None]] = []
     learned = {**rule.hyperparameters(), **_split(phi_opt or {})}
     unknown = [name for name in _split(phi_opt or {}) if name not in rule.hyperparameters()]
     if unknown:
         do = f"Rename or remove it.{closest(unknown[0], rule.hyperparameters())}"
-        raise ArgumentError(explain(f"{WHERE}: phi_opt", f"hyperparameters of {kind}", listing(unknown), do))
+        raise unexpected(f"{WHERE}: phi_opt", f"hyperparameters of {kind}", listing(unknown), do)
     for number, group in enumerate(optimizer.param_groups):
         members = [names[id(p)] for p in group["params"]]
         values = {name: _of_group(name, value, number, members) for name, value in learned.items()}
@@ -75,9 +75,7 @@ def hand_back(
 
 def _kind(optimizer: Any) -> str:
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ArgumentError(
-            explain(WHERE, "a torch.optim optimizer", type(optimizer).__name__, "Pass the live instance.")
-        )
+        raise unexpected(WHERE, "a torch.optim optimizer", type(optimizer).__name__, "Pass the live instance.")
     name = next(kind.__name__ for kind in type(optimizer).__mro__ if f"{kind.__module__}.".startswith("torch.optim."))
     decoupled = any(group.get("decoupled_weight_decay") for group in optimizer.param_groups)
     return "AdamW" if name == "Adam" and decoupled else name
@@ -97,7 +95,7 @@ def _of_group(name: str, value: Any, number: int, members: list[str]) -> float:
     if isinstance(value, Mapping):  # by group as from_torch calls them, or by tensor
         parts = [value[str(number)]] if str(number) in value else [value[k] for k in members if k in value]
         if len(parts) < (1 if str(number) in value else len(members)):
-            raise ArgumentError(explain(argument, f"a value for group {number}", listing(value), "Add it."))
+            raise unexpected(argument, f"a value for group {number}", listing(value), "Add it.")
     elif isinstance(value, Tensor) and value.ndim == 1 and number < len(value):
         parts = [value[number]]
     else:
@@ -105,7 +103,7 @@ def _of_group(name: str, value: Any, number: int, members: list[str]) -> float:
     numbers = {float(part) for part in parts if not isinstance(part, Tensor) or part.numel() == 1}
     if len(numbers) != 1 or any(isinstance(part, Tensor) and part.numel() != 1 for part in parts):
         came, do = "several", "torch.optim has one a group: build it with a group for each, or reduce them."
-        raise ArgumentError(explain(argument, f"one number for parameter group {number}", came, do))
+        raise unexpected(argument, f"one number for parameter group {number}", came, do)
     return numbers.pop()
 
 
@@ -126,9 +124,7 @@ def _set(group: dict[str, Any], values: Mapping[str, float]) -> None:
 def _fitting(argument: str, value: Any, shape: torch.Size) -> Tensor:
     if not isinstance(value, Tensor) or value.shape != shape:
         came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else "nothing"
-        raise ArgumentError(
-            explain(argument, f"a tensor of shape {list(shape)}", came, "Take it from a result's theta_J.")
-        )
+        raise unexpected(argument, f"a tensor of shape {list(shape)}", came, "Take it from a result's theta_J.")
     return value.detach()
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import ArgumentError, listing, unexpected
 from gimli_core.notation import State, Tensors, slots
 from gimli_core.optimizers.check import constants
 from gimli_core.optimizers.interface import Optimizer
@@ -130,13 +130,11 @@ def from_torch(
     built = [options_of(*convert(group)) for group in optimizer.param_groups]
     rules = {rule for rule, _ in built}
     if len(rules) > 1:
-        raise ArgumentError(
-            explain(
-                "from_torch(optimizer)",
-                "one rule for all groups",
-                f"{listing(str(r) for r in rules)}",
-                "Use one optimizer for each, joined by gimli.optimizers.Partition.",
-            )
+        raise unexpected(
+            "from_torch(optimizer)",
+            "one rule for all groups",
+            f"{listing(str(r) for r in rules)}",
+            "Use one optimizer for each, joined by gimli.optimizers.Partition.",
         )
     rule = built[0][0]
     given = _merged([options for _, options in built], rule)
@@ -164,14 +162,12 @@ def _converter(optimizer: torch.optim.Optimizer) -> Convert:
         )
     if kind not in REGISTERED:
         known = listing(sorted(k.__name__ for k in REGISTERED), limit=99)
-        raise ArgumentError(
-            explain(
-                "from_torch(optimizer)",
-                f"an optimizer with a rule ({known})",
-                f"{kind.__module__}.{kind.__qualname__}",
-                "Write its step as a gimli.optimizers.DerivedOptimizer, and make it known by "
-                f"gimli.optimizers.register({kind.__name__}, YourRule).",
-            )
+        raise unexpected(
+            "from_torch(optimizer)",
+            f"an optimizer with a rule ({known})",
+            f"{kind.__module__}.{kind.__qualname__}",
+            "Write its step as a gimli.optimizers.DerivedOptimizer, and make it known by "
+            f"gimli.optimizers.register({kind.__name__}, YourRule).",
         )
     return REGISTERED[kind]
 
@@ -196,13 +192,11 @@ def _merged(options: list[Options], rule: Rule) -> Options:
         if all(_equal(v, first) for v in values):
             merged[name] = first
         elif name in switches or isinstance(first, str) or first is None:
-            raise ArgumentError(
-                explain(
-                    f"from_torch(optimizer): {name}",
-                    "the same switch in every group",
-                    listing(values),
-                    "Use one optimizer for each, joined by gimli.optimizers.Partition.",
-                )
+            raise unexpected(
+                f"from_torch(optimizer): {name}",
+                "the same switch in every group",
+                listing(values),
+                "Use one optimizer for each, joined by gimli.optimizers.Partition.",
             )
         elif isinstance(first, (tuple, list)):
             merged[name] = tuple({str(i): v[n] for i, v in enumerate(values)} for n in range(len(first)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 
 __all__ = ["schedule"]
 
@@ -85,13 +85,11 @@ def schedule(
                 reached[name] = True
                 values[key] = at.to(tensor.device) + slope.to(tensor.device) * nothing
     for name in [name for name, reaches in reached.items() if not reaches]:
-        raise ArgumentError(
-            explain(
-                f"schedule({name}=…)",
-                "a scheduler that depends on a value that requires grad",
-                f"one that sets the same whatever {name} is",
-                f'Let it take its heights from the optimizer, opt.param_groups[0]["{name}"], or detach the value.',
-            )
+        raise unexpected(
+            f"schedule({name}=…)",
+            "a scheduler that depends on a value that requires grad",
+            f"one that sets the same whatever {name} is",
+            f'Let it take its heights from the optimizer, opt.param_groups[0]["{name}"], or detach the value.',
         )
     devices = {name: v.device for name, v in given.items() if isinstance(v, Tensor)}
     return {key: v.to(devices.get(key, v.device)) for key, v in values.items()}
@@ -133,24 +131,20 @@ def _made(make_scheduler: MakeScheduler, optimizer: _Bare, steps: int, metrics: 
         scheduler = make_scheduler(optimizer)
     except (ValueError, KeyError, TypeError) as error:
         do = "Name what the scheduler moves: schedule(…, momentum=0.9), or beta1=0.9, beside lr."
-        raise ArgumentError(explain("schedule(make_scheduler)", "a scheduler", f"{error}", do)) from error
+        raise unexpected("schedule(make_scheduler)", "a scheduler", f"{error}", do) from error
     if getattr(scheduler, "optimizer", None) is not optimizer or not hasattr(scheduler, "step"):
-        raise ArgumentError(
-            explain(
-                "schedule(make_scheduler)",
-                "a torch.optim.lr_scheduler of the optimizer that it is called with",
-                f"{type(scheduler).__name__} of another" if hasattr(scheduler, "step") else type(scheduler).__name__,
-                "For example lambda opt: torch.optim.lr_scheduler.StepLR(opt, 10).",
-            )
+        raise unexpected(
+            "schedule(make_scheduler)",
+            "a torch.optim.lr_scheduler of the optimizer that it is called with",
+            f"{type(scheduler).__name__} of another" if hasattr(scheduler, "step") else type(scheduler).__name__,
+            "For example lambda opt: torch.optim.lr_scheduler.StepLR(opt, 10).",
         )
     if isinstance(scheduler, ReduceLROnPlateau) and (metrics is None or len(metrics) < steps - 1):
-        raise ArgumentError(
-            explain(
-                "schedule(metrics)",
-                f"{steps - 1} numbers, one after each inner step but the last, since ReduceLROnPlateau follows them",
-                "None" if metrics is None else f"{len(metrics)}",
-                "Give those of an earlier run. The schedule is then fixed: how it follows them has no derivative.",
-            )
+        raise unexpected(
+            "schedule(metrics)",
+            f"{steps - 1} numbers, one after each inner step but the last, since ReduceLROnPlateau follows them",
+            "None" if metrics is None else f"{len(metrics)}",
+            "Give those of an earlier run. The schedule is then fixed: how it follows them has no derivative.",
         )
     return scheduler
 
@@ -163,8 +157,8 @@ def _advance(scheduler: LRScheduler, j: int, metrics: Sequence[float] | None) ->
             scheduler.step()
     except ValueError as error:
         do = "Make it for as many steps as the inner loop has."
-        raise ArgumentError(
-            explain("schedule(make_scheduler)", f"a scheduler that reaches inner step {j + 1}", f"{error}", do)
+        raise unexpected(
+            "schedule(make_scheduler)", f"a scheduler that reaches inner step {j + 1}", f"{error}", do
         ) from error
 
 
@@ -172,27 +166,25 @@ def _check(make_scheduler: Any, steps: Any, given: Mapping[str, Any]) -> None:
     if not callable(make_scheduler):
         do = "For example lambda opt: torch.optim.lr_scheduler.StepLR(opt, 10)."
         came = type(make_scheduler).__name__
-        raise ArgumentError(explain("schedule(make_scheduler)", "a function of an optimizer", came, do))
+        raise unexpected("schedule(make_scheduler)", "a function of an optimizer", came, do)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ArgumentError(explain("schedule(steps)", "a whole number from 1", repr(steps), "Give J."))
+        raise unexpected("schedule(steps)", "a whole number from 1", repr(steps), "Give J.")
     for name, value in given.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number and not (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()):
             came = f"shape {list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             do = "Call it once for each group or tensor, and put the results into a dict."
             expected = "a number or a 0-dimensional floating-point tensor"
-            raise ArgumentError(explain(f"schedule({name}=…)", expected, came, do))
+            raise unexpected(f"schedule({name}=…)", expected, came, do)
 
 
 def _check_affine(name: str, key: str, below: Tensor, at: Tensor, above: Tensor) -> None:
     bend = (above + below - 2 * at).abs()
     if bool((bend > 1e-9 * torch.maximum(above.abs(), below.abs())).any()):
         j = int(bend.argmax())
-        raise ArgumentError(
-            explain(
-                f"schedule({name}=…)",
-                "a scheduler that is affine in a value that requires grad",
-                f"{key} of step {j}, which is not (it is clipped near {at[j]:g}, or computed in another way)",
-                f"Compute the schedule as a [J] tensor from {name}, or detach the value.",
-            )
+        raise unexpected(
+            f"schedule({name}=…)",
+            "a scheduler that is affine in a value that requires grad",
+            f"{key} of step {j}, which is not (it is clipped near {at[j]:g}, or computed in another way)",
+            f"Compute the schedule as a [J] tensor from {name}, or detach the value.",
         )

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain, first_line
+from gimli_core.errors import first_line, unexpected
 from gimli_core.memory.directory import directory_of, hold
 from gimli_core.memory.files import damaged, names_of_ours, read_file, write_file
 from gimli_core.memory.locks import release
@@ -87,7 +87,7 @@ class Checkpoints:
         place, old, new = difference(written, self._identity)
         if place:
             came = f"the checkpoint of another one, whose {place} is {old!r} where this one's is {new!r}"
-            raise ArgumentError(explain(f"out {str(self.directory)!r}", "a directory of this outer loop", came, REMEDY))
+            raise unexpected(f"out {str(self.directory)!r}", "a directory of this outer loop", came, REMEDY)
 
 
 def check_storable(state: Mapping[str, Any]) -> None:
@@ -98,7 +98,7 @@ def check_storable(state: Mapping[str, Any]) -> None:
         except Exception as error:
             expected = "a state_dict of tensors, numbers, strings, and lists and dicts of them"
             do = "A checkpoint runs no code when it is read: leave other objects out of the state_dict."
-            raise ArgumentError(explain(name, expected, first_line(error), do)) from error
+            raise unexpected(name, expected, first_line(error), do) from error
 
 
 def packed(state: Any) -> Tensor:

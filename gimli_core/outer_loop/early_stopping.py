@@ -8,7 +8,7 @@ from numbers import Integral, Real
 
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.errors import closest, listing, unexpected
 from gimli_core.notation import Tensors
 
 __all__ = ["EarlyStopping", "Stopping"]
@@ -42,16 +42,12 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         if isinstance(self.patience, bool) or not isinstance(self.patience, Integral) or self.patience < 1:
             do = "1 stops at the first evaluation that is not better."
-            raise ArgumentError(
-                explain("EarlyStopping(patience=…)", "a whole number, at least 1", repr(self.patience), do)
-            )
+            raise unexpected("EarlyStopping(patience=…)", "a whole number, at least 1", repr(self.patience), do)
         if self.mode not in ("min", "max"):
             do = "'min' for a loss, 'max' for an accuracy."
-            raise ArgumentError(explain("EarlyStopping(mode=…)", "'min' or 'max'", repr(self.mode), do))
+            raise unexpected("EarlyStopping(mode=…)", "'min' or 'max'", repr(self.mode), do)
         if not isinstance(self.least, Real) or not self.least >= 0:
-            raise ArgumentError(
-                explain("EarlyStopping(least=…)", "a number, at least 0", repr(self.least), "Or leave it out.")
-            )
+            raise unexpected("EarlyStopping(least=…)", "a number, at least 0", repr(self.least), "Or leave it out.")
 
     def value(self, evaluation: Mapping[str, float | None]) -> float | None:
         """The number that decides; None if it is not finite. Raises ArgumentError."""
@@ -60,7 +56,7 @@ class EarlyStopping:
         if self.metric is None or self.metric not in evaluation:
             came = "none, where there are several" if self.metric is None else repr(self.metric)
             do = f"Name one of them.{closest(self.metric, evaluation) if self.metric else ''}"
-            raise ArgumentError(explain("EarlyStopping(metric=…)", f"one of {listing(evaluation)}", came, do))
+            raise unexpected("EarlyStopping(metric=…)", f"one of {listing(evaluation)}", came, do)
         return evaluation[self.metric]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.evaluation.evaluate import Evaluation
 from gimli_core.outer_loop.randomness import EVALUATION, leaving, seed_at
 
@@ -30,7 +30,7 @@ def evaluated(
         return {str(name): number_of(number) for name, number in numbers.items()}
     except (TypeError, ValueError, RuntimeError) as error:
         expected = "a number or a dict of numbers"
-        raise ArgumentError(explain("evaluate(step)", expected, type(returned).__name__, str(error))) from error
+        raise unexpected("evaluate(step)", expected, type(returned).__name__, str(error)) from error
 
 
 def number_of(value: Any) -> float | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from gimli_core.errors import ArgumentError, NotFiniteError, check_switch, explain, listing
+from gimli_core.errors import NotFiniteError, check_switch, listing, unexpected
 from gimli_core.evaluation.evaluate import Evaluation
 from gimli_core.outer_loop.checks import (
     check_estimator,
@@ -23,7 +23,7 @@ from gimli_core.outer_loop.checks import (
     check_rich,
     check_scheduler,
     check_tasks,
-)  # fmt: skip
+)
 from gimli_core.outer_loop.early_stopping import EarlyStopping, Stopping
 from gimli_core.outer_loop.estimator import Estimator
 from gimli_core.outer_loop.evaluation import evaluated, number_of
@@ -219,7 +219,7 @@ class OuterLoop:
         gradients = [leaf.grad for leaf in self._learned if leaf.grad is not None]
         if not gradients:
             expected = "a gradient in .grad of at least one parameter"
-            raise ArgumentError(explain("estimator(drawn)", expected, "none", "See gimli.Estimator."))
+            raise unexpected("estimator(drawn)", expected, "none", "See gimli.Estimator.")
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
             broken = [name for name, p in self.phi.items() if p.grad is not None and not p.grad.isfinite().all()]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from gimli_core.environment import Environment
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.runs.plain_values import plain_snapshot, snapshot_of
 
 __all__ = [
@@ -53,7 +53,7 @@ def seed_at(seed: int, *place: int) -> None:
 def check_seed(seed: Any) -> None:
     """Raise ArgumentError unless `seed` is a whole number."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-        raise ArgumentError(explain("seed", "a whole number, at least 0", repr(seed), "For example seed=0."))
+        raise unexpected("seed", "a whole number, at least 0", repr(seed), "For example seed=0.")
 
 
 def generators(device: torch.device) -> str:

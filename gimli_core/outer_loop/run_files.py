@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.outer_loop.checkpoints import Checkpoints, check_storable
 from gimli_core.outer_loop.log import Log, Record
 
@@ -52,7 +52,7 @@ class RunFiles:
                 if os.path.lexists(path):
                     came = f"{path}, which stands there without a checkpoint"
                     do = "Name another directory, or move that file."
-                    raise ArgumentError(explain("out", "a directory without another log", came, do))
+                    raise unexpected("out", "a directory without another log", came, do)
                 check_storable(loop.state_dict())
                 self._checkpoints.write({**loop.state_dict(), "log": 0})
             self._log = Log(

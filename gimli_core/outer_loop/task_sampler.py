@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.outer_loop.randomness import TASK, check_seed, generator_at
 
 __all__ = ["TaskSampler"]
@@ -41,9 +41,9 @@ class TaskSampler:
     def __init__(self, draw: Callable[[torch.Generator], Any], tasks: int | None = None, *, seed: int = 0) -> None:
         if not callable(draw):
             do = "For example lambda generator: torch.randn(5, generator=generator)."
-            raise ArgumentError(explain("draw", "a function (generator) -> task", type(draw).__name__, do))
+            raise unexpected("draw", "a function (generator) -> task", type(draw).__name__, do)
         if tasks is not None and (isinstance(tasks, bool) or not isinstance(tasks, Integral) or tasks < 1):
-            raise ArgumentError(explain("tasks", "a whole number, at least 1, or None", repr(tasks), "None draws one."))
+            raise unexpected("tasks", "a whole number, at least 1, or None", repr(tasks), "None draws one.")
         check_seed(seed)
         self.draw, self.tasks, self.seed = draw, tasks, seed
 
@@ -56,7 +56,7 @@ class TaskSampler:
             return pytree.tree_map(lambda *leaves: torch.stack(leaves), *drawn)
         except (RuntimeError, TypeError, ValueError) as error:
             do = "Draw as many rows for each, or draw with tasks=None and collate them in `draw`."
-            raise ArgumentError(explain("draw", "tensors of one shape for all tasks", str(error), do)) from error
+            raise unexpected("draw", "tensors of one shape for all tasks", str(error), do) from error
 
     def task(self, step: int, t: int) -> Any:
         """Task t of an outer step, alone."""

@@ -73,9 +73,14 @@ def requirement_II(inputs: Inputs) -> tuple[Requirement, Choice]:
 def _recorded(inputs: Inputs, j: int) -> Graph:
     """The gradient of the inner loss at theta_0 and batch j, with its graph. Cost 3F."""
     G = gradient(
-        inputs.form.problem.train_loss, "train_loss", inputs.values.theta_0, inputs.values.phi_at(j),
-        inputs.values.batch(j), frozen=inputs.values.frozen, keep_graph=True,
-    )  # fmt: skip
+        inputs.form.problem.train_loss,
+        "train_loss",
+        inputs.values.theta_0,
+        inputs.values.phi_at(j),
+        inputs.values.batch(j),
+        frozen=inputs.values.frozen,
+        keep_graph=True,
+    )
     assert G.graph is not None
     return G.graph
 

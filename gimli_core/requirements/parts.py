@@ -11,7 +11,7 @@ from torch import Tensor
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.evaluate import evaluate
 from gimli_core.derivatives.micro_batches import MicroBatches, each, together
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.requirements.trial import trial
 
 __all__ = ["part_by_part", "refuse_undecomposed"]
@@ -50,7 +50,7 @@ def refuse_undecomposed(inputs: Inputs) -> None:
         if any(new is not old for new, old in zip(now.buffers, found.buffers, strict=True)):
             expected, came = "a loss that leaves its modules' buffers alone", "one that changes running statistics"
             do = "BatchNorm would be trained on each part, not on the whole batch: use LayerNorm, GroupNorm or eval()."
-            raise ArgumentError(explain("train_loss on micro-batches", expected, came, do))
+            raise unexpected("train_loss on micro-batches", expected, came, do)
         if inputs.values.rows is not None:  # of which each part has its own
             batch = batch._replace(parts=tuple(part.batch for part in batch.parts))
         joined = together(batch, 0 if inputs.form.tasks is None else 1)
@@ -65,7 +65,7 @@ def refuse_undecomposed(inputs: Inputs) -> None:
             "Give the weights of what it divides by: MicroBatches(parts, weights=…), ones if it is a sum. A loss that "
             "normalises by the whole batch has no parts. check=False goes on, with the sum as the inner loss."
         )
-        raise ArgumentError(explain("train_loss on micro-batches", expected, f"{total.tolist()!r}", do))
+        raise unexpected("train_loss on micro-batches", expected, f"{total.tolist()!r}", do)
 
 
 def _value(inputs: Inputs, batch: Any) -> Tensor:

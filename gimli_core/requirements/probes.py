@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.evaluate import evaluate
-from gimli_core.errors import ArgumentError, ReplayError, RequirementError, explain
+from gimli_core.errors import ReplayError, RequirementError, unexpected
 from gimli_core.meta_parameters.marks import tensor_paths
 from gimli_core.requirements.trial import copied, same, same_data, tensors_of, trial
 
@@ -54,7 +54,7 @@ def refuse_edited_batches(inputs: Inputs) -> None:
                 continue
         expected, came = "to leave its batch as it is", "one that it changed in place"
         do = "A step may be evaluated again, and would see other data: let it change a copy, batch.clone()."
-        raise ArgumentError(explain(name, expected, came, do))
+        raise unexpected(name, expected, came, do)
 
 
 def refuse_stray_tensors(inputs: Inputs, *, tied: bool) -> None:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.theta import theta_by_task
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS
 from gimli_core.results import MetaGradient, Trajectory
@@ -83,8 +83,9 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
     return replace(
         first,
         val_loss=_join(every("val_loss"), False),
-        theta_J={k: v if k in frozen else _join([t[k] for t in every("theta_J")], True)
-                 for k, v in first.theta_J.items()},
+        theta_J={
+            k: v if k in frozen else _join([t[k] for t in every("theta_J")], True) for k, v in first.theta_J.items()
+        },
         state_J=_join_states(every("state_J"), True),
         buffers_J={k: _buffer([b[k] for b in every("buffers_J")]) for k in first.buffers_J},
         train_losses=_side_by_side(every("train_losses")),
@@ -97,7 +98,7 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
         A_loss=_join(every("A_loss"), False, call.phi_loss, at),
         B_0={k: _join([B[k] for B in every("B_0")], k in own_theta, at=at) for k in first.B_0},
         S_0=_join(every("S_0"), own_state, at=at),
-    )  # fmt: skip
+    )
 
 
 def _side_by_side(losses: list[Tensor]) -> Tensor:
@@ -110,7 +111,7 @@ def _join_aux(parts: list[Any]) -> Any:
     """Trees of tensors `[steps, tasks, …]`, the tasks in a row."""
     if parts[0] is not None and len({len(leaf) for part in parts for leaf in pytree.tree_leaves(part)}) > 1:
         do = "Run all tasks at a time, or leave aux out."
-        raise ArgumentError(explain("Tasks(chunk=…)", "chunks of as many steps, for their aux", "other numbers", do))
+        raise unexpected("Tasks(chunk=…)", "chunks of as many steps, for their aux", "other numbers", do)
     return None if parts[0] is None else pytree.tree_map(lambda *leaves: torch.cat(leaves, 1), *parts)
 
 

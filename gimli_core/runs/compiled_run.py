@@ -37,9 +37,15 @@ class CompiledRun:
     """
 
     def __init__(
-        self, form: Form, hyper: Hyperparameters, frozen: Tensors, compute: Callable[[], Compute],
-        otherwise: Callable[[], Run], *, vector: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        form: Form,
+        hyper: Hyperparameters,
+        frozen: Tensors,
+        compute: Callable[[], Compute],
+        otherwise: Callable[[], Run],
+        *,
+        vector: bool = False,
+    ) -> None:
         self.form, self.steps = form, form.steps
         self._hyper, self._frozen, self._vector = hyper, frozen, vector
         self._compute, self._otherwise = compute, otherwise

@@ -18,7 +18,7 @@ from torch import Tensor
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.finite import check_end
 from gimli_core.derivatives.first_order import Gradient
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.memory.allocator import long_lived
 from gimli_core.memory.schedules.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
 from gimli_core.memory.schedules.truncated import truncated
@@ -156,7 +156,7 @@ class Execution:
         if self.along is not None:
             if not torch.equal(self.along, along):
                 came, do = "another one than the run that was killed had", "Call as when the run was begun."
-                raise ArgumentError(explain("resume", "the same gradient of L to arrive at it", came, do))
+                raise unexpected("resume", "the same gradient of L to arrive at it", came, do)
             return
         self.along = along
         J = self.form.steps

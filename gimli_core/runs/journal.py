@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.errors import ArgumentError, StorageError, explain
+from gimli_core.errors import StorageError, unexpected
 from gimli_core.memory.directory import hold
 from gimli_core.memory.files import damaged, is_ours, names_of_ours, read_file, write_file
 from gimli_core.memory.locks import release
@@ -33,8 +33,18 @@ SECONDS = 30.0  # between two writings
 POINT = r"point-(?:0|[1-9]\d*)"
 REMEDY = "To begin anew, remove the file `progress` of this directory and run again."
 TENSORS = {"adjoints", "along", "losses", "val_losses", "start", "end"}
-PLAIN = {"problem": str, "run": str, "made": bool, "points": list, "done": int, "point": int, "validated": bool,
-         "schedule": dict, "generators": list, "left": list}  # fmt: skip
+PLAIN = {
+    "problem": str,
+    "run": str,
+    "made": bool,
+    "points": list,
+    "done": int,
+    "point": int,
+    "validated": bool,
+    "schedule": dict,
+    "generators": list,
+    "left": list,
+}
 
 
 class Journal:
@@ -77,7 +87,7 @@ class Journal:
             schedule = schedule_of(plain, disk or Path())
         if schedule.disk is not None and disk is None:
             came = "one without, though the run to be resumed stores states on disk"
-            raise ArgumentError(explain("memory", "a schedule with disk=PATH", came, "Call as when the run was begun."))
+            raise unexpected("memory", "a schedule with disk=PATH", came, "Call as when the run was begun.")
         return schedule
 
     def due(self) -> bool:
@@ -143,7 +153,7 @@ class Journal:
         tree, extra = read_file(path, remedy=REMEDY)
         if extra.get("problem") != self._problem:
             came = f"{self.directory}, which holds a run of another problem, or with other values"
-            raise ArgumentError(explain("resume", "a directory of this problem", came, "Name another directory."))
+            raise unexpected("resume", "a directory of this problem", came, "Name another directory.")
         with self.reading():
             demand(set(extra) == set(PLAIN) and set(tree) == TENSORS, "fields")
             demand(all(type(extra[name]) is kind for name, kind in PLAIN.items()), "values")
@@ -159,7 +169,7 @@ class Journal:
         if not is_ours(path):
             came = f"{path}, which no run has written"
             expected = "a directory where the names point-0, point-1, … are free"
-            raise ArgumentError(explain("resume", expected, came, "Name another, best one that is not there yet."))
+            raise unexpected("resume", expected, came, "Name another, best one that is not there yet.")
         _unlink(path)
 
     def _own(self) -> None:

@@ -18,7 +18,7 @@ from gimli_core.compiled.in_time import in_time
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, given_of
 from gimli_core.environment import Environment
-from gimli_core.errors import ArgumentError, explain, notice
+from gimli_core.errors import notice, unexpected
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.pilot import Maker
 from gimli_core.memory.schedules.actions import Schedule
@@ -82,7 +82,7 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
             return make_run(_one_at_a_time(call), wants)
     if call.resume is not None:
         came, do = f"Tasks(chunk={call.tasks.chunk})", "Give one of chunk= and resume=."  # type: ignore[union-attr]
-        raise ArgumentError(explain("resume", "None where tasks are run in chunks", came, do))
+        raise unexpected("resume", "None where tasks are run in chunks", came, do)
     return Chunks(call, parts, partial(_one, wants=replace(wants, weighed=False)))
 
 
@@ -238,5 +238,5 @@ def schedule_of_call(call: Call) -> Schedule:
     if not isinstance(memory, Schedule):
         called = "Call it: memory=gimli.memory.StoreStates()."
         hint = called if isinstance(memory, type) else "For example gimli.memory.StoreStates()."
-        raise ArgumentError(explain("memory", "a schedule of gimli.memory", repr(memory), hint))
+        raise unexpected("memory", "a schedule of gimli.memory", repr(memory), hint)
     return memory

@@ -33,9 +33,14 @@ def reduced(form: Form, of_each: Tensor) -> Tensor:
 
 
 def outcome_of(
-    inputs: Inputs, ends: Ends, train_losses: list[Tensor], val_losses: dict[int, Tensor], buffers_J: Tensors,
-    A_opt: list[Tensor], A_loss: Tensors,
-) -> Outcome:  # fmt: skip
+    inputs: Inputs,
+    ends: Ends,
+    train_losses: list[Tensor],
+    val_losses: dict[int, Tensor],
+    buffers_J: Tensors,
+    A_opt: list[Tensor],
+    A_loss: Tensors,
+) -> Outcome:
     """The outcome of a run from what it ended with, in the form that it ran in. Adds to A_opt what s_0 adds."""
     form, hyper = inputs.form, inputs.values.hyper
     if not form.warm:  # s_0 = s_0(phi_opt)

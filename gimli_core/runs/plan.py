@@ -12,7 +12,7 @@ from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
 from gimli_core.compiled.choice import chosen
 from gimli_core.compiled.steps import CompiledSteps
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.memory.measure import known_costs
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.binomial import advances
@@ -120,12 +120,23 @@ def plan(
     """
     if not isinstance(compile, bool):
         do = "The rows are those of single steps, eager or compiled."
-        raise ArgumentError(explain("compile", "True or False", repr(compile), do))
+        raise unexpected("compile", "True or False", repr(compile), do)
     call = Call(
-        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights,
-        approximation=approximation, second_order=second_order, tasks=tasks, check=check,
+        problem,
+        theta_0,
+        train_batches,
+        val_batch,
+        steps,
+        phi_opt,
+        phi_loss,
+        state_0,
+        val_weights,
+        approximation=approximation,
+        second_order=second_order,
+        tasks=tasks,
+        check=check,
         micro_batches=micro_batches,
-    ).parts()[0]  # fmt: skip
+    ).parts()[0]
     J, costs = apart_if_needed(call, lambda: _measured(call, compile))
     named = {"RetainGraphs()": Checkpoint(1, graphs=J), "StoreStates()": Checkpoint(J)}
     named |= {f"Checkpoint({S})": Checkpoint(S) for S in (50, 20, 10, 5, 2) if S < J}
@@ -148,6 +159,6 @@ def _measured(call: Call, compile: bool) -> tuple[int, Costs]:
     J = inputs.form.steps - inputs.form.first
     if J < 2:
         do = "With fewer there is nothing to choose."
-        raise ArgumentError(explain("steps", "at least 2 that are swept", str(J), do))
+        raise unexpected("steps", "at least 2 that are swept", str(J), do)
     compiled = chosen(inputs, compile, whole=False)
     return J, known_costs(inputs, *makers(compiled if isinstance(compiled, CompiledSteps) else EagerSteps()))

@@ -18,7 +18,7 @@ from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import in_parts, modules_of, prepare
 from gimli_core.arguments.phi_loss import indexed_entries
 from gimli_core.environment import Environment
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.meta_parameters.marks import tensor_paths
 from gimli_core.results import MetaGradient
@@ -36,7 +36,7 @@ def check_derivatives(derivatives: Any, call: Call) -> None:
             return
     else:
         do = "2 lets the result of backward be differentiated, as often as you like."
-        raise ArgumentError(explain("derivatives", "1 or 2", repr(derivatives), do))
+        raise unexpected("derivatives", "1 or 2", repr(derivatives), do)
     tasks = call.tasks
     learned = any(t.requires_grad for _, t in tensor_paths(call.val_weights))
     for name, there, do in (
@@ -57,7 +57,7 @@ def check_derivatives(derivatives: Any, call: Call) -> None:
                 "val_weights": "weights that require grad",
             }
             expected = f"no such {name} beside derivatives=2"
-            raise ArgumentError(explain(name, expected, what.get(name, repr(getattr(call, name))), do))
+            raise unexpected(name, expected, what.get(name, repr(getattr(call, name))), do)
 
 
 class Recorded:

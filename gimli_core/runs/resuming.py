@@ -44,8 +44,13 @@ def write(run: Execution, journal: Journal, actions: int, left: Snapshot | None)
 
 
 def _tree_of(A: Adjoints) -> dict[str, Any]:
-    return {"B": A.B, "S": A.S, "A_opt": {str(i): a for i, a in enumerate(A.A_opt)}, "A_loss": A.A_loss,
-            "A_rows": {k: rows.parts() for k, rows in A.A_rows.items()}}  # fmt: skip
+    return {
+        "B": A.B,
+        "S": A.S,
+        "A_opt": {str(i): a for i, a in enumerate(A.A_opt)},
+        "A_loss": A.A_loss,
+        "A_rows": {k: rows.parts() for k, rows in A.A_rows.items()},
+    }
 
 
 def _adjoints_of(tree: dict[str, Any], run: Execution, like: Point) -> Adjoints:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.environment import Snapshot
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.memory.allocator import give_back, reusing
 from gimli_core.memory.schedules.actions import Action, Schedule, Validate
 from gimli_core.notation import Tensors
@@ -175,7 +175,7 @@ class ScheduledRun:
             return
         if any(aux is not None for aux in self.reached.losses.aux()):
             came, do = "a loss that returns (loss, aux)", "Return the loss alone, or run it without resume=."
-            raise ArgumentError(explain("resume", "losses without aux, which a journal does not keep", came, do))
+            raise unexpected("resume", "losses without aux, which a journal does not keep", came, do)
         if isinstance(action, Validate):
             self._left = self.reached.working.captured()
         if self._journal.due():

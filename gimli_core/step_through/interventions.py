@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 
 __all__ = ["CHANGEABLE", "Intervention", "merged"]
 
@@ -31,13 +31,9 @@ def merged(old: Any, new: Any, path: str) -> Any:
     if isinstance(old, Mapping):
         if not isinstance(new, Mapping) or not set(new) <= set(old):
             came = listing(new) if isinstance(new, Mapping) else type(new).__name__
-            raise ArgumentError(
-                explain(path, f"a dict with keys among {listing(old)}", came, "Name only the entries that change.")
-            )
+            raise unexpected(path, f"a dict with keys among {listing(old)}", came, "Name only the entries that change.")
         return {k: merged(v, new[k], f"{path}[{k!r}]") if k in new else v for k, v in old.items()}
     value = torch.as_tensor(new, dtype=old.dtype, device=old.device).detach()
     if value.shape != old.shape:
-        raise ArgumentError(
-            explain(path, f"shape {list(old.shape)}", str(list(value.shape)), "Give a value for every element.")
-        )
+        raise unexpected(path, f"shape {list(old.shape)}", str(list(value.shape)), "Give a value for every element.")
     return value.clone()

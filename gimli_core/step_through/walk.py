@@ -14,7 +14,7 @@ from torch import Tensor
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.errors import closest, listing, unexpected
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import Optimizer
@@ -57,14 +57,10 @@ class Moment:
     def O(self) -> Tensors:  # noqa: E743 - the paper's letter
         """O_j = dtheta'/dG at line 11: its diagonal, which is all of it for an elementwise rule. Cost: one pullback."""
         if self.line != 11:
-            raise ArgumentError(
-                explain("O", "a moment at line 11", f"one at line {self.line}", "O_j belongs to line 11.")
-            )
+            raise unexpected("O", "a moment at line 11", f"one at line {self.line}", "O_j belongs to line 11.")
         given, ones = self.given, {k: torch.ones_like(v) for k, v in self.given["B"].items()}
         none = self._optimizer.zero_adjoint(given["s"])
-        return self._optimizer.pullback(
-            given["theta"], given["s"], given["G"], given["phi_opt"], ones, none, ()
-        ).V  # fmt: skip
+        return self._optimizer.pullback(given["theta"], given["s"], given["G"], given["phi_opt"], ones, none, ()).V
 
     def change(self, name: str, value: Any) -> None:
         """Put `value` in place of the one computed, and let the engine go on from there.
@@ -116,9 +112,7 @@ class Walk(Iterator[Moment]):
     def result(self) -> MetaGradient:
         """The meta-gradient, as `gimli.meta_gradient` returns it. After an intervention `recurrence` says so."""
         if self._result is None:
-            raise ArgumentError(
-                explain("result", "a walk that reached its last moment", "one under way", "Go on with next(walk).")
-            )
+            raise unexpected("result", "a walk that reached its last moment", "one under way", "Go on with next(walk).")
         return self._result
 
     def close(self) -> None:
@@ -134,9 +128,16 @@ class Walk(Iterator[Moment]):
             if (made.line, made.j) == (event.line, event.j):
                 event.values[made.name] = value
         self._latest = Moment(
-            event.line, event.j, event.values, event.given, event.replay, seconds, self.interventions, self._intervene,
+            event.line,
+            event.j,
+            event.values,
+            event.given,
+            event.replay,
+            seconds,
+            self.interventions,
+            self._intervene,
             self.run.form.optimizer,
-        )  # fmt: skip
+        )
         return self._latest
 
     def _run(self) -> Generator[Event, None, None]:
@@ -152,18 +153,16 @@ class Walk(Iterator[Moment]):
 
     def _intervene(self, moment: Moment, name: str, value: Any) -> None:
         if moment is not self._latest:
-            raise ArgumentError(
-                explain("change", "the moment that came last", repr(moment), "Change it before the next one is taken.")
+            raise unexpected(
+                "change", "the moment that came last", repr(moment), "Change it before the next one is taken."
             )
         allowed = CHANGEABLE.get(moment.line, ())
         if name not in allowed:
-            raise ArgumentError(
-                explain(
-                    f"change at line {moment.line}",
-                    f"one of {listing(allowed)}",
-                    repr(name),
-                    f"A value is changed at the line that computes it.{closest(name, allowed)}",
-                )
+            raise unexpected(
+                f"change at line {moment.line}",
+                f"one of {listing(allowed)}",
+                repr(name),
+                f"A value is changed at the line that computes it.{closest(name, allowed)}",
             )
         made = Intervention(moment.line, moment.j, name)
         moment.values[name] = merged(moment.values[name], value, name)
@@ -220,7 +219,22 @@ def step_through(
     """
     return Walk(
         Call(
-            problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-            approximation, second_order, tasks, False, resume, check, micro_batches=micro_batches,
+            problem,
+            theta_0,
+            train_batches,
+            val_batch,
+            steps,
+            phi_opt,
+            phi_loss,
+            state_0,
+            val_weights,
+            memory,
+            approximation,
+            second_order,
+            tasks,
+            False,
+            resume,
+            check,
+            micro_batches=micro_batches,
         )
-    )  # fmt: skip
+    )

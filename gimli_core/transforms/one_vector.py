@@ -219,9 +219,14 @@ class _RuleOnVector(Optimizer):
 
 
 def one_vector(
-    optimizer: Optimizer, theta: Tensors, shapes: Mapping[str, torch.Size], scalars: Collection[str],
-    numbers: Collection[str], tasks: int | None, taken: Collection[str],
-) -> OneVector | None:  # fmt: skip
+    optimizer: Optimizer,
+    theta: Tensors,
+    shapes: Mapping[str, torch.Size],
+    scalars: Collection[str],
+    numbers: Collection[str],
+    tasks: int | None,
+    taken: Collection[str],
+) -> OneVector | None:
     """The layout for an elementwise rule over the tensors of theta, tasks included; None where it does not pay.
 
     `scalars` names hyperparameters that are one number for all tensors, `numbers` those that are a number for some

@@ -13,7 +13,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from gimli_core.derivatives.beside_loss import stacked, value_and_aux
-from gimli_core.errors import ArgumentError, explain, first_line, notice
+from gimli_core.errors import ArgumentError, explain, first_line, notice, unexpected
 from gimli_core.notation import Loss, Tensors
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
@@ -171,7 +171,7 @@ class LossOverTasks:
         loss, aux = value_and_aux(self.loss(theta, phi_loss, batch), self.name)
         if not isinstance(loss, Tensor) or loss.ndim > (self.name == "val_loss"):
             came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ArgumentError(explain(self.name, "to return a scalar for one task", came, "Reduce it with .mean()."))
+            raise unexpected(self.name, "to return a scalar for one task", came, "Reduce it with .mean().")
         return loss if aux is None else (loss, aux)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.environment import split_frozen
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.meta_parameters.marks import PerTask, per_task, unmarked, unmarked_entries
 from gimli_core.notation import Loss, Tensors
 from gimli_core.problem import Problem
@@ -64,14 +64,14 @@ def proximal(problem: Problem, strength: float | str) -> Problem:
     """
     if not isinstance(problem, Problem):
         do = "Build one from two losses and an optimizer."
-        raise ArgumentError(explain("problem", "a gimli.Problem", type(problem).__name__, do))
+        raise unexpected("problem", "a gimli.Problem", type(problem).__name__, do)
     if isinstance(problem.train_loss, ProximalLoss):
-        raise ArgumentError(explain("problem", "one without a proximal term", "one that has it", "Add it once."))
+        raise unexpected("problem", "one without a proximal term", "one that has it", "Add it once.")
     number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
     if not (isinstance(strength, str) or (number and 0 <= strength < math.inf)):
         do = "A tensor goes into phi_loss, and its name here."
         expected = "a number >= 0, or the name of an entry of phi_loss"
-        raise ArgumentError(explain("strength", expected, repr(strength), do))
+        raise unexpected("strength", expected, repr(strength), do)
     train_loss = ProximalLoss(problem.train_loss, strength)
     return Problem(train_loss, _WithoutCentre(problem.val_loss), problem.optimizer, problem.modules)
 
@@ -105,7 +105,7 @@ class ProximalLoss(_WithoutCentre):
         ]
         if not away:
             do = "Call through gimli, which puts theta_0 there."
-            raise ArgumentError(explain("phi_loss", "the centre of the proximal term", listing(phi_loss), do))
+            raise unexpected("phi_loss", "the centre of the proximal term", listing(phi_loss), do)
         strength = phi_loss[self.strength] if isinstance(self.strength, str) else self.strength
         loss = loss + strength / 2 * torch.stack(away).sum()
         return (loss, *aux) if aux else loss
@@ -151,14 +151,14 @@ def _check_strength(name: str, phi_loss: Mapping[str, Any]) -> None:
     argument = f"phi_loss[{name!r}]"
     if name not in phi_loss:
         do = "It is lambda of the proximal term: give it there, or a number as the strength."
-        raise ArgumentError(explain("phi_loss", f"an entry {name!r}", listing(phi_loss), do))
+        raise unexpected("phi_loss", f"an entry {name!r}", listing(phi_loss), do)
     value, of_task = unmarked(phi_loss[name]), isinstance(phi_loss[name], PerTask)
     if isinstance(value, Tensor) and value.ndim != int(of_task):
         do = "One number is lambda for all tensors."
-        raise ArgumentError(explain(argument, "one number", f"shape {list(value.shape)}", do))
+        raise unexpected(argument, "one number", f"shape {list(value.shape)}", do)
     if isinstance(value, (int, float, Tensor)) and bool((torch.as_tensor(value) < 0).any()):
         do = "The proximal term would push theta away. Learn log lambda, and give its exp()."
-        raise ArgumentError(explain(argument, "lambda >= 0", f"{torch.as_tensor(value).tolist()}", do))
+        raise unexpected(argument, "lambda >= 0", f"{torch.as_tensor(value).tolist()}", do)
 
 
 def into_start(A_loss: Tensors, B_0: Tensors, *, curvature: bool) -> tuple[Tensors, Tensors]:

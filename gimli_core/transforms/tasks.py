@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.meta_parameters.marks import PerTask
 from gimli_core.notation import COUNTS, State, Tensors
 
@@ -55,7 +55,7 @@ class Tasks:
     def __post_init__(self) -> None:
         if self.reduce not in REDUCTIONS:
             do = "The mean over the tasks is usual."
-            raise ArgumentError(explain("Tasks(reduce=…)", listing(REDUCTIONS), repr(self.reduce), do))
+            raise unexpected("Tasks(reduce=…)", listing(REDUCTIONS), repr(self.reduce), do)
         _check_count("Tasks(count=…)", self.count, "tasks")
         if self.chunk is not None:
             _check_count("Tasks(chunk=…)", self.chunk, "tasks that are run at a time")
@@ -70,7 +70,7 @@ class Tasks:
 def _check_count(argument: str, value: Any, what: str) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         expected = f"a whole number of {what}, at least 1"
-        raise ArgumentError(explain(argument, expected, repr(value), "Leave it out for one inner loop, or for all."))
+        raise unexpected(argument, expected, repr(value), "Leave it out for one inner loop, or for all.")
 
 
 def check_tasks(tasks: Any) -> Tasks | None:
@@ -79,7 +79,7 @@ def check_tasks(tasks: Any) -> Tasks | None:
         return tasks
     if isinstance(tasks, bool) or not isinstance(tasks, Integral) or tasks < 1:
         expected = "a whole number T >= 1, gimli.Tasks(T, …) or None"
-        raise ArgumentError(explain("tasks", expected, repr(tasks), "Leave it out for one inner loop."))
+        raise unexpected("tasks", expected, repr(tasks), "Leave it out for one inner loop.")
     return Tasks(int(tasks))
 
 
@@ -88,7 +88,7 @@ def by_task(leaf: Any, count: int, name: str) -> bool:
     if isinstance(leaf, Tensor) and leaf.shape[:1] != (count,):
         expected = f"tensors with a leading dimension of {count} tasks"
         do = "Stack the tasks' batches: torch.stack([...])."
-        raise ArgumentError(explain(f"the batch of {name}", expected, f"one of shape {list(leaf.shape)}", do))
+        raise unexpected(f"the batch of {name}", expected, f"one of shape {list(leaf.shape)}", do)
     return isinstance(leaf, Tensor)
 
 
@@ -101,12 +101,12 @@ def own(argument: str, value: Any, count: int | None) -> Any:
     """`value`, marked `per_task`, if every tensor in it has a leading dimension of T. Raises ArgumentError."""
     if count is None:
         expected, do = "tasks=T beside what is marked per_task", "Say how many tasks there are."
-        raise ArgumentError(explain("tasks", expected, "None", do))
+        raise unexpected("tasks", expected, "None", do)
     for path, leaf in pytree.tree_flatten_with_path(value)[0]:
         if not isinstance(leaf, Tensor) or leaf.shape[:1] != (count,):
             came = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
             expected = f"a tensor with a leading dimension of {count} tasks, as it is marked per_task"
-            raise ArgumentError(explain(f"{argument}{pytree.keystr(path)}", expected, came, "Stack one tensor a task."))
+            raise unexpected(f"{argument}{pytree.keystr(path)}", expected, came, "Stack one tensor a task.")
     return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.errors import closest, listing, unexpected
 from gimli_core.verification.question import RESULTS, Entries, Key, flatten, label
 
 __all__ = ["entries_of"]
@@ -21,21 +21,21 @@ def entries_of(given: Mapping[str, Any] | None, entries: Entries, argument: str)
     if given is not None and not isinstance(given, Mapping):
         expected = f"a dict of derivatives, keyed by names or by {', '.join(RESULTS)}"
         remedy = "Of a result: {'A_opt': result.A_opt, 'B_0': result.B_0}."
-        raise ArgumentError(explain(argument, expected, type(given).__name__, remedy))
+        raise unexpected(argument, expected, type(given).__name__, remedy)
     found: Entries = {}
     for name, tree in ({} if given is None else given).items():
         for key, value in _flat(tree, _path(name, entries, argument), argument).items():
             if key in found:
-                raise ArgumentError(explain(f"{argument}: {label(key)}", "one value", "two", "Leave one out."))
+                raise unexpected(f"{argument}: {label(key)}", "one value", "two", "Leave one out.")
             found[key] = value
     for key, value in found.items():
         if key not in entries:
             known = listing(map(label, entries))
-            raise ArgumentError(explain(argument, f"entries among {known}", label(key), "Key it as the inputs are."))
+            raise unexpected(argument, f"entries among {known}", label(key), "Key it as the inputs are.")
         if value.shape != entries[key].shape:
             expected = f"shape {list(entries[key].shape)}, as its meta-parameter has"
             remedy = "Give the derivative with respect to all of it."
-            raise ArgumentError(explain(f"{argument}: {label(key)}", expected, str(list(value.shape)), remedy))
+            raise unexpected(f"{argument}: {label(key)}", expected, str(list(value.shape)), remedy)
     return found
 
 
@@ -44,10 +44,10 @@ def _flat(tree: Any, path: Key, argument: str) -> Entries:
         found = flatten(tree, path)
     except (TypeError, ValueError, RuntimeError) as error:
         remedy = "Convert it."
-        raise ArgumentError(explain(f"{argument}: {label(path)}", "numbers or tensors", str(error), remedy)) from error
+        raise unexpected(f"{argument}: {label(path)}", "numbers or tensors", str(error), remedy) from error
     for key, value in found.items():
         if value.is_complex():
-            raise ArgumentError(explain(f"{argument}: {label(key)}", "real numbers", str(value.dtype), "Take .real."))
+            raise unexpected(f"{argument}: {label(key)}", "real numbers", str(value.dtype), "Take .real.")
     return found
 
 
@@ -61,4 +61,4 @@ def _path(name: str, entries: Entries, argument: str) -> Key:
     expected = f"names of one meta-parameter each ({listing(names)}), or {', '.join(RESULTS)}"
     came = f"{name!r}, which is in {listing(homes)}" if homes else repr(name)
     remedy = f"Nest it under the result that it belongs to.{closest(name, names)}"
-    raise ArgumentError(explain(argument, expected, came, remedy))
+    raise unexpected(argument, expected, came, remedy)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation, FirstOrder, Truncated
 from gimli_core.arguments.call import Call
-from gimli_core.errors import ArgumentError, GimliError, explain, first_line, listing, printable
+from gimli_core.errors import GimliError, first_line, listing, printable, unexpected
 from gimli_core.implicit.implicit_gradient import implicit_gradient
 from gimli_core.implicit.systems import Solver
 from gimli_core.problem import Problem
@@ -151,9 +151,17 @@ def compare(
 
     def implicit(theta_J: Mapping[str, Tensor]) -> MetaGradient:
         return implicit_gradient(
-            problem, theta_J, train_batch, val_batch, phi_loss=phi_loss, theta_0=theta_0, solver=solver,
-            damping=damping, inner_tolerance=math.inf, tasks=tasks,
-        )  # fmt: skip
+            problem,
+            theta_J,
+            train_batch,
+            val_batch,
+            phi_loss=phi_loss,
+            theta_0=theta_0,
+            solver=solver,
+            damping=damping,
+            inner_tolerance=math.inf,
+            tasks=tasks,
+        )
 
     exact = {J: _timed(partial(unrolled, J)) for J in lengths}
     longest = _entries(exact[lengths[-1]][0])
@@ -179,7 +187,7 @@ def _checked(steps: Any) -> list[int]:
     whole = all(isinstance(J, int) and not isinstance(J, bool) and J >= 1 for J in given)
     if not given or not whole or given != sorted(set(given)):
         do = "For example (1, 3, 10, 30, 100)."
-        raise ArgumentError(explain("steps", "rising whole numbers of inner steps, from 1 on", repr(steps), do))
+        raise unexpected("steps", "rising whole numbers of inner steps, from 1 on", repr(steps), do)
     return given
 
 
@@ -199,7 +207,7 @@ def _known(closed_form: Mapping[str, Any], like: Entries) -> Entries:
     wrong = [key for key, value in known.items() if key not in like or value.shape != like[key].shape]
     if wrong or not known:
         do = "Key it as a result: {'A_loss': {…}, 'B_0': {…}}."
-        raise ArgumentError(explain("closed_form", f"entries among {listing(like)}", listing(wrong), do))
+        raise unexpected("closed_form", f"entries among {listing(like)}", listing(wrong), do)
     return known
 
 

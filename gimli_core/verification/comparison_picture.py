@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.memory.whole_file import check_writable, writing
 
 __all__ = ["save"]
@@ -22,7 +22,7 @@ def save(path: Path, curves: Mapping[str, Curve], reference: str) -> None:
     formats = FigureCanvasAgg.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in formats:
         expected, do = "the name of a picture", "Choose .png, .pdf or .svg."
-        raise ArgumentError(explain("path", expected, f"the ending {path.suffix!r}", do))
+        raise unexpected("path", expected, f"the ending {path.suffix!r}", do)
     check_writable("path", path)
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()

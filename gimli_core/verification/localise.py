@@ -21,9 +21,15 @@ __all__ = ["Finding", "first_disagreement"]
 
 # What each line of Algorithm 1 writes: symbol in the event, and how far its index is ahead of the step's.
 WRITES = {
-    5: {"G": 0}, 6: {"theta": 1, "s": 1}, 8: {"loss": 0, "A_loss": 0}, 9: {"B": 0},
-    11: {"V": 0}, 12: {"A_opt": 0}, 13: {"A_loss": 0}, 14: {"B": 0, "S": 0},
-}  # fmt: skip
+    5: {"G": 0},
+    6: {"theta": 1, "s": 1},
+    8: {"loss": 0, "A_loss": 0},
+    9: {"B": 0},
+    11: {"V": 0},
+    12: {"A_opt": 0},
+    13: {"A_loss": 0},
+    14: {"B": 0, "S": 0},
+}
 
 
 class Finding(NamedTuple):

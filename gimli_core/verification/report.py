@@ -93,9 +93,16 @@ def judge(
         return 0.0 if x == 0 else x / size if size else math.inf
 
     return Check(
-        subject, key, oracle, _summary(value), _summary(expected),
-        relative(difference), relative(uncertainty), relative(allowed), verdict,
-    )  # fmt: skip
+        subject,
+        key,
+        oracle,
+        _summary(value),
+        _summary(expected),
+        relative(difference),
+        relative(uncertainty),
+        relative(allowed),
+        verdict,
+    )
 
 
 @dataclass(frozen=True)
@@ -212,16 +219,7 @@ class Report:
         )
 
 
-HEADER = (
-    "meta-parameter",
-    "value or norm",
-    "oracle",
-    "its value",
-    "rel. error",
-    "its uncertainty",
-    "allowed",
-    "verdict",
-)
+HEADER = ("meta-parameter", "value or norm", "oracle", "its value", "rel. error", "uncertainty", "allowed", "verdict")
 STYLES = {
     Verdict.OK: "green",
     Verdict.DISAGREES: "bold red",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
 from gimli_core.environment import Environment
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.memory import Schedule
 from gimli_core.notation import State
 from gimli_core.problem import Problem
@@ -21,21 +21,21 @@ from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Wants, make_run
 from gimli_core.runs.run import drain
 from gimli_core.transforms.tasks import Tasks, check_tasks
+from gimli_core.verification.against import Answers, against
 from gimli_core.verification.bounds import Bounds
 from gimli_core.verification.claims import entries_of
 from gimli_core.verification.localise import Finding, first_disagreement
 from gimli_core.verification.oracles.autograd_through_the_graph import draws
 from gimli_core.verification.oracles.dense_chain import LIMIT, dense_chain
-from gimli_core.verification.oracles.finite_differences import Slopes, finite_differences
+from gimli_core.verification.oracles.finite_differences import finite_differences
 from gimli_core.verification.oracles.plain_rules import RULES
 from gimli_core.verification.precision import lowest_dtype, name_of, precise
-from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Key, Question, flatten, same_randomness
-from gimli_core.verification.report import Check, Report, Verdict, judge
+from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Question, flatten, same_randomness
+from gimli_core.verification.report import Check, Report, Verdict
 
 __all__ = ["ORACLES", "verify"]
 
 ORACLES = ("autograd", "finite_differences", "dense_chain")
-Answers = Mapping[Key, Tensor | Slopes]
 
 
 def verify(
@@ -115,23 +115,46 @@ def verify(
     unknown = [oracles] if isinstance(oracles, str) else [name for name in oracles if name not in ORACLES]
     if unknown:
         remedy = "Give a list of them; the closed form has its own argument."
-        raise ArgumentError(explain("oracles", f"some of {listing(ORACLES)}", listing(unknown), remedy))
+        raise unexpected("oracles", f"some of {listing(ORACLES)}", listing(unknown), remedy)
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < 1):
-        raise ArgumentError(explain("tolerance", "a number in [0, 1)", repr(tolerance), "It is relative to an entry."))
+        raise unexpected("tolerance", "a number in [0, 1)", repr(tolerance), "It is relative to an entry.")
     call = Call(
-        problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights, memory,
-        approximation, second_order, tasks, compile, resume, micro_batches=micro_batches,
-    )  # fmt: skip
+        problem,
+        theta_0,
+        train_batches,
+        val_batch,
+        steps,
+        phi_opt,
+        phi_loss,
+        state_0,
+        val_weights,
+        memory,
+        approximation,
+        second_order,
+        tasks,
+        compile,
+        resume,
+        micro_batches=micro_batches,
+    )
     run = make_run(call, Wants(one_number="verify"))
     asked = Question(
-        problem, theta_0, call.train_batches_in_parts()[0], val_batch, run.form.steps, phi_opt or {}, phi_loss or {},
-        state_0, val_weights, run.form.left_out, check_tasks(tasks),
-    )  # fmt: skip
+        problem,
+        theta_0,
+        call.train_batches_in_parts()[0],
+        val_batch,
+        run.form.steps,
+        phi_opt or {},
+        phi_loss or {},
+        state_0,
+        val_weights,
+        run.form.left_out,
+        check_tasks(tasks),
+    )
     environment = asked.environment()
     entries = {VAL_LOSS: torch.zeros(()), **asked.entries()}
     if asked.tasks is not None and draws(asked, environment):
         came, do = "random numbers drawn, or buffers changed", "Verify one task alone, or draw before the call."
-        raise ArgumentError(explain("tasks", "losses that are functions of their arguments", came, do))
+        raise unexpected("tasks", "losses that are functions of their arguments", came, do)
     claims, known = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")
 
     with same_randomness(environment):
@@ -157,9 +180,9 @@ def verify(
     truths["closed form"] = known
     checks: list[Check] = []
     for key, value in engine.items():
-        checks += _against(truths, "engine", key, value, bounds)
+        checks += against(truths, "engine", key, value, bounds)
         if key in claims:
-            checks += _against({**truths, "engine": engine}, "claimed", key, claims[key], bounds)
+            checks += against({**truths, "engine": engine}, "claimed", key, claims[key], bounds)
     wrong = [c for c in checks if c.subject == "engine" and c.verdict is Verdict.DISAGREES]
     finding = _locate(call, environment, bounds, wrong) if wrong else None
     return Report(tuple(checks), finding, (str(bounds), *notes, *more), name_of(dtype) if bounds.low else "")
@@ -192,25 +215,6 @@ def _ask(
             f"{rule.__name__} has no plain rule here: every oracle runs its own step, which checks its pullback only."
         )
     return answers, notes
-
-
-def _against(truths: Mapping[str, Answers], subject: str, key: Key, value: Tensor, bounds: Bounds) -> Iterator[Check]:
-    """`value` held against each oracle that knows the entry."""
-    allowed, scale = bounds.allowed(key), bounds.scale(key)
-    for oracle, answers in truths.items():
-        truth = answers.get(key)
-        if isinstance(truth, Slopes):
-            count, longest = truth.directions.shape[0], truth.directions.abs().sum(1).max().item()
-            yield judge(
-                subject, key, oracle if count == value.numel() else f"{oracle}, {count} directions",
-                truth.of(value), truth.values, uncertainty=truth.uncertainty.max().item(),
-                allowed=allowed * longest, scale=scale * longest, low=bounds.low,
-            )  # fmt: skip
-        elif truth is not None:
-            own = 0.0 if bounds.low or oracle in ("closed form", "engine") else bounds.moved[key]
-            yield judge(
-                subject, key, oracle, value, truth, uncertainty=own, allowed=allowed, scale=scale, low=bounds.low
-            )
 
 
 def _entries_of_result(result: MetaGradient) -> Entries:

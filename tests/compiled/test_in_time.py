@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import gimli_core as gimli
-from gimli_core.compiled import choice, in_time, whole_run
+from gimli_core.compiled import choice, in_time, operations
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.whole_run import CompiledWhole
 from gimli_core.optimizers import SGD, Adam
@@ -212,8 +212,8 @@ def test_a_whole_run_is_compiled_only_where_its_operations_are_few(monkeypatch: 
 
 def test_operations_are_counted_once_and_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     refusing(monkeypatch)
-    counted, plain = [], whole_run.operations_of_step
-    monkeypatch.setattr(whole_run, "operations_of_step", lambda inputs: (counted.append(plain(inputs)), counted[-1])[1])
+    counted, plain = [], operations.operations_of_step
+    monkeypatch.setattr(operations, "operations_of_step", lambda inputs: (counted.append(plain(inputs)), counted[-1])[1])
     made = tanh_network(SGD(lr=0.1))
     before = torch.get_rng_state()
     for _ in range(3):

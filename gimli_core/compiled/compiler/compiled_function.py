@@ -77,9 +77,14 @@ class Kernel:
     """
 
     def __init__(
-        self, name: str, function: Callable[..., Any], environment: Environment, arguments: tuple[Any, ...],
-        varying: Any, **options: Any,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        function: Callable[..., Any],
+        environment: Environment,
+        arguments: tuple[Any, ...],
+        varying: Any,
+        **options: Any,
+    ) -> None:
         self.name = name
         self._begun = time.perf_counter()
         self.graphs = 0  # that were compiled: another one for each state of what the function reads besides

@@ -94,8 +94,10 @@ def arranged(graph_module: GraphModule, late: Sequence[bool]) -> tuple[GraphModu
     for node in nodes:
         if node.op not in ("placeholder", "output"):
             new[node] = graph.node_copy(node, lambda x: new[x])
-    outputs = [(isinstance(x, Node) and x in depends, new[x] if isinstance(x, Node) else x)
-               for x in results_of(graph_module.graph)]  # fmt: skip
+    outputs = [
+        (isinstance(x, Node) and x in depends, new[x] if isinstance(x, Node) else x)
+        for x in results_of(graph_module.graph)
+    ]
     graph.output([x for is_late in (False, True) for depend, x in outputs if depend is is_late])
     return GraphModule(graph_module, graph), names, outputs
 

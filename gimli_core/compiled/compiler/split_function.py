@@ -84,9 +84,13 @@ class Halves:
     """
 
     def __init__(
-        self, function: Callable[..., tuple[Any, Any]], environment: Environment, arguments: tuple[Any, ...], late: int,
+        self,
+        function: Callable[..., tuple[Any, Any]],
+        environment: Environment,
+        arguments: tuple[Any, ...],
+        late: int,
         **options: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._lock = threading.RLock()  # a look writes to what stands here
         self._options = compiler_options(options)
         self._late = late
@@ -160,10 +164,15 @@ class Halves:
                 first_results.append(place)
         end = len(kept) + self._late
         return Joined(
-            cut.first, cut.second, kept, list(self._constants), [self._inputs[i] for i in cut.first_takes],
-            first_results, [i if i >= 0 else end + i for i in takes],
+            cut.first,
+            cut.second,
+            kept,
+            list(self._constants),
+            [self._inputs[i] for i in cut.first_takes],
+            first_results,
+            [i if i >= 0 else end + i for i in takes],
             [end + i if given or i < 0 else i for given, i in second_results],
-        )  # fmt: skip
+        )
 
     def _places(self) -> dict[int, int]:
         """Where each leaf stands, by identity; the late ones are counted from the end."""

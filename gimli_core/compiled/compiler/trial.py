@@ -28,10 +28,12 @@ class Uncompiled(Exception):
 
 
 def beside_eager(
-    function: Callable[..., Any], environment: Environment, arguments: tuple[Any, ...],
+    function: Callable[..., Any],
+    environment: Environment,
+    arguments: tuple[Any, ...],
     backend: Callable[[Any, Any], Callable[..., Any]],
     call: Callable[[Callable[..., Any], Sequence[Any], Any], list[Any]],
-) -> tuple[Callable[..., Any], Any, float]:  # fmt: skip
+) -> tuple[Callable[..., Any], Any, float]:
     """(`function` of flat arguments under `torch.compile`, what `function` returned, seconds of the first `call`).
 
     `call` gets the compiled function, the leaves of the arguments and what the function returned as it is.

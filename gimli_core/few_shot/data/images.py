@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import ArgumentError, listing, unexpected
 from gimli_core.few_shot.data.splits import CIFAR_FS, VINYALS, by_alphabet, by_name
 
 __all__ = ["PARTS", "LabelledImages", "data_error", "parts_of"]
@@ -40,7 +40,7 @@ class LabelledImages:
         """Images and labels of the classes in one part of a split, numbered anew from 0."""
         classes = torch.nonzero(parts == PARTS.index(which)).flatten()
         if not len(classes):
-            raise ArgumentError(explain("split", f"classes in its part {which!r}", "none", "Choose another split."))
+            raise unexpected("split", f"classes in its part {which!r}", "none", "Choose another split.")
         new = torch.full((len(self.names),), -1)
         new[classes] = torch.arange(len(classes))
         rows = torch.nonzero(new[self.labels] >= 0).flatten()
@@ -73,11 +73,11 @@ def parts_of(data: LabelledImages, split: str, seed: int = 0) -> tuple[str, Tens
         return split, parts
     if split in ("own", "ravi"):
         do = "Give the published csv files or the folders train, val and test; or --split random."
-        raise ArgumentError(explain("split", f"data that brings its split {split!r}", "none", do))
+        raise unexpected("split", f"data that brings its split {split!r}", "none", do)
     known = ("vinyals", "cifar-fs", "ravi", "own", "random")
-    raise ArgumentError(explain("split", listing(known), repr(split), "Choose one of them."))
+    raise unexpected("split", listing(known), repr(split), "Choose one of them.")
 
 
 def data_error(path: Path, expected: str, came: str, do: str) -> ArgumentError:
     """For what cannot be read, named before training."""
-    return ArgumentError(explain(f"--data {path}", expected, came, do))
+    return unexpected(f"--data {path}", expected, came, do)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.few_shot.data.arrays import read_npz
 from gimli_core.few_shot.data.digits import digits
 from gimli_core.few_shot.data.folders import read_folders
@@ -42,7 +42,7 @@ def read(path: str | None, kind: str | None = None) -> LabelledImages:
     if kind is None:
         kind = _looks_like(place)
     if kind not in KINDS:
-        raise ArgumentError(explain("kind", listing(KINDS), repr(kind), "Choose one of them."))
+        raise unexpected("kind", listing(KINDS), repr(kind), "Choose one of them.")
     return KINDS[kind](place)
 
 

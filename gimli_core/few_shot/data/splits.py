@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 
 __all__ = ["CIFAR_FS", "VINYALS", "by_alphabet", "by_name"]
 
@@ -26,7 +26,7 @@ VINYALS: Mapping[str, Collection[str]] = {
         Kannada Keble Malayalam Manipuri Mongolian Old_Church_Slavonic_(Cyrillic) Oriya Sylheti Syriac_(Serto)
         Tengwar Tibetan ULOG Gurmukhi/character42 Gurmukhi/character43 Gurmukhi/character44 Gurmukhi/character45
     """),
-}  # fmt: skip
+}
 
 # CIFAR-100 as Bertinetto et al. (2019) split it: 64, 16 and 20 classes.
 CIFAR_FS: Mapping[str, Collection[str]] = {
@@ -45,7 +45,7 @@ CIFAR_FS: Mapping[str, Collection[str]] = {
         baby bed bicycle chimpanzee fox leopard man pickup_truck plain poppy rocket rose snail sweet_pepper
         table telephone wardrobe whale woman worm
     """),
-}  # fmt: skip
+}
 
 
 def by_alphabet(names: Sequence[str], split: Mapping[str, Collection[str]]) -> Tensor:
@@ -59,7 +59,7 @@ def by_alphabet(names: Sequence[str], split: Mapping[str, Collection[str]]) -> T
     missing = [name for name in wanted if name not in there]
     if missing:
         do = "Give both images_background.zip and images_evaluation.zip, in one folder; or --split random."
-        raise ArgumentError(explain("split", "every alphabet that it holds out", f"no {listing(missing)}", do))
+        raise unexpected("split", "every alphabet that it holds out", f"no {listing(missing)}", do)
 
     def part(name: str) -> int:
         keys = {name, name.rpartition("/")[0]}
@@ -79,5 +79,5 @@ def by_name(names: Sequence[str], split: Mapping[str, Collection[str]]) -> Tenso
     if strange or missing:
         came = f"{listing(strange)} besides" if strange else f"no {listing(missing)}"
         do = "Name the classes as the split does, or --split random."
-        raise ArgumentError(explain("split", f"its {len(parts)} classes", came, do))
+        raise unexpected("split", f"its {len(parts)} classes", came, do)
     return torch.tensor([parts[name] for name in names])

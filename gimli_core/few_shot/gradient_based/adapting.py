@@ -69,10 +69,16 @@ class Adapting(Method):
     def unrolled(self, episode: Episode, **arguments: Any) -> Tensor:
         """The query loss after the inner loop, tied into autograd; `arguments` go to `unroll`."""
         loss: Tensor = unroll(
-            self.problem, self.theta_0(), lambda j: (episode.support_x, episode.support_y),
-            (episode.query_x, episode.query_y), steps=self.steps, tasks=episode.tasks, compile=False,
-            **self.meta_parameters(), **arguments,
-        )  # fmt: skip
+            self.problem,
+            self.theta_0(),
+            lambda j: (episode.support_x, episode.support_y),
+            (episode.query_x, episode.query_y),
+            steps=self.steps,
+            tasks=episode.tasks,
+            compile=False,
+            **self.meta_parameters(),
+            **arguments,
+        )
         return loss
 
     def loss(self, episode: Episode) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.few_shot.gradient_based.adapting import Adapting
 from gimli_core.notation import Tensors
 from gimli_core.optimizers import SGD
@@ -30,7 +30,7 @@ class Anil(Adapting):
         linear = [name for name, module in learner.named_modules() if isinstance(module, nn.Linear)]
         if not linear:
             do = "Give a network with `outputs`."
-            raise ArgumentError(explain("learner", "a network that ends in a linear layer", "none in it", do))
+            raise unexpected("learner", "a network that ends in a linear layer", "none in it", do)
         self._head = f"{linear[-1]}."
 
     def theta_0(self) -> Mapping[str, Tensor]:

@@ -35,9 +35,15 @@ class Imaml(Adapting):
     """
 
     def __init__(
-        self, learner: nn.Module, lr: float = 0.1, steps: int = 16, *, strength: float = 2.0, rtol: float = 0.1,
+        self,
+        learner: nn.Module,
+        lr: float = 0.1,
+        steps: int = 16,
+        *,
+        strength: float = 2.0,
+        rtol: float = 0.1,
         **arguments: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(learner, SGD(lr=lr), steps, **arguments)
         self.problem = proximal(self.problem, strength)
         self.rtol = rtol
@@ -51,9 +57,16 @@ class Imaml(Adapting):
         while True:
             try:
                 result = implicit_gradient(
-                    self.problem, theta_star, support, query, theta_0=theta_0, solver=CG(rtol=self.rtol),
-                    damping=damping, tasks=episode.tasks, inner_tolerance=float("inf"),
-                )  # fmt: skip
+                    self.problem,
+                    theta_star,
+                    support,
+                    query,
+                    theta_0=theta_0,
+                    solver=CG(rtol=self.rtol),
+                    damping=damping,
+                    tasks=episode.tasks,
+                    inner_tolerance=float("inf"),
+                )
                 break
             except NegativeCurvatureError as error:
                 damping += error.damping

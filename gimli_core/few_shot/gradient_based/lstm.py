@@ -106,7 +106,11 @@ def initial_rule(hidden: int, lr: float) -> Mapping[str, Tensor]:
         return 0.01 * (2 * torch.rand(shape) - 1)
 
     return {
-        "input": small(4 * hidden, 4), "hidden": small(4 * hidden, hidden), "bias": torch.zeros(4 * hidden),
-        "f": small(hidden + 2), "f_bias": torch.tensor(6.0),
-        "i": small(hidden + 2), "i_bias": torch.tensor(lr).logit(),
-    }  # fmt: skip
+        "input": small(4 * hidden, 4),
+        "hidden": small(4 * hidden, hidden),
+        "bias": torch.zeros(4 * hidden),
+        "f": small(hidden + 2),
+        "f_bias": torch.tensor(6.0),
+        "i": small(hidden + 2),
+        "i_bias": torch.tensor(lr).logit(),
+    }

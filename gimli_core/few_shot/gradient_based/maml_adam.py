@@ -28,9 +28,14 @@ class MamlAdam(Adapting):
     outer: torch.optim.Adam | None = None
 
     def __init__(
-        self, learner: nn.Module, lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999, steps: int = 5,
+        self,
+        learner: nn.Module,
+        lr: float = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        steps: int = 5,
         **arguments: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(learner, Adam(), steps, **arguments)
         names = list(self.theta_0())
         self.log_lr = learned({k: torch.tensor(lr).log() for k in names})

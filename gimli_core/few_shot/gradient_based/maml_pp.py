@@ -39,9 +39,16 @@ class MamlPlusPlus(Adapting):
     """
 
     def __init__(
-        self, learner: nn.Module, lr: float = 0.1, steps: int = 5, *, anneal: int = 500, first_order: int = 0,
-        per_step_norm: bool = True, **arguments: Any,
-    ) -> None:  # fmt: skip
+        self,
+        learner: nn.Module,
+        lr: float = 0.1,
+        steps: int = 5,
+        *,
+        anneal: int = 500,
+        first_order: int = 0,
+        per_step_norm: bool = True,
+        **arguments: Any,
+    ) -> None:
         super().__init__(learner, SGD(), steps, **arguments)
         self.anneal, self.first_order = anneal, first_order
         norms = {name for name, module in learner.named_modules() if isinstance(module, nn.BatchNorm2d)}

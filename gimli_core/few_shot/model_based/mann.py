@@ -43,9 +43,17 @@ class Mann(Method):
     """
 
     def __init__(
-        self, embedding: nn.Module, features: int, way: int, *, hidden: int = 200, slots: int = 128, width: int = 40,
-        reads: int = 4, decay: float = 0.99,
-    ) -> None:  # fmt: skip
+        self,
+        embedding: nn.Module,
+        features: int,
+        way: int,
+        *,
+        hidden: int = 200,
+        slots: int = 128,
+        width: int = 40,
+        reads: int = 4,
+        decay: float = 0.99,
+    ) -> None:
         super().__init__()
         self.embedding, self.way, self.decay = embedding, way, decay
         self.slots, self.width, self.reads = slots, width, reads

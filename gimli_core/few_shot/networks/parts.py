@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 
 __all__ = ["STATISTICS", "batch_norm", "convolution", "head"]
 
@@ -14,7 +14,7 @@ STATISTICS = ("batch", "running")
 def batch_norm(channels: int, statistics: str) -> nn.BatchNorm2d:
     """Batch norm with statistics of the batch at hand always, or running ones in the test."""
     if statistics not in STATISTICS:
-        raise ArgumentError(explain("statistics", listing(STATISTICS), repr(statistics), "Choose one of them."))
+        raise unexpected("statistics", listing(STATISTICS), repr(statistics), "Choose one of them.")
     return nn.BatchNorm2d(channels, track_running_stats=statistics == "running")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import ArgumentError, explain, unexpected
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.schedules.actions import Action, Schedule
 from gimli_core.memory.schedules.binomial import advances
@@ -54,8 +54,8 @@ class Budget(Schedule):
             object.__setattr__(self, "disk", directory_of("Budget(disk=…)", self.disk))
 
     def actions(self, steps: int) -> Iterator[Action]:
-        raise ArgumentError(
-            explain("Budget", "a problem to measure", "none", "gimli.plan(problem, …) shows what a budget becomes.")
+        raise unexpected(
+            "Budget", "a problem to measure", "none", "gimli.plan(problem, …) shows what a budget becomes."
         )
 
 
@@ -136,8 +136,12 @@ def numbers(most: int) -> list[int]:
 
 def too_small(budget: Budget, steps: int, costs: Costs) -> str:
     lines = []
-    for name, schedule in (("1 snapshot", Checkpoint(1)), ("10 snapshots", Checkpoint(min(10, steps))),
-                           ("all states", Checkpoint(steps)), ("all graphs", Checkpoint(1, graphs=steps))):  # fmt: skip
+    for name, schedule in (
+        ("1 snapshot", Checkpoint(1)),
+        ("10 snapshots", Checkpoint(min(10, steps))),
+        ("all states", Checkpoint(steps)),
+        ("all graphs", Checkpoint(1, graphs=steps)),
+    ):
         peak, seconds = estimate(schedule, steps, costs)
         lines.append(f"{show_size(peak)} ({name}) takes about {seconds:.3g} s")
     need = show_size(least(steps, costs) * 1.001)

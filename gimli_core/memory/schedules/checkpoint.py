@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gimli_core.errors import ArgumentError, check_switch, explain
+from gimli_core.errors import check_switch, unexpected
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.schedules.actions import (
     Action,
@@ -71,20 +71,20 @@ class Checkpoint(Schedule):
             if value is None and name == "disk_snapshots":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ArgumentError(
-                    explain(f"Checkpoint({name}=…)", f"a whole number, at least {least}", repr(value),
-                            "One snapshot is theta_0's; the more there are, the fewer steps are replayed.")
-                )  # fmt: skip
+                raise unexpected(
+                    f"Checkpoint({name}=…)",
+                    f"a whole number, at least {least}",
+                    repr(value),
+                    "One snapshot is theta_0's; the more there are, the fewer steps are replayed.",
+                )
         if self.disk is not None:
             object.__setattr__(self, "disk", directory_of("Checkpoint(disk=…)", self.disk))
         elif self.disk_snapshots:
-            raise ArgumentError(
-                explain(
-                    "Checkpoint(disk_snapshots=…)",
-                    "disk=PATH beside it",
-                    "no disk",
-                    "Name a directory that may be written to.",
-                )
+            raise unexpected(
+                "Checkpoint(disk_snapshots=…)",
+                "disk=PATH beside it",
+                "no disk",
+                "Name a directory that may be written to.",
             )
 
     def actions(self, steps: int) -> Iterator[Action]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 
 __all__ = ["parse_size", "show_size"]
 
@@ -22,13 +22,11 @@ def parse_size(size: str | int) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", str(size).lower())
     unit = UNITS.get(found[2] or "b") if found else None
     if found is None or unit is None or isinstance(size, bool) or not 1 <= float(found[1]) * unit < 2**63:
-        raise ArgumentError(
-            explain(
-                "Budget",
-                'a size such as "512MiB", "2GB" or a number of bytes',
-                repr(size),
-                "Units: B, KB, KiB, MB, MiB, GB, GiB.",
-            )
+        raise unexpected(
+            "Budget",
+            'a size such as "512MiB", "2GB" or a number of bytes',
+            repr(size),
+            "Units: B, KB, KiB, MB, MiB, GB, GiB.",
         )
     return int(float(found[1]) * unit)
 

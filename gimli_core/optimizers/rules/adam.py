@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.notation import Tensors, Thunks
 from gimli_core.optimizers.interface import hyperparameter
 from gimli_core.optimizers.rules.singular import sqrt_slope
@@ -82,8 +82,8 @@ class Adam(ElementwiseOptimizer):
         groups: Any = None,
     ) -> None:
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ArgumentError(
-                explain(f"{type(self).__name__}(betas=…)", "a pair (beta1, beta2)", repr(betas), "Give two numbers.")
+            raise unexpected(
+                f"{type(self).__name__}(betas=…)", "a pair (beta1, beta2)", repr(betas), "Give two numbers."
             )
         values = {
             "lr": lr,

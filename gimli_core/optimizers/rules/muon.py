@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.notation import Tensors, Thunks
 from gimli_core.optimizers.interface import hyperparameter
 from gimli_core.optimizers.rules.parts import WeightDecay
@@ -94,8 +94,8 @@ class Muon(WeightDecay, TensorwiseOptimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.adjust_lr_fn not in (None, *ADJUSTMENTS):
-            raise ArgumentError(
-                explain("Muon(adjust_lr_fn=…)", f"one of {ADJUSTMENTS}", repr(self.adjust_lr_fn), "None is 'original'.")
+            raise unexpected(
+                "Muon(adjust_lr_fn=…)", f"one of {ADJUSTMENTS}", repr(self.adjust_lr_fn), "None is 'original'."
             )
 
     def whole_tensor(self) -> tuple[str, ...]:
@@ -110,10 +110,12 @@ class Muon(WeightDecay, TensorwiseOptimizer):
 
     def _initial(self, slot: str, theta: Tensor, h: Tensors) -> Tensor:
         if theta.ndim != 2:
-            raise ArgumentError(
-                explain("Muon", "matrices only", f"a tensor of shape {list(theta.shape)}",
-                        "Give the others to another rule: gimli.optimizers.Partition.")
-            )  # fmt: skip
+            raise unexpected(
+                "Muon",
+                "matrices only",
+                f"a tensor of shape {list(theta.shape)}",
+                "Give the others to another rule: gimli.optimizers.Partition.",
+            )
         return torch.zeros_like(theta)
 
     def _parts(self, theta: Tensor, s: Tensors, G: Tensor, h: Tensors) -> tuple[Tensor, Tensor, _Orthogonalised, float]:
@@ -185,8 +187,11 @@ class Muon(WeightDecay, TensorwiseOptimizer):
         # X = U / size; where the norm divides, |U| = size.
         U_bar = (Y - long * along * X) / size
         return U_bar.mT if o.tall else U_bar, {
-            "ns_a": a_bar, "ns_b": b_bar, "ns_c": c_bar, "eps": -(1 - long) * along / size,
-        }  # fmt: skip
+            "ns_a": a_bar,
+            "ns_b": b_bar,
+            "ns_c": c_bar,
+            "eps": -(1 - long) * along / size,
+        }
 
 
 class _Orthogonalised(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.notation import Hyper, State, Tensors, slots
 from gimli_core.optimizers.interface import Pulled
 from gimli_core.optimizers.wrappers.interface import Wrapper, only, rules_within
@@ -55,7 +55,7 @@ class Accumulate(Wrapper):
         for rule in rules_within(self.inner):
             if isinstance(rule, Accumulate):
                 once = f"Use one, with every={self.every * rule.every}: a mean of means is the mean."
-                raise ArgumentError(explain("Accumulate(inner)", "an optimizer without Accumulate", "one in it", once))
+                raise unexpected("Accumulate(inner)", "an optimizer without Accumulate", "one in it", once)
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         zeros = {k: torch.zeros_like(v) for k, v in theta.items()}
@@ -67,8 +67,11 @@ class Accumulate(Wrapper):
         inner["step"] = torch.floor(state["step"] / self.every)
         a = {k: v + G[k] / self.every if k in G else v for k, v in state["accumulated"].items()}
         before = state.get("idle", {})
-        idle = {k: before.get(k, 0) + (torch.zeros if k in G else torch.ones)((), dtype=torch.float64)
-                for k in a if k in before or k not in G}  # fmt: skip
+        idle = {
+            k: before.get(k, 0) + (torch.zeros if k in G else torch.ones)((), dtype=torch.float64)
+            for k in a
+            if k in before or k not in G
+        }
         on = (state["step"] + 1) % self.every == 0
         given = {k: v for k, v in a.items() if k not in idle or idle[k] < self.every}
         return on, inner, a, given, idle

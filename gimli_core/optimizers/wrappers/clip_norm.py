@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.notation import Hyper, Tensors
 from gimli_core.optimizers.interface import hyperparameter
 from gimli_core.optimizers.wrappers.interface import GradientWrapper
@@ -52,17 +52,13 @@ class ClipNorm(GradientWrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.norm_type >= 1:
-            raise ArgumentError(
-                explain("ClipNorm(norm_type=…)", "a number >= 1, or inf", repr(self.norm_type), "2.0 is usual.")
-            )
+            raise unexpected("ClipNorm(norm_type=…)", "a number >= 1, or inf", repr(self.norm_type), "2.0 is usual.")
         if getattr(self.max_norm, "ndim", 0) or isinstance(self.max_norm, dict):
-            raise ArgumentError(
-                explain(
-                    "ClipNorm(max_norm=…)",
-                    "one number for all tensors",
-                    repr(self.max_norm),
-                    "Only the norm over all is clipped.",
-                )
+            raise unexpected(
+                "ClipNorm(max_norm=…)",
+                "one number for all tensors",
+                repr(self.max_norm),
+                "Only the norm over all is clipped.",
             )
 
     def own_parameters(self) -> tuple[str, ...]:

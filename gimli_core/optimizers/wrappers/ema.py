@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.interface import Pulled, hyperparameter
 from gimli_core.optimizers.tensorwise import reduce_like
@@ -65,10 +65,12 @@ class EMA(Wrapper):
         """theta_0 with an average for each entry, equal to it; that of a frozen entry is frozen."""
         taken = [k for k in theta_0 if PREFIX + k in theta_0]
         if taken:
-            raise ArgumentError(
-                explain("theta_0", f"names without {PREFIX}… before another", f"an average of {listing(taken)} already",
-                        "Call ema.extend once, with the weights alone.")
-            )  # fmt: skip
+            raise unexpected(
+                "theta_0",
+                f"names without {PREFIX}… before another",
+                f"an average of {listing(taken)} already",
+                "Call ema.extend once, with the weights alone.",
+            )
         return {**theta_0, **{PREFIX + k: _copy(v) for k, v in theta_0.items()}}
 
     def _weight_of(self, theta: Mapping[str, Any]) -> dict[str, str]:
@@ -98,10 +100,12 @@ class EMA(Wrapper):
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         missing = [k for k in self.weights(theta) if PREFIX + k not in theta]
         if missing:
-            raise ArgumentError(
-                explain("theta_0", f"an average {PREFIX}… beside each of its entries", f"none for {listing(missing)}",
-                        "Call ema.extend(theta_0).")
-            )  # fmt: skip
+            raise unexpected(
+                "theta_0",
+                f"an average {PREFIX}… beside each of its entries",
+                f"none for {listing(missing)}",
+                "Call ema.extend(theta_0).",
+            )
         return self.inner.initial_state(self.weights(theta), self._of_weights(hyper))
 
     def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.optimizers.numbers import pulled_as_vectors, stepped_as_vectors
@@ -31,16 +31,20 @@ class Wrapper(Optimizer):
     def __post_init__(self) -> None:
         self._check_switches()
         if not isinstance(self.inner, Optimizer):
-            raise ArgumentError(
-                explain(f"{type(self).__name__}(inner)", "an optimizer of gimli_core", type(self.inner).__name__,
-                        "For a torch.optim instance use gimli.optimizers.from_torch(...).optimizer.")
-            )  # fmt: skip
+            raise unexpected(
+                f"{type(self).__name__}(inner)",
+                "an optimizer of gimli_core",
+                type(self.inner).__name__,
+                "For a torch.optim instance use gimli.optimizers.from_torch(...).optimizer.",
+            )
         clash = set(self.own()) & set(self.inner.continuous())
         if clash:
-            raise ArgumentError(
-                explain(f"{type(self).__name__}(inner)", f"an optimizer without its own {listing(clash)}",
-                        type(self.inner).__name__, "Use each wrapper once.")
-            )  # fmt: skip
+            raise unexpected(
+                f"{type(self).__name__}(inner)",
+                f"an optimizer without its own {listing(clash)}",
+                type(self.inner).__name__,
+                "Use each wrapper once.",
+            )
         if self.groups is None:
             object.__setattr__(self, "groups", self.inner.groups)
         for name in self.own():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.interface import Pulled, hyperparameter
 from gimli_core.optimizers.tensorwise import reduce_like
@@ -97,4 +97,4 @@ class Lookahead(Wrapper):
 def check_every(name: str, every: Any) -> None:
     """Raise `ArgumentError` unless `every` is a whole number >= 1."""
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ArgumentError(explain(f"{name}(every=…)", "a whole number >= 1", repr(every), "1 acts in every step."))
+        raise unexpected(f"{name}(every=…)", "a whole number >= 1", repr(every), "1 acts in every step.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.interface import Pulled, hyperparameter
 from gimli_core.optimizers.tensorwise import reduce_like
@@ -58,13 +58,11 @@ class MaskedDecay(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.decoupled and "lr" not in self.inner.continuous():
-            raise ArgumentError(
-                explain(
-                    "MaskedDecay(inner, decoupled=True)",
-                    "an optimizer with lr",
-                    type(self.inner).__name__,
-                    "Use decoupled=False.",
-                )
+            raise unexpected(
+                "MaskedDecay(inner, decoupled=True)",
+                "an optimizer with lr",
+                type(self.inner).__name__,
+                "Use decoupled=False.",
             )
 
     def _chosen(self, theta: Tensors, G: Tensors) -> list[str]:

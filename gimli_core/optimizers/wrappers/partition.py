@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.interface import Optimizer, Pulled, state_of
 from gimli_core.optimizers.numbers import pulled_as_vectors, stepped_as_vectors
@@ -43,8 +43,8 @@ class Partition(Optimizer):
         for part, (optimizer, patterns) in self.parts.items():
             if not isinstance(optimizer, Optimizer) or isinstance(patterns, str):
                 came = f"({type(optimizer).__name__}, {patterns!r})"
-                raise ArgumentError(
-                    explain(f"Partition[{part!r}]", "(an optimizer, a list of names or patterns)", came, "Give both.")
+                raise unexpected(
+                    f"Partition[{part!r}]", "(an optimizer, a list of names or patterns)", came, "Give both."
                 )
 
     def _names(self, method: str) -> tuple[str, ...]:
@@ -87,10 +87,12 @@ class Partition(Optimizer):
         for k in theta:
             homes = [part for part, _, names in found if k in names]
             if len(homes) != 1:
-                raise ArgumentError(
-                    explain(f"Partition: {k!r}", "to be in exactly one part", f"it in {listing(homes)}",
-                            "Add it to a part's names or patterns, or make the patterns disjoint.")
-                )  # fmt: skip
+                raise unexpected(
+                    f"Partition: {k!r}",
+                    "to be in exactly one part",
+                    f"it in {listing(homes)}",
+                    "Add it to a part's names or patterns, or make the patterns disjoint.",
+                )
         return [(part, rule, names) for part, rule, names in found if names]
 
     def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
@@ -139,9 +141,14 @@ class Partition(Optimizer):
         for part, rule, names in self._split(theta):
             one_theta, one_G, one_B = ({k: tensors[k] for k in names if k in tensors} for tensors in (theta, G, B))
             pulled = rule.pullback_used(
-                one_theta, _share(state, names), one_G, _hyper(part, hyper, names, rule.seen()), one_B,
-                _share(S, names), (*_of(part, dict.fromkeys(wanted)), *(n for n in wanted if n in rule.seen())),
-            )  # fmt: skip
+                one_theta,
+                _share(state, names),
+                one_G,
+                _hyper(part, hyper, names, rule.seen()),
+                one_B,
+                _share(S, names),
+                (*_of(part, dict.fromkeys(wanted)), *(n for n in wanted if n in rule.seen())),
+            )
             found.V.update(pulled.V)
             found.B.update(pulled.B)
             _merge(found.S, pulled.S)

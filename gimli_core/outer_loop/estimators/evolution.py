@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.notation import Tensors
 from gimli_core.outer_loop.checks import check_number
 from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, accumulate, estimated, walked
@@ -134,9 +134,9 @@ def _checked_sigma(sigma: Any, learned: Mapping[str, Tensor]) -> dict[str, float
     of_each = sigma if isinstance(sigma, Mapping) else dict.fromkeys(learned, sigma)
     if set(of_each) != set(learned):
         expected, do = f"a number, or one for each of {list(learned)}", "Name them all."
-        raise ArgumentError(explain("sigma", expected, f"{list(of_each)}", do))
+        raise unexpected("sigma", expected, f"{list(of_each)}", do)
     for value in of_each.values():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             do = "For example a tenth of phi's scale."
-            raise ArgumentError(explain("sigma", "a number above 0", repr(value), do))
+            raise unexpected("sigma", "a number above 0", repr(value), do)
     return {name: float(of_each[name]) for name in learned}

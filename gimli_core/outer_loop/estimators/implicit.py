@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gimli_core.arguments.batches import check_batches, check_val_batch
-from gimli_core.errors import ArgumentError, check_switch, explain
+from gimli_core.errors import check_switch, unexpected
 from gimli_core.implicit import Solver, implicit_gradient
 from gimli_core.meta_parameters.marks import tensor_paths
 from gimli_core.notation import Tensors
@@ -83,10 +83,10 @@ class Implicit:
         if any(t.requires_grad for _, t in tensor_paths(call.phi_opt or {})):
             do = "Learn the rule's hyperparameters with gimli.Unrolled."
             came = "tensors that require grad: their derivative is 0 at a fixed point"
-            raise ArgumentError(explain("phi_opt", "numbers, for an implicit gradient", came, do))
+            raise unexpected("phi_opt", "numbers, for an implicit gradient", came, do)
         if call.val_weights is not None:
             do = "Leave it out: there is only L_val(theta_star)."
-            raise ArgumentError(explain("val_weights", "None, for an implicit gradient", "weights", do))
+            raise unexpected("val_weights", "None, for an implicit gradient", "weights", do)
         trajectory, form = walked(call)
         batch, J = check_batches(call.train_batches, call.steps)
         result = implicit_gradient(

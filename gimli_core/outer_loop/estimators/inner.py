@@ -13,7 +13,7 @@ from torch import Tensor
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.form import Form
 from gimli_core.arguments.surroundings import check_surroundings
-from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.errors import closest, listing, unexpected
 from gimli_core.notation import Tensors
 from gimli_core.outer_loop.identity import plain
 from gimli_core.problem import Problem
@@ -50,7 +50,7 @@ class InnerLoop:
         if not callable(inner):
             expected = "a function (phi, drawn) -> {argument of unroll: value}"
             do = "For example lambda phi, batches: {'theta_0': …, 'train_batches': batches, 'val_batch': …}."
-            raise ArgumentError(explain("inner", expected, type(inner).__name__, do))
+            raise unexpected("inner", expected, type(inner).__name__, do)
         _check_names("an estimator", fixed)
         check_surroundings(Call(problem, {}, [], None, **{k: v for k, v in fixed.items() if k not in NEEDED}))
         self.problem, self.phi, self.inner, self.fixed = problem, phi, inner, dict(fixed)
@@ -61,18 +61,18 @@ class InnerLoop:
             made = self.inner(phi, drawn)
         if not isinstance(made, Mapping):
             expected = "a dict {argument of unroll: value}"
-            raise ArgumentError(explain("inner(phi, drawn)", expected, type(made).__name__, "Return one."))
+            raise unexpected("inner(phi, drawn)", expected, type(made).__name__, "Return one.")
         _check_names("inner(phi, drawn)", made)
         twice = sorted(set(made) & set(self.fixed))
         if twice:
             do = "Leave it out in one of the two places."
-            raise ArgumentError(explain("inner(phi, drawn)", "other arguments than are fixed", listing(twice), do))
+            raise unexpected("inner(phi, drawn)", "other arguments than are fixed", listing(twice), do)
         arguments = {**self.fixed, **made}
         missing = [name for name in NEEDED if name not in arguments]
         if missing:
             expected = f"a dict with {listing(NEEDED)}"
             do = "gimli.unroll needs all three."
-            raise ArgumentError(explain("inner(phi, drawn)", expected, f"one without {listing(missing)}", do))
+            raise unexpected("inner(phi, drawn)", expected, f"one without {listing(missing)}", do)
         return Call(self.problem, **arguments)
 
     def finish(self, result: MetaGradient, tied: Iterable[tuple[Tensor, Tensor]], what: str) -> MetaGradient:
@@ -90,7 +90,7 @@ class InnerLoop:
         if not of_leaf:
             came = f"none that depends on {listing(leaves)}"
             do = "Compute them from the phi that inner is handed, not from copies or detached tensors."
-            raise ArgumentError(explain("inner(phi, drawn)", f"arguments that {what} has a gradient for", came, do))
+            raise unexpected("inner(phi, drawn)", f"arguments that {what} has a gradient for", came, do)
         accumulate(self.phi, of_leaf)
         return replace(result, A=of_leaf)
 
@@ -128,16 +128,16 @@ def check_phi(argument: str, phi: Any) -> None:
     expected, do = "a dict {name: tensor}", "For a module: dict(module.named_parameters())."
     if not isinstance(phi, Mapping) or not phi:
         came = "an empty one" if isinstance(phi, Mapping) else type(phi).__name__
-        raise ArgumentError(explain(argument, expected, came, do))
+        raise unexpected(argument, expected, came, do)
     for name, leaf in phi.items():
         if not isinstance(name, str) or not isinstance(leaf, Tensor):
-            raise ArgumentError(explain(f"{argument}[{name!r}]", expected, type(leaf).__name__, do))
+            raise unexpected(f"{argument}[{name!r}]", expected, type(leaf).__name__, do)
         if not leaf.is_leaf:
             do = "Hand over what it was computed from, and compute it in `inner`."
-            raise ArgumentError(explain(f"{argument}[{name!r}]", "a leaf of autograd's graph", "a computed tensor", do))
+            raise unexpected(f"{argument}[{name!r}]", "a leaf of autograd's graph", "a computed tensor", do)
     if not any(leaf.requires_grad for leaf in phi.values()):
         do = "Call .requires_grad_() on what is to be learned."
-        raise ArgumentError(explain(argument, "at least one tensor that requires grad", "none", do))
+        raise unexpected(argument, "at least one tensor that requires grad", "none", do)
 
 
 def accumulate(phi: Mapping[str, Tensor], A: Tensors) -> None:
@@ -151,4 +151,4 @@ def _check_names(argument: str, arguments: Mapping[str, Any]) -> None:
     for name in arguments:
         if name not in NAMES:
             do = f"See gimli.unroll.{closest(name, NAMES)}"
-            raise ArgumentError(explain(argument, "arguments of gimli.unroll", repr(name), do))
+            raise unexpected(argument, "arguments of gimli.unroll", repr(name), do)

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.batches import check_batches, check_val_batch
 from gimli_core.arguments.call import Call
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.marks import Mark, PerTask, per_task, unmarked
 from gimli_core.notation import COUNTS, State
 from gimli_core.transforms.tasks import Tasks, check_tasks
@@ -30,7 +30,7 @@ def as_tasks(calls: Sequence[Call], chunk: int | None = None) -> Call:
     T = 1 if tasks is None else tasks.count
     if isinstance(first.val_weights, Tensor) and first.val_weights.requires_grad:
         do = "gimli.Unrolled learns them."
-        raise ArgumentError(explain("val_weights", "numbers, or None", "a tensor that requires grad", do))
+        raise unexpected("val_weights", "numbers, or None", "a tensor that requires grad", do)
     batches, J = [check_batches(call.train_batches, call.steps)[0] for call in calls], _steps(first)
     val_batches = [check_val_batch(call.val_batch, J) for call in calls]
     marked: dict[str, Any] = {"theta_0": per_task(_theta_of_all([call.theta_0 for call in calls], T))}

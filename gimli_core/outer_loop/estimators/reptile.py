@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import listing, unexpected
 from gimli_core.meta_parameters.marks import PerTask, unmarked_entries
 from gimli_core.notation import Tensors
 from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, estimated, walked
@@ -68,7 +68,7 @@ class Reptile:
         missed = [name for name, leaf in self._loop.phi.items() if leaf.requires_grad and name not in result.A]
         if missed:
             do = "Learn these with gimli.Unrolled, or set their requires_grad to False."
-            raise ArgumentError(explain("phi", "what theta_0 depends on, alone", listing(missed) + " besides", do))
+            raise unexpected("phi", "what theta_0 depends on, alone", listing(missed) + " besides", do)
         return result
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from gimli_core.arguments.batches import check_batches, check_val_batch
 from gimli_core.arguments.call import Call
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.marks import Mark, PerStep, PerTask, per_task, unmarked
 from gimli_core.notation import State, Tensors
 from gimli_core.outer_loop.checks import check_number
@@ -39,17 +39,17 @@ def check_window(problem: Problem, length: Any, stride: Any, steps: Any) -> None
     check_number("carry", stride, 1)
     if stride > length:
         do = "Steps between two windows would be in neither."
-        raise ArgumentError(explain("carry", f"at most the window's {length} steps", repr(stride), do))
+        raise unexpected("carry", f"at most the window's {length} steps", repr(stride), do)
     if length > steps or (steps - length) % stride:
         expected = f"a number of steps that windows of {length}, each {stride} after the last, end at"
-        raise ArgumentError(explain("steps", expected, repr(steps), f"For example {length + 3 * stride}."))
+        raise unexpected("steps", expected, repr(steps), f"For example {length + 3 * stride}.")
     if isinstance(problem, Problem) and length < steps:
         numbered = [f.__name__ for f in (problem.train_loss, problem.val_loss) if takes_j(f)]
         numbered += [type(problem.optimizer).__name__] * ("j" in problem.optimizer.seen())
         if numbered:
             came = f"{numbered[0]}, for which j would count from the window's start"
             do = "Put the number into the batch."
-            raise ArgumentError(explain("problem", "losses and a rule that do not take j", came, do))
+            raise unexpected("problem", "losses and a rule that do not take j", came, do)
 
 
 def window(call: Call, start: Reached, length: int) -> Call:

@@ -38,10 +38,12 @@ def adam() -> Lesson:
     arguments: dict[str, Any] = {
         "problem": Problem(train_loss, val_loss, Adam(lr=LR, eps=EPS)),
         "theta_0": {"w": torch.tensor([START], dtype=torch.float64), "u": torch.tensor([GATED], dtype=torch.float64)},
-        "train_batches": lambda j: None, "val_batch": None, "steps": STEPS,
+        "train_batches": lambda j: None,
+        "val_batch": None,
+        "steps": STEPS,
         "phi_opt": {"lr": LR, "beta1": 0.9, "beta2": 0.999, "eps": EPS},
         "phi_loss": {"gate": torch.tensor(0.0, dtype=torch.float64)},
-    }  # fmt: skip
+    }
     return Lesson(
         name="adam",
         title="Adam's state adjoints, and the point G = 0",

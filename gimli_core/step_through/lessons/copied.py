@@ -43,9 +43,13 @@ def copied() -> Lesson:
 
     start = torch.tensor(START, dtype=torch.float64)
     arguments: dict[str, Any] = {
-        "problem": Problem(train_loss, val_loss, SGD(lr=LR)), "theta_0": {"w": start, "copy": start.clone()},
-        "train_batches": lambda j: None, "val_batch": None, "steps": STEPS, "phi_opt": {"lr": LR},
-    }  # fmt: skip
+        "problem": Problem(train_loss, val_loss, SGD(lr=LR)),
+        "theta_0": {"w": start, "copy": start.clone()},
+        "train_batches": lambda j: None,
+        "val_batch": None,
+        "steps": STEPS,
+        "phi_opt": {"lr": LR},
+    }
     return Lesson(
         name="copied",
         title="What a copied module still shares",

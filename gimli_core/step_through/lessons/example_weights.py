@@ -42,9 +42,12 @@ def example_weights() -> Lesson:
     arguments: dict[str, Any] = {
         "problem": Problem(train_loss, val_loss, SGD(lr=LR)),
         "theta_0": {"θ": torch.tensor(START, dtype=torch.float64)},
-        "train_batches": lambda j: None, "val_batch": None, "steps": STEPS, "phi_opt": {"lr": LR},
+        "train_batches": lambda j: None,
+        "val_batch": None,
+        "steps": STEPS,
+        "phi_opt": {"lr": LR},
         "phi_loss": {"ε": torch.zeros(len(A), dtype=torch.float64)},
-    }  # fmt: skip
+    }
     return Lesson(
         name="example_weights",
         title="Example weights at ε = 0: why are they 0?",

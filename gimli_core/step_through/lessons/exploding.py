@@ -49,7 +49,10 @@ def exploding() -> Lesson:
         arguments={
             "problem": Problem(train_loss, val_loss, SGD(lr=RATE)),
             "theta_0": {"θ": torch.tensor(START, dtype=torch.float64)},
-            "train_batches": lambda j: None, "val_batch": None, "steps": STEPS, "phi_opt": {"lr": RATE},
+            "train_batches": lambda j: None,
+            "val_batch": None,
+            "steps": STEPS,
+            "phi_opt": {"lr": RATE},
         },
         experiments=Experiments(
             vary={"lr": [1.5 + 0.012 * k for k in range(41)]},
@@ -128,7 +131,7 @@ def exploding() -> Lesson:
                 more often than below.""",
             )
         ],
-    )  # fmt: skip
+    )
 
 
 def _trajectory(r: float, x: float) -> list[float]:

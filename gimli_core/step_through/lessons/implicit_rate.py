@@ -41,9 +41,12 @@ def implicit_rate() -> Lesson:
     arguments: dict[str, Any] = {
         "problem": Problem(train_loss, val_loss, SGD(lr=LR)),
         "theta_0": {"θ": torch.tensor(START, dtype=torch.float64)},
-        "train_batches": lambda j: None, "val_batch": None, "steps": STEPS, "phi_opt": {"lr": LR},
+        "train_batches": lambda j: None,
+        "val_batch": None,
+        "steps": STEPS,
+        "phi_opt": {"lr": LR},
         "phi_loss": {"λ": torch.tensor(PENALTY, dtype=torch.float64)},
-    }  # fmt: skip
+    }
     return Lesson(
         name="implicit_rate",
         title="Why the implicit derivative of a learning rate is 0",
@@ -146,11 +149,16 @@ def _check(trace: Any) -> Sequence[Check]:
     return [
         Check("A_opt lr", engine.A_opt["lr"].item(), A_lr, "closed form, sum over steps", allowed),
         Check("A_loss λ", engine.A_loss["λ"].item(), A_penalty, "closed form, sum over steps", allowed),
-        Check("A_opt lr, implicit", engine.A_opt["lr"].item(), 0.0, "the floor does not know lr; the rest is J·M^(J−1)",
-              5 * left),
+        Check(
+            "A_opt lr, implicit",
+            engine.A_opt["lr"].item(),
+            0.0,
+            "the floor does not know lr; the rest is J·M^(J−1)",
+            5 * left,
+        ),
         Check("A_loss λ, implicit", engine.A_loss["λ"].item(), _implicit(), "the implicit function theorem", left),
         Check("‖B_0‖", float(B_0.norm()), 0.0, "the floor does not know the start", left),
-    ]  # fmt: skip
+    ]
 
 
 def _charts(arguments: dict[str, Any]) -> Sequence[dict[str, Any]]:

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.memory.whole_file import writing
 from gimli_core.step_through.lessons.lesson import Lesson
 from gimli_core.step_through.lessons.order import ORDER
@@ -42,7 +42,7 @@ def save_pages(lessons: Mapping[str, Callable[[], Lesson]], directory: str | os.
         place.mkdir(parents=True, exist_ok=True)
     except (OSError, TypeError, ValueError) as error:
         expected = "a directory that can be written"
-        raise ArgumentError(explain("directory", expected, f"{directory!r}: {error}", "Give another.")) from None
+        raise unexpected("directory", expected, f"{directory!r}: {error}", "Give another.") from None
     made = {name: lessons[name]() for name in ORDER if name in lessons}
     paths = []
     for name, lesson in made.items():

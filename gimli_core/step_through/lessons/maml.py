@@ -39,9 +39,13 @@ def maml() -> Lesson:
     x = torch.linspace(-3, 3, 20, dtype=torch.float64)[:, None]
     support, query = (x[::2], 1.5 * torch.sin(x[::2] + 0.5)), (x[1::2], 1.5 * torch.sin(x[1::2] + 0.5))
     arguments: dict[str, Any] = {
-        "problem": Problem(loss, loss, SGD(lr=LR)), "theta_0": theta_0,
-        "train_batches": lambda j: support, "val_batch": query, "steps": STEPS, "phi_opt": {"lr": LR},
-    }  # fmt: skip
+        "problem": Problem(loss, loss, SGD(lr=LR)),
+        "theta_0": theta_0,
+        "train_batches": lambda j: support,
+        "val_batch": query,
+        "steps": STEPS,
+        "phi_opt": {"lr": LR},
+    }
     return Lesson(
         name="maml",
         title="MAML's B₀ beside FOMAML and Reptile",

@@ -37,8 +37,11 @@ def momentum() -> Lesson:
     arguments: dict[str, Any] = {
         "problem": Problem(loss, loss, SGD(lr=LR, momentum=MOMENTUM)),
         "theta_0": {"θ": torch.tensor(START, dtype=torch.float64)},
-        "train_batches": lambda j: None, "val_batch": None, "steps": STEPS, "phi_opt": {"lr": LR, "momentum": MOMENTUM},
-    }  # fmt: skip
+        "train_batches": lambda j: None,
+        "val_batch": None,
+        "steps": STEPS,
+        "phi_opt": {"lr": LR, "momentum": MOMENTUM},
+    }
     return Lesson(
         name="momentum",
         title="Momentum: what θ alone misses",

@@ -42,7 +42,10 @@ def quadratic() -> Lesson:
         arguments={
             "problem": Problem(train_loss, val_loss, SGD(lr=LR)),
             "theta_0": {"θ": torch.tensor(START, dtype=torch.float64)},
-            "train_batches": lambda j: None, "val_batch": None, "steps": STEPS, "phi_opt": {"lr": LR},
+            "train_batches": lambda j: None,
+            "val_batch": None,
+            "steps": STEPS,
+            "phi_opt": {"lr": LR},
         },
         experiments=Experiments(
             vary={"lr": [0.01 * k for k in range(1, 42)]},
@@ -117,7 +120,7 @@ def quadratic() -> Lesson:
         ],
         check=_check,
         charts=_charts,
-    )  # fmt: skip
+    )
 
 
 def _check(trace: Any) -> Sequence[Check]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, closest, explain, listing
+from gimli_core.errors import closest, listing, unexpected
 from gimli_core.notation import Tensors
 
 __all__ = ["entry", "label", "largest"]
@@ -15,17 +15,19 @@ def entry(text: str, theta: Tensors) -> tuple[str, int]:
     """(tensor name, flat index) of an entry written as `name[3, 2]`, or `name` for a tensor's first entry."""
     name, _, inside = (text, "", "") if text in theta else text.rpartition("[")
     if name not in theta:
-        raise ArgumentError(
-            explain(f"entry {text!r}", f"a tensor of theta with an index, such as {next(iter(theta))}[0]",
-                    f"the name {name or text!r}", f"Use one of {listing(theta)}.{closest(name or text, theta)}")
-        )  # fmt: skip
+        raise unexpected(
+            f"entry {text!r}",
+            f"a tensor of theta with an index, such as {next(iter(theta))}[0]",
+            f"the name {name or text!r}",
+            f"Use one of {listing(theta)}.{closest(name or text, theta)}",
+        )
     shape = theta[name].shape
     try:
         index = tuple(int(part) for part in inside.rstrip("]").split(",")) if inside else (0,) * len(shape)
         return name, int(np.ravel_multi_index(index, shape)) if shape else 0
     except ValueError:
-        raise ArgumentError(
-            explain(f"entry {text!r}", f"an index within the shape {list(shape)}", inside.rstrip("]"), "Count from 0.")
+        raise unexpected(
+            f"entry {text!r}", f"an index within the shape {list(shape)}", inside.rstrip("]"), "Count from 0."
         ) from None
 
 

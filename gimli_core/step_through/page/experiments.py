@@ -19,7 +19,7 @@ from torch import Tensor
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
 from gimli_core.arguments.call import Call
 from gimli_core.environment import Environment, discover
-from gimli_core.errors import ArgumentError, explain, listing
+from gimli_core.errors import ArgumentError, listing, unexpected
 from gimli_core.notation import Tensors, slots
 from gimli_core.step_through.page.entries import entry, label
 from gimli_core.step_through.page.summaries import number, numbers
@@ -78,9 +78,16 @@ def record_experiments(walk: Walk, experiments: Experiments) -> dict[str, Any]:
         for value in values:
             with environment.trial():
                 runs.append(_run(places[name].changed(call, float(value)), places[name], experiments.plane is not None))
-        kept["vary"].append({"name": name, "label": places[name].label, "index": places[name].position,
-                             "value": number(places[name].value), "at": [float(v) for v in values],
-                             **{key: [run[key] for run in runs] for key in ("val", "A", "path")}})  # fmt: skip
+        kept["vary"].append(
+            {
+                "name": name,
+                "label": places[name].label,
+                "index": places[name].position,
+                "value": number(places[name].value),
+                "at": [float(v) for v in values],
+                **{key: [run[key] for run in runs] for key in ("val", "A", "path")},
+            }
+        )
     # A run that fails is shown up to there: what cannot be recorded beside it is left out.
     for names, approximation in _closed(walk, half) if experiments.roads else ():
         with environment.trial(), suppress(Exception):
@@ -113,9 +120,7 @@ class _Place(NamedTuple):
         except (ArgumentError, StopIteration):
             known = [*phi_opt, *(label(k, 0, t) for k, t in phi_loss.items())]
             do = f"Use one of {listing(known)}." if known else "Give phi_opt or phi_loss."
-            raise ArgumentError(
-                explain("vary", "the name of one number among phi_opt or phi_loss", repr(name), do)
-            ) from None
+            raise unexpected("vary", "the name of one number among phi_opt or phi_loss", repr(name), do) from None
         return _Place("phi_loss", key, index, phi_loss[key].reshape(-1)[index].item(), f"phi_loss[{key!r}]")
 
     def changed(self, call: Call, value: float) -> Call:
@@ -199,8 +204,16 @@ def _plane(call: Call, theta_0: Tensors, phi_loss: Tensors, plane: Plane) -> dic
                     theta[key].view(-1)[index] = float(at)
                 ell.append(_rounded(call.problem.train_loss(theta, phi_loss, batch).item()))
                 val.append(_rounded(call.problem.val_loss(theta, phi_loss, call.val_batch).item()))
-    return {"x": list(plane.x), "y": list(plane.y), "columns": plane.columns, "rows": plane.rows, "entries": chosen,
-            "labels": [names[n] for n in chosen], "ell": ell, "val": val}  # fmt: skip
+    return {
+        "x": list(plane.x),
+        "y": list(plane.y),
+        "columns": plane.columns,
+        "rows": plane.rows,
+        "entries": chosen,
+        "labels": [names[n] for n in chosen],
+        "ell": ell,
+        "val": val,
+    }
 
 
 def _drawn(theta: Tensors) -> list[float | str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.memory.whole_file import writing
 from gimli_core.step_through.page.trace import Trace
 
@@ -54,8 +54,8 @@ def contributions(trace: Trace) -> Figure:
     """What each step added to every entry of A_opt and A_loss that is one number (of others, the norm)."""
     leaves = [leaf for leaf in trace.data["A"] if any(leaf["inc"])]
     if not leaves:
-        raise ArgumentError(
-            explain("contributions", "a run with meta-parameters that was swept", "none", "Give phi_opt or phi_loss.")
+        raise unexpected(
+            "contributions", "a run with meta-parameters that was swept", "none", "Give phi_opt or phi_loss."
         )
     figure = Figure(figsize=(7, 2.2 * len(leaves)), layout="constrained")
     every = figure.subplots(len(leaves), 1, sharex=True, squeeze=False)[:, 0]
@@ -85,8 +85,8 @@ def hyperparameters(history: Sequence[Mapping[str, Any]]) -> Figure:
     """
     names = list(history[0]) if history else []
     if not names:
-        raise ArgumentError(
-            explain("history", "a list of dicts {name: number}", "an empty one", "Append a dict after each outer step.")
+        raise unexpected(
+            "history", "a list of dicts {name: number}", "an empty one", "Append a dict after each outer step."
         )
     figure = Figure(figsize=(7, 2.2 * len(names)), layout="constrained")
     every = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
@@ -136,8 +136,8 @@ def save_all(trace: Trace, directory: str | os.PathLike[str]) -> list[Path]:
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise ArgumentError(
-            explain(f"figures in {str(directory)!r}", "a directory that can be written", str(error), "Give another.")
+        raise unexpected(
+            f"figures in {str(directory)!r}", "a directory that can be written", str(error), "Give another."
         ) from None
     paths = [Path(directory) / f"{name}.png" for name in made]
     for path, figure in zip(paths, made.values(), strict=True):

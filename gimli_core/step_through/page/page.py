@@ -23,10 +23,28 @@ __all__ = ["LIMIT", "page"]
 
 LIMIT = 9_500_000  # bytes of a page
 SCRIPTS = (
-    "data.js", "symbols.js", "draw.js", "maths.js", "rules.js", "formula.js", "twin_losses.js", "twin_rules.js",
-    "twin.js", "explore.js", "map.js", "step.js", "strip.js", "curve.js", "cards.js", "widgets.js", "quantities.js",
-    "panels.js", "address.js", "printed.js", "main.js",
-)  # fmt: skip
+    "data.js",
+    "symbols.js",
+    "draw.js",
+    "maths.js",
+    "rules.js",
+    "formula.js",
+    "twin_losses.js",
+    "twin_rules.js",
+    "twin.js",
+    "explore.js",
+    "map.js",
+    "step.js",
+    "strip.js",
+    "curve.js",
+    "cards.js",
+    "widgets.js",
+    "quantities.js",
+    "panels.js",
+    "address.js",
+    "printed.js",
+    "main.js",
+)
 STYLES = ("page.css", "stage.css", "cards.css", "print.css")
 
 

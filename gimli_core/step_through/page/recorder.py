@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.notation import State, Tensors, slots
 from gimli_core.step_through.page.entries import entry, label, largest
 from gimli_core.step_through.page.facts import facts, resident_bytes
@@ -34,10 +34,8 @@ class Recorder:
         self.slots = list(slots(inputs.values.state_0))
         J, n = inputs.form.steps, sum(t.numel() for t in self.theta.values())
         if J > MOST_STEPS:
-            raise ArgumentError(
-                explain(
-                    "steps", f"at most {MOST_STEPS} for a page", str(J), "Trace a shorter run, or use step_through."
-                )
+            raise unexpected(
+                "steps", f"at most {MOST_STEPS} for a page", str(J), "Trace a shorter run, or use step_through."
             )
         self.followed = [entry(text, self.theta) for text in follow] or [
             largest(k, t) for k, t in list(self.theta.items())[:8]
@@ -131,9 +129,13 @@ class Recorder:
         events = self.data["events"]
         number_of_this = len(events["line"])
         for key, value in (
-            ("line", moment.line), ("j", moment.j), ("replay", int(moment.replay)), ("us", round(moment.seconds * 1e6)),
-            ("bytes", moment.bytes), ("memory", resident_bytes(next(iter(self.theta.values())))),
-        ):  # fmt: skip
+            ("line", moment.line),
+            ("j", moment.j),
+            ("replay", int(moment.replay)),
+            ("us", round(moment.seconds * 1e6)),
+            ("bytes", moment.bytes),
+            ("memory", resident_bytes(next(iter(self.theta.values())))),
+        ):
             events[key].append(value)
         for (kind, known), now in zip(self.held.items(), self.walk.held, strict=True):
             for j in known.keys() - now:

@@ -39,10 +39,14 @@ def table(data: Mapping[str, Any]) -> str:
     head = ["step j", "loss ℓ_j", "‖B_j‖", *(f"step j's term of A, {leaf['label']}" for leaf in leaves)]
     stride = max(1, -(-(J + 1) // MOST_ROWS))
     rows = [
-        [j, data["loss"][j] if j < len(data["loss"]) else None, norms.get(j),
-         *((leaf["inc"][j] or {}).get("v", [None])[0] if j < J else None for leaf in leaves)]
+        [
+            j,
+            data["loss"][j] if j < len(data["loss"]) else None,
+            norms.get(j),
+            *((leaf["inc"][j] or {}).get("v", [None])[0] if j < J else None for leaf in leaves),
+        ]
         for j in sorted({*range(0, J + 1, stride), J})
-    ]  # fmt: skip
+    ]
     sums = ["all", None, None, *((leaf.get("final") or {}).get("v", [None])[0] for leaf in leaves)]
     body = "\n".join(f"<tr>{''.join(f'<td>{_number(x)}</td>' for x in row)}</tr>" for row in [*rows, sums])
     heads = "".join(f"<th scope=col>{_text(text)}</th>" for text in head)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.memory.whole_file import writing
 from gimli_core.results import MetaGradient
 from gimli_core.step_through.page.experiments import Experiments, record_experiments
@@ -92,12 +92,12 @@ def trace(
     """
     if not isinstance(walk, Walk):
         do = "Give what gimli.step_through returns."
-        raise ArgumentError(explain("walk", "a walk from gimli.step_through", type(walk).__name__, do))
+        raise unexpected("walk", "a walk from gimli.step_through", type(walk).__name__, do)
     try:
         title.encode()
     except (AttributeError, UnicodeEncodeError):
         do = "Leave lone surrogates out."
-        raise ArgumentError(explain("title", "text that UTF-8 can hold", repr(title), do)) from None
+        raise unexpected("title", "text that UTF-8 can hold", repr(title), do) from None
     recorder = Recorder(walk, follow)
     if experiments is not None:
         recorder.data["experiments"] = record_experiments(walk, experiments)

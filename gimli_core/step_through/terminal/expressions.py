@@ -12,26 +12,49 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gimli_core.errors import ArgumentError, closest, explain, first_line, listing
+from gimli_core.errors import ArgumentError, closest, first_line, listing, unexpected
 from gimli_core.step_through.terminal.operations import TOOLS, bounded, number_or_tensor, tensor_of
 
 __all__ = ["QUANTITIES", "assignment", "checked", "evaluate"]
 
 QUANTITIES = (
-    "theta", "s", "G", "V", "B", "S", "direct", "curvature", "A_opt", "A_loss", "dA_opt", "dA_loss", "loss",
-    "line", "j",
-)  # fmt: skip
+    "theta",
+    "s",
+    "G",
+    "V",
+    "B",
+    "S",
+    "direct",
+    "curvature",
+    "A_opt",
+    "A_loss",
+    "dA_opt",
+    "dA_loss",
+    "loss",
+    "line",
+    "j",
+)
 LONGEST = 400  # characters of an expression, so that neither it nor its nesting is a load
 ATTRIBUTES = ("shape", "ndim", "T", "mT")  # of tensors
 
 ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.MatMult: operator.matmul,
-}  # fmt: skip
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.MatMult: operator.matmul,
+}
 COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
-    ast.Eq: operator.eq, ast.NotEq: operator.ne,
-}  # fmt: skip
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
 SIGNS: Mapping[type[ast.unaryop], Callable[[Any], Any]] = {ast.USub: operator.neg, ast.UAdd: operator.pos}
 
 
@@ -65,9 +88,7 @@ def assignment(text: str, names: Mapping[str, Any]) -> tuple[str, list[Any], Any
         keys.insert(0, target.slice)
         target = target.value
     if not isinstance(target, ast.Name):
-        raise ArgumentError(
-            explain("change", "NAME[ENTRY] = VALUE", repr(text), "For example: change G['w'][0] = 0.5.")
-        )
+        raise unexpected("change", "NAME[ENTRY] = VALUE", repr(text), "For example: change G['w'][0] = 0.5.")
     assert isinstance(assigned, ast.Assign)
     for part in (target, assigned.value):
         _check(part, text)
@@ -83,9 +104,7 @@ def _parsed(text: str, mode: str) -> Any:
         return ast.parse(text.strip(), mode=mode)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         came = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise ArgumentError(
-            explain(f"expression {text[:80]!r}", "Python, such as norm(B) > 1e3", came, "Mend it.")
-        ) from None
+        raise unexpected(f"expression {text[:80]!r}", "Python, such as norm(B) > 1e3", came, "Mend it.") from None
 
 
 def _check(node: ast.AST, text: str, inside: bool = False) -> None:
@@ -93,7 +112,7 @@ def _check(node: ast.AST, text: str, inside: bool = False) -> None:
 
     def refuse(came: str, do: str) -> ArgumentError:
         expected = f"an expression over {', '.join(QUANTITIES)}, with {', '.join(TOOLS)}"
-        return ArgumentError(explain(f"expression {text!r}", expected, came, do))
+        return unexpected(f"expression {text!r}", expected, came, do)
 
     match node:
         case ast.Constant(value=bool() | int() | float()):
@@ -149,7 +168,7 @@ def _value_of(expression: ast.expr, text: str, names: Mapping[str, Any]) -> Any:
         Exception
     ) as error:  # of torch and of Python's numbers: a shape, a key, a division by zero, too little memory
         known = f"an expression over {', '.join(names)}"
-        raise ArgumentError(explain(text, known, first_line(error), "norm(B) is one.")) from None
+        raise unexpected(text, known, first_line(error), "norm(B) is one.") from None
 
 
 def _value(node: ast.expr | None, names: Mapping[str, Any]) -> Any:
@@ -161,7 +180,7 @@ def _value(node: ast.expr | None, names: Mapping[str, Any]) -> Any:
         case ast.Name(id=name):
             if name not in names:
                 do = f"Known so far: {listing(names, len(names))}."
-                raise ArgumentError(explain(name, "a quantity that has been computed", "none yet", do))
+                raise unexpected(name, "a quantity that has been computed", "none yet", do)
             return names[name]
         case ast.Attribute(value=value, attr=name):
             return getattr(tensor_of(_value(value, names), f".{name}"), name)
@@ -204,10 +223,10 @@ def entry_of(value: Any, key: Any) -> Any:
     if isinstance(value, Mapping):
         if not isinstance(key, (str, int)) or key not in value:
             do = f"Use one of them.{closest(key, map(str, value))}"
-            raise ArgumentError(explain("entry", f"one of {listing(value)}", repr(key), do))
+            raise unexpected("entry", f"one of {listing(value)}", repr(key), do)
         return value[key]
     parts = key if isinstance(key, tuple) else (key,)
     if not all(part is None or part is ... or isinstance(part, (int, slice)) for part in parts):
         do = "Count from 0."
-        raise ArgumentError(explain("entry", "whole numbers and slices", repr(key), do))
+        raise unexpected("entry", "whole numbers and slices", repr(key), do)
     return value[key]

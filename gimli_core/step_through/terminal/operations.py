@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.step_through.page.summaries import norm, total
 from gimli_core.trees import tensors
 
@@ -23,13 +23,13 @@ def number_or_tensor(value: Any) -> Any:
     if isinstance(value, (bool, int, float, Tensor)):
         return value
     do = "Take an entry of it, or norm(…)."
-    raise ArgumentError(explain("operand", "a number or a tensor", type(value).__name__, do))
+    raise unexpected("operand", "a number or a tensor", type(value).__name__, do)
 
 
 def tensor_of(value: Any, what: str) -> Tensor:
     if isinstance(value, Tensor):
         return value
-    raise ArgumentError(explain(what, "a tensor before it", type(value).__name__, "Take an entry of it."))
+    raise unexpected(what, "a tensor before it", type(value).__name__, "Take an entry of it.")
 
 
 def bounded(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
@@ -40,15 +40,13 @@ def bounded(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
         elements = operation(*sizes).numel()
         if elements > max(MOST_ELEMENTS, *(value.numel() for value in given)):
             do = "Take entries of its parts."
-            raise ArgumentError(explain("a tensor", f"at most {MOST_ELEMENTS:,} elements", f"{elements:,}", do))
+            raise unexpected("a tensor", f"at most {MOST_ELEMENTS:,} elements", f"{elements:,}", do)
     elif isinstance(left, int) and isinstance(right, int):
         bits = left.bit_length() + right.bit_length()
         if operation is operator.pow:
             bits = left.bit_length() * max(right, 1)
         if bits > MOST_BITS:
-            raise ArgumentError(
-                explain("a whole number", f"at most {MOST_BITS} bits", f"{bits:,}", "Write it as 1e300.")
-            )
+            raise unexpected("a whole number", f"at most {MOST_BITS} bits", f"{bits:,}", "Write it as 1e300.")
     return operation(left, right)
 
 
@@ -57,7 +55,7 @@ def _leaves(values: tuple[Any, ...]) -> list[Any]:
     numbers = [value for value in values if isinstance(value, (int, float))]
     found = [*numbers, *(t for t in tensors(values) if t.numel())]
     if not found:
-        raise ArgumentError(explain("a tool", "numbers or tensors", "none", "norm(B) is one."))
+        raise unexpected("a tool", "numbers or tensors", "none", "norm(B) is one.")
     return found
 
 
@@ -93,5 +91,10 @@ def _min(*values: Any) -> float:
 
 
 TOOLS: Mapping[str, Callable[..., Any]] = {
-    "norm": _norm, "finite": _finite, "largest": _largest, "abs": _abs, "max": _max, "min": _min,
-}  # fmt: skip
+    "norm": _norm,
+    "finite": _finite,
+    "largest": _largest,
+    "abs": _abs,
+    "max": _max,
+    "min": _min,
+}

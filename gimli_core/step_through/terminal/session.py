@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gimli_core.errors import ArgumentError, GimliError, closest, explain, first_line, printable
+from gimli_core.errors import ArgumentError, GimliError, closest, first_line, printable, unexpected
 from gimli_core.step_through.page.entries import entry
 from gimli_core.step_through.terminal.expressions import assignment, entry_of
 from gimli_core.step_through.terminal.stepper import Stepper
@@ -160,13 +160,13 @@ class Session:
         old = self.stepper.evaluate(name)
         if not any(True for _ in tensors(old)):
             do = "A value is changed at the line that computes it."
-            raise ArgumentError(explain(f"change {rest!r}", "a quantity of tensors", f"{name!r}", do))
+            raise unexpected(f"change {rest!r}", "a quantity of tensors", f"{name!r}", do)
         copied = cloned(old)
         try:
             _fill(copied, keys, value)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             do = "Give a number, or a tensor of the entry's shape."
-            raise ArgumentError(explain(f"change {rest!r}", "a value that fits", first_line(error), do)) from None
+            raise unexpected(f"change {rest!r}", "a value that fits", first_line(error), do) from None
         self.stepper.change(name, copied)
         self.show()
 
@@ -228,7 +228,7 @@ def _fill(tree: Any, keys: Sequence[Any], value: Any) -> None:
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise ArgumentError(explain("command", "a whole number", repr(text), "For example: line 14."))
+        raise unexpected("command", "a whole number", repr(text), "For example: line 14.")
     return int(text)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import ArgumentError, unexpected
 from gimli_core.notation import slots
 from gimli_core.step_through.page.summaries import norm as norm_of
 from gimli_core.step_through.page.summaries import total
@@ -139,7 +139,7 @@ class Stepper:
             checked(text)
         elif not (value.strip().isascii() and value.strip().isdigit() and len(value) < 20):
             do = f"For example: break {kind} 3."
-            raise ArgumentError(explain(f"break {text!r}", f"a number after {kind!r}", repr(value), do))
+            raise unexpected(f"break {text!r}", f"a number after {kind!r}", repr(value), do)
         self.breaks.append(text)
 
     def add_watch(self, text: str) -> None:
@@ -154,13 +154,11 @@ class Stepper:
     def known(self) -> dict[str, Any]:
         """Every quantity that is known here."""
         if self.here.names is None:
-            raise ArgumentError(
-                explain(
-                    "names",
-                    "a moment whose tensors are still kept",
-                    "one that was let go",
-                    "Norms are kept; go on, or start again.",
-                )
+            raise unexpected(
+                "names",
+                "a moment whose tensors are still kept",
+                "one that was let go",
+                "Norms are kept; go on, or start again.",
             )
         return self.here.names
 
@@ -177,13 +175,11 @@ class Stepper:
     def change(self, name: str, value: Any) -> None:
         """Intervene at the moment that came last; the cursor must stand there."""
         if self._latest is None or self.at != len(self.passed) - 1:
-            raise ArgumentError(
-                explain(
-                    "change",
-                    "the latest moment",
-                    "an earlier one",
-                    "What has run cannot be changed: go to the end of what has run.",
-                )
+            raise unexpected(
+                "change",
+                "the latest moment",
+                "an earlier one",
+                "What has run cannot be changed: go to the end of what has run.",
             )
         self._latest.change(name, value)
         assert self.here.names is not None
@@ -221,9 +217,17 @@ class Stepper:
         shown = {**values, **increments, **({k: names[k] for k in ("A_opt", "A_loss")} if moment.line == 8 else {})}
         shown = {k: v for k, v in shown.items() if v != {}}
         kept = Kept(
-            len(self.passed), moment.line, moment.j, moment.replay, bool(self._totals), moment.seconds, moment.bytes,
-            {k: total([norm_of(t) for t in tensors(v)]) for k, v in shown.items()}, names, tuple(shown),
-        )  # fmt: skip
+            len(self.passed),
+            moment.line,
+            moment.j,
+            moment.replay,
+            bool(self._totals),
+            moment.seconds,
+            moment.bytes,
+            {k: total([norm_of(t) for t in tensors(v)]) for k, v in shown.items()},
+            names,
+            tuple(shown),
+        )
         self.passed.append(kept)
         self._held += moment.bytes
         while self._held > KEPT_BYTES and self._oldest < kept.number:

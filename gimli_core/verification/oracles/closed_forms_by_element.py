@@ -55,9 +55,15 @@ def quadratic_sgd() -> dict[str, Any]:
     g = CENTRE + r**J * e - TARGET
     d_r = g * J * r ** (J - 1) * e
     return _elementwise(
-        Problem(bowl, distance, SGD()), J, g, {"lr": lr}, {"log_h": np.log(h), "c": CENTRE},
-        A_opt={"lr": (-h * d_r).sum()}, A_loss={"log_h": -lr * h * d_r, "c": g * (1 - r**J)}, w=g * r**J,
-    )  # fmt: skip
+        Problem(bowl, distance, SGD()),
+        J,
+        g,
+        {"lr": lr},
+        {"log_h": np.log(h), "c": CENTRE},
+        A_opt={"lr": (-h * d_r).sum()},
+        A_loss={"log_h": -lr * h * d_r, "c": g * (1 - r**J)},
+        w=g * r**J,
+    )
 
 
 def quadratic_per_step() -> dict[str, Any]:
@@ -68,9 +74,15 @@ def quadratic_per_step() -> dict[str, Any]:
     others = np.stack([np.delete(r, j, axis=0).prod(axis=0) for j in range(J)])
     g = CENTRE + R * e - TARGET
     return _elementwise(
-        Problem(bowl, distance, SGD()), J, g, {"lr": lr}, {"log_h": np.log(h), "c": CENTRE},
-        A_opt={"lr": -others @ (h * g * e)}, A_loss={"log_h": -(lr @ others) * h * g * e, "c": g * (1 - R)}, w=g * R,
-    )  # fmt: skip
+        Problem(bowl, distance, SGD()),
+        J,
+        g,
+        {"lr": lr},
+        {"log_h": np.log(h), "c": CENTRE},
+        A_opt={"lr": -others @ (h * g * e)},
+        A_loss={"log_h": -(lr @ others) * h * g * e, "c": g * (1 - R)},
+        w=g * R,
+    )
 
 
 def quadratic_momentum() -> dict[str, Any]:
@@ -93,9 +105,15 @@ def quadratic_momentum() -> dict[str, Any]:
     d_mu = by_trace + by_det - p * lr * b - q * e
     d_h = -lr * by_trace - p * lr * e
     case = _elementwise(
-        Problem(bowl, distance, SGD()), J, g, {"lr": lr, "momentum": mu}, {"log_h": np.log(h), "c": CENTRE},
-        A_opt={"lr": g @ d_lr, "momentum": g @ d_mu}, A_loss={"log_h": g * d_h * h, "c": g * (1 - by_e)}, w=g * by_e,
-    )  # fmt: skip
+        Problem(bowl, distance, SGD()),
+        J,
+        g,
+        {"lr": lr, "momentum": mu},
+        {"log_h": np.log(h), "c": CENTRE},
+        A_opt={"lr": g @ d_lr, "momentum": g @ d_mu},
+        A_loss={"log_h": g * d_h * h, "c": g * (1 - by_e)},
+        w=g * by_e,
+    )
     case["state_0"] = {"step": 5, "momentum_buffer": {"w": torch.from_numpy(b)}}
     case["closed_form"]["S_0"] = {"momentum_buffer": {"w": torch.from_numpy(-g * lr * mu * p)}}
     return case
@@ -124,14 +142,20 @@ def constant_gradient_adamw() -> dict[str, Any]:
     d_r = g * J * r ** (J - 1) * (W_0 + u / decay)
     d_u = g * (r**J - 1) / decay
     return _elementwise(
-        Problem(slope, distance, AdamW()), J, g,
-        {"lr": lr, "betas": (0.8, 0.9), "eps": eps, "weight_decay": decay}, {"g": s},
+        Problem(slope, distance, AdamW()),
+        J,
+        g,
+        {"lr": lr, "betas": (0.8, 0.9), "eps": eps, "weight_decay": decay},
+        {"g": s},
         A_opt={
-            "lr": -decay * d_r.sum(), "betas": (0.0, 0.0), "eps": -(d_u * s / d**2).sum(),
+            "lr": -decay * d_r.sum(),
+            "betas": (0.0, 0.0),
+            "eps": -(d_u * s / d**2).sum(),
             "weight_decay": (-lr * d_r + g * (1 - r**J) * u / decay**2).sum(),
         },
-        A_loss={"g": d_u * eps / d**2}, w=g * r**J,
-    )  # fmt: skip
+        A_loss={"g": d_u * eps / d**2},
+        w=g * r**J,
+    )
 
 
 def constant_gradient_adagrad() -> dict[str, Any]:
@@ -146,14 +170,20 @@ def constant_gradient_adagrad() -> dict[str, Any]:
     d_d = lr * step / d  # of w_J by each denominator
     g = W_0 - lr * step.sum(axis=0) - TARGET
     return _elementwise(
-        Problem(slope, distance, Adagrad()), J, g,
-        {"lr": lr, "lr_decay": decay, "initial_accumulator_value": x, "eps": eps}, {"g": s},
+        Problem(slope, distance, Adagrad()),
+        J,
+        g,
+        {"lr": lr, "lr_decay": decay, "initial_accumulator_value": x, "eps": eps},
+        {"g": s},
         A_opt={
-            "lr": -(g * step).sum(), "lr_decay": (g * lr * step * (t - 1) / slowed).sum(),
-            "initial_accumulator_value": (g * d_d / (2 * root)).sum(), "eps": (g * d_d).sum(),
+            "lr": -(g * step).sum(),
+            "lr_decay": (g * lr * step * (t - 1) / slowed).sum(),
+            "initial_accumulator_value": (g * d_d / (2 * root)).sum(),
+            "eps": (g * d_d).sum(),
         },
-        A_loss={"g": (g * (d_d * t * s / root - lr / slowed / d)).sum(axis=0)}, w=g,
-    )  # fmt: skip
+        A_loss={"g": (g * (d_d * t * s / root - lr / slowed / d)).sum(axis=0)},
+        w=g,
+    )
 
 
 def zero_gradient_adam() -> dict[str, Any]:
@@ -161,17 +191,30 @@ def zero_gradient_adam() -> dict[str, Any]:
     lr, eps, h, g = 0.1, 0.5, CURVATURE, CENTRE - TARGET
     O_0 = -lr / eps
     return _elementwise(
-        Problem(bowl, distance, Adam()), 1, g,
-        {"lr": lr, "betas": (0.9, 0.99), "eps": eps}, {"log_h": np.log(h), "c": CENTRE},
-        A_opt={"lr": 0.0, "betas": (0.0, 0.0), "eps": 0.0}, A_loss={"log_h": 0 * g, "c": -g * O_0 * h},
-        w=g * (1 + O_0 * h), w_0=CENTRE,
-    )  # fmt: skip
+        Problem(bowl, distance, Adam()),
+        1,
+        g,
+        {"lr": lr, "betas": (0.9, 0.99), "eps": eps},
+        {"log_h": np.log(h), "c": CENTRE},
+        A_opt={"lr": 0.0, "betas": (0.0, 0.0), "eps": 0.0},
+        A_loss={"log_h": 0 * g, "c": -g * O_0 * h},
+        w=g * (1 + O_0 * h),
+        w_0=CENTRE,
+    )
 
 
 def _elementwise(
-    problem: Problem, J: int, g: Array, phi_opt: dict[str, Any], phi_loss: dict[str, Array], *,
-    A_opt: dict[str, Any], A_loss: dict[str, Array], w: Array, w_0: Array = W_0,
-) -> dict[str, Any]:  # fmt: skip
+    problem: Problem,
+    J: int,
+    g: Array,
+    phi_opt: dict[str, Any],
+    phi_loss: dict[str, Array],
+    *,
+    A_opt: dict[str, Any],
+    A_loss: dict[str, Array],
+    w: Array,
+    w_0: Array = W_0,
+) -> dict[str, Any]:
     """The arguments of `verify` for a problem on one vector w."""
 
     def tensors(tree: Any) -> Any:

@@ -69,10 +69,14 @@ def finite_differences(question: Question, environment: Environment) -> dict[Key
 
     with np.errstate(invalid="ignore"):  # numpy would report the floating-point flags that torch's kernels leave raised
         found = derivative(
-            np.vectorize(L, otypes=[float]), np.zeros(len(lines)), args=(np.arange(len(lines)),),
-            order=ORDER, initial_step=np.array([line.step for line in lines]),
-            step_direction=np.array([line.side for line in lines]), tolerances={"rtol": 1e-10},
-        )  # fmt: skip
+            np.vectorize(L, otypes=[float]),
+            np.zeros(len(lines)),
+            args=(np.arange(len(lines)),),
+            order=ORDER,
+            initial_step=np.array([line.step for line in lines]),
+            step_direction=np.array([line.side for line in lines]),
+            tolerances={"rtol": 1e-10},
+        )
     # The smallest distance from x in the stencil of the last iteration; each L there is off by about eps |L|.
     smallest = np.array([line.step for line in lines]) / 2.0 ** (found.nit - 1 + ORDER // 2 - 1)
     uncertainty = np.maximum(found.error, 4 * eps * size / smallest)

@@ -176,9 +176,19 @@ def muon(opt: Any, w: Tensor, s: Tensors, G: Tensor, h: Tensors, t: int, root: R
 
 
 TORCH_RULES = {
-    "NAdam": nadam, "RAdam": radam, "Adamax": adamax, "Adadelta": adadelta, "RMSprop": rmsprop, "ASGD": asgd,
-    "Rprop": rprop, "Lion": lion, "SparseAdam": sparse_adam, "LAMB": lamb, "Adafactor": adafactor, "Muon": muon,
-}  # fmt: skip
+    "NAdam": nadam,
+    "RAdam": radam,
+    "Adamax": adamax,
+    "Adadelta": adadelta,
+    "RMSprop": rmsprop,
+    "ASGD": asgd,
+    "Rprop": rprop,
+    "Lion": lion,
+    "SparseAdam": sparse_adam,
+    "LAMB": lamb,
+    "Adafactor": adafactor,
+    "Muon": muon,
+}
 
 
 def rows_of(w: Tensor, h: Tensors) -> Tensor | None:

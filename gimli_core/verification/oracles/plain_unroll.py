@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.environment import Environment, Snapshot, split_frozen
-from gimli_core.errors import ArgumentError, explain
+from gimli_core.errors import unexpected
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.verification.oracles.plain_rules import Root, handed, initial_state, plain_step, values_at
 from gimli_core.verification.question import Entries, Question, flatten, same_randomness
@@ -106,10 +106,12 @@ class Unroll:
 
     def _check_differentiable(self, theta: Tensors) -> None:
         if self.graph and not all(v.requires_grad for v in theta.values()):
-            raise ArgumentError(
-                explain(f"{type(self.question.optimizer).__name__}.step", "a step that autograd can differentiate",
-                        "theta' without a gradient path", "Compute it without .detach(), .item() or torch.no_grad().")
-            )  # fmt: skip
+            raise unexpected(
+                f"{type(self.question.optimizer).__name__}.step",
+                "a step that autograd can differentiate",
+                "theta' without a gradient path",
+                "Compute it without .detach(), .item() or torch.no_grad().",
+            )
 
     def _seen(self, symbol: str, j: int, tree: Any) -> None:
         if self.graph:

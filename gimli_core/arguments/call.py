@@ -15,7 +15,7 @@ from gimli_core.arguments.batches import check_batches, check_val_batch
 from gimli_core.derivatives.micro_batches import MicroBatches, split, weighed
 from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.indexed import Indexed, LastBatch, rows_of
-from gimli_core.meta_parameters.marks import PerTask, unmarked
+from gimli_core.meta_parameters.marks import PerTask, plain_dicts, unmarked
 from gimli_core.notation import COUNTS, State
 from gimli_core.problem import Problem
 from gimli_core.transforms.numbered import numbered, with_j
@@ -51,6 +51,8 @@ class Call:
     among: int | None = None  # of how many tasks these are a part; all of them by default
 
     def __post_init__(self) -> None:
+        for name in ("theta_0", "phi_opt", "phi_loss"):
+            object.__setattr__(self, name, plain_dicts(getattr(self, name)))
         train_loss = getattr(self.problem, "train_loss", None)
         object.__setattr__(self, "phi_loss", with_centre(train_loss, self.theta_0, self.phi_loss))
 

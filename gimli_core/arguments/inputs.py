@@ -104,7 +104,7 @@ def prepare(call: Call) -> Inputs:
     one = {k: v[0] if k in own_theta else v for k, v in trained.items()}  # theta of one task
     marked = indexed_entries(call.phi_loss, T)
     problem, batch, J, val_batch, rows = call.batches(marked)
-    own_phi, phi_loss = check_phi_loss(call.phi_loss, next(iter(trained.values())), T)
+    own_phi, phi_loss = check_phi_loss(call.phi_loss, trained, T)
     hyper = Hyperparameters(problem.optimizer, check_phi_opt(call.phi_opt), one, J, T)
     optimizer = bound(problem.optimizer, call.phi_opt or {})
     weights = check_weights(call.val_weights, J, left_out.first(J))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gimli_core.arguments.theta import check_tensor
 from gimli_core.errors import unexpected
@@ -18,7 +17,7 @@ from gimli_core.transforms.tasks import own, split_marked
 __all__ = ["check_phi_loss", "indexed_entries"]
 
 
-def check_phi_loss(phi_loss: Any, theta: Tensor, tasks: int | None) -> tuple[frozenset[str], Tensors]:
+def check_phi_loss(phi_loss: Any, theta: Tensors, tasks: int | None) -> tuple[frozenset[str], Tensors]:
     """The names that each task has its own tensor of, and all tensors."""
     whole, phi_loss = split_marked(phi_loss)
     if phi_loss is None:
@@ -30,6 +29,10 @@ def check_phi_loss(phi_loss: Any, theta: Tensor, tasks: int | None) -> tuple[fro
             type(phi_loss).__name__,
             "For a module: dict(module.named_parameters()).",
         )
+    first = next(iter(theta.values()))
+    dtypes = {v.dtype for v in theta.values()}
+    if dtypes & {torch.float16, torch.bfloat16}:
+        dtypes.add(torch.float32)  # of which accumulators are anyway
     checked, by_task = {}, set()
     for k, v in phi_loss.items():
         if isinstance(v, Indexed):
@@ -40,18 +43,13 @@ def check_phi_loss(phi_loss: Any, theta: Tensor, tasks: int | None) -> tuple[fro
             by_task.add(k)
             own(argument, v, tasks)
         if isinstance(v, (int, float)) and not isinstance(v, bool):
-            v = torch.tensor(float(v), dtype=theta.dtype, device=theta.device)
+            v = torch.tensor(float(v), dtype=first.dtype, device=first.device)
         check_tensor(argument, v)
         if not isinstance(k, str):
             raise unexpected("phi_loss", "names that are strings", f"the key {k!r}", "Rename it.")
-        half = theta.dtype in (torch.float16, torch.bfloat16) and v.dtype == torch.float32
-        if v.ndim > 0 and ((v.dtype != theta.dtype and not half) or v.device != theta.device):
-            raise unexpected(
-                argument,
-                f"{theta.dtype} on {theta.device}, as theta_0 is",
-                f"{v.dtype} on {v.device}",
-                "Convert it with .to(...).",
-            )
+        if v.ndim > 0 and (v.dtype not in dtypes or v.device != first.device):
+            expected = f"{first.dtype} on {first.device}, as theta_0 is"
+            raise unexpected(argument, expected, f"{v.dtype} on {v.device}", "Convert it with .to(...).")
         checked[k] = v.detach()
     return frozenset(by_task), checked
 

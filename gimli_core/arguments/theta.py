@@ -67,13 +67,9 @@ def check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
         )
     first_name, first = next(iter(trained.items()))
     for k, v in trained.items():
-        if (v.dtype, v.device) != (first.dtype, first.device):
-            raise unexpected(
-                f"theta_0[{k!r}]",
-                f"{first.dtype} on {first.device}, as theta_0[{first_name!r}] is",
-                f"{v.dtype} on {v.device}",
-                "Bring all entries to one dtype and device.",
-            )
+        if v.device != first.device:
+            expected = f"a tensor on {first.device}, as theta_0[{first_name!r}] is"
+            raise unexpected(f"theta_0[{k!r}]", expected, f"one on {v.device}", "Bring all entries to one device.")
     return trained, frozen
 
 

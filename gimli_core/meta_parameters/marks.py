@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "Mark",
@@ -19,6 +19,7 @@ __all__ = [
     "per_element",
     "per_step",
     "per_task",
+    "plain_dicts",
     "tensor_paths",
     "unmarked",
     "unmarked_entries",
@@ -111,7 +112,7 @@ def unmarked(value: Any) -> Any:
 
 def tensor_paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
     """(path, tensor) for every tensor in nested dicts and pairs, such as a phi_opt; `look_up` follows a path."""
-    tree = unmarked(tree)
+    tree = plain_dicts(unmarked(tree))
     if isinstance(tree, Tensor):
         yield path, tree
     elif isinstance(tree, Mapping):
@@ -147,3 +148,15 @@ def unmarked_entries(values: Any) -> Any:
     """A dict without marks on it or on its entries."""
     plain = unmarked(values)
     return {k: unmarked(v) for k, v in plain.items()} if isinstance(plain, Mapping) else plain
+
+
+def plain_dicts(value: Any) -> Any:
+    """`value` with every `nn.ParameterDict` in it, which is a module and no mapping, as a dict of its parameters."""
+    if isinstance(value, nn.ParameterDict):
+        return dict(value.items())
+    if isinstance(value, Mark):
+        plain = plain_dicts(value.value)
+        return value if plain is value.value else replace(value, value=plain)
+    if isinstance(value, Mapping) and any(isinstance(v, (nn.ParameterDict, Mark)) for v in value.values()):
+        return {k: plain_dicts(v) for k, v in value.items()}
+    return value

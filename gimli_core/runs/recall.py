@@ -119,7 +119,7 @@ def recalled(look: Look | None, call: Call) -> Inputs | None:
         return None
     trained, frozen = check_theta(call.theta_0)
     anywhere = next(iter(trained.values()))
-    _, phi_loss = check_phi_loss(call.phi_loss, anywhere, form.tasks)
+    _, phi_loss = check_phi_loss(call.phi_loss, trained, form.tasks)
     hyper = _renewed(known.hyper, call.phi_opt)
     theta_0, state_0 = _started(form, call, trained, hyper)
     values = Values(

@@ -236,7 +236,8 @@ def one_vector(
     small = len(theta) > 1 and sum(v.numel() for v in theta.values()) <= NUMBERS
     if not isinstance(optimizer, ElementwiseOptimizer) or optimizer.seen():
         return None
-    if not small or not set(numbers) <= set(scalars):
+    alike = len({v.dtype for v in theta.values()}) == 1
+    if not small or not alike or not set(numbers) <= set(scalars):
         return None
     vector = OneVector(shapes, frozenset(scalars), tasks, frozenset(taken))
     vector._homes(next(iter(theta.values())).device)  # made before a run, whose memory may be counted

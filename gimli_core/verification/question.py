@@ -108,7 +108,9 @@ class Question:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._first.dtype
+        """Of theta: the least precise, if there are several."""
+        dtypes: set[torch.dtype] = {v.dtype for v in unmarked_entries(self.theta_0).values()}
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
     @property
     def _first(self) -> Tensor:

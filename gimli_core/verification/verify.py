@@ -15,6 +15,7 @@ from gimli_core.arguments.call import Call
 from gimli_core.environment import Environment
 from gimli_core.errors import listing, unexpected
 from gimli_core.memory import Schedule
+from gimli_core.meta_parameters.marks import plain_dicts
 from gimli_core.notation import State
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient
@@ -118,6 +119,7 @@ def verify(
         raise unexpected("oracles", f"some of {listing(ORACLES)}", listing(unknown), remedy)
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < 1):
         raise unexpected("tolerance", "a number in [0, 1)", repr(tolerance), "It is relative to an entry.")
+    theta_0, phi_opt, phi_loss = plain_dicts(theta_0), plain_dicts(phi_opt), plain_dicts(phi_loss)
     call = Call(
         problem,
         theta_0,

@@ -213,7 +213,9 @@ def test_a_whole_run_is_compiled_only_where_its_operations_are_few(monkeypatch: 
 def test_operations_are_counted_once_and_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     refusing(monkeypatch)
     counted, plain = [], operations.operations_of_step
-    monkeypatch.setattr(operations, "operations_of_step", lambda inputs: (counted.append(plain(inputs)), counted[-1])[1])
+    monkeypatch.setattr(
+        operations, "operations_of_step", lambda inputs: (counted.append(plain(inputs)), counted[-1])[1]
+    )
     made = tanh_network(SGD(lr=0.1))
     before = torch.get_rng_state()
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""A classifier whose training examples carry weights, wrong labels planted among them: what `gimli attribute` scores."""
+"""A classifier whose training examples carry weights, some labels planted wrong: what `gimli attribute` scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gimli_core.notation import Tensors
 from gimli_core.optimizers import AdamW
 from gimli_core.problem import Problem
 
-__all__ = ["Queries", "Setting", "flagged", "plant", "setting"]
+__all__ = ["Queries", "Setting", "flagged", "logits", "plant", "setting"]
 
 BATCH = 100
 LR = 3e-3

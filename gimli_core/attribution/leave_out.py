@@ -45,14 +45,14 @@ class LeaveOut:
         nan where all predictions, or all changes, of a query are alike. Source: Park et al. 2023, TRAK (the linear
         datamodelling score).
         """
-        return torch.tensor(_spearman(self.predicted(scores).numpy(), self.changes.double().numpy()))
+        return torch.as_tensor(_spearman(self.predicted(scores).numpy(), self.changes.double().numpy()))
 
     def interval(self, scores: Scores, seed: int = 0) -> tuple[float, float]:
         """A 95 % interval of the mean LDS over the queries: a bootstrap over the subsets. Needs scipy."""
         predicted, changes = self.predicted(scores).numpy(), self.changes.double().numpy()
         rng = np.random.default_rng(seed)
         draws = rng.integers(len(changes), size=(RESAMPLES, len(changes)))
-        low, high = np.nanpercentile([np.mean(_spearman(predicted[d], changes[d])) for d in draws], [2.5, 97.5])
+        low, high = np.percentile(_spearman(predicted[draws], changes[draws]).mean(1), [2.5, 97.5])
         return float(low), float(high)
 
 
@@ -127,11 +127,11 @@ def leave_out(
     return LeaveOut(left_out, torch.stack(rows[1:]) - rows[0], weights.cpu())
 
 
-def _spearman(predicted: Any, changes: Any) -> list[float]:
-    """Rank correlation of each column; nan for a constant one."""
-    from scipy.stats import spearmanr  # only here is scipy needed
+def _spearman(predicted: Any, changes: Any) -> Any:
+    """[…, k]: rank correlations over M of […, M, k], ties at their mean rank; nan for a constant column."""
+    from scipy.stats import rankdata  # only here is scipy needed
 
-    return [
-        float(spearmanr(p, c).statistic) if np.ptp(p) > 0 and np.ptp(c) > 0 else float("nan")
-        for p, c in zip(predicted.T, changes.T, strict=True)
-    ]
+    a, b = (rankdata(x, axis=-2) for x in (predicted, changes))
+    a, b = a - a.mean(-2, keepdims=True), b - b.mean(-2, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(-2) / np.sqrt((a * a).sum(-2) * (b * b).sum(-2))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 import gimli_core as gimli
@@ -117,6 +118,9 @@ def test_leaving_out_is_predicted() -> None:
     rho = trial.lds(found)
     assert rho.shape == (K,)
     assert (rho > 0.9).all()
+    for q in range(K):
+        of_scipy = spearmanr(trial.predicted(found)[:, q].numpy(), trial.changes[:, q].numpy()).statistic
+        assert rho[q].item() == pytest.approx(of_scipy, abs=1e-14)
     low, high = trial.interval(found)
     assert low <= float(rho.mean()) <= high
     opposite = Scores(-found.values, found.val_loss)

@@ -12,6 +12,7 @@ from torch.func import grad, jacrev
 from gimli_core.attribution.scores import Scores
 from gimli_core.attribution.weights import indexed_entry
 from gimli_core.derivatives.beside_loss import value_and_aux
+from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.indexed import Indexed, rows_of
 from gimli_core.meta_parameters.marks import unmarked
@@ -96,6 +97,8 @@ def influence_scores(
     marked = {k: v for k, v in phi_loss.items() if isinstance(v, Indexed)}
     seen = []  # (rows of the weights, phi_loss with the rows looked up, batch)
     for j, batch in enumerate(batches):
+        if isinstance(batch, MicroBatches):
+            raise unexpected(f"batches[{j}]", "a batch", "MicroBatches", "Give its parts as batches of their own.")
         rows = {k: r[0] for k, r in rows_of(marked, batch, j).items()}
         seen.append((rows[name], {**phi, **{k: phi[k][r] for k, r in rows.items()}}, batch))
 

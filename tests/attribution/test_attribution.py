@@ -69,6 +69,29 @@ def test_queries_at_once_change_nothing(at_once: int) -> None:
     assert len(done) == -(-K // at_once)
 
 
+def test_micro_batches_and_tokens() -> None:
+    """Weights [N, 2], one for each of two terms of an example's loss: their scores sum to the example's."""
+
+    def of_terms(theta: Any, phi: Any, batch: Any) -> Tensor:
+        residual = (torch.tanh(batch["x"] @ theta["a"]) - batch["y"]).square()
+        return (phi["w"] * torch.stack([0.25 * residual, 0.75 * residual], 1)).sum(1).mean()
+
+    made = call()
+    w = made["phi_loss"]["w"].value
+    problem = gimli.Problem(of_terms, queries, made["problem"].optimizer)
+    by_term = {**made, "problem": problem, "phi_loss": {"w": gimli.indexed(w[:, None].expand(N, 2).clone())}}
+    expected = attribution.scores(**made)
+    found = attribution.scores(**by_term, micro_batches=2)
+    assert found.values.shape == (K, N, 2)
+    assert distance(found.values.sum(2), expected.values) < 1e-12
+    trial = attribution.leave_out(**made, subsets=5, seed=1)
+    assert distance(attribution.leave_out(**by_term, subsets=5, seed=1).changes, trial.changes) < 1e-12
+    assert (
+        distance(trial.predicted(expected), attribution.leave_out(**by_term, subsets=5, seed=1).predicted(found))
+        < 1e-12
+    )
+
+
 def test_one_outer_loss_is_one_query() -> None:
     found = attribution.scores(**call(loss=lambda theta, phi, batch: queries(theta, phi, batch).sum()))
     assert found.values.shape == (1, N)
@@ -223,6 +246,12 @@ def test_bad_baselines() -> None:
         attribution.influence_scores(made["problem"], made["theta_0"], batches, **rest, damping=0.0)
     with pytest.raises(ArgumentError, match="at most 5000"):
         attribution.influence_scores(made["problem"], {"a": torch.ones(5001)}, batches, **rest)
+    parts = gimli.MicroBatches(batches * 2)
+    with pytest.raises(ArgumentError, match=r"batches\[0\]"):
+        attribution.influence_scores(made["problem"], made["theta_0"], [parts], **rest)
+    trial = attribution.leave_out(**made, subsets=2)
+    with pytest.raises(ArgumentError, match="scores: expected"):
+        trial.lds(Scores(torch.ones(K, N + 1), torch.ones(K)))
     for more, match in (({"h": 0.0}, "h: expected"), ({"direction": {"z": torch.ones(2)}}, "direction")):
         with pytest.raises(ArgumentError, match=match):
             gimli.metasmoothness(

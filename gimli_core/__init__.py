@@ -2,9 +2,10 @@
 
 import sys as _sys
 
-from gimli_core import errors, implicit, learned, memory, optimizers, verification
+from gimli_core import attribution, errors, implicit, learned, memory, optimizers, verification
 from gimli_core.arguments.approximation import Approximation, FirstOrder, ThetaOnly, Truncated
 from gimli_core.arguments.until import Until
+from gimli_core.attribution.metasmoothness import metasmoothness
 from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.evaluation.adapt import adapt
 from gimli_core.evaluation.evaluate import Evaluation, evaluate
@@ -70,6 +71,7 @@ __all__ = [
     "Windows",
     "__version__",
     "adapt",
+    "attribution",
     "check_requirements",
     "compare",
     "errors",
@@ -81,6 +83,7 @@ __all__ = [
     "lessons",
     "memory",
     "meta_gradient",
+    "metasmoothness",
     "optimizers",
     "per_element",
     "per_step",

@@ -40,6 +40,21 @@ def test_nested_loops_learn_their_rates() -> None:
     assert "query loss" in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.long
+def test_a_language_model_s_paragraphs_are_scored(tmp_path: Path) -> None:
+    text = "\n\n".join(f"{word} " * 60 for word in ("north", "south"))
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    options = ["--text", str(tmp_path / "text.txt"), "--steps", "3", "--queries", "2"]
+    done = run("attribute_language_model.py", *options, "--out", str(tmp_path / "scores.npz"))
+    assert done.returncode == 0, done.stderr
+    assert "scored 2 of 2 queries" in done.stdout
+    for name in ("paragraph 1", "paragraph 2"):  # each is helped by its own words
+        query = done.stdout.split(f"query from '{name}'")[1]
+        assert query.split("helped most: ")[1].startswith(name)
+    with np.load(tmp_path / "scores.npz") as file:
+        assert file["scores"].shape == (2, 8, 64)
+
+
 def test_imaml_s_synthetic_problem(tmp_path: Path) -> None:
     done = run("imaml_synthetic.py", "--outer-steps", "20", "--out", str(tmp_path / "imaml.svg"))
     assert done.returncode == 0, done.stderr

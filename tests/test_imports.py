@@ -24,7 +24,7 @@ arguments
 forward_unroll backward_sweep requirements memory compiled
 runs
 meta_gradient unroll evaluation implicit
-verification step_through demo outer_loop
+verification step_through demo outer_loop attribution
 few_shot
 commands __init__
 """
@@ -232,4 +232,13 @@ def test_no_test_imports_another() -> None:
 def test_public_names_are_no_files_by_accident() -> None:
     """A function and the file that holds it may share a name; what the package shows is then the function."""
     modules = {name for name in gimli_core.__all__ if isinstance(getattr(gimli_core, name), ModuleType)}
-    assert modules == {"errors", "implicit", "learned", "lessons", "memory", "optimizers", "verification"}
+    assert modules == {
+        "attribution",
+        "errors",
+        "implicit",
+        "learned",
+        "lessons",
+        "memory",
+        "optimizers",
+        "verification",
+    }

@@ -35,6 +35,9 @@ COMMANDS = {
     "learn-optimizer": _Command(
         "gimli_core.commands.learn_optimizer", "demo", "train an optimizer that is a network, beside a tuned Adam"
     ),
+    "attribute": _Command(
+        "gimli_core.commands.attribute", "demo", "which training examples helped and hurt which test examples"
+    ),
     "few-shot": _Command("gimli_core.commands.few_shot", "few_shot", "train a few-shot method, beside its paper"),
     "verify": _Command("gimli_core.commands.verify", "verify", "check meta-gradients against every oracle"),
 }

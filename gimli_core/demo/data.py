@@ -36,6 +36,8 @@ class Splits(NamedTuple):
     train: Labelled
     val: Labelled
     test: Labelled
+    mean: Tensor  # [features], of the training rows before
+    deviation: Tensor  # [features]; 1 where all of them are alike
 
 
 def load(path: str | None, seed: int = 0) -> Splits:
@@ -76,14 +78,16 @@ def split(name: str, table: Table, seed: int) -> Splits:
     rows = {"train": np.concatenate(train), "val": np.concatenate(val), "test": np.concatenate(test)}
     features = table.features[rows["train"]].astype(np.float64)
     mean, deviation = features.mean(0), features.std(0)
+    deviation = np.where(deviation > 0, deviation, 1)
 
     def labelled(part: str) -> Labelled:
-        x = (table.features[rows[part]].astype(np.float64) - mean) / np.where(deviation > 0, deviation, 1)
+        x = (table.features[rows[part]].astype(np.float64) - mean) / deviation
         return Labelled(torch.tensor(x, dtype=torch.get_default_dtype()), torch.tensor(y[rows[part]]))
 
     used = sum(map(len, rows.values()))
     name = name if used == len(y) else f"{name}, {used} of its {len(y)} rows"
-    return Splits(name, len(classes), labelled("train"), labelled("val"), labelled("test"))
+    scale = torch.tensor(mean), torch.tensor(deviation)
+    return Splits(name, len(classes), labelled("train"), labelled("val"), labelled("test"), *scale)
 
 
 def _drawn(members: NDArray[np.intp], share: float, rng: np.random.Generator) -> NDArray[np.intp]:

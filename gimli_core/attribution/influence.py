@@ -1,0 +1,128 @@
+"""The classical baseline: what an example's weight would do if training ran to the minimum nearest to theta_J."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, jacrev
+
+from gimli_core.attribution.scores import Scores
+from gimli_core.attribution.weights import indexed_entry
+from gimli_core.derivatives.beside_loss import value_and_aux
+from gimli_core.derivatives.micro_batches import MicroBatches
+from gimli_core.errors import unexpected
+from gimli_core.meta_parameters.indexed import Indexed, rows_of
+from gimli_core.meta_parameters.marks import unmarked
+from gimli_core.notation import Tensors
+from gimli_core.problem import Problem
+
+__all__ = ["MOST_PARAMETERS", "influence_scores"]
+
+MOST_PARAMETERS = 5000  # their Hessian is a matrix of 200 MB
+ROWS_AT_ONCE = 128  # of the Hessian
+
+
+def influence_scores(
+    problem: Problem,
+    theta_J: Mapping[str, Tensor],
+    batches: Sequence[Any],
+    val_batch: Any,
+    *,
+    phi_loss: Mapping[str, Any],
+    entry: str | None = None,
+    damping: float | Sequence[float] = 1e-2,
+) -> Any:
+    """Influence functions with the exact Hessian, for networks of a few thousand numbers.
+
+        R(theta, w)  = mean of train_loss over `batches`
+        scores[q, i] = -grad L_q' (|H| + damping I)^{-1} d(grad R)/dw_i,     H = Hessian of R at theta_J = U diag(e) U'
+        |H|          = U diag(|e|) U'
+
+    H is not positive where training was stopped early, so the absolute values of its eigenvalues stand for them.
+
+    Args:
+        problem, val_batch, phi_loss, entry: as in `scores`; neither loss takes j.
+        theta_J: where training ended.
+        batches: that hold each training example once.
+        damping: one number above 0, or several: then a dict of scores by damping comes back, for one Hessian.
+
+    Returns:
+        Scores, or `{damping: Scores}`; the units are those of `scores`, so that the two can be compared.
+
+    Raises:
+        ArgumentError: more than MOST_PARAMETERS numbers in theta; damping that is not above 0.
+
+    Cost: n products with the Hessian (6F over all examples each) and n² numbers, of n numbers in theta; time n³.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, batch):
+    ...     return (phi["w"] * (theta["a"] - batch["x"]) ** 2).mean() / 2
+    >>> problem = gimli.Problem(loss, lambda theta, phi, y: (theta["a"] - y) ** 2 / 2, gimli.optimizers.SGD(lr=1.0))
+    >>> batch, w = {"x": torch.tensor([1.0, -1.0]), "rows": torch.arange(2)}, gimli.indexed(torch.ones(2))
+    >>> at, y = {"a": torch.zeros(())}, torch.tensor([1.0])
+    >>> gimli.attribution.influence_scores(problem, at, [batch], y, phi_loss={"w": w}, damping=1.0).values
+    tensor([[-0.2500,  0.2500]])
+
+    Source: Koh and Liang 2017, Understanding Black-box Predictions via Influence Functions.
+    """
+    name, mark = indexed_entry(phi_loss, entry)
+    dampings = [damping] if isinstance(damping, (int, float)) else list(damping)
+    for d in dampings:
+        if isinstance(d, bool) or not isinstance(d, (int, float)) or not 0 < d < float("inf"):
+            raise unexpected("damping", "a number above 0", repr(d), "1e-2 is a common choice.")
+    theta = {k: v.detach() for k, v in theta_J.items()}
+    n = sum(v.numel() for v in theta.values())
+    if n > MOST_PARAMETERS:
+        do = "Take a smaller network, or leave this baseline out."
+        raise unexpected("theta_J", f"at most {MOST_PARAMETERS} numbers, whose Hessian is a matrix", f"{n}", do)
+    phi = {k: torch.as_tensor(unmarked(v)).detach() for k, v in phi_loss.items()}
+    of_val = {k: v for k, v in phi.items() if not isinstance(phi_loss[k], Indexed)}
+    flat = torch.cat([v.reshape(-1) for v in theta.values()])
+
+    def tensors(vector: Tensor) -> Tensors:
+        parts = vector.split([v.numel() for v in theta.values()])
+        return {k: part.reshape(v.shape) for (k, v), part in zip(theta.items(), parts, strict=True)}
+
+    def queries(vector: Tensor) -> Tensor:
+        losses: Tensor = value_and_aux(problem.val_loss(tensors(vector), of_val, val_batch), "val_loss")[0]
+        return losses.reshape(-1)
+
+    def train(vector: Tensor, looked_up: Tensors, batch: Any) -> Tensor:
+        loss: Tensor = value_and_aux(problem.train_loss(tensors(vector), looked_up, batch), "train_loss")[0]
+        return loss
+
+    marked = {k: v for k, v in phi_loss.items() if isinstance(v, Indexed)}
+    seen = []  # (rows of the weights, phi_loss with the rows looked up, batch)
+    for j, batch in enumerate(batches):
+        if isinstance(batch, MicroBatches):
+            raise unexpected(f"batches[{j}]", "a batch", "MicroBatches", "Give its parts as batches of their own.")
+        rows = {k: r[0] for k, r in rows_of(marked, batch, j).items()}
+        seen.append((rows[name], {**phi, **{k: phi[k][r] for k, r in rows.items()}}, batch))
+
+    H = torch.zeros(n, n, dtype=flat.dtype, device=flat.device)
+    for _, looked_up, batch in seen:
+        H += jacrev(grad(train), chunk_size=ROWS_AT_ONCE)(flat, looked_up, batch) / len(seen)
+    e, U = torch.linalg.eigh((H + H.T) / 2)
+    del H
+    dL = jacrev(queries)(flat)  # [k, n]
+    val_loss = queries(flat).detach()
+
+    def scored(damping: float) -> Scores:
+        u = ((dL @ U) / (e.abs() + damping)) @ U.T
+        values = torch.zeros(len(u), *mark.value.shape, dtype=flat.dtype, device=flat.device)
+        for rows, looked_up, batch in seen:
+
+            def along(w: Tensor, looked_up: Tensors = looked_up, batch: Any = batch) -> Tensor:
+                products: Tensor = u @ grad(train)(flat, {**looked_up, name: w}, batch)
+                return products
+
+            mixed = jacrev(along)(looked_up[name])  # [k, *rows, …]
+            moved = mixed.reshape(len(u), -1, *mark.value.shape[1:])
+            values.index_add_(1, rows.reshape(-1), -moved / len(seen))
+        return Scores(values, val_loss)
+
+    found = {d: scored(d) for d in dampings}
+    return found[dampings[0]] if isinstance(damping, (int, float)) else found

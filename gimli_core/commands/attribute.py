@@ -1,0 +1,201 @@
+"""`gimli attribute`: score training examples, hold the scores against retraining, find wrong labels, draw."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from gimli_core.attribution import picture
+from gimli_core.attribution.classification import Queries, Setting, flagged, logits, plant, setting
+from gimli_core.attribution.influence import MOST_PARAMETERS, influence_scores
+from gimli_core.attribution.leave_out import LeaveOut, leave_out
+from gimli_core.attribution.metasmoothness import metasmoothness
+from gimli_core.attribution.scores import Scores, scores
+from gimli_core.demo.data import Splits, load
+from gimli_core.demo.picture import check_path
+from gimli_core.errors import printable, unexpected
+from gimli_core.evaluation.adapt import adapt
+from gimli_core.memory.whole_file import check_writable
+
+__all__ = ["add_arguments", "run"]
+
+RANGES = {"examples": (40, 10_000), "steps": (1, 100_000), "subsets": (2, 100_000), "seed": (0, (1 << 40) - 1)}
+PLANTED = 0.05  # of the labels
+LEFT_OUT = 0.1  # of the examples, in each subset
+QUANTILES = (0.99, 0.97, 0.95, 0.9, 0.8)  # of the test rows' losses: the queries, from hard to middling
+DAMPINGS = (0.1, 1e-2, 1e-3)
+SHOWN = 4  # examples that helped, and as many that hurt, a query
+H = 0.5  # weights move from 1 to 1 ± h and 1 ± 2h
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `gimli attribute`."""
+    parser.add_argument("--data", metavar="PATH", help=".npz or CSV file; scikit-learn's handwritten digits by default")
+    parser.add_argument(
+        "--out", metavar="PATH", type=Path, default=Path("gimli_attribute.png"), help="picture (%(default)s)"
+    )
+    parser.add_argument(
+        "--scores",
+        metavar="PATH",
+        type=Path,
+        help=".npz to write the scores to, query by query; an old one is gone on with",
+    )
+    parser.add_argument(
+        "--examples", metavar="N", type=int, default=500, help="training examples, at most (%(default)s)"
+    )
+    parser.add_argument("--steps", metavar="J", type=int, default=100, help="AdamW steps of a training (%(default)s)")
+    parser.add_argument("--subsets", metavar="M", type=int, default=60, help="trainings without a tenth (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, the start, batches, subsets (%(default)s)")
+
+
+class _Data(NamedTuple):
+    x: Tensor
+    y: Tensor  # with wrong labels planted
+    planted: Tensor
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0."""
+    for name, (least, most) in RANGES.items():
+        value = getattr(arguments, name)
+        if not least <= value <= most:
+            raise unexpected(f"--{name}", f"a whole number from {least} to {most:,}", str(value), "Choose another.")
+    check_path(arguments.out)
+    if arguments.scores is not None:
+        check_writable("--scores", arguments.scores)
+    torch.set_num_threads(1)  # matrices this small gain nothing from more
+    console = Console()
+    splits = load(arguments.data, arguments.seed)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    some = torch.randperm(len(splits.train.y), generator=generator)[: arguments.examples]
+    y, planted = plant(splits.train.y[some], splits.classes, PLANTED, generator)
+    data = _Data(splits.train.x[some], y, planted)
+    made = setting(data.x, data.y, splits.classes, arguments.steps, generator)
+    theta_J = adapt(made.problem, made.theta_0, made.batches, phi_loss=made.phi_loss).theta_J
+    numbers, queries = _queries(splits, theta_J)
+    right = (logits(theta_J, splits.test.x).argmax(1) == splits.test.y).double().mean()
+    console.print(
+        f"Data: {printable(splits.name)}: {len(y)} training rows, {int(planted.sum())} of them with a wrong label "
+        f"that was planted.\n"
+        f"Trained by {arguments.steps} steps of AdamW: {100 * right:.1f} % of the test rows correct.",
+        highlight=False,
+        markup=False,
+    )
+    smooth = metasmoothness(made.problem, made.theta_0, made.batches, phi_loss=made.phi_loss, h=H, seed=arguments.seed)
+    console.print(f"Metasmoothness: {smooth.value:.3f} of 1 (weights 1, 1 ± {H}, 1 ± {2 * H}).", highlight=False)
+
+    methods = _scored(console, made, queries, theta_J, arguments)
+    with _shown(console, "retraining") as told:
+        trial = leave_out(
+            made.problem,
+            made.theta_0,
+            made.batches,
+            queries,
+            phi_loss=made.phi_loss,
+            subsets=arguments.subsets,
+            share=LEFT_OUT,
+            seed=arguments.seed,
+            told=told,
+        )
+    console.print(_table(trial, methods, planted))
+    exact = next(iter(methods.values()))
+    picture.save(arguments.out, _rows(splits, data, exact, queries, numbers))
+    console.print(f"Picture: {printable(arguments.out)}", highlight=False, markup=False, soft_wrap=True)
+    if arguments.scores is not None:
+        console.print(f"Scores: {printable(arguments.scores)}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _queries(splits: Splits, theta_J: dict[str, Tensor]) -> tuple[Tensor, Queries]:
+    """Test rows from hard to middling, and the validation rows."""
+    losses = cross_entropy(logits(theta_J, splits.test.x), splits.test.y, reduction="none")
+    order = losses.argsort()
+    numbers = torch.stack([order[int(q * (len(order) - 1))] for q in QUANTILES])
+    return numbers, Queries(splits.test.x[numbers], splits.test.y[numbers], splits.val.x, splits.val.y)
+
+
+def _scored(
+    console: Console, made: Setting, queries: Queries, theta_J: dict[str, Tensor], arguments: argparse.Namespace
+) -> dict[str, Scores]:
+    """By method, the meta-gradient first."""
+    with _shown(console, "scoring") as told:
+        exact = scores(
+            made.problem,
+            made.theta_0,
+            made.batches,
+            queries,
+            phi_loss=made.phi_loss,
+            at_once=None if arguments.scores is None else 1,
+            resume=arguments.scores,
+            told=told,
+        )
+    size = sum(v.numel() for v in theta_J.values())
+    if size > MOST_PARAMETERS:
+        console.print(f"Influence functions left out: the Hessian of {size:,} parameters is too large a matrix.")
+        return {"meta-gradient": exact}
+    with console.status(f"the Hessian of {size} parameters"):
+        baseline = influence_scores(
+            made.problem, theta_J, [made.whole], queries, phi_loss=made.phi_loss, damping=DAMPINGS
+        )
+    return {"meta-gradient": exact, **{f"influence, {d:g}": found for d, found in baseline.items()}}
+
+
+@contextmanager
+def _shown(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
+    columns = (TextColumn("{task.description:10}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
+
+
+def _table(trial: LeaveOut, methods: dict[str, Scores], planted: Tensor) -> Table:
+    count = int(planted.sum())
+    caption = (
+        f"LDS: rank correlation of predicted and retrained losses over {len(trial.changes)} random subsets of "
+        f"{100 * LEFT_OUT:.0f} % left out; mean over {len(QUANTILES)} test rows and the validation loss, its 95 % "
+        f"interval over subsets, least and most of a query. Wrong labels: the {count} and the {2 * count} rows that "
+        "most raise the validation loss: precision, recall. Influence functions go by their damping."
+    )
+    table = Table("", "LDS", "95 %", "of a query", "wrong labels", box=SIMPLE, pad_edge=False, caption=caption)
+    table.columns[0].no_wrap = True
+    for name, found in methods.items():
+        rho, (low, high) = trial.lds(found), trial.interval(found)
+        harm = found.values[-1]
+        guesses = [flagged(harm, planted, min(n, len(harm))) for n in (count, 2 * count)]
+        told = ", ".join(f"{precision:.2f} {recall:.2f}" for precision, recall in guesses)
+        spread = f"{rho.min():.2f}, {rho.max():.2f}"
+        table.add_row(name, f"{rho.mean():.3f}", f"{low:.2f}, {high:.2f}", spread, told)
+    return table
+
+
+def _rows(
+    splits: Splits, data: _Data, exact: Scores, queries: Queries, numbers: Tensor
+) -> list[tuple[picture.Example, list[picture.Example], list[picture.Example]]]:
+    """For each test row, the examples that helped it most and those that hurt it most, as they were measured."""
+
+    def raw(x: Tensor) -> Tensor:
+        return x.double() * splits.deviation + splits.mean
+
+    def example(i: int, score: Tensor) -> picture.Example:
+        return picture.Example(raw(data.x[i]), f"class {int(data.y[i])}: {float(score):+.1e}", bool(data.planted[i]))
+
+    rows = []
+    for q, number in enumerate(numbers.tolist()):
+        of_query = exact.values[q]
+        query = picture.Example(raw(queries.x[q]), f"test {number}, class {int(queries.y[q])}")
+        order = of_query.argsort().tolist()
+        good = [example(i, of_query[i]) for i in order[:SHOWN]]
+        bad = [example(i, of_query[i]) for i in order[::-1][:SHOWN]]
+        rows.append((query, good, bad))
+    return rows

@@ -21,8 +21,12 @@ import pytest
 import gimli_core as gimli
 from gimli_core.commands.command_line import main
 from gimli_core.errors import ArgumentError
+from gimli_core.step_through.page.algorithm import LINES
+from gimli_core.step_through.terminal.session import Session
 from gimli_core.step_through.terminal.stepper import Stepper
+from gimli_core.step_through.terminal.view import Style, screen, section_of
 from tests.problems import network
+from tests.step_through.pages import lesson as cached
 
 RUN = [
     sys.executable,
@@ -265,6 +269,41 @@ def test_figures_from_the_command(capsys: pytest.CaptureFixture[str], tmp_path: 
         "contributions.png",
         "memory.png",
     ]
+
+
+# --- the screen, without a terminal ---
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 92, 100, 107, 108, 160])
+def test_line_14_is_whole_at_every_width(width: int) -> None:
+    one = stepper()
+    one.to(line=14)
+    drawn = screen(one, width, Style(False))
+    column = drawn if width < 92 else [line.partition("│")[0] for line in drawn]
+    start = next(i for i, line in enumerate(column) if line.startswith("▶ 14"))
+    end = next(i for i, line in enumerate(column) if line.startswith("  15"))
+    text = next(text for number, _, text in LINES if number == 14)
+    assert " ".join(" ".join(column[start:end]).split()) == f"▶ 14 {text}"
+    assert max(map(len, drawn)) <= width
+
+
+def test_the_terminal_tells_the_lesson(capsys: pytest.CaptureFixture[str]) -> None:
+    lesson = cached("momentum")
+    session = Session(Stepper(lesson.walk()), Style(False), lesson)
+    session.introduce()
+    told = capsys.readouterr().out
+    assert told.splitlines() == [lesson.title, lesson.summary, lesson.sections[0]["heading"]]
+    for part in lesson.sections:
+        for _, line, j in part["go"]:
+            shown = section_of(lesson, line, j)
+            assert (shown is None and part["kind"] == "say") or [line, j] in [place[1:] for place in shown["go"]]
+    session.stepper.to(line=14)
+    session.show()
+    drawn = " ".join(capsys.readouterr().out.split())
+    section = section_of(lesson, 14, session.stepper.here.j)
+    assert section is not None
+    assert lesson.title in drawn
+    assert section["text"] in drawn
 
 
 # --- the stepper, without a terminal ---

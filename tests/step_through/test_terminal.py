@@ -262,6 +262,22 @@ def test_no_browser(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypa
     assert "no browser could be started. Open" in capsys.readouterr().err
 
 
+def test_all_lessons_from_the_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = {name: (lambda made: lambda: made)(cached(name)) for name in ("quadratic", "momentum")}
+    monkeypatch.setattr(gimli.lessons, "LESSONS", two)
+    assert main(["trace", "lessons", "--out", str(tmp_path / "pages")]) == 0
+    names = {"quadratic.html", "momentum.html", "index.html"}
+    assert {path.name for path in (tmp_path / "pages").iterdir()} == names
+    said = capsys.readouterr().out
+    assert all(f"{name}: " in said for name in names)
+    assert 'href="momentum.html"' in (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
+    assert "--out and --open alone; got --title" in complaint(
+        capsys, "trace", "lessons", "--out", str(tmp_path / "pages"), "--title", "x"
+    )
+
+
 def test_figures_from_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["trace", "quadratic", "--out", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures")])
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [

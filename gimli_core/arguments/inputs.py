@@ -139,7 +139,10 @@ def prepare(call: Call) -> Inputs:
 
 def in_parts(batch: Callable[[int], Any], steps: int) -> bool:
     """Whether batches come in parts, as the first one does."""
-    return steps > 0 and isinstance(batch(0), MicroBatches)
+    try:
+        return steps > 0 and isinstance(batch(0), MicroBatches)
+    except Exception:  # the run fails there as well, and says at which step
+        return False
 
 
 def _over_tasks(

@@ -157,7 +157,10 @@ def _with_aux(inputs: Inputs) -> str | None:
     batches = {"train_loss": values.batch(0), "val_loss": values.last_val_batch}
     phi = {"train_loss": values.phi_at(0), "val_loss": values.phi_loss}
     with torch.enable_grad():
-        aux = [evaluate(getattr(problem, k), k, theta, phi[k], v)[1] is not None for k, v in batches.items()]
+        aux = [
+            evaluate(getattr(problem, k), k, theta, phi[k], v, vector=k == "val_loss")[1] is not None
+            for k, v in batches.items()
+        ]
     environment.restore(before)
     names = [name for name, returned in zip(batches, aux, strict=True) if returned]
     return f"{listing(names)} return (loss, aux), and what is compiled returns the loss alone" if names else None

@@ -132,7 +132,7 @@ def checked(
         expected, do = "no indexed entry: a fixed point has one batch", "Hand the rows of that batch as they are."
         raise unexpected("phi_loss", expected, "one", do)
     inputs = _late(prepare(call), cold=state_star is None)
-    refuse_vector(inputs, "implicit_gradient")
+    refuse_vector(inputs, "an implicit gradient")
     if check:
         inputs = require(inputs, replays=True)
     for name, value in (("warm_start", warm_start), ("preconditioner", preconditioner)):

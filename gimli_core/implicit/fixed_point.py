@@ -11,7 +11,6 @@ from torch import Tensor
 
 from gimli_core import backward_sweep, forward_unroll
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.implicit.systems import System
 from gimli_core.notation import State, Tensors
@@ -109,11 +108,10 @@ class FixedPoint:
 
 
 def at_point(inputs: Inputs, point: Point) -> FixedPoint:
-    """The gradients of both losses there. Raises ArgumentError where L_val is a vector. Cost: 6F."""
+    """The gradients of both losses there; L_val is one number. Cost: 6F."""
     _restore(inputs, point)
     G = forward_unroll.inner_gradient(inputs, point, keep_graph=True)
     _restore(inputs, point)
-    refuse_vector(inputs, "an implicit gradient")
     _, (L,) = backward_sweep.validation_gradients(inputs, point)
     return FixedPoint(inputs, point, G, L)
 

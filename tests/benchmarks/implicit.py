@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.implicit              # about two minutes on two cores
 
-Gradient descent takes 300 steps there until the unrolled gradient is right to 1e-6. Errors are relative to the closed
+Errors, of which each row tells its own, are relative to the closed
 form, and times are medians of runs in turn. "alone" is the solve at a theta_star that is there already; "with its loop"
 runs an inner loop forwards first, by a momentum rule, of which an unrolled run stands beside it. Peaks are of a fresh
 process each.
@@ -10,8 +10,8 @@ process each.
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import gimli_core as gimli
+from tests.benchmarks.history import add_history, noted
 from tests.benchmarks.imaml import Synthetic, synthetic
 from tests.benchmarks.measure import MIB, in_fresh_process, median_ratio, paired_times, peak_above_base
 
@@ -28,7 +29,14 @@ REPEATS = 5
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peak", nargs=2, metavar=("WAY", "J"), help="print only one way's peak, in bytes")
+    add_history(parser)
+    arguments = parser.parse_args()
     torch.set_default_dtype(torch.float64)
+    if arguments.peak:
+        print(peak(arguments.peak[0], int(arguments.peak[1])))
+        return
     plain, fast = made(), made(lr=0.8, momentum=0.6)
     star = {"w": plain.minima}
     runs: dict[str, Callable[[], gimli.MetaGradient]] = {
@@ -40,15 +48,20 @@ def main() -> None:
     print(f"iMAML's synthetic problem: {TASKS} tasks of {N} numbers, float64, {torch.get_num_threads()} threads")
     seconds: dict[str, list[float]] = paired_times(runs, REPEATS)  # type: ignore[arg-type]
     first = next(iter(runs))
-    for name, run in runs.items():
-        result = run()
-        error = ((result.B_0["w"] - plain.B_0).norm() / plain.B_0.norm()).item()
-        ratio = median_ratio(seconds[first], seconds[name])
-        print(f"{name:28} error {error:.1e}   {1e3 * statistics.median(seconds[name]):8.1f} ms   {ratio:5.1f}x")
-    print(implicit(fast, inner_loop(fast, ITS_LOOP)).report)
-    for name in ("unrolled", "implicit"):
-        peaks = {J: int(in_fresh_process("tests.benchmarks.implicit", "--peak", name, str(J))) for J in (60, 600)}
-        print(f"peak of {name}: " + ", ".join(f"{peak / MIB:.1f} MiB at J = {J}" for J, peak in peaks.items()))
+    with noted("implicit", arguments) as history:
+        for name, run in runs.items():
+            result = run()
+            error = ((result.B_0["w"] - plain.B_0).norm() / plain.B_0.norm()).item()
+            ratio = median_ratio(seconds[first], seconds[name])
+            print(f"{name:28} error {error:.1e}   {1e3 * statistics.median(seconds[name]):8.1f} ms   {ratio:5.1f}x")
+            history.note(f"{name}/time", seconds[name], "s")
+            history.note(f"{name}/error", error, "relative error")
+        print(implicit(fast, inner_loop(fast, ITS_LOOP)).report)
+        for way in ("unrolled", "implicit"):
+            peaks = {J: int(in_fresh_process("tests.benchmarks.implicit", "--peak", way, str(J))) for J in (60, 600)}
+            print(f"peak of {way}: " + ", ".join(f"{peak / MIB:.1f} MiB at J = {J}" for J, peak in peaks.items()))
+            for J, bytes_ in peaks.items():
+                history.note(f"{way}/peak at J = {J}", bytes_, "bytes")
 
 
 def made(**rule: Any) -> Synthetic:
@@ -91,7 +104,4 @@ def peak(way: str, steps: int) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--peak"]:
-        print(peak(sys.argv[2], int(sys.argv[3])))
-    else:
-        main()
+    main()

@@ -33,6 +33,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, mse_loss
 
 import gimli_core as gimli
+from tests.benchmarks.history import Run, add_history, noted
 from tests.benchmarks.measure import median_ratio
 from tests.benchmarks.speed import rules
 from tests.benchmarks.speed.workloads import sinusoid_net, sinusoids
@@ -243,8 +244,8 @@ def timed(step: Step) -> tuple[float, float, float]:
     return found, time.perf_counter() - start, time.process_time() - processors
 
 
-def compare(name: str, engines: list[str], steps: int) -> None:
-    """Run the engines' outer steps in turn and print their rows."""
+def compare(name: str, engines: list[str], steps: int, history: Run) -> None:
+    """Run the engines' outer steps in turn, print their rows and note their figures."""
     loops: dict[str, Step] = {}
     for engine in engines:
         torch.manual_seed(0)
@@ -271,6 +272,10 @@ def compare(name: str, engines: list[str], steps: int) -> None:
         ratios = "".join(f"{median_ratio(processors[o][1:], processors[engine][1:]):12.2f}" for o in others)
         times = [1e3 * statistics.median(kept[engine][1:]) for kept in (seconds, processors)]
         print(f"{engine:12}{times[0]:11.2f}{times[1]:10.2f}{ratios}{seconds[engine][0]:10.1f}{apart:10.1e}", flush=True)
+        history.note(f"{name}/{engine}/time", seconds[engine][1:], "s")
+        history.note(f"{name}/{engine}/processor time", processors[engine][1:], "s")
+        history.note(f"{name}/{engine}/first step", seconds[engine][0], "s")
+        history.note(f"{name}/{engine}/losses off", apart, "relative error")
 
 
 def main() -> None:
@@ -279,13 +284,15 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="ENGINE")
     parser.add_argument("--steps", type=int, default=10, help="outer steps that are timed")
     parser.add_argument("--threads", type=int, default=1)
+    add_history(parser)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     logging.getLogger("gimli_core").setLevel("ERROR")
     warnings.simplefilter("ignore")
-    for name in given.only:
-        print(f"\n{name}, {given.threads} threads; engine / this one, in processor time", flush=True)
-        compare(name, given.engines, given.steps)
+    with noted("outer_loops", given) as history:
+        for name in given.only:
+            print(f"\n{name}, {given.threads} threads; engine / this one, in processor time", flush=True)
+            compare(name, given.engines, given.steps, history)
 
 
 if __name__ == "__main__":

@@ -143,8 +143,8 @@ def test_random_numbers_under_tasks_are_refused() -> None:
 def test_a_wrong_factor_under_tasks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = backward_sweep.second_order_products
 
-    def wrong(inputs: Any, point: Any, *rest: Any) -> Any:
-        found = right(inputs, point, *rest)
+    def wrong(inputs: Any, point: Any, *rest: Any, **more: Any) -> Any:
+        found = right(inputs, point, *rest, **more)
         factor = 1.001 if point.j == 1 else 1.0
         return found._replace(curvature={k: v * factor for k, v in found.curvature.items()})
 

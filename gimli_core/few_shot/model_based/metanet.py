@@ -8,9 +8,9 @@ from torch.func import grad, vmap
 from torch.nn.functional import cross_entropy, normalize, relu
 
 from gimli_core.few_shot.episodes import Episode
-from gimli_core.few_shot.gradient_based.lstm import preprocessed
 from gimli_core.few_shot.method import Method
 from gimli_core.few_shot.metric_based.embedding import embedded
+from gimli_core.learned.preprocessing import log_and_sign
 
 __all__ = ["MetaNet"]
 
@@ -68,7 +68,7 @@ class MetaNet(Method):
             return cross_entropy(represent["weight"] @ relu(W @ z) + represent["bias"], y)
 
         met = vmap(vmap(grad(ell), in_dims=(None, 0, 0)), in_dims=(None, 0, 0))(self.W.weight.detach(), z, y)
-        states, _ = self.F(preprocessed(met).transpose(0, 1).flatten(1, 3))  # [S, T·out·in, hidden]
+        states, _ = self.F(torch.stack(log_and_sign(met), -1).transpose(0, 1).flatten(1, 3))  # [S, T·out·in, hidden]
         fast: Tensor = self.F_out(states[-1]).view(len(z), *self.W.weight.shape)
         return fast
 
@@ -81,5 +81,5 @@ class MetaNet(Method):
 
         slow = (self.U.weight.detach(), self.V.weight.detach())
         met = vmap(vmap(grad(ell), in_dims=(None, 0, 0)), in_dims=(None, 0, 0))(slow, r, y)
-        U_fast, V_fast = (self.G(preprocessed(each)).squeeze(-1) for each in met)
+        U_fast, V_fast = (self.G(torch.stack(log_and_sign(each), -1)).squeeze(-1) for each in met)
         return U_fast, V_fast

@@ -54,11 +54,11 @@ class Unroll:
         for j in range(question.steps):
             theta = self._rounded(theta)
             self._settle_buffers(j)
+            theta, s = self._truncated(j, theta, s)  # first: L_val(theta_j) counts where the sweep ends, and no further
             if weights[j]:
                 theta = self._noted("B with L", j, theta)
                 with same_randomness(self.environment):
                     L = L + weights[j] * question.outer_loss({**frozen, **theta}, phi, j)
-            theta, s = self._truncated(j, theta, s)
             theta_j, phi_j = self._noted("B", j, theta), self._noted("A_loss", j, phi)
             s_j: State = {**counts(s), **self._noted("S", j, slots(s))}
             at = _cut(theta_j) if question.left_out.first_order else theta_j

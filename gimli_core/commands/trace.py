@@ -12,9 +12,12 @@ from gimli_core.errors import printable, unexpected
 from gimli_core.memory.whole_file import check_writable
 from gimli_core.step_through.lessons import LESSONS, Lesson, save_all
 from gimli_core.step_through.page.trace import trace
+from gimli_core.step_through.page.worst_steps import worst_steps
 from gimli_core.step_through.walk import step_through
 
 __all__ = ["add_arguments", "run"]
+
+FEW = 40  # parameters, which the page's own map shows one by one
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
             made = trace(step_through(**arguments_of(found, arguments.memory)), title=title, follow=arguments.follow)
     path = made.save(arguments.out)
     print(f"{printable(path)}: {len(made.data['events']['line'])} moments, {path.stat().st_size / 1e6:.2f} MB")
+    if made.data["parameters"] > FEW:
+        for step in worst_steps(made, 3):
+            where = f" in {printable(step.tensor)}" if step.tensor else ""
+            print(f"step {step.j}: |B| x{step.factor:.3g}, most by the {step.cause}, largest{where}: {step.address}")
     if arguments.figures:
         from gimli_core.step_through.page import figures
 

@@ -13,6 +13,7 @@ import gimli_core as gimli
 from gimli_core.errors import ArgumentError, VerificationError
 from gimli_core.step_through.lessons.lesson import Check, Verification, differences
 from gimli_core.step_through.lessons.order import ORDER
+from gimli_core.step_through.moment import Moment
 from gimli_core.step_through.page import figures
 from gimli_core.step_through.page.worst_steps import worst_steps
 from tests.problems import network
@@ -114,6 +115,25 @@ def test_growth_and_the_worst_steps() -> None:
         terms = {name: float(trace.data["q"][name]["norm"][step.j]) for name in ("direct", "curvature")}
         assert (step.cause == "curvature") == (terms["curvature"] > terms["direct"])
         assert step.address == f"#line=14&j={step.j}"
+
+
+def test_a_step_that_breaks_the_adjoint_is_the_worst() -> None:
+    def break_at_2(moment: Moment) -> None:
+        if (moment.line, moment.j) == (14, 2):
+            moment.change("B", {"w": torch.full((3,), torch.nan)})
+
+    assert [step.j for step in worst_steps(gimli.trace(gimli.step_through(**network()), intervene=break_at_2))] == [
+        2,
+        3,
+    ]
+
+    def forget(moment: Moment) -> None:
+        if moment.line == 14:
+            moment.change("B", {name: torch.zeros_like(t) for name, t in moment.values["B"].items()})
+
+    forgotten = gimli.trace(gimli.step_through(**network()), intervene=forget)
+    assert forgotten.error is None
+    assert [step.j for step in worst_steps(forgotten)] == [3]
 
 
 def test_a_map_of_tensors_and_steps() -> None:

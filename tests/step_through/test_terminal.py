@@ -225,6 +225,20 @@ def test_a_users_own_problem(user: Path) -> None:
     assert "mine:build" in (user / "page.html").read_text(encoding="utf-8")
 
 
+def test_a_large_run_names_its_worst_steps(user: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.chdir(user)
+    (user / "mine.py").write_text(
+        USER.format(fails=-1).replace("zeros(2)", "zeros(50)").replace("lr=0.1", "lr=0.03"), encoding="utf-8"
+    )
+    assert main(["trace", "mine:build", "--out", "page.html"]) == 0
+    first, *worst = capsys.readouterr().out.splitlines()
+    assert first.startswith("page.html: ")
+    assert len(worst) == 3
+    for j, line in enumerate(worst):  # B_j = (1 - 2·lr·(1 + j))·B_{j+1}
+        factor = 1 - 0.06 * (1 + j)
+        assert line == f"step {j}: |B| x{factor:.3g}, most by the optimizer, largest in w: #line=14&j={j}"
+
+
 def test_a_problem_that_raises_on_its_way(user: Path) -> None:
     done = run("trace", "failing:build", "--out", "page.html", cwd=user)
     assert done.returncode == 2

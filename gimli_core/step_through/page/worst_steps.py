@@ -33,15 +33,21 @@ def growth_of_steps(trace: Trace) -> dict[int, float]:
 
 
 def worst_steps(trace: Trace, most: int = 5) -> list[WorstStep]:
-    """The steps that multiply ‖B‖ by most, the worst first; one whose factor is no number comes before all.
+    """The steps that multiply ‖B‖ by most, the worst first. One that breaks a finite B counts as infinite; those after
+    it in the sweep, and those at which B stays 0, multiply nothing and are left out.
 
     >>> import gimli_core as gimli
     >>> from gimli_core.step_through.page.worst_steps import worst_steps
     >>> worst_steps(gimli.lessons.exploding().page())[0].address[:10]
     '#line=14&j'
     """
-    factors = growth_of_steps(trace)
-    order = sorted(factors, key=lambda j: (not np.isnan(factors[j]), -factors[j]))
+    norms = {j: float(norm) for j, norm in trace.data["q"].get("B", {"norm": {}})["norm"].items()}
+    factors = {
+        j: factor if np.isfinite(norms[j]) else np.inf
+        for j, factor in growth_of_steps(trace).items()
+        if np.isfinite(norms[j + 1]) and (norms[j] != 0 or norms[j + 1] != 0)
+    }
+    order = sorted(factors, key=lambda j: -factors[j])
     return [_told(trace, j, factors[j]) for j in order[:most]]
 
 

@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             for name, default in DEFAULTS.items()
         }
         made = plan(**_perceptron(**chosen), compile=arguments.compile)
+        print(f"a perceptron of widths {chosen['sizes']}, batches of {chosen['batch']}")
     print(made)
     return 0
 

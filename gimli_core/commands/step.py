@@ -7,8 +7,9 @@ import os
 import sys
 
 from gimli_core.commands.source import SCHEDULES, arguments_of, find, users_code
-from gimli_core.step_through.lessons import LESSONS
-from gimli_core.step_through.terminal.session import HELP, Session, typed
+from gimli_core.step_through.lessons import LESSONS, Lesson
+from gimli_core.step_through.terminal.help_text import HELP
+from gimli_core.step_through.terminal.session import Session, typed
 from gimli_core.step_through.terminal.stepper import Stepper
 from gimli_core.step_through.terminal.view import Style
 from gimli_core.step_through.walk import step_through
@@ -38,12 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read commands until the input ends. Where output is not a terminal and none come, list the whole run."""
-    asked = arguments_of(find(arguments.source), arguments.memory)
+    found = find(arguments.source)
+    asked = arguments_of(found, arguments.memory)
     with users_code(f"source {arguments.source!r}"):
         walk = step_through(**asked)
     stepper = Stepper(walk, tuple(arguments.watch), tuple(arguments.breaks))
     style = Style(_colour(arguments.no_colour), _unicode())
-    session = Session(stepper, style)
+    session = Session(stepper, style, found if isinstance(found, Lesson) else None)
     for text in arguments.follow:
         session.follow(text)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
@@ -51,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not interactive and not given:
         return session.list_all()
     moved = stepper.next()
+    session.introduce()
     print("help lists the commands; an empty line is next.") if interactive else None
     if moved:
         session.show()

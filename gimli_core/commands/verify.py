@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +14,10 @@ import torch
 from gimli_core.commands.source import own, users_code
 from gimli_core.errors import closest, printable, unexpected
 from gimli_core.memory.whole_file import check_writable, writing
+from gimli_core.step_through.page.trace import trace
+from gimli_core.step_through.walk import step_through
 from gimli_core.verification.cases import CASES
+from gimli_core.verification.localise import Finding
 from gimli_core.verification.report import Report
 from gimli_core.verification.verify import verify
 
@@ -38,11 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="PATH", help="write the reports as JSON to PATH, or to standard output"
     )
+    parser.add_argument(
+        "--page",
+        metavar="PAGE.html",
+        help="where the engine disagrees, write its run as a page, and print the address of its first wrong step",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.problem and arguments.case:
         raise unexpected("gimli verify", "MODULE:FUNCTION or --case", "both", "Leave one out.")
+    if arguments.page:
+        check_writable("--page", arguments.page)
     if arguments.json not in (None, "-"):
         check_writable("--json", arguments.json)
     names = [arguments.problem] if arguments.problem else arguments.case or list(CASES)
@@ -63,12 +75,28 @@ def run(arguments: argparse.Namespace) -> int:
             if show and (in_full or not report.ok):
                 print(printable(name) if arguments.problem else f"{name}: {CASES[name].about}")
                 _print(report)
+            if report.finding is not None and all(r.finding is None for n, r in reports.items() if n != name):
+                _lead_to(report.finding, asked, name, arguments)
     ok = all(report.ok for report in reports.values())
     if show and not in_full:
         print("\nEach figure is the largest relative error against that oracle. In full: gimli verify --case NAME")
     if arguments.json:
         _write({"ok": ok, "cases": {name: report.to_dict() for name, report in reports.items()}}, arguments.json)
     return 0 if ok else 1
+
+
+def _lead_to(finding: Finding, asked: dict[str, Any], name: str, arguments: argparse.Namespace) -> None:
+    """The page of the run, with the address of the first wrong step; or how to come by it. Not among the JSON."""
+    out = sys.stderr if arguments.json == "-" else sys.stdout
+    if not arguments.page:
+        source = printable(name) if arguments.problem else f"--case {name}"
+        print(f"See the first wrong step: gimli verify {source} --page wrong.html", file=out)
+        return
+    walked = {key: asked[key] for key in inspect.signature(step_through).parameters if key in asked}
+    with users_code(f"source {name!r}"):
+        made = trace(step_through(**walked), title=f"{name}: first wrong is {finding}")
+    place = f"#line={finding.line}" + ("" if finding.step is None else f"&j={finding.step}")
+    print(f"The first wrong step: {printable(made.save(arguments.page).absolute().as_uri())}{place}", file=out)
 
 
 def _bundled(name: str) -> dict[str, Any]:

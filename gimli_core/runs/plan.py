@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import log
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,7 +15,6 @@ from gimli_core.compiled.choice import chosen
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import unexpected
 from gimli_core.memory.measure import known_costs
-from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.binomial import advances
 from gimli_core.memory.schedules.budget import Budget, choose, estimate, least
 from gimli_core.memory.schedules.checkpoint import Checkpoint
@@ -34,10 +34,17 @@ class Row(NamedTuple):
     """One schedule and its predicted cost."""
 
     name: str
-    schedule: Schedule
+    schedule: Checkpoint
     peak: int  # bytes above what the process holds when the run starts
     seconds: float
     replays: int  # steps run forwards more often than RetainGraphs and StoreStates do
+
+    @property
+    def picked(self) -> str:
+        """What a budget picks; nothing for a schedule that was named."""
+        if not self.name.startswith("Budget"):
+            return ""
+        return f"<- Checkpoint({self.schedule.snapshots}, graphs={self.schedule.graphs})"
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Plan:
     rows: tuple[Row, ...]
     costs: Costs
     steps: int
+    problem: str = ""  # its sizes and its rule, in words
 
     @property
     def least(self) -> int:
@@ -55,23 +63,35 @@ class Plan:
 
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
-        lines = [
+        lines = [self.problem] if self.problem else []
+        lines.append(
             f"{self.steps} steps; a state takes {show_size(self.costs.point)}, a graph {show_size(self.costs.record)}"
+        )
+        lines.append(f"{'schedule':{width}}{'peak':>12}{'time':>11}{'replays':>9}  a budget picks")
+        lines += [
+            f"{r.name:{width}}{show_size(r.peak):>12}{r.seconds:>9.3g} s{r.replays:>9}  {r.picked}".rstrip()
+            for r in self.rows
         ]
-        lines.append(f"{'schedule':{width}}{'peak':>12}{'time':>11}{'replays':>9}")
-        lines += [f"{r.name:{width}}{show_size(r.peak):>12}{r.seconds:>9.3g} s{r.replays:>9}" for r in self.rows]
-        return "\n".join([*lines, "", picture([(r.peak, r.seconds) for r in self.rows])])
+        return "\n".join([*lines, "", picture(self.rows)])
 
 
-def picture(points: Sequence[tuple[float, float]], width: int = 60, height: int = 10) -> str:
-    """Time upwards against peak to the right, as text."""
-    most_peak, most_time = (max(values) or 1 for values in zip(*points, strict=True))
-    grid = [[" "] * (width + 1) for _ in range(height + 1)]
-    for peak, seconds in points:
-        grid[height - round(height * seconds / most_time)][round(width * peak / most_peak)] = "o"
-    lines = [f"{'time' if i == 0 else '':>5} |{''.join(row).rstrip()}" for i, row in enumerate(grid)]
-    lines[0] += f"  {most_time:.3g} s at the top"
-    return "\n".join([*lines, f"      +{'-' * width} peak, to {show_size(most_peak)}"])
+def picture(rows: Sequence[Row], columns: int = 24) -> str:
+    """Peak and time of each row as two bars beside its name, as text; both on a logarithmic scale, since one schedule
+    may take a hundred times another's. A factor is as long wherever it stands."""
+    names = max(len(row.name) for row in rows)
+    peaks, times = [max(r.peak, 1) for r in rows], [max(r.seconds, 1e-9) for r in rows]
+
+    def bar(value: float, values: Sequence[float]) -> str:
+        span = log(max(values) / min(values))
+        return "#" * (1 + round((columns - 1) * log(value / min(values)) / span) if span else columns)
+
+    heads = (f"peak, x{max(peaks) / min(peaks):.3g} from # to full", f"time, x{max(times) / min(times):.3g}")
+    lines = [f"{'':{names}}  {heads[0]:{columns}}  {heads[1]}"]
+    lines += [
+        f"{row.name:{names}}  {bar(peak, peaks):{columns}}  {bar(seconds, times)}".rstrip()
+        for row, peak, seconds in zip(rows, peaks, times, strict=True)
+    ]
+    return "\n".join(lines)
 
 
 def plan(
@@ -150,7 +170,9 @@ def plan(
         peak += holes(costs, J) - costs.room  # what is expected, where a budget has to leave room
         block = min(schedule.graphs, J)
         rows.append(Row(name, schedule, peak, seconds, advances(J, schedule.snapshots, block) - (J - block)))
-    return Plan(tuple(sorted(rows, key=lambda row: row.peak)), costs, J)
+    elements = sum(t.numel() for t in call.theta_0.values())
+    described = f"{elements:,} parameters in {len(call.theta_0)} tensors, {type(problem.optimizer).__name__}"
+    return Plan(tuple(sorted(rows, key=lambda row: row.peak)), costs, J, described)
 
 
 def _measured(call: Call, compile: bool) -> tuple[int, Costs]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
@@ -16,71 +15,16 @@ from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.errors import closest, listing, unexpected
 from gimli_core.memory.schedules.actions import Schedule
-from gimli_core.notation import State, Tensors
-from gimli_core.optimizers.interface import Optimizer
+from gimli_core.notation import State
 from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Wants, make_run, schedule_of_call
 from gimli_core.step_through.interventions import CHANGEABLE, Intervention, merged
+from gimli_core.step_through.moment import Moment
 from gimli_core.transforms.tasks import Tasks
-from gimli_core.trees import tensors
 
 __all__ = ["Moment", "Walk", "step_through"]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Moment:
-    """One line of Algorithm 1 as it ran.
-
-    `values` are keyed by the paper's symbols, with the index that the line gives them: at line 6 of step j,
-    "theta" is theta_{j+1}; at line 14, "B" is B_j, and "direct" and "curvature" are its two terms. `given` is
-    what the line used.
-    """
-
-    line: int
-    j: int
-    values: dict[str, Any]
-    given: Mapping[str, Any]
-    replay: bool  # the step had been run before: the memory schedule runs it again
-    seconds: float  # what the engine took to come here from the line before
-    interventions: tuple[Intervention, ...]  # all that were made before this moment; it may follow from them
-    _change: Callable[[Moment, str, Any], None]
-    _optimizer: Optimizer
-
-    @property
-    def bytes(self) -> int:
-        """The size of what was computed."""
-        return sum(t.numel() * t.element_size() for t in tensors(self.values))
-
-    @property
-    def O(self) -> Tensors:  # noqa: E743 - the paper's letter
-        """O_j = dtheta'/dG at line 11: its diagonal, which is all of it for an elementwise rule. Cost: one pullback."""
-        if self.line != 11:
-            raise unexpected("O", "a moment at line 11", f"one at line {self.line}", "O_j belongs to line 11.")
-        given, ones = self.given, {k: torch.ones_like(v) for k, v in self.given["B"].items()}
-        none = self._optimizer.zero_adjoint(given["s"])
-        return self._optimizer.pullback(given["theta"], given["s"], given["G"], given["phi_opt"], ones, none, ()).V
-
-    def change(self, name: str, value: Any) -> None:
-        """Put `value` in place of the one computed, and let the engine go on from there.
-
-        The change counts as a constant: the sweep differentiates the run that follows, with the Jacobians at
-        the changed values. A replay of the same line is given the same value again.
-
-        Args:
-            name: "G" at line 5; "theta", "s" at 6; "B", "S" at 9 and 14; "V" at 11; "A_opt" at 12; "A_loss" at 13.
-            value: in the form of `values[name]`; a dict may name only the entries that change.
-
-        Raises:
-            ArgumentError: a name that this line does not compute, another form or shape.
-        """
-        self._change(self, name, value)
-
-    def __repr__(self) -> str:
-        again = ", replay" if self.replay else ""
-        after = f", after {len(self.interventions)} interventions" if self.interventions else ""
-        return f"Moment(line={self.line}, j={self.j}, {', '.join(self.values)}{again}{after})"
 
 
 class Walk(Iterator[Moment]):
@@ -93,8 +37,15 @@ class Walk(Iterator[Moment]):
         self.interventions: tuple[Intervention, ...] = ()
         self._changed: dict[Intervention, Any] = {}
         self._latest: Moment | None = None
+        self._place = "not begun"
         self._result: MetaGradient | None = None
         self._events = self._run()
+
+    def __repr__(self) -> str:
+        form = self.inputs.form
+        where = "through" if self._result is not None else self._place
+        after = f", after {len(self.interventions)} interventions" if self.interventions else ""
+        return f"Walk({type(form.optimizer).__name__}, steps={form.steps}, {where}{after})"
 
     @property
     def held(self) -> tuple[Collection[int], Collection[int]]:
@@ -124,6 +75,7 @@ class Walk(Iterator[Moment]):
         start = perf_counter()
         event = next(self._events)
         seconds = perf_counter() - start
+        self._place = f"at line {event.line} of step {event.j}"
         for made, value in self._changed.items() if event.replay else ():
             if (made.line, made.j) == (event.line, event.j):
                 event.values[made.name] = value

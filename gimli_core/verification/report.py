@@ -18,6 +18,9 @@ from gimli_core.verification.question import Key, label
 __all__ = ["Check", "Report", "Verdict"]
 
 
+UNCERTAINTIES = 10  # of an oracle's own that are granted
+
+
 class Verdict(Enum):
     OK = "ok"
     NOISE = "within the noise"  # of a low precision: agreement cannot be told more closely
@@ -48,6 +51,23 @@ class Check(NamedTuple):
         """The oracle without its particulars."""
         return self.oracle.split(",")[0]
 
+    @property
+    def applied(self) -> float:
+        """The error up to which the entry agrees, relative likewise: what is allowed and ten uncertainties, since those
+        are estimates."""
+        return self.allowed + UNCERTAINTIES * self.uncertainty
+
+    @property
+    def reason(self) -> str:
+        """Why nothing could be said, where nothing could."""
+        if self.verdict is Verdict.UNDEFINED:
+            return "the oracle is not finite"
+        if self.verdict is not Verdict.INCONCLUSIVE:
+            return ""
+        if UNCERTAINTIES * self.uncertainty >= self.allowed:
+            return f"the oracle may err by {UNCERTAINTIES * self.uncertainty:.2g} of the entry"
+        return f"rounding alone may be {self.allowed:.2g} of the entry"
+
     def __str__(self) -> str:
         found, expected = f"{self.subject} {self.name} = {self.value:.6g}", f"{self.oracle} gives {self.expected:.6g}"
         return f"{found} where {expected} (relative error {self.error:.1e})"
@@ -75,7 +95,7 @@ def judge(
     told = 1.0 if low else 0.01  # how much of an entry may be unknown
     value, expected = value.detach().to("cpu", torch.float64), expected.detach().to("cpu", torch.float64)
     size, difference = _largest(expected), _largest(value - expected)
-    bound = allowed + 10 * uncertainty
+    bound = allowed + UNCERTAINTIES * uncertainty
     if not (math.isfinite(size) and math.isfinite(bound)):
         verdict = Verdict.UNDEFINED
     elif not math.isfinite(difference):
@@ -84,7 +104,7 @@ def judge(
         verdict = Verdict.INCONCLUSIVE
     elif difference > bound:
         verdict = Verdict.DISAGREES
-    elif difference > allowed and 10 * uncertainty > told * size:
+    elif difference > allowed and UNCERTAINTIES * uncertainty > told * size:
         verdict = Verdict.INCONCLUSIVE
     else:
         verdict = Verdict.NOISE if low else Verdict.OK
@@ -173,7 +193,8 @@ class Report:
 
         def row(c: Check) -> dict[str, Any]:
             numbers = {f: plain(getattr(c, f)) for f in ("value", "expected", "error", "uncertainty", "allowed")}
-            return {"subject": c.subject, "entry": c.name, "oracle": c.oracle, **numbers, "verdict": c.verdict.value}
+            told = {"applied": plain(c.applied), "verdict": c.verdict.value, "reason": c.reason}
+            return {"subject": c.subject, "entry": c.name, "oracle": c.oracle, **numbers, **told}
 
         return {
             "ok": self.ok,
@@ -191,8 +212,9 @@ class Report:
             cells = (name if c.subject == "engine" else f"{c.subject} {name}", f"{c.value:.8g}")
             shown = tuple("" if new == old else new for new, old in zip(cells, (entry, value), strict=True))
             entry, value = cells
-            sizes = (f"{x:.1e}" if math.isfinite(x) else "-" for x in (c.error, c.uncertainty, c.allowed))
-            yield (shown[0], cells[1] if shown[0] else shown[1], c.oracle, f"{c.expected:.8g}", *sizes, c.verdict.value)
+            sizes = (f"{x:.1e}" if math.isfinite(x) else "-" for x in (c.error, c.uncertainty, c.applied))
+            verdict = c.verdict.value + (f": {c.reason}" if c.verdict is Verdict.INCONCLUSIVE else "")
+            yield (shown[0], cells[1] if shown[0] else shown[1], c.oracle, f"{c.expected:.8g}", *sizes, verdict)
 
     def __str__(self) -> str:
         return "\n".join([self.headline, *_columns([HEADER, *self.rows()]), *map(printable, self.notes)])

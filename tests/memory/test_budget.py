@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import deque
 
 import pytest
@@ -212,7 +213,24 @@ def test_plan_and_budget_agree():
     plan = gimli.plan(*arguments, **options)
     assert {row.name for row in plan.rows} >= {"RetainGraphs()", "StoreStates()", "Checkpoint(10)"}
     assert [row.peak for row in plan.rows] == sorted(row.peak for row in plan.rows)
-    assert "peak" in str(plan)
+    text = str(plan)
+    count = sum(t.numel() for t in arguments[1].values())
+    assert (
+        text.splitlines()[0]
+        == f"{count:,} parameters in {len(arguments[1])} tensors, {type(arguments[0].optimizer).__name__}"
+    )
+    table, bars = (part.splitlines() for part in text.split("\n\n"))
+    for row in plan.rows:
+        (line,) = (line for line in table if line.startswith(row.name + " "))
+        picked = f"<- Checkpoint({row.schedule.snapshots}, graphs={row.schedule.graphs})"
+        assert line.endswith(picked) == row.name.startswith("Budget")
+    lengths = [[len(bar) for bar in re.findall("#+", line)] for line in bars[1:]]
+    assert all(len(each) == 2 for each in lengths)
+    for place, sizes in enumerate(([row.peak for row in plan.rows], [row.seconds for row in plan.rows])):
+        drawn = [each[place] for each in lengths]
+        assert max(drawn) == 24
+        assert min(drawn) == 1
+        assert [drawn[i] for i in sorted(range(len(sizes)), key=sizes.__getitem__)] == sorted(drawn)
     with pytest.raises(ArgumentError, match="at least"):
         gimli.meta_gradient(*arguments, **options, memory=Budget(plan.least // 3))
     with pytest.raises(ArgumentError, match="at least 2"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import re
+
 import pytest
 import torch
 
@@ -125,7 +128,10 @@ TYPED = [
     "unwatch", "break", "break x",
     "break line", "break line ²", "break step", "break norm(C) > 1", "break 1/0", "breaks", "run", "clear",
     "follow", "follow x", "follow w[9]",
-    "follow w[²]", "follow w[0", "follow w[]", "result", "end", "help", "help me", "\x1b[2J", "²",
+    "follow w[²]", "follow w[0", "follow w[]", "result", "end", "help", "help me", "exact", "exact G", "exact result",
+    "break 3",
+    "break line 7",
+    "break step 99", "\x1b[2J", "²",
     "print " + "(" * 900, "print '" + "a" * 99,
 ]  # fmt: skip
 
@@ -163,6 +169,63 @@ def test_a_fault_of_a_command_does_not_end_a_session(
 def test_unknown_names_are_named_when_they_are_set(option: str, text: str) -> None:
     with pytest.raises(ArgumentError, match=r"got the name '(C|thta)'"):
         Stepper(gimli.step_through(**network()), **{option: (text,)})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("norm(B['v']) > 1", "entry of B: expected one of .*'w'.*; got 'v'"),
+        ("3", "For a place say break step 3"),
+        ("1 > 0", "a condition on a quantity of the run"),
+        ("line 7", "expected one of 5, 6, 8, 9, 11, 12, 13, 14, 16; got 7"),
+        ("step 99", "expected a step from 0 to 4; got 99"),
+    ],
+)
+def test_what_could_never_stop_a_run_is_refused_when_it_is_set(text: str, said: str) -> None:
+    one = Stepper(gimli.step_through(**network()))
+    with pytest.raises(ArgumentError, match=said):
+        one.add_break(text)
+    assert one.breaks == []
+
+
+def test_growth_and_the_adjoint_before_it() -> None:
+    one = Stepper(gimli.step_through(**network()))
+    norms = {m.j: norm_of(m.values["B"]) for m in gimli.step_through(**network()) if m.line in (9, 14)}
+    one.add_break("growth > 0")
+    for j in reversed(range(4)):
+        assert one.run() == "growth > 0"
+        assert (one.here.line, one.here.j) == (14, j)  # it is asked where it is computed, and nowhere else
+        assert one.evaluate("norm(B_next)") == pytest.approx(norms[j + 1], rel=1e-14)
+        assert one.evaluate("growth") == pytest.approx(norms[j] / norms[j + 1], rel=1e-14)
+    one = Stepper(gimli.step_through(**network()))
+    one.to(line=14)
+    one.change("B", {k: torch.zeros_like(t) for k, t in one.evaluate("B").items()})
+    assert one.evaluate("growth") == 0
+    one.to(line=14)
+    assert one.evaluate("norm(B_next)") == 0
+    assert one.evaluate("1 / growth") == 0  # from nothing: the state hands something on
+
+
+def norm_of(tree: dict[str, torch.Tensor]) -> float:
+    return float(torch.cat([t.reshape(-1) for t in tree.values()]).norm())
+
+
+def test_a_change_is_shown_before_and_after(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    before = session.stepper.evaluate("G['w']")[1].item()
+    session.obey("change G['w'][1] = 0.25")
+    assert f"G['w'][1]: {before!r} → 0.25" in capsys.readouterr().out
+    session.obey("change G = 0")
+    assert re.search(r"norm of G: \d\S* → 0\n", capsys.readouterr().out)
+
+
+def test_every_digit_on_request(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    session.obey("exact G['w']")
+    digits = capsys.readouterr().out.partition("=")[2]
+    assert torch.equal(torch.tensor(ast.literal_eval(digits.strip())), session.stepper.evaluate("G['w']"))
+    session.obey("end")
+    capsys.readouterr()
+    session.obey("exact result")
+    assert repr(gimli.meta_gradient(**network()).A_opt["lr"].item()) in capsys.readouterr().out
 
 
 def test_a_change_reaches_one_entry(session: Session) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError, VerificationError
 from gimli_core.step_through.lessons.lesson import Check, Verification, differences
 from gimli_core.step_through.lessons.order import ORDER
+from gimli_core.step_through.moment import Moment
 from gimli_core.step_through.page import figures
+from gimli_core.step_through.page.worst_steps import worst_steps
 from tests.problems import network
 from tests.step_through.pages import lesson as cached
 
@@ -83,6 +86,79 @@ def test_figures_draw_the_engines_numbers() -> None:
     used = figures.memory(trace).axes[0].lines[0].get_ydata()
     assert len(used) == len(trace.data["events"]["line"])
     assert max(used) > 0
+
+
+def test_a_figure_goes_where_it_is_asked_to_go(tmp_path: Path) -> None:
+    trace = cached("momentum").page()
+    figure = Figure(figsize=(figures.PAGE, 2))
+    axes = figure.subplots(1, 3)
+    assert {draw(trace, ax=ax) for draw, ax in zip(DRAWN, axes, strict=True)} == {figure}
+    assert figures.adjoints(trace, width=figures.COLUMN).get_figwidth() == 3.25
+    written = figures.save_all(trace, tmp_path)
+    assert all(path.read_bytes().startswith(b"%PDF") for path in written if path.suffix == ".pdf")
+    assert {path.stem for path in written if path.suffix == ".pdf"} == {path.stem for path in written}
+
+
+DRAWN = (figures.adjoints, figures.growth, figures.tensor_map)
+
+
+def test_growth_and_the_worst_steps() -> None:
+    trace = gimli.trace(gimli.step_through(**network()))
+    B = {m.j: m.values["B"] for m in gimli.step_through(**network()) if m.line in (9, 14)}
+    norms = {j: torch.cat([t.reshape(-1) for t in tree.values()]).double().norm().item() for j, tree in B.items()}
+    factors = {j: norms[j] / norms[j + 1] for j in range(4)}
+    assert [bar.get_height() for bar in figures.growth(trace).axes[0].patches] == pytest.approx(list(factors.values()))
+    worst = worst_steps(trace, 3)
+    assert [step.j for step in worst] == sorted(factors, key=factors.__getitem__, reverse=True)[:3]
+    for step in worst:
+        assert step.tensor == max(B[step.j], key=lambda name: B[step.j][name].norm().item())
+        terms = {name: float(trace.data["q"][name]["norm"][step.j]) for name in ("direct", "curvature")}
+        assert (step.cause == "curvature") == (terms["curvature"] > terms["direct"])
+        assert step.address == f"#line=14&j={step.j}"
+
+
+def test_a_step_that_breaks_the_adjoint_is_the_worst() -> None:
+    def break_at_2(moment: Moment) -> None:
+        if (moment.line, moment.j) == (14, 2):
+            moment.change("B", {"w": torch.full((3,), torch.nan)})
+
+    assert [step.j for step in worst_steps(gimli.trace(gimli.step_through(**network()), intervene=break_at_2))] == [
+        2,
+        3,
+    ]
+
+    def forget(moment: Moment) -> None:
+        if moment.line == 14:
+            moment.change("B", {name: torch.zeros_like(t) for name, t in moment.values["B"].items()})
+
+    forgotten = gimli.trace(gimli.step_through(**network()), intervene=forget)
+    assert forgotten.error is None
+    assert [step.j for step in worst_steps(forgotten)] == [3]
+
+
+def test_a_map_of_tensors_and_steps() -> None:
+    trace = gimli.trace(gimli.step_through(**network()))
+    (image,) = figures.tensor_map(trace).axes[0].images
+    drawn = np.asarray(image.get_array())
+    for j, cells in trace.data["q"]["B"]["cells"].items():
+        assert [10**x for x in drawn[:, j]] == pytest.approx([cell["n"] for cell in cells], rel=1e-12)
+    with pytest.raises(ArgumentError, match="quantity: expected one of 'theta'"):
+        figures.tensor_map(trace, "W")
+
+
+def test_an_ablation_stands_beside_the_exact_run() -> None:
+    exact, rough = (gimli.trace(gimli.step_through(**network(), approximation=a), title=t)
+                    for a, t in ((None, "exact"), (gimli.FirstOrder(), "first order")))  # fmt: skip
+    lines = figures.adjoints(rough, beside=exact).axes[0].lines
+    assert list(lines[-1].get_ydata()) == [float(exact.data["q"]["B"]["norm"][j]) for j in range(5)]
+    assert "exact" in str(lines[-1].get_label())
+
+
+def test_terms_of_many_sizes_are_drawn_on_a_signed_logarithm() -> None:
+    figure = figures.contributions(cached("exploding").page())
+    assert figure.axes[0].get_yscale() == "symlog"
+    assert figure.axes[0].get_ylabel() == r"$A_{\mathrm{lr}}$"
+    assert figures.contributions(cached("quadratic").page()).axes[0].get_yscale() == "linear"
 
 
 def test_hyperparameters_over_outer_steps() -> None:

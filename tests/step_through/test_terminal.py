@@ -21,8 +21,12 @@ import pytest
 import gimli_core as gimli
 from gimli_core.commands.command_line import main
 from gimli_core.errors import ArgumentError
+from gimli_core.step_through.page.algorithm import LINES
+from gimli_core.step_through.terminal.session import Session
 from gimli_core.step_through.terminal.stepper import Stepper
+from gimli_core.step_through.terminal.view import Style, screen, section_of
 from tests.problems import network
+from tests.step_through.pages import lesson as cached
 
 RUN = [
     sys.executable,
@@ -221,6 +225,20 @@ def test_a_users_own_problem(user: Path) -> None:
     assert "mine:build" in (user / "page.html").read_text(encoding="utf-8")
 
 
+def test_a_large_run_names_its_worst_steps(user: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.chdir(user)
+    (user / "mine.py").write_text(
+        USER.format(fails=-1).replace("zeros(2)", "zeros(50)").replace("lr=0.1", "lr=0.03"), encoding="utf-8"
+    )
+    assert main(["trace", "mine:build", "--out", "page.html"]) == 0
+    first, *worst = capsys.readouterr().out.splitlines()
+    assert first.startswith("page.html: ")
+    assert len(worst) == 3
+    for j, line in enumerate(worst):  # B_j = (1 - 2·lr·(1 + j))·B_{j+1}
+        factor = 1 - 0.06 * (1 + j)
+        assert line == f"step {j}: |B| x{factor:.3g}, most by the optimizer, largest in w: #line=14&j={j}"
+
+
 def test_a_problem_that_raises_on_its_way(user: Path) -> None:
     done = run("trace", "failing:build", "--out", "page.html", cwd=user)
     assert done.returncode == 2
@@ -258,13 +276,62 @@ def test_no_browser(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypa
     assert "no browser could be started. Open" in capsys.readouterr().err
 
 
+def test_all_lessons_from_the_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = {name: (lambda made: lambda: made)(cached(name)) for name in ("quadratic", "momentum")}
+    monkeypatch.setattr(gimli.lessons, "LESSONS", two)
+    assert main(["trace", "lessons", "--out", str(tmp_path / "pages")]) == 0
+    names = {"quadratic.html", "momentum.html", "index.html"}
+    assert {path.name for path in (tmp_path / "pages").iterdir()} == names
+    said = capsys.readouterr().out
+    assert all(f"{name}: " in said for name in names)
+    assert 'href="momentum.html"' in (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
+    assert "--out and --open alone; got --title" in complaint(
+        capsys, "trace", "lessons", "--out", str(tmp_path / "pages"), "--title", "x"
+    )
+
+
 def test_figures_from_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["trace", "quadratic", "--out", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures")])
-    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
-        "adjoints.png",
-        "contributions.png",
-        "memory.png",
-    ]
+    names = {f"{name}.{kind}" for name in ("adjoints", "contributions", "growth", "memory", "tensors")
+             for kind in ("png", "pdf")}  # fmt: skip
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == names
+
+
+# --- the screen, without a terminal ---
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 92, 100, 107, 108, 160])
+def test_line_14_is_whole_at_every_width(width: int) -> None:
+    one = stepper()
+    one.to(line=14)
+    drawn = screen(one, width, Style(False))
+    column = drawn if width < 92 else [line.partition("│")[0] for line in drawn]
+    start = next(i for i, line in enumerate(column) if line.startswith("▶ 14"))
+    end = next(i for i, line in enumerate(column) if line.startswith("  15"))
+    text = next(text for number, _, text in LINES if number == 14)
+    assert " ".join(" ".join(column[start:end]).split()) == f"▶ 14 {text}"
+    assert max(map(len, drawn)) <= width
+
+
+def test_the_terminal_tells_the_lesson(capsys: pytest.CaptureFixture[str]) -> None:
+    lesson = cached("momentum")
+    session = Session(Stepper(lesson.walk()), Style(False), lesson)
+    session.introduce()
+    told = capsys.readouterr().out
+    assert told.splitlines() == [lesson.title, lesson.summary, lesson.sections[0]["heading"]]
+    for part in lesson.sections:
+        for _, line, j in part["go"]:
+            shown = section_of(lesson, line, j)
+            assert (shown is None and part["kind"] == "say") or [line, j] in [place[1:] for place in shown["go"]]
+    session.stepper.to(line=14)
+    session.show()
+    drawn = " ".join(capsys.readouterr().out.split())
+    section = section_of(lesson, 14, session.stepper.here.j)
+    assert section is not None
+    assert lesson.title in drawn
+    assert section["text"] in drawn
 
 
 # --- the stepper, without a terminal ---

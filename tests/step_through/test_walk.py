@@ -205,3 +205,23 @@ def test_O_is_the_optimizers_jacobian() -> None:
         else:
             with pytest.raises(ArgumentError, match="a moment at line 11"):
                 _ = m.O
+
+
+def test_what_stands_in_a_cell_has_numbers() -> None:
+    walk = gimli.step_through(**network())
+    assert repr(walk) == "Walk(Adam, steps=4, not begun)"
+    moment = next(walk)
+    G = torch.cat([t.reshape(-1) for t in moment.values["G"].values()]).norm().item()
+    assert repr(moment) == f"Moment(line=5, j=0, loss={moment.values['loss'].item():.6g}, |G|={G:.6g})"
+    assert repr(walk) == "Walk(Adam, steps=4, at line 5 of step 0)"
+    moment.change("G", {k: torch.zeros_like(t) for k, t in moment.values["G"].items()})
+    assert repr(moment).startswith("Moment(line=5, j=0, ")
+    assert "|G|=0" in repr(moment)
+    assert [repr(m) for m in walk][-1].endswith(", after 1 interventions)")
+    assert repr(walk) == "Walk(Adam, steps=4, through, after 1 interventions)"
+
+
+def test_a_lesson_and_its_verification_in_a_cell() -> None:
+    lesson = gimli.lessons.quadratic()
+    assert repr(lesson) == f"Lesson('quadratic', {lesson.title!r}, steps=8)"
+    assert repr(lesson.verification) == str(lesson.verification)

@@ -212,6 +212,11 @@ def test_ill_conditioned_problem_gets_a_stated_bound() -> None:
     assert 1e-8 < rate.allowed < 1e-2
     (blind,) = (c for c in report.checks if c.key == ("A_opt", "lr") and c.oracle == "finite differences")
     assert blind.verdict is Verdict.INCONCLUSIVE
+    assert blind.applied == blind.allowed + 10 * blind.uncertainty
+    row = list(report.rows())[report.checks.index(blind)]
+    assert row[-2:] == (f"{blind.applied:.1e}", f"inconclusive: {blind.reason}")
+    assert blind.reason == f"rounding alone may be {blind.allowed:.2g} of the entry"
+    assert blind._replace(uncertainty=3.0).reason == "the oracle may err by 30 of the entry"
     wrong = {"lr": gimli.meta_gradient(**made, steps=25).A_opt["lr"] * (1 + 2 * rate.allowed)}
     assert not verify(**made, steps=25, oracles=(), claimed=wrong).ok
     # After 60 steps nothing is left to compare, and the report does not pretend that there is.

@@ -50,8 +50,10 @@ class Verification(tuple[Check, ...]):
             for c in self
         )
 
+    __repr__ = __str__  # in a cell: the comparison
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Lesson:
     """A problem to step through, with what there is to see.
 
@@ -67,6 +69,9 @@ class Lesson:
     check: Callable[[Any], Sequence[Check]] = field(repr=False)
     charts: Callable[[Any], Sequence[Mapping[str, Any]]] = field(repr=False, default=lambda trace: ())
     experiments: Experiments | None = field(repr=False, default=None)
+
+    def __repr__(self) -> str:
+        return f"Lesson({self.name!r}, {self.title!r}, steps={self.arguments['steps']})"
 
     def walk(self) -> Walk:
         """A fresh walk through the lesson's problem."""

@@ -1,4 +1,8 @@
-"""Figures of a run, with matplotlib: adjoints, contributions, hyperparameters over outer steps, memory."""
+"""Figures of a run, with matplotlib: adjoints, growth, a map of tensors and steps, contributions, memory.
+
+Each that has one panel draws into `ax`, where one is given, and gives back its figure, which saves as PDF or SVG.
+COLUMN and PAGE are the widths in inches of a paper's column and page.
+"""
 
 from __future__ import annotations
 
@@ -8,57 +12,123 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gimli_core.errors import unexpected
+from gimli_core.errors import closest, listing, unexpected
 from gimli_core.memory.whole_file import writing
+from gimli_core.step_through.page.panels import MANY, figure_of, name_of, new_axes, panels, plain, signed_log
 from gimli_core.step_through.page.trace import Trace
+from gimli_core.step_through.page.worst_steps import growth_of_steps
 
-__all__ = ["adjoints", "contributions", "hyperparameters", "memory", "save_all"]
+__all__ = [
+    "COLUMN",
+    "PAGE",
+    "adjoints",
+    "contributions",
+    "growth",
+    "hyperparameters",
+    "memory",
+    "save_all",
+    "tensor_map",
+]
+
+COLUMN, PAGE = 3.25, 6.75
 
 FORWARD, BACKWARD, CURVATURE, GRAPHS = "#0b7a75", "#7a3fb5", "#c4510f", "#1f63b8"
 
 
-def adjoints(trace: Trace) -> Figure:
-    """‖B_j‖ over j, with the two terms of line 14.
+def adjoints(trace: Trace, *, ax: Axes | None = None, beside: Trace | None = None, width: float = 7) -> Figure:
+    """‖B_j‖ over j, with the two terms of line 14; of a second run, such as the exact one beside an ablation, ‖B_j‖.
+
+    Args:
+        trace: the run.
+        ax: where to draw; by default a figure of its own.
+        beside: another run of as many steps, drawn dashed under its title.
+        width: of a new figure, in inches.
 
     >>> import gimli_core as gimli
     >>> from gimli_core.step_through.page import figures
     >>> figures.adjoints(gimli.lessons.exploding().page()).axes[0].get_xlabel()
     'step j'
     """
-    figure, axes = _axes("step j", "norm")
-    for name, label, colour in (
-        ("B", "B_j", BACKWARD),
-        ("direct", "optimizer term", FORWARD),
-        ("curvature", "curvature term", CURVATURE),
-    ):
-        by_step = trace.data["q"].get(name, {"norm": {}})["norm"]
-        steps = sorted(by_step)
-        axes.plot(
-            steps,
-            [float(by_step[j]) for j in steps],
-            label=label,
-            color=colour,
-            marker="." if len(steps) < 60 else None,
-        )
-    values = [float(v) for v in trace.data["q"].get("B", {"norm": {}})["norm"].values()]
-    if values and min(values) > 0 and max(values) / min(values) > 300:
+    axes = new_axes("step j", "norm", ax, width)
+    drawn = [
+        (trace, "B", r"$\Vert B_j\Vert$", BACKWARD, "-"),
+        (trace, "direct", "through the optimizer", FORWARD, "-"),
+        (trace, "curvature", "through the curvature", CURVATURE, "-"),
+    ]
+    if beside is not None:
+        drawn.append((beside, "B", rf"$\Vert B_j\Vert$, {plain(beside.title)}", "0.35", "--"))
+    for one, name, label, colour, style in drawn:
+        norms = _norms(one, name)
+        marker = "." if len(norms) < 60 else None
+        axes.plot(list(norms), list(norms.values()), style, label=label, color=colour, marker=marker)
+    values = [norm for one in (trace, beside) if one is not None for norm in _norms(one, "B").values()]
+    if values and min(values) > 0 and max(values) / min(values) > MANY:
         axes.set_yscale("log")
     axes.legend(frameon=False)
     axes.set_title("The adjoint, as the sweep built it from right to left")
-    return figure
+    return figure_of(axes)
 
 
-def contributions(trace: Trace) -> Figure:
+def growth(trace: Trace, *, ax: Axes | None = None, width: float = 7) -> Figure:
+    """‖B_j‖/‖B_{j+1}‖ of every step: what the step multiplies the adjoint by on its way back; 1 is marked.
+
+    >>> import gimli_core as gimli
+    >>> from gimli_core.step_through.page import figures
+    >>> len(figures.growth(gimli.lessons.quadratic().page()).axes[0].patches)
+    8
+    """
+    axes = new_axes("step j", r"$\Vert B_j\Vert\,/\,\Vert B_{j+1}\Vert$", ax, width)
+    factors = growth_of_steps(trace)
+    finite = {j: factor for j, factor in factors.items() if np.isfinite(factor) and factor > 0}
+    axes.bar(list(finite), list(finite.values()), color=[CURVATURE if f > 1 else GRAPHS for f in finite.values()])
+    axes.axhline(1, color="0.6", linewidth=0.8)
+    if finite and max(finite.values()) / min(finite.values()) > MANY:
+        axes.set_yscale("log")
+    axes.set_title("What each step multiplies the adjoint by")
+    return figure_of(axes)
+
+
+def tensor_map(trace: Trace, quantity: str = "B", *, ax: Axes | None = None, width: float = 7) -> Figure:
+    """log₁₀ of a quantity's norm for each tensor and step, as a map; white where it is 0 or was not kept.
+
+    Args:
+        trace: the run.
+        quantity: "B", "V", "G", or "S.exp_avg" for a slot of the state: a key of `trace.data["q"]`.
+        ax: where to draw; by default a figure of its own.
+        width: of a new figure, in inches.
+
+    Raises:
+        ArgumentError: a quantity that the run has not.
+    """
+    kept = trace.data["q"].get(quantity)
+    if kept is None:
+        known = list(trace.data["q"])
+        do = f"Use one of them.{closest(quantity, known)}"
+        raise unexpected("quantity", f"one of {listing(known, len(known))}", repr(quantity), do)
+    names = [tensor["name"] for tensor in trace.data["tensors"]]
+    norms = np.full((len(names), max(kept["cells"], default=0) + 1), np.nan)
+    for j, cells in kept["cells"].items():
+        for i, cell in enumerate(cells):
+            norms[i, j] = float(cell.get("n", "nan"))
+    logs = np.log10(norms, out=np.full_like(norms, np.nan), where=(norms > 0) & np.isfinite(norms))
+    axes = new_axes("step j", "", ax, width)
+    image = axes.imshow(logs, aspect="auto", interpolation="nearest", cmap="viridis")
+    axes.set_yticks(range(len(names)), [plain(name) for name in names], fontsize="small")
+    label = quantity.replace("theta", r"\theta").replace("_", r"\_")
+    figure_of(axes).colorbar(image, ax=axes, label=rf"$\log_{{10}}\Vert {label}\Vert$")
+    return figure_of(axes)
+
+
+def contributions(trace: Trace, *, width: float = 7) -> Figure:
     """What each step added to every entry of A_opt and A_loss that is one number (of others, the norm)."""
     leaves = [leaf for leaf in trace.data["A"] if any(leaf["inc"])]
     if not leaves:
-        raise unexpected(
-            "contributions", "a run with meta-parameters that was swept", "none", "Give phi_opt or phi_loss."
-        )
-    figure = Figure(figsize=(7, 2.2 * len(leaves)), layout="constrained")
-    every = figure.subplots(len(leaves), 1, sharex=True, squeeze=False)[:, 0]
+        do = "Give phi_opt or phi_loss."
+        raise unexpected("contributions", "a run with meta-parameters that was swept", "none", do)
+    figure, every = panels(len(leaves), width)
     for leaf, axes in zip(leaves, every, strict=True):
         added = [
             np.nan if inc is None else float(inc["v"][0] if len(inc.get("v", ())) == 1 else inc["n"])
@@ -66,8 +136,8 @@ def contributions(trace: Trace) -> Figure:
         ]
         axes.bar(range(len(added)), added, color=[CURVATURE if not v < 0 else GRAPHS for v in added])
         axes.axhline(0, color="0.6", linewidth=0.8)
-        axes.set_ylabel(leaf["label"].replace("$", r"\$"), fontsize="small")
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylabel(name_of(leaf), fontsize="small")
+        signed_log(axes, [abs(v) for v in added if v and np.isfinite(v)])
     every[-1].set_xlabel("step j")
     every[0].set_title("What each step adds to the meta-gradient")
     return figure
@@ -85,15 +155,12 @@ def hyperparameters(history: Sequence[Mapping[str, Any]]) -> Figure:
     """
     names = list(history[0]) if history else []
     if not names:
-        raise unexpected(
-            "history", "a list of dicts {name: number}", "an empty one", "Append a dict after each outer step."
-        )
-    figure = Figure(figsize=(7, 2.2 * len(names)), layout="constrained")
-    every = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+        do = "Append a dict after each outer step."
+        raise unexpected("history", "a list of dicts {name: number}", "an empty one", do)
+    figure, every = panels(len(names), 7)
     for name, axes in zip(names, every, strict=True):
         axes.plot([float(step[name]) for step in history], color=FORWARD, marker="." if len(history) < 60 else None)
-        axes.set_ylabel(name.replace("$", r"\$"))
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylabel(plain(name))
     every[-1].set_xlabel("outer step")
     return figure
 
@@ -129,27 +196,26 @@ def memory(trace: Trace) -> Figure:
 
 
 def save_all(trace: Trace, directory: str | os.PathLike[str]) -> list[Path]:
-    """Every figure of a run as PNG; ArgumentError where the directory cannot be written."""
-    made = {"adjoints": adjoints(trace), "memory": memory(trace)}
+    """Every figure of a run, as PNG and as PDF; ArgumentError where the directory cannot be written."""
+    made = {"adjoints": adjoints(trace), "growth": growth(trace), "memory": memory(trace)}
+    if "B" in trace.data["q"]:
+        made["tensors"] = tensor_map(trace)
     if any(any(leaf["inc"]) for leaf in trace.data["A"]):
         made["contributions"] = contributions(trace)
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise unexpected(
-            f"figures in {str(directory)!r}", "a directory that can be written", str(error), "Give another."
-        ) from None
-    paths = [Path(directory) / f"{name}.png" for name in made]
-    for path, figure in zip(paths, made.values(), strict=True):
-        with writing("figure", path) as file:
-            figure.savefig(file, format="png", dpi=150)
+        expected = "a directory that can be written"
+        raise unexpected(f"figures in {str(directory)!r}", expected, str(error), "Give another.") from None
+    paths = []
+    for name, figure in made.items():
+        for kind in ("png", "pdf"):
+            paths.append(Path(directory) / f"{name}.{kind}")
+            with writing("figure", paths[-1]) as file:
+                figure.savefig(file, format=kind, dpi=150)
     return paths
 
 
-def _axes(x: str, y: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+def _norms(trace: Trace, name: str) -> dict[int, float]:
+    by_step = trace.data["q"].get(name, {"norm": {}})["norm"]
+    return {j: float(by_step[j]) for j in sorted(by_step)}

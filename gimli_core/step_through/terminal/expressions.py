@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from gimli_core.errors import ArgumentError, closest, first_line, listing, unexpected
 from gimli_core.step_through.terminal.operations import TOOLS, bounded, number_or_tensor, tensor_of
 
-__all__ = ["QUANTITIES", "assignment", "checked", "evaluate"]
+__all__ = ["QUANTITIES", "assignment", "checked", "evaluate", "quantities_in"]
 
 QUANTITIES = (
     "theta",
@@ -23,6 +23,8 @@ QUANTITIES = (
     "G",
     "V",
     "B",
+    "B_next",
+    "growth",
     "S",
     "direct",
     "curvature",
@@ -34,6 +36,7 @@ QUANTITIES = (
     "line",
     "j",
 )
+AS_THETA = ("theta", "G", "V", "B", "B_next", "direct", "curvature")  # a tensor for each of theta's
 LONGEST = 400  # characters of an expression, so that neither it nor its nesting is a load
 ATTRIBUTES = ("shape", "ndim", "T", "mT")  # of tensors
 
@@ -67,6 +70,21 @@ def checked(text: str) -> ast.expr:
     expression: ast.expr = _parsed(text, "eval").body
     _check(expression, text)
     return expression
+
+
+def quantities_in(expression: ast.expr, theta: Collection[str]) -> set[str]:
+    """The quantities that an expression names; of those laid out as theta, an entry's name must be one of `theta`.
+
+    Raises:
+        ArgumentError: an entry that no tensor of the run has.
+    """
+    for node in ast.walk(expression):
+        match node:
+            case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str() as key)):
+                if name in AS_THETA and key not in theta:
+                    do = f"Use one of them.{closest(key, theta)}"
+                    raise unexpected(f"entry of {name}", f"one of {listing(theta)}", repr(key), do)
+    return {node.id for node in ast.walk(expression) if isinstance(node, ast.Name) and node.id in QUANTITIES}
 
 
 def evaluate(text: str, names: Mapping[str, Any]) -> Any:

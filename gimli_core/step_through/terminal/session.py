@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
-import torch
+from torch import Tensor
 
 from gimli_core.errors import ArgumentError, GimliError, closest, first_line, printable, unexpected
+from gimli_core.step_through.lessons.lesson import Lesson
 from gimli_core.step_through.page.entries import entry
-from gimli_core.step_through.terminal.expressions import assignment, entry_of
+from gimli_core.step_through.terminal.expressions import assignment
+from gimli_core.step_through.terminal.help_text import HELP
+from gimli_core.step_through.terminal.places import at, fill
 from gimli_core.step_through.terminal.stepper import Stepper
-from gimli_core.step_through.terminal.view import Style, row, screen, value_text
+from gimli_core.step_through.terminal.view import Style, exact_text, introduction, row, screen, value_text
 from gimli_core.trees import cloned, tensors
 
-__all__ = ["HELP", "Session", "typed"]
-
-HELP = """\
-next [N]       n   one line on, or N lines          back [N]      b   one line back, or N lines
-line N             to the next time on line N       step J            to step J
-run            r   on to a breakpoint or the end    end               to the end
-print NAME     p   a quantity or an expression      follow NAME[I]    one scalar parameter through the run
-watch EXPR         show it at every moment          unwatch           forget all watches and followed entries
-break line N       stop there; also: break step J, break norm(B) > 1e3, break not finite(B)
-breaks             list breakpoints                 clear             forget all breakpoints
-change NAME[ENTRY] = VALUE   intervene: change G['w'][0] = 0.5     change V = 0
-result             the meta-gradient, at the end    help              this text      quit   q
-Names: theta s G V B S direct curvature A_opt A_loss dA_opt dA_loss loss line j, and norm(), finite(), largest()."""
+__all__ = ["Session", "typed"]
 
 
 class Session:
     """What the commands do."""
 
-    def __init__(self, stepper: Stepper, style: Style) -> None:
-        self.stepper, self.style = stepper, style
+    def __init__(self, stepper: Stepper, style: Style, lesson: Lesson | None = None) -> None:
+        self.stepper, self.style, self.lesson = stepper, style, lesson
         self.followed: list[tuple[str, int, str]] = []
 
     def obey(self, text: str) -> bool:
@@ -68,7 +59,7 @@ class Session:
 
     def show(self) -> None:
         """Draw the moment under the cursor."""
-        lines = screen(self.stepper, _width(), self.style, self.followed)
+        lines = screen(self.stepper, _width(), self.style, self.followed, self.lesson)
         print(("\x1b[H\x1b[2J" if self.style.colour else "") + "\n".join(lines), flush=True)
 
     def say(self, text: str) -> None:
@@ -157,22 +148,42 @@ class Session:
     def change(self, rest: str) -> None:
         """change NAME[KEY]…[i] = EXPR: a copy of the quantity with that entry changed, or all its entries."""
         name, keys, value = assignment(rest, self.stepper.known())
-        old = self.stepper.evaluate(name)
+        old, before = self.stepper.evaluate(name), self.stepper.here.norms.get(name, math.nan)
         if not any(True for _ in tensors(old)):
             do = "A value is changed at the line that computes it."
             raise unexpected(f"change {rest!r}", "a quantity of tensors", f"{name!r}", do)
         copied = cloned(old)
         try:
-            _fill(copied, keys, value)
+            fill(copied, keys, value)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             do = "Give a number, or a tensor of the entry's shape."
             raise unexpected(f"change {rest!r}", "a value that fits", first_line(error), do) from None
         self.stepper.change(name, copied)
         self.show()
+        was, now = (at(tree, keys) for tree in (old, copied))
+        if isinstance(was, Tensor) and was.numel() == 1:
+            place = name + "".join(f"[{key!r}]" for key in keys)
+            self.say(f"{place}: {exact_text(was.reshape(()))} → {exact_text(now.reshape(()))}")
+        else:
+            self.say(f"norm of {name}: {before:.10g} → {self.stepper.here.norms[name]:.10g}")
 
     def result(self, rest: str) -> None:
         result = self.stepper.walk.result
         self.say(f"{result}\nA_opt = {result.A_opt}\nA_loss = {result.A_loss}\nB_0 = {result.B_0}")
+
+    def exact(self, rest: str) -> None:
+        """All digits of an expression, or of the result."""
+        if rest == "result":
+            result = self.stepper.walk.result
+            for name in ("A_opt", "A_loss", "B_0", "S_0"):
+                self.say(f"{name} =\n{exact_text(getattr(result, name))}")
+        else:
+            self.say(f"{rest} =\n{exact_text(self.stepper.evaluate(rest))}")
+
+    def introduce(self) -> None:
+        """The lesson's title, what it is about, and its question."""
+        if self.lesson is not None:
+            self.say("\n".join(introduction(self.lesson)))
 
     def help(self, rest: str) -> None:
         self.say(HELP)
@@ -180,6 +191,7 @@ class Session:
     def list_all(self) -> int:
         """One line a moment, for a file or a pipe."""
         width = 10_000
+        self.introduce()
         while self.stepper.next():
             print(row(self.stepper, self.style, width))
             for text in self.stepper.watches:
@@ -209,21 +221,10 @@ COMMANDS: dict[str, Callable[[Session, str], None]] = {
     "breaks": Session.list_breaks,
     "clear": Session.clear,
     "change": Session.change,
+    "exact": Session.exact,
     "result": Session.result,
     "help": Session.help,
 }
-
-
-def _fill(tree: Any, keys: Sequence[Any], value: Any) -> None:
-    """Put `value` at `keys` in a tree of tensors: keys of mappings first, then indices into each tensor."""
-    if isinstance(tree, Mapping) and keys:
-        _fill(entry_of(tree, keys[0]), keys[1:], value)
-        return
-    for t in tensors(tree):
-        place = t
-        for key in keys:  # each gives a view, which is written through
-            place = entry_of(place, key)
-        place.copy_(torch.as_tensor(value, dtype=t.dtype, device=t.device))
 
 
 def _number(text: str) -> int:

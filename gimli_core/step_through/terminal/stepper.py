@@ -6,7 +6,6 @@ Nothing here prints. The terminal view draws what the cursor stands on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -15,30 +14,15 @@ from gimli_core.errors import ArgumentError, unexpected
 from gimli_core.notation import slots
 from gimli_core.step_through.page.summaries import norm as norm_of
 from gimli_core.step_through.page.summaries import total
-from gimli_core.step_through.terminal.expressions import checked, evaluate
+from gimli_core.step_through.terminal.breakpoints import check_break
+from gimli_core.step_through.terminal.expressions import checked, evaluate, quantities_in
+from gimli_core.step_through.terminal.kept import Kept
 from gimli_core.step_through.walk import Moment, Walk
 from gimli_core.trees import tensors
 
-__all__ = ["Kept", "Stepper"]
+__all__ = ["Stepper"]
 
-PLACES = ("line", "step")  # a breakpoint by place
 KEPT_BYTES = 1 << 30  # of tensors, for going back; older moments keep their norms
-
-
-@dataclass
-class Kept:
-    """A moment that was passed."""
-
-    number: int
-    line: int
-    j: int
-    replay: bool
-    backward: bool
-    seconds: float
-    bytes: int
-    norms: dict[str, float]  # of what the line computed
-    names: dict[str, Any] | None  # every quantity as last computed; None where it was let go
-    fresh: tuple[str, ...] = field(default=())
 
 
 class Stepper:
@@ -46,9 +30,9 @@ class Stepper:
 
     Args:
         walk: a fresh one.
-        watches, breaks: expressions over the quantities (theta, s, G, V, B, S, A_opt, A_loss, direct, curvature,
-            loss, line, j) in the language of `expressions`. A break may also be "line 14" or
-            "step 3".
+        watches, breaks: expressions over the quantities (theta, s, G, V, B, B_next, growth, S, A_opt, A_loss, direct,
+            curvature, loss, line, j) in the language of `expressions`. B_next is B_{j+1}, from line 11 to 14; growth
+            is the norm of B_j over that of B_{j+1}, at line 14. A break may also be "line 14" or "step 3".
     """
 
     def __init__(self, walk: Walk, watches: tuple[str, ...] = (), breaks: tuple[str, ...] = ()) -> None:
@@ -132,19 +116,18 @@ class Stepper:
         return None
 
     def add_break(self, text: str) -> None:
-        """Break on "line 14", "step 3", or where an expression is true."""
+        """Break on "line 14", "step 3", or where an expression is true.
+
+        Raises:
+            ArgumentError: what can never stop this run: an unknown name, a line or step that it has not.
+        """
         text = text.strip()
-        kind, _, value = text.partition(" ")
-        if kind not in PLACES or not value.strip():
-            checked(text)
-        elif not (value.strip().isascii() and value.strip().isdigit() and len(value) < 20):
-            do = f"For example: break {kind} 3."
-            raise unexpected(f"break {text!r}", f"a number after {kind!r}", repr(value), do)
+        check_break(text, self.walk.inputs)
         self.breaks.append(text)
 
     def add_watch(self, text: str) -> None:
         """Show the value of an expression at every moment."""
-        checked(text)
+        quantities_in(checked(text), self.walk.inputs.values.theta_0)
         self.watches.append(text)
 
     def evaluate(self, text: str) -> Any:
@@ -184,6 +167,8 @@ class Stepper:
         self._latest.change(name, value)
         assert self.here.names is not None
         changed = {**self.here.names, name: self._latest.values[name]}
+        if "growth" in changed and name == "B":
+            changed["growth"] = _growth(changed["B_next"], changed["B"])
         self.here.names, self._names = changed, changed
         self.here.norms[name] = total([norm_of(t) for t in tensors(changed[name])])
 
@@ -206,6 +191,12 @@ class Stepper:
             f"d{name}": values.pop(name) for name in ("A_opt", "A_loss") if name in values and moment.line in (12, 13)
         }
         names = {**self._names, **increments, **values, "line": moment.line, "j": moment.j}
+        for name in ("B_next", "growth"):  # of the lines at which they mean something
+            names.pop(name, None)
+        if moment.line in (11, 12, 13, 14):
+            names["B_next"] = self._names["B" if moment.line == 11 else "B_next"]
+        if moment.line == 14:
+            names["growth"] = _growth(names["B_next"], names["B"])
         if self._totals and moment.line != 16:
             inputs = self.walk.inputs
             names["A_opt"] = _copied(inputs.values.hyper.join(self._totals["A_opt"]))
@@ -235,6 +226,12 @@ class Stepper:
             old.names = None
             self._held -= old.bytes
             self._oldest += 1
+
+
+def _growth(B_next: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> float:
+    """‖B_j‖/‖B_{j+1}‖; infinite, or not a number, where B_{j+1} is 0."""
+    before, after = (total([norm_of(t) for t in tree.values()]) for tree in (B_next, B))
+    return after / before if before else after * float("inf")
 
 
 def _copied(tree: Any) -> Any:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gimli_core.errors import printable
 from gimli_core.notation import slots
+from gimli_core.step_through.lessons.lesson import Lesson
 from gimli_core.step_through.page.algorithm import LINES, MEANING
 from gimli_core.step_through.terminal.stepper import Stepper
 
-__all__ = ["Style", "row", "screen", "sparkline", "tensor_text", "value_text"]
+__all__ = ["Style", "exact_text", "introduction", "row", "screen", "sparkline", "tensor_text", "value_text"]
 
 SYMBOLS = {
     "theta": "θ",
@@ -59,8 +62,32 @@ class Style:
         return text if self.unicode else text.translate(ASCII).encode("ascii", "replace").decode()
 
 
-def screen(stepper: Stepper, width: int, style: Style, followed: Sequence[tuple[str, int, str]] = ()) -> list[str]:
-    """The algorithm with its current line marked, the values beside it (below, where it is narrow), and the watches."""
+def introduction(lesson: Lesson) -> list[str]:
+    """A lesson's title, what it is about, and the question that it asks."""
+    return [lesson.title, lesson.summary, lesson.sections[0]["heading"]]
+
+
+def section_of(lesson: Lesson, line: int, j: int) -> Mapping[str, Any] | None:
+    """The section of the text that belongs to a moment: the one with a place on its line, nearest to its step, and of
+    several the last, which builds on those before. The section that only the page can show is left out."""
+    near = [
+        (abs(step - j), -number)
+        for number, part in enumerate(lesson.sections)
+        for _, at, step in part["go"]
+        if at == line and part["kind"] != "say"
+    ]
+    return lesson.sections[-min(near)[1]] if near else None
+
+
+def screen(
+    stepper: Stepper,
+    width: int,
+    style: Style,
+    followed: Sequence[tuple[str, int, str]] = (),
+    lesson: Lesson | None = None,
+) -> list[str]:
+    """The algorithm with its current line marked, the values beside it (below, where it is narrow), the watches; of a
+    lesson its title and the section of the moment too."""
     beside, column = width >= 92, 56 if width >= 108 else 48
     values = _values(stepper, style, width - column - 3 if beside else width)
     algorithm = _algorithm(stepper.here.line, style, column if beside else width)
@@ -87,7 +114,8 @@ def screen(stepper: Stepper, width: int, style: Style, followed: Sequence[tuple[
                 f"{style('36', 'follow')} {SYMBOLS.get(quantity, quantity)} of {printable(label)} = {latest:.10g}  "
                 f"{line[-max(8, width - 44) :]}"
             )
-    lines = [*head, *body, *([style("2", "─" * width), *tail] if tail else [])]
+    told = _lesson(lesson, stepper.here.line, stepper.here.j, style, width) if lesson else []
+    lines = [*head, *body, *([style("2", "─" * width), *tail] if tail else []), *told]
     return [_cut(style.plain(line), width) for line in lines]
 
 
@@ -117,6 +145,19 @@ def tensor_text(t: Tensor, width: int, most: int = 6) -> str:
     return f"norm {norm:.6g} in [{t.min().item():.3g}, {t.max().item():.3g}] {'×'.join(map(str, t.shape))}"
 
 
+def exact_text(value: Any) -> str:
+    """A value with every entry to its last digit: the shortest number that reads back as the same."""
+    if isinstance(value, Tensor):
+        t = value.detach().cpu()
+        t = t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+        return np.array2string(t.numpy(), threshold=sys.maxsize, floatmode="unique", separator=", ")
+    if isinstance(value, Mapping):
+        return "\n".join(f"{printable(str(key))}:\n{exact_text(part)}" for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return "\n".join(exact_text(part) for part in value)
+    return repr(value)
+
+
 def sparkline(values: Sequence[float]) -> str:
     """Values as a row of blocks, from their lowest to their highest."""
     finite = [v for v in values if math.isfinite(v)]
@@ -144,13 +185,23 @@ def _header(stepper: Stepper, style: Style, width: int) -> list[str]:
     return [*lines, style("2", "─" * width)]
 
 
+def _lesson(lesson: Lesson, line: int, j: int, style: Style, width: int) -> list[str]:
+    part = section_of(lesson, line, j)
+    lines = [style("2", "─" * width), *(style("2", text) for text in wrap(style.plain(lesson.title), width))]
+    if part is None:
+        return lines
+    heading = (style("1", text) for text in wrap(style.plain(part["heading"]), width))
+    return [*lines, *heading, *wrap(style.plain(part["text"]), width)]
+
+
 def _algorithm(current: int, style: Style, width: int) -> list[str]:
     lines = []
-    for number, indent, text in LINES:
-        text = f"{'▶' if number == current else ' '}{number:3} {'  ' * indent}{text}"
-        text = text[: width - 1] + "…" if len(text) > width else text
-        padded = text.ljust(min(width, 56))
-        lines.append(style("1;33", padded) if number == current else padded)
+    for number, indent, formula in LINES:
+        mark = f"{'▶' if number == current else ' '}{number:3} {'  ' * indent}"
+        hanging = " " * (len(mark) + 2)
+        for text in wrap(style.plain(mark + formula), width, subsequent_indent=hanging):
+            padded = text.ljust(min(width, 56))
+            lines.append(style("1;33", padded) if number == current else padded)
     return lines
 
 
@@ -167,6 +218,9 @@ def _values(stepper: Stepper, style: Style, width: int) -> list[str]:
             continue
         tree = slots(here.names[name]) if name == "s" else here.names[name]
         lines += [f"  {text}" for text in _leaves(tree, width - 2)]
+    if here.names is not None and "growth" in here.names:
+        step = style("2", f"  ‖B_{here.j}‖ / ‖B_{here.j + 1}‖")
+        lines.append(style("1;36", "growth") + step + f" = {here.names['growth']:.6g}")
     return lines
 
 

@@ -31,7 +31,8 @@ from gimli_core.demo.learning import (
     train,
 )
 from gimli_core.errors import printable, unexpected
-from gimli_core.verification.report import Check, Report, Verdict
+from gimli_core.verification.check import Check, Verdict
+from gimli_core.verification.report import Report
 from gimli_core.verification.verify import verify
 
 __all__ = ["add_arguments", "run"]

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from gimli_core.verification.bounds import Bounds
+from gimli_core.verification.check import Check, judge
 from gimli_core.verification.oracles.finite_differences import Slopes
 from gimli_core.verification.question import Key
-from gimli_core.verification.report import Check, judge
 
 __all__ = ["Answers", "against"]
 

@@ -24,6 +24,7 @@ from gimli_core.runs.run import drain
 from gimli_core.transforms.tasks import Tasks, check_tasks
 from gimli_core.verification.against import Answers, against
 from gimli_core.verification.bounds import Bounds
+from gimli_core.verification.check import Check, Verdict
 from gimli_core.verification.claims import entries_of
 from gimli_core.verification.localise import Finding, first_disagreement
 from gimli_core.verification.oracles.autograd_through_the_graph import draws
@@ -32,7 +33,7 @@ from gimli_core.verification.oracles.finite_differences import finite_difference
 from gimli_core.verification.oracles.plain_rules import RULES
 from gimli_core.verification.precision import lowest_dtype, name_of, precise
 from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Question, flatten, same_randomness
-from gimli_core.verification.report import Check, Report, Verdict
+from gimli_core.verification.report import Report
 
 __all__ = ["ORACLES", "verify"]
 

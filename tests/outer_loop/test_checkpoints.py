@@ -111,7 +111,7 @@ def test_kill_9_at_random_moments(kills, seconds, tmp_path, expected):
         torch.save(found, tmp_path / "unfinished")
         os.replace(tmp_path / "unfinished", tmp_path / "result")
 
-    delays = torch.rand(kills).mul(0.12).tolist()
+    delays = sorted(torch.rand(kills).mul(0.12).tolist())  # the first hits on a quick machine too
     assert killed_until_done(work, tmp_path / "result", delays)
     found = torch.load(tmp_path / "result", weights_only=True)
     assert same(found, expected)

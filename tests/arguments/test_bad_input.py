@@ -64,10 +64,6 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "theta, nested": ({"theta_0": {"w": {"v": W}}}, ["theta_0['w']", "got dict"]),
     "theta, all frozen": ({"theta_0": {"w": nn.Parameter(W, False)}}, ["theta_0: expected at least one trained entry"]),
     "theta, twice": ({"theta_0": {"w": W, "v": W}}, ["theta_0['v']: expected each tensor once", "'w' again"]),
-    "theta, two dtypes": (
-        {"theta_0": {"w": W, "v": W.float()}},
-        ["theta_0['v']: expected torch.float64 on cpu", "torch.float32"],
-    ),
     # losses
     "loss, a vector": (
         {"train_loss": lambda t, p, b: t["w"]},

@@ -153,6 +153,7 @@ def takes_number(theta, phi, target, j):
         ({"steps": 5}, "steps: expected a number of steps that windows"),
         ({"steps": 1}, "steps: expected a number of steps that windows"),
         ({"problem": problem(train_loss=takes_number)}, "takes_number, for which j would count"),
+        ({"problem": gimli.proximal(problem(), 0.1)}, "problem: expected no proximal problem beside windows"),
     ],
 )
 def test_arguments(changed, match):

@@ -19,6 +19,7 @@ from gimli_core.outer_loop.checks import check_number
 from gimli_core.problem import Problem
 from gimli_core.results import Trajectory
 from gimli_core.transforms.numbered import takes_j
+from gimli_core.transforms.proximal import ProximalLoss
 from gimli_core.transforms.tasks import check_tasks
 
 __all__ = ["Reached", "check_window", "reached", "window"]
@@ -43,6 +44,9 @@ def check_window(problem: Problem, length: Any, stride: Any, steps: Any) -> None
     if length > steps or (steps - length) % stride:
         expected = f"a number of steps that windows of {length}, each {stride} after the last, end at"
         raise unexpected("steps", expected, repr(steps), f"For example {length + 3 * stride}.")
+    if isinstance(problem, Problem) and isinstance(problem.train_loss, ProximalLoss) and length < steps:
+        do = "Take one window of all steps, Unrolled, or Implicit: the centre has a share of B_0 in every window."
+        raise unexpected("problem", "no proximal problem beside windows shorter than the loop", "one", do)
     if isinstance(problem, Problem) and length < steps:
         numbered = [f.__name__ for f in (problem.train_loss, problem.val_loss) if takes_j(f)]
         numbered += [type(problem.optimizer).__name__] * ("j" in problem.optimizer.seen())
@@ -68,9 +72,11 @@ def window(call: Call, start: Reached, length: int) -> Call:
         return part
     tasks = check_tasks(call.tasks)
     mark: Callable[[Any], Any] = per_task if tasks is not None else lambda value: value
-    theta_0 = {k: start.theta.get(k, v) for k, v in unmarked(call.theta_0).items()}
+    given = unmarked(call.theta_0)
+    theta_0 = {k: start.theta.get(k, unmarked(v)) for k, v in given.items()}
     if tasks is not None and not isinstance(call.theta_0, PerTask):  # what is held constant, once a task
-        theta_0 |= {k: _held(v, tasks.count) for k, v in theta_0.items() if k not in start.theta}
+        shared = {k: v for k, v in given.items() if k not in start.theta and not isinstance(v, PerTask)}
+        theta_0 |= {k: _held(v, tasks.count) for k, v in shared.items()}
     return replace(part, theta_0=mark(theta_0), state_0=mark(start.state))
 
 

@@ -115,6 +115,7 @@ def evaluate(
     before = environment.capture()
     try:
         with torch.no_grad():
+            _lay(environment, ended.buffers_J)
             found = {
                 name: _measured(name, metric, J, T, problem, theta_0, phi_loss, ended.theta_J, phi, batch)
                 for name, metric in metrics.items()
@@ -155,6 +156,15 @@ def _measured(
     over_all = LossOverTasks(of_one, name, tasks.count, shared, by_task, modules_of(problem))
     of_tasks: Tensor = over_all(theta_J, phi, batch)
     return of_tasks
+
+
+def _lay(environment: Environment, buffers_J: Tensors) -> None:
+    """Put what the inner loop left in the buffers, such as running statistics, where the metrics read them."""
+    for buffer, left in zip(environment.buffers, buffers_J.values(), strict=True):
+        if left.shape != buffer.shape:
+            do = "Evaluate one task at a time, or normalise by batch statistics alone."
+            raise unexpected("tasks", "an inner loop that changes no buffer", "one of each task's own", do)
+        buffer.copy_(left)
 
 
 def _tensors(phi_loss: Any) -> Tensors:

@@ -190,8 +190,8 @@ class _Unrolled(torch.autograd.Function):
     ) -> Tensor:
         drain(run.forward(), *watching)
         if again is not None and run.val_loss.ndim:
-            came, do = f"a vector of {run.val_loss.numel()}", "Weigh them into one number in val_loss."
-            raise unexpected("val_loss", "one number beside derivatives=2", came, do)
+            actual, do = f"a vector of {run.val_loss.numel()}", "Weigh them into one number in val_loss."
+            raise unexpected("val_loss", "one number beside derivatives=2", actual, do)
         ctx.again, ctx.steps, ctx.scale = again, run.form.steps, run.form.scale
         ctx.modes = modes_now(tied[0].device)
         ctx.run, ctx.watching, ctx.paths, ctx.gradients = run, watching, paths, None

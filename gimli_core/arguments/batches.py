@@ -23,9 +23,9 @@ def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any],
     if steps is not None and int(steps) > sys.maxsize:
         raise unexpected("steps", f"at most {sys.maxsize} steps", f"{int(steps):.3g}", "Lower it.")
     if isinstance(train_batches, type):
-        came = f"the class {train_batches.__name__}"
+        actual = f"the class {train_batches.__name__}"
         do = "Give an instance, or a function j -> batch."
-        raise unexpected("train_batches", "a sequence of batches, or a function j -> batch", came, do)
+        raise unexpected("train_batches", "a sequence of batches, or a function j -> batch", actual, do)
     if isinstance(train_batches, Iterator) or (
         hasattr(train_batches, "__iter__") and not hasattr(train_batches, "__getitem__")
     ):

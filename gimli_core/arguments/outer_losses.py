@@ -50,6 +50,6 @@ def refuse_vector(inputs: Inputs, who: str) -> None:
     """Raise ArgumentError where val_loss returns a vector and `who` shows one meta-gradient. Cost as `outer_losses`."""
     k = outer_losses(inputs)
     if k is not None:
-        expected, came = f"to return one number for {who}", f"a vector of {k} outer losses"
+        expected, actual = f"to return one number for {who}", f"a vector of {k} outer losses"
         do = "Choose one: val_loss=lambda theta, phi, batch: losses(theta, phi, batch)[0]. A row has the bits of that."
-        raise unexpected("val_loss", expected, came, do)
+        raise unexpected("val_loss", expected, actual, do)

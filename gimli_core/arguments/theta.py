@@ -37,11 +37,11 @@ def theta_by_task(theta_0: Any, tasks: int | None) -> tuple[frozenset[str], Any]
 
 def check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
     if not isinstance(theta_0, Mapping) or not theta_0:
-        came = "an empty dict" if isinstance(theta_0, Mapping) else type(theta_0).__name__
+        actual = "an empty dict" if isinstance(theta_0, Mapping) else type(theta_0).__name__
         raise unexpected(
             "theta_0",
             "a dict {name: floating-point tensor}",
-            came,
+            actual,
             "For a module: dict(module.named_parameters()).",
         )
     seen: dict[int, str] = {}
@@ -82,14 +82,14 @@ def laid_out(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
 
 def check_tensor(argument: str, value: Any) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
-        came = f"a {value.dtype} tensor, layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
-        raise unexpected(argument, "a dense floating-point tensor", came, "Convert it, or leave it out.")
+        actual = f"a {value.dtype} tensor, layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+        raise unexpected(argument, "a dense floating-point tensor", actual, "Convert it, or leave it out.")
     if value.dtype not in DTYPES:
-        came = f"one of {value.dtype}, which has no arithmetic"
-        raise unexpected(argument, f"a tensor of {listing(DTYPES)}", came, "Convert it with .float().")
+        actual = f"one of {value.dtype}, which has no arithmetic"
+        raise unexpected(argument, f"a tensor of {listing(DTYPES)}", actual, "Convert it with .float().")
     if value.is_meta or isinstance(value, UninitializedParameter):
-        came = "one on the meta device" if value.is_meta else "a parameter that a lazy module has not made yet"
+        actual = "one on the meta device" if value.is_meta else "a parameter that a lazy module has not made yet"
         do = "Materialize it: run the module once, or .to_empty(device=...) and initialise it."
-        raise unexpected(argument, "a tensor that holds values", came, do)
+        raise unexpected(argument, "a tensor that holds values", actual, do)
     if not finite(value):
         raise unexpected(argument, "finite values", "inf or nan", "Find out where it was computed.")

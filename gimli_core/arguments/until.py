@@ -90,6 +90,9 @@ def check_until(until: Any, val_weights: Any) -> Until | None:
         do = "For example gimli.Until(grad_norm=1e-6), or a function (j, loss, theta, G) -> bool."
         raise unexpected("until", "a gimli.Until, a function or None", repr(until), do)
     if until is not None and val_weights is not None:
-        came, do = "weights beside it", "Only L_val(theta_J) has a weight then; how many steps there are is not known."
-        raise unexpected("val_weights", "None where until= ends the inner loop", came, do)
+        actual, do = (
+            "weights beside it",
+            "Only L_val(theta_J) has a weight then; how many steps there are is not known.",
+        )
+        raise unexpected("val_weights", "None where until= ends the inner loop", actual, do)
     return until  # type: ignore[no-any-return]

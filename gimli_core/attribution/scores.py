@@ -55,8 +55,8 @@ class Scores:
             do = "Name a file that Scores.save wrote."
             raise unexpected(f"scores {str(path)!r}", "an .npz of scores", first_line(error), do) from None
         if values.ndim < 2 or val_loss.shape != values.shape[:1]:
-            came = f"scores {list(values.shape)} and val_loss {list(val_loss.shape)}"
-            raise unexpected(f"scores {str(path)!r}", "[k, N] and [k]", came, "Name a file that Scores.save wrote.")
+            actual = f"scores {list(values.shape)} and val_loss {list(val_loss.shape)}"
+            raise unexpected(f"scores {str(path)!r}", "[k, N] and [k]", actual, "Name a file that Scores.save wrote.")
         return cls(values, val_loss, digest)
 
 

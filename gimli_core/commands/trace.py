@@ -61,9 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
             print(printable(written))
     _open(path) if arguments.open else None
     if made.error is not None:
-        came = made.data["error"]
+        actual = made.data["error"]
         print(
-            printable(f"gimli: the run ended {came['after']}: {came['kind']}: {came['message']} ".replace("\n", " "))
+            printable(
+                f"gimli: the run ended {actual['after']}: {actual['kind']}: {actual['message']} ".replace("\n", " ")
+            )
             + "The page shows all up to there.",
             file=sys.stderr,
         )

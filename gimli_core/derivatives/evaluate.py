@@ -39,11 +39,13 @@ def evaluate(
     shape = tuple(loss.shape) if isinstance(loss, Tensor) else None
     several = vector and shape is not None and len(shape) == len(tasks) + 1 and shape[:-1] == tasks and shape[-1] > 0
     if not isinstance(loss, Tensor) or not (shape == tasks or several) or not loss.is_floating_point():
-        came = f"a {loss.dtype} tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        actual = (
+            f"a {loss.dtype} tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        )
         expected, do = "to return a scalar floating-point tensor (shape [])", "Reduce it with .mean() or .sum()."
         if vector:
             expected = "to return a scalar floating-point tensor (shape []), or a vector [k] of k >= 1 outer losses"
-        raise unexpected(name, expected, came, do)
+        raise unexpected(name, expected, actual, do)
     return loss, aux
 
 

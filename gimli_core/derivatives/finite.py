@@ -39,17 +39,17 @@ def check_finite(j: int, theta: Tensors, G_j: Gradient, batch: Any, names: Calla
     bad_theta, bad_G = broken(names(theta)), broken(names(G_j.theta))
     if bad_theta:
         broke = f"the update of step {j - 1} broke it, from a finite G_{j - 1}"
-        came = f"theta_{j} of {bad_theta} is not finite already: {broke}"
+        actual = f"theta_{j} of {bad_theta} is not finite already: {broke}"
     elif bad_G:
-        came = f"G_{j} of {bad_G} is not finite, the first quantity to break"
+        actual = f"G_{j} of {bad_G} is not finite, the first quantity to break"
     elif math.isfinite(loss):
         return  # only the sum overflowed
     else:
-        came = f"theta_{j} and G_{j} are finite"
+        actual = f"theta_{j} and G_{j} are finite"
     of_batch = "" if bad_theta else flaw(batch)
     raise NotFiniteError(
         f"train_loss at inner step j = {j}: expected a finite loss and gradient; got a loss of "
-        f"{loss:g}, and {came}. {of_batch}"
+        f"{loss:g}, and {actual}. {of_batch}"
         "Lower the learning rate, or keep the loss away from log(0), sqrt(0) and 0/0."
     )
 

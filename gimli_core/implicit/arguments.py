@@ -99,8 +99,8 @@ def checked(
         do = "It is relative to the result; math.inf lets any inner loop pass."
         raise unexpected("inner_tolerance", "a number > 0", repr(inner_tolerance), do)
     if isinstance(solver, Neumann) and isinstance(problem, Problem) and problem.optimizer.seen():
-        came, do = f"{type(problem.optimizer).__name__}, which sees {listing(problem.optimizer.seen())}", UNROLL
-        raise unexpected("optimizer", "a rule of the gradient alone, for Neumann", came, do)
+        actual, do = f"{type(problem.optimizer).__name__}, which sees {listing(problem.optimizer.seen())}", UNROLL
+        raise unexpected("optimizer", "a rule of the gradient alone, for Neumann", actual, do)
     T = check_tasks(tasks)
     if T is not None and T.chunk is not None:
         do = "Call once a chunk: nothing else is shared."
@@ -146,9 +146,9 @@ def checked(
 def _check_solver(solver: Any) -> None:
     if isinstance(solver, Solver):
         return
-    came = f"the class {solver.__name__}" if isinstance(solver, type) else repr(solver)
+    actual = f"the class {solver.__name__}" if isinstance(solver, type) else repr(solver)
     do = "Call it: solver=gimli.implicit.CG(rtol=1e-6)."
-    raise unexpected("solver", "one of gimli.implicit: CG, MINRES, Neumann, Dense", came, do)
+    raise unexpected("solver", "one of gimli.implicit: CG, MINRES, Neumann, Dense", actual, do)
 
 
 def _like_start(theta_star: Any, theta_0: Any, tasks: Tasks | None) -> Any:
@@ -156,9 +156,9 @@ def _like_start(theta_star: Any, theta_0: Any, tasks: Tasks | None) -> Any:
     star, T = unmarked(theta_star), None if tasks is None else tasks.count
     start = unmarked_entries(theta_0)
     if not isinstance(star, Mapping) or (start is not None and not isinstance(start, Mapping)):
-        came, name = (star, "theta_star") if not isinstance(star, Mapping) else (start, "theta_0")
+        actual, name = (star, "theta_star") if not isinstance(star, Mapping) else (start, "theta_0")
         expected, do = "a dict {name: floating-point tensor}", "Take it from result.theta_J."
-        raise unexpected(name, expected, type(came).__name__, do)
+        raise unexpected(name, expected, type(actual).__name__, do)
     if start is not None:
         if set(start) != set(star):
             do = "They are two places of the same parameters."
@@ -216,14 +216,14 @@ def _check_beside(name: str, value: Any, solver: Solver, theta: Tensors) -> None
     if callable(value) and name == "preconditioner":
         return
     if not isinstance(value, Mapping) or set(value) != set(theta):
-        came = listing(value) if isinstance(value, Mapping) else type(value).__name__
-        raise unexpected(name, f"a tensor for each of {listing(theta)}", came, "Key it as theta_star is.")
+        actual = listing(value) if isinstance(value, Mapping) else type(value).__name__
+        raise unexpected(name, f"a tensor for each of {listing(theta)}", actual, "Key it as theta_star is.")
     for k, like in theta.items():
         v, argument = value[k], f"{name}[{k!r}]"
         if not isinstance(v, Tensor) or v.shape != like.shape:
-            came = f"shape {list(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
+            actual = f"shape {list(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
             expected = f"a tensor of shape {list(like.shape)}, as theta_star has"
-            raise unexpected(argument, expected, came, "With tasks each has its own.")
+            raise unexpected(argument, expected, actual, "With tasks each has its own.")
         if not bool(torch.isfinite(v).all()) or (name == "preconditioner" and not bool((v > 0).all())):
             expected = "finite numbers" if name == "warm_start" else "finite numbers > 0"
             raise unexpected(

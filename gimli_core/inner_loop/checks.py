@@ -90,9 +90,9 @@ def matching_gradients(changed: Any, G: Sequence[Tensor | None], name: Callable[
     found = listed("grad_callback's value", changed, "gradients, one for each")
     for i, (g, new) in enumerate(zip(G, found, strict=False)):
         if new is not None and (g is None or not isinstance(new, Tensor) or new.shape != g.shape):
-            came = "None, or another shape or type" if g is not None else "a gradient where there was none"
+            actual = "None, or another shape or type" if g is not None else "a gradient where there was none"
             expected = "a tensor shaped like the gradient, or None"
-            _refuse(f"grad_callback, at {name(i)}", expected, came, "Return one for one.")
+            _refuse(f"grad_callback, at {name(i)}", expected, actual, "Return one for one.")
     if len(found) != len(G):
         expected = f"a list of {len(G)} gradients back"
         _refuse("grad_callback", expected, f"{len(found)}", "Return one for each, in order.")
@@ -103,5 +103,5 @@ def _kind(value: Any) -> str:
     return "None" if value is None else type(value).__name__
 
 
-def _refuse(argument: str, expected: str, came: str, do: str) -> None:
-    raise unexpected(argument, expected, came, do)
+def _refuse(argument: str, expected: str, actual: str, do: str) -> None:
+    raise unexpected(argument, expected, actual, do)

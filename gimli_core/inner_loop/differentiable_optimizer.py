@@ -55,8 +55,8 @@ class DifferentiableOptimizer:
         check_callback(grad_callback)
         check_switch("track_higher_grads", track_higher_grads)
         if fmodel is not None and not isinstance(fmodel, FunctionalModule):
-            came = type(fmodel).__name__
-            raise unexpected("fmodel", "what monkeypatch returns", came, "Pass monkeypatch(model).")
+            actual = type(fmodel).__name__
+            raise unexpected("fmodel", "what monkeypatch returns", actual, "Pass monkeypatch(model).")
         number = {id(p): i for i, p in enumerate(reference)}
         self._kind = self.stands_for or type(other)
         self._fmodel = fmodel

@@ -64,11 +64,11 @@ class FastWeights:
             )
         for name, value, original in zip(self.names, params, self.originals, strict=True):
             if not isinstance(value, Tensor) or value.shape != original.shape:
-                came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                actual = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise unexpected(
                     f"params, at {name!r}",
                     f"a tensor of shape {list(original.shape)}",
-                    came,
+                    actual,
                     "Keep the order of parameters().",
                 )
         me = threading.get_ident()

@@ -78,8 +78,8 @@ def make_functional(
         module, device: as in `monkeypatch`, whose errors are raised here too.
     """
     if not isinstance(module, nn.Module) or isinstance(module, (FunctionalModule, torch.jit.ScriptModule)):
-        came = "one already" if isinstance(module, FunctionalModule) else f"a {type(module).__name__}"
-        raise unexpected("module", "an nn.Module written in Python", came, "Pass the module that it was made from.")
+        actual = "one already" if isinstance(module, FunctionalModule) else f"a {type(module).__name__}"
+        raise unexpected("module", "an nn.Module written in Python", actual, "Pass the module that it was made from.")
     check_device(device)
     plain = uncompiled(module)
     fmodel = _functional(plain, _functional_class(type(plain)), device)  # type: ignore[arg-type]

@@ -85,7 +85,7 @@ def rule_of(optim_type: type[torch.optim.Optimizer], group: Mapping[str, Any]) -
     else:
         rule = maker(group)
     if rule.seen():
-        came = f"{type(rule).__name__}, which sees {listing(rule.seen())}"
+        actual = f"{type(rule).__name__}, which sees {listing(rule.seen())}"
         do = "A step() of existing code is handed gradients alone: use it with gimli.unroll or gimli.meta_gradient."
-        raise unexpected("optimizer", "a rule of theta, its state, G and its hyperparameters", came, do)
+        raise unexpected("optimizer", "a rule of theta, its state, G and its hyperparameters", actual, do)
     return rule

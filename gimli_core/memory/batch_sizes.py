@@ -26,9 +26,9 @@ def no_larger_batches(budget: Budget, inputs: Inputs) -> Inputs:
         if not alike or any(m > n or any(a > b for a, b in zip(s, r, strict=True)) for (s, m), (r, n) in pairs):
             shapes = [[list(shape) for shape, _ in found] for found in (measured, sizes)]
             expected = f"tensors no larger than those of the first batch, which was measured: shapes {shapes[0]}"
-            came = f"shapes {shapes[1]} at inner step j = {j}"
+            actual = f"shapes {shapes[1]} at inner step j = {j}"
             do = "Let the largest batch come first, pad or cut the batches to one size, or say memory=Checkpoint(…)."
-            raise unexpected(f"train_batches under Budget({budget.size!r})", expected, came, do)
+            raise unexpected(f"train_batches under Budget({budget.size!r})", expected, actual, do)
         return given
 
     return replace(inputs, values=replace(inputs.values, batch=held))

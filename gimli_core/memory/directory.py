@@ -48,8 +48,8 @@ def hold(argument: str, directory: Path, name: str) -> tuple[int, bool]:
                     gc.collect()
                     alone = lock(held)
                 if alone is False:
-                    came = f"{directory}, which another run is using"
-                    raise unexpected(argument, "a directory for this run alone", came, "Name another, or wait.")
+                    actual = f"{directory}, which another run is using"
+                    raise unexpected(argument, "a directory for this run alone", actual, "Name another, or wait.")
                 if os.path.samestat(os.fstat(held), os.stat(directory)):  # not one that its run has just removed
                     part = unfinished(directory / name)
                     os.close(create(part))
@@ -60,7 +60,7 @@ def hold(argument: str, directory: Path, name: str) -> tuple[int, bool]:
                 raise
             release(held, os.getpid())
     except OSError as error:
-        came = f"{directory}: {error.strerror}"
+        actual = f"{directory}: {error.strerror}"
         raise unexpected(
-            argument, "a directory that can be written to", came, "Name another, or free some space."
+            argument, "a directory that can be written to", actual, "Name another, or free some space."
         ) from error

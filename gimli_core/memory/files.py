@@ -111,10 +111,10 @@ def read_file(
         ) from error
 
 
-def damaged(path: Path, came: str, remedy: str = AGAIN) -> StorageError:
+def damaged(path: Path, actual: str, remedy: str = AGAIN) -> StorageError:
     """What to raise for a file that is not as it was written."""
     return StorageError(
-        f"{path}: expected the file as it was written; got {came}. Nothing was computed from it. {remedy}"
+        f"{path}: expected the file as it was written; got {actual}. Nothing was computed from it. {remedy}"
     )
 
 

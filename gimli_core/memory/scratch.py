@@ -36,9 +36,9 @@ def scratch_directory(parent: Path) -> Path:
                 _clear(old)
         return _made(parent)
     except OSError as error:
-        came = f"{parent}: {error.strerror}"
+        actual = f"{parent}: {error.strerror}"
         raise unexpected(
-            "disk", "a directory that can be written to", came, "Name another, or free some space."
+            "disk", "a directory that can be written to", actual, "Name another, or free some space."
         ) from error
 
 

@@ -40,8 +40,8 @@ def settle(
         need = counted(inputs, eager)
         if need > schedule.bytes:
             remedy = "With so few steps no other schedule takes less; a smaller batch does."
-            came, expected = show_size(schedule.bytes), f"at least {need} bytes for {steps} steps"
-            raise unexpected(f"Budget({schedule.size!r})", expected, came, remedy)
+            actual, expected = show_size(schedule.bytes), f"at least {need} bytes for {steps} steps"
+            raise unexpected(f"Budget({schedule.size!r})", expected, actual, remedy)
         return Checkpoint(1), inputs, lambda: None
     warm()
     keep = keeper()

@@ -77,9 +77,9 @@ def read(
     possible = readings.get(tuple(shape), [])
     if not readings and len(elementwise) != 1 and marked.by_element:
         expected = "values per element of one shape of tensor" if elementwise else "one number a tensor"
-        came, do = f"shape {list(shape)}, marked per_element", "For several tensors use a dict keyed by names."
+        actual, do = f"shape {list(shape)}, marked per_element", "For several tensors use a dict keyed by names."
         do = do if elementwise else "It acts on a tensor as a whole: leave out the mark."
-        raise unexpected(label, expected, came, do)
+        raise unexpected(label, expected, actual, do)
     if not readings:
         raise unexpected(label, "no value per step, as J = 0", str(list(shape)), "Give one value.")
     if not possible:
@@ -106,6 +106,6 @@ def one_of(readings: Sequence[Reading], shape: torch.Size, label: str, by_step: 
             "Wrap it in gimli.per_step(...) if its first dimension counts steps, or in gimli.per_element(...) if it "
             "has one value for each element; else give a dict keyed by names."
         )
-        came = f"{list(shape)}: {' or '.join(r.meaning for r in readings)}"
-        raise unexpected(label, "a shape with one reading", came, do)
+        actual = f"{list(shape)}: {' or '.join(r.meaning for r in readings)}"
+        raise unexpected(label, "a shape with one reading", actual, do)
     return left[0]

@@ -63,8 +63,10 @@ def resolve_groups(optimizer: Optimizer, theta: Tensors) -> dict[str, tuple[str,
     if not optimizer.groups:
         return {}
     if not isinstance(optimizer.groups, Mapping):
-        came = type(optimizer.groups).__name__
-        raise unexpected("optimizer groups", "a dict {group: [tensor names]}", came, "For example {'body': ['conv*']}.")
+        actual = type(optimizer.groups).__name__
+        raise unexpected(
+            "optimizer groups", "a dict {group: [tensor names]}", actual, "For example {'body': ['conv*']}."
+        )
     for group, patterns in optimizer.groups.items():
         if (
             isinstance(patterns, str)

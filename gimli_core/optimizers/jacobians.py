@@ -77,9 +77,9 @@ def _check_tensors(argument: str, held: Any, theta: Any) -> None:
     """Raise unless `held` is a dict of floating-point tensors with theta's names and shapes."""
     sound = isinstance(held, Mapping) and isinstance(theta, Mapping) and set(held) == set(theta)
     if not sound or not all(isinstance(v, Tensor) and v.is_floating_point() for v in held.values()):
-        came = f"a dict with {', '.join(map(repr, held))}" if isinstance(held, Mapping) else type(held).__name__
+        actual = f"a dict with {', '.join(map(repr, held))}" if isinstance(held, Mapping) else type(held).__name__
         expected = "a dict {name: floating-point tensor} with the names of theta"
-        raise unexpected(argument, expected, came, "Key it as theta is.")
+        raise unexpected(argument, expected, actual, "Key it as theta is.")
     for k, v in held.items():
         if v.shape != theta[k].shape:
             expected = f"shape {list(theta[k].shape)}, as theta[{k!r}] has"

@@ -165,17 +165,17 @@ def _advance(scheduler: LRScheduler, j: int, metrics: Sequence[float] | None) ->
 def _check(make_scheduler: Any, steps: Any, given: Mapping[str, Any]) -> None:
     if not callable(make_scheduler):
         do = "For example lambda opt: torch.optim.lr_scheduler.StepLR(opt, 10)."
-        came = type(make_scheduler).__name__
-        raise unexpected("schedule(make_scheduler)", "a function of an optimizer", came, do)
+        actual = type(make_scheduler).__name__
+        raise unexpected("schedule(make_scheduler)", "a function of an optimizer", actual, do)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise unexpected("schedule(steps)", "a whole number from 1", repr(steps), "Give J.")
     for name, value in given.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number and not (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()):
-            came = f"shape {list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            actual = f"shape {list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             do = "Call it once for each group or tensor, and put the results into a dict."
             expected = "a number or a 0-dimensional floating-point tensor"
-            raise unexpected(f"schedule({name}=…)", expected, came, do)
+            raise unexpected(f"schedule({name}=…)", expected, actual, do)
 
 
 def _check_affine(name: str, key: str, below: Tensor, at: Tensor, above: Tensor) -> None:

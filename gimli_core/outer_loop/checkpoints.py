@@ -86,8 +86,8 @@ class Checkpoints:
     def _check_identity(self, written: Any) -> None:
         place, old, new = difference(written, self._identity)
         if place:
-            came = f"the checkpoint of another one, whose {place} is {old!r} where this one's is {new!r}"
-            raise unexpected(f"out {str(self.directory)!r}", "a directory of this outer loop", came, REMEDY)
+            actual = f"the checkpoint of another one, whose {place} is {old!r} where this one's is {new!r}"
+            raise unexpected(f"out {str(self.directory)!r}", "a directory of this outer loop", actual, REMEDY)
 
 
 def check_storable(state: Mapping[str, Any]) -> None:

@@ -48,9 +48,9 @@ def refuse_undecomposed(inputs: Inputs) -> None:
         total = torch.stack([w * _value(tried, part) for w, part in each(tried.values.batch(0))]).sum(0)
         now = environment.capture(found)
         if any(new is not old for new, old in zip(now.buffers, found.buffers, strict=True)):
-            expected, came = "a loss that leaves its modules' buffers alone", "one that changes running statistics"
+            expected, actual = "a loss that leaves its modules' buffers alone", "one that changes running statistics"
             do = "BatchNorm would be trained on each part, not on the whole batch: use LayerNorm, GroupNorm or eval()."
-            raise unexpected("train_loss on micro-batches", expected, came, do)
+            raise unexpected("train_loss on micro-batches", expected, actual, do)
         if inputs.values.rows is not None:  # of which each part has its own
             batch = batch._replace(parts=tuple(part.batch for part in batch.parts))
         joined = together(batch, 0 if inputs.form.tasks is None else 1)

@@ -52,9 +52,9 @@ def refuse_edited_batches(inputs: Inputs) -> None:
         with trial(inputs) as tried:
             if same(first, _value(tried, name, batch)) and same_data(batch, once):
                 continue
-        expected, came = "to leave its batch as it is", "one that it changed in place"
+        expected, actual = "to leave its batch as it is", "one that it changed in place"
         do = "A step may be evaluated again, and would see other data: let it change a copy, batch.clone()."
-        raise unexpected(name, expected, came, do)
+        raise unexpected(name, expected, actual, do)
 
 
 def refuse_stray_tensors(inputs: Inputs, *, tied: bool) -> None:

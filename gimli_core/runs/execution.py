@@ -155,8 +155,8 @@ class Execution:
         """
         if self.along is not None:
             if not torch.equal(self.along, along):
-                came, do = "another one than the run that was killed had", "Call as when the run was begun."
-                raise unexpected("resume", "the same gradient of L to arrive at it", came, do)
+                actual, do = "another one than the run that was killed had", "Call as when the run was begun."
+                raise unexpected("resume", "the same gradient of L to arrive at it", actual, do)
             return
         self.along = along
         J = self.form.steps

@@ -86,8 +86,8 @@ class Journal:
         with self.reading():
             schedule = schedule_of(plain, disk or Path())
         if schedule.disk is not None and disk is None:
-            came = "one without, though the run to be resumed stores states on disk"
-            raise unexpected("memory", "a schedule with disk=PATH", came, "Call as when the run was begun.")
+            actual = "one without, though the run to be resumed stores states on disk"
+            raise unexpected("memory", "a schedule with disk=PATH", actual, "Call as when the run was begun.")
         return schedule
 
     def due(self) -> bool:
@@ -152,8 +152,8 @@ class Journal:
             return None
         tree, extra = read_file(path, remedy=REMEDY)
         if extra.get("problem") != self._problem:
-            came = f"{self.directory}, which holds a run of another problem, or with other values"
-            raise unexpected("resume", "a directory of this problem", came, "Name another directory.")
+            actual = f"{self.directory}, which holds a run of another problem, or with other values"
+            raise unexpected("resume", "a directory of this problem", actual, "Name another directory.")
         with self.reading():
             demand(set(extra) == set(PLAIN) and set(tree) == TENSORS, "fields")
             demand(all(type(extra[name]) is kind for name, kind in PLAIN.items()), "values")
@@ -167,9 +167,9 @@ class Journal:
         if int(path.name.partition("-")[2]) in self._there:
             return
         if not is_ours(path):
-            came = f"{path}, which no run has written"
+            actual = f"{path}, which no run has written"
             expected = "a directory where the names point-0, point-1, … are free"
-            raise unexpected("resume", expected, came, "Name another, best one that is not there yet.")
+            raise unexpected("resume", expected, actual, "Name another, best one that is not there yet.")
         _unlink(path)
 
     def _own(self) -> None:

@@ -81,8 +81,8 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
             notice("tasks run one at a time, each with buffers of its own, since a loss changes running statistics")
             return make_run(_one_at_a_time(call), wants)
     if call.resume is not None:
-        came, do = f"Tasks(chunk={call.tasks.chunk})", "Give one of chunk= and resume=."  # type: ignore[union-attr]
-        raise unexpected("resume", "None where tasks are run in chunks", came, do)
+        actual, do = f"Tasks(chunk={call.tasks.chunk})", "Give one of chunk= and resume=."  # type: ignore[union-attr]
+        raise unexpected("resume", "None where tasks are run in chunks", actual, do)
     return Chunks(call, parts, partial(_one, wants=replace(wants, weighed=False)))
 
 

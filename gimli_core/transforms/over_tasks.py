@@ -170,8 +170,8 @@ class LossOverTasks:
     def _of_one(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         loss, aux = value_and_aux(self.loss(theta, phi_loss, batch), self.name)
         if not isinstance(loss, Tensor) or loss.ndim > (self.name == "val_loss"):
-            came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise unexpected(self.name, "to return a scalar for one task", came, "Reduce it with .mean().")
+            actual = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise unexpected(self.name, "to return a scalar for one task", actual, "Reduce it with .mean().")
         return loss if aux is None else (loss, aux)
 
 

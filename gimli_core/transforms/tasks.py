@@ -104,9 +104,9 @@ def own(argument: str, value: Any, count: int | None) -> Any:
         raise unexpected("tasks", expected, "None", do)
     for path, leaf in pytree.tree_flatten_with_path(value)[0]:
         if not isinstance(leaf, Tensor) or leaf.shape[:1] != (count,):
-            came = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+            actual = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
             expected = f"a tensor with a leading dimension of {count} tasks, as it is marked per_task"
-            raise unexpected(f"{argument}{pytree.keystr(path)}", expected, came, "Stack one tensor a task.")
+            raise unexpected(f"{argument}{pytree.keystr(path)}", expected, actual, "Stack one tensor a task.")
     return value
 
 

@@ -59,6 +59,6 @@ def _path(name: str, entries: Entries, argument: str) -> Key:
         return homes[0], name
     names = list(dict.fromkeys(key[1] for key in entries if len(key) > 1))
     expected = f"names of one meta-parameter each ({listing(names)}), or {', '.join(RESULTS)}"
-    came = f"{name!r}, which is in {listing(homes)}" if homes else repr(name)
+    actual = f"{name!r}, which is in {listing(homes)}" if homes else repr(name)
     remedy = f"Nest it under the result that it belongs to.{closest(name, names)}"
-    raise unexpected(argument, expected, came, remedy)
+    raise unexpected(argument, expected, actual, remedy)

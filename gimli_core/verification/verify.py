@@ -156,8 +156,8 @@ def verify(
     environment = asked.environment()
     entries = {VAL_LOSS: torch.zeros(()), **asked.entries()}
     if asked.tasks is not None and draws(asked, environment):
-        came, do = "random numbers drawn, or buffers changed", "Verify one task alone, or draw before the call."
-        raise unexpected("tasks", "losses that are functions of their arguments", came, do)
+        actual, do = "random numbers drawn, or buffers changed", "Verify one task alone, or draw before the call."
+        raise unexpected("tasks", "losses that are functions of their arguments", actual, do)
     claims, known = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")
 
     with same_randomness(environment):

@@ -42,9 +42,9 @@ class Partition(Optimizer):
     def __post_init__(self) -> None:
         for part, (optimizer, patterns) in self.parts.items():
             if not isinstance(optimizer, Optimizer) or isinstance(patterns, str):
-                came = f"({type(optimizer).__name__}, {patterns!r})"
+                actual = f"({type(optimizer).__name__}, {patterns!r})"
                 raise unexpected(
-                    f"Partition[{part!r}]", "(an optimizer, a list of names or patterns)", came, "Give both."
+                    f"Partition[{part!r}]", "(an optimizer, a list of names or patterns)", actual, "Give both."
                 )
 
     def _names(self, method: str) -> tuple[str, ...]:

@@ -51,9 +51,9 @@ def check_window(problem: Problem, length: Any, stride: Any, steps: Any) -> None
         numbered = [f.__name__ for f in (problem.train_loss, problem.val_loss) if takes_j(f)]
         numbered += [type(problem.optimizer).__name__] * ("j" in problem.optimizer.seen())
         if numbered:
-            came = f"{numbered[0]}, for which j would count from the window's start"
+            actual = f"{numbered[0]}, for which j would count from the window's start"
             do = "Put the number into the batch."
-            raise unexpected("problem", "losses and a rule that do not take j", came, do)
+            raise unexpected("problem", "losses and a rule that do not take j", actual, do)
 
 
 def window(call: Call, start: Reached, length: int) -> Call:

@@ -121,16 +121,16 @@ def _parsed(text: str, mode: str) -> Any:
             raise ValueError(f"{len(text)} characters")
         return ast.parse(text.strip(), mode=mode)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        came = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise unexpected(f"expression {text[:80]!r}", "Python, such as norm(B) > 1e3", came, "Mend it.") from None
+        actual = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise unexpected(f"expression {text[:80]!r}", "Python, such as norm(B) > 1e3", actual, "Mend it.") from None
 
 
 def _check(node: ast.AST, text: str, inside: bool = False) -> None:
     """Go through what an expression is made of; `inside` brackets there may be strings, slices and several indices."""
 
-    def refuse(came: str, do: str) -> ArgumentError:
+    def refuse(actual: str, do: str) -> ArgumentError:
         expected = f"an expression over {', '.join(QUANTITIES)}, with {', '.join(TOOLS)}"
-        return unexpected(f"expression {text!r}", expected, came, do)
+        return unexpected(f"expression {text!r}", expected, actual, do)
 
     match node:
         case ast.Constant(value=bool() | int() | float()):

@@ -102,10 +102,10 @@ def screen(
     tail = []
     for text in stepper.watches:
         try:
-            came = value_text(stepper.evaluate(text))
+            actual = value_text(stepper.evaluate(text))
         except ValueError:
-            came = "not there yet"
-        tail.append(f"{style('36', 'watch')} {printable(text)} = {printable(came)}")
+            actual = "not there yet"
+        tail.append(f"{style('36', 'watch')} {printable(text)} = {printable(actual)}")
     for name, index, label in followed:
         for quantity, by_step in stepper.series(name, index).items():
             line = sparkline(list(by_step.values())) if style.unicode else ""

@@ -70,7 +70,7 @@ def step(
     pulled, g = adjoint_of_loss(form.optimizer, pulled, G_j.loss)
     if len(used) < len(G_j.theta):  # what the loss does not use moves nothing
         pulled = pulled._replace(V={k: pulled.V.get(k, zero) for k, zero in G_j.theta.items()})
-    given = {
+    inputs_of_line = {
         "theta": point.theta,
         "s": point.state,
         "G": G_j.theta,
@@ -79,7 +79,7 @@ def step(
         "S": S,
         "graph": G_j.graph,
     }
-    computed = Event(11, j, {"V": pulled.V}, replay, given)  # line 11
+    computed = Event(11, j, {"V": pulled.V}, replay, inputs_of_line)  # line 11
     yield computed
     V = computed.values["V"]
     computed = Event(12, j, {"A_opt": pulled.A}, replay)  # line 12

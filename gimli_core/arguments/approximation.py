@@ -46,7 +46,7 @@ class Approximation:
         parts += [f"Truncated({self.last})"] * (self.last is not None)
         return " & ".join(parts + ["ThetaOnly()"] * self.theta_only) or "None"
 
-    def whole(self) -> Approximation:
+    def untruncated(self) -> Approximation:
         """The same for a sweep over all steps."""
         return Approximation(self.first_order, None, self.theta_only)
 

@@ -54,15 +54,15 @@ def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any],
                 "steps", "a number, since train_batches is a function", "None", "Say how many steps to run."
             )
         return told(train_batches, steps), steps
-    held = len(train_batches)
-    if held == 0 and steps is None:
+    length = len(train_batches)
+    if length == 0 and steps is None:
         raise unexpected("train_batches", "at least one batch", "none", "For no inner step at all say steps=0.")
-    J = held if steps is None else steps
-    if held < J:
+    J = length if steps is None else steps
+    if length < J:
         raise unexpected(
             "train_batches",
             f"a batch for each of the {J} steps",
-            f"{held}",
+            f"{length}",
             "Give more, lower steps, or use a function of j: lambda j: batch uses one batch for every step.",
         )
     return told(lambda j: train_batches[j], J), J

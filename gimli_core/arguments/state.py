@@ -21,8 +21,8 @@ def check_state(state_0: Any, like: State, names: Collection[str]) -> State:
     """
     more = counts(state_0).items() if isinstance(state_0, Mapping) else ()
     missed = {
-        name: {k: like["step"] for k in names if not isinstance(held, Mapping) or k in held}
-        for name, held in more
+        name: {k: like["step"] for k in names if not isinstance(of_slot, Mapping) or k in of_slot}
+        for name, of_slot in more
         if name not in like
     }
     state: State = _checked(state_0, {**like, **missed}, "state_0")

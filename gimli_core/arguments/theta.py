@@ -13,7 +13,7 @@ from gimli_core.derivatives.finite import finite
 from gimli_core.environment import split_frozen
 from gimli_core.errors import listing, unexpected
 from gimli_core.notation import Tensors
-from gimli_core.transforms.tasks import own, split_marked
+from gimli_core.transforms.tasks import checked_per_task, split_marked
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -25,13 +25,13 @@ def theta_by_task(theta_0: Any, tasks: int | None) -> tuple[frozenset[str], Any]
 
     All of theta_0 may be marked `per_task`, or single entries: a head for every task on a body that they share.
     """
-    whole, entries = split_marked(theta_0)
+    all_marked, entries = split_marked(theta_0)
     if not isinstance(entries, Mapping):
         return frozenset(), entries
     split = {k: split_marked(v) for k, v in entries.items()}
-    names = frozenset(k for k, (alone, _) in split.items() if alone or whole)
+    names = frozenset(k for k, (alone, _) in split.items() if alone or all_marked)
     for k in names:
-        own(f"theta_0[{k!r}]", split[k][1], tasks)
+        checked_per_task(f"theta_0[{k!r}]", split[k][1], tasks)
     return names, {k: v for k, (_, v) in split.items()}
 
 

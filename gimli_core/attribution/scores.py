@@ -18,7 +18,7 @@ from gimli_core.arguments.inputs import prepare
 from gimli_core.attribution.weights import indexed_entry, query_losses
 from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.errors import first_line, unexpected
-from gimli_core.memory.whole_file import check_writable, writing
+from gimli_core.memory.atomic_file import check_writable, writing
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.problem import Problem
 from gimli_core.runs.plain_values import fingerprint

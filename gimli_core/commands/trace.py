@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gimli_core.commands.source import SCHEDULES, arguments_of, find, users_code
 from gimli_core.errors import printable, unexpected
-from gimli_core.memory.whole_file import check_writable
+from gimli_core.memory.atomic_file import check_writable
 from gimli_core.step_through.lessons import LESSONS, Lesson, save_all
 from gimli_core.step_through.page.trace import trace
 from gimli_core.step_through.page.worst_steps import worst_steps

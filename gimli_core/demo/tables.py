@@ -52,17 +52,17 @@ def read(path: str) -> Table:
     """
     file = Path(path)
     try:
-        held = file.stat()
+        status = file.stat()
     except (OSError, ValueError) as error:
         actual = (
             "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or str(error)
         )
         raise _error(file, "an .npz or CSV file", actual, "Check the path.") from None
-    if not stat.S_ISREG(held.st_mode):
-        actual = "a directory" if stat.S_ISDIR(held.st_mode) else "something that is no regular file"
+    if not stat.S_ISREG(status.st_mode):
+        actual = "a directory" if stat.S_ISDIR(status.st_mode) else "something that is no regular file"
         raise _error(file, "an .npz or CSV file", actual, "Check the path.")
-    if held.st_size > MOST_BYTES:
-        raise _too_large(file, f"at most {MOST_BYTES:,} bytes", f"{held.st_size:,}")
+    if status.st_size > MOST_BYTES:
+        raise _too_large(file, f"at most {MOST_BYTES:,} bytes", f"{status.st_size:,}")
     try:
         table = _read_npz(file) if zipfile.is_zipfile(file) else _read_csv(file)
     except OSError as error:
@@ -87,13 +87,13 @@ def _read_npz(file: Path) -> Table:
         _check_size(file, shape[0] if shape else 1, math.prod(shape[1:]), math.prod(shape) * dtype.itemsize)
     try:
         with np.load(file, allow_pickle=False) as archive:
-            held = {name: archive[name] for name in wanted}
+            named = {name: archive[name] for name in wanted}
     except Exception as error:
         raise _unreadable(file, error) from error
     x_name, y_name, x_test_name, y_test_name = names
-    parts = [_flattened(file, x_name, held[x_name], y_name, held[y_name])]
-    if x_test_name is not None and y_test_name is not None and x_test_name in held and y_test_name in held:
-        parts.append(_flattened(file, x_test_name, held[x_test_name], y_test_name, held[y_test_name]))
+    parts = [_flattened(file, x_name, named[x_name], y_name, named[y_name])]
+    if x_test_name is not None and y_test_name is not None and x_test_name in named and y_test_name in named:
+        parts.append(_flattened(file, x_test_name, named[x_test_name], y_test_name, named[y_test_name]))
         columns = [x.shape[1] for x, _ in parts]
         if columns[0] != columns[1]:
             actual = f"{columns[1]} in {x_test_name}"

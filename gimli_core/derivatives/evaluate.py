@@ -28,8 +28,10 @@ def evaluate(
     With `vector` the value may also be k numbers, in the last dimension. Of a batch in parts it is their weighted sum.
     """
     if isinstance(batch, MicroBatches):
-        found = [(w, evaluate(loss_function, name, theta, phi_loss, part, vector=vector)) for w, part in each(batch)]
-        return torch.stack([w * loss for w, (loss, _) in found]).sum(0), of_parts([aux for _, (_, aux) in found], name)
+        of_each = [(w, evaluate(loss_function, name, theta, phi_loss, part, vector=vector)) for w, part in each(batch)]
+        return torch.stack([w * loss for w, (loss, _) in of_each]).sum(0), of_parts(
+            [aux for _, (_, aux) in of_each], name
+        )
     try:
         loss, aux = value_and_aux(loss_function(theta, phi_loss, batch), name)
     except Exception as error:

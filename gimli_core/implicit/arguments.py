@@ -25,7 +25,7 @@ from gimli_core.notation import COUNTS, Tensors
 from gimli_core.problem import Problem
 from gimli_core.requirements.examine import require
 from gimli_core.transforms.proximal import ProximalLoss, with_centre
-from gimli_core.transforms.tasks import Tasks, check_tasks, own
+from gimli_core.transforms.tasks import Tasks, check_tasks, checked_per_task
 
 __all__ = ["Asked", "checked"]
 
@@ -51,13 +51,13 @@ class Asked:
 
     def precondition(self, here: FixedPoint) -> Callable[[Tensor], Tensor] | None:
         """The preconditioner on vectors."""
-        given = self.preconditioner
-        if given is None:
+        preconditioner = self.preconditioner
+        if preconditioner is None:
             return None
-        if isinstance(given, Mapping):
-            diagonal = here.vector(dict(given))
+        if isinstance(preconditioner, Mapping):
+            diagonal = here.vector(dict(preconditioner))
             return lambda r: r / diagonal
-        return lambda r: here.vector(given(here.tensors(r)))
+        return lambda r: here.vector(preconditioner(here.tensors(r)))
 
 
 def checked(
@@ -122,7 +122,7 @@ def checked(
         1,
         None,
         phi_loss,
-        _own_state(state_star, T),
+        _state_per_task(state_star, T),
         second_order=second_order,
         tasks=T,
         compile=False,
@@ -172,7 +172,7 @@ def _like_start(theta_star: Any, theta_0: Any, tasks: Tasks | None) -> Any:
         k: _spread(v, T) if _is_frozen(v) and start is not None and v.shape == start[k].shape else v
         for k, v in star.items()
     }
-    return per_task(own("theta_star", of_each, T))
+    return per_task(checked_per_task("theta_star", of_each, T))
 
 
 def _frozen(value: Any, like: Any) -> Any:
@@ -191,7 +191,7 @@ def _spread(value: Tensor, count: int) -> nn.Parameter:
     return nn.Parameter(value.detach().expand(count, *value.shape), requires_grad=False)
 
 
-def _own_state(state_star: Any, tasks: Tasks | None) -> Any:
+def _state_per_task(state_star: Any, tasks: Tasks | None) -> Any:
     """A state of every task is its own."""
     return (
         state_star if tasks is None or state_star is None or isinstance(state_star, PerTask) else per_task(state_star)

@@ -109,7 +109,7 @@ def as_hyper(rule: Optimizer, thetas: Mapping[str, Tensor], label: str) -> Hyper
     Scalars are held in float64, so that 1 - beta^t is as exact as torch.optim's; the tensors of a device share them.
     A rule's own parameters stay as they are.
     """
-    values, whole = rule.hyperparameters(), rule.whole_tensor()
+    values, one_number = rule.hyperparameters(), rule.whole_tensor()
     scalars: dict[tuple[str, torch.device], Tensor] = {}
     hyper: Hyper = {}
     for k, theta in thetas.items():
@@ -122,7 +122,7 @@ def as_hyper(rule: Optimizer, thetas: Mapping[str, Tensor], label: str) -> Hyper
             if isinstance(value, Tensor) and own_root(rule, name) is not None:
                 hyper[k][name] = value
             elif isinstance(value, Tensor) and value.numel() > 1:
-                if name in whole:
+                if name in one_number:
                     actual = f"shape {list(value.shape)}"
                     raise unexpected(
                         f"{name} {label}", "one number, as it acts on whole tensors", actual, "Give each its own group."

@@ -65,11 +65,11 @@ def registered(optim_type: type[torch.optim.Optimizer]) -> Any:
     try:
         return REGISTRY[optim_type]
     except (KeyError, TypeError):
-        known = listing(kind.__name__ for kind in REGISTRY)
+        names = listing(kind.__name__ for kind in REGISTRY)
         name = getattr(optim_type, "__name__", repr(optim_type))
         raise unexpected(
             "optimizer",
-            f"one with a rule ({known})",
+            f"one with a rule ({names})",
             name,
             f"Give it one: register_optim({name}, rule), where rule is a gimli_core.optimizers.Optimizer class, or "
             "a function from a parameter group's options to an Optimizer.",

@@ -50,11 +50,11 @@ class Leaf(NamedTuple):
         value = self.part(self.value, j, position)
         return value.to(torch.float64) if value.ndim == self.by_task else value.to(theta.dtype)
 
-    def part(self, whole: Tensor, j: int, position: int) -> Tensor:
+    def part(self, value: Tensor, j: int, position: int) -> Tensor:
         """What of a tensor of this leaf's shape belongs to step j and a tensor of theta; a view."""
         tasks = (slice(None),) if self.by_task else ()
-        whole = whole[(*tasks, j)] if self.by_step else whole
-        return whole if self.group_index is None else whole[(*tasks, self.group_index[position])]
+        value = value[(*tasks, j)] if self.by_step else value
+        return value if self.group_index is None else value[(*tasks, self.group_index[position])]
 
 
 def as_tensor(value: Any, label: str) -> Tensor:

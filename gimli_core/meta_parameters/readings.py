@@ -11,7 +11,7 @@ from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.marks import Marked
 from gimli_core.notation import Tensors
 
-__all__ = ["Layout", "Reading", "count_steps", "of_one_task", "one_of", "read", "read_own"]
+__all__ = ["Layout", "Reading", "count_steps", "of_one_task", "one_of", "read", "read_of_rule"]
 
 
 class Layout(NamedTuple):
@@ -32,7 +32,7 @@ def of_one_task(layout: Layout, shape: torch.Size, label: str) -> torch.Size:
     return shape[1:]
 
 
-def read_own(layout: Layout, shape: torch.Size, label: str, marked: Marked) -> bool:
+def read_of_rule(layout: Layout, shape: torch.Size, label: str, marked: Marked) -> bool:
     """Whether a rule's own parameter, of any shape, counts steps in front: only where it is marked so."""
     if marked.by_step and (layout.steps == 0 or shape[:1] != (layout.steps,)):
         expected, do = f"a leading dimension of J = {layout.steps} > 0", "per_step marks values that count steps."
@@ -53,7 +53,7 @@ class Reading(NamedTuple):
 
 
 def read(
-    layout: Layout, shape: torch.Size, label: str, serves: tuple[str, ...], marked: Marked, whole: bool
+    layout: Layout, shape: torch.Size, label: str, serves: tuple[str, ...], marked: Marked, by_tensor_too: bool
 ) -> list[Reading]:
     """Every reading that a shape allows, at least one. Raises ArgumentError."""
     elementwise = {tuple(layout.theta[k].shape) for k in serves}
@@ -67,7 +67,7 @@ def read(
     if not marked.by_element:
         allow((), "one value", False, False, True)
         allow((J,), "one per step", True, False)
-        if whole and layout.groups:
+        if by_tensor_too and layout.groups:
             allow((n,), "one per group", False, True)
             allow((J, n), "one per step and group", True, True)
     if len(elementwise) == 1 and (elementwise != {()} or marked.by_element):

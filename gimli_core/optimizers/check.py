@@ -130,12 +130,12 @@ def check_pullback(
             moving, state = optimizer.step(moving, state, {k: randn(v) for k, v in theta.items()}, hyper)
     G = {k: randn(v) for k, v in theta.items()} if G is None else G
     point = (theta, state, G, hyper)
-    held = list(slots(state))
+    by_slot = list(slots(state))
     names = asked(optimizer, [name for name in optimizer.continuous() if optimizer.uses(name)])
     entries: list[Entry] = []
-    for output in ("theta", *held):
+    for output in ("theta", *by_slot):
         B = {k: randn(v) * float(output == "theta") for k, v in theta.items()}
-        S = {slot: {k: randn(v) * float(output == slot) for k, v in state[slot].items()} for slot in held}
+        S = {slot: {k: randn(v) * float(output == slot) for k, v in state[slot].items()} for slot in by_slot}
         actual = optimizer.pullback(*point, B, S, names)
         expected = derived_pullback(optimizer.step, *point, B, S, names)
         wants = list(_blocks(expected, expected))
@@ -150,12 +150,12 @@ def check_pullback(
 
 def constants(optimizer: Optimizer, theta: Tensors) -> Hyper:
     """The hyperparameters given at construction, as numbers for every tensor of theta."""
-    given = optimizer.hyperparameters()
-    for name in [name for name, value in given.items() if value is None]:
+    values = optimizer.hyperparameters()
+    for name in [name for name, value in values.items() if value is None]:
         argument = f"{type(optimizer).__name__}({name}=…)"
         raise unexpected(argument, "a value, as there is no phi_opt", "None", "Construct it with one.")
     return {
-        k: {n: v.detach() if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for n, v in given.items()}
+        k: {n: v.detach() if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for n, v in values.items()}
         for k in theta
     }
 
@@ -236,7 +236,7 @@ def _slope(optimizer: Optimizer, point: Any, by: str, k: str, index: tuple[int, 
             p = {**hyper, k: {**hyper[k], by: changed}}
         new_theta, new_state = optimizer.step(t, s, g, p)
         total = sum((new_theta[n] * b).sum() for n, b in B.items())
-        total += sum((new_state[slot][n] * b).sum() for slot, held in S.items() for n, b in held.items())
+        total += sum((new_state[slot][n] * b).sum() for slot, of_slot in S.items() for n, b in of_slot.items())
         return float(total)
 
     def central(h: float) -> float:

@@ -61,8 +61,8 @@ def hand_back(
         members = [names[id(p)] for p in group["params"]]
         values = {name: _of_group(name, value, number, members) for name, value in learned.items()}
         changes.append(partial(_set, group, values))
-    held = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
-    for k, p in held.items():
+    parameters = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
+    for k, p in parameters.items():
         if theta is not None:
             new = _fitting(f"{WHERE}: theta[{k!r}]", theta.get(k), p.shape)
             changes.append(partial(_copy, p, new))
@@ -83,10 +83,10 @@ def _kind(optimizer: Any) -> str:
 
 def _split(phi_opt: Mapping[str, Any]) -> dict[str, Any]:
     """phi_opt with the pair "betas" as two."""
-    found = dict(phi_opt)
-    if "betas" in found:
-        found["beta1"], found["beta2"] = found.pop("betas")
-    return found
+    single = dict(phi_opt)
+    if "betas" in single:
+        single["beta1"], single["beta2"] = single.pop("betas")
+    return single
 
 
 def _of_group(name: str, value: Any, number: int, members: list[str]) -> float:

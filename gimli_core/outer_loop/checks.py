@@ -104,11 +104,11 @@ def check_evaluation(evaluate: Any, every: Any, stopping: Any) -> None:
         raise unexpected("early_stopping", "a gimli.EarlyStopping", type(stopping).__name__, do)
 
 
-def check_number(argument: str, value: Any, least: float, *, whole: bool = True) -> None:
+def check_number(argument: str, value: Any, least: float, *, integral: bool = True) -> None:
     """Raise ArgumentError unless `value` is a number of at least `least`."""
-    kind: Any = Integral if whole else Real
+    kind: Any = Integral if integral else Real
     if isinstance(value, bool) or not isinstance(value, kind) or not value >= least:
-        expected = f"a {'whole ' if whole else ''}number, at least {least:g}"
+        expected = f"a {'whole ' if integral else ''}number, at least {least:g}"
         raise unexpected(argument, expected, repr(value), "Choose one.")
 
 

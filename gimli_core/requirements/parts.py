@@ -44,23 +44,25 @@ def refuse_undecomposed(inputs: Inputs) -> None:
     assert isinstance(batch, MicroBatches)
     with trial(inputs) as tried:
         environment = inputs.environment
-        found = environment.capture()
+        snapshot = environment.capture()
         total = torch.stack([w * _value(tried, part) for w, part in each(tried.values.batch(0))]).sum(0)
-        now = environment.capture(found)
-        if any(new is not old for new, old in zip(now.buffers, found.buffers, strict=True)):
+        now = environment.capture(snapshot)
+        if any(new is not old for new, old in zip(now.buffers, snapshot.buffers, strict=True)):
             expected, actual = "a loss that leaves its modules' buffers alone", "one that changes running statistics"
             do = "BatchNorm would be trained on each part, not on the whole batch: use LayerNorm, GroupNorm or eval()."
             raise unexpected("train_loss on micro-batches", expected, actual, do)
         if inputs.values.rows is not None:  # of which each part has its own
             batch = batch._replace(parts=tuple(part.batch for part in batch.parts))
         joined = together(batch, 0 if inputs.form.tasks is None else 1)
-        if environment.moved(found) or joined is None:
+        if environment.moved(snapshot) or joined is None:
             return
-        whole = _value(tried, joined)
-    dtype = torch.get_autocast_dtype(whole.device.type) if torch.is_autocast_enabled(whole.device.type) else whole.dtype
-    scale = torch.maximum(whole.abs(), total.abs()).clamp_min(1e-12)
-    if not bool(((total - whole).abs() <= torch.finfo(dtype).eps ** 0.5 * scale).all()):
-        expected = f"Σ_i w_i train_loss(part_i) = train_loss of all parts together, {whole.tolist()!r}"
+        of_all = _value(tried, joined)
+    dtype = (
+        torch.get_autocast_dtype(of_all.device.type) if torch.is_autocast_enabled(of_all.device.type) else of_all.dtype
+    )
+    scale = torch.maximum(of_all.abs(), total.abs()).clamp_min(1e-12)
+    if not bool(((total - of_all).abs() <= torch.finfo(dtype).eps ** 0.5 * scale).all()):
+        expected = f"Σ_i w_i train_loss(part_i) = train_loss of all parts together, {of_all.tolist()!r}"
         do = (
             "Give the weights of what it divides by: MicroBatches(parts, weights=…), ones if it is a sum. A loss that "
             "normalises by the whole batch has no parts. check=False goes on, with the sum as the inner loss."

@@ -101,8 +101,10 @@ class Execution:
             else:
                 self.losses.note_outer(j, self.by.validation_value(inputs, point))
             working.return_to(point)
-        known = None if kept is None or keep_graph else kept.gradient
-        G_j, after = yield from self.by.advance(inputs, point, keep_graph=keep_graph, replay=replay, known=known)
+        kept_gradient = None if kept is None or keep_graph else kept.gradient
+        G_j, after = yield from self.by.advance(
+            inputs, point, keep_graph=keep_graph, replay=replay, kept_gradient=kept_gradient
+        )
         working.at = after
         self.losses.note_inner(j, G_j, exact=self.by.eager)
         if recorded:

@@ -73,11 +73,11 @@ def snapshot_of(buffers: dict[str, Tensor], generators: list[Any], environment: 
     )
 
 
-def fits(found: Any, like: Any) -> bool:
+def fits(tree: Any, like: Any) -> bool:
     """Whether nested dicts have the same names, and tensors of the same shapes."""
-    if isinstance(found, Tensor) or isinstance(like, Tensor):
-        return isinstance(found, Tensor) and isinstance(like, Tensor) and found.shape == like.shape
-    return found.keys() == like.keys() and all(fits(found[name], value) for name, value in like.items())
+    if isinstance(tree, Tensor) or isinstance(like, Tensor):
+        return isinstance(tree, Tensor) and isinstance(like, Tensor) and tree.shape == like.shape
+    return tree.keys() == like.keys() and all(fits(tree[name], value) for name, value in like.items())
 
 
 def fingerprint(inputs: Inputs) -> str:
@@ -86,9 +86,9 @@ def fingerprint(inputs: Inputs) -> str:
 
     def add(thing: Any) -> None:
         if isinstance(thing, Tensor):
-            whole = thing.detach().cpu().contiguous()
-            digest.update(f"{whole.dtype}{list(whole.shape)}".encode())
-            digest.update(whole.reshape(-1).view(torch.uint8).numpy().tobytes())
+            dense = thing.detach().cpu().contiguous()
+            digest.update(f"{dense.dtype}{list(dense.shape)}".encode())
+            digest.update(dense.reshape(-1).view(torch.uint8).numpy().tobytes())
         elif isinstance(thing, dict):
             for key, value in thing.items():
                 add(str(key))

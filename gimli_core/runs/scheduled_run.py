@@ -122,7 +122,7 @@ class ScheduledRun:
         losses = self.reached.losses
         for A in self.reached.adjoints:
             ends, buffers = self._ends(A)
-            outcome = outcome_of(self.inputs, ends, losses.train, losses.val, buffers, A.A_opt, A.whole_A_loss())
+            outcome = outcome_of(self.inputs, ends, losses.train, losses.val, buffers, A.A_opt, A.A_loss_with_rows())
             self._outcomes.append(outcome._replace(aux=losses.aux()))
 
     def _release(self) -> None:

@@ -48,5 +48,5 @@ class _OfSliced:
     def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         if not isinstance(batch, Sliced):
             return self.loss(theta, phi_loss, batch)
-        own = {name: phi_loss[name][start:stop] for name, (start, stop) in batch.spans.items()}
-        return self.loss(theta, {**phi_loss, **own}, batch.batch)
+        slices = {name: phi_loss[name][start:stop] for name, (start, stop) in batch.spans.items()}
+        return self.loss(theta, {**phi_loss, **slices}, batch.batch)

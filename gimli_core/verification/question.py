@@ -98,8 +98,8 @@ class Question:
         """How much L_val(theta_j) counts, for j = 0 ... J."""
         if self.val_weights is None:
             return [0.0] * self.steps + [1.0]
-        given = [float(w) for w in self.val_weights]
-        return given if len(given) == self.steps + 1 else [0.0, *given]
+        weights = [float(w) for w in self.val_weights]
+        return weights if len(weights) == self.steps + 1 else [0.0, *weights]
 
     @property
     def optimizer(self) -> Optimizer:

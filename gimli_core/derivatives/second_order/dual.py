@@ -36,8 +36,8 @@ def made_dual(x: Tensor, direction: Tensor) -> Tensor:
 
 def tangent(x: Tensor) -> Tensor | None:
     """dx/de, or None where x does not depend on e."""
-    found: Tensor | None = forward_ad.unpack_dual(x).tangent
-    return found
+    along: Tensor | None = forward_ad.unpack_dual(x).tangent
+    return along
 
 
 @functools.cache

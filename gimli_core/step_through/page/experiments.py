@@ -118,8 +118,8 @@ class _Place(NamedTuple):
         try:
             key, index = entry(name, phi_loss)
         except (ArgumentError, StopIteration):
-            known = [*phi_opt, *(label(k, 0, t) for k, t in phi_loss.items())]
-            do = f"Use one of {listing(known)}." if known else "Give phi_opt or phi_loss."
+            labels = [*phi_opt, *(label(k, 0, t) for k, t in phi_loss.items())]
+            do = f"Use one of {listing(labels)}." if labels else "Give phi_opt or phi_loss."
             raise unexpected("vary", "the name of one number among phi_opt or phi_loss", repr(name), do) from None
         return _Place("phi_loss", key, index, phi_loss[key].reshape(-1)[index].item(), f"phi_loss[{key!r}]")
 

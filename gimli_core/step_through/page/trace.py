@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gimli_core.errors import unexpected
-from gimli_core.memory.whole_file import writing
+from gimli_core.memory.atomic_file import writing
 from gimli_core.results import MetaGradient
 from gimli_core.step_through.page.experiments import Experiments, record_experiments
 from gimli_core.step_through.page.page import page

@@ -185,8 +185,8 @@ def _value_of(expression: ast.expr, text: str, names: Mapping[str, Any]) -> Any:
     except (
         Exception
     ) as error:  # of torch and of Python's numbers: a shape, a key, a division by zero, too little memory
-        known = f"an expression over {', '.join(names)}"
-        raise unexpected(text, known, first_line(error), "norm(B) is one.") from None
+        expected = f"an expression over {', '.join(names)}"
+        raise unexpected(text, expected, first_line(error), "norm(B) is one.") from None
 
 
 def _value(node: ast.expr | None, names: Mapping[str, Any]) -> Any:

@@ -93,8 +93,8 @@ class Unroll:
         theta = {k: v.detach() + (started[k] - started[k].detach()) for k, v in theta.items()}
         first = initial_state(self.question, self.leaves, started)
         moved = {
-            slot: {k: v.detach() + (first[slot][k] - first[slot][k].detach()) for k, v in held.items()}
-            for slot, held in slots(s).items()
+            slot: {k: v.detach() + (first[slot][k] - first[slot][k].detach()) for k, v in of_slot.items()}
+            for slot, of_slot in slots(s).items()
         }
         return theta, {"step": s["step"], **moved}
 

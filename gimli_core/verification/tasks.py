@@ -37,16 +37,17 @@ def of_each(question: Question) -> list[Question]:
 
 
 def _of_task(question: Question, t: int) -> Question:
-    return replace(
-        question,
-        theta_0=_part(question.theta_0, t),
+    call = replace(
+        question.call,
+        theta_0=_part(question.call.theta_0, t),
         train_batches=lambda j: _of_batch(question.batch(j), t),
-        val_batch=lambda j: _of_batch(check_val_batch(question.val_batch, question.steps)(j), t),
+        val_batch=lambda j: _of_batch(check_val_batch(question.call.val_batch, question.steps)(j), t),
         phi_opt=_part(question.phi_opt, t),
         phi_loss=_part(question.phi_loss, t),
-        state_0=_part(question.state_0, t),
+        state_0=_part(question.call.state_0, t),
         tasks=None,
     )
+    return Question(call)
 
 
 def leaves_of(leaves: Entries, by_task: Collection[Key], t: int) -> Entries:
@@ -65,7 +66,7 @@ def joined(each: Sequence[Entries], by_task: Collection[Key], scale: float) -> E
 
 def keys_by_task(question: Question) -> frozenset[Key]:
     """The meta-parameters that each task has of its own: those marked `per_task`."""
-    trees = (question.phi_opt, question.phi_loss, question.theta_0, question.state_0)
+    trees = (question.phi_opt, question.phi_loss, question.call.theta_0, question.call.state_0)
     return frozenset(key for name, tree in zip(RESULTS, trees, strict=True) for key in _marked_by_task(tree, (name,)))
 
 

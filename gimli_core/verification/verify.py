@@ -140,19 +140,8 @@ def verify(
         micro_batches=micro_batches,
     )
     run = make_run(call, Wants(one_number="verify"))
-    asked = Question(
-        problem,
-        theta_0,
-        call.train_batches_in_parts()[0],
-        val_batch,
-        run.form.steps,
-        phi_opt or {},
-        phi_loss or {},
-        state_0,
-        val_weights,
-        run.form.left_out,
-        check_tasks(tasks),
-    )
+    batches = call.train_batches_in_parts()[0]
+    asked = Question(replace(call, train_batches=batches, micro_batches=None, steps=run.form.steps))
     environment = asked.environment()
     entries = {VAL_LOSS: torch.zeros(()), **asked.entries()}
     if asked.tasks is not None and draws(asked, environment):
@@ -212,7 +201,7 @@ def _ask(
         answers["dense chain"] = chain or {}
         if chain is None:
             notes.append(f"the dense chain is left out: more than {LIMIT} elements of state and meta-parameters.")
-    rule = type(question.problem.optimizer)
+    rule = type(question.call.problem.optimizer)
     if rule not in RULES:
         notes.append(
             f"{rule.__name__} has no plain rule here: every oracle runs its own step, which checks its pullback only."

@@ -49,7 +49,7 @@ def _of_one(question: Question, environment: Environment, root: Root) -> Entries
     like_x, like_z = leaves, flatten([theta_0, slots(s_0)], ())
     if sum(v.numel() for v in (*like_x.values(), *like_z.values())) > LIMIT:
         return None
-    counted, frozen = {0: counts(s_0)}, split_frozen(question.theta_0)[1]
+    counted, frozen = {0: counts(s_0)}, split_frozen(question.call.theta_0)[1]
 
     def unpack_z(z: Tensor, j: int) -> tuple[Tensors, State]:
         theta, s = rebuild([theta_0, slots(s_0)], (), _split(z, like_z))

@@ -122,7 +122,7 @@ def _lines(question: Question, leaves: Entries, key: Key, number: int, eps: floa
 
 def _range(question: Question, key: Key) -> tuple[float, float]:
     """Where a hyperparameter may lie."""
-    fields = type(question.problem.optimizer).__dataclass_fields__
+    fields = type(question.call.problem.optimizer).__dataclass_fields__
     name = f"beta{key[2] + 1}" if key[:2] == ("A_opt", "betas") else key[1]
     if key[0] != "A_opt" or name not in fields:
         return float("-inf"), float("inf")

@@ -129,9 +129,9 @@ def handed(question: Question, hyper: Hyper, j: int, loss: Tensor) -> Hyper:
 def initial_state(question: Question, leaves: Entries, theta: Tensors) -> State:
     """s_0: the warm state, or what the rule starts from: zeros, but for STARTS and Adagrad's accumulator."""
     optimizer = question.optimizer
-    if question.state_0 is not None:
-        moments = slots(question.state_0)
-        return {**counts(question.state_0), **rebuild(moments, ("S_0",), leaves)}
+    if question.call.state_0 is not None:
+        moments = slots(question.call.state_0)
+        return {**counts(question.call.state_0), **rebuild(moments, ("S_0",), leaves)}
     hyper = values_at(question, leaves, theta, 0)
     if rule_of(optimizer) is None:
         return optimizer.initial_state(theta, hyper)
@@ -163,7 +163,7 @@ def _counts_steps(values: Mapping[str, Any], theta: Tensors, J: int) -> bool:
 
 def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hyper:
     """The hyperparameters that each tensor uses at step j, read off the shapes alone."""
-    optimizer, J = question.problem.optimizer, question.steps
+    optimizer, J = question.call.problem.optimizer, question.steps
     learned = expand_betas(rebuild(question.phi_opt, ("A_opt",), leaves))
     order = list(optimizer.groups or {})
     home = {k: n for k in theta for n in order if any(fnmatchcase(k, p) for p in (optimizer.groups or {})[n])}

@@ -46,7 +46,7 @@ class Unroll:
     def run(self) -> Tensor:
         """L, the weighted sum of validation losses."""
         question, weights = self.question, self.question.weights()
-        frozen = split_frozen(question.theta_0)[1]
+        frozen = split_frozen(question.call.theta_0)[1]
         theta: Tensors = {key[1]: leaf for key, leaf in self.leaves.items() if key[0] == "B_0"}
         phi = question.phi_of(self.leaves)
         L: Any = 0.0

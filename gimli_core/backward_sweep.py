@@ -108,6 +108,7 @@ def second_order_products(
     keep_graph: bool = False,
 ) -> Products:
     """V_j Hessian (zeros to first order) and V_j mixed, by the means of `inputs`; with g_j times ell_j's gradients.
+    Both have the shapes of what they are keyed by: theta and phi_loss; g_j is a scalar, or [T].
 
     Zeros for the one of the two that is not asked for.
     """

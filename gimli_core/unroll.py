@@ -170,7 +170,7 @@ def _with_gradients_of(wrt: Any, *arguments: Any) -> tuple[Any, ...]:
 
 
 def tied_tensors(call: Call, form: Form) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-    """(where its gradient stands in a result, tensor) for every tensor of a call that has a gradient."""
+    """(where its gradient stands in a result, tensor) for every tensor of a call that has a gradient. Of any shape."""
     results = {
         "A_opt": call.phi_opt or {},
         "A_loss": without_centre(call.phi_loss) or {},
@@ -232,7 +232,7 @@ def _from_the_end(val_weights: Any) -> Any:
 
 
 def gradient_at(result: MetaGradient, scale: float, path: tuple[Any, ...], tied: Tensor) -> Tensor:
-    """The gradient of the tensor `tied`, which stands at `path` in a result."""
+    """The gradient of the tensor `tied`, which stands at `path` in a result. It has the shape of `tied`."""
     if path[0] == "val_losses" and result.task_val_losses is not None:
         result = replace(result, val_losses=result.val_losses.sum(-1) * scale)
     gradient: Tensor = look_up(vars(result), path)

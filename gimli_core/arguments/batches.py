@@ -18,6 +18,7 @@ __all__ = ["check_batches", "check_val_batch"]
 
 
 def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any], int]:
+    """(batch_j as a function of j, J). Raises ArgumentError for a class, too few batches, or a J that is not one."""
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 0):
         raise unexpected("steps", "a whole number J >= 0", repr(steps), "steps=0 gives the plain gradient of val_loss.")
     if steps is not None and int(steps) > sys.maxsize:

@@ -36,6 +36,7 @@ def theta_by_task(theta_0: Any, tasks: int | None) -> tuple[frozenset[str], Any]
 
 
 def check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
+    """(the trained entries of theta_0, those that are held constant). Raises ArgumentError."""
     if not isinstance(theta_0, Mapping) or not theta_0:
         actual = "an empty dict" if isinstance(theta_0, Mapping) else type(theta_0).__name__
         raise unexpected(
@@ -74,13 +75,17 @@ def check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
 
 
 def laid_out(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
-    """The trained entries, and what they are laid over: all of theta_0 if some are held constant, else nothing."""
+    """The trained entries, and what they are laid over: all of theta_0 if some are held constant, else nothing.
+
+    Their shapes stay.
+    """
     trained, frozen = split_frozen(theta_0)
     # The losses see the order in which theta_0 was given: some take theta.values() apart by it.
     return trained, {k: v.detach() for k, v in theta_0.items()} if frozen else {}
 
 
 def check_tensor(argument: str, value: Any) -> None:
+    """Raise ArgumentError unless `value` is a dense floating-point tensor, of any shape, that holds values."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
         actual = f"a {value.dtype} tensor, layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
         raise unexpected(argument, "a dense floating-point tensor", actual, "Convert it, or leave it out.")

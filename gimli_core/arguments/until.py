@@ -75,7 +75,7 @@ class Until:
 
 
 def norm(G: Tensors, lead: int) -> Tensor:
-    """The norm over all tensors, of each task if there is a leading dimension of them."""
+    """The norm over all tensors, of each task if there is a leading dimension of them. A scalar, or [T]."""
     squares = [g.flatten(lead).square().sum(-1) if g.ndim > lead else g.square() for g in G.values()]
     return torch.stack(squares).sum(0).sqrt()
 

@@ -13,6 +13,7 @@ __all__ = ["check_weights"]
 
 
 def check_weights(val_weights: Any, steps: int, first: int) -> tuple[float | None, ...]:
+    """w_0 … w_J, None where L_val is not asked for: J + 1 numbers, from J or J + 1. Raises ArgumentError."""
     if val_weights is None:
         return (None,) * steps + (1.0,)
     if isinstance(val_weights, Mapping):

@@ -167,6 +167,7 @@ def start(inputs: Inputs) -> Point:
 
 
 def unexpanded(x: Tensor) -> Tensor:
+    """A tensor of any shape in memory of its own, if it was expanded."""
     return x.contiguous() if 0 in x.stride() else x
 
 

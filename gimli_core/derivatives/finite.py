@@ -23,7 +23,7 @@ def at_once(device: torch.device) -> bool:
 
 
 def finite(value: Tensor) -> bool:
-    """Whether every entry is finite; by their sum, which is quicker, unless that overflows."""
+    """Whether every entry is finite; by their sum, which is quicker, unless that overflows. Of any shape."""
     return math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
 
 
@@ -72,7 +72,10 @@ def total(tensors: Tensors) -> float:
 
 
 def check_end(theta_J: Tensors, train_losses: list[Tensor], names: Callable[[Tensors], Tensors]) -> None:
-    """Raise `NotFiniteError` unless theta_J is finite; where steps were not looked at, say which loss broke first."""
+    """Raise `NotFiniteError` unless theta_J is finite; where steps were not looked at, say which loss broke first.
+
+    Each of train_losses is a scalar, or [T].
+    """
     bad = "" if math.isfinite(total(theta_J)) else broken(names(theta_J))
     if not bad:
         return

@@ -58,7 +58,8 @@ def gradient(
     keep_graph: bool = False,
     recorded: bool = False,
 ) -> Gradient:
-    """The loss and its gradient with respect to theta (and to phi_loss, if `of_phi`).
+    """The loss and its gradient with respect to theta (and to phi_loss, if `of_phi`). The loss is a scalar, or [T] or
+    [k]; the gradient has the shapes of theta and phi_loss.
 
     An entry that the loss does not depend on has gradient 0, and is named in `unused`: an optimizer leaves it alone.
 

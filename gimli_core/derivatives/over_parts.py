@@ -43,7 +43,10 @@ def gradient_of_parts(
     *,
     frozen: Mapping[str, Tensor] | None = None,
 ) -> Gradient:
-    """G_j = Σ_i w_i grad ell of part i, without a graph. Cost 3F, in the memory of one part."""
+    """G_j = Σ_i w_i grad ell of part i, without a graph. Cost 3F, in the memory of one part.
+
+    G_j has the shapes of theta.
+    """
     G, losses, unused, aux = _Sum(), _Sum(), None, []
     for weight, part in each(batch):
         of_part = gradient(loss_function, name, theta, phi_loss, part, frozen=frozen, keep_graph=True)
@@ -68,7 +71,10 @@ def products_of_parts(
     frozen: Mapping[str, Tensor] | None = None,
     curvature: bool = True,
 ) -> Products:
-    """V_j Hessian and V_j mixed, Σ_i w_i times those of part i. Cost 9F, in the memory of one part."""
+    """V_j Hessian and V_j mixed, Σ_i w_i times those of part i. Cost 9F, in the memory of one part.
+
+    g is a scalar, or [T]; V_j has the shapes of theta.
+    """
     H, mixed, losses = _Sum(), _Sum(), _Sum()
     linear, reached = True, frozenset[str]()
     for weight, part in each(batch):

@@ -77,7 +77,7 @@ def listed(name: str, values: Any, of: str = "tensors") -> list[Any]:
 
 
 def listed_tensors(name: str, values: Any) -> list[Tensor]:
-    """A list of tensors."""
+    """A list of tensors. Of any shapes. Raises ArgumentError."""
     tensors = listed(name, values)
     for i, value in enumerate(tensors):
         if not isinstance(value, Tensor):

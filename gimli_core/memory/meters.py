@@ -76,7 +76,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def strided(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in a tree that has a storage; of a sparse one its indices and values."""
+    """Every tensor in a tree that has a storage; of a sparse one its indices and values. Of any shapes."""
     for t in tensors(tree):
         if t.layout == torch.sparse_coo:
             yield from (t._indices(), t._values())

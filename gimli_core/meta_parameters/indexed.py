@@ -67,7 +67,10 @@ def indexed(value: Tensor, rows: str | int | Callable[[Any], Tensor] = "rows") -
 
 
 def rows_of(entries: Mapping[str, Indexed], batch: Any, j: int) -> dict[str, list[Tensor]]:
-    """The rows of each entry that a batch carries, a tensor for each of its parts. Raises ArgumentError."""
+    """The rows of each entry that a batch carries, a tensor for each of its parts. Raises ArgumentError.
+
+    Each is [n], whole numbers.
+    """
     parts = batch.parts if isinstance(batch, MicroBatches) else (batch,)
     return {name: [_rows(name, entry, part, j) for part in parts] for name, entry in entries.items()}
 

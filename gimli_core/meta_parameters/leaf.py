@@ -58,6 +58,7 @@ class Leaf(NamedTuple):
 
 
 def as_tensor(value: Any, label: str) -> Tensor:
+    """The value as a tensor of its own shape without a graph; a number as a scalar. Raises ArgumentError."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
         raise unexpected(
             label,
@@ -78,7 +79,10 @@ def as_tensor(value: Any, label: str) -> Tensor:
 
 
 def check_values(rule: Optimizer, name: str, value: Tensor, label: str, theta: Tensor, by_element: bool) -> None:
-    """Raise ArgumentError unless all values are finite, and betas and eps_root in their range as they will be used."""
+    """Raise ArgumentError unless all values are finite, and betas and eps_root in their range as they will be used.
+
+    They have any shape of readings.py.
+    """
     if not finite(value):
         raise unexpected(label, "finite values", "inf or nan", "Find out where it was computed.")
     if name in ("beta1", "beta2", "eps_root") and value.numel():

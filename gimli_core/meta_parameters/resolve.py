@@ -96,6 +96,7 @@ def resolve_groups(optimizer: Optimizer, theta: Tensors) -> dict[str, tuple[str,
 
 
 def check_name(name: str, optimizer: Optimizer) -> None:
+    """Raise ArgumentError unless `name` is a continuous hyperparameter of the optimizer."""
     rule = type(optimizer)
     names = tuple(dict.fromkeys(own_root(optimizer, one) or one for one in optimizer.continuous()))
     if name in names:

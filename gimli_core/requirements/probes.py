@@ -148,7 +148,7 @@ def refuse_once_differentiable(inputs: Inputs) -> None:
 
 
 def nodes_of(tensor: Tensor) -> set[Any]:
-    """Every node of autograd's graph behind `tensor`."""
+    """Every node of autograd's graph behind `tensor`. It has any shape."""
     seen: set[Any] = set()
     todo: list[Any] = [tensor.grad_fn]
     while todo:

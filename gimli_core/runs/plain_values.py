@@ -57,7 +57,10 @@ def plain_snapshot(snapshot: Snapshot) -> tuple[dict[str, Tensor], list[Any]]:
 
 
 def snapshot_of(buffers: dict[str, Tensor], generators: list[Any], environment: Environment) -> Snapshot:
-    """The snapshot that `plain_snapshot` described, if `environment` can be put back to it."""
+    """The snapshot that `plain_snapshot` described, if `environment` can be put back to it.
+
+    `tensors` are of any shape.
+    """
     torch_state, (name, keys, *rest), (version, numbers, gauss), *more = generators
     states = [torch.tensor(state, dtype=torch.uint8) for state in (torch_state, *more)]
     numpy_state, python_state = (name, np.array(keys, dtype=np.uint32), *rest), (version, tuple(numbers), gauss)

@@ -21,7 +21,10 @@ class Sliced(NamedTuple):
 
 
 def sliced(batch: Any, rows: dict[str, list[Tensor]]) -> Any:
-    """Parts that know where their rows stand; a batch that is not in parts has them all."""
+    """Parts that know where their rows stand; a batch that is not in parts has them all.
+
+    Rows are [n], a tensor for each part.
+    """
     if not isinstance(batch, MicroBatches):
         return batch
     parts, starts = [], dict.fromkeys(rows, 0)

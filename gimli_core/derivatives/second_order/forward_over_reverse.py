@@ -36,7 +36,8 @@ def products(
     frozen: Mapping[str, Tensor] | None = None,
     curvature: bool = True,
 ) -> Products:
-    """Both products in one pass; without `curvature` zeros for that one, at the same cost.
+    """Both products in one pass; without `curvature` zeros for that one, at the same cost. V has the shapes of theta, g
+    is a scalar, or [T]; the products have the shapes of theta and phi_loss.
 
     Cost: 9F; keeps nothing between line 5 and here, and for its time the activations of the loss, twice.
     """

@@ -26,7 +26,10 @@ class Products(NamedTuple):
 def collect(
     theta: Tensors, phi_loss: Tensors, by_input: Sequence[Tensor | None], loss: Tensor | None, recorded: bool = False
 ) -> Products:
-    """`by_input` holds a product for each entry of theta, then of phi_loss; None where there is no path, for 0."""
+    """`by_input` holds a product for each entry of theta, then of phi_loss; None where there is no path, for 0.
+
+    Each has the shape of its entry; the loss is a scalar, or [T].
+    """
     inputs = [*theta.values(), *phi_loss.values()]
     products = [
         torch.zeros_like(x) if p is None else p if recorded else p.detach()

@@ -41,7 +41,8 @@ def products(
     frozen: Mapping[str, Tensor] | None = None,
     curvature: bool = True,
 ) -> Products:
-    """Both products in one pass; without `curvature` only the mixed one, and zeros for the other.
+    """Both products in one pass; without `curvature` only the mixed one, and zeros for the other. V has the shapes of
+    theta, g is a scalar, or [T]; the products have the shapes of theta and phi_loss.
 
     Cost: 9F; keeps nothing between line 5 and here, and for its time the activations of the loss, twice.
     """

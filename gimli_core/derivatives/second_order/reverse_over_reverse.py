@@ -28,7 +28,8 @@ def products(
     recorded: bool = False,
 ) -> Products:
     """Both products in one pass; without `curvature` or `mixed` zeros for that one. Frees the graph, unless it is to be
-    kept for another V, or the products are `recorded`.
+    kept for another V, or the products are `recorded`. V has the shapes of theta, g is a scalar, or [T]; the products
+    have the shapes of theta and phi_loss.
 
     Cost: 6F; the graph holds the activations of the gradient from line 5 on.
     """

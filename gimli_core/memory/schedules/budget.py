@@ -135,6 +135,7 @@ def numbers(most: int) -> list[int]:
 
 
 def too_small(budget: Budget, steps: int, costs: Costs) -> str:
+    """What a budget that no schedule fits into would have to be, a line for each way to run."""
     lines = []
     for name, schedule in (
         ("1 snapshot", Checkpoint(1)),

@@ -131,6 +131,23 @@ def test_the_keyboard_does_all_of_it(opened: Open, tmp_path: Path) -> None:
     assert where(page) == "Line 6 · step 0 · forward"
 
 
+def test_a_step_lays_the_page_out_once_a_frame(opened: Open, lesson_page: Pages) -> None:
+    # A size or a place that is asked for between two changes lays the whole page out on the spot, at every step.
+    page = opened(lesson_page("momentum"))
+    settled(page)
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable")
+
+    def layouts() -> float:
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return next(float(m["value"]) for m in metrics if m["name"] == "LayoutCount")
+
+    before = layouts()
+    key = "new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true})"
+    page.evaluate(f"for (let k = 0; k < 30; k++) document.dispatchEvent({key})")
+    assert layouts() - before <= 3
+
+
 def test_play_and_pause(opened: Open, tmp_path: Path) -> None:
     page = opened(traced(steps=2).save(tmp_path / "page.html"))
     page.select_option("#speed", "fast")

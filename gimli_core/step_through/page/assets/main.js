@@ -14,10 +14,12 @@ function toLine(line) {
   const any = same >= 0 ? same : E.line.indexOf(line);
   if (any >= 0) show(any, true);
 }
+let scrolled = false; // whether the reader moved the formula: to set its place lays the page out, each time
 // The stage is drawn at once; the panels below it when the browser is free.
 function show(i, announce) {
   at = Math.max(0, Math.min(count - 1, i));
   const line = E.line[at], j = E.j[at];
+  if (scrolled) { scrolled = false; $("formula").scrollTop = 0; }
   $("slider").value = at;
   $("slider").setAttribute("aria-valuetext", place(at));
   $("where").textContent = `${place(at)}${E.replay[at] ? " · replay" : ""}`;
@@ -26,7 +28,6 @@ function show(i, announce) {
   $("meaning").replaceChildren(...typeset(MEANING[line] || ""));
   const [symbols, numbers] = formula(at);
   $("formula").replaceChildren(h("div", { class: "symbols" }, ...symbols), h("div", { class: "numbers" }, ...numbers));
-  $("formula").scrollTop = 0;
   drawStage();
   for (const li of $("algorithm").children) {
     if (Number(li.dataset.line) === line) li.setAttribute("aria-current", "step"); else li.removeAttribute("aria-current");
@@ -140,6 +141,7 @@ function begin() {
 }
 function listen() {
   const on = (id, event, act) => $(id).addEventListener(event, act);
+  on("formula", "scroll", () => { scrolled = true; });
   on("follow", "change", (e) => { followed = Number(e.target.value); drawFollow(); });
   on("entry", "change", (e) => { chosenEntry = Number(e.target.value); show(at, false); });
   on("tensor", "change", (e) => { chosen = Number(e.target.value); show(at, false); });

@@ -50,6 +50,7 @@ function drawStage() {
 let builtBelow = false;
 function buildBelow() {
   builtBelow = true;
+  drawWhereItGrows();
   drawGrowth();
   drawTerms();
   drawMemory();
@@ -82,7 +83,8 @@ function sameLine(direction) {
   for (let i = at + direction; i >= 0 && i < count; i += direction) if (E.line[i] === E.line[at] && backward(i) === backward(at)) return i;
   return direction > 0 ? count - 1 : 0;
 }
-function present(on) {
+function present(asked) {
+  const on = asked || Boolean(D.opens); // a notebook's cell has room for nothing else
   document.documentElement.classList.toggle("presentation", on);
   $("present").setAttribute("aria-pressed", String(on));
   layStage();
@@ -138,6 +140,7 @@ function begin() {
   listen();
   show(D.error ? count - 1 : 0, false);
   readAddress(location.hash);
+  if (D.opens) { document.documentElement.classList.add("cell"); present(true); show(findAny(D.opens.line, D.opens.j), false); } // one moment, for a notebook's cell
 }
 function listen() {
   const on = (id, event, act) => $(id).addEventListener(event, act);

@@ -48,6 +48,7 @@ class Call:
     check: bool = True
     until: Any = None  # a gimli.Until, or its test
     micro_batches: int | None = None
+    mesh: Any = None  # a DeviceMesh, or what all processes are for
     among: int | None = None  # of how many tasks these are a part; all of them by default
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from gimli_core.memory import Budget, Checkpoint, RetainGraphs, StoreStates
 from gimli_core.runs.journal import Journal
 from tests.compare import assert_identical
 from tests.problems import replayed
-from tests.processes import killed_until_done
+from tests.killing import killed_until_done
 
 SCHEDULES = {
     "graphs": RetainGraphs(),

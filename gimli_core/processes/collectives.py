@@ -1,0 +1,91 @@
+"""What ranks send each other: dicts of tensors as one flat buffer, trees and plain values. Each message is counted.
+
+Nothing here is differentiated: the sweep is explicit, and what it sums over ranks is linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import reduce
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from gimli_core.errors import ProcessError, first_line
+from gimli_core.notation import Tensors
+from gimli_core.processes.mesh import Ranks
+
+__all__ = ["Collective", "all_gathered", "counting", "everyones", "summed"]
+
+Answer = TypeVar("Answer")
+
+
+class Collective(NamedTuple):
+    """One collective operation that this process took part in."""
+
+    operation: str  # "all_reduce", "all_gather" or "all_gather_object"
+    use: str  # of its ranks
+    what: str  # what was sent, and for which line
+    nbytes: int  # of what this rank put in
+
+
+_COUNTS: list[list[Collective]] = []
+
+
+@contextmanager
+def counting() -> Iterator[list[Collective]]:
+    """The collectives of this process from here on, in their order."""
+    collectives: list[Collective] = []
+    _COUNTS.append(collectives)
+    try:
+        yield collectives
+    finally:
+        _COUNTS.remove(collectives)
+
+
+def summed(ranks: Ranks, tensors: Mapping[str, Tensor], what: str) -> Tensors:
+    """Σ over the ranks of each tensor: the same bits on all of them. One all_reduce of all tensors in a row."""
+    if not tensors:
+        return {}
+    flat = torch.cat([t.reshape(-1).to(_common_dtype(tensors)) for t in tensors.values()])
+    _executed("all_reduce", ranks, what, flat.nbytes, lambda: distributed.all_reduce(flat, group=ranks.group))
+    parts = flat.split([t.numel() for t in tensors.values()])
+    return {k: part.reshape(t.shape).to(t.dtype) for (k, t), part in zip(tensors.items(), parts, strict=True)}
+
+
+def all_gathered(ranks: Ranks, flat: Tensor, what: str) -> list[Tensor]:
+    """The tensors of all ranks, which are of one shape and dtype, in rank order. One all_gather."""
+    flat = flat.contiguous()
+    every = [torch.empty_like(flat) for _ in range(ranks.size)]
+    _executed("all_gather", ranks, what, flat.nbytes, lambda: distributed.all_gather(every, flat, group=ranks.group))
+    return every
+
+
+def everyones(ranks: Ranks, value: Any, what: str) -> list[Any]:
+    """The plain values of all ranks, in rank order: for what is sent once a call, since it is pickled."""
+    every: list[Any] = [None] * ranks.size
+    _executed(
+        "all_gather_object", ranks, what, 0, lambda: distributed.all_gather_object(every, value, group=ranks.group)
+    )
+    return every
+
+
+def _common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """That all can be summed in: float32 at least."""
+    return reduce(torch.promote_types, (t.dtype for t in tensors.values()), torch.float32)
+
+
+def _executed(operation: str, ranks: Ranks, what: str, nbytes: int, call: Callable[[], Answer]) -> Answer:
+    """Call, counted. Raises ProcessError where a rank does not take part."""
+    for collectives in _COUNTS:
+        collectives.append(Collective(operation, ranks.use, what, nbytes))
+    try:
+        return call()
+    except RuntimeError as error:
+        raise ProcessError(
+            f"{what}: expected all {ranks.size} ranks of {ranks.use!r} to take part in {operation}; rank {ranks.rank} "
+            f"was left without an answer ({first_line(error)}). Another rank has died, hangs or has raised an error: "
+            "look at its output. With resume= a run that is started again goes on."
+        ) from error

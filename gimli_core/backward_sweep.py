@@ -41,17 +41,19 @@ def validation_gradients(
 
     `along` and `rows` as in `gradients`. Cost F, and 2F for each gradient.
     """
-    return gradients(
-        inputs.form.problem.val_loss,
+    form = inputs.form
+    L, each = gradients(
+        form.problem.val_loss,
         "val_loss",
-        point.theta,
+        form.whole(point.theta),
         inputs.values.phi_loss,
         inputs.values.val_batch(point.j),
         frozen=inputs.values.frozen,
         along=along,
         rows=rows,
-        recorded=inputs.form.recorded,
+        recorded=form.recorded,
     )
+    return L, [of_one._replace(theta=form.part(of_one.theta)) for of_one in each]
 
 
 def step(
@@ -111,31 +113,40 @@ def second_order_products(
 
     Zeros for the one of the two that is not asked for.
     """
-    form, values = inputs.form, inputs.values
+    form = inputs.form
     curvature = curvature and form.curvature
-    if form.keeps_graph:
-        assert G_j.graph is not None
-        products = reverse_over_reverse.products(
-            G_j.graph, V, g, curvature=curvature, mixed=mixed, keep=keep_graph, recorded=form.recorded
-        )
-    elif not form.evaluates_again:
+    if form.second_derivatives:
+        products = _asked_of_loss(inputs, point, G_j, form.whole(V), g, curvature, mixed, keep_graph)
+        products = products._replace(curvature=form.part(products.curvature))
+    else:
         zeros = {k: v.new_zeros(()).expand_as(v) for k, v in V.items()}
         products = Products(zeros, {}, False, frozenset(), None)
-    else:
-        assert point.snapshot is not None
-        inputs.environment.restore(point.snapshot)  # what the loss met when G_j was computed
-        batch = values.batch(point.j)
-        mean = partial(products_of_parts, form.second_order) if form.in_parts else from_a_point(form.second_order)
-        products = mean(
-            form.problem.train_loss,
-            point.theta,
-            values.phi_at(point.j),
-            batch,
-            V,
-            g,
-            frozen=values.frozen,
-            curvature=curvature,
-        )
     if g is not None and not curvature:  # with curvature it is in there already
         products = products._replace(curvature={k: times(g, G) for k, G in G_j.theta.items()})
     return products
+
+
+def _asked_of_loss(
+    inputs: Inputs, point: Point, G_j: Gradient, V: Tensors, g: Tensor | None, curvature: bool, mixed: bool, keep: bool
+) -> Products:
+    """The products of the inner loss: from the graph of G_j if that was kept, and else from the point."""
+    form, values = inputs.form, inputs.values
+    if form.keeps_graph:
+        assert G_j.graph is not None
+        return reverse_over_reverse.products(
+            G_j.graph, V, g, curvature=curvature, mixed=mixed, keep=keep, recorded=form.recorded
+        )
+    assert point.snapshot is not None
+    inputs.environment.restore(point.snapshot)  # what the loss met when G_j was computed
+    batch = values.batch(point.j)
+    mean = partial(products_of_parts, form.second_order) if form.in_parts else from_a_point(form.second_order)
+    return mean(
+        form.problem.train_loss,
+        form.whole(point.theta),
+        values.phi_at(point.j),
+        batch,
+        V,
+        g,
+        frozen=values.frozen,
+        curvature=curvature,
+    )

@@ -26,10 +26,10 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     the memory schedule in the last bits.
     """
     form, values, j, buffers = inputs.form, inputs.values, point.j, inputs.environment.buffers
-    batch = values.batch(j)
+    batch, theta = values.batch(j), form.whole(point.theta)
     try:
         with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
-            arguments = (form.problem.train_loss, "train_loss", point.theta, values.phi_at(j))
+            arguments = (form.problem.train_loss, "train_loss", theta, values.phi_at(j))
             if isinstance(batch, MicroBatches):
                 G_j = gradient_of_parts(*arguments, batch, frozen=values.frozen)
             else:
@@ -38,9 +38,9 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
         error.add_note(f"at inner step j = {j} of {form.steps}")
         raise
     if at_once(inputs.device):
-        check_finite(j, point.theta, G_j, batch, form.names)
-    inputs.look_for_missed(j, point.theta, G_j.theta, batch)
-    return G_j if keep_graph else G_j._replace(graph=None)
+        check_finite(j, theta, G_j, batch, form.names)
+    inputs.look_for_missed(j, theta, G_j.theta, batch)
+    return G_j._replace(theta=form.part(G_j.theta), graph=G_j.graph if keep_graph else None)
 
 
 def step(

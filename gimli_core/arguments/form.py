@@ -94,6 +94,24 @@ class Form:
             theta = transform.names(theta)
         return theta
 
+    def whole(self, theta: Tensors) -> Tensors:
+        """theta or V of a run as the losses are handed it."""
+        for transform in reversed(self.transforms):
+            theta = transform.whole(theta)
+        return theta
+
+    def part(self, G: Tensors) -> Tensors:
+        """What a derivative of the losses gives, as the run goes on with it."""
+        for transform in self.transforms:
+            G = transform.part(G)
+        return G
+
+    def total(self, A_opt: list[Tensor]) -> list[Tensor]:
+        """A_opt of a run."""
+        for transform in reversed(self.transforms):
+            A_opt = transform.total(A_opt)
+        return A_opt
+
     def back(self, ends: Ends) -> Ends:
         """The ends of a run in the form that the arguments came in."""
         for transform in reversed(self.transforms):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.in_shards import in_shards
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.arguments.until import check_until
@@ -25,6 +26,7 @@ from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.forward_only import ForwardOnly
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.memory.settle import settle
+from gimli_core.processes.mesh import check_mesh
 from gimli_core.requirements.examine import require
 from gimli_core.runs import compiled_run
 from gimli_core.runs.chunks import Chunks
@@ -160,9 +162,11 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
 
 def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     """The inputs of a call: checked, its requirements tested, in the form that is run."""
-    inputs = prepare(call)
+    inputs, mesh = prepare(call), check_mesh(call.mesh)
     if call.check:
         inputs = require(inputs, replays=schedule.replays, tied=wants.tied)
+    if mesh is not None and mesh.shard is not None:
+        return in_shards(inputs, mesh.shard)
     # A resumed run may be looked at otherwise than the one that was killed was: what that one wrote must fit.
     by_name = wants.names or call.problem.memo.by_name or call.resume is not None
     return inputs if by_name else as_one_vector(inputs)

@@ -92,4 +92,4 @@ class Pieces:
 def _joined(parts: list[Tensor]) -> Tensor:
     """What stands in a row, without a copy where one rank has all of it."""
     some = [part for part in parts if len(part)]
-    return torch.cat(some) if len(some) != 1 else some[0]
+    return torch.cat(some) if len(some) > 1 else [*some, *parts][0]

@@ -16,6 +16,7 @@ from gimli_core.meta_parameters.indexed import Indexed
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
+from gimli_core.processes.mesh import Mesh, Ranks
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
 
@@ -43,6 +44,7 @@ class Form:
     trained: tuple[str, ...]
     in_parts: bool = False  # whether batches come as MicroBatches: then no graph is kept, but each part evaluated again
     transforms: tuple[Transform, ...] = ()
+    mesh: Mesh | None = None  # the processes that share the run, if there are several
     recorded: bool = False  # whether autograd records the run, so that its results can be differentiated
 
     @property
@@ -79,6 +81,11 @@ class Form:
     def evaluates_again(self) -> bool:
         """Whether second-order products evaluate the inner loss again, at theta_j as it was kept."""
         return self.second_derivatives and not self.keeps_graph
+
+    @property
+    def alike(self) -> Ranks | None:
+        """The ranks that are at the same (theta_j, s_j), if there are several: each stores a part of it."""
+        return None if self.mesh is None else self.mesh.data
 
     @property
     def approximation(self) -> str:

@@ -163,6 +163,8 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
 def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     """The inputs of a call: checked, its requirements tested, in the form that is run."""
     inputs, mesh = prepare(call), check_mesh(call.mesh)
+    if mesh is not None:
+        inputs = replace(inputs, form=replace(inputs.form, mesh=mesh))
     if call.check:
         inputs = require(inputs, replays=schedule.replays, tied=wants.tied)
     if mesh is not None and mesh.shard is not None:

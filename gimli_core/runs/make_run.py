@@ -25,6 +25,7 @@ from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.forward_only import ForwardOnly
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.memory.settle import settle
+from gimli_core.processes.mesh import check_mesh
 from gimli_core.requirements.examine import require
 from gimli_core.runs import compiled_run
 from gimli_core.runs.chunks import Chunks
@@ -32,6 +33,7 @@ from gimli_core.runs.clocked import Clocked
 from gimli_core.runs.compiled_run import CompiledRun
 from gimli_core.runs.eager_steps import EagerSteps, Steps
 from gimli_core.runs.journal import Journal
+from gimli_core.runs.over_ranks import over_ranks
 from gimli_core.runs.recall import look_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.runs.run import Events, Run
 from gimli_core.runs.scheduled_run import ScheduledRun
@@ -70,6 +72,9 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     schedule_of_call(call)
     if call.resume is not None:
         directory_of("resume", call.resume)
+    mesh = check_mesh(call.mesh)
+    if mesh is not None and mesh.tasks is not None:
+        return over_ranks(call, mesh, partial(_one, wants=replace(wants, weighed=False)))
     if getattr(call.problem, "memo", None) is not None and call.problem.memo.buffers_of_tasks:
         call = _one_at_a_time(call)
     parts = call.parts()

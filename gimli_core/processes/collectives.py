@@ -15,9 +15,10 @@ from torch import Tensor, distributed
 
 from gimli_core.errors import ProcessError, first_line
 from gimli_core.notation import Tensors
+from gimli_core.processes.flat_trees import flattened, rebuilt
 from gimli_core.processes.mesh import Ranks
 
-__all__ = ["Collective", "all_gathered", "counting", "everyones", "summed"]
+__all__ = ["Collective", "all_gathered", "counting", "everyones", "everyones_tree", "summed"]
 
 Answer = TypeVar("Answer")
 
@@ -70,6 +71,20 @@ def everyones(ranks: Ranks, value: Any, what: str) -> list[Any]:
         "all_gather_object", ranks, what, 0, lambda: distributed.all_gather_object(every, value, group=ranks.group)
     )
     return every
+
+
+def everyones_tree(ranks: Ranks, tree: Any, device: torch.device, what: str) -> list[Any]:
+    """The trees of all ranks, in rank order, to the bit; they need not be of one form.
+
+    What is no tensor is pickled and goes ahead; the tensors follow in one all_gather of bytes, of the longest's length.
+    """
+    plain, flat = flattened(tree, device)
+    every = everyones(ranks, (plain, flat.numel()), what)
+    longest = max(length for _, length in every)
+    if longest == 0:
+        return [rebuilt(one, flat) for one, _ in every]
+    padded = torch.cat([flat, flat.new_zeros(longest - flat.numel())])
+    return [rebuilt(one, sent) for (one, _), sent in zip(every, all_gathered(ranks, padded, what), strict=True)]
 
 
 def _common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:

@@ -18,7 +18,7 @@ from torch import distributed
 
 from gimli_core.errors import closest, listing, unexpected
 
-__all__ = ["USES", "Mesh", "Ranks", "check_mesh"]
+__all__ = ["USES", "Mesh", "Ranks", "check_mesh", "tells"]
 
 USES = ("tasks", "data", "shard")
 
@@ -61,6 +61,12 @@ class Mesh:
     def first(self) -> bool:
         """Whether this is the process that tells the user what all of them would."""
         return all(ranks.rank == 0 for ranks in self)
+
+
+def tells(mesh: Any) -> bool:
+    """Whether this process shows the user what all of them would: the first of a mesh, or the only one."""
+    checked = check_mesh(mesh)
+    return checked is None or checked.first
 
 
 def check_mesh(mesh: Any) -> Mesh | None:

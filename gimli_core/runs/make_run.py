@@ -34,6 +34,7 @@ from gimli_core.runs.clocked import Clocked
 from gimli_core.runs.compiled_run import CompiledRun
 from gimli_core.runs.eager_steps import EagerSteps, Steps
 from gimli_core.runs.journal import Journal
+from gimli_core.runs.over_ranks import over_ranks
 from gimli_core.runs.recall import look_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.runs.run import Events, Run
 from gimli_core.runs.scheduled_run import ScheduledRun
@@ -72,6 +73,9 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     schedule_of_call(call)
     if call.resume is not None:
         directory_of("resume", call.resume)
+    mesh = check_mesh(call.mesh)
+    if mesh is not None and mesh.tasks is not None:
+        return over_ranks(call, mesh, partial(_one, wants=replace(wants, weighed=False)))
     if getattr(call.problem, "memo", None) is not None and call.problem.memo.buffers_of_tasks:
         call = _one_at_a_time(call)
     parts = call.parts()

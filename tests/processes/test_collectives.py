@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 
 from gimli_core.errors import ArgumentError, ProcessError
-from gimli_core.processes.agreement import agreed, together
+from gimli_core.processes.agreement import together
 from gimli_core.processes.collectives import Collective, all_gathered, counting, everyones, summed
 from gimli_core.processes.mesh import check_mesh
 from tests.processes.launching import results_on_ranks
@@ -40,8 +40,8 @@ def disagreements() -> list[str]:
         return rank
 
     for work in (
-        lambda: agreed(mesh, "call", {"theta_0": "a", "steps": "3"}),
-        lambda: agreed(mesh, "call", {"theta_0": "a", "steps": "4" if rank == 1 else "3"}),
+        lambda: together(mesh, "call", lambda: None, lambda: {"theta_0": "a", "steps": "3"}),
+        lambda: together(mesh, "call", lambda: None, lambda: {"theta_0": "a", "steps": "4" if rank == 1 else "3"}),
         lambda: together(mesh, "before any work", fails_on_the_last),
     ):
         try:

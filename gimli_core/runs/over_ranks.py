@@ -1,0 +1,54 @@
+"""The run of a call that several processes share: begun only once all ranks could begin, and with the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from gimli_core.arguments.call import Call
+from gimli_core.errors import unexpected
+from gimli_core.meta_parameters.marks import tensor_paths
+from gimli_core.processes.agreement import together
+from gimli_core.processes.mesh import Mesh
+from gimli_core.runs.chunks import Chunks
+from gimli_core.runs.digests import digests
+from gimli_core.runs.run import Run
+from gimli_core.runs.tasks_over_ranks import TasksOverRanks
+from gimli_core.transforms.tasks import check_tasks
+
+__all__ = ["over_ranks"]
+
+
+def over_ranks(call: Call, mesh: Mesh, run: Callable[[Call], Run]) -> Run:
+    """The run of all tasks, of which this rank runs its share; `run` makes that of a chunk of them.
+
+    Raises on all ranks, or on none.
+    """
+    return together(
+        mesh,
+        "mesh",
+        lambda: _chunks(call, mesh, run),
+        lambda: digests(call, batches=mesh.data is None and mesh.shard is None),
+    )
+
+
+def _chunks(call: Call, mesh: Mesh, run: Callable[[Call], Run]) -> Run:
+    tasks = check_tasks(call.tasks)
+    if tasks is None:
+        expected, do = 'tasks=T beside a mesh of "tasks"', 'One inner loop over processes is mesh="data".'
+        raise unexpected("tasks", expected, "None", do)
+    if call.resume is not None:
+        raise unexpected("resume", 'None beside a mesh of "tasks"', repr(call.resume), "Give one of the two.")
+    assert mesh.tasks is not None
+    # Eager runs and those that an "auto" would change over to, sooner on one rank than on another, differ in last bits.
+    compile = False if call.compile == "auto" else call.compile
+    call = replace(call, tasks=replace(tasks, chunk=tasks.chunk or 1), compile=compile)
+    alone = replace(call, mesh=replace(mesh, tasks=None) if mesh.data or mesh.shard else None)
+    parts = alone.parts()
+    return Chunks(call, parts, run, TasksOverRanks(mesh.tasks, _device(call)))
+
+
+def _device(call: Call) -> torch.device:
+    return next((t.device for _, t in tensor_paths(call.theta_0)), torch.device("cpu"))

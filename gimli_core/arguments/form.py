@@ -88,6 +88,15 @@ class Form:
         return None if self.mesh is None else self.mesh.data
 
     @property
+    def data(self) -> Ranks | None:
+        """The ranks that each hold a part of every batch, if there are several."""
+        return None if self.mesh is None else self.mesh.data
+
+    def zero_loss(self, theta: Tensors) -> Tensor:
+        """A tensor like the inner loss."""
+        return next(iter(theta.values())).new_zeros(() if self.tasks is None else self.tasks)
+
+    @property
     def approximation(self) -> str:
         """What the result leaves out, or the empty string."""
         missing = ["first order: line 14 without V_j Hessian"] * (not self.curvature)

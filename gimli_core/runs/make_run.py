@@ -34,7 +34,7 @@ from gimli_core.runs.clocked import Clocked
 from gimli_core.runs.compiled_run import CompiledRun
 from gimli_core.runs.eager_steps import EagerSteps, Steps
 from gimli_core.runs.journal import Journal
-from gimli_core.runs.over_ranks import over_ranks
+from gimli_core.runs.over_ranks import begun_together, over_ranks
 from gimli_core.runs.recall import look_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.runs.run import Events, Run
 from gimli_core.runs.scheduled_run import ScheduledRun
@@ -74,8 +74,10 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     if call.resume is not None:
         directory_of("resume", call.resume)
     mesh = check_mesh(call.mesh)
-    if mesh is not None and mesh.tasks is not None:
-        return over_ranks(call, mesh, partial(_one, wants=replace(wants, weighed=False)))
+    if mesh is not None:
+        call = replace(call, mesh=mesh)
+        if mesh.tasks is not None:
+            return over_ranks(call, mesh, partial(_one, wants=replace(wants, weighed=False)))
     if getattr(call.problem, "memo", None) is not None and call.problem.memo.buffers_of_tasks:
         call = _one_at_a_time(call)
     parts = call.parts()
@@ -166,16 +168,19 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
 
 def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     """The inputs of a call: checked, its requirements tested, in the form that is run."""
-    inputs, mesh = prepare(call), check_mesh(call.mesh)
+    mesh = check_mesh(call.mesh)
     if mesh is not None:
+        inputs = begun_together(call, mesh, lambda: _required(prepare(call), call, schedule, wants))
         inputs = replace(inputs, form=replace(inputs.form, mesh=mesh))
-    if call.check:
-        inputs = require(inputs, replays=schedule.replays, tied=wants.tied)
-    if mesh is not None and mesh.shard is not None:
-        return in_shards(inputs, mesh.shard)
+        return inputs if mesh.shard is None else in_shards(inputs, mesh.shard)
+    inputs = _required(prepare(call), call, schedule, wants)
     # A resumed run may be looked at otherwise than the one that was killed was: what that one wrote must fit.
     by_name = wants.names or call.problem.memo.by_name or call.resume is not None
     return inputs if by_name else as_one_vector(inputs)
+
+
+def _required(inputs: Inputs, call: Call, schedule: Schedule, wants: Wants) -> Inputs:
+    return require(inputs, replays=schedule.replays, tied=wants.tied) if call.check else inputs
 
 
 def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None, *, weighed: bool = False) -> Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ from gimli_core.verification.precision import lowest_dtype, name_of, precise
 from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Question, flatten, same_randomness
 from gimli_core.verification.report import Report
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 __all__ = ["ORACLES", "verify"]
 
 ORACLES = ("autograd", "finite_differences", "dense_chain")
@@ -58,6 +61,7 @@ def verify(
     compile: bool | str = "auto",
     resume: str | Path | None = None,
     micro_batches: int | None = None,
+    mesh: DeviceMesh | str | None = None,
     claimed: Mapping[str, Any] | None = None,
     closed_form: Mapping[str, Any] | None = None,
     oracles: Collection[str] = ORACLES,
@@ -138,6 +142,7 @@ def verify(
         compile,
         resume,
         micro_batches=micro_batches,
+        mesh=mesh,
     )
     run = make_run(call, Wants(one_number="verify"))
     batches = call.train_batches_in_parts()[0]

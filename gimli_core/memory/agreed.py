@@ -1,0 +1,29 @@
+"""What ranks measure for themselves, made one: a schedule that one of them chose otherwise would wait for ever."""
+
+from __future__ import annotations
+
+from gimli_core.memory.schedules.costs import Act, Costs
+from gimli_core.processes.collectives import everyones
+from gimli_core.processes.mesh import Mesh
+
+__all__ = ["agreed_bytes", "agreed_costs"]
+
+
+def agreed_bytes(mesh: Mesh | None, count: int) -> int:
+    """The most that any rank needs."""
+    for ranks in mesh or ():
+        count = max(everyones(ranks, count, "bytes of a run"))
+    return count
+
+
+def agreed_costs(mesh: Mesh | None, costs: Costs) -> Costs:
+    """The highest of every cost on any rank: the schedule that is chosen by them fits all, and is one."""
+    for ranks in mesh or ():
+        every = [Costs(*each) for each in everyones(ranks, tuple(costs), "costs of a step")]
+        costs = Costs(*map(_highest, zip(*every, strict=True)))
+    return costs
+
+
+def _highest(values: tuple[Act, ...] | tuple[float, ...]) -> Act | float:
+    first = values[0]
+    return Act(*map(max, zip(*values, strict=True))) if isinstance(first, Act) else max(values)  # type: ignore[arg-type]

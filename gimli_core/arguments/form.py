@@ -83,6 +83,11 @@ class Form:
         return self.second_derivatives and not self.keeps_graph
 
     @property
+    def in_shards(self) -> bool:
+        """Whether each rank has a part of theta, s, B and S."""
+        return self.mesh is not None and self.mesh.shard is not None
+
+    @property
     def alike(self) -> Ranks | None:
         """The ranks that are at the same (theta_j, s_j), if there are several: each stores a part of it."""
         return None if self.mesh is None else self.mesh.data

@@ -12,8 +12,8 @@ from pathlib import Path
 from gimli_core.errors import StorageError
 from gimli_core.memory.allocator import long_lived
 from gimli_core.memory.files import read_file, write_file
-from gimli_core.memory.schedules.actions import Tier
 from gimli_core.memory.points_over_ranks import PointsOverRanks
+from gimli_core.memory.schedules.actions import Tier
 from gimli_core.memory.scratch import remove_scratch, scratch_directory
 from gimli_core.processes.mesh import Ranks
 from gimli_core.record import Point

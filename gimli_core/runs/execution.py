@@ -128,6 +128,8 @@ class Execution:
         if self.form.weighted[J]:
             of_L, validation = self.by.validation(inputs, point, rows=not self.weighed)
             self.losses.note_outer(J, of_L)
+        if self.form.mesh is not None and self.form.mesh.shard is not None:
+            self.losses.check_ranks(self.form.mesh.shard)
         self.losses.check_outer(inputs)
         L = self.losses.outer(inputs)
         rows = self.rows

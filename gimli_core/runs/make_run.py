@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from gimli_core.arguments.call import Call
-from gimli_core.arguments.in_shards import in_shards
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.arguments.until import check_until
@@ -39,6 +38,7 @@ from gimli_core.runs.recall import look_of, recalled, recalled_whole, remember, 
 from gimli_core.runs.run import Events, Run
 from gimli_core.runs.scheduled_run import ScheduledRun
 from gimli_core.runs.settling import Ahead, Rested, settled
+from gimli_core.runs.sharded import sharded
 from gimli_core.transforms.one_vector import LeftAlone, OneVector
 from gimli_core.transforms.over_tasks import BuffersOfTasks
 from gimli_core.transforms.tasks import check_tasks
@@ -166,16 +166,18 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
 
 def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     """The inputs of a call: checked, its requirements tested, in the form that is run."""
-    inputs, mesh = prepare(call), check_mesh(call.mesh)
-    if mesh is not None:
-        inputs = replace(inputs, form=replace(inputs.form, mesh=mesh))
-    if call.check:
-        inputs = require(inputs, replays=schedule.replays, tied=wants.tied)
+    mesh = check_mesh(call.mesh)
     if mesh is not None and mesh.shard is not None:
-        return in_shards(inputs, mesh.shard)
+        return sharded(call, mesh, mesh.shard, partial(_required, call, schedule, wants), watched=wants.names)
+    inputs = _required(call, schedule, wants)
     # A resumed run may be looked at otherwise than the one that was killed was: what that one wrote must fit.
     by_name = wants.names or call.problem.memo.by_name or call.resume is not None
     return inputs if by_name else as_one_vector(inputs)
+
+
+def _required(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
+    inputs = prepare(call)
+    return require(inputs, replays=schedule.replays, tied=wants.tied) if call.check else inputs
 
 
 def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None, *, weighed: bool = False) -> Run:

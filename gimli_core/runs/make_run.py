@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.in_shards import check_sharded
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.arguments.until import check_until
@@ -25,6 +26,7 @@ from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.forward_only import ForwardOnly
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.memory.settle import settle
+from gimli_core.processes.agreement import together
 from gimli_core.processes.mesh import check_mesh
 from gimli_core.requirements.examine import require
 from gimli_core.runs import compiled_run
@@ -76,6 +78,8 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     mesh = check_mesh(call.mesh)
     if mesh is not None and mesh.tasks is not None:
         return over_ranks(call, mesh, partial(_one, wants=replace(wants, weighed=False)))
+    if mesh is not None and mesh.shard is not None:
+        together([mesh.shard], "mesh", partial(check_sharded, call, watched=wants.names))
     if getattr(call.problem, "memo", None) is not None and call.problem.memo.buffers_of_tasks:
         call = _one_at_a_time(call)
     parts = call.parts()
@@ -168,7 +172,7 @@ def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     """The inputs of a call: checked, its requirements tested, in the form that is run."""
     mesh = check_mesh(call.mesh)
     if mesh is not None and mesh.shard is not None:
-        return sharded(call, mesh, mesh.shard, partial(_required, call, schedule, wants), watched=wants.names)
+        return sharded(call, mesh, mesh.shard, partial(_required, call, schedule, wants))
     inputs = _required(call, schedule, wants)
     # A resumed run may be looked at otherwise than the one that was killed was: what that one wrote must fit.
     by_name = wants.names or call.problem.memo.by_name or call.resume is not None

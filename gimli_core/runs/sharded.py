@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from gimli_core.arguments.call import Call
-from gimli_core.arguments.in_shards import check_sharded, in_shards, random_numbers
+from gimli_core.arguments.in_shards import in_shards, random_numbers
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.processes.agreement import together
 from gimli_core.processes.mesh import Mesh, Ranks
@@ -15,12 +15,11 @@ from gimli_core.runs.digests import digests
 __all__ = ["sharded"]
 
 
-def sharded(call: Call, mesh: Mesh, ranks: Ranks, make: Callable[[], Inputs], *, watched: bool) -> Inputs:
+def sharded(call: Call, mesh: Mesh, ranks: Ranks, make: Callable[[], Inputs]) -> Inputs:
     """The inputs that `make` makes, as those of this rank. Raises on all ranks, or on none."""
     made: list[Inputs] = []
 
     def checked() -> Inputs:
-        check_sharded(call, watched=watched)
         made.append(make())
         return made[0]
 

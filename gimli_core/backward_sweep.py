@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from torch import Tensor
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient, gradients
 from gimli_core.derivatives.over_parts import products_of_parts
+from gimli_core.derivatives.over_ranks import products_over_ranks, validation_over_ranks
 from gimli_core.derivatives.second_order import Products, from_a_point, reverse_over_reverse
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import with_path
@@ -41,18 +43,27 @@ def validation_gradients(
 
     `along` and `rows` as in `gradients`. Cost F, and 2F for each gradient.
     """
-    form = inputs.form
-    L, each = gradients(
-        form.problem.val_loss,
-        "val_loss",
-        form.whole(point.theta),
-        inputs.values.phi_loss,
-        inputs.values.val_batch(point.j),
-        frozen=inputs.values.frozen,
-        along=along,
-        rows=rows,
-        recorded=form.recorded,
-    )
+    form, theta = inputs.form, inputs.form.whole(point.theta)
+
+    def of_batch() -> tuple[Gradient, list[Gradient], Any]:
+        batch = inputs.values.val_batch(point.j)
+        L, each = gradients(
+            form.problem.val_loss,
+            "val_loss",
+            theta,
+            inputs.values.phi_loss,
+            batch,
+            frozen=inputs.values.frozen,
+            along=along,
+            rows=rows,
+            recorded=form.recorded,
+        )
+        return L, each, batch
+
+    if form.data is None:
+        L, each, _ = of_batch()
+    else:
+        L, each = validation_over_ranks(form.data, of_batch, f"lines 8-9, L_val at theta_{point.j}")
     return L, [of_one._replace(theta=form.part(of_one.theta)) for of_one in each]
 
 
@@ -116,7 +127,7 @@ def second_order_products(
     form = inputs.form
     curvature = curvature and form.curvature
     if form.second_derivatives:
-        products = _asked_of_loss(inputs, point, G_j, form.whole(V), g, curvature, mixed, keep_graph)
+        products = _products(inputs, point, G_j, form.whole(V), g, curvature, mixed, keep_graph)
         products = products._replace(curvature=form.part(products.curvature))
     else:
         zeros = {k: v.new_zeros(()).expand_as(v) for k, v in V.items()}
@@ -124,6 +135,29 @@ def second_order_products(
     if g is not None and not curvature:  # with curvature it is in there already
         products = products._replace(curvature={k: times(g, G) for k, G in G_j.theta.items()})
     return products
+
+
+def _products(
+    inputs: Inputs, point: Point, G_j: Gradient, V: Tensors, g: Tensor | None, curvature: bool, mixed: bool, keep: bool
+) -> Products:
+    """The products of the inner loss, of the parts that all ranks have."""
+    form, j = inputs.form, point.j
+
+    def of_part() -> Products:
+        return _asked_of_loss(inputs, point, G_j, V, g, curvature, mixed, keep)
+
+    if form.data is None:
+        return of_part()
+    assert G_j.share is not None
+    return products_over_ranks(
+        form.data,
+        of_part,
+        G_j.share,
+        V if curvature else {},
+        inputs.values.phi_loss if mixed else {},
+        G_j.loss if form.evaluates_again else None,
+        f"lines 13-14, the products at inner step j = {j} of {form.steps}",
+    )
 
 
 def _asked_of_loss(

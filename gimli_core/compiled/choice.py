@@ -58,14 +58,15 @@ def options(
     form = inputs.form
     if compile is False or form.steps == 0:
         return []
-    why_not = {
-        "micro-batches are summed one after the other": form.in_parts,
-        "theta is gathered over ranks within a step": form.in_shards,
-        "what is compiled has all of line 14, by reverse over reverse": not form.curvature or form.evaluates_again,
-    }
-    if any(why_not.values()):
+    if form.mesh is not None:
         if compile != "auto":
-            notice(f"not compiled: {next(why for why, there in why_not.items() if there)}")
+            notice("not compiled: ranks sum what they have within a step; tasks over ranks are compiled")
+        return []
+    if not form.curvature or form.evaluates_again or form.in_parts:
+        if compile != "auto":
+            in_parts = "micro-batches are summed one after the other"
+            line_14 = "what is compiled has all of line 14, by reverse over reverse"
+            notice(f"not compiled: {in_parts if form.in_parts else line_14}")
         return []
     whole = whole and form.first == 0 and not inputs.values.indexed
     if compile == "auto" and not whole:

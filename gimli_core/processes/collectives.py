@@ -5,7 +5,7 @@ Nothing here is differentiated: the sweep is explicit, and what it sums over ran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from typing import Any, NamedTuple, TypeVar
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, distributed
 
 from gimli_core.errors import ProcessError, first_line
-from gimli_core.notation import Tensors
 from gimli_core.processes.flat_trees import flattened, rebuilt
 from gimli_core.processes.mesh import Ranks
 
-__all__ = ["Collective", "all_gathered", "counting", "everyones", "everyones_tree", "summed"]
+__all__ = ["Collective", "all_gathered", "counting", "everyones", "everyones_tree", "summed", "weighed"]
 
 Answer = TypeVar("Answer")
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Collective(NamedTuple):
@@ -46,14 +46,31 @@ def counting() -> Iterator[list[Collective]]:
         _COUNTS.remove(collectives)
 
 
-def summed(ranks: Ranks, tensors: Mapping[str, Tensor], what: str) -> Tensors:
+def summed(ranks: Ranks, tensors: Mapping[Name, Tensor], what: str) -> dict[Name, Tensor]:
     """Σ over the ranks of each tensor: the same bits on all of them. One all_reduce of all tensors in a row."""
-    if not tensors:
-        return {}
-    flat = torch.cat([t.reshape(-1).to(_common_dtype(tensors)) for t in tensors.values()])
+    return weighed(ranks, tensors, what)[0] if tensors else {}
+
+
+def weighed(
+    ranks: Ranks, tensors: Mapping[Name, Tensor], what: str, *, weight: float = 1.0, beside: Sequence[float] = ()
+) -> tuple[dict[Name, Tensor], Tensor]:
+    """(Σ over the ranks of `weight` times each tensor, Σ of the numbers `beside`): the same bits on all ranks.
+
+    One all_reduce of all of them in a row, in float32 at least. A rank of weight 0 counts for nothing, nan included.
+    """
+    dtype = _common_dtype(tensors)
+    flats = [t.detach().reshape(-1).to(dtype) for t in tensors.values()]
+    device = flats[0].device if flats else torch.device("cpu")
+    flat = torch.cat([*flats, torch.tensor(beside, dtype=dtype, device=device)])
+    of_tensors = flat[: len(flat) - len(beside)]
+    if weight == 0:
+        of_tensors.zero_()
+    elif weight != 1:
+        of_tensors.mul_(weight)
     _executed("all_reduce", ranks, what, flat.nbytes, lambda: distributed.all_reduce(flat, group=ranks.group))
-    parts = flat.split([t.numel() for t in tensors.values()])
-    return {k: part.reshape(t.shape).to(t.dtype) for (k, t), part in zip(tensors.items(), parts, strict=True)}
+    parts = of_tensors.split([t.numel() for t in tensors.values()])
+    sums = {k: part.reshape(t.shape).to(t.dtype) for (k, t), part in zip(tensors.items(), parts, strict=True)}
+    return sums, flat[len(of_tensors) :]
 
 
 def all_gathered(ranks: Ranks, flat: Tensor, what: str) -> list[Tensor]:
@@ -87,7 +104,7 @@ def everyones_tree(ranks: Ranks, tree: Any, device: torch.device, what: str) -> 
     return [rebuilt(one, sent) for (one, _), sent in zip(every, all_gathered(ranks, padded, what), strict=True)]
 
 
-def _common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+def _common_dtype(tensors: Mapping[Any, Tensor]) -> torch.dtype:
     """That all can be summed in: float32 at least."""
     return reduce(torch.promote_types, (t.dtype for t in tensors.values()), torch.float32)
 

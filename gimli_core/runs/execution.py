@@ -52,7 +52,7 @@ class Execution:
         self.along: Tensor | None = None
         self.inputs, self.form, self.schedule, self.by = inputs, inputs.form, schedule, steps
         self.working = WorkingPoint(inputs.environment)
-        self.stored = Storage(schedule.disk, inputs.form.alike)
+        self.stored = Storage(schedule.disk, inputs.form.stores_parts)
         self.records: dict[int, Record] = {}
         self.losses = Losses()
         self.end: tuple[Tensors, State, Tensors] | None = None

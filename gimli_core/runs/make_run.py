@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from gimli_core.arguments.call import Call
-from gimli_core.arguments.in_shards import check_sharded
+from gimli_core.arguments.in_shards import check_sharded, in_shards, random_numbers
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.arguments.until import check_until
@@ -35,12 +35,11 @@ from gimli_core.runs.clocked import Clocked
 from gimli_core.runs.compiled_run import CompiledRun
 from gimli_core.runs.eager_steps import EagerSteps, Steps
 from gimli_core.runs.journal import Journal
-from gimli_core.runs.over_ranks import over_ranks
+from gimli_core.runs.over_ranks import begun_together, over_ranks
 from gimli_core.runs.recall import look_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.runs.run import Events, Run
 from gimli_core.runs.scheduled_run import ScheduledRun
 from gimli_core.runs.settling import Ahead, Rested, settled
-from gimli_core.runs.sharded import sharded
 from gimli_core.transforms.one_vector import LeftAlone, OneVector
 from gimli_core.transforms.over_tasks import BuffersOfTasks
 from gimli_core.transforms.tasks import check_tasks
@@ -76,10 +75,12 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     if call.resume is not None:
         directory_of("resume", call.resume)
     mesh = check_mesh(call.mesh)
-    if mesh is not None and mesh.tasks is not None:
-        return over_ranks(call, mesh, partial(_one, wants=replace(wants, weighed=False)))
-    if mesh is not None and mesh.shard is not None:
-        together([mesh.shard], "mesh", partial(check_sharded, call, watched=wants.names))
+    if mesh is not None:
+        call = replace(call, mesh=mesh)
+        if mesh.shard is not None:
+            together(mesh, "mesh", partial(check_sharded, call, watched=wants.names))
+        if mesh.tasks is not None:
+            return over_ranks(call, mesh, partial(_one, wants=replace(wants, weighed=False)))
     if getattr(call.problem, "memo", None) is not None and call.problem.memo.buffers_of_tasks:
         call = _one_at_a_time(call)
     parts = call.parts()
@@ -171,16 +172,20 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
 def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     """The inputs of a call: checked, its requirements tested, in the form that is run."""
     mesh = check_mesh(call.mesh)
-    if mesh is not None and mesh.shard is not None:
-        return sharded(call, mesh, mesh.shard, partial(_required, call, schedule, wants))
-    inputs = _required(call, schedule, wants)
+    if mesh is not None:
+        inputs = begun_together(call, mesh, lambda: _required(prepare(call), call, schedule, wants))
+        inputs = replace(inputs, form=replace(inputs.form, mesh=mesh, journaled=call.resume is not None))
+        if mesh.shard is None:
+            return inputs
+        together([mesh.shard], "mesh", lambda: None, lambda: {"random numbers": random_numbers(inputs)})
+        return in_shards(inputs, mesh.shard)
+    inputs = _required(prepare(call), call, schedule, wants)
     # A resumed run may be looked at otherwise than the one that was killed was: what that one wrote must fit.
     by_name = wants.names or call.problem.memo.by_name or call.resume is not None
     return inputs if by_name else as_one_vector(inputs)
 
 
-def _required(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
-    inputs = prepare(call)
+def _required(inputs: Inputs, call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     return require(inputs, replays=schedule.replays, tied=wants.tied) if call.check else inputs
 
 

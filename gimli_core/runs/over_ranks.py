@@ -8,12 +8,16 @@ from dataclasses import replace
 import torch
 
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.marks import tensor_paths
 from gimli_core.processes.agreement import together
+from gimli_core.processes.collectives import everyones
 from gimli_core.processes.mesh import Mesh
+from gimli_core.requirements.parts import refuse_undecomposed
 from gimli_core.runs.chunks import Chunks
 from gimli_core.runs.digests import digests
+from gimli_core.runs.gathered import gathered
 from gimli_core.runs.run import Run
 from gimli_core.runs.tasks_over_ranks import TasksOverRanks
 from gimli_core.transforms.tasks import check_tasks
@@ -32,6 +36,30 @@ def over_ranks(call: Call, mesh: Mesh, run: Callable[[Call], Run]) -> Run:
         lambda: _chunks(call, mesh, run),
         lambda: digests(call, batches=mesh.data is None and mesh.shard is None),
     )
+
+
+def begun_together(call: Call, mesh: Mesh, make: Callable[[], Inputs]) -> Inputs:
+    """The inputs of one inner loop, of which ranks hold parts, once they are made and alike on all ranks.
+
+    Raises on all ranks, or on none: what `make` raises, what differs, and a loss that is not the sum of its parts.
+    """
+    inputs = together(mesh, "mesh", make, lambda: digests(call, batches=mesh.data is None))
+    if mesh.data is None or mesh.data.size == 1 or not call.check or inputs.values.indexed or not inputs.form.steps:
+        return inputs
+    probed = inputs.form.problem.memo.examined
+    signature = ("over ranks", mesh.data.size, tuple((k, v.shape) for k, v in inputs.values.theta_0.items()))
+    if not all(everyones(mesh.data, signature in probed, "whether the losses were tried")):
+        last = max(j for j, weighted in enumerate(inputs.form.weighted) if weighted)
+        whole = gathered(call, mesh.data, [0], [last])
+        together(mesh, "mesh", lambda: _refuse_undecomposed(whole))
+        probed[signature] = True
+    return inputs
+
+
+def _refuse_undecomposed(call: Call) -> None:
+    inputs = prepare(call)
+    for name in ("train_loss", "val_loss"):
+        refuse_undecomposed(inputs, name, "the parts of ranks")
 
 
 def _chunks(call: Call, mesh: Mesh, run: Callable[[Call], Run]) -> Run:

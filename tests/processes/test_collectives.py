@@ -10,7 +10,7 @@ from torch import distributed
 
 from gimli_core.errors import ArgumentError, ProcessError
 from gimli_core.processes.agreement import together
-from gimli_core.processes.collectives import Collective, all_gathered, counting, everyones, summed
+from gimli_core.processes.collectives import Collective, all_gathered, counting, everyones, weighed
 from gimli_core.processes.mesh import check_mesh
 from tests.processes.launching import results_on_ranks
 
@@ -23,10 +23,10 @@ def each_kind_of_message() -> tuple[object, ...]:
     mine = float(ranks.rank + 1)
     tensors = {"a": torch.full((2, 3), mine, dtype=torch.float32), "b": torch.tensor(mine)}
     with counting() as sent:
-        total = summed(ranks, tensors, "G_j")
+        total, counts = weighed(ranks, tensors, "G_j", weight=2.0, beside=[1.0])
         every = all_gathered(ranks, torch.tensor([mine]), "shards")
         words = everyones(ranks, {"rank": ranks.rank}, "words")
-    return total, every, words, sent, mesh.first
+    return {**total, "counts": counts}, every, words, sent, mesh.first
 
 
 def disagreements() -> list[str]:
@@ -55,13 +55,14 @@ def test_messages_have_all_ranks_values_in_rank_order_and_are_counted(tmp_path: 
     for rank, (total, every, words, sent, first) in enumerate(
         results_on_ranks(3, each_kind_of_message, directory=tmp_path)
     ):
-        assert torch.equal(total["a"], torch.full((2, 3), 6.0, dtype=torch.float32))
+        assert torch.equal(total["a"], torch.full((2, 3), 12.0, dtype=torch.float32))
         assert total["a"].dtype == torch.float32
-        assert total["b"] == 6.0
+        assert total["b"] == 12.0
+        assert total["counts"].tolist() == [3.0]
         assert [float(one) for one in every] == [1.0, 2.0, 3.0]
         assert words == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert sent == [
-            Collective("all_reduce", "data", "G_j", 7 * 8),
+            Collective("all_reduce", "data", "G_j", 8 * 8),
             Collective("all_gather", "data", "shards", 8),
             Collective("all_gather_object", "data", "words", 0),
         ]

@@ -33,7 +33,7 @@ def entries_of(given: Mapping[str, Any] | None, entries: Entries, argument: str)
             known = listing(map(label, entries))
             raise unexpected(argument, f"entries among {known}", label(key), "Key it as the inputs are.")
         if value.shape != entries[key].shape:
-            expected = f"shape {list(entries[key].shape)}, as its meta-parameter has"
+            expected = f"shape {list(entries[key].shape)}, as in a result"
             remedy = "Give the derivative with respect to all of it."
             raise unexpected(f"{argument}: {label(key)}", expected, str(list(value.shape)), remedy)
     return found

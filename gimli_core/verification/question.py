@@ -52,6 +52,7 @@ class Question:
     val_weights: Any = None
     left_out: Approximation = field(default_factory=Approximation)
     tasks: Tasks | None = None  # of how many inner loops L is the mean or the sum: tasks.py
+    row: int | None = None  # of several outer losses the one that is L: rows.py
 
     def entries(self) -> Entries:
         """Every meta-parameter: phi_opt, phi_loss, the trained part of theta_0, and a warm state."""
@@ -90,9 +91,10 @@ class Question:
         return {**phi, **{k: phi[k][rows_k] for k, rows_k in rows.items()}}
 
     def outer_loss(self, theta: Tensors, phi: Tensors, j: int) -> Tensor:
-        """L_val(theta_j), without what is returned beside it."""
+        """L_val(theta_j), without what is returned beside it; of several the one that is asked about."""
         val_batch = check_val_batch(self.val_batch, self.steps)(j)
-        return _value(called(self.problem.val_loss, theta, phi, val_batch, j))
+        loss = _value(called(self.problem.val_loss, theta, phi, val_batch, j))
+        return loss if self.row is None else loss[self.row]
 
     def weights(self) -> list[float]:
         """How much L_val(theta_j) counts, for j = 0 ... J."""

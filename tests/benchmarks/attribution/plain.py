@@ -25,7 +25,9 @@ def _step(work: Training, at: State, w: Tensor, j: int, traced: bool) -> State:
     c_1, c_2 = (1 - beta ** (j + 1) for beta in BETAS)
 
     def moved(k: str) -> Tensor:
-        root = torch.sqrt(v[k] / c_2 + work.eps_root)
+        x = v[k] / c_2 + work.eps_root
+        unmoved = x == 0  # the root's slope is infinite there and what it is multiplied by is 0: their limit is 0
+        root = torch.where(unmoved, 0.0, torch.sqrt(torch.where(unmoved, 1.0, x)))
         return theta[k] * (1 - LR * DECAY) - LR * (m[k] / c_1) / (root + EPS)
 
     return {k: moved(k) for k in theta}, m, v
@@ -59,7 +61,10 @@ def by_stored_states(work: Training) -> Tensor:
     rows = []
     for q in range(work.queries):
         loss = work.losses(at[0], work.asked[q : q + 1])[0]
-        adjoint = [*torch.autograd.grad(loss, list(at[0].values())), *(torch.zeros_like(x) for x in _flat(at)[len(at[0]) :])]
+        adjoint = [
+            *torch.autograd.grad(loss, list(at[0].values())),
+            *(torch.zeros_like(x) for x in _flat(at)[len(at[0]) :]),
+        ]
         row = torch.zeros(N, dtype=w.dtype)
         for first in sorted(kept, reverse=True):
             states = [kept[first]]

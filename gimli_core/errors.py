@@ -20,6 +20,7 @@ __all__ = [
     "NotConvergedError",
     "NotFiniteError",
     "NotReachedError",
+    "ProcessError",
     "ReplayError",
     "RequirementError",
     "SecondDerivativeError",
@@ -66,6 +67,10 @@ class NegativeCurvatureError(GimliError, ArithmeticError):
     def __init__(self, message: str, direction: dict[str, Any], curvature: float, damping: float) -> None:
         super().__init__(message)
         self.direction, self.curvature, self.damping = direction, curvature, damping
+
+
+class ProcessError(GimliError, RuntimeError):
+    """Another process of a mesh failed, or did not answer."""
 
 
 class ReplayError(GimliError, RuntimeError):

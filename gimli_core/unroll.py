@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.meta_parameters.marks import detached, look_up, tensor_paths, unmarked, unmarked_entries
 from gimli_core.notation import State, slots
 from gimli_core.problem import Problem
+from gimli_core.processes.mesh import tells
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Wants, make_run
@@ -30,6 +31,9 @@ from gimli_core.runs.run import Run, drain
 from gimli_core.transforms.proximal import without_centre
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["gradient_at", "tied_tensors", "unroll"]
 
@@ -68,6 +72,7 @@ def unroll(
     check: bool = True,
     until: Until | Callable[..., Any] | None = None,
     micro_batches: int | None = None,
+    mesh: DeviceMesh | str | None = None,
     watch: Callable[[Event], None] | None = None,
     progress: bool = False,
     with_trajectory: bool = False,
@@ -144,6 +149,7 @@ def unroll(
         check,
         until,
         micro_batches,
+        mesh,
     )
     check_derivatives(derivatives, call)
     again = None
@@ -151,7 +157,7 @@ def unroll(
         again = Recorded(call, next(iter(unmarked_entries(theta_0).values())))
     wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed, weighed=needed)
     run = make_run(call, wants)
-    watching = (watch, Progress(run.steps) if progress else None)
+    watching = (watch, Progress(run.steps) if progress and tells(mesh) else None)
     if not needed:
         drain(run.forward(), *watching)
         return (run.val_loss.clone(), run.trajectory()) if with_trajectory else run.val_loss.clone()

@@ -58,6 +58,10 @@ def options(
     form = inputs.form
     if compile is False or form.steps == 0:
         return []
+    if form.mesh is not None:
+        if compile != "auto":
+            notice("not compiled: ranks sum what they have within a step; tasks over ranks are compiled")
+        return []
     if not form.curvature or form.evaluates_again or form.in_parts:
         if compile != "auto":
             in_parts = "micro-batches are summed one after the other"

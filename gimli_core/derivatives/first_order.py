@@ -44,6 +44,7 @@ class Gradient(NamedTuple):
     graph: Graph | None
     unused: frozenset[str] = frozenset()  # entries of theta to which the loss has no gradient path; their gradient is 0
     aux: Any = None  # what the loss returns beside its value
+    share: tuple[float, bool] | None = None  # what this rank's part of the batch counted for (over_ranks.py)
 
 
 def gradient(

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from gimli_core.derivatives.beside_loss import check_alike
 from gimli_core.errors import unexpected
 
-__all__ = ["MicroBatches", "each", "of_parts", "split", "together", "weighed"]
+__all__ = ["MicroBatches", "each", "examples", "of_parts", "split", "together", "weighed"]
 
 LABEL = "MicroBatches(parts)"
 
@@ -91,7 +91,7 @@ def weighed(batch: MicroBatches, dim: int) -> MicroBatches:
     """The parts with weights; by default the shares of their examples, counted in dimension `dim` of a tensor."""
     if batch.weights is not None:
         return batch
-    counts = [_examples(part, dim) for part in batch.parts]
+    counts = [examples(part, dim) for part in batch.parts]
     return MicroBatches(batch.parts, [n / sum(counts) for n in counts])
 
 
@@ -100,7 +100,7 @@ def split(batch: Any, count: int, dim: int) -> MicroBatches:
     if isinstance(batch, MicroBatches):
         actual, do = "a batch that is MicroBatches already", "Give one of the two."
         raise unexpected("micro_batches", "None beside MicroBatches in train_batches", actual, do)
-    n = _examples(batch, dim)
+    n = examples(batch, dim)
     if n < count:
         actual, do = f"{count} of a batch of {n}", "Lower it."
         raise unexpected("micro_batches", "at most one for each example", actual, do)
@@ -109,7 +109,7 @@ def split(batch: Any, count: int, dim: int) -> MicroBatches:
     return MicroBatches([pytree.tree_unflatten(part, structure) for part in zip(*cut, strict=True)])
 
 
-def _examples(batch: Any, dim: int) -> int:
+def examples(batch: Any, dim: int) -> int:
     """How many examples a batch holds. Raises ArgumentError where its tensors do not agree."""
     tensors = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
     counts = {x.shape[dim] if x.ndim > dim else -1 for x in tensors}

@@ -10,6 +10,7 @@ import torch
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.outer_losses import outer_losses
+from gimli_core.memory.agreed import agreed_costs
 from gimli_core.memory.allocator import fresh_seconds, separates
 from gimli_core.memory.pilot import (
     PILOT,
@@ -89,6 +90,7 @@ def measure(
         fresh=fresh,
         write=written,
         read=read,
+        ranks=1 if inputs.form.stores_parts is None else inputs.form.stores_parts.size,
     )
     holes = max(round(LOST * transient) if compiled else 0, most - predict(PILOT, costs).peak)
     # s_0 was there before the pilot; the point that the sweep ends at is the caller's only if it is theta_0.
@@ -106,13 +108,15 @@ def costs_of(
     seen = compiled is not None and separates() and inputs.device.type == "cpu"
     remembered: list[tuple[Any, Costs]] = form.problem.memo.costs
     weighted = [*form.weighted[form.first : form.first + 2], form.weighted[-1]]
-    means = (form.second_order, form.curvature, form.warm, form.first > 0, weighted, seen, weighed)
+    over = [(ranks.use, ranks.size) for ranks in form.mesh or ()]
+    means = (form.second_order, form.curvature, form.warm, form.first > 0, weighted, seen, weighed, over)
     accumulators = [leaf.value for leaf in values.hyper.leaves]
     wanted = (inputs.signature(), accumulators, means, str(disk), torch.get_num_threads())
     for like, costs in remembered:
         if fits(wanted, like):
             return costs
     costs = measure(inputs, compiled if seen and compiled is not None else eager, disk, compiled=seen, weighed=weighed)
+    costs = agreed_costs(form.mesh, costs)
     remembered.append((outline(wanted), costs))
     return costs
 

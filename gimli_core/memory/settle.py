@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.errors import unexpected
+from gimli_core.memory.agreed import agreed_bytes
 from gimli_core.memory.allocator import keeper, warm
 from gimli_core.memory.batch_sizes import no_larger_batches
 from gimli_core.memory.measure import costs_of
@@ -37,7 +38,7 @@ def settle(
         return schedule, inputs, lambda: None
     steps = inputs.form.steps - inputs.form.first
     if steps < 2:  # nothing to choose
-        need = counted(inputs, eager)
+        need = agreed_bytes(inputs.form.mesh, counted(inputs, eager))
         if need > schedule.bytes:
             remedy = "With so few steps no other schedule takes less; a smaller batch does."
             actual, expected = show_size(schedule.bytes), f"at least {need} bytes for {steps} steps"

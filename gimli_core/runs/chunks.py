@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -17,9 +17,11 @@ from gimli_core.arguments.theta import theta_by_task
 from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS
+from gimli_core.record import Event
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.outcome import contracted
 from gimli_core.runs.run import Events, Run
+from gimli_core.runs.tasks_over_ranks import TasksOverRanks
 from gimli_core.transforms.tasks import check_tasks
 
 __all__ = ["Chunks"]
@@ -32,24 +34,36 @@ class Chunks:
         call: all of it.
         parts: the calls of the chunks.
         run: makes the run of a part.
+        over: the ranks that share the parts, if there are several.
     """
 
-    def __init__(self, call: Call, parts: list[Call], run: Callable[[Call], Run]) -> None:
-        self._call, self._parts, self._run = call, parts, run
-        self._first: Run | None = run(parts[0])
+    def __init__(
+        self, call: Call, parts: list[Call], run: Callable[[Call], Run], over: TasksOverRanks | None = None
+    ) -> None:
+        self._call, self._parts, self._run, self._over = call, parts, run, over
+        self._mine = range(len(parts)) if over is None else over.share(len(parts))
+        # A rank that has none makes one all the same: whatever is at fault is found on all ranks.
+        self._first: Run | None = run(parts[self._mine[0] if self._mine else 0])
         self.form = self._first.form
-        self.steps = self._first.steps * len(self._parts)  # inner steps of all chunks
+        self.steps = self._first.steps * len(self._mine)  # inner steps of all chunks that are run here
         self._result: MetaGradient | None = None
 
     def forward(self) -> Events:
         """All of Algorithm 1, chunk by chunk."""
+        results = yield from (self._each() if self._over is None else self._over.everyones(self._each()))
+        self._result = joined(results, self._call)
+
+    def _each(self) -> Generator[Event, None, list[MetaGradient]]:
+        """The results of the chunks that are run here."""
         results = []
-        for part in self._parts:
-            run, self._first = self._first or self._run(part), None
+        for i in self._mine:
+            if self._over is not None:
+                self._over.begin(i)
+            run, self._first = self._first or self._run(self._parts[i]), None
             yield from chain(run.forward(), run.backward())
             results.append(run.result())
             del run
-        self._result = joined(results, self._call)
+        return results
 
     def backward(self, along: Tensor | None = None) -> Events:
         """Nothing: `forward` has been back already, for each outer loss."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from gimli_core import backward_sweep, forward_unroll
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.outer_losses import outer_value
 from gimli_core.derivatives.first_order import Gradient
+from gimli_core.derivatives.over_ranks import validation_over_ranks
 from gimli_core.record import Adjoint, Again, Event, Point, Swept
 
 __all__ = ["EagerSteps", "Steps"]
@@ -103,4 +104,10 @@ class EagerSteps:
         return backward_sweep.validation_gradients(inputs, point, along, rows=rows)
 
     def validation_value(self, inputs: Inputs, point: Point) -> Gradient:
-        return outer_value(inputs, point.theta, inputs.values.val_batch(point.j))
+        def of_batch() -> tuple[Gradient, list[Gradient], Any]:
+            batch = inputs.values.val_batch(point.j)
+            return outer_value(inputs, point.theta, batch), [], batch
+
+        if inputs.form.data is None:
+            return of_batch()[0]
+        return validation_over_ranks(inputs.form.data, of_batch, f"lines 8-9, L_val at theta_{point.j}")[0]

@@ -52,7 +52,7 @@ class Execution:
         self.along: Tensor | None = None
         self.inputs, self.form, self.schedule, self.by = inputs, inputs.form, schedule, steps
         self.working = WorkingPoint(inputs.environment)
-        self.stored = Storage(schedule.disk)
+        self.stored = Storage(schedule.disk, inputs.form.stores_parts)
         self.records: dict[int, Record] = {}
         self.losses = Losses()
         self.end: tuple[Tensors, State, Tensors] | None = None
@@ -125,11 +125,13 @@ class Execution:
         inputs, J = self.inputs, self.form.steps
         point = self.working.marked() if self.weighed else self.working.at
         self.end = (point.theta, point.state, inputs.environment.copies())
-        check_end(point.theta, self.losses.train, self.form.names)
+        check_end(self.form.whole(point.theta), self.losses.train, self.form.names)
         validation = None
         if self.form.weighted[J]:
             of_L, validation = self.by.validation(inputs, point, rows=not self.weighed)
             self.losses.note_outer(J, of_L)
+        if self.form.mesh is not None and self.form.mesh.shard is not None:
+            self.losses.check_ranks(self.form.mesh.shard)
         self.losses.check_outer(inputs)
         L = self.losses.outer(inputs)
         rows = self.rows

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.in_shards import check_sharded, in_shards, random_numbers
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.arguments.until import check_until
@@ -25,6 +26,8 @@ from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.forward_only import ForwardOnly
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.memory.settle import settle
+from gimli_core.processes.agreement import together
+from gimli_core.processes.mesh import check_mesh
 from gimli_core.requirements.examine import require
 from gimli_core.runs import compiled_run
 from gimli_core.runs.chunks import Chunks
@@ -32,6 +35,7 @@ from gimli_core.runs.clocked import Clocked
 from gimli_core.runs.compiled_run import CompiledRun
 from gimli_core.runs.eager_steps import EagerSteps, Steps
 from gimli_core.runs.journal import Journal
+from gimli_core.runs.over_ranks import Told, begun_together, over_ranks
 from gimli_core.runs.recall import look_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.runs.run import Events, Run
 from gimli_core.runs.scheduled_run import ScheduledRun
@@ -70,6 +74,13 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     schedule_of_call(call)
     if call.resume is not None:
         directory_of("resume", call.resume)
+    mesh = check_mesh(call.mesh)
+    if mesh is not None:
+        call = replace(call, mesh=mesh)
+        if mesh.shard is not None:
+            together(mesh, "mesh", partial(check_sharded, call, watched=wants.names))
+        if mesh.tasks is not None:
+            return over_ranks(call, mesh, partial(_one, wants=replace(wants, weighed=False)))
     if getattr(call.problem, "memo", None) is not None and call.problem.memo.buffers_of_tasks:
         call = _one_at_a_time(call)
     parts = call.parts()
@@ -136,6 +147,8 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
         run = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
+        if inputs.form.mesh is not None:
+            return Told(run, inputs.form.mesh)
         joined = any(isinstance(transform, OneVector) for transform in inputs.form.transforms)
         return _ApartIfNeeded(call, wants, run, inputs.environment) if joined else run
 
@@ -162,12 +175,22 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
 
 def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     """The inputs of a call: checked, its requirements tested, in the form that is run."""
-    inputs = prepare(call)
-    if call.check:
-        inputs = require(inputs, replays=schedule.replays, tied=wants.tied)
+    mesh = check_mesh(call.mesh)
+    if mesh is not None:
+        inputs = begun_together(call, mesh, lambda: _required(prepare(call), call, schedule, wants))
+        inputs = replace(inputs, form=replace(inputs.form, mesh=mesh, journaled=call.resume is not None))
+        if mesh.shard is None:
+            return inputs
+        together([mesh.shard], "mesh", lambda: None, lambda: {"random numbers": random_numbers(inputs)})
+        return in_shards(inputs, mesh.shard)
+    inputs = _required(prepare(call), call, schedule, wants)
     # A resumed run may be looked at otherwise than the one that was killed was: what that one wrote must fit.
     by_name = wants.names or call.problem.memo.by_name or call.resume is not None
     return inputs if by_name else as_one_vector(inputs)
+
+
+def _required(inputs: Inputs, call: Call, schedule: Schedule, wants: Wants) -> Inputs:
+    return require(inputs, replays=schedule.replays, tied=wants.tied) if call.check else inputs
 
 
 def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None, *, weighed: bool = False) -> Run:

@@ -52,7 +52,7 @@ def outcome_of(
     if not form.warm:  # s_0 = s_0(phi_opt)
         started = form.optimizer.initial_state_pullback(ends.S, hyper.at(0), form.wanted)
         hyper.accumulate(A_opt, 0, started)
-    return Outcome(*losses_of(inputs, train_losses, val_losses), form.back(ends), buffers_J, A_opt, A_loss)
+    return Outcome(*losses_of(inputs, train_losses, val_losses), form.back(ends), buffers_J, form.total(A_opt), A_loss)
 
 
 def losses_of(

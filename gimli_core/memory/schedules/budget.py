@@ -82,7 +82,7 @@ def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float
     ) * costs.sweep_point.seconds
     seconds += costs.validate.seconds + min(on_disk, max(0, blocks - schedule.snapshots)) * (costs.write + costs.read)
     kept = min(schedule.snapshots, blocks) - 1  # theta_0 is the caller's
-    fresh = kept * costs.point + (first * costs.gradient if schedule.gradients else 0)
+    fresh = kept * costs.stored + (first * costs.gradient if schedule.gradients else 0)
     seconds += costs.fresh * fresh
     return costs.start + fresh + highest(block, blocks, costs) + costs.room, seconds
 
@@ -98,6 +98,7 @@ def highest(block: int, blocks: int, costs: Costs) -> int:
     ]
     if blocks > 1:  # again, once the last block is swept
         moments += [point + costs.end + forwards, point + costs.end + graphs + costs.sweep_point.transient]
+        moments += [point + costs.end + costs.gathering]
         if block > 1:
             last = max(costs.run_graph.transient - costs.record, costs.sweep.transient)
             moments += [point + costs.end + graphs + last]
@@ -117,7 +118,7 @@ def choose(budget: Budget, steps: int, costs: Costs) -> Checkpoint:
             room = budget.bytes - estimate(Checkpoint(1, graphs=block, gradients=gradients), steps, costs)[0]
             if room < 0:
                 continue
-            slots = 1 + min(room // max(costs.point, 1), steps)
+            slots = 1 + min(room // max(costs.stored, 1), steps)
             for on_disk in (0, *numbers(steps)) if budget.disk else (0,):
                 schedule = Checkpoint(
                     slots,

@@ -12,7 +12,7 @@ from gimli_core.errors import unexpected
 from gimli_core.notation import State, Tensors, slots
 from gimli_core.step_through.page.entries import entry, label, largest
 from gimli_core.step_through.page.facts import facts, resident_bytes
-from gimli_core.step_through.page.look_into import look_into
+from gimli_core.step_through.page.look_into import look_into, steepest
 from gimli_core.step_through.page.summaries import describe, gathered, norm, number, numbers, plan, total
 from gimli_core.step_through.walk import Moment, Walk
 
@@ -64,9 +64,11 @@ class Recorder:
             "hessian": [None] * J,
             "jacobian": [None] * J,
             "stretch": [None] * J,
+            "steepest": [None] * J,  # [tensor, entry, O there, G there] where |O_j| is largest
             "rows": self.rows,
             "follow": [{"label": label(k, i, self.theta[k]), "q": {}} for k, i in self.followed],
             "interventions": [],
+            "unchanged": None,  # the run without them, where there are any
             "error": None,
         }
 
@@ -175,7 +177,9 @@ class Recorder:
     def _look_into(self, j: int, moment: Moment) -> None:
         """O_j, the two parts of V_j, and for a small problem the Hessian and the whole Jacobian."""
         parts = look_into(moment, self.walk.inputs.form.optimizer, self.slots, self.rows, self.matrices)
-        self._put("O", j, moment.O)
+        rule = moment.O
+        self._put("O", j, rule)
+        self.data["steepest"][j] = steepest(gathered(rule), gathered(moment.given["G"]))
         self._put("V_theta", j, parts.V_theta)
         if self.slots:
             self._put("V_state", j, parts.V_state)

@@ -56,7 +56,7 @@ class TasksOverRanks:
         """
         environment = Environment((), self._device)
         drawn = int(torch.randint(2**62, ()))
-        found = environment.capture()
+        snapshot = environment.capture()
         self._seed = everyones(self._ranks, drawn, "the seed of the tasks")[0]
         mine: list[MetaGradient] = []
         failed: Exception | None = None
@@ -65,7 +65,7 @@ class TasksOverRanks:
         except Exception as error:
             failed = error
         finally:
-            environment.restore(found)
+            environment.restore(snapshot)
         word = None if failed is None else raised_by(failed)
         told = everyones_tree(self._ranks, (word, [result.state_dict() for result in mine]), self._device, WHAT)
         if failed is not None:

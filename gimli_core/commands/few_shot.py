@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, help="of the outer optimizer")
     parser.add_argument("--network", choices=list(NETWORKS))
     parser.add_argument("--filters", type=int, help="of the network's convolutions")
+    parser.add_argument(
+        "--bfloat16",
+        action=argparse.BooleanOptionalAction,
+        help="convolutions of embeddings in bfloat16; by default where the recipe says so",
+    )
     parser.add_argument("--episodes", type=int, default=600, help="held-out episodes of the evaluation (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of networks and episodes (%(default)s)")
     parser.add_argument(

@@ -45,6 +45,7 @@ class Options:
     rate: float | None = None
     network: str | None = None
     filters: int | None = None
+    bfloat16: bool | None = None
     episodes: int = 600
     seed: int = 0
 
@@ -131,7 +132,8 @@ class Experiment:
         network = options.network or recipe.network
         filters = options.filters or (recipe.quick_filters if quick else 64 if drawings else 32)
         channels, size = data.images.shape[1], data.images.shape[-1]
-        setting = Setting(channels, size, options.way, network, filters, self.steps)
+        bfloat16 = recipe.bfloat16 and not quick if options.bfloat16 is None else options.bfloat16
+        setting = Setting(channels, size, options.way, network, filters, self.steps, bfloat16)
         torch.manual_seed(options.seed)
         self.method: Method = recipe.make(setting)
         sampler = self.training.sampler
@@ -145,7 +147,7 @@ class Experiment:
             options.queries,
             ("training and test" if in_test else "training") if rotations else "none",
             recipe.batch_norm,
-            f"{network}, {filters} filters",
+            f"{network}, {filters} filters" + ", convolutions in bfloat16" * bfloat16,
             recipe.adaptation(setting),
             f"{self.steps} meta-batches of {sampler.tasks} tasks",
         )

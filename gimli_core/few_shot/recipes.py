@@ -24,6 +24,7 @@ from gimli_core.few_shot.metric_based.siamese import Siamese
 from gimli_core.few_shot.model_based.mann import Mann
 from gimli_core.few_shot.model_based.metanet import MetaNet
 from gimli_core.few_shot.networks import NETWORKS
+from gimli_core.few_shot.networks.parts import Bfloat16
 
 __all__ = ["RECIPES", "Recipe", "Setting"]
 
@@ -38,6 +39,7 @@ class Setting:
         network: one of `NETWORKS`.
         filters: of its convolutions, where it has that option.
         outer_steps: of the training, for what is annealed over it.
+        bfloat16: whether the embedding multiplies in bfloat16.
     """
 
     channels: int
@@ -46,6 +48,7 @@ class Setting:
     network: str
     filters: int
     outer_steps: int
+    bfloat16: bool = False
 
     @property
     def colour(self) -> bool:
@@ -56,13 +59,18 @@ class Setting:
         """A network with `way` outputs, normalised by the batch at hand always."""
         return NETWORKS[self.network](self.channels, self.size, self.way, statistics="batch", **self._options())
 
-    def embedding(self, statistics: str = "running") -> tuple[nn.Module, int]:
-        """A network without outputs, and how many features it gives."""
-        network = NETWORKS[self.network](self.channels, self.size, statistics=statistics, **self._options())
+    def embedding(self, signed: bool = False) -> tuple[nn.Module, int]:
+        """A network without outputs, and how many features it gives; of both signs, where it has that option."""
+        options = self._options() | ({"signed": True} if signed and self.network in ("conv4", "vgg") else {})
+        network = NETWORKS[self.network](self.channels, self.size, statistics="running", **options)
         with torch.no_grad():
             features = network.eval()(torch.zeros(2, self.channels, self.size, self.size)).shape[1]
-        # The kernels of a processor are faster on channels that lie together.
-        return network.train().to(memory_format=torch.channels_last), features  # type: ignore[call-overload]
+        return self.fast(network.train()), features
+
+    def fast(self, network: nn.Module) -> nn.Module:
+        """The network with its channels together, as the kernels of a processor like them, and perhaps in bfloat16."""
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return Bfloat16(network) if self.bfloat16 else network
 
     def _options(self) -> dict[str, int]:
         return {"filters": self.filters} if "conv" in self.network or self.network == "vgg" else {}
@@ -84,6 +92,7 @@ class Recipe:
         rate: of the outer Adam; `optimizer="sgd"` for SGD.
         schedule: of the rate, "cosine" or "linear", down to 0 at the end.
         clip: the largest norm of an outer gradient.
+        bfloat16: in the embedding's convolutions; on the digits never.
     """
 
     make: Callable[[Setting], Method]
@@ -101,6 +110,7 @@ class Recipe:
     optimizer: str = "adam"
     schedule: str = "cosine"
     clip: float | None = None
+    bfloat16: bool = False
 
 
 def _inner(setting: Setting, drawing: int = 1) -> tuple[int, int]:
@@ -128,17 +138,15 @@ def _maml_pp(setting: Setting) -> Method:
     return MamlPlusPlus(setting.learner(), lr=lr, steps=5, anneal=setting.outer_steps // 2, first_order=tenth)
 
 
-def _matching(setting: Setting) -> Method:
-    return Matching(setting.embedding()[0])
-
-
-def _siamese(setting: Setting) -> Method:
-    return Siamese(*setting.embedding())
+def _relation(setting: Setting) -> Method:
+    return Relation(setting.channels, setting.size, setting.filters, statistics="running", fast=setting.fast)
 
 
 GRADIENT = Recipe(
     _adapting(Maml, 0.4, 0.01), "strided-conv4", "batch", _steps_said, tasks=8, queries=5, steps=3000, clip=10.0
 )
+# Many ways make each image count against many others: far more is learned of an image than in 5-way episodes.
+METRIC = Recipe(lambda s: Prototypical(s.embedding()[0]), train_way=60, queries=3, steps=1000, rate=2e-3, bfloat16=True)
 
 RECIPES: Mapping[str, Recipe] = {
     "maml": GRADIENT,
@@ -181,16 +189,14 @@ RECIPES: Mapping[str, Recipe] = {
         quick_steps=40,
         quick_filters=8,
     ),
-    "siamese": Recipe(_siamese, train_way=20, queries=3),
-    # A softmax of cosines of 20 classes can hardly be sure of one: it learns much slower than of 5.
-    "matching": Recipe(_matching, tasks=4),
-    "relation": Recipe(
-        lambda s: Relation(s.channels, s.size, s.filters, statistics="running"),
-        queries=10,
-        clip=0.5,
-        network="4 + 2 convolutions",
+    "siamese": replace(METRIC, make=lambda s: Siamese(*s.embedding(signed=True)), train_way=30),
+    "matching": replace(
+        METRIC,
+        make=lambda s: Matching(s.embedding(signed=True)[0], sharpness=10.0),
+        adaptation=lambda s: "none; no ReLU at the end, cosines times a learned factor",
     ),
-    "prototypical": Recipe(lambda s: Prototypical(s.embedding()[0]), train_way=20),
+    "relation": replace(METRIC, make=_relation, train_way=20, clip=0.5, network="4 + 2 convolutions", steps=2000),
+    "prototypical": METRIC,
     "mann": Recipe(
         lambda s: Mann(*s.embedding(), way=s.way),
         network="strided-conv4",

@@ -99,12 +99,15 @@ class Experiment:
         name: of the method, one of `RECIPES`.
         data: the images.
         options: what differs from the recipe.
+        recipe: in place of the method's own.
 
     Raises:
         ArgumentError: an unknown name, a split without classes, classes that are too small, numbers below 1.
     """
 
-    def __init__(self, name: str, data: LabelledImages, options: Options | None = None) -> None:
+    def __init__(
+        self, name: str, data: LabelledImages, options: Options | None = None, recipe: Recipe | None = None
+    ) -> None:
         options = options or Options()
         if name not in RECIPES:
             raise unexpected("METHOD", listing(RECIPES), repr(name), "Choose one of them.")
@@ -114,7 +117,7 @@ class Experiment:
                 check_count(f"--{field.replace('_', '-')}", value, least)
         if options.network is not None and options.network not in NETWORKS:
             raise unexpected("--network", listing(NETWORKS), repr(options.network), "Choose one of them.")
-        recipe = RECIPES[name]
+        recipe = recipe or RECIPES[name]
         quick = data.name == "digits"
         self.name, self.recipe, self.options = name, recipe, options
         self.steps = options.steps or (recipe.quick_steps if quick else recipe.steps)
@@ -130,7 +133,9 @@ class Experiment:
             sources["val"] = self._source(data.part(parts, "val"), recipe, in_test, VALIDATION)
         self.training, self.test, self.validation = sources["train"], sources["test"], sources.get("val")
         network = options.network or recipe.network
-        filters = options.filters or (recipe.quick_filters if quick else 64 if drawings else 32)
+        filters = options.filters or (
+            recipe.quick_filters if quick else recipe.filters if drawings else min(recipe.filters, 32)
+        )
         channels, size = data.images.shape[1], data.images.shape[-1]
         bfloat16 = recipe.bfloat16 and not quick if options.bfloat16 is None else options.bfloat16
         setting = Setting(channels, size, options.way, network, filters, self.steps, bfloat16)

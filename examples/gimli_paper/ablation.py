@@ -109,10 +109,10 @@ def learned(method):
 class Cell:
     """One training: a model and an inner optimizer on a data set with so many ways and shots, from one seed."""
 
-    def __init__(self, data, where, model, inner, seed, setting):
+    def __init__(self, data, where, model, inner, seed, setting, device):
         kind, way, shot = where
         options = Options(way=way, shot=shot, network=model, filters=setting.filters, steps=setting.outer_steps,
-                          episodes=setting.episodes, tasks=setting.tasks, seed=seed)  # fmt: skip
+                          episodes=setting.episodes, tasks=setting.tasks, seed=seed, device=device)  # fmt: skip
         self.where, self.row, self.seed = where, f"{model}+{inner}", seed
         self.name = f"{kind}_{way}way_{shot}shot_{self.row}_{seed}"
         self.experiment = Experiment("maml++", data, options, recipe(inner, kind != "omniglot"))
@@ -173,6 +173,7 @@ def main():
     parser.add_argument("--colour", default=str(SHARED / "cifarfs.npz"), help="likewise (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("gimli_ablation"), help="%(default)s")
     parser.add_argument("--only", nargs="+", metavar="MODEL+INNER", help="such as vgg+SGD resnet-4+Adam")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--outer-steps", type=int)
     parser.add_argument("--seeds", type=int)
     options = parser.parse_args()
@@ -194,7 +195,7 @@ def main():
         data = {kind: read(paths[kind], None) for kind in dict.fromkeys(where[0] for where in setting.cells)}
         for where in setting.cells:  # each is built before any is trained: what is wrong shows at once
             for model, inner in rows:
-                Cell(data[where[0]], where, model, inner, 0, setting)
+                Cell(data[where[0]], where, model, inner, 0, setting, options.device)
     except ArgumentError as error:
         raise SystemExit(f"{error}\nSee `gimli few-shot --help` for what --omniglot and --colour may be.") from None
     print(f"photographs: {data['photographs'].name} (the paper: miniImageNet)" if "photographs" in data else "")
@@ -202,7 +203,7 @@ def main():
     results = {}
     every = [(where, *row, seed) for where in setting.cells for row in rows for seed in range(setting.seeds)]
     for where, model, inner, seed in every:
-        cell = Cell(data[where[0]], where, model, inner, seed, setting)
+        cell = Cell(data[where[0]], where, model, inner, seed, setting, options.device)
         accuracy, history = cell.run(options.out, progress=False)
         results.setdefault(cell.where, {}).setdefault(cell.row, []).append(accuracy)
         print(f"{cell.name}: {accuracy:.2f} %", flush=True)

@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="convolutions of embeddings in bfloat16; by default where the recipe says so",
     )
     parser.add_argument("--episodes", type=int, default=600, help="held-out episodes of the evaluation (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="such as cuda (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of networks and episodes (%(default)s)")
     parser.add_argument(
         "--out",

@@ -19,6 +19,7 @@ from gimli_core.few_shot.model_based.mann import Mann
 from gimli_core.few_shot.networks import NETWORKS
 from gimli_core.few_shot.protocol import Protocol
 from gimli_core.few_shot.recipes import RECIPES, Recipe, Setting
+from gimli_core.inner_loop.checks import check_device
 from gimli_core.memory.whole_file import writing
 from gimli_core.outer_loop.outer_loop import OuterLoop
 
@@ -48,6 +49,7 @@ class Options:
     bfloat16: bool | None = None
     episodes: int = 600
     seed: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Experiment:
             if (value := getattr(options, field)) is not None:
                 least = 2 if field in ("way", "train_way", "episodes") else 1
                 check_count(f"--{field.replace('_', '-')}", value, least)
+        check_device(options.device)
         if options.network is not None and options.network not in NETWORKS:
             raise unexpected("--network", listing(NETWORKS), repr(options.network), "Choose one of them.")
         recipe = recipe or RECIPES[name]
@@ -140,7 +143,7 @@ class Experiment:
         bfloat16 = recipe.bfloat16 and not quick if options.bfloat16 is None else options.bfloat16
         setting = Setting(channels, size, options.way, network, filters, self.steps, bfloat16)
         torch.manual_seed(options.seed)
-        self.method: Method = recipe.make(setting)
+        self.method: Method = recipe.make(setting).to(options.device)
         sampler = self.training.sampler
         self.protocol = Protocol(
             "omniglot" if data.name.startswith("omniglot") else data.name,
@@ -167,7 +170,8 @@ class Experiment:
         tasks = (options.tasks or recipe.tasks) if training else TEST_TASKS
         queries = recipe.queries if training else options.queries
         seed = 3 * options.seed + stream
-        return Episodes(images, EpisodeSampler(labels, way=way, shot=shot, queries=queries, tasks=tasks, seed=seed))
+        sampler = EpisodeSampler(labels, way=way, shot=shot, queries=queries, tasks=tasks, seed=seed)
+        return Episodes(images, sampler, options.device)
 
     def run(self, out: Path | None = None, progress: bool = False) -> Outcome:
         """Train, or go on where a killed training was; evaluate; the outcome, also as `out/result.json`."""

@@ -94,7 +94,7 @@ class Recipe:
         tasks, queries: a meta-batch's, in training.
         train_way, train_shot: None for those of the test.
         steps: outer steps; `quick_steps` on the digits.
-        filters, quick_filters: of the network, and on the digits; photographs take 32 at most.
+        filters, quick_filters: of the network, and on the digits.
         rate: of the outer Adam; `optimizer="sgd"` for SGD.
         schedule: of the rate, "cosine" or "linear", down to 0 at the end.
         clip: the largest norm of an outer gradient.
@@ -191,9 +191,9 @@ RECIPES: Mapping[str, Recipe] = {
     "anil": replace(GRADIENT, make=_adapting(Anil, 0.4, 0.05)),
     "imaml": replace(
         GRADIENT,
-        make=lambda s: Imaml(s.learner(), lr=0.02, steps=16),
-        adaptation=lambda s: "16 steps",
-        tasks=2,
+        make=lambda s: Imaml(s.learner(), lr=0.02, steps=16, rtol=0.3, damping=30.0),
+        adaptation=lambda s: "16 steps, damping 30 or more",
+        tasks=4,
         steps=1000,
         quick_steps=10,
         quick_filters=8,
@@ -207,7 +207,7 @@ RECIPES: Mapping[str, Recipe] = {
         quick_steps=40,
         quick_filters=8,
     ),
-    "siamese": replace(METRIC, make=lambda s: Siamese(*s.embedding(signed=True)), train_way=30),
+    "siamese": replace(METRIC, make=lambda s: Siamese(*s.embedding(signed=True))),
     "matching": replace(
         METRIC,
         make=lambda s: Matching(s.embedding(signed=True)[0], sharpness=10.0),

@@ -11,8 +11,9 @@ import torch
 from gimli_core.errors import printable, unexpected
 from gimli_core.few_shot.data.images import LabelledImages
 from gimli_core.few_shot.data.reading import KINDS, read
-from gimli_core.few_shot.experiment import Experiment, Options, Outcome, read_outcome
+from gimli_core.few_shot.experiment import Experiment, Options
 from gimli_core.few_shot.networks import NETWORKS
+from gimli_core.few_shot.outcome import Outcome, read_outcome
 from gimli_core.few_shot.recipes import RECIPES
 from gimli_core.few_shot.table import save
 

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from gimli_core.errors import listing, unexpected
 from gimli_core.few_shot.data.images import LabelledImages, parts_of
 from gimli_core.few_shot.episodes import Episodes, EpisodeSampler, check_count, with_rotations
 from gimli_core.few_shot.figures import figure_of, protocol_of
-from gimli_core.few_shot.method import Estimator, Evaluation, Method, evaluate
+from gimli_core.few_shot.gradient_based.lstm import LstmMetaLearner
+from gimli_core.few_shot.gradient_based.maml import Maml
+from gimli_core.few_shot.method import Estimator, Method, evaluate
 from gimli_core.few_shot.model_based.mann import Mann
 from gimli_core.few_shot.networks import NETWORKS
+from gimli_core.few_shot.networks.parts import PIXEL_AT
+from gimli_core.few_shot.outcome import Outcome
 from gimli_core.few_shot.protocol import Protocol
 from gimli_core.few_shot.recipes import RECIPES, Recipe, Setting
 from gimli_core.inner_loop.checks import check_device
-from gimli_core.memory.whole_file import writing
 from gimli_core.outer_loop.outer_loop import OuterLoop
 
-__all__ = ["Experiment", "Options", "Outcome", "read_outcome"]
+__all__ = ["Experiment", "Options"]
 
 TRAINING, VALIDATION, TEST = 0, 1, 2  # streams of episodes
 TEST_TASKS = 10  # run together
 VALIDATIONS, VALIDATION_EPISODES = 8, 60
+BASELINE_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
@@ -50,48 +54,6 @@ class Options:
     episodes: int = 600
     seed: int = 0
     device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came out, as a file holds it."""
-
-    method: str
-    accuracy: Evaluation
-    paper: str  # its figure, or why there is none
-    protocol: Protocol
-    differences: tuple[str, ...]  # of the protocol from the paper's
-    by_instance: tuple[float, ...] = ()  # MANN's
-
-    def __str__(self) -> str:
-        lines = [f"{self.method}: {self.accuracy}; the paper: {self.paper}", "protocol:", str(self.protocol)]
-        if self.by_instance:
-            lines.append("right at the 1st, 2nd, … row of a class: " + " ".join(f"{x:.1f}" for x in self.by_instance))
-        if self.differences:
-            lines += ["differs from the paper's in", *(f"  {line}" for line in self.differences)]
-        return "\n".join(lines)
-
-    def save(self, path: Path) -> None:
-        """As JSON; whole or not at all."""
-        held = {**asdict(self), "accuracy": self.accuracy._asdict()}
-        with writing("--out", path) as file:
-            file.write(json.dumps(held, indent=1).encode())
-
-
-def read_outcome(path: Path) -> Outcome:
-    """What `save` wrote. Raises ArgumentError."""
-    try:
-        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Outcome(
-            held["method"],
-            Evaluation(**held["accuracy"]),
-            held["paper"],
-            Protocol(**held["protocol"]),
-            tuple(held["differences"]),
-            tuple(held["by_instance"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise unexpected(str(path), "a result of `gimli few-shot`", str(error), "Remove it.") from None
 
 
 class Experiment:
@@ -140,8 +102,12 @@ class Experiment:
             recipe.quick_filters if quick else recipe.filters if drawings else min(recipe.filters, 32)
         )
         channels, size = data.images.shape[1], data.images.shape[-1]
-        bfloat16 = recipe.bfloat16 and not quick if options.bfloat16 is None else options.bfloat16
-        setting = Setting(channels, size, options.way, network, filters, self.steps, bfloat16)
+        large = size > PIXEL_AT
+        if options.bfloat16 and not large:
+            expected = f"images of more than {PIXEL_AT} × {PIXEL_AT}"
+            raise unexpected("--bfloat16", expected, f"{size} × {size}", "Leave it out.")
+        bfloat16 = recipe.bfloat16 and large if options.bfloat16 is None else options.bfloat16
+        self.setting = setting = Setting(channels, size, options.way, network, filters, self.steps, bfloat16)
         torch.manual_seed(options.seed)
         self.method: Method = recipe.make(setting).to(options.device)
         sampler = self.training.sampler
@@ -223,7 +189,27 @@ class Experiment:
             self.protocol,
             () if paper is None else tuple(self.protocol.differences(paper)),
             instances,
+            self._baselines(),
         )
         if out is not None:
             outcome.save(out / "result.json")
         return outcome
+
+    def _baselines(self) -> tuple[str, ...]:
+        """For a learned rule: SGD in its place, with the rate that is best on the validation classes."""
+        if not isinstance(self.method, LstmMetaLearner):
+            return ()
+        tuning = self.validation or self.training
+        torch.manual_seed(self.options.seed)
+        starts: dict[str, nn.Module] = {
+            "its start": self.method.learner,
+            "a random start": self.setting.learner().to(self.options.device),
+        }
+        lines = []
+        for start, learner in starts.items():
+            rivals = {rate: Maml(learner, lr=rate, steps=self.method.steps) for rate in BASELINE_RATES}
+            tuned = {rate: evaluate(rival, tuning, VALIDATION_EPISODES).mean for rate, rival in rivals.items()}
+            best = max(tuned, key=lambda rate: tuned[rate])
+            accuracy = evaluate(rivals[best], self.test, self.options.episodes)
+            lines.append(f"SGD of rate {best:g} (the best of {len(tuned)}) from {start}, as many steps: {accuracy}")
+        return tuple(lines)

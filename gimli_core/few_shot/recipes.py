@@ -98,7 +98,7 @@ class Recipe:
         rate: of the outer Adam; `optimizer="sgd"` for SGD.
         schedule: of the rate, "cosine" or "linear", down to 0 at the end.
         clip: the largest norm of an outer gradient.
-        bfloat16: in the embedding's convolutions; on the digits never.
+        bfloat16: in the embedding's convolutions, of images that are large enough.
     """
 
     make: Callable[[Setting], Method]

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from gimli_core.errors import listing, unexpected
 
-__all__ = ["STATISTICS", "Bfloat16", "batch_norm", "convolution", "head"]
+__all__ = ["PIXEL_AT", "STATISTICS", "Bfloat16", "batch_norm", "convolution", "head"]
 
 STATISTICS = ("batch", "running")
+PIXEL_AT = 8
 
 
 def batch_norm(channels: int, statistics: str) -> nn.BatchNorm2d:
@@ -36,6 +37,9 @@ class Bfloat16(nn.Module):
     """A network whose convolutions multiply in bfloat16, for processors and GPUs that have units for it.
 
     Its parameters, their gradients and what it gives are as they were (`torch.autocast`).
+
+    NOTE [one pixel]: oneDNN leaves most of the weight gradient of a convolution of stride 2 on a map of one pixel as
+    the memory was, in bfloat16 (torch 2.13). Four halvings bring images of up to `PIXEL_AT` there: not for those.
     """
 
     def __init__(self, network: nn.Module) -> None:

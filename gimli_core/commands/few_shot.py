@@ -76,16 +76,25 @@ def run(arguments: argparse.Namespace) -> int:
         print(printable(_outcome(arguments.method, data, options, arguments.out)))
         return 0
     # Everything is built once before anything is trained: what is wrong shows at once.
-    for name in RECIPES:
-        Experiment(name, data, options)
+    done = {name: _collected(arguments.out / name / "result.json", Experiment(name, data, options)) for name in RECIPES}
     outcomes = []
-    for name in RECIPES:
-        done = arguments.out / name / "result.json"
-        outcomes.append(read_outcome(done) if done.is_file() else _outcome(name, data, options, arguments.out))
+    for name, outcome in done.items():
+        outcomes.append(outcome or _outcome(name, data, options, arguments.out))
         print(printable(outcomes[-1]), flush=True)
     for path in save(outcomes, arguments.out):
         print(printable(f"written: {path}"))
     return 0
+
+
+def _collected(path: Path, asked: Experiment) -> Outcome | None:
+    """The result at `path`, if there is one. Raises ArgumentError if it is of other data or tasks than are asked."""
+    if not path.is_file():
+        return None
+    outcome = read_outcome(path)
+    said, expected = (f"{p.data}, {p.way}-way {p.shot}-shot" for p in (outcome.protocol, asked.protocol))
+    if said != expected:
+        raise unexpected(f"--out: {path}", f"a result for {expected}", f"one for {said}", "Give another --out.")
+    return outcome
 
 
 def _outcome(name: str, data: LabelledImages, options: Options, out: Path) -> Outcome:

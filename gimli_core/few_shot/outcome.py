@@ -54,7 +54,7 @@ def read_outcome(path: Path) -> Outcome:
             Protocol(**held["protocol"]),
             tuple(held["differences"]),
             tuple(held["by_instance"]),
-            tuple(held["baselines"]),
+            tuple(held.get("baselines", ())),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise unexpected(str(path), "a result of `gimli few-shot`", str(error), "Remove it.") from None

@@ -217,7 +217,6 @@ RECIPES: Mapping[str, Recipe] = {
     "prototypical": METRIC,
     "mann": Recipe(
         lambda s: Mann(*s.embedding(), way=s.way),
-        network="strided-conv4",
         tasks=16,
         queries=5,
         steps=2500,
@@ -228,7 +227,6 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "metanet": Recipe(
         lambda s: MetaNet(*s.embedding(), way=s.way),
-        network="strided-conv4",
         tasks=8,
         filters=32,
         steps=4000,

@@ -133,15 +133,18 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     if wants.one_number:
         refuse_vector(inputs, wants.one_number)
 
+    compile = False if wants.changes else call.compile
+
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
-        run = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
+        run: Any = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
+        if compile == "auto" and steps.eager and not run.schedule.compact:
+            run = Clocked(run, watched=wants.lines)
         joined = any(isinstance(transform, OneVector) for transform in inputs.form.transforms)
         return _ApartIfNeeded(call, wants, run, inputs.environment) if joined else run
 
     if wants.forward_only:
         return scheduled_by(EagerSteps())
-    compile = False if wants.changes else call.compile
     kinds = partial(options, inputs, compile, whole=free, watched=wants.steps or wants.lines, weighed=wants.weighed)
     compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds())
     form, values = inputs.form, inputs.values
@@ -168,7 +171,9 @@ def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     return inputs if by_name else as_one_vector(inputs)
 
 
-def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None, *, weighed: bool = False) -> Run:
+def scheduled(
+    inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None, *, weighed: bool = False
+) -> ScheduledRun:
     """A run of a schedule; a budget is measured first, and a journal says where an earlier run was."""
     journal = None if resume is None else Journal(directory_of("resume", resume), inputs)
     try:
@@ -180,7 +185,7 @@ def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = No
         if journal is not None:
             journal.close()
         raise
-    return Clocked(run) if steps.eager and not schedule.compact else run
+    return run
 
 
 def makers(steps: Steps, *, weighed: bool = False) -> tuple[Maker, Maker | None]:

@@ -144,9 +144,13 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     if wants.one_number:
         refuse_vector(inputs, wants.one_number)
 
+    compile = False if wants.changes else call.compile
+
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
-        run = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
+        run: Any = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
+        if compile == "auto" and steps.eager and not run.schedule.compact:
+            run = Clocked(run, watched=wants.lines)
         if inputs.form.mesh is not None:
             return Told(run, inputs.form.mesh)
         joined = any(isinstance(transform, OneVector) for transform in inputs.form.transforms)
@@ -154,7 +158,6 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
 
     if wants.forward_only:
         return scheduled_by(EagerSteps())
-    compile = False if wants.changes else call.compile
     kinds = partial(
         options, inputs, compile, unscheduled=free, watched=wants.steps or wants.lines, weighed=wants.weighed
     )
@@ -193,7 +196,9 @@ def _required(inputs: Inputs, call: Call, schedule: Schedule, wants: Wants) -> I
     return require(inputs, replays=schedule.replays, tied=wants.tied) if call.check else inputs
 
 
-def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None, *, weighed: bool = False) -> Run:
+def scheduled(
+    inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None, *, weighed: bool = False
+) -> ScheduledRun:
     """A run of a schedule; a budget is measured first, and a journal says where an earlier run was."""
     journal = None if resume is None else Journal(directory_of("resume", resume), inputs)
     try:
@@ -205,7 +210,7 @@ def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = No
         if journal is not None:
             journal.close()
         raise
-    return Clocked(run) if steps.eager and not schedule.compact else run
+    return run
 
 
 def makers(steps: Steps, *, weighed: bool = False) -> tuple[Maker, Maker | None]:

@@ -55,7 +55,10 @@ def flattened(tree: Any, device: torch.device) -> tuple[Any, Tensor]:
 
 
 def rebuilt(plain: Any, flat: Tensor) -> Any:
-    """The tree that `flattened` took apart to `flat`, [bytes]; its tensors lie on the device of the bytes, each in memory of its own."""
+    """The tree that `flattened` took apart to `flat`, [bytes].
+
+    Its tensors lie on the device of the bytes, each in memory of its own.
+    """
 
     def dense(at: _Dense) -> Tensor:
         size = torch.Size(at.shape).numel() * at.dtype.itemsize

@@ -107,7 +107,9 @@ class RuleOnPieces(RuleOnShards):
 
     def whole_adjoint(self, S: State) -> State:
         S, _ = self.whole(S, "S_0")
-        numbers = {f"{slot}/{k}": v for slot, of_slot in S.items() for k, v in of_slot.items() if k not in self.cut[slot]}
+        numbers = {
+            f"{slot}/{k}": v for slot, of_slot in S.items() for k, v in of_slot.items() if k not in self.cut[slot]
+        }
         total = summed(self.pieces.ranks, numbers, "S_0")
         return {slot: {k: total.get(f"{slot}/{k}", v) for k, v in of_slot.items()} for slot, of_slot in S.items()}
 

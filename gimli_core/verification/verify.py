@@ -19,8 +19,9 @@ from gimli_core.meta_parameters.marks import plain_dicts
 from gimli_core.notation import State
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient
-from gimli_core.runs.make_run import Wants, make_run
+from gimli_core.runs.make_run import make_run
 from gimli_core.runs.run import drain
+from gimli_core.runs.wants import Wants
 from gimli_core.transforms.tasks import Tasks, check_tasks
 from gimli_core.verification.against import against
 from gimli_core.verification.answers import asked_of_oracles

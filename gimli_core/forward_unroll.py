@@ -36,20 +36,21 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
             with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
                 arguments = (form.problem.train_loss, "train_loss", theta, values.phi_at(j))
                 if isinstance(batch, MicroBatches):
-                    return gradient_of_parts(*arguments, batch, frozen=values.frozen), batch
-                G_j = gradient(*arguments, batch, frozen=values.frozen, keep_graph=True, recorded=form.recorded)
-                return G_j, batch
+                    G_j = gradient_of_parts(*arguments, batch, frozen=values.frozen)
+                else:
+                    G_j = gradient(*arguments, batch, frozen=values.frozen, keep_graph=True, recorded=form.recorded)
         except Exception as error:
             error.add_note(f"at inner step j = {j} of {form.steps}")
             raise
+        if at_once(inputs.device):
+            check_finite(j, theta, G_j, batch, form.names)
+        return G_j, batch
 
     if form.data is None:
         G_j, batch = of_batch()
     else:
         what = f"line 5, G_j at inner step j = {j} of {form.steps}"
         G_j, batch = gradient_over_ranks(form.data, of_batch, theta, form.zero_loss(theta), what)
-    if at_once(inputs.device):
-        check_finite(j, theta, G_j, batch, form.names)
     inputs.look_for_missed(j, theta, G_j.theta, batch)
     return G_j._replace(theta=form.part(G_j.theta), graph=G_j.graph if keep_graph else None)
 

@@ -25,6 +25,7 @@ from gimli_core.arguments.state import check_state
 from gimli_core.arguments.surroundings import check_surroundings
 from gimli_core.arguments.theta import check_theta, theta_by_task
 from gimli_core.arguments.val_weights import check_weights
+from gimli_core.arguments.wrapped_modules import refuse_spread
 from gimli_core.derivatives.first_order import gradient
 from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.environment import Environment, discover
@@ -109,6 +110,7 @@ def prepare(call: Call) -> Inputs:
     optimizer = bound(problem.optimizer, call.phi_opt or {})
     weights = check_weights(call.val_weights, J, left_out.first(J))
     modules = modules_of(problem)
+    refuse_spread(modules, theta_0)
     form = Form(
         problem=problem,
         optimizer=optimizer,

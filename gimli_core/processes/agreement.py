@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from gimli_core.errors import ProcessError, first_line, unexpected
 from gimli_core.processes.collectives import everyones
 from gimli_core.processes.mesh import Ranks
+from gimli_core.processes.words import begin
 
 __all__ = ["raised_by", "together"]
 
@@ -38,6 +39,8 @@ def together(
     Cost: one all_gather_object a dimension of the mesh.
     """
     mesh = list(mesh)
+    for ranks in mesh:
+        begin(ranks)
     made, failed, digests = None, None, {}
     try:
         made = make()

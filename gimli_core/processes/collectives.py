@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed
 
 from gimli_core.errors import ProcessError, first_line
+from gimli_core.processes import words
 from gimli_core.processes.flat_trees import flattened, rebuilt
 from gimli_core.processes.mesh import Ranks
 
@@ -116,8 +117,9 @@ def _executed(operation: str, ranks: Ranks, what: str, nbytes: int, call: Callab
     try:
         return call()
     except RuntimeError as error:
+        words.leave(ranks, f"was left without an answer too, at {what}")
         raise ProcessError(
             f"{what}: expected all {ranks.size} ranks of {ranks.use!r} to take part in {operation}; rank {ranks.rank} "
-            f"was left without an answer ({first_line(error)}). Another rank has died, hangs or has raised an error: "
-            "look at its output. With resume= a run that is started again goes on."
+            f"was left without an answer: {words.others(ranks)} ({first_line(error)}). "
+            "With resume= a run that is started again goes on."
         ) from error

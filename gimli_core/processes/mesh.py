@@ -18,7 +18,7 @@ from torch import distributed
 
 from gimli_core.errors import closest, listing, unexpected
 
-__all__ = ["USES", "Mesh", "Ranks", "check_mesh", "tells"]
+__all__ = ["USES", "Mesh", "Ranks", "check_device", "check_mesh", "tells"]
 
 USES = ("tasks", "data", "shard")
 
@@ -37,12 +37,14 @@ class Ranks:
         group: their `torch.distributed` process group.
         rank: which of them this process is, from 0.
         size: W, how many there are.
+        devices: the types of device whose tensors their messages may carry.
     """
 
     use: str
     group: Any
     rank: int
     size: int
+    devices: frozenset[str] = frozenset({"cpu"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,8 @@ def check_mesh(mesh: Any) -> Mesh | None:
         if not (distributed.is_available() and distributed.is_initialized()):
             raise unexpected("mesh", "a process group to take the ranks from", "none", _START)
         group = distributed.group.WORLD
-        return Mesh(**{mesh: Ranks(mesh, group, distributed.get_rank(), distributed.get_world_size())})
+        devices = frozenset(device.type for device in group._device_types)  # type: ignore[union-attr]
+        return Mesh(**{mesh: Ranks(mesh, group, distributed.get_rank(), distributed.get_world_size(), devices)})
     if not _is_device_mesh(mesh):
         raise unexpected("mesh", expected, type(mesh).__name__, 'For example mesh="tasks". ' + _START)
     names = mesh.mesh_dim_names or ()
@@ -94,12 +97,19 @@ def check_mesh(mesh: Any) -> Mesh | None:
     if mesh.get_coordinate() is None:
         came = f"rank {distributed.get_rank()}, which is outside it"
         raise unexpected("mesh", "a mesh that this process is part of", came, "Call from the mesh's own ranks alone.")
-    return Mesh(
-        **{
-            name: Ranks(name, mesh.get_group(name), mesh.get_local_rank(name), mesh.size(names.index(name)))
-            for name in names
-        }
-    )
+    devices = frozenset({mesh.device_type})
+    every = ((name, mesh.get_group(name), mesh.get_local_rank(name), mesh.size(i)) for i, name in enumerate(names))
+    return Mesh(**{name: Ranks(name, group, rank, size, devices) for name, group, rank, size in every})
+
+
+def check_device(mesh: Mesh, device: torch.device) -> None:
+    """Raise ArgumentError unless the messages of a mesh may carry tensors of this device."""
+    for ranks in mesh:
+        if device.type not in ranks.devices:
+            came, where = listing(sorted(ranks.devices)), "cuda" if device.type == "cuda" else "cpu"
+            backend = "nccl" if where == "cuda" else "gloo"
+            do = f'init_process_group("{backend}") and init_device_mesh("{where}", …) make one for theta.'
+            raise unexpected("mesh", f"one for tensors on {device.type}, as theta_0 is", f"one for {came}", do)
 
 
 def _is_device_mesh(value: Any) -> bool:

@@ -35,7 +35,7 @@ from gimli_core.runs.clocked import Clocked
 from gimli_core.runs.compiled_run import CompiledRun
 from gimli_core.runs.eager_steps import EagerSteps, Steps
 from gimli_core.runs.journal import Journal
-from gimli_core.runs.over_ranks import begun_together, over_ranks
+from gimli_core.runs.over_ranks import Told, begun_together, over_ranks
 from gimli_core.runs.recall import look_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.runs.run import Events, Run
 from gimli_core.runs.scheduled_run import ScheduledRun
@@ -147,6 +147,8 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
         run = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
+        if inputs.form.mesh is not None:
+            return Told(run, inputs.form.mesh)
         joined = any(isinstance(transform, OneVector) for transform in inputs.form.transforms)
         return _ApartIfNeeded(call, wants, run, inputs.environment) if joined else run
 

@@ -70,7 +70,11 @@ def share_of(batch: Any, dim: int) -> tuple[float, bool]:
         return float(sum(examples(part, dim) for part in batch.parts)), True
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(batch)):
         return 1.0, True
-    return float(examples(batch, dim)), True
+    count = examples(batch, dim)
+    if count == 0:
+        do = "Give every rank an example, or start fewer ranks."
+        raise unexpected("a rank's part of a batch", "at least one example", "none", do)
+    return float(count), True
 
 
 def shared(batch: Any, weight: float, divides: bool) -> Any:

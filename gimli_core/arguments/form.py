@@ -45,6 +45,7 @@ class Form:
     in_parts: bool = False  # whether batches come as MicroBatches: then no graph is kept, but each part evaluated again
     transforms: tuple[Transform, ...] = ()
     mesh: Mesh | None = None  # the processes that share the run, if there are several
+    journaled: bool = False  # whether the run writes what it stores to a directory, to go on from there
     recorded: bool = False  # whether autograd records the run, so that its results can be differentiated
 
     @property
@@ -83,14 +84,22 @@ class Form:
         return self.second_derivatives and not self.keeps_graph
 
     @property
-    def alike(self) -> Ranks | None:
-        """The ranks that are at the same (theta_j, s_j), if there are several: each stores a part of it."""
-        return None if self.mesh is None else self.mesh.data
+    def in_shards(self) -> bool:
+        """Whether each rank has a part of theta, s, B and S."""
+        return self.mesh is not None and self.mesh.shard is not None
 
     @property
     def data(self) -> Ranks | None:
         """The ranks that each hold a part of every batch, if there are several."""
         return None if self.mesh is None else self.mesh.data
+
+    @property
+    def stores_parts(self) -> Ranks | None:
+        """The ranks that are at the same (theta_j, s_j), if there are several: each stores a part of it.
+
+        A journal has whole points: ranks write theirs when it is time for each.
+        """
+        return None if self.journaled else self.data
 
     def zero_loss(self, theta: Tensors) -> Tensor:
         """A tensor like the inner loss."""

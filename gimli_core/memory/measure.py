@@ -90,7 +90,7 @@ def measure(
         fresh=fresh,
         write=written,
         read=read,
-        ranks=1 if inputs.form.alike is None else inputs.form.alike.size,
+        ranks=1 if inputs.form.stores_parts is None else inputs.form.stores_parts.size,
     )
     holes = max(round(LOST * transient) if compiled else 0, most - predict(PILOT, costs).peak)
     # s_0 was there before the pilot; the point that the sweep ends at is the caller's only if it is theta_0.

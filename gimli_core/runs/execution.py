@@ -52,7 +52,7 @@ class Execution:
         self.along: Tensor | None = None
         self.inputs, self.form, self.schedule, self.by = inputs, inputs.form, schedule, steps
         self.working = WorkingPoint(inputs.environment)
-        self.stored = Storage(schedule.disk, inputs.form.alike)
+        self.stored = Storage(schedule.disk, inputs.form.stores_parts)
         self.records: dict[int, Record] = {}
         self.losses = Losses()
         self.end: tuple[Tensors, State, Tensors] | None = None
@@ -128,6 +128,8 @@ class Execution:
         if self.form.weighted[J]:
             of_L, validation = self.by.validation(inputs, point, rows=not self.weighed)
             self.losses.note_outer(J, of_L)
+        if self.form.mesh is not None and self.form.mesh.shard is not None:
+            self.losses.check_ranks(self.form.mesh.shard)
         self.losses.check_outer(inputs)
         L = self.losses.outer(inputs)
         rows = self.rows

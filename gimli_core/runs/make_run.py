@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from gimli_core.arguments.call import Call
-from gimli_core.arguments.in_shards import in_shards
+from gimli_core.arguments.in_shards import check_sharded, in_shards, random_numbers
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.arguments.until import check_until
@@ -26,6 +26,7 @@ from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.forward_only import ForwardOnly
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.memory.settle import settle
+from gimli_core.processes.agreement import together
 from gimli_core.processes.mesh import check_mesh
 from gimli_core.requirements.examine import require
 from gimli_core.runs import compiled_run
@@ -76,6 +77,8 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     mesh = check_mesh(call.mesh)
     if mesh is not None:
         call = replace(call, mesh=mesh)
+        if mesh.shard is not None:
+            together(mesh, "mesh", partial(check_sharded, call, watched=wants.names))
         if mesh.tasks is not None:
             return over_ranks(call, mesh, partial(_one, wants=replace(wants, weighed=False)))
     if getattr(call.problem, "memo", None) is not None and call.problem.memo.buffers_of_tasks:
@@ -173,8 +176,11 @@ def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     mesh = check_mesh(call.mesh)
     if mesh is not None:
         inputs = begun_together(call, mesh, lambda: _required(prepare(call), call, schedule, wants))
-        inputs = replace(inputs, form=replace(inputs.form, mesh=mesh))
-        return inputs if mesh.shard is None else in_shards(inputs, mesh.shard)
+        inputs = replace(inputs, form=replace(inputs.form, mesh=mesh, journaled=call.resume is not None))
+        if mesh.shard is None:
+            return inputs
+        together([mesh.shard], "mesh", lambda: None, lambda: {"random numbers": random_numbers(inputs)})
+        return in_shards(inputs, mesh.shard)
     inputs = _required(prepare(call), call, schedule, wants)
     # A resumed run may be looked at otherwise than the one that was killed was: what that one wrote must fit.
     by_name = wants.names or call.problem.memo.by_name or call.resume is not None

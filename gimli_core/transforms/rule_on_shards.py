@@ -6,8 +6,6 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
@@ -78,9 +76,14 @@ class RuleOnShards(Optimizer):
 
     def whole(self, state: State, what: str, *beside: Tensors) -> tuple[State, list[Tensors]]:
         """(the state of which all ranks have parts, and what is gathered with it)."""
-        trees = {slot: {k: tensors[k] for k in tensors if k in self.cut.get(slot, ())} for slot, tensors in slots(state).items()}
-        *gathered, = self.pieces.wholes([*beside, *trees.values()], what)
-        slots_of = {slot: {**slots(state)[slot], **tree} for slot, tree in zip(trees, gathered[len(beside) :], strict=True)}
+        trees = {
+            slot: {k: tensors[k] for k in tensors if k in self.cut.get(slot, ())}
+            for slot, tensors in slots(state).items()
+        }
+        (*gathered,) = self.pieces.wholes([*beside, *trees.values()], what)
+        slots_of = {
+            slot: {**slots(state)[slot], **tree} for slot, tree in zip(trees, gathered[len(beside) :], strict=True)
+        }
         return {**counts(state), **slots_of}, gathered[: len(beside)]
 
     # Whether a tensor is used is known of all of it: G lacks the same tensors on every rank.

@@ -14,7 +14,7 @@ from gimli_core.arguments.call import Call
 from gimli_core.compiled.choice import chosen
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import unexpected
-from gimli_core.memory.measure import known_costs
+from gimli_core.memory.measure import costs_of
 from gimli_core.memory.schedules.binomial import advances
 from gimli_core.memory.schedules.budget import Budget, choose, estimate, least
 from gimli_core.memory.schedules.checkpoint import Checkpoint
@@ -187,5 +187,5 @@ def _measured(call: Call, compile: bool) -> tuple[int, Costs]:
     if J < 2:
         do = "With fewer there is nothing to choose."
         raise unexpected("steps", "at least 2 that are swept", str(J), do)
-    compiled = chosen(inputs, compile, whole=False)
-    return J, known_costs(inputs, *makers(compiled if isinstance(compiled, CompiledSteps) else EagerSteps()))
+    compiled = chosen(inputs, compile, unscheduled=False)
+    return J, costs_of(inputs, *makers(compiled if isinstance(compiled, CompiledSteps) else EagerSteps()))

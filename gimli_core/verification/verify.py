@@ -145,32 +145,21 @@ def verify(
         mesh=mesh,
     )
     run = make_run(call, Wants(one_number="verify"))
-    asked = Question(
-        problem,
-        theta_0,
-        call.train_batches_in_parts()[0],
-        val_batch,
-        run.form.steps,
-        phi_opt or {},
-        phi_loss or {},
-        state_0,
-        val_weights,
-        run.form.left_out,
-        check_tasks(tasks),
-    )
+    batches = call.train_batches_in_parts()[0]
+    asked = Question(replace(call, train_batches=batches, micro_batches=None, steps=run.form.steps))
     environment = asked.environment()
     entries = {VAL_LOSS: torch.zeros(()), **asked.entries()}
     if asked.tasks is not None and draws(asked, environment):
-        came, do = "random numbers drawn, or buffers changed", "Verify one task alone, or draw before the call."
-        raise unexpected("tasks", "losses that are functions of their arguments", came, do)
-    claims, known = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")
+        actual, do = "random numbers drawn, or buffers changed", "Verify one task alone, or draw before the call."
+        raise unexpected("tasks", "losses that are functions of their arguments", actual, do)
+    claims, truth = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")
 
     with same_randomness(environment):
         drain(run.forward())
         drain(run.backward())
     result = run.result()
-    found = _entries_of_result(result)
-    engine = {key: found[key] for key in entries}
+    of_result = _entries_of_result(result)
+    engine = {key: of_result[key] for key in entries}
 
     question, notes = precise(asked, environment)
     if not all(map(torch.equal, result.buffers_J.values(), environment.buffers)):
@@ -185,7 +174,7 @@ def verify(
             f"the losses compute in {name_of(dtype)} (autocast); theta, s, B, S and A in {name_of(asked.dtype)}."
         )
     truths, more = _ask(question, environment, bounds, oracles)
-    truths["closed form"] = known
+    truths["closed form"] = truth
     checks: list[Check] = []
     for key, value in engine.items():
         checks += against(truths, "engine", key, value, bounds)
@@ -217,7 +206,7 @@ def _ask(
         answers["dense chain"] = chain or {}
         if chain is None:
             notes.append(f"the dense chain is left out: more than {LIMIT} elements of state and meta-parameters.")
-    rule = type(question.problem.optimizer)
+    rule = type(question.call.problem.optimizer)
     if rule not in RULES:
         notes.append(
             f"{rule.__name__} has no plain rule here: every oracle runs its own step, which checks its pullback only."
@@ -226,20 +215,20 @@ def _ask(
 
 
 def _entries_of_result(result: MetaGradient) -> Entries:
-    found = flatten({name: getattr(result, name) for name in RESULTS}, ())
-    return {VAL_LOSS: result.val_loss, **{k: v.to_dense() if v.is_sparse else v for k, v in found.items()}}
+    entries = flatten({name: getattr(result, name) for name in RESULTS}, ())
+    return {VAL_LOSS: result.val_loss, **{k: v.to_dense() if v.is_sparse else v for k, v in entries.items()}}
 
 
 def _locate(call: Call, environment: Environment, bounds: Bounds, wrong: Sequence[Check]) -> Finding | None:
     """The first quantity that is wrong in an eager run of all tasks from the start, line by line."""
     tasks = check_tasks(call.tasks)
-    whole = replace(call, tasks=None if tasks is None else replace(tasks, chunk=None), resume=None)
+    unchunked = replace(call, tasks=None if tasks is None else replace(tasks, chunk=None), resume=None)
     with same_randomness(environment):
-        run = make_run(whole, Wants(lines=True, changes=True))
-        found = first_disagreement(run, bounds.reference, bounds.allowed)
+        run = make_run(unchunked, Wants(lines=True, changes=True))
+        finding = first_disagreement(run, bounds.reference, bounds.allowed)
     by_autograd = [c for c in wrong if c.family == "autograd"]
-    if found is not None or not by_autograd:
-        return found
+    if finding is not None or not by_autograd:
+        return finding
     first = by_autograd[0]
     truth = {VAL_LOSS: bounds.reference.loss, **bounds.reference.gradient}[first.key]
     difference = (_entries_of_result(run.result())[first.key].to(truth) - truth).abs().max().item()

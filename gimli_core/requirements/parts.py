@@ -54,9 +54,9 @@ def refuse_undecomposed(inputs: Inputs, name: str = "train_loss", where: str = "
         now = environment.capture(snapshot)
         if any(new is not old for new, old in zip(now.buffers, snapshot.buffers, strict=True)):
             expected, actual = "a loss that leaves its modules' buffers alone", "one that changes running statistics"
-            do = "BatchNorm would be trained on each part, not on the of_all batch: use LayerNorm, GroupNorm or eval()."
+            do = "BatchNorm would be trained on each part, not on the whole batch: use LayerNorm, GroupNorm or eval()."
             raise unexpected(f"{name} on {where}", expected, actual, do)
-        if inner and inputs.values.rows is not None:  # of which each part has its own
+        if inner and inputs.values.rows is not None:  # each part has its own
             batch = batch._replace(parts=tuple(part.batch for part in batch.parts))
         joined = together(batch, 0 if inputs.form.tasks is None else 1)
         if environment.moved(snapshot) or joined is None:

@@ -42,10 +42,12 @@ class Chunks:
     ) -> None:
         self._call, self._parts, self._run, self._over = call, parts, run, over
         self._mine = range(len(parts)) if over is None else over.share(len(parts))
-        # A rank that has none makes one all the same: whatever is at fault is found on all ranks.
-        self._first: Run | None = run(parts[self._mine[0] if self._mine else 0])
-        self.form = self._first.form
-        self.steps = self._first.steps * len(self._mine)  # inner steps of all chunks that are run here
+        # A rank that has none makes one all the same: whatever is at fault is found on all ranks. Where a run keeps what
+        # it reaches, this one does not: another rank may be about to run it, or it may be through.
+        first = run(replace(parts[self._mine[0] if self._mine else 0], resume=None))
+        self._first: Run | None = first if call.resume is None else None
+        self.form = first.form
+        self.steps = first.steps * len(self._mine)  # inner steps of all chunks that are run here
         self._result: MetaGradient | None = None
 
     def forward(self) -> Events:
@@ -57,12 +59,16 @@ class Chunks:
         """The results of the chunks that are run here."""
         results = []
         for i in self._mine:
-            if self._over is not None:
-                self._over.begin(i)
+            through = None if self._over is None else self._over.begin(i)
+            if through is not None:
+                results.append(through)
+                continue
             run, self._first = self._first or self._run(self._parts[i]), None
             yield from chain(run.forward(), run.backward())
             results.append(run.result())
             del run
+            if self._over is not None:
+                self._over.end(i, results[-1])
         return results
 
     def backward(self, along: Tensor | None = None) -> Events:

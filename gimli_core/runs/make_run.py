@@ -178,7 +178,7 @@ def scheduled(
     inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None, *, weighed: bool = False
 ) -> ScheduledRun:
     """A run of a schedule; a budget is measured first, and a journal says where an earlier run was."""
-    journal = None if resume is None else Journal(directory_of("resume", resume), inputs)
+    journal = None if resume is None else Journal(directory_of("resume", resume), inputs, inputs.form.mesh or ())
     try:
         if journal is not None and journal.reached is not None:
             schedule = journal.schedule(journal.reached[1]["schedule"], schedule.disk)

@@ -23,9 +23,11 @@ from gimli_core.memory.schedules.sizes import show_size
 from gimli_core.memory.schedules.store_states import StoreStates
 from gimli_core.notation import State
 from gimli_core.problem import Problem
+from gimli_core.processes.mesh import check_mesh
 from gimli_core.runs.apart import apart_if_needed
 from gimli_core.runs.eager_steps import EagerSteps
 from gimli_core.runs.make_run import checked, makers
+from gimli_core.runs.over_ranks import chunks_of
 from gimli_core.runs.wants import Wants
 from gimli_core.transforms.tasks import Tasks
 
@@ -126,6 +128,7 @@ def plan(
         compile: True compiles the steps first, and measures those (on a processor and glibc; elsewhere compiled
             tensors cannot be seen, and eager steps stand for them). The rows are those of runs with `memory=`.
         tasks: of a meta-batch in chunks, one chunk's costs.
+        mesh: of tasks over ranks likewise; of one inner loop over ranks what each of them needs, the most of all.
 
     Returns:
         Plan: `.rows` with `.name`, `.schedule`, `.peak` in bytes above what the process holds, `.seconds` and
@@ -162,8 +165,10 @@ def plan(
         tasks=tasks,
         check=check,
         micro_batches=micro_batches,
-        mesh=mesh,
-    ).parts()[0]
+        mesh=check_mesh(mesh),
+    )
+    of_tasks = call.mesh is not None and call.mesh.tasks is not None
+    call = (chunks_of(call, call.mesh) if of_tasks else call.parts())[0]
     J, costs = apart_if_needed(call, lambda: _measured(call, compile))
     named = {"RetainGraphs()": Checkpoint(1, graphs=J), "StoreStates()": Checkpoint(J)}
     named |= {f"Checkpoint({S})": Checkpoint(S) for S in (50, 20, 10, 5, 2) if S < J}

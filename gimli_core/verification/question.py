@@ -17,7 +17,7 @@ from torch import Tensor
 from gimli_core.arguments.approximation import Approximation, check_approximation
 from gimli_core.arguments.batches import check_val_batch
 from gimli_core.arguments.call import Call
-from gimli_core.derivatives.micro_batches import MicroBatches
+from gimli_core.derivatives.micro_batches import each
 from gimli_core.environment import Environment, discover, split_frozen
 from gimli_core.meta_parameters.indexed import Indexed
 from gimli_core.meta_parameters.marks import Mark, unmarked, unmarked_entries
@@ -93,12 +93,8 @@ class Question:
     def inner_loss(self, theta: Tensors, phi: Tensors, j: int) -> Tensor:
         """l_j, without what is returned beside it."""
         batch, train_loss = self.batch(j), self.call.problem.train_loss
-        if not isinstance(batch, MicroBatches):
-            return _value(called(train_loss, theta, self._looked_up(phi, batch), batch, j))
-        assert batch.weights is not None
-        parts = zip(batch.weights, batch.parts, strict=True)
-        losses = [w * _value(called(train_loss, theta, self._looked_up(phi, part), part, j)) for w, part in parts]
-        return torch.stack(losses).sum()
+        losses = [w * _value(called(train_loss, theta, self._looked_up(phi, p), p, j)) for w, p in each(batch)]
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def _looked_up(self, phi: Tensors, batch: Any) -> Tensors:
         """phi_loss with the batch's rows of what is indexed."""
@@ -109,7 +105,8 @@ class Question:
     def outer_loss(self, theta: Tensors, phi: Tensors, j: int) -> Tensor:
         """L_val(theta_j), without what is returned beside it; of several the one that is asked about."""
         val_batch = check_val_batch(self.call.val_batch, self.steps)(j)
-        loss = _value(called(self.call.problem.val_loss, theta, phi, val_batch, j))
+        losses = [w * _value(called(self.call.problem.val_loss, theta, phi, p, j)) for w, p in each(val_batch)]
+        loss = torch.stack(losses).sum(0) if len(losses) > 1 else losses[0]
         return loss if self.row is None else loss[self.row]
 
     def weights(self) -> list[float]:

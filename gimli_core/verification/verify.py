@@ -12,13 +12,17 @@ from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.form import Form
 from gimli_core.environment import Environment
 from gimli_core.errors import listing, unexpected
 from gimli_core.memory import Schedule
 from gimli_core.meta_parameters.marks import plain_dicts
 from gimli_core.notation import State
 from gimli_core.problem import Problem
+from gimli_core.processes.agreement import together
+from gimli_core.processes.mesh import Mesh, check_mesh
 from gimli_core.results import MetaGradient
+from gimli_core.runs.gathered import gathered
 from gimli_core.runs.make_run import make_run
 from gimli_core.runs.run import drain
 from gimli_core.runs.wants import Wants
@@ -31,7 +35,7 @@ from gimli_core.verification.claims import entries_of
 from gimli_core.verification.localise import Finding, first_disagreement
 from gimli_core.verification.oracles.autograd_through_the_graph import draws
 from gimli_core.verification.precision import lowest_dtype, name_of, precise
-from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Question, flatten, same_randomness
+from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Question, flatten, label, same_randomness
 from gimli_core.verification.report import Report
 from gimli_core.verification.rows import key_of_row, like_results, of_row, of_rows
 
@@ -87,6 +91,8 @@ def verify(
             memory, approximation, second_order, tasks, compile, resume, micro_batches: as for
             `gimli.meta_gradient`; that very run is
             judged. One that goes on from `resume` has the random numbers of the run that was killed: seed alike.
+        mesh: as for `gimli.meta_gradient`: the run over processes is judged, by oracles that each of them asks for
+            itself, of all that the ranks have. All return the report, so `print` it on one rank.
         claimed: a meta-gradient from elsewhere, to be judged beside the engine's: keyed like a result,
             `{"A_opt": {"lr": …}, "A_loss": {…}, "B_0": {…}, "S_0": {…}}`, or by flat names.
         closed_form: known values, keyed likewise.
@@ -147,12 +153,15 @@ def verify(
         mesh=mesh,
     )
     run = make_run(call)
-    batches = call.train_batches_in_parts()[0]
-    asked = Question(replace(call, train_batches=batches, micro_batches=None, steps=run.form.steps))
+    over = check_mesh(mesh)
+    alone = call if over is None else _alone(call, over, run.form)
+    batches = alone.train_batches_in_parts()[0]
+    asked = Question(replace(alone, train_batches=batches, micro_batches=None, steps=run.form.steps))
     environment = asked.environment()
-    if asked.tasks is not None and draws(asked, environment):
+    if (asked.tasks is not None or over is not None) and draws(asked, environment):
         actual, do = "random numbers drawn, or buffers changed", "Verify one task alone, or draw before the call."
-        raise unexpected("tasks", "losses that are functions of their arguments", actual, do)
+        argument = "tasks" if over is None else "mesh"
+        raise unexpected(argument, "losses that are functions of their arguments", actual, do)
     rows = of_rows(asked, environment)
     entries = like_results({VAL_LOSS: torch.zeros(()), **asked.entries()}, rows)
     claims, truth = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")
@@ -186,13 +195,24 @@ def verify(
                 judged += against({**truths, "engine": here}, "claimed", key, claims_here[key], bounds)
         wrong = [c for c in judged if c.subject == "engine" and c.verdict is Verdict.DISAGREES]
         if wrong and finding is None:
-            finding = _locate(call, environment, bounds, wrong, row)
+            finding = _locate(alone, environment, bounds, wrong, row)
         checks += [c._replace(key=key_of_row(c.key, row)) for c in judged]
     if bounds.low and dtype != asked.dtype:
         notes.append(
             f"the losses compute in {name_of(dtype)} (autocast); theta, s, B, S and A in {name_of(asked.dtype)}."
         )
-    return Report(tuple(checks), finding, (str(bounds), *notes, *more), name_of(dtype) if bounds.low else "")
+    report = Report(tuple(checks), finding, (str(bounds), *notes, *more), name_of(dtype) if bounds.low else "")
+    if over is None:
+        return report
+    verdicts = str([(label(c.key), c.family, c.verdict.name) for c in report.checks])
+    return together(over, "verify", lambda: report, lambda: {"the verdicts of verify": verdicts})
+
+
+def _alone(call: Call, mesh: Mesh, form: Form) -> Call:
+    """What a call over processes stands for, as a call of one."""
+    if mesh.data is None:
+        return replace(call, mesh=None)
+    return gathered(call, mesh.data, range(form.steps), [j for j, weighted in enumerate(form.weighted) if weighted])
 
 
 def _entries_of_result(result: MetaGradient) -> Entries:

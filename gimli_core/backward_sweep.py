@@ -83,7 +83,7 @@ def step(
     pulled, g = adjoint_of_loss(form.optimizer, pulled, G_j.loss)
     if len(used) < len(G_j.theta):  # what the loss does not use moves nothing
         pulled = pulled._replace(V={k: pulled.V.get(k, zero) for k, zero in G_j.theta.items()})
-    given = {
+    inputs_of_line = {
         "theta": point.theta,
         "s": point.state,
         "G": G_j.theta,
@@ -92,7 +92,7 @@ def step(
         "S": S,
         "graph": G_j.graph,
     }
-    computed = Event(11, j, {"V": pulled.V}, replay, given)  # line 11
+    computed = Event(11, j, {"V": pulled.V}, replay, inputs_of_line)  # line 11
     yield computed
     V = computed.values["V"]
     computed = Event(12, j, {"A_opt": pulled.A}, replay)  # line 12
@@ -121,6 +121,7 @@ def second_order_products(
     keep_graph: bool = False,
 ) -> Products:
     """V_j Hessian (zeros to first order) and V_j mixed, by the means of `inputs`; with g_j times ell_j's gradients.
+    Both have the shapes of what they are keyed by: theta and phi_loss; g_j is a scalar, or [T].
 
     Zeros for the one of the two that is not asked for.
     """

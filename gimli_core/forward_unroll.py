@@ -56,18 +56,18 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
 
 
 def step(
-    inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, known: Gradient | None = None
+    inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, kept_gradient: Gradient | None = None
 ) -> Generator[Event, None, tuple[Gradient, Point]]:
-    """Lines 5 and 6: from (theta_j, s_j) to G_j, unless it is `known` already, and (theta_{j+1}, s_{j+1})."""
+    """Lines 5 and 6: from (theta_j, s_j) to G_j, unless it is `kept_gradient` already, and (theta_{j+1}, s_{j+1})."""
     j = point.j
-    G_j = inner_gradient(inputs, point, keep_graph=keep_graph) if known is None else known  # line 5
+    G_j = inner_gradient(inputs, point, keep_graph=keep_graph) if kept_gradient is None else kept_gradient  # line 5
     computed = Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay, {"theta": point.theta})
     yield computed
     G_j = G_j._replace(theta=computed.values["G"])
     phi_opt = seeing(inputs.form.optimizer, inputs.values.hyper.at(j), G_j.loss)
     used = with_path(inputs.form.optimizer, G_j.theta, G_j.unused)
     theta, s = inputs.form.optimizer.step_used(point.theta, point.state, used, phi_opt)  # line 6
-    given = {"theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt}
-    computed = Event(6, j, {"theta": theta, "s": s}, replay, given)
+    inputs_of_line = {"theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt}
+    computed = Event(6, j, {"theta": theta, "s": s}, replay, inputs_of_line)
     yield computed
     return G_j, Point(j + 1, computed.values["theta"], computed.values["s"], None)

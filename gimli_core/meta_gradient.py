@@ -95,6 +95,12 @@ def meta_gradient(
             `gimli.per_task` marks. Losses and gradients are the mean over the tasks, or their sum.
         micro_batches: n cuts every batch in n parts along its leading dimension (behind the tasks'), as
             `gimli.MicroBatches` does, of which the inner loss is the mean.
+        mesh: processes that share the call: a `torch.distributed` DeviceMesh with dimensions named "tasks", "data" or
+            "shard", or one of these names for all processes. All call alike, and all get the result; what differs, or
+            fails on one, is an error on all. "tasks": each runs its share of the tasks, one at a time (or
+            `Tasks(chunk=…)`), each with random numbers of its own; the same bits for any number of processes. "data":
+            each is given its part of every batch (`gimli.Share` says what a part counts for), and its own random
+            numbers; steps are eager. "shard": each holds a part of theta, s, B and S.
         compile: True compiles the steps at the first call, once for a problem and its shapes ("steps"), and a short
             run of few operations as a whole ("whole"). "auto" never waits for it: once eager runs of the problem have
             taken half a minute of processor time, a fork compiles beside them, on one processor at low priority, and

@@ -176,7 +176,7 @@ def _with_gradients_of(wrt: Any, *arguments: Any) -> tuple[Any, ...]:
 
 
 def tied_tensors(call: Call, form: Form) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-    """(where its gradient stands in a result, tensor) for every tensor of a call that has a gradient."""
+    """(where its gradient stands in a result, tensor) for every tensor of a call that has a gradient. Of any shape."""
     results = {
         "A_opt": call.phi_opt or {},
         "A_loss": without_centre(call.phi_loss) or {},
@@ -196,8 +196,8 @@ class _Unrolled(torch.autograd.Function):
     ) -> Tensor:
         drain(run.forward(), *watching)
         if again is not None and run.val_loss.ndim:
-            came, do = f"a vector of {run.val_loss.numel()}", "Weigh them into one number in val_loss."
-            raise unexpected("val_loss", "one number beside derivatives=2", came, do)
+            actual, do = f"a vector of {run.val_loss.numel()}", "Weigh them into one number in val_loss."
+            raise unexpected("val_loss", "one number beside derivatives=2", actual, do)
         ctx.again, ctx.steps, ctx.scale = again, run.form.steps, run.form.scale
         ctx.modes = modes_now(tied[0].device)
         ctx.run, ctx.watching, ctx.paths, ctx.gradients = run, watching, paths, None
@@ -238,7 +238,7 @@ def _from_the_end(val_weights: Any) -> Any:
 
 
 def gradient_at(result: MetaGradient, scale: float, path: tuple[Any, ...], tied: Tensor) -> Tensor:
-    """The gradient of the tensor `tied`, which stands at `path` in a result."""
+    """The gradient of the tensor `tied`, which stands at `path` in a result. It has the shape of `tied`."""
     if path[0] == "val_losses" and result.task_val_losses is not None:
         result = replace(result, val_losses=result.val_losses.sum(-1) * scale)
     gradient: Tensor = look_up(vars(result), path)

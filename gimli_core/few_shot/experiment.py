@@ -19,7 +19,7 @@ from gimli_core.few_shot.model_based.mann import Mann
 from gimli_core.few_shot.networks import NETWORKS
 from gimli_core.few_shot.protocol import Protocol
 from gimli_core.few_shot.recipes import RECIPES, Recipe, Setting
-from gimli_core.memory.whole_file import writing
+from gimli_core.memory.atomic_file import writing
 from gimli_core.outer_loop.outer_loop import OuterLoop
 
 __all__ = ["Experiment", "Options", "Outcome", "read_outcome"]
@@ -70,22 +70,22 @@ class Outcome:
 
     def save(self, path: Path) -> None:
         """As JSON; whole or not at all."""
-        held = {**asdict(self), "accuracy": self.accuracy._asdict()}
+        fields = {**asdict(self), "accuracy": self.accuracy._asdict()}
         with writing("--out", path) as file:
-            file.write(json.dumps(held, indent=1).encode())
+            file.write(json.dumps(fields, indent=1).encode())
 
 
 def read_outcome(path: Path) -> Outcome:
     """What `save` wrote. Raises ArgumentError."""
     try:
-        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return Outcome(
-            held["method"],
-            Evaluation(**held["accuracy"]),
-            held["paper"],
-            Protocol(**held["protocol"]),
-            tuple(held["differences"]),
-            tuple(held["by_instance"]),
+            fields["method"],
+            Evaluation(**fields["accuracy"]),
+            fields["paper"],
+            Protocol(**fields["protocol"]),
+            tuple(fields["differences"]),
+            tuple(fields["by_instance"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise unexpected(str(path), "a result of `gimli few-shot`", str(error), "Remove it.") from None

@@ -48,24 +48,26 @@ def refuse_undecomposed(inputs: Inputs, name: str = "train_loss", where: str = "
         return
     with trial(inputs) as tried:
         environment = inputs.environment
-        found = environment.capture()
+        snapshot = environment.capture()
         copies = tried.values.batch(0) if inner else tried.values.last_val_batch
         total = torch.stack([w * _value(tried, name, part) for w, part in each(copies)]).sum(0)
-        now = environment.capture(found)
-        if any(new is not old for new, old in zip(now.buffers, found.buffers, strict=True)):
-            expected, came = "a loss that leaves its modules' buffers alone", "one that changes running statistics"
+        now = environment.capture(snapshot)
+        if any(new is not old for new, old in zip(now.buffers, snapshot.buffers, strict=True)):
+            expected, actual = "a loss that leaves its modules' buffers alone", "one that changes running statistics"
             do = "BatchNorm would be trained on each part, not on the whole batch: use LayerNorm, GroupNorm or eval()."
-            raise unexpected(f"{name} on {where}", expected, came, do)
-        if inner and inputs.values.rows is not None:  # of which each part has its own
+            raise unexpected(f"{name} on {where}", expected, actual, do)
+        if inner and inputs.values.rows is not None:  # each part has its own
             batch = batch._replace(parts=tuple(part.batch for part in batch.parts))
         joined = together(batch, 0 if inputs.form.tasks is None else 1)
-        if environment.moved(found) or joined is None:
+        if environment.moved(snapshot) or joined is None:
             return
-        whole = _value(tried, name, joined)
-    dtype = torch.get_autocast_dtype(whole.device.type) if torch.is_autocast_enabled(whole.device.type) else whole.dtype
-    scale = torch.maximum(whole.abs(), total.abs()).clamp_min(1e-12)
-    if not bool(((total - whole).abs() <= torch.finfo(dtype).eps ** 0.5 * scale).all()):
-        expected = f"Σ_i w_i {name}(part_i) = {name} of all parts together, {whole.tolist()!r}"
+        of_all = _value(tried, name, joined)
+    dtype = (
+        torch.get_autocast_dtype(of_all.device.type) if torch.is_autocast_enabled(of_all.device.type) else of_all.dtype
+    )
+    scale = torch.maximum(of_all.abs(), total.abs()).clamp_min(1e-12)
+    if not bool(((total - of_all).abs() <= torch.finfo(dtype).eps ** 0.5 * scale).all()):
+        expected = f"Σ_i w_i {name}(part_i) = {name} of all parts together, {of_all.tolist()!r}"
         weights = (
             "MicroBatches(parts, weights=…), ones if it is a sum" if where == "micro-batches" else "Share(part, w)"
         )

@@ -32,7 +32,7 @@ class Steps(Protocol):
         """A run begins: (theta_0, s_0)."""
 
     def advance(
-        self, inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, known: Gradient | None
+        self, inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, kept_gradient: Gradient | None
     ) -> Generator[Event, None, tuple[Gradient, Point]]:
         """Lines 5 and 6."""
 
@@ -73,9 +73,9 @@ class EagerSteps:
         return Point(0, inputs.values.theta_0, inputs.values.state_0, None)
 
     def advance(
-        self, inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, known: Gradient | None
+        self, inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, kept_gradient: Gradient | None
     ) -> Generator[Event, None, tuple[Gradient, Point]]:
-        return forward_unroll.step(inputs, point, keep_graph=keep_graph, replay=replay, known=known)
+        return forward_unroll.step(inputs, point, keep_graph=keep_graph, replay=replay, kept_gradient=kept_gradient)
 
     def sweep(
         self, inputs: Inputs, point: Point, G_j: Gradient | None, adjoints: Sequence[Adjoint], *, replay: bool

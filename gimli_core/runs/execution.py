@@ -101,8 +101,10 @@ class Execution:
             else:
                 self.losses.note_outer(j, self.by.validation_value(inputs, point))
             working.return_to(point)
-        known = None if kept is None or keep_graph else kept.gradient
-        G_j, after = yield from self.by.advance(inputs, point, keep_graph=keep_graph, replay=replay, known=known)
+        kept_gradient = None if kept is None or keep_graph else kept.gradient
+        G_j, after = yield from self.by.advance(
+            inputs, point, keep_graph=keep_graph, replay=replay, kept_gradient=kept_gradient
+        )
         working.at = after
         self.losses.note_inner(j, G_j, exact=self.by.eager)
         if recorded:
@@ -157,8 +159,8 @@ class Execution:
         """
         if self.along is not None:
             if not torch.equal(self.along, along):
-                came, do = "another one than the run that was killed had", "Call as when the run was begun."
-                raise unexpected("resume", "the same gradient of L to arrive at it", came, do)
+                actual, do = "another one than the run that was killed had", "Call as when the run was begun."
+                raise unexpected("resume", "the same gradient of L to arrive at it", actual, do)
             return
         self.along = along
         J = self.form.steps

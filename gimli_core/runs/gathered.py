@@ -9,7 +9,9 @@ from typing import Any
 
 from gimli_core.arguments.batches import check_batches, check_val_batch
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.phi_loss import indexed_entries
 from gimli_core.derivatives.micro_batches import MicroBatches
+from gimli_core.errors import unexpected
 from gimli_core.processes.agreement import together
 from gimli_core.processes.collectives import everyones
 from gimli_core.processes.mesh import Ranks
@@ -21,10 +23,18 @@ Part = tuple[float, bool, Any]  # what it counts for, whether it is divided by w
 
 
 def gathered(call: Call, ranks: Ranks, inner: Iterable[int], outer: Iterable[int]) -> Call:
-    """The call with the batches of the inner steps `inner` and of L_val at theta_j for `outer`, of all ranks.
+    """The call of one process with what all ranks have of the batches of some steps.
 
+    Args:
+        inner: the steps whose inner batch is gathered.
+        outer: the j of L_val(theta_j) likewise.
+
+    Raises ArgumentError beside indexed entries, of which each rank has its rows.
     Cost: these batches, on every rank; two all_gather_object.
     """
+    if indexed_entries(call.phi_loss, None if call.tasks is None else 1):
+        came, do = "indexed entries", "Judge the call of one process."
+        raise unexpected("phi_loss", "entries that all ranks share, where all parts are needed on one", came, do)
     dim = 0 if call.tasks is None else 1
     batch, J = check_batches(call.train_batches, call.steps)
     val_batch = check_val_batch(call.val_batch, J)

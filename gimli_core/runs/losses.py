@@ -116,8 +116,10 @@ class Losses:
         L = self.outer(inputs)
         if not bool(torch.isfinite(L).all()):
             broken = torch.isfinite(L).logical_not().nonzero().flatten().tolist()
-            came = f"{L.item():g}" if L.ndim == 0 else f"{L[broken[0]].item():g} for outer loss {broken[0]} of {len(L)}"
+            actual = (
+                f"{L.item():g}" if L.ndim == 0 else f"{L[broken[0]].item():g} for outer loss {broken[0]} of {len(L)}"
+            )
             raise NotFiniteError(
-                f"val_loss: expected a finite number; got {came}, though theta_{inputs.form.steps} is finite. "
+                f"val_loss: expected a finite number; got {actual}, though theta_{inputs.form.steps} is finite. "
                 f"{flaw(inputs.values.last_val_batch)}Look at val_loss and val_batch."
             )

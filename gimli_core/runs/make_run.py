@@ -17,7 +17,7 @@ from gimli_core.arguments.until import check_until
 from gimli_core.compiled.choice import check_compile, compiled_for, options
 from gimli_core.compiled.in_time import in_time
 from gimli_core.compiled.steps import CompiledSteps
-from gimli_core.compiled.whole_run import CompiledWhole, given_of
+from gimli_core.compiled.whole_run import CompiledWhole, tensors_of_run
 from gimli_core.environment import Environment
 from gimli_core.errors import notice, unexpected
 from gimli_core.memory.directory import directory_of
@@ -92,8 +92,8 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
             notice("tasks run one at a time, each with buffers of its own, since a loss changes running statistics")
             return make_run(_one_at_a_time(call), wants)
     if call.resume is not None:
-        came, do = f"Tasks(chunk={call.tasks.chunk})", "Give one of chunk= and resume=."  # type: ignore[union-attr]
-        raise unexpected("resume", "None where tasks are run in chunks", came, do)
+        actual, do = f"Tasks(chunk={call.tasks.chunk})", "Give one of chunk= and resume=."  # type: ignore[union-attr]
+        raise unexpected("resume", "None where tasks are run in chunks", actual, do)
     return Chunks(call, parts, partial(_one, wants=replace(wants, weighed=False)))
 
 
@@ -126,11 +126,11 @@ def _of_steps(call: Call, wants: Wants) -> Run:
     alone = not (wants.names or wants.forward_only or call.resume is not None)  # only the result is wanted
     look = look_of(call, schedule.replays, wants.tied, wants.steps) if alone else None
     if free and alone:
-        found = recalled_whole(look, call)
-        if found is not None:
-            compiled, form, hyper, given = found
-            compute = partial(compiled_run.whole, compiled, form, hyper, given, None)
-            return CompiledRun(form, hyper, given.frozen, compute, lambda: _prepared(call, wants, look))
+        recall = recalled_whole(look, call)
+        if recall is not None:
+            compiled, form, hyper, tensors = recall
+            compute = partial(compiled_run.whole, compiled, form, hyper, tensors, None)
+            return CompiledRun(form, hyper, tensors.frozen, compute, lambda: _prepared(call, wants, look))
     return apart_if_needed(call, lambda: _prepared(call, wants, look))
 
 
@@ -155,15 +155,17 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     if wants.forward_only:
         return scheduled_by(EagerSteps())
     compile = False if wants.changes else call.compile
-    kinds = partial(options, inputs, compile, whole=free, watched=wants.steps or wants.lines, weighed=wants.weighed)
+    kinds = partial(
+        options, inputs, compile, unscheduled=free, watched=wants.steps or wants.lines, weighed=wants.weighed
+    )
     compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds())
     form, values = inputs.form, inputs.values
     if compiled is None or isinstance(compiled, CompiledSteps):
         return scheduled_by(compiled or EagerSteps(), call.resume)
     if isinstance(compiled, CompiledWhole):
-        given = given_of(inputs)
-        remember_whole(look, compiled, given, call.problem)
-        compute = partial(compiled_run.whole, compiled, form, values.hyper, given, inputs.environment)
+        tensors = tensors_of_run(inputs)
+        remember_whole(look, compiled, tensors, call.problem)
+        compute = partial(compiled_run.whole, compiled, form, values.hyper, tensors, inputs.environment)
         vector = False
     else:
         compute = partial(compiled_run.retained, compiled, inputs)
@@ -240,11 +242,11 @@ class _ApartIfNeeded:
         return getattr(self._run, name)
 
     def forward(self) -> Events:
-        found = self._environment.capture()
+        snapshot = self._environment.capture()
         try:
             yield from self._run.forward()
         except LeftAlone:
-            self._environment.restore(found)
+            self._environment.restore(snapshot)
             keep_apart(self._call)
             self._run = _prepared(self._call, self._wants, None)
             yield from self._run.forward()

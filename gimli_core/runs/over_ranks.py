@@ -25,7 +25,7 @@ from gimli_core.runs.run import Events, Run
 from gimli_core.runs.tasks_over_ranks import TasksOverRanks
 from gimli_core.transforms.tasks import check_tasks
 
-__all__ = ["Told", "begun_together", "over_ranks"]
+__all__ = ["Told", "begun_together", "chunks_of", "over_ranks"]
 
 
 def over_ranks(call: Call, mesh: Mesh, run: Callable[[Call], Run]) -> Run:
@@ -95,18 +95,24 @@ def _refuse_undecomposed(call: Call) -> None:
         refuse_undecomposed(inputs, name, "the parts of ranks")
 
 
-def _chunks(call: Call, mesh: Mesh, run: Callable[[Call], Run]) -> Run:
+def chunks_of(call: Call, mesh: Mesh) -> list[Call]:
+    """The calls of the chunks of tasks that ranks share: of one task each, unless `Tasks(chunk=…)` says how many."""
     tasks = check_tasks(call.tasks)
     if tasks is None:
         expected, do = 'tasks=T beside a mesh of "tasks"', 'One inner loop over processes is mesh="data".'
         raise unexpected("tasks", expected, "None", do)
     if call.resume is not None:
         raise unexpected("resume", 'None beside a mesh of "tasks"', repr(call.resume), "Give one of the two.")
-    assert mesh.tasks is not None
     # Eager runs and those that an "auto" would change over to, sooner on one rank than on another, differ in last bits.
     compile = False if call.compile == "auto" else call.compile
-    call = replace(call, tasks=replace(tasks, chunk=tasks.chunk or 1), compile=compile)
-    alone = replace(call, mesh=replace(mesh, tasks=None) if mesh.data or mesh.shard else None)
+    alone = replace(mesh, tasks=None) if mesh.data or mesh.shard else None
+    return replace(call, tasks=replace(tasks, chunk=tasks.chunk or 1), compile=compile, mesh=alone).parts()
+
+
+def _chunks(call: Call, mesh: Mesh, run: Callable[[Call], Run]) -> Run:
+    """The run of all tasks, of which this rank runs its share."""
+    parts = chunks_of(call, mesh)
+    assert mesh.tasks is not None
     device = next((t.device for _, t in tensor_paths(call.theta_0)), torch.device("cpu"))
     check_device(mesh, device)
-    return Chunks(call, alone.parts(), run, TasksOverRanks(mesh.tasks, device))
+    return Chunks(call, parts, run, TasksOverRanks(mesh.tasks, device))

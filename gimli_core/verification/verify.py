@@ -12,13 +12,17 @@ from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.form import Form
 from gimli_core.environment import Environment
 from gimli_core.errors import listing, unexpected
 from gimli_core.memory import Schedule
 from gimli_core.meta_parameters.marks import plain_dicts
 from gimli_core.notation import State
 from gimli_core.problem import Problem
+from gimli_core.processes.agreement import together
+from gimli_core.processes.mesh import Mesh, check_mesh
 from gimli_core.results import MetaGradient
+from gimli_core.runs.gathered import gathered
 from gimli_core.runs.make_run import Wants, make_run
 from gimli_core.runs.run import drain
 from gimli_core.transforms.tasks import Tasks, check_tasks
@@ -32,7 +36,7 @@ from gimli_core.verification.oracles.dense_chain import LIMIT, dense_chain
 from gimli_core.verification.oracles.finite_differences import finite_differences
 from gimli_core.verification.oracles.plain_rules import RULES
 from gimli_core.verification.precision import lowest_dtype, name_of, precise
-from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Question, flatten, same_randomness
+from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Question, flatten, label, same_randomness
 from gimli_core.verification.report import Report
 
 if TYPE_CHECKING:
@@ -87,6 +91,8 @@ def verify(
             memory, approximation, second_order, tasks, compile, resume, micro_batches: as for
             `gimli.meta_gradient`; that very run is
             judged. One that goes on from `resume` has the random numbers of the run that was killed: seed alike.
+        mesh: as for `gimli.meta_gradient`: the run over processes is judged, by oracles that each of them asks for
+            itself, of all that the ranks have. All return the report, so `print` it on one rank.
         claimed: a meta-gradient from elsewhere, to be judged beside the engine's: keyed like a result,
             `{"A_opt": {"lr": …}, "A_loss": {…}, "B_0": {…}, "S_0": {…}}`, or by flat names.
         closed_form: known values, keyed likewise.
@@ -145,32 +151,24 @@ def verify(
         mesh=mesh,
     )
     run = make_run(call, Wants(one_number="verify"))
-    asked = Question(
-        problem,
-        theta_0,
-        call.train_batches_in_parts()[0],
-        val_batch,
-        run.form.steps,
-        phi_opt or {},
-        phi_loss or {},
-        state_0,
-        val_weights,
-        run.form.left_out,
-        check_tasks(tasks),
-    )
+    over = check_mesh(mesh)
+    alone = call if over is None else _alone(call, over, run.form)
+    batches = alone.train_batches_in_parts()[0]
+    asked = Question(replace(alone, train_batches=batches, micro_batches=None, steps=run.form.steps))
     environment = asked.environment()
     entries = {VAL_LOSS: torch.zeros(()), **asked.entries()}
-    if asked.tasks is not None and draws(asked, environment):
-        came, do = "random numbers drawn, or buffers changed", "Verify one task alone, or draw before the call."
-        raise unexpected("tasks", "losses that are functions of their arguments", came, do)
-    claims, known = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")
+    if (asked.tasks is not None or over is not None) and draws(asked, environment):
+        actual, do = "random numbers drawn, or buffers changed", "Verify one task alone, or draw before the call."
+        argument = "tasks" if over is None else "mesh"
+        raise unexpected(argument, "losses that are functions of their arguments", actual, do)
+    claims, truth = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")
 
     with same_randomness(environment):
         drain(run.forward())
         drain(run.backward())
     result = run.result()
-    found = _entries_of_result(result)
-    engine = {key: found[key] for key in entries}
+    of_result = _entries_of_result(result)
+    engine = {key: of_result[key] for key in entries}
 
     question, notes = precise(asked, environment)
     if not all(map(torch.equal, result.buffers_J.values(), environment.buffers)):
@@ -185,15 +183,26 @@ def verify(
             f"the losses compute in {name_of(dtype)} (autocast); theta, s, B, S and A in {name_of(asked.dtype)}."
         )
     truths, more = _ask(question, environment, bounds, oracles)
-    truths["closed form"] = known
+    truths["closed form"] = truth
     checks: list[Check] = []
     for key, value in engine.items():
         checks += against(truths, "engine", key, value, bounds)
         if key in claims:
             checks += against({**truths, "engine": engine}, "claimed", key, claims[key], bounds)
     wrong = [c for c in checks if c.subject == "engine" and c.verdict is Verdict.DISAGREES]
-    finding = _locate(call, environment, bounds, wrong) if wrong else None
-    return Report(tuple(checks), finding, (str(bounds), *notes, *more), name_of(dtype) if bounds.low else "")
+    finding = _locate(alone, environment, bounds, wrong) if wrong else None
+    report = Report(tuple(checks), finding, (str(bounds), *notes, *more), name_of(dtype) if bounds.low else "")
+    if over is None:
+        return report
+    verdicts = str([(label(c.key), c.family, c.verdict.name) for c in report.checks])
+    return together(over, "verify", lambda: report, lambda: {"the verdicts of verify": verdicts})
+
+
+def _alone(call: Call, mesh: Mesh, form: Form) -> Call:
+    """What a call over processes stands for, as a call of one."""
+    if mesh.data is None:
+        return replace(call, mesh=None)
+    return gathered(call, mesh.data, range(form.steps), [j for j, weighted in enumerate(form.weighted) if weighted])
 
 
 def _ask(
@@ -217,7 +226,7 @@ def _ask(
         answers["dense chain"] = chain or {}
         if chain is None:
             notes.append(f"the dense chain is left out: more than {LIMIT} elements of state and meta-parameters.")
-    rule = type(question.problem.optimizer)
+    rule = type(question.call.problem.optimizer)
     if rule not in RULES:
         notes.append(
             f"{rule.__name__} has no plain rule here: every oracle runs its own step, which checks its pullback only."
@@ -226,20 +235,20 @@ def _ask(
 
 
 def _entries_of_result(result: MetaGradient) -> Entries:
-    found = flatten({name: getattr(result, name) for name in RESULTS}, ())
-    return {VAL_LOSS: result.val_loss, **{k: v.to_dense() if v.is_sparse else v for k, v in found.items()}}
+    entries = flatten({name: getattr(result, name) for name in RESULTS}, ())
+    return {VAL_LOSS: result.val_loss, **{k: v.to_dense() if v.is_sparse else v for k, v in entries.items()}}
 
 
 def _locate(call: Call, environment: Environment, bounds: Bounds, wrong: Sequence[Check]) -> Finding | None:
     """The first quantity that is wrong in an eager run of all tasks from the start, line by line."""
     tasks = check_tasks(call.tasks)
-    whole = replace(call, tasks=None if tasks is None else replace(tasks, chunk=None), resume=None)
+    unchunked = replace(call, tasks=None if tasks is None else replace(tasks, chunk=None), resume=None)
     with same_randomness(environment):
-        run = make_run(whole, Wants(lines=True, changes=True))
-        found = first_disagreement(run, bounds.reference, bounds.allowed)
+        run = make_run(unchunked, Wants(lines=True, changes=True))
+        finding = first_disagreement(run, bounds.reference, bounds.allowed)
     by_autograd = [c for c in wrong if c.family == "autograd"]
-    if found is not None or not by_autograd:
-        return found
+    if finding is not None or not by_autograd:
+        return finding
     first = by_autograd[0]
     truth = {VAL_LOSS: bounds.reference.loss, **bounds.reference.gradient}[first.key]
     difference = (_entries_of_result(run.result())[first.key].to(truth) - truth).abs().max().item()

@@ -148,7 +148,7 @@ def undecomposed() -> dict[str, str]:
         z = batch[0] @ theta["a"]
         return torch.logsumexp(z @ z.T, 1).mean()
 
-    norm, wrapped = nn.BatchNorm1d(4), nn.Linear(3, 1)
+    norm, wrapped = nn.BatchNorm1d(4, affine=False), nn.Linear(3, 1)
 
     def normed(theta: Any, phi: Any, batch: Any) -> Tensor:
         return (norm(batch[0] @ theta["a"]) ** 2 * torch.arange(4.0)).mean()

@@ -68,7 +68,7 @@ def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float
     plain = advances(steps, schedule.snapshots + on_disk, block)
     blocks = -(-steps // block)
     first, again = steps - block, plain - (steps - block)
-    seconds = first * costs.run.seconds + again * (costs.run_known if schedule.gradients else costs.run).seconds
+    seconds = first * costs.run.seconds + again * (costs.run_kept if schedule.gradients else costs.run).seconds
     # The first block's steps all run with their graphs; of every other block, the last is swept from its point.
     seconds += (steps - blocks + 1) * (costs.run_graph.seconds + costs.sweep.seconds) + (
         blocks - 1
@@ -83,7 +83,7 @@ def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float
 def highest(block: int, blocks: int, costs: Costs) -> int:
     """The most bytes at work in any part of a run, above `start`, stored points and kept gradients."""
     point, graphs = costs.point, (block - 1) * costs.record  # the latter while the last step of a block is at work
-    forwards = max(costs.run.transient, costs.run_known.transient)
+    forwards = max(costs.run.transient, costs.run_kept.transient)
     moments = [
         point + graphs + costs.run_graph.transient,
         point + graphs + costs.record + costs.validate.transient,
@@ -105,7 +105,7 @@ def least(steps: int, costs: Costs) -> int:
 
 def choose(budget: Budget, steps: int, costs: Costs) -> Checkpoint:
     """The schedule with the least estimated time among those whose peak fits. Raises ArgumentError."""
-    found: list[tuple[float, int, Checkpoint]] = []
+    feasible: list[tuple[float, int, Checkpoint]] = []
     for block in numbers(steps):
         for gradients in (False, True):
             room = budget.bytes - estimate(Checkpoint(1, graphs=block, gradients=gradients), steps, costs)[0]
@@ -120,22 +120,23 @@ def choose(budget: Budget, steps: int, costs: Costs) -> Checkpoint:
                     graphs=block,
                     gradients=gradients,
                 )
-                found.append((estimate(schedule, steps, costs)[1], len(found), schedule))
-    if not found:
+                feasible.append((estimate(schedule, steps, costs)[1], len(feasible), schedule))
+    if not feasible:
         raise ArgumentError(too_small(budget, steps, costs))
-    return min(found)[2]
+    return min(feasible)[2]
 
 
 def numbers(most: int) -> list[int]:
     """1 … most; beyond 64 each about 5 % above the last."""
-    found, n = [], 1
+    numbers_tried, n = [], 1
     while n < most:
-        found.append(n)
+        numbers_tried.append(n)
         n = max(n + 1, n + n // 20)
-    return [*found, most]
+    return [*numbers_tried, most]
 
 
 def too_small(budget: Budget, steps: int, costs: Costs) -> str:
+    """What a budget that no schedule fits into would have to be, a line for each way to run."""
     lines = []
     for name, schedule in (
         ("1 snapshot", Checkpoint(1)),

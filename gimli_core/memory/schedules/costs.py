@@ -28,7 +28,7 @@ class Costs(NamedTuple):
     end: int  # bytes held from the validation on: theta_J, s_J, B, S and what L_val's gradient leaves
     run: Act  # a step forwards
     run_graph: Act  # a step forwards that keeps its graph
-    run_known: Act  # a step forwards from its kept gradient
+    run_kept: Act  # a step forwards from its kept gradient
     validate: Act
     sweep: Act  # a step backwards from its record
     sweep_point: Act  # a step backwards from its point
@@ -80,7 +80,7 @@ def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
                     act = costs.run_graph
                     graphs.add(j)
                 else:
-                    act = costs.run_known if j in gradients else costs.run
+                    act = costs.run_kept if j in gradients else costs.run
                 if keep is Keep.GRADIENT:
                     gradients.add(j)
                     seconds += costs.fresh * costs.gradient
@@ -104,10 +104,10 @@ def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
         worked += isinstance(action, (Advance, Validate, Sweep)) and not keeps_graph
         # theta_0 is the caller's and s_0 in `start`; a working point whose step has a record is counted there.
         counted = point in (0, end) or point in graphs or (point in stored and restored == point and costs.ranks == 1)
-        held = costs.start + costs.stored * (in_memory - (0 in stored)) + costs.point * (not counted)
-        held += costs.gradient * len(gradients)
-        held += costs.record * (len(graphs) - keeps_graph) + (costs.end if end >= 0 else 0)
-        peak = max(peak, held + act.transient + holes(costs, worked))
+        used = costs.start + costs.stored * (in_memory - (0 in stored)) + costs.point * (not counted)
+        used += costs.gradient * len(gradients)
+        used += costs.record * (len(graphs) - keeps_graph) + (costs.end if end >= 0 else 0)
+        peak = max(peak, used + act.transient + holes(costs, worked))
         most_stored, most_on_disk = max(most_stored, in_memory), max(most_on_disk, on_disk)
         seconds += act.seconds
         if isinstance(action, Validate):

@@ -205,6 +205,34 @@ def test_messages_are_those_that_are_stated(tmp_path: Path) -> None:
             ]
 
 
+def whole_calls() -> list[Any]:
+    """[verify, its verdict; plan, a state's bytes; unroll, gradients alone and over ranks]."""
+    torch.manual_seed(0)
+    made = {**tanh_network(Adam(), steps=3), "phi_opt": {"lr": torch.tensor(0.1)}}
+    verdict = gimli.verify(**made, mesh="shard")
+    plan = gimli.plan(**made, mesh="shard")
+    gradients = []
+    for mesh in (None, "shard"):
+        lr = torch.tensor(0.1, requires_grad=True)
+        theta_0 = {k: v.clone().requires_grad_() for k, v in made["theta_0"].items()}
+        loss = gimli.unroll(**{**made, "theta_0": theta_0, "phi_opt": {"lr": lr}}, mesh=mesh)
+        (3 * loss).backward()
+        gradients.append([lr.grad, *(v.grad for v in theta_0.values())])
+    return [verdict.ok, plan.costs.point, plan.costs.stored, gradients]
+
+
+@pytest.mark.long
+def test_verify_plan_and_unroll_take_shards(tmp_path: Path) -> None:
+    first, second = results_on_ranks(2, whole_calls, directory=tmp_path, timeout=60)
+    n = sum(v.numel() for v in tanh_network(Adam())["theta_0"].values())
+    for ok, point, stored, (alone, over) in (first, second):
+        assert ok
+        assert (
+            point == stored == 8 * (3 * -(-n // 2) + 1)
+        )  # the most of all ranks: theta, two slots, the count of steps
+        torch.testing.assert_close(over, alone, rtol=1e-12, atol=1e-14)
+
+
 def one_dies() -> str:
     torch.manual_seed(0)
     made = tanh_network(Adam(lr=0.1), steps=4)

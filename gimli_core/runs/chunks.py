@@ -57,12 +57,16 @@ class Chunks:
         """The results of the chunks that are run here."""
         results = []
         for i in self._mine:
-            if self._over is not None:
-                self._over.begin(i)
+            through = None if self._over is None else self._over.begin(i)
+            if through is not None:
+                results.append(through)
+                continue
             run, self._first = self._first or self._run(self._parts[i]), None
             yield from chain(run.forward(), run.backward())
             results.append(run.result())
             del run
+            if self._over is not None:
+                self._over.end(i, results[-1])
         return results
 
     def backward(self, along: Tensor | None = None) -> Events:

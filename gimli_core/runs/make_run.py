@@ -195,7 +195,7 @@ def _required(inputs: Inputs, call: Call, schedule: Schedule, wants: Wants) -> I
 
 def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None, *, weighed: bool = False) -> Run:
     """A run of a schedule; a budget is measured first, and a journal says where an earlier run was."""
-    journal = None if resume is None else Journal(directory_of("resume", resume), inputs)
+    journal = None if resume is None else Journal(directory_of("resume", resume), inputs, inputs.form.mesh or ())
     try:
         if journal is not None and journal.reached is not None:
             schedule = journal.schedule(journal.reached[1]["schedule"], schedule.disk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.errors import unexpected
+from gimli_core.memory.directory import directory_of
 from gimli_core.meta_parameters.marks import tensor_paths
 from gimli_core.processes.agreement import raised_by, together
 from gimli_core.processes.collectives import everyones
@@ -20,6 +22,7 @@ from gimli_core.processes.words import leave
 from gimli_core.requirements.parts import refuse_undecomposed
 from gimli_core.runs.chunks import Chunks
 from gimli_core.runs.digests import digests
+from gimli_core.runs.finished_tasks import FinishedTasks
 from gimli_core.runs.gathered import gathered
 from gimli_core.runs.run import Events, Run
 from gimli_core.runs.tasks_over_ranks import TasksOverRanks
@@ -101,8 +104,9 @@ def chunks_of(call: Call, mesh: Mesh) -> list[Call]:
     if tasks is None:
         expected, do = 'tasks=T beside a mesh of "tasks"', 'One inner loop over processes is mesh="data".'
         raise unexpected("tasks", expected, "None", do)
-    if call.resume is not None:
-        raise unexpected("resume", 'None beside a mesh of "tasks"', repr(call.resume), "Give one of the two.")
+    if call.resume is not None and (mesh.data or mesh.shard):
+        do = 'Beside mesh="tasks" or mesh="data" alone a run that is killed can go on.'
+        raise unexpected("resume", "None where a mesh has several dimensions", repr(call.resume), do)
     # Eager runs and those that an "auto" would change over to, sooner on one rank than on another, differ in last bits.
     compile = False if call.compile == "auto" else call.compile
     alone = replace(mesh, tasks=None) if mesh.data or mesh.shard else None
@@ -113,6 +117,11 @@ def _chunks(call: Call, mesh: Mesh, run: Callable[[Call], Run]) -> Run:
     """The run of all tasks, of which this rank runs its share."""
     parts = chunks_of(call, mesh)
     assert mesh.tasks is not None
+    kept = None
+    if call.resume is not None:
+        digest = hashlib.sha256(repr(sorted(digests(call, batches=True).items())).encode()).hexdigest()
+        kept = FinishedTasks(directory_of("resume", call.resume), digest)
+        parts = [replace(part, resume=kept.journal(i)) for i, part in enumerate(parts)]
     device = next((t.device for _, t in tensor_paths(call.theta_0)), torch.device("cpu"))
     check_device(mesh, device)
-    return Chunks(call, parts, run, TasksOverRanks(mesh.tasks, device))
+    return Chunks(call, parts, run, TasksOverRanks(mesh.tasks, device, kept))

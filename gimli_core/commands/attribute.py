@@ -174,8 +174,8 @@ def _table(trial: LeaveOut, methods: dict[str, Scores], planted: Tensor) -> Tabl
         f"LDS: rank correlation of predicted and retrained losses over {len(trial.changes)} random subsets of "
         f"{100 * LEFT_OUT:.0f} % left out; mean over {len(QUANTILES)} test rows and the validation loss, its 95 % "
         f"interval over subsets, least and most of a query. Wrong labels: the {count} and the {2 * count} rows that "
-        "most raise the validation loss: precision, recall. Influence functions, of the exact Gauss-Newton matrix, go by "
-        "their damping."
+        "most raise the validation loss: precision, recall. Influence functions, of the exact Gauss-Newton matrix, "
+        "go by their damping."
     )
     table = Table("", "LDS", "95 %", "of a query", "wrong labels", box=SIMPLE, pad_edge=False, caption=caption)
     table.columns[0].no_wrap = True

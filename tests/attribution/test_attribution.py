@@ -244,11 +244,11 @@ def test_metasmoothness_of_known_functions() -> None:
         return gimli.metasmoothness(training(f), {"a": torch.zeros_like(z)}, [None], phi_loss=phi, direction=v, **more)
 
     assert measure(torch.exp, torch.zeros(3)).value == pytest.approx(1.0)
-    # |z - 1/10|, h = 1/10: both slopes turn for z = 0 alone; of z = 5 none, and both move as far.
-    found = measure(lambda z: (z - 0.1).abs(), torch.tensor([0.0, 5.0]), h=0.1)
-    assert found.value == pytest.approx(0.0, abs=1e-9)
-    weighted_more = measure(lambda z: (z - 0.1).abs() * torch.tensor([3.0, 1.0]), torch.tensor([0.0, 5.0]), h=0.1)
-    assert weighted_more.value == pytest.approx(-0.5)
+    # |z - 1/8|, h = 1/10: from z = 0 back by 0.1, then on by 0.05, 0.05 in all; from z = 5 on by 0.2.
+    found = measure(lambda z: (z - 0.125).abs(), torch.tensor([0.0, 5.0]), h=0.1)
+    assert found.value == pytest.approx((-0.05 + 0.2) / 0.25)
+    weighted_more = measure(lambda z: (z - 0.125).abs() * torch.tensor([3.0, 1.0]), torch.tensor([0.0, 5.0]), h=0.1)
+    assert weighted_more.value == pytest.approx((-0.15 + 0.2) / 0.35)
     with pytest.raises(ArgumentError, match="theta_J moves"):
         measure(torch.zeros_like, torch.zeros(2))
 

@@ -90,12 +90,27 @@ def measure(
         fresh=fresh,
         write=written,
         read=read,
+        growth=_growth(inputs, weighed),
         ranks=1 if inputs.form.stores_parts is None else inputs.form.stores_parts.size,
     )
     holes = max(round(LOST * transient) if compiled else 0, most - predict(PILOT, costs).peak)
     # s_0 was there before the pilot; the point that the sweep ends at is the caller's only if it is theta_0.
     start = point if inputs.form.first else 0 if inputs.form.warm else state
     return costs._replace(holes=holes, start=accumulators + start)
+
+
+def _growth(inputs: Inputs, weighed: bool) -> int:
+    """Bytes that the sums of indexed entries take in of a step, told by the first one."""
+    indexed = inputs.values.indexed
+    if not indexed:
+        return 0
+    several = outer_losses(inputs)
+    rows = inputs.values.rows_at(0)
+    bytes_of = 0
+    for k, v in indexed.items():
+        wide = torch.promote_types(v.value.dtype, torch.float32).itemsize
+        bytes_of += rows[k].numel() * (8 + wide * v.value[:1].numel())
+    return bytes_of if weighed or several is None else several * bytes_of
 
 
 def costs_of(

@@ -18,7 +18,7 @@ from gimli_core.memory.directory import directory_of
 from gimli_core.memory.schedules.actions import Action, Schedule
 from gimli_core.memory.schedules.binomial import advances
 from gimli_core.memory.schedules.checkpoint import Checkpoint
-from gimli_core.memory.schedules.costs import Costs
+from gimli_core.memory.schedules.costs import ASSEMBLY, Costs
 from gimli_core.memory.schedules.sizes import parse_size, show_size
 
 __all__ = ["Budget", "choose", "estimate", "least"]
@@ -84,7 +84,9 @@ def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float
     kept = min(schedule.snapshots, blocks) - 1  # theta_0 is the caller's
     fresh = kept * costs.stored + (first * costs.gradient if schedule.gradients else 0)
     seconds += costs.fresh * fresh
-    return costs.start + fresh + highest(block, blocks, costs) + costs.room, seconds
+    sums = steps * costs.growth
+    at_work = max(fresh + highest(block, blocks, costs), costs.end + ASSEMBLY * sums)
+    return costs.start + sums + at_work + costs.room, seconds
 
 
 def highest(block: int, blocks: int, costs: Costs) -> int:

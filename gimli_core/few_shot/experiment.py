@@ -24,6 +24,7 @@ from gimli_core.few_shot.outcome import Outcome
 from gimli_core.few_shot.protocol import Protocol
 from gimli_core.few_shot.recipes import RECIPES, Recipe, Setting
 from gimli_core.inner_loop.checks import check_device
+from gimli_core.memory.allocator import reusing
 from gimli_core.outer_loop.outer_loop import OuterLoop
 
 __all__ = ["Experiment", "Options"]
@@ -150,8 +151,9 @@ class Experiment:
     def run(self, out: Path | None = None, progress: bool = False) -> Outcome:
         """Train, or go on where a killed training was; evaluate; the outcome, also as `out/result.json`."""
         loop = self.loop(out, progress)
-        loop.run()
-        return self.outcome(out)
+        with reusing():  # every step takes the same memory: a quarter of the time, if the kernel cleared it each time
+            loop.run()
+            return self.outcome(out)
 
     def loop(self, out: Path | None = None, progress: bool = False) -> OuterLoop:
         """The training, not begun."""

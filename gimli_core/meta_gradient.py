@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -15,12 +15,16 @@ from gimli_core.arguments.until import Until
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.notation import State
 from gimli_core.problem import Problem
+from gimli_core.processes.mesh import tells
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import Wants, make_run
 from gimli_core.runs.run import drain
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["meta_gradient"]
 
@@ -45,6 +49,7 @@ def meta_gradient(
     check: bool = True,
     until: Until | Callable[..., Any] | None = None,
     micro_batches: int | None = None,
+    mesh: DeviceMesh | str | None = None,
     watch: Callable[[Event], None] | None = None,
     progress: bool = False,
 ) -> MetaGradient:
@@ -143,9 +148,10 @@ def meta_gradient(
         check,
         until,
         micro_batches,
+        mesh,
     )
     run = make_run(call, Wants(steps=progress, lines=watch is not None))
-    shown = Progress(run.steps) if progress else None
+    shown = Progress(run.steps) if progress and tells(mesh) else None
     drain(run.forward(), watch, shown)
     drain(run.backward(), watch, shown)
     return run.result()

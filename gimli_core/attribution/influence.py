@@ -124,5 +124,5 @@ def influence_scores(
             values.index_add_(1, rows.reshape(-1), -moved / len(seen))
         return Scores(values, val_loss)
 
-    found = {d: scored(d) for d in dampings}
-    return found[dampings[0]] if isinstance(damping, (int, float)) else found
+    scores = {d: scored(d) for d in dampings}
+    return scores[dampings[0]] if isinstance(damping, (int, float)) else scores

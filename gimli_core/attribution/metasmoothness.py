@@ -110,6 +110,6 @@ def _checked(direction: Mapping[str, Tensor], values: dict[str, Tensor]) -> dict
     for name, v in direction.items():
         if name not in values or not isinstance(v, Tensor) or v.shape != values[name].shape:
             expected = f"tensors shaped as phi_loss: { ({k: list(x.shape) for k, x in values.items()}) }"
-            came = f"{name!r} of shape {list(v.shape)}" if isinstance(v, Tensor) else f"{name!r}: {type(v).__name__}"
-            raise unexpected("direction", expected, came, "Give v by the names of phi_loss.")
+            actual = f"{name!r} of shape {list(v.shape)}" if isinstance(v, Tensor) else f"{name!r}: {type(v).__name__}"
+            raise unexpected("direction", expected, actual, "Give v by the names of phi_loss.")
     return dict(direction)

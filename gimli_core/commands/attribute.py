@@ -26,7 +26,7 @@ from gimli_core.demo.data import Splits, load
 from gimli_core.demo.picture import check_path
 from gimli_core.errors import printable, unexpected
 from gimli_core.evaluation.adapt import adapt
-from gimli_core.memory.whole_file import check_writable
+from gimli_core.memory.atomic_file import check_writable
 
 __all__ = ["add_arguments", "run"]
 
@@ -148,7 +148,7 @@ def _scored(
         baseline = influence_scores(
             made.problem, theta_J, [made.whole], queries, phi_loss=made.phi_loss, damping=DAMPINGS
         )
-    return {"meta-gradient": exact, **{f"influence, {d:g}": found for d, found in baseline.items()}}
+    return {"meta-gradient": exact, **{f"influence, {d:g}": at_damping for d, at_damping in baseline.items()}}
 
 
 @contextmanager
@@ -169,9 +169,9 @@ def _table(trial: LeaveOut, methods: dict[str, Scores], planted: Tensor) -> Tabl
     )
     table = Table("", "LDS", "95 %", "of a query", "wrong labels", box=SIMPLE, pad_edge=False, caption=caption)
     table.columns[0].no_wrap = True
-    for name, found in methods.items():
-        rho, (low, high) = trial.lds(found), trial.interval(found)
-        harm = found.values[-1]
+    for name, of_method in methods.items():
+        rho, (low, high) = trial.lds(of_method), trial.interval(of_method)
+        harm = of_method.values[-1]
         guesses = [flagged(harm, planted, min(n, len(harm))) for n in (count, 2 * count)]
         told = ", ".join(f"{precision:.2f} {recall:.2f}" for precision, recall in guesses)
         spread = f"{rho.min():.2f}, {rho.max():.2f}"

@@ -49,8 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     for text in arguments.follow:
         session.follow(text)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    given = [] if sys.stdin.isatty() else [line for line in sys.stdin.read().splitlines() if line.strip()]
-    if not interactive and not given:
+    script = [] if sys.stdin.isatty() else [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not interactive and not script:
         return session.list_all()
     moved = stepper.next()
     session.introduce()
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         session.show()
     else:
         session.complain()
-    for command in typed(style) if interactive else given:
+    for command in typed(style) if interactive else script:
         if not session.obey(command.strip()):
             break
     walk.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gimli_core.commands.source import SCHEDULES, arguments_of, find, users_code
 from gimli_core.errors import printable, unexpected
-from gimli_core.memory.whole_file import check_writable
+from gimli_core.memory.atomic_file import check_writable
 from gimli_core.step_through.lessons import LESSONS, Lesson, save_all
 from gimli_core.step_through.page.trace import trace
 from gimli_core.step_through.page.worst_steps import worst_steps
@@ -61,9 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
             print(printable(written))
     _open(path) if arguments.open else None
     if made.error is not None:
-        came = made.data["error"]
+        actual = made.data["error"]
         print(
-            printable(f"gimli: the run ended {came['after']}: {came['kind']}: {came['message']} ".replace("\n", " "))
+            printable(
+                f"gimli: the run ended {actual['after']}: {actual['kind']}: {actual['message']} ".replace("\n", " ")
+            )
             + "The page shows all up to there.",
             file=sys.stderr,
         )

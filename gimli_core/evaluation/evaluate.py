@@ -116,13 +116,13 @@ def evaluate(
     try:
         with torch.no_grad():
             _lay(environment, ended.buffers_J)
-            found = {
+            means = {
                 name: _measured(name, metric, J, T, problem, theta_0, phi_loss, ended.theta_J, phi, batch)
                 for name, metric in metrics.items()
             }
     finally:
         environment.restore(before)
-    return Evaluation(found, ended)
+    return Evaluation(means, ended)
 
 
 def _measured(
@@ -149,10 +149,10 @@ def _measured(
             do = "Reduce it with .mean()."
             raise unexpected(name, "one number for a task", f"shape {list(value.shape)}", do)
         return value.reshape(1)
-    own_theta, plain = theta_by_task(theta_0, tasks.count)
-    shared = frozenset(k for k in split_frozen(plain)[1] if k not in own_theta)
-    whole, entries = split_marked(phi_loss)
-    by_task = frozenset(k for k, v in (entries or {}).items() if whole or isinstance(v, PerTask))
+    theta_per_task, plain = theta_by_task(theta_0, tasks.count)
+    shared = frozenset(k for k in split_frozen(plain)[1] if k not in theta_per_task)
+    all_marked, entries = split_marked(phi_loss)
+    by_task = frozenset(k for k, v in (entries or {}).items() if all_marked or isinstance(v, PerTask))
     over_all = LossOverTasks(of_one, name, tasks.count, shared, by_task, modules_of(problem))
     of_tasks: Tensor = over_all(theta_J, phi, batch)
     return of_tasks

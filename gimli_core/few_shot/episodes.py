@@ -112,13 +112,13 @@ class EpisodeSampler(Sampler[list[int]]):
         small = [int(c) for c, count in zip(self.classes, counts, strict=True) if count < least]
         if small:
             first = int(counts[self.classes.tolist().index(small[0])])
-            came = f"{first} of class {small[0]}" + (f", and too few of {len(small) - 1} more" if small[1:] else "")
+            actual = f"{first} of class {small[0]}" + (f", and too few of {len(small) - 1} more" if small[1:] else "")
             do = "Leave small classes out, or ask for fewer shots or queries."
-            raise unexpected("labels", f"at least {least} rows of each class, shot + queries", came, do)
+            raise unexpected("labels", f"at least {least} rows of each class, shot + queries", actual, do)
         if not balanced and sum(sorted(counts.tolist())[:way]) < way * (shot + queries):
-            came = f"{sum(sorted(counts.tolist())[:way])} in the {way} smallest"
+            actual = f"{sum(sorted(counts.tolist())[:way])} in the {way} smallest"
             do = "Ask for fewer queries."
-            raise unexpected("labels", f"{way * (shot + queries)} rows in any {way} classes", came, do)
+            raise unexpected("labels", f"{way * (shot + queries)} rows in any {way} classes", actual, do)
 
     def __len__(self) -> int:
         return self.batches
@@ -238,6 +238,6 @@ def check_count(name: str, value: object, least: int) -> None:
 def _checked_labels(labels: Tensor | Sequence[int]) -> Tensor:
     checked = torch.as_tensor(labels)
     if checked.ndim != 1 or not len(checked) or checked.is_floating_point() or checked.is_complex():
-        came = f"shape {list(checked.shape)} of {checked.dtype}"
-        raise unexpected("labels", "whole numbers, one a row", came, "Number the classes.")
+        actual = f"shape {list(checked.shape)} of {checked.dtype}"
+        raise unexpected("labels", "whole numbers, one a row", actual, "Number the classes.")
     return checked.long()

@@ -10,7 +10,7 @@ from typing import Any
 from gimli_core.errors import unexpected
 from gimli_core.few_shot.method import Evaluation
 from gimli_core.few_shot.protocol import Protocol
-from gimli_core.memory.whole_file import writing
+from gimli_core.memory.atomic_file import writing
 
 __all__ = ["Outcome", "read_outcome"]
 

@@ -25,7 +25,7 @@ from gimli_core.notation import COUNTS, Tensors
 from gimli_core.problem import Problem
 from gimli_core.requirements.examine import require
 from gimli_core.transforms.proximal import ProximalLoss, with_centre
-from gimli_core.transforms.tasks import Tasks, check_tasks, own
+from gimli_core.transforms.tasks import Tasks, check_tasks, checked_per_task
 
 __all__ = ["Asked", "checked"]
 
@@ -51,13 +51,13 @@ class Asked:
 
     def precondition(self, here: FixedPoint) -> Callable[[Tensor], Tensor] | None:
         """The preconditioner on vectors."""
-        given = self.preconditioner
-        if given is None:
+        preconditioner = self.preconditioner
+        if preconditioner is None:
             return None
-        if isinstance(given, Mapping):
-            diagonal = here.vector(dict(given))
+        if isinstance(preconditioner, Mapping):
+            diagonal = here.vector(dict(preconditioner))
             return lambda r: r / diagonal
-        return lambda r: here.vector(given(here.tensors(r)))
+        return lambda r: here.vector(preconditioner(here.tensors(r)))
 
 
 def checked(
@@ -99,8 +99,8 @@ def checked(
         do = "It is relative to the result; math.inf lets any inner loop pass."
         raise unexpected("inner_tolerance", "a number > 0", repr(inner_tolerance), do)
     if isinstance(solver, Neumann) and isinstance(problem, Problem) and problem.optimizer.seen():
-        came, do = f"{type(problem.optimizer).__name__}, which sees {listing(problem.optimizer.seen())}", UNROLL
-        raise unexpected("optimizer", "a rule of the gradient alone, for Neumann", came, do)
+        actual, do = f"{type(problem.optimizer).__name__}, which sees {listing(problem.optimizer.seen())}", UNROLL
+        raise unexpected("optimizer", "a rule of the gradient alone, for Neumann", actual, do)
     T = check_tasks(tasks)
     if T is not None and T.chunk is not None:
         do = "Call once a chunk: nothing else is shared."
@@ -122,7 +122,7 @@ def checked(
         1,
         None,
         phi_loss,
-        _own_state(state_star, T),
+        _state_per_task(state_star, T),
         second_order=second_order,
         tasks=T,
         compile=False,
@@ -146,9 +146,9 @@ def checked(
 def _check_solver(solver: Any) -> None:
     if isinstance(solver, Solver):
         return
-    came = f"the class {solver.__name__}" if isinstance(solver, type) else repr(solver)
+    actual = f"the class {solver.__name__}" if isinstance(solver, type) else repr(solver)
     do = "Call it: solver=gimli.implicit.CG(rtol=1e-6)."
-    raise unexpected("solver", "one of gimli.implicit: CG, MINRES, Neumann, Dense", came, do)
+    raise unexpected("solver", "one of gimli.implicit: CG, MINRES, Neumann, Dense", actual, do)
 
 
 def _like_start(theta_star: Any, theta_0: Any, tasks: Tasks | None) -> Any:
@@ -156,9 +156,9 @@ def _like_start(theta_star: Any, theta_0: Any, tasks: Tasks | None) -> Any:
     star, T = unmarked(theta_star), None if tasks is None else tasks.count
     start = unmarked_entries(theta_0)
     if not isinstance(star, Mapping) or (start is not None and not isinstance(start, Mapping)):
-        came, name = (star, "theta_star") if not isinstance(star, Mapping) else (start, "theta_0")
+        actual, name = (star, "theta_star") if not isinstance(star, Mapping) else (start, "theta_0")
         expected, do = "a dict {name: floating-point tensor}", "Take it from result.theta_J."
-        raise unexpected(name, expected, type(came).__name__, do)
+        raise unexpected(name, expected, type(actual).__name__, do)
     if start is not None:
         if set(start) != set(star):
             do = "They are two places of the same parameters."
@@ -172,7 +172,7 @@ def _like_start(theta_star: Any, theta_0: Any, tasks: Tasks | None) -> Any:
         k: _spread(v, T) if _is_frozen(v) and start is not None and v.shape == start[k].shape else v
         for k, v in star.items()
     }
-    return per_task(own("theta_star", of_each, T))
+    return per_task(checked_per_task("theta_star", of_each, T))
 
 
 def _frozen(value: Any, like: Any) -> Any:
@@ -191,7 +191,7 @@ def _spread(value: Tensor, count: int) -> nn.Parameter:
     return nn.Parameter(value.detach().expand(count, *value.shape), requires_grad=False)
 
 
-def _own_state(state_star: Any, tasks: Tasks | None) -> Any:
+def _state_per_task(state_star: Any, tasks: Tasks | None) -> Any:
     """A state of every task is its own."""
     return (
         state_star if tasks is None or state_star is None or isinstance(state_star, PerTask) else per_task(state_star)
@@ -216,14 +216,14 @@ def _check_beside(name: str, value: Any, solver: Solver, theta: Tensors) -> None
     if callable(value) and name == "preconditioner":
         return
     if not isinstance(value, Mapping) or set(value) != set(theta):
-        came = listing(value) if isinstance(value, Mapping) else type(value).__name__
-        raise unexpected(name, f"a tensor for each of {listing(theta)}", came, "Key it as theta_star is.")
+        actual = listing(value) if isinstance(value, Mapping) else type(value).__name__
+        raise unexpected(name, f"a tensor for each of {listing(theta)}", actual, "Key it as theta_star is.")
     for k, like in theta.items():
         v, argument = value[k], f"{name}[{k!r}]"
         if not isinstance(v, Tensor) or v.shape != like.shape:
-            came = f"shape {list(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
+            actual = f"shape {list(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
             expected = f"a tensor of shape {list(like.shape)}, as theta_star has"
-            raise unexpected(argument, expected, came, "With tasks each has its own.")
+            raise unexpected(argument, expected, actual, "With tasks each has its own.")
         if not bool(torch.isfinite(v).all()) or (name == "preconditioner" and not bool((v > 0).all())):
             expected = "finite numbers" if name == "warm_start" else "finite numbers > 0"
             raise unexpected(

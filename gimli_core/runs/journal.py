@@ -60,8 +60,8 @@ class Journal:
         self._run = secrets.token_hex(16)
         self._there: set[int] = set()  # the steps whose points are written
         self._process = os.getpid()
-        held, self._made = hold("resume", directory, "progress")
-        self._let_go = weakref.finalize(self, release, held, self._process)
+        descriptor, self._made = hold("resume", directory, "progress")
+        self._let_go = weakref.finalize(self, release, descriptor, self._process)
         self._written = time.monotonic()
         self.reached = self._load()  # by the last run: (tensors, plain values), or None
 
@@ -72,9 +72,9 @@ class Journal:
             if reached is not None:
                 self._run, self._there = reached[1]["run"], set(reached[1]["points"])
                 self._made = reached[1]["made"]
-            for path in names_of_ours(self.directory, POINT, whole=True):
+            for path in names_of_ours(self.directory, POINT, finished=True):
                 self._remove_stale(path)
-            for path in names_of_ours(self.directory, f"progress|{POINT}", whole=False):
+            for path in names_of_ours(self.directory, f"progress|{POINT}", finished=False):
                 _unlink(path)
         except BaseException:
             self.close()
@@ -86,8 +86,8 @@ class Journal:
         with self.reading():
             schedule = schedule_of(plain, disk or Path())
         if schedule.disk is not None and disk is None:
-            came = "one without, though the run to be resumed stores states on disk"
-            raise unexpected("memory", "a schedule with disk=PATH", came, "Call as when the run was begun.")
+            actual = "one without, though the run to be resumed stores states on disk"
+            raise unexpected("memory", "a schedule with disk=PATH", actual, "Call as when the run was begun.")
         return schedule
 
     def due(self) -> bool:
@@ -96,16 +96,16 @@ class Journal:
 
     def write(self, points: Iterable[Point], tree: dict[str, Any], extra: dict[str, Any]) -> None:
         """Write the points that are not there yet, then `progress`, and remove points that it does not name."""
-        self._own()
+        self._refuse_forked()
         named = set()
         for point in points:
             named.add(point.j)
             if point.j not in self._there:
                 assert point.snapshot is not None
                 buffers, generators = plain_snapshot(point.snapshot)
-                held = {"theta": point.theta, "state": point.state, "buffers": buffers}
+                tensors = {"theta": point.theta, "state": point.state, "buffers": buffers}
                 written = {**self._of(point.j), "generators": generators}
-                write_file(self._file(point.j), held, written, durable=True)
+                write_file(self._file(point.j), tensors, written, durable=True)
                 self._there.add(point.j)
         run = {"problem": self._problem, "run": self._run, "made": self._made, "points": sorted(named)}
         write_file(self.directory / "progress", tree, {**extra, **run}, durable=True)
@@ -152,8 +152,8 @@ class Journal:
             return None
         tree, extra = read_file(path, remedy=REMEDY)
         if extra.get("problem") != self._problem:
-            came = f"{self.directory}, which holds a run of another problem, or with other values"
-            raise unexpected("resume", "a directory of this problem", came, "Name another directory.")
+            actual = f"{self.directory}, which holds a run of another problem, or with other values"
+            raise unexpected("resume", "a directory of this problem", actual, "Name another directory.")
         with self.reading():
             demand(set(extra) == set(PLAIN) and set(tree) == TENSORS, "fields")
             demand(all(type(extra[name]) is kind for name, kind in PLAIN.items()), "values")
@@ -167,12 +167,12 @@ class Journal:
         if int(path.name.partition("-")[2]) in self._there:
             return
         if not is_ours(path):
-            came = f"{path}, which no run has written"
+            actual = f"{path}, which no run has written"
             expected = "a directory where the names point-0, point-1, … are free"
-            raise unexpected("resume", expected, came, "Name another, best one that is not there yet.")
+            raise unexpected("resume", expected, actual, "Name another, best one that is not there yet.")
         _unlink(path)
 
-    def _own(self) -> None:
+    def _refuse_forked(self) -> None:
         if os.getpid() != self._process:
             raise StorageError(
                 f"{self.directory}: expected to be used by the process that began the run, {self._process}; got its "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from gimli_core.arguments.call import Call
 from gimli_core.compiled.choice import chosen
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import unexpected
-from gimli_core.memory.measure import known_costs
+from gimli_core.memory.measure import costs_of
 from gimli_core.memory.schedules.binomial import advances
 from gimli_core.memory.schedules.budget import Budget, choose, estimate, least
 from gimli_core.memory.schedules.checkpoint import Checkpoint
@@ -26,6 +26,9 @@ from gimli_core.problem import Problem
 from gimli_core.runs.eager_steps import EagerSteps
 from gimli_core.runs.make_run import Wants, apart_if_needed, checked, makers
 from gimli_core.transforms.tasks import Tasks
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Plan", "Row", "plan"]
 
@@ -110,6 +113,7 @@ def plan(
     tasks: int | Tasks | None = None,
     check: bool = True,
     micro_batches: int | None = None,
+    mesh: DeviceMesh | str | None = None,
     compile: bool = False,
 ) -> Plan:
     """What each memory schedule would cost on this problem: predicted peak and time.
@@ -156,6 +160,7 @@ def plan(
         tasks=tasks,
         check=check,
         micro_batches=micro_batches,
+        mesh=mesh,
     ).parts()[0]
     J, costs = apart_if_needed(call, lambda: _measured(call, compile))
     named = {"RetainGraphs()": Checkpoint(1, graphs=J), "StoreStates()": Checkpoint(J)}
@@ -182,5 +187,5 @@ def _measured(call: Call, compile: bool) -> tuple[int, Costs]:
     if J < 2:
         do = "With fewer there is nothing to choose."
         raise unexpected("steps", "at least 2 that are swept", str(J), do)
-    compiled = chosen(inputs, compile, whole=False)
-    return J, known_costs(inputs, *makers(compiled if isinstance(compiled, CompiledSteps) else EagerSteps()))
+    compiled = chosen(inputs, compile, unscheduled=False)
+    return J, costs_of(inputs, *makers(compiled if isinstance(compiled, CompiledSteps) else EagerSteps()))

@@ -60,9 +60,9 @@ class MamlAdam(Adapting):
     def state_0(self) -> State | None:
         """The outer Adam's moments of theta_0, and how many steps it has taken; None before its first."""
         theta_0 = self.theta_0()
-        held = {} if self.outer is None else {k: self.outer.state.get(v, {}) for k, v in theta_0.items()}
-        if not held or not all(held.values()):
+        states = {} if self.outer is None else {k: self.outer.state.get(v, {}) for k, v in theta_0.items()}
+        if not states or not all(states.values()):
             return None
-        step = next(iter(held.values()))["step"]
-        moments = {slot: {k: state[slot].clone() for k, state in held.items()} for slot in ("exp_avg", "exp_avg_sq")}
+        step = next(iter(states.values()))["step"]
+        moments = {slot: {k: state[slot].clone() for k, state in states.items()} for slot in ("exp_avg", "exp_avg_sq")}
         return {"step": torch.as_tensor(step, dtype=torch.float64), **moments}

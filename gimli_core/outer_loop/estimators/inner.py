@@ -88,9 +88,9 @@ class InnerLoop:
             A = torch.autograd.grad(tensors, list(leaves.values()), gradients, allow_unused=True)
         of_leaf = {name: a.detach() for name, a in zip(leaves, A, strict=bool(A)) if a is not None}
         if not of_leaf:
-            came = f"none that depends on {listing(leaves)}"
+            actual = f"none that depends on {listing(leaves)}"
             do = "Compute them from the phi that inner is handed, not from copies or detached tensors."
-            raise unexpected("inner(phi, drawn)", f"arguments that {what} has a gradient for", came, do)
+            raise unexpected("inner(phi, drawn)", f"arguments that {what} has a gradient for", actual, do)
         accumulate(self.phi, of_leaf)
         return replace(result, A=of_leaf)
 
@@ -127,8 +127,8 @@ def check_phi(argument: str, phi: Any) -> None:
     """Raise ArgumentError unless `phi` is a dict of leaves, one of which is to be learned."""
     expected, do = "a dict {name: tensor}", "For a module: dict(module.named_parameters())."
     if not isinstance(phi, Mapping) or not phi:
-        came = "an empty one" if isinstance(phi, Mapping) else type(phi).__name__
-        raise unexpected(argument, expected, came, do)
+        actual = "an empty one" if isinstance(phi, Mapping) else type(phi).__name__
+        raise unexpected(argument, expected, actual, do)
     for name, leaf in phi.items():
         if not isinstance(name, str) or not isinstance(leaf, Tensor):
             raise unexpected(f"{argument}[{name!r}]", expected, type(leaf).__name__, do)

@@ -39,7 +39,7 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
         raise
     if at_once(inputs.device):
         check_finite(j, point.theta, G_j, batch, form.names)
-    inputs.look_for_missed(j, point.theta, G_j.theta, batch)
+    inputs.look_for_missed(j, G_j)
     return G_j if keep_graph else G_j._replace(graph=None)
 
 

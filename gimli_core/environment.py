@@ -143,6 +143,10 @@ class Environment:
         pairs = zip(previous.buffers, self.buffers, strict=True)
         return Snapshot(tuple(shared), tuple(old if torch.equal(old, b) else b.detach().clone() for old, b in pairs))
 
+    def capture_buffers(self) -> Snapshot:
+        """A snapshot of the buffers alone, for `restore_buffers`."""
+        return Snapshot((), tuple(b.detach().clone() for b in self.buffers))
+
     def restore(self, snapshot: Snapshot) -> None:
         """Put generators and buffers back, bit for bit."""
         torch.set_rng_state(snapshot.generators[0])

@@ -1,8 +1,8 @@
 """The site: `python -m sphinx -W --keep-going examples/guide build/site` (needs the extra `docs`).
 
-Sphinx, since the reference is then what `help()` shows, read from the imported package; since a missing page, section or
-picture is a warning, and a warning an error; and since its search is one script beside the pages, which works from a
-folder, without a server or a network. furo, for phones and for dark and light; myst-parser, for pages in Markdown.
+Sphinx, since the reference is then what `help()` shows, read from the imported package; since a missing page or section
+is a warning, and a warning an error; and since its search is one script beside the pages, which works from a folder,
+without a server or a network. furo, for phones, dark and light; myst-parser, for pages in Markdown.
 """
 
 import re
@@ -77,10 +77,14 @@ def joined(lines: list[str]) -> list[str]:
 
 def escaped(line: str) -> str:
     """Inline code in two backticks, and what would be markup in RST outside of it taken for what it is."""
-    parts = LITERAL.split(line)
-    return "".join(
-        f"`{part}`" if LITERAL.fullmatch(part) else re.sub(r"([*|]|\w_(?=\W|$))", r"\\\1", part) for part in parts
-    )
+    made = ""
+    for part in LITERAL.split(line):
+        if LITERAL.fullmatch(part):
+            made += ("\\ " if made[-1:].isalnum() else "") + f"`{part}`"
+        else:
+            ends_a_literal = made.endswith("`") and part[:1].isalnum()
+            made += ("\\ " if ends_a_literal else "") + re.sub(r"([*|]|\w_(?=\W|$))", r"\\\1", part)
+    return made
 
 
 def make_gallery(app) -> None:

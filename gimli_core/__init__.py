@@ -22,6 +22,7 @@ from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.plan import Plan, plan
 from gimli_core.step_through import lessons, step_through, trace
 from gimli_core.transforms.proximal import proximal
+from gimli_core.transforms.shares import Share
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.unroll import unroll
 from gimli_core.watchers.adjoint_norms import AdjointNorms
@@ -67,6 +68,7 @@ __all__ = [
     "PullbackReport",
     "Reptile",
     "Requirements",
+    "Share",
     "TaskSampler",
     "Tasks",
     "ThetaOnly",

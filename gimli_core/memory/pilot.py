@@ -28,7 +28,7 @@ from gimli_core.memory.schedules.actions import (
 )
 from gimli_core.memory.schedules.checkpoint import Checkpoint
 
-__all__ = ["PILOT", "RUN", "RUN_GRAPH", "RUN_KNOWN", "SWEEP", "SWEEP_POINT", "VALIDATE", "Maker", "counted", "piloted"]
+__all__ = ["PILOT", "RUN", "RUN_GRAPH", "RUN_KEPT", "SWEEP", "SWEEP_POINT", "VALIDATE", "Maker", "counted", "piloted"]
 
 SHORT = 20  # steps; a run so short pays for measuring more than it can win by it
 
@@ -56,7 +56,7 @@ PILOT = (
     Drop(0),
     Sweep(0),
 )
-RUN, RUN_KNOWN, RUN_GRAPH, VALIDATE, SWEEP, SWEEP_POINT = 1, 3, 4, 5, 6, 9  # where each stands in it
+RUN, RUN_KEPT, RUN_GRAPH, VALIDATE, SWEEP, SWEEP_POINT = 1, 3, 4, 5, 6, 9  # where each stands in it
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def _short(inputs: Inputs) -> Inputs:
     weights = (*values.weights[form.first : form.first + 2], values.weights[-1] or 1.0)
     return replace(
         inputs,
-        form=replace(form, steps=2, weighted=tuple(w is not None for w in weights), left_out=form.left_out.whole()),
+        form=replace(
+            form, steps=2, weighted=tuple(w is not None for w in weights), left_out=form.left_out.untruncated()
+        ),
         values=replace(values, batch=lambda j: values.batch(0), weights=weights),
     )
 
@@ -95,7 +97,7 @@ def piloted(inputs: Inputs, run: Maker, compiled: bool) -> tuple[list[Note], lis
     The last is the mean of two runs, if there are two: it differs by a tenth from run to run.
     """
     environment = inputs.environment
-    found = environment.capture()
+    snapshot = environment.capture()
     short = _short(inputs)
     timed, metered = _Pilot(), _Pilot(ResidentBytes() if compiled else LiveBytes())
     occupations = []
@@ -106,7 +108,7 @@ def piloted(inputs: Inputs, run: Maker, compiled: bool) -> tuple[list[Note], lis
             with occupied() if watched else nullcontext(lambda: 0) as most:
                 _drain(run(short, pilot))
             occupations.extend([most()] if watched else [])
-        environment.restore(found)
+        environment.restore(snapshot)
 
     try:
         once(timed, watched=False)  # first, so that what libraries allocate once is there already, and the heap in use
@@ -114,7 +116,7 @@ def piloted(inputs: Inputs, run: Maker, compiled: bool) -> tuple[list[Note], lis
             once(timed, watched=True)
         once(metered, watched=not compiled)
     finally:
-        environment.restore(found)
+        environment.restore(snapshot)
     quickest = [min(timed.seconds[i :: len(PILOT)]) for i in range(len(PILOT))]
     return metered.notes, quickest, sum(occupations) // len(occupations)
 
@@ -127,10 +129,10 @@ def _drain(execution: Run) -> None:
 def counted(inputs: Inputs, run: Maker) -> int:
     """Bytes that a run with one snapshot takes at its highest, by making it once."""
     meter = LiveBytes()
-    found = inputs.environment.capture()
+    snapshot = inputs.environment.capture()
     try:
         with meter:
             _drain(run(inputs, Checkpoint(1)))
     finally:
-        inputs.environment.restore(found)
+        inputs.environment.restore(snapshot)
     return meter.peak

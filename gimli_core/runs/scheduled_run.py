@@ -56,7 +56,7 @@ class ScheduledRun:
     ) -> None:
         self.inputs, self.form, self.steps = inputs, inputs.form, inputs.form.steps
         self.environment = inputs.environment
-        self._schedule, self._by = schedule, steps
+        self.schedule, self._by = schedule, steps
         self._journal, self._between = journal, between
         self._replays = schedule.replays or inputs.form.evaluates_again
         self._resumed = journal is not None and journal.reached is not None
@@ -122,7 +122,7 @@ class ScheduledRun:
         losses = self.reached.losses
         for A in self.reached.adjoints:
             ends, buffers = self._ends(A)
-            outcome = outcome_of(self.inputs, ends, losses.train, losses.val, buffers, A.A_opt, A.whole_A_loss())
+            outcome = outcome_of(self.inputs, ends, losses.train, losses.val, buffers, A.A_opt, A.A_loss_with_rows())
             self._outcomes.append(outcome._replace(aux=losses.aux()))
 
     def _release(self) -> None:
@@ -133,7 +133,7 @@ class ScheduledRun:
 
     def _memory(self) -> AbstractContextManager[None]:
         """NOTE [memory kept for reuse] in allocator.py, where the least memory is not asked for."""
-        if not self._schedule.compact:
+        if not self.schedule.compact:
             return reusing()
         give_back()
         return nullcontext()
@@ -174,8 +174,8 @@ class ScheduledRun:
         if self._journal is None:
             return
         if any(aux is not None for aux in self.reached.losses.aux()):
-            came, do = "a loss that returns (loss, aux)", "Return the loss alone, or run it without resume=."
-            raise unexpected("resume", "losses without aux, which a journal does not keep", came, do)
+            actual, do = "a loss that returns (loss, aux)", "Return the loss alone, or run it without resume=."
+            raise unexpected("resume", "losses without aux, which a journal does not keep", actual, do)
         if isinstance(action, Validate):
             self._left = self.reached.working.captured()
         if self._journal.due():

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["HeldWeights", "noting"]
+__all__ = ["ModuleWeights", "noting"]
 
 Entry = tuple[dict[str, Any], str, Tensor]  # where a module keeps its tensors, a name, what was there
 
 
-class HeldWeights:
+class ModuleWeights:
     """The entries of modules that were others while a loss was evaluated, first call by first call."""
 
     def __init__(self) -> None:
@@ -42,13 +42,13 @@ class HeldWeights:
             return
         now = [(home, name, home[name]) for home, name, _ in entries if name in home]
         try:
-            for home, name, held in entries:
+            for home, name, tensor in entries:
                 if name in home:
-                    home[name] = held
+                    home[name] = tensor
             yield
         finally:
-            for home, name, held in reversed(now):
-                home[name] = held
+            for home, name, tensor in reversed(now):
+                home[name] = tensor
 
     def changes(self, first: tuple[Tensor | None, ...], derivative: Callable[[], tuple[Tensor | None, ...]]) -> bool:
         """Whether a derivative is another one where modules hold what they held last: then work was put off that reads
@@ -74,9 +74,9 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 @contextmanager
-def noting() -> Iterator[HeldWeights]:
+def noting() -> Iterator[ModuleWeights]:
     """Note what modules hold when this thread calls them; complete once the block is left."""
-    held, thread = HeldWeights(), threading.get_ident()
+    weights, thread = ModuleWeights(), threading.get_ident()
     met: dict[int, tuple[nn.Module, dict[str, Any], dict[str, Any]]] = {}
     again: dict[tuple[int, str], Entry] = {}
 
@@ -93,13 +93,13 @@ def noting() -> Iterator[HeldWeights]:
 
     handle = register_module_forward_pre_hook(note)
     try:
-        yield held
+        yield weights
     finally:
         handle.remove()
-        held.entries = [
+        weights.entries = [
             (home, name, tensor)
             for _, home, then in met.values()
             for name, tensor in then.items()
             if tensor is not None and home.get(name) is not tensor
         ]
-        held.later = list(again.values())
+        weights.later = list(again.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from gimli_core.demo.learning import ADAM_BETAS, START_L2, START_LR, Hyperparameters
 from gimli_core.errors import unexpected
@@ -56,8 +56,9 @@ def save(
         axes.set(xlabel="outer step", ylabel=y, yscale="log")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
-        axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     loss.plot(range(1, len(losses) + 1), losses, label="learned so far", color=COLOURS[0])
     loss.axhline(grid_loss, color=FIXED, linestyle="--", label="best fixed learning rate")
     rates.axhline(grid_lr, color=FIXED, linestyle="--")

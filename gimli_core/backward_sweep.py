@@ -43,7 +43,7 @@ def validation_gradients(
 
     `along` and `rows` as in `gradients`. Cost F, and 2F for each gradient.
     """
-    form, theta = inputs.form, inputs.form.whole(point.theta)
+    form, theta = inputs.form, inputs.form.whole(point.theta, f"lines 8-9, theta_{point.j}")
 
     def of_batch() -> tuple[Gradient, list[Gradient], Any]:
         batch = inputs.values.val_batch(point.j)
@@ -128,7 +128,8 @@ def second_order_products(
     form = inputs.form
     curvature = curvature and form.curvature
     if form.second_derivatives:
-        products = _products(inputs, point, G_j, form.whole(V), g, curvature, mixed, keep_graph)
+        V = form.whole(V, f"lines 13-14, V_j at inner step j = {point.j} of {form.steps}")
+        products = _products(inputs, point, G_j, V, g, curvature, mixed, keep_graph)
         products = products._replace(curvature=form.part(products.curvature))
     else:
         zeros = {k: v.new_zeros(()).expand_as(v) for k, v in V.items()}
@@ -177,7 +178,7 @@ def _asked_of_loss(
     mean = partial(products_of_parts, form.second_order) if form.in_parts else from_a_point(form.second_order)
     return mean(
         form.problem.train_loss,
-        form.whole(point.theta),
+        form.whole(point.theta, f"lines 13-14, theta_j at inner step j = {point.j} of {form.steps}"),
         values.phi_at(point.j),
         batch,
         V,

@@ -28,7 +28,7 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     the memory schedule in the last bits.
     """
     form, values, j, buffers = inputs.form, inputs.values, point.j, inputs.environment.buffers
-    theta = form.whole(point.theta)
+    theta = form.whole(point.theta, f"line 5, theta_j at inner step j = {j} of {form.steps}")
 
     def of_batch() -> tuple[Gradient, Any]:
         try:

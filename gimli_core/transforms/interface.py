@@ -45,8 +45,8 @@ class Transform(ABC):
         """theta of this form as it was before."""
         return theta
 
-    def whole(self, theta: Tensors) -> Tensors:
-        """theta of this form, or V, as the losses are handed it."""
+    def whole(self, theta: Tensors, what: str) -> Tensors:
+        """theta of this form, or V, as the losses are handed it. `what` it is, and where, for messages."""
         return theta
 
     def part(self, G: Tensors) -> Tensors:

@@ -54,8 +54,8 @@ class Shards(Transform):
     def theta(self, theta: Tensors) -> Tensors:
         return self.pieces.cut(theta)
 
-    def whole(self, theta: Tensors) -> Tensors:
-        return self.pieces.whole(theta, "theta or V for a loss")
+    def whole(self, theta: Tensors, what: str) -> Tensors:
+        return self.pieces.whole(theta, what)
 
     def part(self, G: Tensors) -> Tensors:
         return {k: piece.clone() for k, piece in self.pieces.cut(G).items()}  # so that the whole can go

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from gimli_core.processes.pieces import Pieces
 from gimli_core.transforms.rule_on_shards import by_element
 from tests.compare import agree
 from tests.problems import PROBLEMS, RULES, STARTS, Rule, arguments, network_with_dropout, tanh_network
-from tests.processes.launching import results_on_ranks
+from tests.processes.launching import on_ranks, results_on_ranks
 
 RULE = {rule.name: rule for rule in RULES}
 
@@ -199,6 +200,61 @@ def test_messages_are_those_that_are_stated(tmp_path: Path) -> None:
             assert len(within) == steps + 2 + steps + again[i]
             assert {(one.operation, one.use) for one in within} == {("all_gather", "shard")}
             assert {one.nbytes for one in within} == {8 * -(-n // 2)}
+            assert [one.what for one in within if "V_j" in one.what] == [
+                f"lines 13-14, V_j at inner step j = {j} of {steps}" for j in range(steps)[::-1]
+            ]
+
+
+def whole_calls() -> list[Any]:
+    """[verify, its verdict; plan, a state's bytes; unroll, gradients alone and over ranks]."""
+    torch.manual_seed(0)
+    made = {**tanh_network(Adam(), steps=3), "phi_opt": {"lr": torch.tensor(0.1)}}
+    verdict = gimli.verify(**made, mesh="shard")
+    plan = gimli.plan(**made, mesh="shard")
+    gradients = []
+    for mesh in (None, "shard"):
+        lr = torch.tensor(0.1, requires_grad=True)
+        theta_0 = {k: v.clone().requires_grad_() for k, v in made["theta_0"].items()}
+        loss = gimli.unroll(**{**made, "theta_0": theta_0, "phi_opt": {"lr": lr}}, mesh=mesh)
+        (3 * loss).backward()
+        gradients.append([lr.grad, *(v.grad for v in theta_0.values())])
+    return [verdict.ok, plan.costs.point, plan.costs.stored, gradients]
+
+
+@pytest.mark.long
+def test_verify_plan_and_unroll_take_shards(tmp_path: Path) -> None:
+    first, second = results_on_ranks(2, whole_calls, directory=tmp_path, timeout=60)
+    n = sum(v.numel() for v in tanh_network(Adam())["theta_0"].values())
+    for ok, point, stored, (alone, over) in (first, second):
+        assert ok
+        assert (
+            point == stored == 8 * (3 * -(-n // 2) + 1)
+        )  # the most of all ranks: theta, two slots, the count of steps
+        torch.testing.assert_close(over, alone, rtol=1e-12, atol=1e-14)
+
+
+def one_dies() -> str:
+    torch.manual_seed(0)
+    made = tanh_network(Adam(lr=0.1), steps=4)
+
+    def batch(j: int) -> Any:
+        if j == 2 and distributed.get_rank() == 1:
+            os._exit(9)
+        return made["train_batches"][j]
+
+    torch.manual_seed(3)
+    try:
+        gimli.meta_gradient(**{**made, "train_batches": batch, "steps": 4}, mesh="shard")
+    except GimliError as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def test_a_rank_that_dies_ends_the_others_with_the_step_and_the_line(tmp_path: Path) -> None:
+    first, second = on_ranks(2, one_dies, directory=tmp_path)
+    assert second.exitcode == 9
+    assert first.value.startswith("ProcessError: line 5, theta_j at inner step j = 3 of 4: expected all 2 ranks")
+    assert "rank 1 says nothing: it has died, or hangs" in first.value
 
 
 @given(st.lists(st.lists(st.integers(0, 4), max_size=3), min_size=1, max_size=6), st.integers(1, 5))

@@ -6,35 +6,30 @@ import configparser
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-COMMANDS = re.findall(r"^```sh\n(.*?)\n```$", README, re.DOTALL | re.MULTILINE)
+import torch
+
+from tests.pages import ROOT, blocks, links, run_as_printed
+
+README = ROOT / "README.md"
 
 
 def test_the_example_runs_as_printed() -> None:
-    (example,) = EXAMPLES
-    command = [sys.executable, "-W", "error", "-c", example]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    printed = re.findall(r"^# prints: (.*)", example, re.MULTILINE)
-    assert printed
-    assert done.stdout.splitlines() == printed
+    assert len(blocks(README, "python")) == 1
+    torch.set_default_dtype(torch.float32)
+    run_as_printed(README)
 
 
 def test_there_are_two_commands_and_ci_runs_the_second() -> None:
-    demo, test = COMMANDS
+    demo, test = (command.strip() for command in blocks(README, "sh"))
     assert demo.endswith("gimli demo")
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert f"\n( {test} )\n" in script
 
 
 def test_links_lead_to_something() -> None:
-    targets = re.findall(r"\]\(([^)]+)\)", README)
-    assert targets
-    assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []
+    assert links(README)
+    assert [target for target in links(README) if not (ROOT / target).exists()] == []
 
 
 def test_constraints_pin_every_requirement() -> None:

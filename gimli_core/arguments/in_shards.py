@@ -18,7 +18,7 @@ __all__ = ["check_sharded", "in_shards", "random_numbers"]
 
 def check_sharded(call: Call, *, watched: bool) -> None:
     """Raise ArgumentError for what a run in shards cannot do. `watched`: someone looks at tensors on the way."""
-    for argument, there, expected, came, do in (
+    for argument, there, expected, actual, do in (
         ("tasks", call.tasks is not None, "None", repr(call.tasks), 'Whole tasks over processes are mesh="tasks".'),
         ("until", call.until is not None, "None", repr(call.until), "Say how many steps."),
         (
@@ -30,7 +30,7 @@ def check_sharded(call: Call, *, watched: bool) -> None:
         ),
     ):
         if there:
-            raise unexpected(argument, f'{expected} beside a mesh of "shard"', came, do)
+            raise unexpected(argument, f'{expected} beside a mesh of "shard"', actual, do)
 
 
 def random_numbers(inputs: Inputs) -> str:

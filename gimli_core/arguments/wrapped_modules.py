@@ -26,8 +26,8 @@ def refuse_spread(modules: Iterable[nn.Module], theta_0: Mapping[str, Any]) -> N
     for module in modules:
         for kind in type(module).__mro__:
             if kind.__name__ in INSTEAD and kind.__module__.startswith("torch."):
-                came = f"{kind.__name__}, of which a loss sees this process's share alone"
-                raise unexpected("problem", "losses with modules as they are", came, f"Use {INSTEAD[kind.__name__]}.")
+                actual = f"{kind.__name__}, of which a loss sees this process's share alone"
+                raise unexpected("problem", "losses with modules as they are", actual, f"Use {INSTEAD[kind.__name__]}.")
     for k, v in theta_0.items():
         if type(v).__name__ == "DTensor":
             expected, do = "a plain tensor", 'Give v.full_tensor(), the same on every rank, and mesh="shard".'

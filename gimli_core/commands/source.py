@@ -41,9 +41,9 @@ def find(name: str) -> Lesson | dict[str, Any]:
     )
 
 
-def arguments_of(found: Lesson | dict[str, Any], memory: str | None) -> dict[str, Any]:
+def arguments_of(source: Lesson | dict[str, Any], memory: str | None) -> dict[str, Any]:
     """The arguments of `step_through`, under the schedule of that name."""
-    arguments = dict(found.arguments if isinstance(found, Lesson) else found)
+    arguments = dict(source.arguments if isinstance(source, Lesson) else source)
     if memory is not None:
         arguments["memory"] = SCHEDULES[memory]()
     return arguments

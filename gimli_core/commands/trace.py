@@ -41,13 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.source == "lessons":
         return _all_lessons(arguments)
     check_writable("--out", arguments.out)
-    found = find(arguments.source)
-    if isinstance(found, Lesson) and not (arguments.memory or arguments.follow or arguments.title):
-        made = found.page()
+    source = find(arguments.source)
+    if isinstance(source, Lesson) and not (arguments.memory or arguments.follow or arguments.title):
+        made = source.page()
     else:
-        title = arguments.title or (found.title if isinstance(found, Lesson) else arguments.source)
+        title = arguments.title or (source.title if isinstance(source, Lesson) else arguments.source)
         with users_code(f"source {arguments.source!r}"):
-            made = trace(step_through(**arguments_of(found, arguments.memory)), title=title, follow=arguments.follow)
+            made = trace(step_through(**arguments_of(source, arguments.memory)), title=title, follow=arguments.follow)
     path = made.save(arguments.out)
     print(f"{printable(path)}: {len(made.data['events']['line'])} moments, {path.stat().st_size / 1e6:.2f} MB")
     if made.data["parameters"] > FEW:

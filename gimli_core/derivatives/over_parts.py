@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.derivatives.first_order import Gradient, gradient
+from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.derivatives.micro_batches import MicroBatches, each, of_parts
 from gimli_core.derivatives.second_order import BY_GRAPH, Products, from_a_point, reverse_over_reverse
 from gimli_core.notation import Loss, Tensors
@@ -43,14 +44,15 @@ def gradient_of_parts(
     *,
     frozen: Mapping[str, Tensor] | None = None,
 ) -> Gradient:
-    """G_j = Σ_i w_i grad ell of part i, without a graph. Cost 3F, in the memory of one part.
+    """G_j = Σ_i w_i grad ell of part i, in the shapes of theta. Cost 3F, in the memory of one part.
 
-    G_j has the shapes of theta.
+    No schedule keeps a graph of parts, so none is recorded; the kernels are those of the sweep all the same, which may
+    draw other random numbers than those that it cannot take.
     """
     G, losses, unused, aux = _Sum(), _Sum(), None, []
     for weight, part in each(batch):
-        of_part = gradient(loss_function, name, theta, phi_loss, part, frozen=frozen, keep_graph=True)
-        of_part = of_part._replace(graph=None)
+        with twice_differentiable():
+            of_part = gradient(loss_function, name, theta, phi_loss, part, frozen=frozen)
         G.add(of_part.theta, weight)
         losses.add({"loss": of_part.loss}, weight)
         unused = of_part.unused if unused is None else unused & of_part.unused

@@ -45,21 +45,21 @@ def gradient_over_ranks(
 
     Args:
         compute: the gradient of this rank's part, and the part.
-        theta, loss: tensors like those of the gradient.
+        theta, loss: tensors of the shapes of the gradient and of ell_j.
     """
-    found, batch, failed = _tried(compute)
+    local, batch, failed = _tried(compute)
     tensors: dict[Hashable, Tensor] = {"loss": loss, **{("theta", k): v for k, v in theta.items()}}
     unused = frozenset[str]()
-    if found is not None:
-        tensors = {"loss": found.loss, **{("theta", k): found.theta[k] for k in theta}}
-        unused = found.unused
+    if local is not None:
+        tensors = {"loss": local.loss, **{("theta", k): local.theta[k] for k in theta}}
+        unused = local.unused
     sums = _summed(ranks, tensors, _share(batch), failed, what, [float(k in unused) for k in theta])
     if unused:  # by all ranks
         everywhere = (sums.counts == ranks.size).tolist()
         unused = frozenset(k for k, everyone in zip(theta, everywhere, strict=True) if everyone)
-    assert found is not None
+    assert local is not None
     G = {k: sums.tensors["theta", k] for k in theta}
-    return found._replace(loss=sums.tensors["loss"], theta=G, unused=unused, share=_share(batch)), batch
+    return local._replace(loss=sums.tensors["loss"], theta=G, unused=unused, share=_share(batch)), batch
 
 
 def products_over_ranks(
@@ -77,27 +77,27 @@ def products_over_ranks(
     Args:
         compute: the products of this rank's part.
         share: what the part counts for.
-        theta: tensors like V_j Hessian; none where it is not asked for.
+        theta: tensors of the shapes of V_j Hessian; none where it is not asked for.
         phi_loss: what all ranks share.
         loss: a tensor like ell_j where it is evaluated again.
     """
-    found: Products
-    found, _, failed = _tried(lambda: (compute(), None))
+    of_rank: Products
+    of_rank, _, failed = _tried(lambda: (compute(), None))
     trees: list[tuple[str, Mapping[str, Tensor]]] = [("theta", theta), ("phi", phi_loss)]
     trees.append(("loss", {} if loss is None else {"loss": loss}))
-    if found is not None:
-        again = {} if found.loss is None else {"loss": found.loss}
+    if of_rank is not None:
+        again = {} if of_rank.loss is None else {"loss": of_rank.loss}
         trees = [
-            ("theta", {k: found.curvature[k] for k in theta}),
-            ("phi", {k: found.mixed[k] for k in phi_loss if k in found.mixed}),
+            ("theta", {k: of_rank.curvature[k] for k in theta}),
+            ("phi", {k: of_rank.mixed[k] for k in phi_loss if k in of_rank.mixed}),
             ("loss", again),
         ]
     sums = _summed(ranks, {(name, k): v for name, tree in trees for k, v in tree.items()}, share, failed, what)
-    assert found is not None
-    local = {k: v * sums.factor.to(v.dtype) for k, v in found.mixed.items() if k not in phi_loss}
-    return found._replace(
-        curvature={k: sums.tensors.get(("theta", k), v) for k, v in found.curvature.items()},
-        mixed={k: local[k] if k in local else sums.tensors["phi", k] for k in found.mixed},
+    assert of_rank is not None
+    local = {k: v * sums.factor.to(v.dtype) for k, v in of_rank.mixed.items() if k not in phi_loss}
+    return of_rank._replace(
+        curvature={k: sums.tensors.get(("theta", k), v) for k, v in of_rank.curvature.items()},
+        mixed={k: local[k] if k in local else sums.tensors["phi", k] for k in of_rank.mixed},
         loss=sums.tensors.get(("loss", "loss")),
     )
 

@@ -154,23 +154,25 @@ class Episodes:
     Args:
         x: [n, …]; bytes (uint8) come out as numbers from 0 to 1.
         sampler: of the rows' labels.
+        device: where episodes are put.
 
     Raises:
         ArgumentError: another number of rows than labels, numbers that are not finite.
     """
 
-    def __init__(self, x: Tensor, sampler: EpisodeSampler) -> None:
+    def __init__(self, x: Tensor, sampler: EpisodeSampler, device: str | torch.device = "cpu") -> None:
         if len(x) != len(sampler.labels):
             expected = f"{len(sampler.labels)} rows, one a label"
             raise unexpected("x", expected, str(len(x)), "Give each row its label.")
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             row = int((~torch.isfinite(x.flatten(1))).any(1).nonzero()[0])
             raise unexpected("x", "finite numbers", f"others in row {row}", "Mend the row, or leave it out.")
-        self.x, self.sampler = x, sampler
+        self.x, self.sampler, self.device = x, sampler, device
 
     def __call__(self, number: int) -> Episode:
         rows = self.sampler.rows(number)
-        drawn = episodes_of(self.x[rows], self.sampler.labels[rows], self.sampler.way, self.sampler.shot)
+        x, labels = self.x[rows].to(self.device), self.sampler.labels[rows].to(self.device)
+        drawn = episodes_of(x, labels, self.sampler.way, self.sampler.shot)
         return drawn._replace(number=number)
 
 

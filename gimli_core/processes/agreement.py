@@ -57,9 +57,9 @@ def together(
     for word in words:
         for name in {**first.digests, **word.digests}:
             if first.digests.get(name) != word.digests.get(name):
-                came = f"another on {_named(mesh, word.where)} than on {_named(mesh, first.where)}"
+                actual = f"another on {_named(mesh, word.where)} than on {_named(mesh, first.where)}"
                 do = "Build it alike on every rank: from one seed, one file or a broadcast."
-                raise unexpected(name, "the same on all ranks", came, do)
+                raise unexpected(name, "the same on all ranks", actual, do)
     return made  # type: ignore[return-value]
 
 

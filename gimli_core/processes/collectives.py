@@ -48,7 +48,7 @@ def counting() -> Iterator[list[Collective]]:
 
 
 def summed(ranks: Ranks, tensors: Mapping[Name, Tensor], what: str) -> dict[Name, Tensor]:
-    """Σ over the ranks of each tensor: the same bits on all of them. One all_reduce of all tensors in a row."""
+    """Σ over the ranks of each tensor, of any shape: the same bits on all. One all_reduce of all tensors in a row."""
     return weighed(ranks, tensors, what)[0] if tensors else {}
 
 

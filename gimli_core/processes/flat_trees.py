@@ -30,7 +30,7 @@ class _Sparse(NamedTuple):
 
 
 def flattened(tree: Any, device: torch.device) -> tuple[Any, Tensor]:
-    """(the tree with a place for every tensor, the bytes of all of them)."""
+    """(the tree with a place for every tensor, the bytes of all of them, [bytes])."""
     parts: list[Tensor] = []
     length = 0
 
@@ -55,7 +55,10 @@ def flattened(tree: Any, device: torch.device) -> tuple[Any, Tensor]:
 
 
 def rebuilt(plain: Any, flat: Tensor) -> Any:
-    """The tree that `flattened` took apart; its tensors lie on the device of the bytes, each in memory of its own."""
+    """The tree that `flattened` took apart to `flat`, [bytes].
+
+    Its tensors lie on the device of the bytes, each in memory of its own.
+    """
 
     def dense(at: _Dense) -> Tensor:
         size = torch.Size(at.shape).numel() * at.dtype.itemsize

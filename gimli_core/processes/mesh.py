@@ -92,11 +92,11 @@ def check_mesh(mesh: Any) -> Mesh | None:
     unknown = [name for name in names if name not in USES]
     if unknown or not names:
         do = 'init_device_mesh("cpu", (2, 2), mesh_dim_names=("tasks", "data")).'
-        came = listing(unknown) if unknown else "a mesh whose dimensions have no names"
-        raise unexpected("mesh", expected, came, do + (closest(unknown[0], USES) if unknown else ""))
+        actual = listing(unknown) if unknown else "a mesh whose dimensions have no names"
+        raise unexpected("mesh", expected, actual, do + (closest(unknown[0], USES) if unknown else ""))
     if mesh.get_coordinate() is None:
-        came = f"rank {distributed.get_rank()}, which is outside it"
-        raise unexpected("mesh", "a mesh that this process is part of", came, "Call from the mesh's own ranks alone.")
+        actual = f"rank {distributed.get_rank()}, which is outside it"
+        raise unexpected("mesh", "a mesh that this process is part of", actual, "Call from the mesh's own ranks alone.")
     devices = frozenset({mesh.device_type})
     every = ((name, mesh.get_group(name), mesh.get_local_rank(name), mesh.size(i)) for i, name in enumerate(names))
     return Mesh(**{name: Ranks(name, group, rank, size, devices) for name, group, rank, size in every})
@@ -106,10 +106,10 @@ def check_device(mesh: Mesh, device: torch.device) -> None:
     """Raise ArgumentError unless the messages of a mesh may carry tensors of this device."""
     for ranks in mesh:
         if device.type not in ranks.devices:
-            came, where = listing(sorted(ranks.devices)), "cuda" if device.type == "cuda" else "cpu"
+            actual, where = listing(sorted(ranks.devices)), "cuda" if device.type == "cuda" else "cpu"
             backend = "nccl" if where == "cuda" else "gloo"
             do = f'init_process_group("{backend}") and init_device_mesh("{where}", …) make one for theta.'
-            raise unexpected("mesh", f"one for tensors on {device.type}, as theta_0 is", f"one for {came}", do)
+            raise unexpected("mesh", f"one for tensors on {device.type}, as theta_0 is", f"one for {actual}", do)
 
 
 def _is_device_mesh(value: Any) -> bool:

@@ -62,9 +62,8 @@ def refuse_undecomposed(inputs: Inputs, name: str = "train_loss", where: str = "
         if environment.moved(snapshot) or joined is None:
             return
         of_all = _value(tried, name, joined)
-    dtype = (
-        torch.get_autocast_dtype(of_all.device.type) if torch.is_autocast_enabled(of_all.device.type) else of_all.dtype
-    )
+    device = of_all.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else of_all.dtype
     scale = torch.maximum(of_all.abs(), total.abs()).clamp_min(1e-12)
     if not bool(((total - of_all).abs() <= torch.finfo(dtype).eps ** 0.5 * scale).all()):
         expected = f"Σ_i w_i {name}(part_i) = {name} of all parts together, {of_all.tolist()!r}"

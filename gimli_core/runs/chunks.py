@@ -42,10 +42,12 @@ class Chunks:
     ) -> None:
         self._call, self._parts, self._run, self._over = call, parts, run, over
         self._mine = range(len(parts)) if over is None else over.share(len(parts))
-        # A rank that has none makes one all the same: whatever is at fault is found on all ranks.
-        self._first: Run | None = run(parts[self._mine[0] if self._mine else 0])
-        self.form = self._first.form
-        self.steps = self._first.steps * len(self._mine)  # inner steps of all chunks that are run here
+        # A rank that has none makes one all the same: whatever is at fault is found on all ranks. With resume= it keeps
+        # nothing of what it reaches: another rank may be about to run that part, or it may be through.
+        first = run(replace(parts[self._mine[0] if self._mine else 0], resume=None))
+        self._first: Run | None = first if call.resume is None else None
+        self.form = first.form
+        self.steps = first.steps * len(self._mine)  # inner steps of all chunks that are run here
         self._result: MetaGradient | None = None
 
     def forward(self) -> Events:

@@ -48,9 +48,9 @@ def gathered(call: Call, ranks: Ranks, inner: Iterable[int], outer: Iterable[int
     return replace(call, mesh=None, steps=J, train_batches=lambda j: trains[j], val_batch=partial(vals.__getitem__))
 
 
-def _part(given: Any, dim: int) -> Part:
-    batch = given.batch if isinstance(given, Share) else given
-    return (*share_of(given, dim), batch)
+def _part(share: Any, dim: int) -> Part:
+    batch = share.batch if isinstance(share, Share) else share
+    return (*share_of(share, dim), batch)
 
 
 def _joined(parts: list[Part], dim: int) -> MicroBatches:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
-
-from torch import Tensor
+from typing import Any
 
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.in_shards import check_sharded, in_shards, random_numbers
@@ -18,7 +15,6 @@ from gimli_core.compiled.choice import check_compile, compiled_for, options
 from gimli_core.compiled.in_time import in_time
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, tensors_of_run
-from gimli_core.environment import Environment
 from gimli_core.errors import notice, unexpected
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.pilot import Maker
@@ -30,6 +26,7 @@ from gimli_core.processes.agreement import together
 from gimli_core.processes.mesh import check_mesh
 from gimli_core.requirements.examine import require
 from gimli_core.runs import compiled_run
+from gimli_core.runs.apart import ApartIfNeeded, apart_if_needed
 from gimli_core.runs.chunks import Chunks
 from gimli_core.runs.clocked import Clocked
 from gimli_core.runs.compiled_run import CompiledRun
@@ -37,34 +34,15 @@ from gimli_core.runs.eager_steps import EagerSteps, Steps
 from gimli_core.runs.journal import Journal
 from gimli_core.runs.over_ranks import Told, begun_together, over_ranks
 from gimli_core.runs.recall import look_of, recalled, recalled_whole, remember, remember_whole
-from gimli_core.runs.run import Events, Run
+from gimli_core.runs.run import Run
 from gimli_core.runs.scheduled_run import ScheduledRun
 from gimli_core.runs.settling import Ahead, Rested, settled
-from gimli_core.transforms.one_vector import LeftAlone, OneVector
+from gimli_core.runs.wants import Wants
+from gimli_core.transforms.one_vector import OneVector
 from gimli_core.transforms.over_tasks import BuffersOfTasks
 from gimli_core.transforms.tasks import check_tasks
 
-__all__ = ["Wants", "apart_if_needed", "checked", "make_run", "makers", "schedule_of_call", "scheduled"]
-
-Made = TypeVar("Made")
-
-
-@dataclass(frozen=True)
-class Wants:
-    """What whoever asks for a run wants of it."""
-
-    tied: bool = False  # it is tied into autograd: no derivative may be missing
-    steps: bool = False  # to be told of every step
-    lines: bool = False  # to be told of every line, with tensors by name
-    changes: bool = False  # to change what the run goes on with: that is eager
-    forward_only: bool = False  # nobody goes backwards
-    weighed: bool = False  # `backward` is told how much each outer loss counts, if there are several: one sweep for all
-    one_number: str = ""  # who asks, if the meta-gradient of a vector would be too much for them
-
-    @property
-    def names(self) -> bool:
-        """Whether tensors must stay apart."""
-        return self.lines or self.changes
+__all__ = ["checked", "make_run", "makers", "schedule_of_call", "scheduled"]
 
 
 def make_run(call: Call, wants: Wants | None = None) -> Run:
@@ -144,17 +122,20 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     if wants.one_number:
         refuse_vector(inputs, wants.one_number)
 
+    compile = False if wants.changes else call.compile
+
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
-        run = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
+        run: Any = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
+        if compile == "auto" and steps.eager and not run.schedule.compact:
+            run = Clocked(run, watched=wants.lines)
         if inputs.form.mesh is not None:
             return Told(run, inputs.form.mesh)
         joined = any(isinstance(transform, OneVector) for transform in inputs.form.transforms)
-        return _ApartIfNeeded(call, wants, run, inputs.environment) if joined else run
+        return ApartIfNeeded(call, run, inputs.environment, partial(_prepared, call, wants, None)) if joined else run
 
     if wants.forward_only:
         return scheduled_by(EagerSteps())
-    compile = False if wants.changes else call.compile
     kinds = partial(
         options, inputs, compile, unscheduled=free, watched=wants.steps or wants.lines, weighed=wants.weighed
     )
@@ -193,7 +174,9 @@ def _required(inputs: Inputs, call: Call, schedule: Schedule, wants: Wants) -> I
     return require(inputs, replays=schedule.replays, tied=wants.tied) if call.check else inputs
 
 
-def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None, *, weighed: bool = False) -> Run:
+def scheduled(
+    inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None, *, weighed: bool = False
+) -> ScheduledRun:
     """A run of a schedule; a budget is measured first, and a journal says where an earlier run was."""
     journal = None if resume is None else Journal(directory_of("resume", resume), inputs, inputs.form.mesh or ())
     try:
@@ -205,7 +188,7 @@ def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = No
         if journal is not None:
             journal.close()
         raise
-    return Clocked(run) if steps.eager and not schedule.compact else run
+    return run
 
 
 def makers(steps: Steps, *, weighed: bool = False) -> tuple[Maker, Maker | None]:
@@ -215,44 +198,6 @@ def makers(steps: Steps, *, weighed: bool = False) -> tuple[Maker, Maker | None]
         return lambda inputs, schedule: ScheduledRun(inputs, schedule, steps, weighed=weighed)
 
     return by(EagerSteps()), None if steps.eager else by(steps)
-
-
-def apart_if_needed(call: Call, make: Callable[[], Made]) -> Made:
-    """What `make` makes of a call; again, with tensors by name, where a loss does not use one of the one vector."""
-    try:
-        return make()
-    except LeftAlone:
-        keep_apart(call)
-        return make()
-
-
-def keep_apart(call: Call) -> None:
-    """From now on the tensors of this problem stay apart."""
-    call.problem.memo.by_name = True
-    call.problem.memo.recalled.clear()
-
-
-class _ApartIfNeeded:
-    """A run on one vector of all tensors, until a loss does not use one of them. Found out before anything is swept."""
-
-    def __init__(self, call: Call, wants: Wants, run: Run, environment: Environment) -> None:
-        self._call, self._wants, self._run, self._environment = call, wants, run, environment
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._run, name)
-
-    def forward(self) -> Events:
-        snapshot = self._environment.capture()
-        try:
-            yield from self._run.forward()
-        except LeftAlone:
-            self._environment.restore(snapshot)
-            keep_apart(self._call)
-            self._run = _prepared(self._call, self._wants, None)
-            yield from self._run.forward()
-
-    def backward(self, along: Tensor | None = None) -> Events:
-        return self._run.backward(along)
 
 
 def schedule_of_call(call: Call) -> Schedule:

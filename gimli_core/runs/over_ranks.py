@@ -86,8 +86,8 @@ def begun_together(call: Call, mesh: Mesh, make: Callable[[], Inputs]) -> Inputs
     signature = ("over ranks", mesh.data.size, tuple((k, v.shape) for k, v in inputs.values.theta_0.items()))
     if not all(everyones(mesh.data, signature in probed, "whether the losses were tried")):
         last = max(j for j, weighted in enumerate(inputs.form.weighted) if weighted)
-        whole = gathered(call, mesh.data, [0], [last])
-        together(mesh, "mesh", lambda: _refuse_undecomposed(whole))
+        of_all = gathered(call, mesh.data, [0], [last])
+        together(mesh, "mesh", lambda: _refuse_undecomposed(of_all))
         probed[signature] = True
     return inputs
 

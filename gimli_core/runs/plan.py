@@ -24,9 +24,11 @@ from gimli_core.memory.schedules.store_states import StoreStates
 from gimli_core.notation import State
 from gimli_core.problem import Problem
 from gimli_core.processes.mesh import check_mesh
+from gimli_core.runs.apart import apart_if_needed
 from gimli_core.runs.eager_steps import EagerSteps
-from gimli_core.runs.make_run import Wants, apart_if_needed, checked, makers
+from gimli_core.runs.make_run import checked, makers
 from gimli_core.runs.over_ranks import chunks_of
+from gimli_core.runs.wants import Wants
 from gimli_core.transforms.tasks import Tasks
 
 if TYPE_CHECKING:

@@ -56,7 +56,7 @@ class ScheduledRun:
     ) -> None:
         self.inputs, self.form, self.steps = inputs, inputs.form, inputs.form.steps
         self.environment = inputs.environment
-        self._schedule, self._by = schedule, steps
+        self.schedule, self._by = schedule, steps
         self._journal, self._between = journal, between
         self._replays = schedule.replays or inputs.form.evaluates_again
         self._resumed = journal is not None and journal.reached is not None
@@ -133,7 +133,7 @@ class ScheduledRun:
 
     def _memory(self) -> AbstractContextManager[None]:
         """NOTE [memory kept for reuse] in allocator.py, where the least memory is not asked for."""
-        if not self._schedule.compact:
+        if not self.schedule.compact:
             return reusing()
         give_back()
         return nullcontext()

@@ -68,7 +68,7 @@ class TasksOverRanks:
         drawn = int(torch.randint(2**62, ()))
         if self._kept is not None and self._ranks.rank == 0:
             drawn = self._kept.seed(drawn)
-        found = environment.capture()
+        snapshot = environment.capture()
         self._seed = everyones(self._ranks, drawn, "the seed of the tasks")[0]
         mine: list[MetaGradient] = []
         failed: Exception | None = None
@@ -77,7 +77,7 @@ class TasksOverRanks:
         except Exception as error:
             failed = error
         finally:
-            environment.restore(found)
+            environment.restore(snapshot)
         word = None if failed is None else raised_by(failed)
         told = everyones_tree(self._ranks, (word, [result.state_dict() for result in mine]), self._device, WHAT)
         if failed is not None:

@@ -107,9 +107,11 @@ class RuleOnPieces(RuleOnShards):
 
     def whole_adjoint(self, S: State) -> State:
         S, _ = self.whole(S, "S_0")
-        numbers = {f"{slot}/{k}": v for slot, held in S.items() for k, v in held.items() if k not in self.cut[slot]}
+        numbers = {
+            f"{slot}/{k}": v for slot, of_slot in S.items() for k, v in of_slot.items() if k not in self.cut[slot]
+        }
         total = summed(self.pieces.ranks, numbers, "S_0")
-        return {slot: {k: total.get(f"{slot}/{k}", v) for k, v in held.items()} for slot, held in S.items()}
+        return {slot: {k: total.get(f"{slot}/{k}", v) for k, v in of_slot.items()} for slot, of_slot in S.items()}
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         return self.rule.initial_state(theta, hyper)

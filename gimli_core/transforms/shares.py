@@ -88,8 +88,8 @@ def whole_batch(batches: Callable[[int], Any]) -> Callable[[int], Any]:
     """batch_j without its weight."""
 
     def batch(j: int) -> Any:
-        given = batches(j)
-        return given.batch if isinstance(given, Share) else given
+        share = batches(j)
+        return share.batch if isinstance(share, Share) else share
 
     return batch
 

@@ -33,7 +33,7 @@ def entries_of(nested: Mapping[str, Any] | None, entries: Entries, argument: str
             names = listing(map(label, entries))
             raise unexpected(argument, f"entries among {names}", label(key), "Key it as the inputs are.")
         if value.shape != entries[key].shape:
-            expected = f"shape {list(entries[key].shape)}, as its meta-parameter has"
+            expected = f"shape {list(entries[key].shape)}, as in a result"
             remedy = "Give the derivative with respect to all of it."
             raise unexpected(f"{argument}: {label(key)}", expected, str(list(value.shape)), remedy)
     return flat

@@ -42,6 +42,7 @@ class Question:
     """A call whose meta-gradient is asked for; its `steps` is J, its train_batches are in parts already."""
 
     call: Call
+    row: int | None = None  # of several outer losses the one that is L: rows.py
 
     @property
     def steps(self) -> int:
@@ -102,10 +103,11 @@ class Question:
         return {**phi, **{k: phi[k][rows_k] for k, rows_k in rows.items()}}
 
     def outer_loss(self, theta: Tensors, phi: Tensors, j: int) -> Tensor:
-        """L_val(theta_j), without what is returned beside it."""
+        """L_val(theta_j), without what is returned beside it; of several the one that is asked about."""
         val_batch = check_val_batch(self.call.val_batch, self.steps)(j)
         losses = [w * _value(called(self.call.problem.val_loss, theta, phi, p, j)) for w, p in each(val_batch)]
-        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+        loss = torch.stack(losses).sum(0) if len(losses) > 1 else losses[0]
+        return loss if self.row is None else loss[self.row]
 
     def weights(self) -> list[float]:
         """How much L_val(theta_j) counts, for j = 0 ... J."""

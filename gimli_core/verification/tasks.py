@@ -47,7 +47,7 @@ def _of_task(question: Question, t: int) -> Question:
         state_0=_part(question.call.state_0, t),
         tasks=None,
     )
-    return Question(call)
+    return replace(question, call=call)
 
 
 def leaves_of(leaves: Entries, by_task: Collection[Key], t: int) -> Entries:

@@ -80,7 +80,7 @@ class Mann(Method):
         x, y = torch.cat([episode.support_x, episode.query_x], 1), torch.cat([episode.support_y, episode.query_y], 1)
         generator = torch.Generator().manual_seed(episode.number)
         order = torch.stack([torch.randperm(y.shape[1], generator=generator) for _ in y])
-        tasks = torch.arange(len(y))[:, None]
+        tasks, order = torch.arange(len(y), device=y.device)[:, None], order.to(y.device)
         x, y = x[tasks, order], y[tasks, order]
         shown = self._embedded(x)
         return self._through(shown, one_hot(y, self.way).to(shown.dtype))[1], y

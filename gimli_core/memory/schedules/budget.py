@@ -1,4 +1,11 @@
-"""The fastest schedule whose peak fits a number of bytes."""
+"""The fastest schedule whose peak fits a number of bytes.
+
+How a budget predicts. `measure.py` runs two steps and gives the bytes and seconds of each kind of action (`Costs`).
+A mix of stored points, blocks of kept graphs and kept gradients is told by four numbers, and from those and the costs
+`estimate` has its time and a bound of its peak in closed form: stored points and kept gradients, and above them the
+highest of the moments at which a run can stand. So `choose` can go through thousands of mixes, and takes the fastest
+that fits. `costs.predict` walks through every action instead; the tests hold the two against each other.
+"""
 
 from __future__ import annotations
 
@@ -128,11 +135,11 @@ def choose(budget: Budget, steps: int, costs: Costs) -> Checkpoint:
 
 def numbers(most: int) -> list[int]:
     """1 … most; beyond 64 each about 5 % above the last."""
-    numbers_tried, n = [], 1
+    rising, n = [], 1
     while n < most:
-        numbers_tried.append(n)
+        rising.append(n)
         n = max(n + 1, n + n // 20)
-    return [*numbers_tried, most]
+    return [*rising, most]
 
 
 def too_small(budget: Budget, steps: int, costs: Costs) -> str:

@@ -18,8 +18,9 @@ from gimli_core.notation import Tensors
 from gimli_core.outer_loop.identity import plain
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient, Trajectory
-from gimli_core.runs.make_run import Wants, make_run
+from gimli_core.runs.make_run import make_run
 from gimli_core.runs.run import drain
+from gimli_core.runs.wants import Wants
 from gimli_core.unroll import gradient_at, tied_tensors
 
 __all__ = ["Inner", "InnerLoop", "accumulate", "check_phi", "estimated", "swept", "walked"]

@@ -31,18 +31,18 @@ def look_into(moment: Moment, optimizer: Optimizer, slots: list[str], rows: int,
 
     Cost: two pullbacks; with `matrices` one Hessian and a pullback for each of the Jacobian's `rows`.
     """
-    given = moment.given
-    B, S = given["B"], given["S"]
-    no_B, no_S = {k: torch.zeros_like(v) for k, v in B.items()}, optimizer.zero_adjoint(given["s"])
+    used = moment.given
+    B, S = used["B"], used["S"]
+    no_B, no_S = {k: torch.zeros_like(v) for k, v in B.items()}, optimizer.zero_adjoint(used["s"])
 
     def pull(B: Tensors, S: State) -> tuple[Tensors, Tensors, State]:
-        pulled = optimizer.pullback(given["theta"], given["s"], given["G"], given["phi_opt"], B, S, ())
+        pulled = optimizer.pullback(used["theta"], used["s"], used["G"], used["phi_opt"], B, S, ())
         return pulled.V, pulled.B, pulled.S
 
     V_theta, V_state = pull(B, no_S)[0], pull(no_B, S)[0]
-    if not matrices or given["graph"] is None:
+    if not matrices or used["graph"] is None:
         return StepParts(V_theta, V_state, None, None)
-    H = hessian(given["graph"])
+    H = hessian(used["graph"])
     of_all: list[Tensor] = []
     for out, like in [("theta", no_B), *((slot, no_S[slot]) for slot in slots)]:
         for k, t in like.items():

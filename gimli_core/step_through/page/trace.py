@@ -55,8 +55,8 @@ class Trace:
         """
         moments = list(zip(self.data["events"]["line"], self.data["events"]["j"], strict=True))
         if (line, j) not in moments:
-            steps = sorted({step for known, step in moments if known == line})
-            lines = sorted({known for known, _ in moments})
+            steps = sorted({step for other, step in moments if other == line})
+            lines = sorted({other for other, _ in moments})
             expected = f"j from {steps[0]} to {steps[-1]} at line {line}" if steps else f"a line of {lines}"
             raise unexpected("line, j", expected, f"line={line!r}, j={j!r}", "Name a moment of the run.")
         if type(height) is not int or height < 200:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -63,7 +63,7 @@ def weighed(
     dtype = _common_dtype(tensors)
     flats = [t.detach().reshape(-1).to(dtype) for t in tensors.values()]
     device = flats[0].device if flats else torch.device("cpu")
-    flat = torch.cat([*flats, torch.tensor(beside, dtype=dtype, device=device)])
+    flat = torch.cat([*flats, _numbers(tuple(beside), dtype, device)])
     of_tensors = flat[: len(flat) - len(beside)]
     if weight == 0:
         of_tensors.zero_()
@@ -114,6 +114,12 @@ def everyones_tree(ranks: Ranks, tree: Any, device: torch.device, what: str) -> 
         return [rebuilt(one, flat) for one, _ in every]
     padded = torch.cat([flat, flat.new_zeros(longest - flat.numel())])
     return [rebuilt(one, sent) for (one, _), sent in zip(every, all_gathered(ranks, padded, what), strict=True)]
+
+
+@lru_cache(maxsize=64)
+def _numbers(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of numbers, made once: to bring them to a device at every step would stall it."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _common_dtype(tensors: Mapping[Any, Tensor]) -> torch.dtype:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -244,6 +245,26 @@ def test_public_names_are_no_files_by_accident() -> None:
         "optimizers",
         "verification",
     }
+
+
+def test_importing_the_package_brings_little_besides_torch() -> None:
+    """What stands on the engine comes when it is asked for; no compiler, no sympy, and nothing outside of the core."""
+    asked = "import sys, torch; before = set(sys.modules); import gimli_core; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, cwd=ROOT.parent, check=True)
+    new = set(done.stdout.split())
+    assert {name.split(".")[0] for name in new} <= {"gimli_core", *sys.stdlib_module_names}
+    rooms = {name.split(".")[1] for name in new if name.startswith("gimli_core.")}
+    late = {"verification", "outer_loop", "attribution", "implicit", "learned", "few_shot", "commands", "demo"}
+    assert rooms & late == set()
+    assert {"runs", "optimizers", "memory"} <= rooms
+
+
+def test_what_comes_late_is_what_it_says() -> None:
+    assert set(gimli_core._LATE) < set(gimli_core.__all__) <= set(dir(gimli_core))
+    for name in gimli_core._LATE:
+        assert getattr(gimli_core, name).__name__.split(".")[-1] == name
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        gimli_core.absent  # noqa: B018
 
 
 # What a function of tensors has to say, by words and no more: whether it is true, no test can tell. The shapes in

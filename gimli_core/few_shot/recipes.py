@@ -53,7 +53,7 @@ class Setting:
 
     @property
     def colour(self) -> bool:
-        """Photographs rather than drawings: smaller inner rates, more inner steps."""
+        """Photographs rather than drawings: smaller inner rates."""
         return self.channels == 3
 
     def learner(self) -> nn.Module:
@@ -120,23 +120,9 @@ class Recipe:
     bfloat16: bool = False
 
 
-def _inner(setting: Setting, drawing: int = 1) -> tuple[int, int]:
-    """Inner steps in training and in the test, as in MAML."""
-    return (5, 10) if setting.colour else (drawing, 3)
-
-
-def _steps_said(setting: Setting) -> str:
-    trained, tested = _inner(setting)
-    return f"{trained} step{'s' * (trained > 1)} in training, {tested} in the test"
-
-
-def _adapting(kind: Callable[..., Method], drawing_rate: float, colour_rate: float) -> Callable[[Setting], Method]:
-    def make(setting: Setting) -> Method:
-        steps, test_steps = _inner(setting)
-        rate = colour_rate if setting.colour else drawing_rate
-        return kind(setting.learner(), lr=rate, steps=steps, test_steps=test_steps)
-
-    return make
+def _adapting(kind: Callable[..., Method]) -> Callable[[Setting], Method]:
+    # MAML's on Omniglot. On photographs its 5 steps take three times as long a task, and taught no more in that time.
+    return lambda setting: kind(setting.learner(), lr=0.4, steps=1, test_steps=3)
 
 
 def _maml_pp(setting: Setting) -> Method:
@@ -151,10 +137,10 @@ def _relation(setting: Setting) -> Method:
 
 # Half the filters take half the time, and as many tasks more are seen in it.
 GRADIENT = Recipe(
-    _adapting(Maml, 0.4, 0.01),
+    _adapting(Maml),
     "strided-conv4",
     "batch",
-    _steps_said,
+    lambda s: "1 step in training, 3 in the test",
     tasks=8,
     queries=5,
     steps=5000,
@@ -167,7 +153,7 @@ METRIC = Recipe(lambda s: Prototypical(s.embedding()[0]), train_way=60, queries=
 
 RECIPES: Mapping[str, Recipe] = {
     "maml": GRADIENT,
-    "fomaml": replace(GRADIENT, make=_adapting(Fomaml, 0.4, 0.01)),
+    "fomaml": replace(GRADIENT, make=_adapting(Fomaml)),
     "reptile": Recipe(
         lambda s: Reptile(s.learner(), lr=2e-3, steps=5, test_steps=50),
         "strided-conv4",
@@ -187,8 +173,8 @@ RECIPES: Mapping[str, Recipe] = {
     "maml++": replace(
         GRADIENT, make=_maml_pp, network="vgg", adaptation=lambda s: "5 steps", tasks=4, steps=1000, quick_steps=40
     ),
-    "meta-sgd": replace(GRADIENT, make=_adapting(MetaSgd, 0.4, 0.02)),
-    "anil": replace(GRADIENT, make=_adapting(Anil, 0.4, 0.05)),
+    "meta-sgd": replace(GRADIENT, make=_adapting(MetaSgd)),
+    "anil": replace(GRADIENT, make=_adapting(Anil)),
     "imaml": replace(
         GRADIENT,
         make=lambda s: Imaml(s.learner(), lr=0.02, steps=16, rtol=0.3, damping=30.0),

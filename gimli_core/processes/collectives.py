@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.utils import _pytree as pytree
 
 from gimli_core.errors import ProcessError, first_line
 from gimli_core.processes import words
@@ -83,12 +84,22 @@ def all_gathered(ranks: Ranks, flat: Tensor, what: str) -> list[Tensor]:
 
 
 def everyones(ranks: Ranks, value: Any, what: str) -> list[Any]:
-    """The plain values of all ranks, in rank order: for what is sent once a call, since it is pickled."""
+    """The plain values of all ranks, in rank order: for what is sent once a call, since it is pickled.
+
+    A tensor in them that is a part of a larger one goes without the rest, which pickle would send too.
+    """
     every: list[Any] = [None] * ranks.size
+    value = pytree.tree_map_only(Tensor, _alone, value)
     _executed(
         "all_gather_object", ranks, what, 0, lambda: distributed.all_gather_object(every, value, group=ranks.group)
     )
     return every
+
+
+def _alone(x: Tensor) -> Tensor:
+    """The tensor, in a storage of its own size."""
+    dense = x.layout == torch.strided and not x.is_nested
+    return x.clone() if dense and x.untyped_storage().nbytes() > x.nbytes else x
 
 
 def everyones_tree(ranks: Ranks, tree: Any, device: torch.device, what: str) -> list[Any]:

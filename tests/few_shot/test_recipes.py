@@ -81,7 +81,7 @@ def test_separable_classes_are_learned() -> None:
         ({"train_shot": 0}, "--train-shot: expected a whole number from 1; got 0"),
         ({"train_way": 9}, "way: expected at most the 8 classes of the labels; got 9"),
         ({"way": 5}, "way: expected at most the 4 classes of the labels; got 5"),
-        ({"queries": 12}, "labels: expected at least 13 rows of each class"),
+        ({"queries": 12}, "--data: expected 13 images of each class, shot . queries; got 12 in .class 8., and 3 more"),
         ({"split": "vinyals"}, "split: expected every alphabet"),
         ({"network": "conv5"}, "--network: expected 'conv4'"),
         ({"episodes": 1}, "--episodes: expected a whole number from 2"),

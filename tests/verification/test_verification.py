@@ -626,3 +626,20 @@ def test_command_refuses_bad_input(argv: list[str], message: str) -> None:
     with pytest.raises(ArgumentError) as raised:
         gimli_verify(*argv)
     assert message in str(raised.value)
+
+
+def test_findings_of_bergson() -> None:
+    """Its Muon detaches weight decay; its AdamW at eps_root = 0 is NaN with a dead unit. Restated where it is not."""
+    module = example()
+    muon, adamw = module.rules_of_bergson().values()
+    net = module.network(biases=False)
+    asked = module.question_of_muon(net)
+    report = verify(**asked, claimed=module.claim_of_bergson(net, muon), oracles=["autograd"])
+    assert report.of("engine").ok
+    claims = report.of("claimed").checks
+    assert claims
+    assert all(c.verdict is Verdict.DISAGREES and 0.01 < c.error < 0.1 for c in claims)
+    net = module.network(dead_unit=True)
+    found = module.claim_of_bergson(net, adamw)["B_0"]
+    assert all(bool(v.isnan().any()) for v in found.values())
+    assert verify(**module.question_of_adamw(net), oracles=["autograd"]).ok

@@ -89,7 +89,7 @@ def test_a_look_within_the_loops_is_found(monkeypatch: pytest.MonkeyPatch) -> No
         return step(self, theta, s, G, h, t)
 
     monkeypatch.setattr(SGD, "_step", looking)
-    told = synchronisation.waits(HERE, synchronisation.on(HERE, SGD(lr=0.1)), gimli.memory.RetainGraphs())
+    told = synchronisation.waits(HERE, synchronisation.on(HERE, SGD(lr=0.1)), gimli.memory.RetainGraphs(), lines=False)
     assert "_local_scalar_dense" in told
 
 

@@ -17,6 +17,7 @@ from gimli_core.meta_parameters.indexed import Indexed
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
+from gimli_core.processes.mesh import Mesh, Ranks
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
 
@@ -44,6 +45,8 @@ class Form:
     trained: tuple[str, ...]
     in_parts: bool = False  # whether batches come as MicroBatches: then no graph is kept, but each part evaluated again
     transforms: tuple[Transform, ...] = ()
+    mesh: Mesh | None = None  # the processes that share the run, if there are several
+    journaled: bool = False  # whether the run writes what it stores to a directory, to go on from there
     recorded: bool = False  # whether autograd records the run, so that its results can be differentiated
 
     @cached_property
@@ -82,6 +85,28 @@ class Form:
         return self.second_derivatives and not self.keeps_graph
 
     @property
+    def in_shards(self) -> bool:
+        """Whether each rank has a part of theta, s, B and S."""
+        return self.mesh is not None and self.mesh.shard is not None
+
+    @property
+    def data(self) -> Ranks | None:
+        """The ranks that each hold a part of every batch, if there are several."""
+        return None if self.mesh is None else self.mesh.data
+
+    @property
+    def stores_parts(self) -> Ranks | None:
+        """The ranks that are at the same (theta_j, s_j), if there are several: each stores a part of it.
+
+        A journal has whole points: ranks write theirs when it is time for each.
+        """
+        return None if self.journaled else self.data
+
+    def zero_loss(self, theta: Tensors) -> Tensor:
+        """A tensor like the inner loss."""
+        return next(iter(theta.values())).new_zeros(() if self.tasks is None else self.tasks)
+
+    @property
     def approximation(self) -> str:
         """What the result leaves out, or the empty string."""
         missing = ["first order: line 14 without V_j Hessian"] * (not self.curvature)
@@ -94,6 +119,24 @@ class Form:
         for transform in reversed(self.transforms):
             theta = transform.names(theta)
         return theta
+
+    def whole(self, theta: Tensors, what: str) -> Tensors:
+        """theta or V of a run as the losses are handed it; `what` says which, and of which line."""
+        for transform in reversed(self.transforms):
+            theta = transform.whole(theta, what)
+        return theta
+
+    def part(self, G: Tensors) -> Tensors:
+        """What a derivative of the losses gives, as the run goes on with it."""
+        for transform in self.transforms:
+            G = transform.part(G)
+        return G
+
+    def total(self, A_opt: list[Tensor]) -> list[Tensor]:
+        """A_opt of a run."""
+        for transform in reversed(self.transforms):
+            A_opt = transform.total(A_opt)
+        return A_opt
 
     def back(self, ends: Ends) -> Ends:
         """The ends of a run in the form that the arguments came in."""

@@ -64,7 +64,7 @@ class Hyperparameters:
         self.theta = theta
         layout = Layout(theta, resolve_groups(optimizer, theta), steps, tasks)
         # The caller's own dicts may change before the result is put in their form.
-        self.given = {name: dict(v) if isinstance(v, Mapping) else v for name, v in phi_opt.items()}
+        self.phi_opt = {name: dict(v) if isinstance(v, Mapping) else v for name, v in phi_opt.items()}
         meta = expand_betas(phi_opt)
         for name in meta:
             check_name(name, optimizer)
@@ -136,7 +136,7 @@ class Hyperparameters:
         """The same for a phi_opt of the same form with other values. Raises ArgumentError as the constructor does."""
         values = (leaf for value in expand_betas(phi_opt).values() for leaf in leaves_of(value))
         other = self._of([leaf.renewed(self._rule, v, self.theta) for leaf, v in zip(self.leaves, values, strict=True)])
-        other.given = {name: dict(v) if isinstance(v, Mapping) else v for name, v in phi_opt.items()}
+        other.phi_opt = {name: dict(v) if isinstance(v, Mapping) else v for name, v in phi_opt.items()}
         return other
 
     def attached(self, phi_opt: Mapping[str, Any]) -> Hyperparameters:
@@ -193,16 +193,17 @@ class Hyperparameters:
                 return type(value)([fill(v) for v in value])
             return next(remaining)
 
-        return {name: fill(value) for name, value in self.given.items()}
+        return {name: fill(value) for name, value in self.phi_opt.items()}
 
     def scalars(self) -> tuple[frozenset[str], frozenset[str]]:
         """The hyperparameters that are one number for all tensors, and those that are a number for at least one."""
         homes = {name: [per[name] for per in self._home.values()] for name in next(iter(self._home.values()))}
-        number = {name: [leaf.per_tensor for leaf, _, _ in held] for name, held in homes.items()}
+        number = {name: [leaf.per_tensor for leaf, _, _ in of_tensors] for name, of_tensors in homes.items()}
         one = {
             name
-            for name, held in homes.items()
-            if all(number[name]) and all(leaf is held[0][0] and leaf.group_index is None for leaf, _, _ in held)
+            for name, of_tensors in homes.items()
+            if all(number[name])
+            and all(leaf is of_tensors[0][0] and leaf.group_index is None for leaf, _, _ in of_tensors)
         }
         return frozenset(one), frozenset(name for name in homes if any(number[name]))
 

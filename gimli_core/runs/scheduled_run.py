@@ -125,7 +125,7 @@ class ScheduledRun:
         losses = self.reached.losses
         for A in self.reached.adjoints:
             ends, buffers = self._ends(A)
-            outcome = outcome_of(self.inputs, ends, losses.train, losses.val, buffers, A.A_opt, A.whole_A_loss())
+            outcome = outcome_of(self.inputs, ends, losses.train, losses.val, buffers, A.A_opt, A.A_loss_with_rows())
             self._outcomes.append(outcome._replace(aux=losses.aux()))
 
     def _release(self) -> None:
@@ -177,8 +177,8 @@ class ScheduledRun:
         if self._journal is None:
             return
         if any(aux is not None for aux in self.reached.losses.aux()):
-            came, do = "a loss that returns (loss, aux)", "Return the loss alone, or run it without resume=."
-            raise unexpected("resume", "losses without aux, which a journal does not keep", came, do)
+            actual, do = "a loss that returns (loss, aux)", "Return the loss alone, or run it without resume=."
+            raise unexpected("resume", "losses without aux, which a journal does not keep", actual, do)
         if isinstance(action, Validate):
             self._left = self.reached.working.captured()
         if self._journal.due():

@@ -116,26 +116,26 @@ class OneVector(Transform):
 
     def state_by_name(self, state: State) -> State:
         """A state of vectors as `{slot: {name: tensor}}`."""
-        return {slot: held if slot in COUNTS else self.names(held) for slot, held in state.items()}
+        return {slot: of_slot if slot in COUNTS else self.names(of_slot) for slot, of_slot in state.items()}
 
     def state(self, by_name: State) -> State:
         """A state `{slot: {name: tensor}}` as one of vectors."""
-        return {slot: held if slot in COUNTS else self.theta(held) for slot, held in by_name.items()}
+        return {slot: of_slot if slot in COUNTS else self.theta(of_slot) for slot, of_slot in by_name.items()}
 
     def by_tensor(self, A: Tensors, h: Tensors) -> dict[str, Tensors]:
         """Increments of the vector by tensor, each summed as its own: in what order changes the last bits."""
-        found: dict[str, Tensors] = {k: {} for k in self.shapes}
+        increments: dict[str, Tensors] = {k: {} for k in self.shapes}
         for name, increment in A.items():
             for (k, shape), part in zip(
                 self.shapes.items(), torch.split_with_sizes(increment, self.sizes, -1), strict=True
             ):
                 if name not in self.scalars:
-                    found[k][name] = part.reshape((*self.lead, *shape))
+                    increments[k][name] = part.reshape((*self.lead, *shape))
                 elif self.tasks is None:
-                    found[k][name] = reduce_like(part, h[name])
+                    increments[k][name] = reduce_like(part, h[name])
                 else:
-                    found[k][name] = part.sum(-1, dtype=torch.promote_types(part.dtype, torch.float32))
-        return found
+                    increments[k][name] = part.sum(-1, dtype=torch.promote_types(part.dtype, torch.float32))
+        return increments
 
 
 class _LossOnVector:
@@ -157,9 +157,9 @@ class _LossOnVector:
         return loss(self._by_name(theta), phi_loss, batch)
 
     def _by_name(self, theta: Tensors) -> Tensors:
-        held = dict(theta)  # what is held constant keeps its place: some losses take theta.values() apart by it
-        vector = held.pop(self.layout.name)
-        return {**held, **self.layout.names({self.layout.name: vector})}
+        tensors = dict(theta)  # what is held constant keeps its place: some losses take theta.values() apart by it
+        vector = tensors.pop(self.layout.name)
+        return {**tensors, **self.layout.names({self.layout.name: vector})}
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +190,7 @@ class _RuleOnVector(Optimizer):
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
         k = self.layout.name
-        s, S_k = ({slot: held[k] for slot, held in slots(tree).items()} for tree in (state, S))
+        s, S_k = ({slot: of_slot[k] for slot, of_slot in slots(tree).items()} for tree in (state, S))
         V, B_j, S_j, thunks = self.rule._pullback(theta[k], s, G[k], hyper[k], state["step"] + 1, B[k], S_k)
         A = self.layout.by_tensor({name: thunks[name]() for name in wanted if name in thunks}, hyper[k])
         return Pulled({k: V}, {k: B_j}, {slot: {k: S_j[slot]} for slot in S}, A)

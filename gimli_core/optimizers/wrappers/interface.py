@@ -135,8 +135,8 @@ class GradientWrapper(Wrapper):
 
 def only(wanted: Collection[str], optimizer: Optimizer) -> tuple[str, ...]:
     """Those of `wanted` that `optimizer` has, or sees."""
-    known = (*optimizer.continuous(), *optimizer.seen())
-    return tuple(name for name in wanted if name in known)
+    names = (*optimizer.continuous(), *optimizer.seen())
+    return tuple(name for name in wanted if name in names)
 
 
 def added(first: Mapping[str, Tensors], second: Mapping[str, Tensors]) -> dict[str, Tensors]:

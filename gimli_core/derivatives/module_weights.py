@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["HeldWeights", "noting"]
+__all__ = ["ModuleWeights", "noting"]
 
 Entry = tuple[dict[str, Any], str, Tensor]  # where a module keeps its tensors, a name, what was there
 
 
-class HeldWeights:
+class ModuleWeights:
     """The entries of modules that were others while a loss was evaluated, first call by first call."""
 
     def __init__(self) -> None:
@@ -54,13 +54,13 @@ def _put(entries: list[Entry]) -> Iterator[None]:
     """Within it, modules hold these entries."""
     now = [(home, name, home[name]) for home, name, _ in entries if name in home]
     try:
-        for home, name, held in entries:
+        for home, name, tensor in entries:
             if name in home:
-                home[name] = held
+                home[name] = tensor
         yield
     finally:
-        for home, name, held in reversed(now):
-            home[name] = held
+        for home, name, tensor in reversed(now):
+            home[name] = tensor
 
 
 def _transformed(tensor: Tensor | None) -> bool:
@@ -78,12 +78,12 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 class noting:
     """Note what modules hold when this thread calls them; complete once the block is left."""
 
-    def __enter__(self) -> HeldWeights:
-        self._held, self._thread = HeldWeights(), threading.get_ident()
+    def __enter__(self) -> ModuleWeights:
+        self._weights, self._thread = ModuleWeights(), threading.get_ident()
         self._met: dict[int, tuple[nn.Module, dict[str, Any], dict[str, Any]]] = {}
         self._again: dict[tuple[int, str], Entry] = {}
         self._handle = register_module_forward_pre_hook(self._note)
-        return self._held
+        return self._weights
 
     def _note(self, module: nn.Module, _: Any) -> None:
         now = module._parameters
@@ -100,10 +100,10 @@ class noting:
 
     def __exit__(self, *_: object) -> None:
         self._handle.remove()
-        self._held.entries = [
+        self._weights.entries = [
             (home, name, tensor)
             for _, home, then in self._met.values()
             for name, tensor in then.items()
             if tensor is not None and home.get(name) is not tensor
         ]
-        self._held.later = list(self._again.values())
+        self._weights.later = list(self._again.values())

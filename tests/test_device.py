@@ -37,6 +37,11 @@ def test_all_is_right_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert torch.get_default_dtype() == torch.float64
 
 
+@pytest.mark.long
+def test_nothing_waits_whatever_the_optimizer() -> None:
+    assert not wrong(synchronisation.checks(Where(torch.device("cpu"), quick=False, data=DATA)))
+
+
 def test_a_wrong_number_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

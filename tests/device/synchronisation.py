@@ -20,7 +20,6 @@ from gimli_core.arguments.call import Call
 from gimli_core.runs.make_run import Wants, make_run
 from gimli_core.runs.run import drain
 from tests.device.check import Check, Where
-from tests.problems import tanh_network
 
 STEPS = 6
 READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "item")
@@ -69,8 +68,17 @@ def checks(where: Where) -> Iterator[Check]:
 def on(where: Where, optimizer: gimli.optimizers.Optimizer) -> dict[str, Any]:
     """A small network of two matrices, on the device."""
     torch.manual_seed(0)
-    made = tanh_network(optimizer, steps=STEPS)
-    return {k: v if k == "problem" else where.put(v) for k, v in made.items()}
+    theta_0 = {"w": torch.randn(3, 4), "v": torch.randn(4, 2)}
+    batches = [(torch.randn(6, 3), torch.randn(6, 2)) for _ in range(STEPS + 1)]
+    theta_0, batches, phi_loss = where.put((theta_0, batches, {"l2": torch.tensor(-2.0)}))
+    call = {"problem": gimli.Problem(two_matrices, two_matrices, optimizer), "theta_0": theta_0, "phi_loss": phi_loss}
+    return {**call, "train_batches": batches[:-1], "val_batch": batches[-1]}
+
+
+def two_matrices(theta: dict[str, torch.Tensor], phi: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
+    """Matrices alone: Muon takes nothing else."""
+    fit = torch.tanh(batch[0] @ theta["w"]) @ theta["v"] - batch[1]
+    return fit.square().mean() + phi["l2"].exp() * theta["w"].square().sum()
 
 
 @contextmanager

@@ -91,7 +91,9 @@ class Truncated(Approximation):
     >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
     >>> theta_0, one = {"w": torch.zeros(2)}, torch.ones(2)
     >>> [
-    ...     gimli.meta_gradient(problem, theta_0, [one] * 2, one, phi_opt={"lr": 0.5}, approximation=left_out).A_opt["lr"]
+    ...     gimli.meta_gradient(
+    ...         problem, theta_0, [one] * 2, one, phi_opt={"lr": 0.5}, approximation=left_out
+    ...     ).A_opt["lr"]
     ...     for left_out in (gimli.Truncated(1), None)
     ... ]
     [tensor(-0.2500, dtype=torch.float64), tensor(-0.5000, dtype=torch.float64)]

@@ -85,8 +85,8 @@ def checkpoints() -> Lesson:
             ),
             section(
                 "Turn it round, and run again",
-                """A small square in the strip marks a state that is kept. Where none is, the schedule goes back to the last
-                square and runs forwards from there: the moments marked "replay". Line 5 and line 6 appear again
+                """A small square in the strip marks a state that is kept. Where none is, the schedule goes back to the
+                last square and runs forwards from there: the moments marked "replay". Line 5 and line 6 appear again
                 between the lines of the sweep.""",
                 kind="turn",
                 go=[("B_J", 9, STEPS), ("V of the last step", 11, STEPS - 1), ("Line 14 at step 5", 14, 5)],

@@ -122,7 +122,7 @@ def dies(how: str) -> str:
     def act() -> None:
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)
+        time.sleep(20)
 
     return what_is_raised(lambda: data_call(gimli.Problem(AtStep(1, 2, act), val_loss, SGD())))
 

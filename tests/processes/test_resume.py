@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -70,7 +71,10 @@ def test_torchrun_restarts_a_killed_run_which_goes_on_to_the_same_bits(tmp_path:
     expected = results_on_ranks(2, of_data, None, 0, directory=tmp_path / "alone")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     program = ["-m", "tests.processes.restarted", str(tmp_path)]
-    done = subprocess.run([sys.executable, *torchrun, *program], capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *torchrun, *program], capture_output=True, text=True, timeout=300, env=environment
+    )
     assert done.returncode == 0, done.stderr
     for rank in range(2):
         same_bits(torch.load(tmp_path / f"result-{rank}", weights_only=False), expected[rank])

@@ -123,10 +123,8 @@ def test_tasks_and_data_together_agree_with_one_process(tmp_path: Path) -> None:
 def compiled() -> Any:
     problem = gimli.Problem(mean_square, val_loss, RULES[1][0])
     given = inner(J, T)
-    results = [
-        call(problem, given, RULES[1][1], tasks=T, mesh="tasks", compile=c).state_dict() for c in ("steps", False)
-    ]
-    return results
+    more: dict[str, Any] = {"tasks": T, "mesh": "tasks"}
+    return [call(problem, given, RULES[1][1], compile=choice, **more).state_dict() for choice in ("steps", False)]
 
 
 @pytest.mark.long

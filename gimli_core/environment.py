@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import random
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -131,6 +132,13 @@ class Environment:
         pairs = zip((*now.generators, *now.buffers), (*snapshot.generators, *snapshot.buffers), strict=True)
         return any(new is not old for new, old in pairs)
 
+    def bytes_moved(self, found: Snapshot) -> tuple[int, int]:
+        """Bytes of a snapshot that are its own: of generators that have moved since `found`, and of buffers."""
+        now = self.capture(found)
+        generators = [new for new, old in zip(now.generators, found.generators, strict=True) if new is not old]
+        buffers = [new for new, old in zip(now.buffers, found.buffers, strict=True) if new is not old]
+        return sum(map(_bytes_of_state, generators)), sum(b.nbytes for b in buffers)
+
     def capture(self, previous: Snapshot | None = None) -> Snapshot:
         """A snapshot of now; parts equal to `previous` are shared with it, not copied."""
         generators: list[Any] = [torch.get_rng_state(), _numpy_state(), random.getstate()]
@@ -142,6 +150,10 @@ class Environment:
         # By value: BatchNorm's kernels move its running statistics without counting a version.
         pairs = zip(previous.buffers, self.buffers, strict=True)
         return Snapshot(tuple(shared), tuple(old if torch.equal(old, b) else b.detach().clone() for old, b in pairs))
+
+    def capture_buffers(self) -> Snapshot:
+        """A snapshot of the buffers alone, for `restore_buffers`."""
+        return Snapshot((), tuple(b.detach().clone() for b in self.buffers))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Put generators and buffers back, bit for bit."""
@@ -207,6 +219,12 @@ def _numpy_state() -> tuple[Any, ...]:
     state = np.random.get_state(legacy=True)  # noqa: NPY002
     assert isinstance(state, tuple)
     return state
+
+
+def _bytes_of_state(state: Any) -> int:
+    if isinstance(state, tuple):
+        return sys.getsizeof(state) + sum(map(_bytes_of_state, state))
+    return int(state.nbytes) if isinstance(state, Tensor) else sys.getsizeof(state)
 
 
 def _same(old: Any, new: Any) -> bool:

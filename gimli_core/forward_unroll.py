@@ -47,11 +47,11 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
         return G_j, batch
 
     if form.data is None:
-        G_j, batch = of_batch()
+        G_j, _ = of_batch()
     else:
         what = f"line 5, G_j at inner step j = {j} of {form.steps}"
-        G_j, batch = gradient_over_ranks(form.data, of_batch, theta, form.zero_loss(theta), what)
-    inputs.look_for_missed(j, theta, G_j.theta, batch)
+        G_j, _ = gradient_over_ranks(form.data, of_batch, theta, form.zero_loss(theta), tuple(form.names(theta)), what)
+    inputs.look_for_missed(j, G_j)
     return G_j._replace(theta=form.part(G_j.theta), graph=G_j.graph if keep_graph else None)
 
 

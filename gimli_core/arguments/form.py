@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,17 +49,17 @@ class Form:
     journaled: bool = False  # whether the run writes what it stores to a directory, to go on from there
     recorded: bool = False  # whether autograd records the run, so that its results can be differentiated
 
-    @property
+    @cached_property
     def first(self) -> int:
         """The step at which the sweep ends: J - k where it is truncated to k steps."""
         return self.left_out.first(self.steps)
 
-    @property
+    @cached_property
     def curvature(self) -> bool:
         """Whether line 14 has V_j Hessian."""
         return not self.left_out.first_order
 
-    @property
+    @cached_property
     def augmented(self) -> bool:
         """Whether the sweep carries S_j, the adjoint of the optimizer's state."""
         return not self.left_out.theta_only
@@ -68,17 +69,17 @@ class Form:
         """How lines 11-14 are read."""
         return "augmented" if self.augmented else "theta_only"
 
-    @property
+    @cached_property
     def second_derivatives(self) -> bool:
         """Whether line 13 or 14 needs any."""
         return self.curvature or self.phi_loss
 
-    @property
+    @cached_property
     def keeps_graph(self) -> bool:
         """Whether second-order products are taken from the kept graph of G_j."""
         return self.second_derivatives and self.second_order in ("auto", BY_GRAPH) and not self.in_parts
 
-    @property
+    @cached_property
     def evaluates_again(self) -> bool:
         """Whether second-order products evaluate the inner loss again, at theta_j as it was kept."""
         return self.second_derivatives and not self.keeps_graph

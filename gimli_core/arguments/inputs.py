@@ -26,7 +26,7 @@ from gimli_core.arguments.surroundings import check_surroundings
 from gimli_core.arguments.theta import check_theta, theta_by_task
 from gimli_core.arguments.val_weights import check_weights
 from gimli_core.arguments.wrapped_modules import refuse_spread
-from gimli_core.derivatives.first_order import gradient
+from gimli_core.derivatives.first_order import Gradient
 from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.environment import Environment, discover
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
@@ -54,27 +54,10 @@ class Inputs:
         """Where theta lies."""
         return next(iter(self.values.theta_0.values())).device
 
-    def look_for_missed(self, j: int, theta: Tensors, G: Tensors, batch: Any) -> None:
-        """Raise `LeftAlone` if tensors are one vector of which step j's loss does not use a part. Cost 3F, if in
-        doubt."""
-        form, values = self.form, self.values
-        vector = form.transforms[-1] if form.transforms else None
-        if not isinstance(vector, OneVector) or not vector.silent(G):
-            return
-        after = self.environment.capture()
-        again = gradient(
-            vector.noting(form.problem),
-            "train_loss",
-            theta,
-            values.phi_at(j),
-            batch,
-            frozen=values.frozen,
-            keep_graph=True,
-        )
-        self.environment.restore(after)
-        assert again.graph is not None
-        if missed := vector.missed(again.graph.theta[vector.name]):
-            raise LeftAlone(j, missed)
+    def look_for_missed(self, j: int, G_j: Gradient) -> None:
+        """Raise `LeftAlone` if tensors are one vector of which step j's loss does not use a part."""
+        if G_j.unused and self.form.transforms and isinstance(self.form.transforms[-1], OneVector):
+            raise LeftAlone(j, sorted(G_j.unused))
 
     def signature(self) -> tuple[Any, ...]:
         """All tensors that a compiled step works on, and what else it is compiled for: two runs of a problem that are

@@ -186,7 +186,7 @@ def _missed(inputs: Inputs) -> list[str]:
                 frozen=values.frozen,
                 keep_graph=True,
             )
-            inputs.look_for_missed(j, values.theta_0, G.theta, values.batch(j))
+            inputs.look_for_missed(j, G)
             names |= G.theta.keys() - with_path(inputs.form.optimizer, G.theta, G.unused).keys()
     except LeftAlone as left_alone:
         names |= set(left_alone.names)

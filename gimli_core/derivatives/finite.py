@@ -32,7 +32,7 @@ def check_finite(j: int, theta: Tensors, G_j: Gradient, batch: Any, names: Calla
 
     `names` gives theta and G_j by the names that a user knows.
     """
-    loss = G_j.loss.sum().item()  # over the tasks, if there are any
+    loss = (G_j.loss.sum() if G_j.loss.ndim else G_j.loss).item()  # over the tasks, if there are any
     sound = math.isfinite(loss) and math.isfinite(total(G_j.theta))
     if sound:
         return

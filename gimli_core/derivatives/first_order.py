@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,14 +25,29 @@ from gimli_core.notation import Loss, Tensors
 __all__ = ["Gradient", "Graph", "gradient", "gradients", "hessian"]
 
 
+class Layout(Protocol):
+    """How tensors lie in one vector, for a loss that is handed the vector (transforms/one_vector.py)."""
+
+    def names(self, theta: Tensors) -> Tensors:
+        """Views of the vector, by name."""
+
+    def theta(self, theta: Tensors) -> Tensors:
+        """Tensors by name as the vector."""
+
+
 class Graph(NamedTuple):
-    """A gradient that can still be differentiated, and the leaves it hangs from."""
+    """A gradient that can still be differentiated, and the leaves it hangs from.
+
+    The leaves are single tensors where theta is one vector: taking that apart and joining it again are then nodes of
+    no graph, and what the loss does not use is seen.
+    """
 
     G: tuple[Tensor, ...]
     theta: Tensors
     phi_loss: Tensors
     weights: ModuleWeights  # by modules, while the loss was evaluated
     loss: Tensor
+    layout: Layout | None  # of theta, if it is one vector
 
 
 class Gradient(NamedTuple):
@@ -42,7 +57,8 @@ class Gradient(NamedTuple):
     theta: Tensors  # G_j for the inner loss, a term of B_j for the validation loss
     phi_loss: Tensors  # explicit dependence on phi_loss; empty unless asked for
     graph: Graph | None
-    unused: frozenset[str] = frozenset()  # entries of theta to which the loss has no gradient path; their gradient is 0
+    # Tensors, by name, to which the loss has no gradient path; their gradient is 0.
+    unused: frozenset[str] = frozenset()
     aux: Any = None  # what the loss returns beside its value
     share: tuple[float, bool] | None = None  # what this rank's part of the batch counted for (over_ranks.py)
 
@@ -122,6 +138,7 @@ class _Evaluated(NamedTuple):
     phi_loss: Tensors
     weights: ModuleWeights
     aux: Any
+    layout: Layout | None
 
 
 def _evaluated(
@@ -136,11 +153,14 @@ def _evaluated(
     vector: bool = False,
     recorded: bool = False,
 ) -> _Evaluated:
+    layout: Layout | None = getattr(loss_function, "layout", None)
+    if layout is not None:
+        loss_function, theta = loss_function.loss, layout.names(theta)  # type: ignore[attr-defined]
     theta_leaf = {k: _leaf(v, True, recorded) for k, v in theta.items()}
     phi_leaf = {k: _leaf(v, of_phi, recorded) for k, v in phi_loss.items()}
     with noting() as weights:
         loss, aux = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch, vector=vector)
-    return _Evaluated(loss, theta_leaf, phi_leaf, weights, aux)
+    return _Evaluated(loss, theta_leaf, phi_leaf, weights, aux, layout)
 
 
 def _gradient(
@@ -154,7 +174,7 @@ def _gradient(
     recorded: bool = False,
 ) -> Gradient:
     """The gradient of a loss, of its sum over tasks, or of `along · loss`; with `retain` another may follow."""
-    loss, theta, phi_loss, weights, aux = at
+    loss, theta, phi_loss, weights, aux, layout = at
     inputs = [*theta.values(), *(phi_loss.values() if of_phi else ())]
 
     def derivative(create_graph: bool) -> tuple[Tensor | None, ...]:
@@ -187,11 +207,12 @@ def _gradient(
             )
     G = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True))
     values = [g if recorded else g.detach() for g in G]
+    by_name = dict(zip(theta, values, strict=False))
     return Gradient(
         loss if recorded else loss.detach(),
-        dict(zip(theta, values, strict=False)),
+        by_name if layout is None else layout.theta(by_name),
         dict(zip(phi_loss, values[len(theta) :], strict=True)) if of_phi else {},
-        Graph(G, theta, phi_loss, weights, loss) if keep_graph else None,
+        Graph(G, theta, phi_loss, weights, loss, layout) if keep_graph else None,
         frozenset(k for k, g in zip(theta, gradients, strict=False) if g is None),
         aux,
     )

@@ -11,7 +11,7 @@ carry whether a rank could compute its part, so that where one raises all do, wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -39,13 +39,19 @@ class _Sums(NamedTuple):
 
 
 def gradient_over_ranks(
-    ranks: Ranks, compute: Callable[[], tuple[Gradient, Any]], theta: Tensors, loss: Tensor, what: str
+    ranks: Ranks,
+    compute: Callable[[], tuple[Gradient, Any]],
+    theta: Tensors,
+    loss: Tensor,
+    names: Collection[str],
+    what: str,
 ) -> tuple[Gradient, Any]:
     """(G_j and ell_j of the whole batch, with the graph of this rank's part, and the part). One all_reduce.
 
     Args:
         compute: the gradient of this rank's part, and the part.
         theta, loss: tensors of the shapes of the gradient and of ell_j.
+        names: of the tensors that a loss may leave unused; more than theta's where they are one vector.
     """
     local, batch, failed = _tried(compute)
     tensors: dict[Hashable, Tensor] = {"loss": loss, **{("theta", k): v for k, v in theta.items()}}
@@ -53,10 +59,10 @@ def gradient_over_ranks(
     if local is not None:
         tensors = {"loss": local.loss, **{("theta", k): local.theta[k] for k in theta}}
         unused = local.unused
-    sums = _summed(ranks, tensors, _share(batch), failed, what, [float(k in unused) for k in theta])
+    sums = _summed(ranks, tensors, _share(batch), failed, what, [float(k in unused) for k in names])
     if unused:  # by all ranks
         everywhere = (sums.counts == ranks.size).tolist()
-        unused = frozenset(k for k, everyone in zip(theta, everywhere, strict=True) if everyone)
+        unused = frozenset(k for k, everyone in zip(names, everywhere, strict=True) if everyone)
     assert local is not None
     G = {k: sums.tensors["theta", k] for k in theta}
     return local._replace(loss=sums.tensors["loss"], theta=G, unused=unused, share=_share(batch)), batch

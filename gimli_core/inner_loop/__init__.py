@@ -10,8 +10,8 @@ Names, arguments and behaviour are those that scripts written for `higher` 0.2.1
 the optimizer's analytic pullback takes its place, and no graph is kept through the optimizer.
 
 What differs from `higher` is in examples/guide/differences_from_higher.md; above all, updates and their derivatives
-follow `torch.optim` (its Adam family did not), memory is released when the context ends, and what was silently ignored is an
-error.
+follow `torch.optim` (its Adam family did not), memory is released when the context ends, and what was silently ignored
+is an error.
 """
 
 from gimli_core.inner_loop import optim, patch, utils

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.memory.allocator import occupied
-from gimli_core.memory.meters import LiveBytes, Meter, Note, ResidentBytes
+from gimli_core.memory.allocator import occupied, separates
+from gimli_core.memory.meters import BlockBytes, LiveBytes, Meter, Note, ResidentBytes
 from gimli_core.memory.schedules.actions import (
     Action,
     Advance,
@@ -28,9 +29,21 @@ from gimli_core.memory.schedules.actions import (
 )
 from gimli_core.memory.schedules.checkpoint import Checkpoint
 
-__all__ = ["PILOT", "RUN", "RUN_GRAPH", "RUN_KEPT", "SWEEP", "SWEEP_POINT", "VALIDATE", "Maker", "counted", "piloted"]
-
-SHORT = 20  # steps; a run so short pays for measuring more than it can win by it
+__all__ = [
+    "GRADIENT",
+    "PIECES",
+    "PILOT",
+    "RUN",
+    "RUN_GRAPH",
+    "RUN_KEPT",
+    "SWEEP",
+    "SWEEP_POINT",
+    "VALIDATE",
+    "Maker",
+    "Piloted",
+    "counted",
+    "piloted",
+]
 
 
 class Run(Protocol):
@@ -44,8 +57,13 @@ class Run(Protocol):
 
 Maker = Callable[[Inputs, Schedule], Run]
 
+# Bytes left free in any run: Python takes its memory in pieces of one MiB, and each thread has its stack.
+PIECES = 2 * 2**20
+
 PILOT = (
     Store(0),
+    Advance(0),
+    Restore(0),  # step 0 leaves its loss
     Advance(0, Keep.GRADIENT),
     Restore(0),
     Advance(0),
@@ -56,7 +74,7 @@ PILOT = (
     Drop(0),
     Sweep(0),
 )
-RUN, RUN_KEPT, RUN_GRAPH, VALIDATE, SWEEP, SWEEP_POINT = 1, 3, 4, 5, 6, 9  # where each stands in it
+RUN, GRADIENT, RUN_KEPT, RUN_GRAPH, VALIDATE, SWEEP, SWEEP_POINT = 1, 3, 5, 6, 7, 8, 11  # where each stands in it
 
 
 @dataclass(frozen=True)
@@ -91,16 +109,25 @@ def _short(inputs: Inputs) -> Inputs:
     )
 
 
-def piloted(inputs: Inputs, run: Maker, compiled: bool) -> tuple[list[Note], list[float], int]:
-    """For each action of the pilot what a meter saw and the seconds; and the most bytes that the process occupied.
+class Piloted(NamedTuple):
+    """What was seen of each action of the pilot."""
 
-    The last is the mean of two runs, if there are two: it differs by a tenth from run to run.
-    """
+    tensors: list[Note]  # bytes of tensors; of a compiled run, of the process
+    blocks: list[Note]  # bytes of all blocks, tensors or not
+    seconds: list[float]
+    occupied: int  # the most bytes that the process occupied: the mean of two runs, since it differs by a tenth
+    moved: tuple[int, int]  # bytes of the generators and of the buffers that a step moves
+
+
+def piloted(inputs: Inputs, run: Maker, compiled: bool) -> Piloted:
+    """The pilot, run three times: with a clock, with what counts blocks, and with what counts tensors."""
     environment = inputs.environment
     snapshot = environment.capture()
     short = _short(inputs)
-    timed, metered = _Pilot(), _Pilot(ResidentBytes() if compiled else LiveBytes())
-    occupations = []
+    timed, counted = _Pilot(), _Pilot(BlockBytes())
+    metered = _Pilot(ResidentBytes() if compiled else LiveBytes())
+    occupations: list[int] = []
+    moved: list[tuple[int, int]] = []
 
     def once(pilot: _Pilot, *, watched: bool) -> None:
         with pilot.meter or nullcontext():
@@ -108,17 +135,31 @@ def piloted(inputs: Inputs, run: Maker, compiled: bool) -> tuple[list[Note], lis
             with occupied() if watched else nullcontext(lambda: 0) as most:
                 _drain(run(short, pilot))
             occupations.extend([most()] if watched else [])
+        moved.append(environment.bytes_moved(snapshot))
         environment.restore(snapshot)
 
     try:
         once(timed, watched=False)  # first, so that what libraries allocate once is there already, and the heap in use
-        if compiled or inputs.form.steps > SHORT:
-            once(timed, watched=True)
+        with _uncollected():  # else what earlier work left could be freed, and be counted, in the midst of it
+            once(counted, watched=True)
         once(metered, watched=not compiled)
     finally:
         environment.restore(snapshot)
-    quickest = [min(timed.seconds[i :: len(PILOT)]) for i in range(len(PILOT))]
-    return metered.notes, quickest, sum(occupations) // len(occupations)
+    seconds = [min(pair) for pair in zip(timed.seconds, counted.seconds, strict=True)]
+    return Piloted(metered.notes, counted.notes, seconds, sum(occupations) // len(occupations), moved[0])
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python's collector has run, and does not run within it."""
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _drain(execution: Run) -> None:
@@ -127,7 +168,7 @@ def _drain(execution: Run) -> None:
 
 
 def counted(inputs: Inputs, run: Maker) -> int:
-    """Bytes that a run with one snapshot takes at its highest, by making it once."""
+    """Bytes that a run with one snapshot takes at its highest, by making it once; and `PIECES`."""
     meter = LiveBytes()
     snapshot = inputs.environment.capture()
     try:
@@ -135,4 +176,4 @@ def counted(inputs: Inputs, run: Maker) -> int:
             _drain(run(inputs, Checkpoint(1)))
     finally:
         inputs.environment.restore(snapshot)
-    return meter.peak
+    return meter.peak + (PIECES if separates() else 0)

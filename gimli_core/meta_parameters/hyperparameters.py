@@ -100,9 +100,17 @@ class Hyperparameters:
             return self._cached
         # The last step's values stand for a state or an inspection after the end.
         j = min(j, max(self.steps - 1, 0))
+        shared: dict[str, Tensor] = {}  # by the leaf's label: one number for all tensors is looked up once
+
+        def used(leaf: Leaf, at: int, k: str) -> Tensor:
+            if leaf.by_element or leaf.group_index is not None:
+                return leaf.used(j, at, self.theta[k])
+            if leaf.label not in shared:
+                shared[leaf.label] = leaf.used(j, at, self.theta[k])
+            return shared[leaf.label]
+
         hyper = {
-            k: {name: leaf.used(j, at, self.theta[k]) for name, (leaf, at, _) in homes.items()}
-            for k, homes in self._home.items()
+            k: {name: used(leaf, at, k) for name, (leaf, at, _) in homes.items()} for k, homes in self._home.items()
         }
         if "j" in self._rule.seen():
             number = torch.tensor(float(j), dtype=torch.float64)
@@ -168,7 +176,9 @@ class Hyperparameters:
                     continue
                 if self.tasks is not None and not leaf.by_task:
                     increment = increment.sum(0)
-                target = leaf.part(A_opt[number], j, position)
+                target = A_opt[number]
+                if leaf.by_step or leaf.group_index is not None:
+                    target = leaf.part(target, j, position)
                 target += increment if increment.shape == target.shape else increment.sum()
 
     def join(self, A_opt: Sequence[Tensor]) -> dict[str, Any]:

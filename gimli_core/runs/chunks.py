@@ -42,8 +42,8 @@ class Chunks:
     ) -> None:
         self._call, self._parts, self._run, self._over = call, parts, run, over
         self._mine = range(len(parts)) if over is None else over.share(len(parts))
-        # A rank that has none makes one all the same: whatever is at fault is found on all ranks. Where a run keeps what
-        # it reaches, this one does not: another rank may be about to run it, or it may be through.
+        # A rank that has none makes one all the same: whatever is at fault is found on all ranks. Where a run keeps
+        # what it reaches, this one does not: another rank may be about to run it, or it may be through.
         first = run(replace(parts[self._mine[0] if self._mine else 0], resume=None))
         self._first: Run | None = first if call.resume is None else None
         self.form = first.form

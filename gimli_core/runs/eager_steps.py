@@ -92,7 +92,7 @@ class EagerSteps:
         rows = len(adjoints)
         for row, A in enumerate(adjoints):  # one graph of G_j for all
             lines = backward_sweep.step(inputs, point, G_j, A.B, A.S, replay=replay, keep_graph=row < rows - 1)
-            swept = yield from numbered(lines, row, rows)
+            swept = yield from (lines if rows == 1 else numbered(lines, row, rows))
             again = swept.loss
             A.add_step(point.j, swept)
             del swept

@@ -28,19 +28,20 @@ class Losses:
         self.val: dict[int, Tensor] = {}
         self.train_aux: list[Any] = []
         self.val_aux: dict[int, Any] = {}
+        self._outer: Tensor | None = None
         self._replayed: list[tuple[int, Tensor, Tensor]] = []  # step, its loss, whether it is the first run's
 
     def note_inner(self, j: int, G_j: Gradient, *, exact: bool) -> None:
         """`note` of the step's loss, and its aux if it is the first run. Raises ArgumentError for one of other form."""
         if j == len(self.train_aux):
-            if self.train_aux:
+            if self.train_aux and (G_j.aux is not None or self.train_aux[0] is not None):
                 check_alike(G_j.aux, self.train_aux[0], "the aux of train_loss", f"inner step j = {j}")
             self.train_aux.append(G_j.aux)
         self.note(j, G_j.loss, exact=exact)
 
     def note_outer(self, j: int, L: Gradient) -> None:
         """Keep L_val(theta_j), and its aux. Raises ArgumentError for one of other form."""
-        self.val[j] = L.loss
+        self.val[j], self._outer = L.loss, None
         for before in self.val_aux.values():
             check_alike(L.aux, before, "the aux of val_loss", f"theta_{j}")
         self.val_aux[j] = L.aux
@@ -109,7 +110,9 @@ class Losses:
 
     def outer(self, inputs: Inputs) -> Tensor:
         """L = Σ_j w_j L_val(theta_j), summed or averaged over tasks."""
-        return reduced(inputs.form, weighted(inputs.values.weights, self.val))
+        if self._outer is None:
+            self._outer = reduced(inputs.form, weighted(inputs.values.weights, self.val))
+        return self._outer
 
     def check_outer(self, inputs: Inputs) -> None:
         """Raise `NotFiniteError` unless L is finite."""

@@ -69,7 +69,8 @@ class ScheduledRun:
     def forward(self) -> Events:
         """Lines 4-9: up to L_val and B_J."""
         environment = self.inputs.environment
-        before = environment.capture()
+        whole = self._replays or self._journal is not None
+        before = environment.capture() if whole else environment.capture_buffers()
         self.reached.working.begin(self._by.begin(self.inputs), before)
         try:
             with self._memory():
@@ -97,7 +98,9 @@ class ScheduledRun:
         Random number generators and buffers are left as they were met.
         """
         environment = self.inputs.environment
-        before, weighed = self.reached.working.captured(), self.reached.weighed and self.reached.vector
+        weighed = self.reached.weighed and self.reached.vector
+        whole = self._replays or self._resumed or weighed
+        before = self.reached.working.captured() if whole else environment.capture_buffers()
         try:
             with self._memory():
                 if self._resumed and self.reached.working.at.snapshot is not None:
@@ -113,7 +116,7 @@ class ScheduledRun:
             raise
         finally:
             self.reached.stored.close()
-            if self._replays or self._resumed or weighed:
+            if whole:
                 environment.restore(before)
             else:
                 environment.restore_buffers(before)

@@ -108,7 +108,7 @@ class LossOverTasks:
 
     def vectorised(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         """The losses of all tasks by vmap; raises what vmap raises."""
-        dims = tuple(_said_once(by_task) for by_task in self._which(theta, phi_loss, batch))
+        dims = self._dims(theta, phi_loss, batch)
         return vmap(self._of_one, in_dims=dims, randomness="different")(theta, phi_loss, batch)
 
     def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
@@ -140,6 +140,15 @@ class LossOverTasks:
         if isinstance(batch, Numbered):
             return theta_per_task, phi_per_task, batch._replace(batch=self._which_of(batch.batch), j=False)  # shared
         return theta_per_task, phi_per_task, self._which_of(batch)
+
+    def _dims(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> tuple[Any, ...]:
+        """`_which` for `vmap`: 0 or None for all of an argument, which it reads faster than a tree."""
+        if self._shared or self._phi_by_task or isinstance(batch, Numbered):
+            return tuple(_said_once(own) for own in self._which(theta, phi_loss, batch))
+        mine = [by_task(leaf, self.shape[0], self.name) for leaf in pytree.tree_leaves(batch)]
+        if all(mine):
+            return 0, None, 0 if mine else None
+        return 0, None, _said_once(self._which_of(batch))
 
     def _which_of(self, batch: Any) -> Any:
         return pytree.tree_map(lambda leaf: by_task(leaf, self.shape[0], self.name), batch)

@@ -33,6 +33,8 @@ def products(
 
     Cost: 6F; the graph holds the activations of the gradient from line 5 on.
     """
+    layout = graph.layout
+    V = V if layout is None else layout.names(V)
     inputs = [*graph.theta.values(), *graph.phi_loss.values()]
     n = len(graph.theta)
     asked = inputs[0 if curvature else n : None if mixed else n]
@@ -52,4 +54,5 @@ def products(
                 allow_unused=True,
             )
     before, after = (None,) * (0 if curvature else n), (None,) * (0 if mixed else len(inputs) - n)
-    return collect(graph.theta, graph.phi_loss, (*before, *by_input, *after), None, recorded)
+    both = collect(graph.theta, graph.phi_loss, (*before, *by_input, *after), None, recorded)
+    return both if layout is None else both._replace(curvature=layout.theta(both.curvature))

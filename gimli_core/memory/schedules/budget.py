@@ -31,9 +31,9 @@ class Budget(Schedule):
     One step is measured first (about 75F, once for a problem and its shapes); then graphs of the last steps, states,
     gradients and replays are mixed so that the predicted time is least among all mixes whose peak fits. Measured is
     the first batch; a later one whose tensors are larger in any dimension is refused before its step runs. What torch
-    imports at its first derivative (some 70 MiB, once for a process) is imported first and is not counted, nor are
-    Python's objects of a kept graph, some 60 KB: of a network of a few hundred numbers they can be more than all its
-    tensors.
+    imports at its first derivative (some 70 MiB, once for a process) is imported first and is not counted. Everything
+    else is: the nodes of a graph and Python's objects, some 40 KB a kept step, are more than all the tensors of a
+    network of a few hundred numbers.
 
     Args:
         size: bytes above what the process holds when the run starts: a number, "512MiB", "2GB".
@@ -86,7 +86,7 @@ def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float
     seconds += costs.fresh * fresh
     sums = steps * costs.growth
     at_work = max(fresh + highest(block, blocks, costs), costs.end + ASSEMBLY * sums)
-    return costs.start + sums + at_work + costs.room, seconds
+    return costs.start + costs.step * steps + sums + at_work + costs.room, seconds
 
 
 def highest(block: int, blocks: int, costs: Costs) -> int:
@@ -155,7 +155,7 @@ def too_small(budget: Budget, steps: int, costs: Costs) -> str:
     ):
         peak, seconds = estimate(schedule, steps, costs)
         lines.append(f"{show_size(peak)} ({name}) takes about {seconds:.3g} s")
-    need = show_size(least(steps, costs) * 1.001)
+    need = show_size(least(steps, costs) * 1.01)
     return explain(
         f"Budget({budget.size!r})",
         f"at least {need} for {steps} steps",

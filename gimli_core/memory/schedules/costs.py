@@ -24,7 +24,8 @@ class Costs(NamedTuple):
     """A problem's measured costs."""
 
     start: int  # bytes held before the first step: s_0 and the accumulators
-    point: int  # (theta_j, s_j)
+    point: int  # (theta_j, s_j), and where it is stored the random numbers and buffers that its step meets
+    step: int  # what every step leaves, whatever is kept of it: its loss
     gradient: int  # G_j
     record: int  # a point, G_j and the graph of G_j
     end: int  # bytes held from the validation on: theta_J, s_J, B, S and what L_val's gradient leaves
@@ -109,7 +110,7 @@ def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
         # theta_0 is the caller's and s_0 in `start`; a working point whose step has a record is counted there.
         counted = point in (0, end) or point in graphs or (point in stored and restored == point and costs.ranks == 1)
         used = costs.start + costs.stored * (in_memory - (0 in stored)) + costs.point * (not counted)
-        used += costs.gradient * len(gradients) + costs.growth * swept
+        used += costs.gradient * len(gradients) + costs.growth * swept + costs.step * reached
         used += costs.record * (len(graphs) - keeps_graph) + (costs.end if end >= 0 else 0)
         peak = max(peak, used + act.transient + holes(costs, worked))
         most_stored, most_on_disk = max(most_stored, in_memory), max(most_on_disk, on_disk)

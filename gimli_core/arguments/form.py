@@ -18,6 +18,7 @@ from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
+from gimli_core.transforms.nested import Places
 
 __all__ = ["Form", "Values"]
 
@@ -43,6 +44,7 @@ class Form:
     trained: tuple[str, ...]
     in_parts: bool = False  # whether batches come as MicroBatches: then no graph is kept, but each part evaluated again
     transforms: tuple[Transform, ...] = ()
+    nested: Places = ()  # where the entries of phi_loss stand in what the user gave, if that had dicts in it
     recorded: bool = False  # whether autograd records the run, so that its results can be differentiated
 
     @property

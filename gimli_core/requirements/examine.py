@@ -69,7 +69,7 @@ def check_requirements(
     *,
     steps: int | None = None,
     phi_opt: Mapping[str, Any] | None = None,
-    phi_loss: Mapping[str, Tensor] | None = None,
+    phi_loss: Mapping[str, Any] | None = None,
     state_0: State | None = None,
 ) -> Requirements:
     """Which of requirements I, II, IIIa and IIIb a problem meets, judged at theta_0 and the first batch.

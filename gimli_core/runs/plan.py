@@ -102,7 +102,7 @@ def plan(
     *,
     steps: int | None = None,
     phi_opt: Mapping[str, Any] | None = None,
-    phi_loss: Mapping[str, Tensor] | None = None,
+    phi_loss: Mapping[str, Any] | None = None,
     state_0: State | None = None,
     val_weights: Sequence[float] | Tensor | None = None,
     approximation: Approximation | None = None,

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.arguments.outer_losses import refuse_vector
@@ -17,7 +15,6 @@ from gimli_core.compiled.choice import check_compile, compiled_for, options
 from gimli_core.compiled.in_time import in_time
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, given_of
-from gimli_core.environment import Environment
 from gimli_core.errors import notice, unexpected
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.pilot import Maker
@@ -27,13 +24,14 @@ from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.memory.settle import settle
 from gimli_core.requirements.examine import require
 from gimli_core.runs import compiled_run
+from gimli_core.runs.again import AgainIfNeeded
 from gimli_core.runs.chunks import Chunks
 from gimli_core.runs.clocked import Clocked
 from gimli_core.runs.compiled_run import CompiledRun
 from gimli_core.runs.eager_steps import EagerSteps, Steps
 from gimli_core.runs.journal import Journal
 from gimli_core.runs.recall import look_of, recalled, recalled_whole, remember, remember_whole
-from gimli_core.runs.run import Events, Run
+from gimli_core.runs.run import Run
 from gimli_core.runs.scheduled_run import ScheduledRun
 from gimli_core.runs.settling import Ahead, Rested, settled
 from gimli_core.transforms.one_vector import LeftAlone, OneVector
@@ -77,13 +75,18 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
         try:
             return _one(call, wants)
         except BuffersOfTasks:
-            call.problem.memo.buffers_of_tasks = True
-            notice("tasks run one at a time, each with buffers of its own, since a loss changes running statistics")
-            return make_run(_one_at_a_time(call), wants)
+            return _of_tasks_in_turn(call, wants)
     if call.resume is not None:
         came, do = f"Tasks(chunk={call.tasks.chunk})", "Give one of chunk= and resume=."  # type: ignore[union-attr]
         raise unexpected("resume", "None where tasks are run in chunks", came, do)
     return Chunks(call, parts, partial(_one, wants=replace(wants, weighed=False)))
+
+
+def _of_tasks_in_turn(call: Call, wants: Wants) -> Run:
+    """The run of tasks each of which has buffers of its own, once it is found out that a loss changes some."""
+    call.problem.memo.buffers_of_tasks = True
+    notice("tasks run one at a time, each with buffers of its own, since a loss changes running statistics")
+    return make_run(_one_at_a_time(call), wants)
 
 
 def _one_at_a_time(call: Call) -> Call:
@@ -136,8 +139,15 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
         run = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
-        joined = any(isinstance(transform, OneVector) for transform in inputs.form.transforms)
-        return _ApartIfNeeded(call, wants, run, inputs.environment) if joined else run
+        if any(isinstance(transform, OneVector) for transform in inputs.form.transforms):
+            run = AgainIfNeeded(run, LeftAlone, by_name, inputs.environment)
+        if (inputs.form.tasks or 1) > 1:
+            run = AgainIfNeeded(run, BuffersOfTasks, partial(_of_tasks_in_turn, call, wants), inputs.environment)
+        return run
+
+    def by_name() -> Run:
+        keep_apart(call)
+        return _prepared(call, wants, None)
 
     if wants.forward_only:
         return scheduled_by(EagerSteps())
@@ -205,29 +215,6 @@ def keep_apart(call: Call) -> None:
     """From now on the tensors of this problem stay apart."""
     call.problem.memo.by_name = True
     call.problem.memo.recalled.clear()
-
-
-class _ApartIfNeeded:
-    """A run on one vector of all tensors, until a loss does not use one of them. Found out before anything is swept."""
-
-    def __init__(self, call: Call, wants: Wants, run: Run, environment: Environment) -> None:
-        self._call, self._wants, self._run, self._environment = call, wants, run, environment
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._run, name)
-
-    def forward(self) -> Events:
-        found = self._environment.capture()
-        try:
-            yield from self._run.forward()
-        except LeftAlone:
-            self._environment.restore(found)
-            keep_apart(self._call)
-            self._run = _prepared(self._call, self._wants, None)
-            yield from self._run.forward()
-
-    def backward(self, along: Tensor | None = None) -> Events:
-        return self._run.backward(along)
 
 
 def schedule_of_call(call: Call) -> Schedule:

@@ -37,9 +37,9 @@ def attributes_of(modules: Iterable[nn.Module]) -> Callable[[], None]:
         for owner in module.modules():
             if id(owner) not in seen:
                 seen[id(owner)] = owner
-                found = {k: v for k, v in vars(owner).items() if k not in _TORCHS}
-                restorers.append(_attributes(vars(owner), found))
-                _visit(list(found.values()), seen, restorers)
+                before = {k: v for k, v in vars(owner).items() if k not in _TORCHS}
+                restorers.append(_attributes(vars(owner), before))
+                _visit(list(before.values()), seen, restorers)
 
     def restore() -> None:
         for put_back in restorers:
@@ -91,11 +91,11 @@ def _put_values_back(value: Tensor, kept: Tensor) -> None:
         value.data.copy_(kept)  # through .data: a graph that holds it would refuse a counted change
 
 
-def _attributes(now: dict[str, Any], found: dict[str, Any]) -> Callable[[], None]:
+def _attributes(now: dict[str, Any], before: dict[str, Any]) -> Callable[[], None]:
     def restore() -> None:
-        for name in [k for k in now if k not in _TORCHS and k not in found]:
+        for name in [k for k in now if k not in _TORCHS and k not in before]:
             del now[name]
-        now.update(found)
+        now.update(before)
 
     return restore
 

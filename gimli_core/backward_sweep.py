@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from torch import Tensor
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient, gradients
 from gimli_core.derivatives.over_parts import products_of_parts
+from gimli_core.derivatives.over_ranks import products_over_ranks, validation_over_ranks
 from gimli_core.derivatives.second_order import Products, from_a_point, reverse_over_reverse
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import with_path
@@ -41,17 +43,28 @@ def validation_gradients(
 
     `along` and `rows` as in `gradients`. Cost F, and 2F for each gradient.
     """
-    return gradients(
-        inputs.form.problem.val_loss,
-        "val_loss",
-        point.theta,
-        inputs.values.phi_loss,
-        inputs.values.val_batch(point.j),
-        frozen=inputs.values.frozen,
-        along=along,
-        rows=rows,
-        recorded=inputs.form.recorded,
-    )
+    form, theta = inputs.form, inputs.form.whole(point.theta, f"lines 8-9, theta_{point.j}")
+
+    def of_batch() -> tuple[Gradient, list[Gradient], Any]:
+        batch = inputs.values.val_batch(point.j)
+        L, each = gradients(
+            form.problem.val_loss,
+            "val_loss",
+            theta,
+            inputs.values.phi_loss,
+            batch,
+            frozen=inputs.values.frozen,
+            along=along,
+            rows=rows,
+            recorded=form.recorded,
+        )
+        return L, each, batch
+
+    if form.data is None:
+        L, each, _ = of_batch()
+    else:
+        L, each = validation_over_ranks(form.data, of_batch, f"lines 8-9, L_val at theta_{point.j}")
+    return L, [of_one._replace(theta=form.part(of_one.theta)) for of_one in each]
 
 
 def step(
@@ -70,7 +83,7 @@ def step(
     pulled, g = adjoint_of_loss(form.optimizer, pulled, G_j.loss)
     if len(used) < len(G_j.theta):  # what the loss does not use moves nothing
         pulled = pulled._replace(V={k: pulled.V.get(k, zero) for k, zero in G_j.theta.items()})
-    given = {
+    inputs_of_line = {
         "theta": point.theta,
         "s": point.state,
         "G": G_j.theta,
@@ -79,7 +92,7 @@ def step(
         "S": S,
         "graph": G_j.graph,
     }
-    computed = Event(11, j, {"V": pulled.V}, replay, given)  # line 11
+    computed = Event(11, j, {"V": pulled.V}, replay, inputs_of_line)  # line 11
     yield computed
     V = computed.values["V"]
     computed = Event(12, j, {"A_opt": pulled.A}, replay)  # line 12
@@ -108,34 +121,68 @@ def second_order_products(
     keep_graph: bool = False,
 ) -> Products:
     """V_j Hessian (zeros to first order) and V_j mixed, by the means of `inputs`; with g_j times ell_j's gradients.
+    Both have the shapes of what they are keyed by: theta and phi_loss; g_j is a scalar, or [T].
 
     Zeros for the one of the two that is not asked for.
     """
-    form, values = inputs.form, inputs.values
+    form = inputs.form
     curvature = curvature and form.curvature
-    if form.keeps_graph:
-        assert G_j.graph is not None
-        products = reverse_over_reverse.products(
-            G_j.graph, V, g, curvature=curvature, mixed=mixed, keep=keep_graph, recorded=form.recorded
-        )
-    elif not form.evaluates_again:
+    if form.second_derivatives:
+        V = form.whole(V, f"lines 13-14, V_j at inner step j = {point.j} of {form.steps}")
+        products = _products(inputs, point, G_j, V, g, curvature, mixed, keep_graph)
+        products = products._replace(curvature=form.part(products.curvature))
+    else:
         zeros = {k: v.new_zeros(()).expand_as(v) for k, v in V.items()}
         products = Products(zeros, {}, False, frozenset(), None)
-    else:
-        assert point.snapshot is not None
-        inputs.environment.restore(point.snapshot)  # what the loss met when G_j was computed
-        batch = values.batch(point.j)
-        mean = partial(products_of_parts, form.second_order) if form.in_parts else from_a_point(form.second_order)
-        products = mean(
-            form.problem.train_loss,
-            point.theta,
-            values.phi_at(point.j),
-            batch,
-            V,
-            g,
-            frozen=values.frozen,
-            curvature=curvature,
-        )
     if g is not None and not curvature:  # with curvature it is in there already
         products = products._replace(curvature={k: times(g, G) for k, G in G_j.theta.items()})
     return products
+
+
+def _products(
+    inputs: Inputs, point: Point, G_j: Gradient, V: Tensors, g: Tensor | None, curvature: bool, mixed: bool, keep: bool
+) -> Products:
+    """The products of the inner loss, of the parts that all ranks have."""
+    form, j = inputs.form, point.j
+
+    def of_part() -> Products:
+        return _asked_of_loss(inputs, point, G_j, V, g, curvature, mixed, keep)
+
+    if form.data is None:
+        return of_part()
+    assert G_j.share is not None
+    return products_over_ranks(
+        form.data,
+        of_part,
+        G_j.share,
+        V if curvature else {},
+        inputs.values.phi_loss if mixed else {},
+        G_j.loss if form.evaluates_again else None,
+        f"lines 13-14, the products at inner step j = {j} of {form.steps}",
+    )
+
+
+def _asked_of_loss(
+    inputs: Inputs, point: Point, G_j: Gradient, V: Tensors, g: Tensor | None, curvature: bool, mixed: bool, keep: bool
+) -> Products:
+    """The products of the inner loss: from the graph of G_j if that was kept, and else from the point."""
+    form, values = inputs.form, inputs.values
+    if form.keeps_graph:
+        assert G_j.graph is not None
+        return reverse_over_reverse.products(
+            G_j.graph, V, g, curvature=curvature, mixed=mixed, keep=keep, recorded=form.recorded
+        )
+    assert point.snapshot is not None
+    inputs.environment.restore(point.snapshot)  # what the loss met when G_j was computed
+    batch = values.batch(point.j)
+    mean = partial(products_of_parts, form.second_order) if form.in_parts else from_a_point(form.second_order)
+    return mean(
+        form.problem.train_loss,
+        form.whole(point.theta, f"lines 13-14, theta_j at inner step j = {point.j} of {form.steps}"),
+        values.phi_at(point.j),
+        batch,
+        V,
+        g,
+        frozen=values.frozen,
+        curvature=curvature,
+    )

@@ -29,14 +29,14 @@ __all__ = ["Environment", "Snapshot", "discover", "keeping_buffers", "split_froz
 
 
 def split_frozen(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
-    """(trained, frozen): an `nn.Parameter` with `requires_grad=False` is held constant."""
+    """(trained, frozen): an `nn.Parameter` with `requires_grad=False` is held constant. Entries of any shape."""
     frozen = {k: v.detach() for k, v in theta_0.items() if isinstance(v, nn.Parameter) and not v.requires_grad}
     return {k: v.detach() for k, v in theta_0.items() if k not in frozen}, frozen
 
 
 def discover(functions: Iterable[Callable[..., Any]]) -> list[nn.Module]:
     """The modules that functions can see: closures, globals they name, defaults, partials, `self`."""
-    found: dict[int, nn.Module] = {}
+    modules: dict[int, nn.Module] = {}
     seen: dict[int, Any] = {}  # holds what was seen, so that no id is used twice
 
     def visit(thing: Any, depth: int) -> None:
@@ -44,7 +44,7 @@ def discover(functions: Iterable[Callable[..., Any]]) -> list[nn.Module]:
             return
         seen[id(thing)] = thing
         if isinstance(thing, nn.Module):
-            found[id(thing)] = thing
+            modules[id(thing)] = thing
         elif isinstance(thing, functools.partial):
             visit([thing.func, *thing.args, *thing.keywords.values()], depth)
         elif inspect.ismethod(thing):
@@ -65,7 +65,7 @@ def discover(functions: Iterable[Callable[..., Any]]) -> list[nn.Module]:
 
     for function in functions:
         visit(function, 0)
-    return list(found.values())
+    return list(modules.values())
 
 
 def _globals_of(function: types.FunctionType) -> list[Any]:
@@ -76,8 +76,8 @@ def _globals_of(function: types.FunctionType) -> list[Any]:
         names.update(code.co_names)
         codes.extend(inner for inner in code.co_consts if isinstance(inner, types.CodeType))
     things = [function.__globals__[n] for n in sorted(names) if n in function.__globals__]
-    held = [vars(thing).get(n) for thing in things if inspect.ismodule(thing) for n in sorted(names)]
-    return [*things, *(thing for thing in held if isinstance(thing, nn.Module))]
+    values = [vars(thing).get(n) for thing in things if inspect.ismodule(thing) for n in sorted(names)]
+    return [*things, *(thing for thing in values if isinstance(thing, nn.Module))]
 
 
 def _filled(cell: Any) -> bool:
@@ -126,10 +126,10 @@ class Environment:
         """The buffers as they are now, by name, in memory of their own."""
         return {name: b.detach().clone() for name, b in zip(self.names, self.buffers, strict=True)}
 
-    def moved(self, found: Snapshot) -> bool:
-        """Whether a random number has been drawn, or a buffer changed, since `found`."""
-        now = self.capture(found)  # shares with `found` what is the same
-        pairs = zip((*now.generators, *now.buffers), (*found.generators, *found.buffers), strict=True)
+    def moved(self, snapshot: Snapshot) -> bool:
+        """Whether a random number has been drawn, or a buffer changed, since `snapshot`."""
+        now = self.capture(snapshot)  # shares with `snapshot` what is the same
+        pairs = zip((*now.generators, *now.buffers), (*snapshot.generators, *snapshot.buffers), strict=True)
         return any(new is not old for new, old in pairs)
 
     def bytes_moved(self, found: Snapshot) -> tuple[int, int]:
@@ -151,6 +151,10 @@ class Environment:
         pairs = zip(previous.buffers, self.buffers, strict=True)
         return Snapshot(tuple(shared), tuple(old if torch.equal(old, b) else b.detach().clone() for old, b in pairs))
 
+    def capture_buffers(self) -> Snapshot:
+        """A snapshot of the buffers alone, for `restore_buffers`."""
+        return Snapshot((), tuple(b.detach().clone() for b in self.buffers))
+
     def restore(self, snapshot: Snapshot) -> None:
         """Put generators and buffers back, bit for bit."""
         torch.set_rng_state(snapshot.generators[0])
@@ -163,11 +167,11 @@ class Environment:
     @contextmanager
     def trial(self) -> Iterator[None]:
         """What is evaluated in here leaves no trace: not in generators and buffers, nor in the modules' attributes."""
-        found, put_attributes_back = self.capture(), attributes_of(self.modules)
+        snapshot, put_attributes_back = self.capture(), attributes_of(self.modules)
         try:
             yield
         finally:
-            self.restore(found)
+            self.restore(snapshot)
             put_attributes_back()
 
     def restore_buffers(self, snapshot: Snapshot) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "NotConvergedError",
     "NotFiniteError",
     "NotReachedError",
+    "ProcessError",
     "ReplayError",
     "RequirementError",
     "SecondDerivativeError",
@@ -68,6 +69,10 @@ class NegativeCurvatureError(GimliError, ArithmeticError):
         self.direction, self.curvature, self.damping = direction, curvature, damping
 
 
+class ProcessError(GimliError, RuntimeError):
+    """Another process of a mesh failed, or did not answer."""
+
+
 class ReplayError(GimliError, RuntimeError):
     """A loss returned something else when a step was replayed."""
 
@@ -84,14 +89,14 @@ class VerificationError(GimliError, AssertionError):
     """A meta-gradient disagrees with an oracle."""
 
 
-def explain(argument: str, expected: str, came: str, do: str) -> str:
-    """One sentence that says what to mend: argument, expectation, arrival, remedy."""
-    return f"{argument}: expected {expected}; got {came}. {do}"
+def explain(argument: str, expected: str, actual: str, do: str) -> str:
+    """One sentence that says what to mend: argument, expectation, what is there, remedy."""
+    return f"{argument}: expected {expected}; got {actual}. {do}"
 
 
-def unexpected(argument: str, expected: str, came: str, do: str) -> ArgumentError:
+def unexpected(argument: str, expected: str, actual: str, do: str) -> ArgumentError:
     """The error to raise for an argument that is not as expected; arguments as in `explain`."""
-    return ArgumentError(explain(argument, expected, came, do))
+    return ArgumentError(explain(argument, expected, actual, do))
 
 
 def check_switch(argument: str, value: object) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import nullcontext
+from typing import Any
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.finite import at_once, check_finite
 from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.derivatives.over_parts import gradient_of_parts
+from gimli_core.derivatives.over_ranks import gradient_over_ranks
 from gimli_core.environment import keeping_buffers
 from gimli_core.optimizers.interface import with_path
 from gimli_core.optimizers.seen import seeing
@@ -26,36 +28,46 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     the memory schedule in the last bits.
     """
     form, values, j, buffers = inputs.form, inputs.values, point.j, inputs.environment.buffers
-    batch = values.batch(j)
-    try:
-        with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
-            arguments = (form.problem.train_loss, "train_loss", point.theta, values.phi_at(j))
-            if isinstance(batch, MicroBatches):
-                G_j = gradient_of_parts(*arguments, batch, frozen=values.frozen)
-            else:
-                G_j = gradient(*arguments, batch, frozen=values.frozen, keep_graph=True, recorded=form.recorded)
-    except Exception as error:
-        error.add_note(f"at inner step j = {j} of {form.steps}")
-        raise
-    if at_once(inputs.device):
-        check_finite(j, point.theta, G_j, batch, form.names)
-    inputs.look_for_missed(j, point.theta, G_j.theta, batch)
-    return G_j if keep_graph else G_j._replace(graph=None)
+    theta = form.whole(point.theta, f"line 5, theta_j at inner step j = {j} of {form.steps}")
+
+    def of_batch() -> tuple[Gradient, Any]:
+        try:
+            batch = values.batch(j)
+            with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
+                arguments = (form.problem.train_loss, "train_loss", theta, values.phi_at(j))
+                if isinstance(batch, MicroBatches):
+                    G_j = gradient_of_parts(*arguments, batch, frozen=values.frozen)
+                else:
+                    G_j = gradient(*arguments, batch, frozen=values.frozen, keep_graph=True, recorded=form.recorded)
+        except Exception as error:
+            error.add_note(f"at inner step j = {j} of {form.steps}")
+            raise
+        if at_once(inputs.device):
+            check_finite(j, theta, G_j, batch, form.names)
+        return G_j, batch
+
+    if form.data is None:
+        G_j, _ = of_batch()
+    else:
+        what = f"line 5, G_j at inner step j = {j} of {form.steps}"
+        G_j, _ = gradient_over_ranks(form.data, of_batch, theta, form.zero_loss(theta), tuple(form.names(theta)), what)
+    inputs.look_for_missed(j, G_j)
+    return G_j._replace(theta=form.part(G_j.theta), graph=G_j.graph if keep_graph else None)
 
 
 def step(
-    inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, known: Gradient | None = None
+    inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, kept_gradient: Gradient | None = None
 ) -> Generator[Event, None, tuple[Gradient, Point]]:
-    """Lines 5 and 6: from (theta_j, s_j) to G_j, unless it is `known` already, and (theta_{j+1}, s_{j+1})."""
+    """Lines 5 and 6: from (theta_j, s_j) to G_j, unless it is `kept_gradient` already, and (theta_{j+1}, s_{j+1})."""
     j = point.j
-    G_j = inner_gradient(inputs, point, keep_graph=keep_graph) if known is None else known  # line 5
+    G_j = inner_gradient(inputs, point, keep_graph=keep_graph) if kept_gradient is None else kept_gradient  # line 5
     computed = Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay, {"theta": point.theta})
     yield computed
     G_j = G_j._replace(theta=computed.values["G"])
     phi_opt = seeing(inputs.form.optimizer, inputs.values.hyper.at(j), G_j.loss)
     used = with_path(inputs.form.optimizer, G_j.theta, G_j.unused)
     theta, s = inputs.form.optimizer.step_used(point.theta, point.state, used, phi_opt)  # line 6
-    given = {"theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt}
-    computed = Event(6, j, {"theta": theta, "s": s}, replay, given)
+    inputs_of_line = {"theta": point.theta, "s": point.state, "G": G_j.theta, "phi_opt": phi_opt}
+    computed = Event(6, j, {"theta": theta, "s": s}, replay, inputs_of_line)
     yield computed
     return G_j, Point(j + 1, computed.values["theta"], computed.values["s"], None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -15,12 +15,17 @@ from gimli_core.arguments.until import Until
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.notation import State
 from gimli_core.problem import Problem
+from gimli_core.processes.mesh import tells
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
-from gimli_core.runs.make_run import Wants, make_run
+from gimli_core.runs.make_run import make_run
 from gimli_core.runs.run import drain
+from gimli_core.runs.wants import Wants
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["meta_gradient"]
 
@@ -45,6 +50,7 @@ def meta_gradient(
     check: bool = True,
     until: Until | Callable[..., Any] | None = None,
     micro_batches: int | None = None,
+    mesh: DeviceMesh | str | None = None,
     watch: Callable[[Event], None] | None = None,
     progress: bool = False,
 ) -> MetaGradient:
@@ -90,6 +96,12 @@ def meta_gradient(
             `gimli.per_task` marks. Losses and gradients are the mean over the tasks, or their sum.
         micro_batches: n cuts every batch in n parts along its leading dimension (behind the tasks'), as
             `gimli.MicroBatches` does, of which the inner loss is the mean.
+        mesh: processes that share the call: a `torch.distributed` DeviceMesh with dimensions named "tasks", "data" or
+            "shard", or one of these names for all processes. All call alike, and all get the result; what differs, or
+            fails on one, is an error on all. "tasks": each runs its share of the tasks, one at a time (or
+            `Tasks(chunk=…)`), each with random numbers of its own; the same bits for any number of processes. "data":
+            each is given its part of every batch (`gimli.Share` says what a part counts for), and its own random
+            numbers; steps are eager. "shard": each holds a part of theta, s, B and S.
         compile: True compiles the steps at the first call, once for a problem and its shapes ("steps"), and a short
             run of few operations as a whole ("whole"). "auto" never waits for it: once eager runs of the problem have
             taken half a minute of processor time, a fork compiles beside them, on one processor at low priority, and
@@ -143,9 +155,10 @@ def meta_gradient(
         check,
         until,
         micro_batches,
+        mesh,
     )
     run = make_run(call, Wants(steps=progress, lines=watch is not None))
-    shown = Progress(run.steps) if progress else None
+    shown = Progress(run.steps) if progress and tells(mesh) else None
     drain(run.forward(), watch, shown)
     drain(run.backward(), watch, shown)
     return run.result()

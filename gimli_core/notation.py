@@ -39,9 +39,9 @@ COUNTS = ("step", "skipped", "idle")  # what of a state is counted, and not diff
 
 def slots(state: Mapping[str, Any]) -> State:
     """The slots of a state: all of it but the counts. A tensor may well be called "step": a slot is not a name."""
-    return {slot: held for slot, held in state.items() if slot not in COUNTS}
+    return {slot: of_slot for slot, of_slot in state.items() if slot not in COUNTS}
 
 
 def counts(state: Mapping[str, Any]) -> State:
     """The counts of a state: all of it but the slots."""
-    return {slot: held for slot, held in state.items() if slot in COUNTS}
+    return {slot: count for slot, count in state.items() if slot in COUNTS}

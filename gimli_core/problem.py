@@ -65,27 +65,27 @@ class Problem:
                 )
         if not isinstance(self.optimizer, Optimizer):
             kind = type(self.optimizer)
-            came, do = (
+            actual, do = (
                 f"{kind.__module__}.{kind.__qualname__}",
                 "Construct one without parameters: theta_0 goes to meta_gradient.",
             )
             if isinstance(self.optimizer, type):
-                came, do = f"the class {self.optimizer.__name__}", f"Construct it: {self.optimizer.__name__}(...)."
+                actual, do = f"the class {self.optimizer.__name__}", f"Construct it: {self.optimizer.__name__}(...)."
             raise unexpected(
                 "optimizer",
                 "an optimizer of gimli_core, such as gimli.optimizers.Adam(lr=1e-3)",
-                came,
+                actual,
                 do,
             )
         if self.modules is not None:
-            came = type(self.modules).__name__
+            actual = type(self.modules).__name__
             if isinstance(self.modules, nn.Module) or not isinstance(self.modules, Sequence):
-                raise unexpected("modules", "a list of nn.Modules", came, "One module alone is a list of one: [net].")
+                raise unexpected("modules", "a list of nn.Modules", actual, "One module alone is a list of one: [net].")
             if not all(isinstance(module, nn.Module) for module in self.modules):
                 raise unexpected(
                     "modules",
                     "a list of nn.Modules",
-                    f"a {came} with something else in it",
+                    f"a {actual} with something else in it",
                     "Pass the modules themselves.",
                 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,15 +22,20 @@ from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.meta_parameters.marks import detached, look_up, tensor_paths, unmarked, unmarked_entries
 from gimli_core.notation import State, slots
 from gimli_core.problem import Problem
+from gimli_core.processes.mesh import tells
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
-from gimli_core.runs.make_run import Wants, make_run
+from gimli_core.runs.make_run import make_run
 from gimli_core.runs.recorded import Recorded, check_derivatives
 from gimli_core.runs.run import Run, drain
+from gimli_core.runs.wants import Wants
 from gimli_core.transforms.nested import nested
 from gimli_core.transforms.proximal import without_centre
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["gradient_at", "tied_tensors", "unroll"]
 
@@ -69,6 +74,7 @@ def unroll(
     check: bool = True,
     until: Until | Callable[..., Any] | None = None,
     micro_batches: int | None = None,
+    mesh: DeviceMesh | str | None = None,
     watch: Callable[[Event], None] | None = None,
     progress: bool = False,
     with_trajectory: bool = False,
@@ -145,6 +151,7 @@ def unroll(
         check,
         until,
         micro_batches,
+        mesh,
     )
     check_derivatives(derivatives, call)
     again = None
@@ -152,7 +159,7 @@ def unroll(
         again = Recorded(call, next(iter(unmarked_entries(theta_0).values())))
     wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed, weighed=needed)
     run = make_run(call, wants)
-    watching = (watch, Progress(run.steps) if progress else None)
+    watching = (watch, Progress(run.steps) if progress and tells(mesh) else None)
     if not needed:
         drain(run.forward(), *watching)
         return (run.val_loss.clone(), run.trajectory()) if with_trajectory else run.val_loss.clone()
@@ -171,7 +178,7 @@ def _with_gradients_of(wrt: Any, *arguments: Any) -> tuple[Any, ...]:
 
 
 def tied_tensors(call: Call, form: Form) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-    """(where its gradient stands in a result, tensor) for every tensor of a call that has a gradient."""
+    """(where its gradient stands in a result, tensor) for every tensor of a call that has a gradient. Of any shape."""
     results = {
         "A_opt": call.phi_opt or {},
         "A_loss": nested(without_centre(call.phi_loss), call.nested) or {},
@@ -191,8 +198,8 @@ class _Unrolled(torch.autograd.Function):
     ) -> Tensor:
         drain(run.forward(), *watching)
         if again is not None and run.val_loss.ndim:
-            came, do = f"a vector of {run.val_loss.numel()}", "Weigh them into one number in val_loss."
-            raise unexpected("val_loss", "one number beside derivatives=2", came, do)
+            actual, do = f"a vector of {run.val_loss.numel()}", "Weigh them into one number in val_loss."
+            raise unexpected("val_loss", "one number beside derivatives=2", actual, do)
         ctx.again, ctx.steps, ctx.scale = again, run.form.steps, run.form.scale
         ctx.modes = modes_now(tied[0].device)
         ctx.run, ctx.watching, ctx.paths, ctx.gradients = run, watching, paths, None
@@ -233,7 +240,7 @@ def _from_the_end(val_weights: Any) -> Any:
 
 
 def gradient_at(result: MetaGradient, scale: float, path: tuple[Any, ...], tied: Tensor) -> Tensor:
-    """The gradient of the tensor `tied`, which stands at `path` in a result."""
+    """The gradient of the tensor `tied`, which stands at `path` in a result. It has the shape of `tied`."""
     if path[0] == "val_losses" and result.task_val_losses is not None:
         result = replace(result, val_losses=result.val_losses.sum(-1) * scale)
     gradient: Tensor = look_up(vars(result), path)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gimli_core as gimli
+from gimli_core.arguments.call import Call
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, Schedule, StoreStates
 from gimli_core.optimizers import (
     ASGD,
@@ -242,7 +243,7 @@ def warm_state(rule: Rule, theta_0: dict[str, Tensor]) -> dict[str, Any]:
 
 def question(made: dict[str, Any]) -> Question:
     """The same row, as the oracles take it."""
-    return Question(**made)
+    return Question(Call(**made))
 
 
 SLOPE = 1.0  # changed by tests

@@ -104,6 +104,23 @@ def test_maml_reads_omniglot_as_published_and_as_arrays(tmp_path: Path, write: o
     assert "after 2 inner steps" in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.long
+def test_any_number_of_processes_learns_the_same(tmp_path: Path) -> None:
+    write_npz(tmp_path / "omniglot.npz")
+    options = ["--data", str(tmp_path / "omniglot.npz"), "--outer-steps", "1", "--tasks", "5", "--ways", "2"]
+    options += ["--inner-steps", "2", "--test-tasks", "3"]
+    alone = run("many_processes.py", *options)
+    two = run("-m", "torch.distributed.run", "--nproc-per-node", "2", "many_processes.py", *options)
+    said = []
+    for done, size in ((alone, 1), (two, 2)):
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert lines[0] == f"{size} processes; 8 characters to learn from, 2 held out"
+        said.append([line for line in lines[1:] if "ms an outer step" not in line])
+    assert said[0] == said[1]
+    assert len(said[0]) == 3
+
+
 def test_maml_says_where_omniglot_is(tmp_path: Path) -> None:
     done = run("maml_step.py", "--data", str(tmp_path / "absent.zip"))
     assert done.returncode == 1

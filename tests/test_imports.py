@@ -1,10 +1,12 @@
 """The order of the house, read off the source: one table of layers, autograd asked in one room, schedules without
-tensors, a core on torch, numpy and the standard library."""
+tensors, a core on torch, numpy and the standard library, names that say what they are."""
 
 from __future__ import annotations
 
 import ast
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ import gimli_core
 # Each line may import from the lines above it; rooms of one line do not import each other. Rooms to come are named.
 LAYERS = """
 errors notation trees attributes
+processes
 environment results derivatives optimizers
 record problem meta_parameters inner_loop learned
 transforms watchers
@@ -242,3 +245,72 @@ def test_public_names_are_no_files_by_accident() -> None:
         "optimizers",
         "verification",
     }
+
+
+def test_importing_the_package_brings_little_besides_torch() -> None:
+    """What stands on the engine comes when it is asked for; no compiler, no sympy, and nothing outside of the core."""
+    asked = "import sys, torch; before = set(sys.modules); import gimli_core; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, cwd=ROOT.parent, check=True)
+    new = set(done.stdout.split())
+    assert {name.split(".")[0] for name in new} <= {"gimli_core", *sys.stdlib_module_names}
+    rooms = {name.split(".")[1] for name in new if name.startswith("gimli_core.")}
+    late = {"verification", "outer_loop", "attribution", "implicit", "learned", "few_shot", "commands", "demo"}
+    assert rooms & late == set()
+    assert {"runs", "optimizers", "memory"} <= rooms
+
+
+def test_what_comes_late_is_what_it_says() -> None:
+    assert set(gimli_core._LATE) < set(gimli_core.__all__) <= set(dir(gimli_core))
+    for name in gimli_core._LATE:
+        assert getattr(gimli_core, name).__name__.split(".")[-1] == name
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        gimli_core.absent  # noqa: B018
+
+
+# What a function of tensors has to say, by words and no more: whether it is true, no test can tell. The shapes in
+# `Tensors` and `State` are said once, in notation.py; what is a Tensor by itself says its own.
+SHAPE = re.compile(r"\[[^\]\"']*\]|\b(shape|scalar|number|element)s?\b")
+
+
+def silent(source: str) -> list[str]:
+    """Public names of a file's top level without a docstring, and functions of tensors whose docstring has no shape."""
+    wrong = []
+    for node in ast.parse(source).body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+            continue
+        says = ast.get_docstring(node)
+        if not says:
+            wrong.append(f"{node.name}: no docstring")
+        elif isinstance(node, ast.FunctionDef) and _of_tensors(node) and not SHAPE.search(says):
+            wrong.append(f"{node.name}: no shape")
+    return wrong
+
+
+def _of_tensors(function: ast.FunctionDef) -> bool:
+    """Whether an annotation names Tensor."""
+    arguments = ast.walk(function.args)
+    annotations = [a.annotation for a in arguments if isinstance(a, ast.arg) and a.annotation]
+    annotations += [function.returns] if function.returns else []
+    return any(isinstance(n, ast.Name) and n.id == "Tensor" for a in annotations for n in ast.walk(a))
+
+
+def test_every_public_name_of_the_engine_says_what_it_is() -> None:
+    said = {name: silent(path.read_text(encoding="utf-8")) for name, path in files(ROOT).items()}
+    assert {name: wrong for name, wrong in said.items() if wrong and room_of(name) in CORE} == {}
+
+
+def test_what_a_docstring_lacks_is_found() -> None:
+    source = '''
+class Bare: ...
+class Said:
+    """Something."""
+def norm(x: Tensor) -> Tensor:
+    """The norm."""
+def dot(x: Tensor) -> Tensor:
+    """[N] to one value."""
+def mean(x: dict[str, Tensor]): ...
+def tree(x: Tensors) -> Tensors:
+    """By name."""
+def _private(x: Tensor): ...
+'''
+    assert silent(source) == ["Bare: no docstring", "norm: no shape", "mean: no docstring"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import gimli_core as gimli
+from gimli_core.arguments.call import Call
 from gimli_core.errors import ArgumentError, SecondDerivativeError
 from gimli_core.memory import Checkpoint, StoreStates
 from gimli_core.notation import Tensors
@@ -122,7 +123,7 @@ def plainly(rule: Optimizer, made: dict[str, Any], theta: Tensors, hyper: dict[s
     """L by a plain unroll with graph."""
     from gimli_core.verification.question import Question
 
-    question = Question(gimli.Problem(loss, loss, rule), steps=3, **made)
+    question = Question(Call(gimli.Problem(loss, loss, rule), steps=3, **made))
     per = {k: dict(hyper) for k in theta}
     s = rule.initial_state(theta, per)
     for batch in made["train_batches"]:

@@ -46,7 +46,7 @@ class Approximation:
         parts += [f"Truncated({self.last})"] * (self.last is not None)
         return " & ".join(parts + ["ThetaOnly()"] * self.theta_only) or "None"
 
-    def whole(self) -> Approximation:
+    def untruncated(self) -> Approximation:
         """The same for a sweep over all steps."""
         return Approximation(self.first_order, None, self.theta_only)
 
@@ -98,7 +98,7 @@ def check_approximation(approximation: Any) -> Approximation:
         return Approximation()
     if isinstance(approximation, Approximation):
         return approximation
-    came = f"the class {approximation.__name__}" if isinstance(approximation, type) else repr(approximation)
+    actual = f"the class {approximation.__name__}" if isinstance(approximation, type) else repr(approximation)
     do = "Call it: gimli.FirstOrder(). None is the exact meta-gradient."
     expected = "None, or one of gimli.FirstOrder(), gimli.Truncated(k), gimli.ThetaOnly(), joined by &"
-    raise unexpected("approximation", expected, came, do)
+    raise unexpected("approximation", expected, actual, do)

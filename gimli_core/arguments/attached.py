@@ -24,8 +24,8 @@ __all__ = ["attached"]
 def attached(inputs: Inputs, call: Call) -> Inputs:
     """The inputs of a call, not detached: theta_0, phi_opt, phi_loss and state_0 as the caller has them."""
     form, values = inputs.form, inputs.values
-    given = unmarked_entries(call.theta_0)
-    trained: Tensors = {k: given[k] for k in form.trained}
+    entries = unmarked_entries(call.theta_0)
+    trained: Tensors = {k: entries[k] for k in form.trained}
     theta_0, optimizer = trained, recordable(form.optimizer)
     for transform in form.transforms:
         theta_0 = transform.theta(theta_0)
@@ -37,8 +37,8 @@ def attached(inputs: Inputs, call: Call) -> Inputs:
         shared = any(isinstance(transform, OverTasks) and transform.shared_state for transform in form.transforms)
         state = unmarked(call.state_0)
         state = stacked_state(state, form.tasks) if shared and form.tasks is not None else state
-        held = pytree.tree_map(lambda like, value: _of(value, like), slots(values.state_0), slots(state))
-        state_0 = {**counts(values.state_0), **held}
+        moments = pytree.tree_map(lambda like, value: _of(value, like), slots(values.state_0), slots(state))
+        state_0 = {**counts(values.state_0), **moments}
     phi_loss = {k: _of(unmarked(unmarked(call.phi_loss)[k]), v) for k, v in values.phi_loss.items()}
     return replace(
         inputs,

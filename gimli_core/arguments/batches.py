@@ -18,14 +18,15 @@ __all__ = ["check_batches", "check_val_batch"]
 
 
 def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any], int]:
+    """(batch_j as a function of j, J). Raises ArgumentError for a class, too few batches, or a J that is not one."""
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 0):
         raise unexpected("steps", "a whole number J >= 0", repr(steps), "steps=0 gives the plain gradient of val_loss.")
     if steps is not None and int(steps) > sys.maxsize:
         raise unexpected("steps", f"at most {sys.maxsize} steps", f"{int(steps):.3g}", "Lower it.")
     if isinstance(train_batches, type):
-        came = f"the class {train_batches.__name__}"
+        actual = f"the class {train_batches.__name__}"
         do = "Give an instance, or a function j -> batch."
-        raise unexpected("train_batches", "a sequence of batches, or a function j -> batch", came, do)
+        raise unexpected("train_batches", "a sequence of batches, or a function j -> batch", actual, do)
     if isinstance(train_batches, Iterator) or (
         hasattr(train_batches, "__iter__") and not hasattr(train_batches, "__getitem__")
     ):
@@ -54,15 +55,15 @@ def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any],
                 "steps", "a number, since train_batches is a function", "None", "Say how many steps to run."
             )
         return told(train_batches, steps), steps
-    held = len(train_batches)
-    if held == 0 and steps is None:
+    length = len(train_batches)
+    if length == 0 and steps is None:
         raise unexpected("train_batches", "at least one batch", "none", "For no inner step at all say steps=0.")
-    J = held if steps is None else steps
-    if held < J:
+    J = length if steps is None else steps
+    if length < J:
         raise unexpected(
             "train_batches",
             f"a batch for each of the {J} steps",
-            f"{held}",
+            f"{length}",
             "Give more, lower steps, or use a function of j: lambda j: batch uses one batch for every step.",
         )
     return told(lambda j: train_batches[j], J), J

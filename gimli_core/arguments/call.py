@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from gimli_core.meta_parameters.indexed import Indexed, LastBatch, rows_of
 from gimli_core.meta_parameters.marks import PerTask, plain_dicts, unmarked
 from gimli_core.notation import COUNTS, State
 from gimli_core.problem import Problem
+from gimli_core.processes.mesh import check_mesh
 from gimli_core.transforms.nested import Places, unnested
 from gimli_core.transforms.numbered import numbered, with_j
 from gimli_core.transforms.proximal import with_centre
+from gimli_core.transforms.shares import of_shares, share_of, shared, whole_batch
 from gimli_core.transforms.sliced import of_slices, sliced
-from gimli_core.transforms.tasks import Tasks, check_tasks, of_tasks, own
+from gimli_core.transforms.tasks import Tasks, check_tasks, checked_per_task, of_tasks
 
 __all__ = ["Call"]
 
@@ -49,6 +52,7 @@ class Call:
     check: bool = True
     until: Any = None  # a gimli.Until, or its test
     micro_batches: int | None = None
+    mesh: Any = None  # a DeviceMesh, or what all processes are for
     among: int | None = None  # of how many tasks these are a part; all of them by default
     nested: Places = ()  # where the entries of phi_loss stand in what the user gave, if that had dicts in it
 
@@ -76,6 +80,24 @@ class Call:
 
         All are checked. Raises ArgumentError.
         """
+        mesh = check_mesh(self.mesh)
+        if mesh is None or mesh.data is None:
+            return self._batches(indexed)
+        J, dim = check_batches(self.train_batches, self.steps)[1], 0 if self.tasks is None else 1
+        train, val = LastBatch(check_batches(self.train_batches, J)[0]), LastBatch(check_val_batch(self.val_batch, J))
+        bare = replace(self, train_batches=whole_batch(train), val_batch=partial(whole_batch(val)), steps=J, mesh=None)
+        problem, batch, J, val_batch, rows = bare._batches(indexed)
+        return (
+            of_shares(problem),
+            lambda j: shared(batch(j), *share_of(train(j), dim)),
+            J,
+            lambda j: shared(val_batch(j), *share_of(val(j), dim)),
+            rows,
+        )
+
+    def _batches(
+        self, indexed: Mapping[str, Indexed] | None
+    ) -> tuple[Problem, Callable[[int], Any], int, Callable[[int], Any], Any]:
         problem, inner, outer = numbered(self.problem)
         batch, J = self.train_batches_in_parts()
         val_batch = with_j(check_val_batch(self.val_batch, J), outer)
@@ -96,11 +118,11 @@ class Call:
         batch, J = check_batches(self.train_batches, self.steps)
         count, dim = self.micro_batches, 0 if self.tasks is None else 1
         if count is None:
-            return in_parts(batch, lambda given: weighed(given, dim) if isinstance(given, MicroBatches) else given), J
+            return in_parts(batch, lambda one: weighed(one, dim) if isinstance(one, MicroBatches) else one), J
         if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
             do = "It is in how many parts each batch is cut; None leaves it whole."
             raise unexpected("micro_batches", "a whole number n >= 1, or None", repr(count), do)
-        return in_parts(batch, lambda given: weighed(split(given, int(count), dim), dim)), J
+        return in_parts(batch, lambda one: weighed(split(one, int(count), dim), dim)), J
 
     def _part(self, tasks: Tasks, first: int, last: int) -> Call:
         """The call of the tasks [first, last)."""
@@ -145,7 +167,7 @@ def of_part(value: Any, label: str, count: int, first: int, last: int, inside: b
         return type(value)(of_part(v, f"{label}[{i}]", count, first, last, inside) for i, v in enumerate(value))
     if not inside or not isinstance(value, Tensor):
         return value
-    part = own(label, value, count).detach()[first:last]
+    part = checked_per_task(label, value, count).detach()[first:last]
     # An nn.Parameter says by what it is whether it is trained: a part of it is one too.
     return nn.Parameter(part, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else part
 
@@ -156,7 +178,7 @@ def _state_of_part(state_0: Any, count: int, first: int, last: int) -> Any:
     state = unmarked(state_0)
     if not isinstance(state, Mapping):
         return state_0
-    counts = {name: held for name, held in state.items() if name in COUNTS}
-    slots = {name: held for name, held in state.items() if name not in COUNTS}
+    counts = {name: of_slot for name, of_slot in state.items() if name in COUNTS}
+    slots = {name: of_slot for name, of_slot in state.items() if name not in COUNTS}
     part = of_part(PerTask(slots) if marked else slots, "state_0", count, first, last)
     return PerTask({**counts, **unmarked(part)}) if marked else {**counts, **part}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from gimli_core.meta_parameters.indexed import Indexed
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
+from gimli_core.processes.mesh import Mesh, Ranks
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
 from gimli_core.transforms.nested import Places
@@ -45,19 +47,21 @@ class Form:
     in_parts: bool = False  # whether batches come as MicroBatches: then no graph is kept, but each part evaluated again
     transforms: tuple[Transform, ...] = ()
     nested: Places = ()  # where the entries of phi_loss stand in what the user gave, if that had dicts in it
+    mesh: Mesh | None = None  # the processes that share the run, if there are several
+    journaled: bool = False  # whether the run writes what it stores to a directory, to go on from there
     recorded: bool = False  # whether autograd records the run, so that its results can be differentiated
 
-    @property
+    @cached_property
     def first(self) -> int:
         """The step at which the sweep ends: J - k where it is truncated to k steps."""
         return self.left_out.first(self.steps)
 
-    @property
+    @cached_property
     def curvature(self) -> bool:
         """Whether line 14 has V_j Hessian."""
         return not self.left_out.first_order
 
-    @property
+    @cached_property
     def augmented(self) -> bool:
         """Whether the sweep carries S_j, the adjoint of the optimizer's state."""
         return not self.left_out.theta_only
@@ -67,20 +71,42 @@ class Form:
         """How lines 11-14 are read."""
         return "augmented" if self.augmented else "theta_only"
 
-    @property
+    @cached_property
     def second_derivatives(self) -> bool:
         """Whether line 13 or 14 needs any."""
         return self.curvature or self.phi_loss
 
-    @property
+    @cached_property
     def keeps_graph(self) -> bool:
         """Whether second-order products are taken from the kept graph of G_j."""
         return self.second_derivatives and self.second_order in ("auto", BY_GRAPH) and not self.in_parts
 
-    @property
+    @cached_property
     def evaluates_again(self) -> bool:
         """Whether second-order products evaluate the inner loss again, at theta_j as it was kept."""
         return self.second_derivatives and not self.keeps_graph
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether each rank has a part of theta, s, B and S."""
+        return self.mesh is not None and self.mesh.shard is not None
+
+    @property
+    def data(self) -> Ranks | None:
+        """The ranks that each hold a part of every batch, if there are several."""
+        return None if self.mesh is None else self.mesh.data
+
+    @property
+    def stores_parts(self) -> Ranks | None:
+        """The ranks that are at the same (theta_j, s_j), if there are several: each stores a part of it.
+
+        A journal has whole points: ranks write theirs when it is time for each.
+        """
+        return None if self.journaled else self.data
+
+    def zero_loss(self, theta: Tensors) -> Tensor:
+        """A tensor like the inner loss."""
+        return next(iter(theta.values())).new_zeros(() if self.tasks is None else self.tasks)
 
     @property
     def approximation(self) -> str:
@@ -95,6 +121,24 @@ class Form:
         for transform in reversed(self.transforms):
             theta = transform.names(theta)
         return theta
+
+    def whole(self, theta: Tensors, what: str) -> Tensors:
+        """theta or V of a run as the losses are handed it; `what` says which, and of which line."""
+        for transform in reversed(self.transforms):
+            theta = transform.whole(theta, what)
+        return theta
+
+    def part(self, G: Tensors) -> Tensors:
+        """What a derivative of the losses gives, as the run goes on with it."""
+        for transform in self.transforms:
+            G = transform.part(G)
+        return G
+
+    def total(self, A_opt: list[Tensor]) -> list[Tensor]:
+        """A_opt of a run."""
+        for transform in reversed(self.transforms):
+            A_opt = transform.total(A_opt)
+        return A_opt
 
     def back(self, ends: Ends) -> Ends:
         """The ends of a run in the form that the arguments came in."""

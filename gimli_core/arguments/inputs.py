@@ -25,7 +25,8 @@ from gimli_core.arguments.state import check_state
 from gimli_core.arguments.surroundings import check_surroundings
 from gimli_core.arguments.theta import check_theta, theta_by_task
 from gimli_core.arguments.val_weights import check_weights
-from gimli_core.derivatives.first_order import gradient
+from gimli_core.arguments.wrapped_modules import refuse_spread
+from gimli_core.derivatives.first_order import Gradient
 from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.environment import Environment, discover
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
@@ -53,27 +54,10 @@ class Inputs:
         """Where theta lies."""
         return next(iter(self.values.theta_0.values())).device
 
-    def look_for_missed(self, j: int, theta: Tensors, G: Tensors, batch: Any) -> None:
-        """Raise `LeftAlone` if tensors are one vector of which step j's loss does not use a part. Cost 3F, if in
-        doubt."""
-        form, values = self.form, self.values
-        vector = form.transforms[-1] if form.transforms else None
-        if not isinstance(vector, OneVector) or not vector.silent(G):
-            return
-        after = self.environment.capture()
-        again = gradient(
-            vector.noting(form.problem),
-            "train_loss",
-            theta,
-            values.phi_at(j),
-            batch,
-            frozen=values.frozen,
-            keep_graph=True,
-        )
-        self.environment.restore(after)
-        assert again.graph is not None
-        if missed := vector.missed(again.graph.theta[vector.name]):
-            raise LeftAlone(j, missed)
+    def look_for_missed(self, j: int, G_j: Gradient) -> None:
+        """Raise `LeftAlone` if tensors are one vector of which step j's loss does not use a part."""
+        if G_j.unused and self.form.transforms and isinstance(self.form.transforms[-1], OneVector):
+            raise LeftAlone(j, sorted(G_j.unused))
 
     def signature(self) -> tuple[Any, ...]:
         """All tensors that a compiled step works on, and what else it is compiled for: two runs of a problem that are
@@ -99,16 +83,17 @@ def prepare(call: Call) -> Inputs:
     left_out = check_approximation(call.approximation)
     tasks = check_tasks(call.tasks)
     T = None if tasks is None else tasks.count
-    own_theta, theta_0 = theta_by_task(call.theta_0, T)
+    theta_per_task, theta_0 = theta_by_task(call.theta_0, T)
     trained, frozen = check_theta(theta_0)
-    one = {k: v[0] if k in own_theta else v for k, v in trained.items()}  # theta of one task
+    one = {k: v[0] if k in theta_per_task else v for k, v in trained.items()}  # theta of one task
     marked = indexed_entries(call.phi_loss, T)
     problem, batch, J, val_batch, rows = call.batches(marked)
-    own_phi, phi_loss = check_phi_loss(call.phi_loss, trained, T)
+    phi_per_task, phi_loss = check_phi_loss(call.phi_loss, trained, T)
     hyper = Hyperparameters(problem.optimizer, check_phi_opt(call.phi_opt), one, J, T)
     optimizer = bound(problem.optimizer, call.phi_opt or {})
     weights = check_weights(call.val_weights, J, left_out.first(J))
     modules = modules_of(problem)
+    refuse_spread(modules, theta_0)
     form = Form(
         problem=problem,
         optimizer=optimizer,
@@ -134,7 +119,7 @@ def prepare(call: Call) -> Inputs:
         scale = 1 / (call.among or T) if tasks is not None and tasks.reduce == "mean" else 1.0
         form = replace(form, scale=scale)
         inputs = Inputs(form, values, Environment(modules, _anywhere(trained).device))
-        inputs = _over_tasks(inputs, call.state_0, own_theta, own_phi, one, modules)
+        inputs = _over_tasks(inputs, call.state_0, theta_per_task, phi_per_task, one, modules)
     return inputs
 
 
@@ -149,8 +134,8 @@ def in_parts(batch: Callable[[int], Any], steps: int) -> bool:
 def _over_tasks(
     inputs: Inputs,
     state_0: Any,
-    own_theta: frozenset[str],
-    own_phi: frozenset[str],
+    theta_per_task: frozenset[str],
+    phi_per_task: frozenset[str],
     one: Tensors,
     modules: Sequence[nn.Module],
 ) -> Inputs:
@@ -158,25 +143,25 @@ def _over_tasks(
     form, values = inputs.form, inputs.values
     rule, hyper, T = form.optimizer, values.hyper, form.tasks
     assert T is not None
-    own_state, state_0 = split_marked(state_0)
-    shared = frozenset(k for k in values.frozen if k not in values.theta_0 and k not in own_theta)
+    state_per_task, state_0 = split_marked(state_0)
+    shared = frozenset(k for k in values.frozen if k not in values.theta_0 and k not in theta_per_task)
     transform = OverTasks(
         count=T,
         scale=form.scale,
-        own_theta=own_theta,
-        shared_state=form.warm and not own_state,
-        phi_loss=own_phi,
+        theta_per_task=theta_per_task,
+        shared_state=form.warm and not state_per_task,
+        phi_loss=phi_per_task,
         frozen=shared,
         hyper_by_task=hyper.by_task(),
         modules=modules,
     )
     theta_0, optimizer = transform.theta(values.theta_0), transform.rule(rule)
-    if own_theta or any(by for per in transform.hyper_by_task.values() for by in per.values()):
+    if theta_per_task or any(by for per in transform.hyper_by_task.values() for by in per.values()):
         cold = optimizer.initial_state(theta_0, hyper.at(0))
     else:  # all start from the same
         cold = stacked_state(rule.initial_state(one, hyper.at(0)), T)
     if state_0 is not None:
-        cold = check_state(state_0 if own_state else stacked_state(state_0, T), cold, one)
+        cold = check_state(state_0 if state_per_task else stacked_state(state_0, T), cold, one)
     form = replace(
         form,
         problem=transform.problem(form.problem),

@@ -20,7 +20,7 @@ LOOKS = 8  # that are remembered of a problem
 
 def outer_value(inputs: Inputs, theta: Tensors, batch: Any) -> Gradient:
     """L_val and its aux, without a gradient: [], or [k]; with tasks [T], or [T, k]. Cost F."""
-    values = inputs.values
+    values, theta = inputs.values, inputs.form.whole(theta, "lines 8-9, theta_j")
     with torch.enable_grad():  # without it some modules take another path, and the last bits change
         leaves = {**values.frozen, **{k: v.detach().requires_grad_() for k, v in theta.items()}}
         loss, aux = evaluate(inputs.form.problem.val_loss, "val_loss", leaves, values.phi_loss, batch, vector=True)
@@ -32,17 +32,17 @@ def outer_losses(inputs: Inputs) -> int | None:
 
     Cost: F, once for a problem and its shapes.
     """
-    values, known = inputs.values, inputs.form.problem.memo.outer_losses
+    values, remembered = inputs.values, inputs.form.problem.memo.outer_losses
     batch = values.last_val_batch
     wanted = (values.theta_0, values.phi_loss, values.frozen, batch)
-    for like, k in known:
+    for like, k in remembered:
         if fits(wanted, like):
             return k
     with inputs.environment.trial():
         loss = outer_value(inputs, values.theta_0, batch).loss
     k = None if loss.shape == task_shape(inputs.form.problem.val_loss) else loss.shape[-1]
     entry: tuple[Any, int | None] = (outline(wanted), k)
-    known[:] = [*known[-LOOKS + 1 :], entry]
+    remembered[:] = [*remembered[-LOOKS + 1 :], entry]
     return k
 
 
@@ -50,6 +50,6 @@ def refuse_vector(inputs: Inputs, who: str) -> None:
     """Raise ArgumentError where val_loss returns a vector and `who` shows one meta-gradient. Cost as `outer_losses`."""
     k = outer_losses(inputs)
     if k is not None:
-        expected, came = f"to return one number for {who}", f"a vector of {k} outer losses"
+        expected, actual = f"to return one number for {who}", f"a vector of {k} outer losses"
         do = "Choose one: val_loss=lambda theta, phi, batch: losses(theta, phi, batch)[0]. A row has the bits of that."
-        raise unexpected("val_loss", expected, came, do)
+        raise unexpected("val_loss", expected, actual, do)

@@ -12,14 +12,14 @@ from gimli_core.arguments.theta import check_tensor
 from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.indexed import Indexed
 from gimli_core.notation import Tensors
-from gimli_core.transforms.tasks import own, split_marked
+from gimli_core.transforms.tasks import checked_per_task, split_marked
 
 __all__ = ["check_phi_loss", "indexed_entries"]
 
 
 def check_phi_loss(phi_loss: Any, theta: Tensors, tasks: int | None) -> tuple[frozenset[str], Tensors]:
     """The names that each task has its own tensor of, and all tensors."""
-    whole, phi_loss = split_marked(phi_loss)
+    all_marked, phi_loss = split_marked(phi_loss)
     if phi_loss is None:
         return frozenset(), {}
     if not isinstance(phi_loss, Mapping):
@@ -39,9 +39,9 @@ def check_phi_loss(phi_loss: Any, theta: Tensors, tasks: int | None) -> tuple[fr
             continue
         argument = f"phi_loss[{k!r}]"
         alone, v = split_marked(v)
-        if alone or whole:
+        if alone or all_marked:
             by_task.add(k)
-            own(argument, v, tasks)
+            checked_per_task(argument, v, tasks)
         if isinstance(v, (int, float)) and not isinstance(v, bool):
             v = torch.tensor(float(v), dtype=first.dtype, device=first.device)
         check_tensor(argument, v)

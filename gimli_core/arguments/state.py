@@ -21,8 +21,8 @@ def check_state(state_0: Any, like: State, names: Collection[str]) -> State:
     """
     more = counts(state_0).items() if isinstance(state_0, Mapping) else ()
     missed = {
-        name: {k: like["step"] for k in names if not isinstance(held, Mapping) or k in held}
-        for name, held in more
+        name: {k: like["step"] for k in names if not isinstance(of_slot, Mapping) or k in of_slot}
+        for name, of_slot in more
         if name not in like
     }
     state: State = _checked(state_0, {**like, **missed}, "state_0")
@@ -45,8 +45,8 @@ def _checked(state_0: Any, like: Any, path: str) -> Any:
     if isinstance(like, Tensor):
         value = torch.as_tensor(state_0, dtype=like.dtype) if isinstance(state_0, (int, float)) else state_0
         if not isinstance(value, Tensor) or value.shape != like.shape:
-            came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise unexpected(path, f"a tensor of shape {list(like.shape)}", came, "Take it from a result's state_J.")
+            actual = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise unexpected(path, f"a tensor of shape {list(like.shape)}", actual, "Take it from a result's state_J.")
         if not bool(torch.isfinite(value).all()):
             raise unexpected(path, "finite values", "inf or nan", "Find out where it was computed.")
         if value.ndim > 0 and value.device != like.device:
@@ -58,9 +58,9 @@ def _checked(state_0: Any, like: Any, path: str) -> Any:
             )
         return value.detach().to(like.dtype)
     if not isinstance(state_0, Mapping) or set(state_0) != set(like):
-        came = listing(state_0) if isinstance(state_0, Mapping) else type(state_0).__name__
+        actual = listing(state_0) if isinstance(state_0, Mapping) else type(state_0).__name__
         near = "".join(closest(k, like) for k in state_0 if k not in like) if isinstance(state_0, Mapping) else ""
         raise unexpected(
-            path, f"a dict with the keys {listing(like)}", came, f"A result's state_J has this form.{near}"
+            path, f"a dict with the keys {listing(like)}", actual, f"A result's state_J has this form.{near}"
         )
     return {k: _checked(state_0[k], like[k], f"{path}[{k!r}]") for k in like}

@@ -15,17 +15,17 @@ __all__ = ["check_surroundings", "check_watching"]
 def check_surroundings(call: Call) -> None:
     """Raise ArgumentError unless the call can be answered at all."""
     if not isinstance(call.problem, Problem):
-        came, do = type(call.problem).__name__, "Build one from two losses and an optimizer."
-        raise unexpected("problem", "a gimli.Problem", came, do)
+        actual, do = type(call.problem).__name__, "Build one from two losses and an optimizer."
+        raise unexpected("problem", "a gimli.Problem", actual, do)
     if torch.is_inference_mode_enabled():
         do = "Its tensors have no derivatives: use torch.no_grad() instead."
         raise unexpected("torch.inference_mode", "it to be off", "it on", do)
     if torch._C._functorch.peek_interpreter_stack() is not None:
-        came, do = (
+        actual, do = (
             "a call within grad, vmap or jvp",
             "Use .backward() of unroll, and tasks=T for many inner loops at once.",
         )
-        raise unexpected("torch.func", "none of its transforms around this call", came, do)
+        raise unexpected("torch.func", "none of its transforms around this call", actual, do)
     if call.second_order not in ASKED:
         do = f"'auto' picks one.{closest(call.second_order, ASKED)}"
         raise unexpected("second_order", listing(ASKED), repr(call.second_order), do)

@@ -13,7 +13,7 @@ from gimli_core.derivatives.finite import finite
 from gimli_core.environment import split_frozen
 from gimli_core.errors import listing, unexpected
 from gimli_core.notation import Tensors
-from gimli_core.transforms.tasks import own, split_marked
+from gimli_core.transforms.tasks import checked_per_task, split_marked
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -25,23 +25,24 @@ def theta_by_task(theta_0: Any, tasks: int | None) -> tuple[frozenset[str], Any]
 
     All of theta_0 may be marked `per_task`, or single entries: a head for every task on a body that they share.
     """
-    whole, entries = split_marked(theta_0)
+    all_marked, entries = split_marked(theta_0)
     if not isinstance(entries, Mapping):
         return frozenset(), entries
     split = {k: split_marked(v) for k, v in entries.items()}
-    names = frozenset(k for k, (alone, _) in split.items() if alone or whole)
+    names = frozenset(k for k, (alone, _) in split.items() if alone or all_marked)
     for k in names:
-        own(f"theta_0[{k!r}]", split[k][1], tasks)
+        checked_per_task(f"theta_0[{k!r}]", split[k][1], tasks)
     return names, {k: v for k, (_, v) in split.items()}
 
 
 def check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
+    """(the trained entries of theta_0, those that are held constant). Raises ArgumentError."""
     if not isinstance(theta_0, Mapping) or not theta_0:
-        came = "an empty dict" if isinstance(theta_0, Mapping) else type(theta_0).__name__
+        actual = "an empty dict" if isinstance(theta_0, Mapping) else type(theta_0).__name__
         raise unexpected(
             "theta_0",
             "a dict {name: floating-point tensor}",
-            came,
+            actual,
             "For a module: dict(module.named_parameters()).",
         )
     seen: dict[int, str] = {}
@@ -74,22 +75,26 @@ def check_theta(theta_0: Any) -> tuple[Tensors, Tensors]:
 
 
 def laid_out(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
-    """The trained entries, and what they are laid over: all of theta_0 if some are held constant, else nothing."""
+    """The trained entries, and what they are laid over: all of theta_0 if some are held constant, else nothing.
+
+    Their shapes stay.
+    """
     trained, frozen = split_frozen(theta_0)
     # The losses see the order in which theta_0 was given: some take theta.values() apart by it.
     return trained, {k: v.detach() for k, v in theta_0.items()} if frozen else {}
 
 
 def check_tensor(argument: str, value: Any) -> None:
+    """Raise ArgumentError unless `value` is a dense floating-point tensor, of any shape, that holds values."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
-        came = f"a {value.dtype} tensor, layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
-        raise unexpected(argument, "a dense floating-point tensor", came, "Convert it, or leave it out.")
+        actual = f"a {value.dtype} tensor, layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+        raise unexpected(argument, "a dense floating-point tensor", actual, "Convert it, or leave it out.")
     if value.dtype not in DTYPES:
-        came = f"one of {value.dtype}, which has no arithmetic"
-        raise unexpected(argument, f"a tensor of {listing(DTYPES)}", came, "Convert it with .float().")
+        actual = f"one of {value.dtype}, which has no arithmetic"
+        raise unexpected(argument, f"a tensor of {listing(DTYPES)}", actual, "Convert it with .float().")
     if value.is_meta or isinstance(value, UninitializedParameter):
-        came = "one on the meta device" if value.is_meta else "a parameter that a lazy module has not made yet"
+        actual = "one on the meta device" if value.is_meta else "a parameter that a lazy module has not made yet"
         do = "Materialize it: run the module once, or .to_empty(device=...) and initialise it."
-        raise unexpected(argument, "a tensor that holds values", came, do)
+        raise unexpected(argument, "a tensor that holds values", actual, do)
     if not finite(value):
         raise unexpected(argument, "finite values", "inf or nan", "Find out where it was computed.")

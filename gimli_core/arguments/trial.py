@@ -54,12 +54,12 @@ def _copy(leaf: Any) -> Any:
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
-    """Every tensor in a batch."""
+    """Every tensor in a batch. Of any shapes."""
     return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same; nan is the same as nan."""
+    """Whether two tensors hold the same; nan is the same as nan. Of any shapes."""
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 

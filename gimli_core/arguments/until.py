@@ -75,7 +75,7 @@ class Until:
 
 
 def norm(G: Tensors, lead: int) -> Tensor:
-    """The norm over all tensors, of each task if there is a leading dimension of them."""
+    """The norm over all tensors, of each task if there is a leading dimension of them. A scalar, or [T]."""
     squares = [g.flatten(lead).square().sum(-1) if g.ndim > lead else g.square() for g in G.values()]
     return torch.stack(squares).sum(0).sqrt()
 
@@ -90,6 +90,9 @@ def check_until(until: Any, val_weights: Any) -> Until | None:
         do = "For example gimli.Until(grad_norm=1e-6), or a function (j, loss, theta, G) -> bool."
         raise unexpected("until", "a gimli.Until, a function or None", repr(until), do)
     if until is not None and val_weights is not None:
-        came, do = "weights beside it", "Only L_val(theta_J) has a weight then; how many steps there are is not known."
-        raise unexpected("val_weights", "None where until= ends the inner loop", came, do)
+        actual, do = (
+            "weights beside it",
+            "Only L_val(theta_J) has a weight then; how many steps there are is not known.",
+        )
+        raise unexpected("val_weights", "None where until= ends the inner loop", actual, do)
     return until  # type: ignore[no-any-return]

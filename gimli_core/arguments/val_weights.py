@@ -13,11 +13,12 @@ __all__ = ["check_weights"]
 
 
 def check_weights(val_weights: Any, steps: int, first: int) -> tuple[float | None, ...]:
+    """w_0 … w_J, None where L_val is not asked for: J + 1 numbers, from J or J + 1. Raises ArgumentError."""
     if val_weights is None:
         return (None,) * steps + (1.0,)
     if isinstance(val_weights, Mapping):
-        expected, came = "a sequence of numbers or a vector", f"a {type(val_weights).__name__}"
-        raise unexpected("val_weights", expected, came, "Give them in the order of the steps.")
+        expected, actual = "a sequence of numbers or a vector", f"a {type(val_weights).__name__}"
+        raise unexpected("val_weights", expected, actual, "Give them in the order of the steps.")
     try:
         weights = [float(w.detach() if isinstance(w, Tensor) else w) for w in val_weights]
     except (TypeError, ValueError):
@@ -39,6 +40,6 @@ def check_weights(val_weights: Any, steps: int, first: int) -> tuple[float | Non
     early = [j for j in range(first) if checked[j] is not None]
     if early:
         expected = f"no weight before theta_{first}, where the sweep of the last {steps - first} steps ends"
-        came = f"one at theta_{early[0]}" + (", which is learned" if learned else "")
-        raise unexpected("val_weights", expected, came, "Raise the k of Truncated(k), or put 0 there.")
+        actual = f"one at theta_{early[0]}" + (", which is learned" if learned else "")
+        raise unexpected("val_weights", expected, actual, "Raise the k of Truncated(k), or put 0 there.")
     return checked

@@ -13,11 +13,12 @@ from gimli_core.notation import Tensors
 from gimli_core.optimizers import AdamW
 from gimli_core.problem import Problem
 
-__all__ = ["Queries", "Setting", "flagged", "logits", "plant", "setting"]
+__all__ = ["Queries", "Setting", "flagged", "hard_queries", "logits", "output_loss", "outputs", "plant", "setting"]
 
 BATCH = 100
 LR = 3e-3
 HIDDEN = 32
+QUANTILES = (0.99, 0.97, 0.95, 0.9, 0.8)  # of the test rows' losses: the queries, from hard to middling
 
 
 class Queries(NamedTuple):
@@ -71,8 +72,25 @@ def logits(theta: Tensors, x: Tensor) -> Tensor:
     return hidden @ theta["out.weight"].T + theta["out.bias"]
 
 
+def outputs(theta: Tensors, batch: dict[str, Tensor]) -> Tensor:
+    """The first half of the inner loss."""
+    return logits(theta, batch["x"])
+
+
+def output_loss(f: Tensor, phi: Tensors, batch: dict[str, Tensor]) -> Tensor:
+    """The second."""
+    return (phi["w"] * cross_entropy(f, batch["y"], reduction="none")).mean()
+
+
+def hard_queries(theta: Tensors, x: Tensor, y: Tensor, x_val: Tensor, y_val: Tensor) -> tuple[Tensor, Queries]:
+    """(numbers, queries) of test rows from hard to middling, by their loss at theta, and the validation rows."""
+    order = cross_entropy(logits(theta, x), y, reduction="none").argsort()
+    numbers = torch.stack([order[int(q * (len(order) - 1))] for q in QUANTILES])
+    return numbers, Queries(x[numbers], y[numbers], x_val, y_val)
+
+
 def _weighted(theta: Tensors, phi: Tensors, batch: dict[str, Tensor]) -> Tensor:
-    return (phi["w"] * cross_entropy(logits(theta, batch["x"]), batch["y"], reduction="none")).mean()
+    return output_loss(outputs(theta, batch), phi, batch)
 
 
 def _queries(theta: Tensors, phi: Tensors, batch: Queries) -> Tensor:

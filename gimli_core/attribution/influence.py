@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev
 
+from gimli_core.attribution.curvature import gauss_newton, hessian
 from gimli_core.attribution.scores import Scores
 from gimli_core.attribution.weights import indexed_entry
 from gimli_core.derivatives.beside_loss import value_and_aux
@@ -22,7 +23,6 @@ from gimli_core.problem import Problem
 __all__ = ["MOST_PARAMETERS", "influence_scores"]
 
 MOST_PARAMETERS = 5000  # their Hessian is a matrix of 200 MB
-ROWS_AT_ONCE = 128  # of the Hessian
 
 
 def influence_scores(
@@ -34,28 +34,35 @@ def influence_scores(
     phi_loss: Mapping[str, Any],
     entry: str | None = None,
     damping: float | Sequence[float] = 1e-2,
+    outputs: Callable[[Tensors, Any], Tensor] | None = None,
+    output_loss: Callable[[Tensor, Tensors, Any], Tensor] | None = None,
 ) -> Any:
-    """Influence functions with the exact Hessian, for networks of a few thousand numbers.
+    """Influence functions with an exact matrix of curvature, for networks of a few thousand numbers.
 
         R(theta, w)  = mean of train_loss over `batches`
-        scores[q, i] = -grad L_q' (|H| + damping I)^{-1} d(grad R)/dw_i,     H = Hessian of R at theta_J = U diag(e) U'
-        |H|          = U diag(|e|) U'
+        scores[q, i] = -grad L_q' (C + damping I)^{-1} d(grad R)/dw_i      at theta_J
 
-    H is not positive where training was stopped early, so the absolute values of its eigenvalues stand for them.
+        C = Gauss-Newton: mean of J' (grad² of output_loss) J, J = d outputs / d theta        where `outputs` are told
+        C = |H| = U diag(|e|) U',  H = Hessian of R = U diag(e) U'                            otherwise
+
+    Where training was stopped early H is not positive, and the absolute values of its eigenvalues stand for them.
 
     Args:
         problem, val_batch, phi_loss, entry: as in `scores`; neither loss takes j.
         theta_J: where training ended.
         batches: that hold each training example once.
-        damping: one number above 0, or several: then a dict of scores by damping comes back, for one Hessian.
+        damping: one number above 0, or several: then a dict of scores by damping comes back, for one C.
+        outputs, output_loss: train_loss in two, `(theta, batch) -> f`, such as logits, and `(f, phi_loss, batch) ->
+            loss`; both or none.
 
     Returns:
         Scores, or `{damping: Scores}`; the units are those of `scores`, so that the two can be compared.
 
     Raises:
-        ArgumentError: more than MOST_PARAMETERS numbers in theta; damping that is not above 0.
+        ArgumentError: more than MOST_PARAMETERS numbers in theta; damping that is not above 0; outputs whose
+            output_loss is not train_loss.
 
-    Cost: n products with the Hessian (6F over all examples each) and n² numbers, of n numbers in theta; time n³.
+    Cost: n products with C (about 6F over all examples each) and n² numbers, of n numbers in theta; time n³.
 
     >>> import torch, gimli_core as gimli
     >>> def loss(theta, phi, batch):
@@ -70,6 +77,10 @@ def influence_scores(
     """
     name, mark = indexed_entry(phi_loss, entry)
     dampings = [damping] if isinstance(damping, (int, float)) else list(damping)
+    if (outputs is None) != (output_loss is None):
+        raise unexpected(
+            "outputs", "both or none of outputs= and output_loss=", "one", "Tell both halves of train_loss."
+        )
     for d in dampings:
         if isinstance(d, bool) or not isinstance(d, (int, float)) or not 0 < d < float("inf"):
             raise unexpected("damping", "a number above 0", repr(d), "1e-2 is a common choice.")
@@ -102,11 +113,21 @@ def influence_scores(
         rows = {k: r[0] for k, r in rows_of(marked, batch, j).items()}
         seen.append((rows[name], {**phi, **{k: phi[k][r] for k, r in rows.items()}}, batch))
 
-    H = torch.zeros(n, n, dtype=flat.dtype, device=flat.device)
+    def curvature(looked_up: Tensors, batch: Any) -> Tensor:
+        if outputs is None or output_loss is None:
+            return hessian(lambda vector: train(vector, looked_up, batch), flat)
+        of_batch = lambda vector: outputs(tensors(vector), batch)  # noqa: E731
+        halves, whole = output_loss(of_batch(flat), looked_up, batch), train(flat, looked_up, batch)
+        if halves.shape != whole.shape or not torch.allclose(halves, whole, rtol=1e-4):
+            came, do = f"{halves.tolist()} where train_loss gives {whole.tolist()}", "Split train_loss itself."
+            raise unexpected("output_loss(outputs)", "the value of train_loss", came, do)
+        return gauss_newton(of_batch, lambda f: output_loss(f, looked_up, batch), flat)
+
+    C = torch.zeros(n, n, dtype=flat.dtype, device=flat.device)
     for _, looked_up, batch in seen:
-        H += jacrev(grad(train), chunk_size=ROWS_AT_ONCE)(flat, looked_up, batch) / len(seen)
-    e, U = torch.linalg.eigh((H + H.T) / 2)
-    del H
+        C += curvature(looked_up, batch) / len(seen)
+    e, U = torch.linalg.eigh((C + C.T) / 2)
+    del C
     dL = jacrev(queries)(flat)  # [k, n]
     val_loss = queries(flat).detach()
 
@@ -124,5 +145,5 @@ def influence_scores(
             values.index_add_(1, rows.reshape(-1), -moved / len(seen))
         return Scores(values, val_loss)
 
-    found = {d: scored(d) for d in dampings}
-    return found[dampings[0]] if isinstance(damping, (int, float)) else found
+    scores = {d: scored(d) for d in dampings}
+    return scores[dampings[0]] if isinstance(damping, (int, float)) else scores

@@ -33,9 +33,9 @@ class LeaveOut:
         """[M, k]: -Σ w_i scores[q, i] over the examples i that were left out. Raises ArgumentError."""
         k = self.changes.shape[1]
         if tuple(scores.values.shape) != (k, *self.weights.shape):
-            came = f"{list(scores.values.shape)}"
+            actual = f"{list(scores.values.shape)}"
             do = "Score the queries and examples that were retrained for."
-            raise unexpected("scores", f"[k, N, …] = {[k, *self.weights.shape]}", came, do)
+            raise unexpected("scores", f"[k, N, …] = {[k, *self.weights.shape]}", actual, do)
         of_example = (scores.values.double() * self.weights.double()).reshape(k, len(self.weights), -1).sum(2)
         return -self.left_out.double() @ of_example.T
 

@@ -43,7 +43,8 @@ def metasmoothness(
     """The empirical metasmoothness of training along a direction v of phi_loss: no derivative is taken.
 
         D_0 = theta_J(phi + h v) - theta_J(phi),     D_1 = theta_J(phi + 2 h v) - theta_J(phi + h v)
-        S   = Σ_e |D_0,e| sign(D_0,e) sign(D_1,e) / Σ_e |D_0,e|            over all entries e of theta
+        d   = |D_0 + D_1|                            how far an entry moves in all
+        S   = Σ_e d_e sign(D_0,e) sign(D_1,e) / Σ_e d_e                    over all entries e of theta
 
     Near 1, the derivative goes on holding over a stretch h, and what it predicts will come about. Near 0, theta_J moves
     by jumps, and an exact derivative tells little of any change of that size.
@@ -70,7 +71,7 @@ def metasmoothness(
     >>> gimli.metasmoothness(problem, {"a": torch.zeros(2)}, [None] * 5, phi_loss={"target": torch.ones(2)})
     Metasmoothness(1 at h=0.1)
 
-    Source: Engstrom et al. 2025, Optimizing ML Training with Metagradient Descent, definition 2.
+    Source: Engstrom et al. 2025, Optimizing ML Training with Metagradient Descent, definition 2 (equation 6).
     """
     if isinstance(h, bool) or not isinstance(h, (int, float)) or not 0 < h < float("inf"):
         raise unexpected("h", "a number above 0", repr(h), "Take the size of a change that you would make.")
@@ -84,12 +85,13 @@ def metasmoothness(
     first, middle, last = (theta_J(n * h) for n in range(3))
     D_0 = {k: (middle[k] - first[k]).double() for k in first}
     D_1 = {k: (last[k] - middle[k]).double() for k in first}
-    agreed = {k: float((D_0[k] * D_1[k].sign()).sum()) for k in D_0}
-    moved = {k: float(D_0[k].abs().sum()) for k in D_0}
+    d = {k: (last[k] - first[k]).double().abs() for k in first}
+    agreed = {k: float((d[k] * D_0[k].sign() * D_1[k].sign()).sum()) for k in d}
+    moved = {k: float(d[k].sum()) for k in d}
     if sum(moved.values()) == 0:
         do = "Name entries of phi_loss that train_loss uses, or raise h."
         raise unexpected("direction", "one along which theta_J moves", "the same theta_J", do)
-    of_each = {k: agreed[k] / moved[k] if moved[k] > 0 else float("nan") for k in D_0}
+    of_each = {k: agreed[k] / moved[k] if moved[k] > 0 else float("nan") for k in d}
     return Metasmoothness(sum(agreed.values()) / sum(moved.values()), of_each, float(h))
 
 
@@ -110,6 +112,6 @@ def _checked(direction: Mapping[str, Tensor], values: dict[str, Tensor]) -> dict
     for name, v in direction.items():
         if name not in values or not isinstance(v, Tensor) or v.shape != values[name].shape:
             expected = f"tensors shaped as phi_loss: { ({k: list(x.shape) for k, x in values.items()}) }"
-            came = f"{name!r} of shape {list(v.shape)}" if isinstance(v, Tensor) else f"{name!r}: {type(v).__name__}"
-            raise unexpected("direction", expected, came, "Give v by the names of phi_loss.")
+            actual = f"{name!r} of shape {list(v.shape)}" if isinstance(v, Tensor) else f"{name!r}: {type(v).__name__}"
+            raise unexpected("direction", expected, actual, "Give v by the names of phi_loss.")
     return dict(direction)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gimli_core.memory.whole_file import writing
+from gimli_core.memory.atomic_file import writing
 
 __all__ = ["Example", "save"]
 

@@ -18,7 +18,7 @@ from gimli_core.arguments.inputs import prepare
 from gimli_core.attribution.weights import indexed_entry, query_losses
 from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.errors import first_line, unexpected
-from gimli_core.memory.whole_file import check_writable, writing
+from gimli_core.memory.atomic_file import check_writable, writing
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.problem import Problem
 from gimli_core.runs.plain_values import fingerprint
@@ -55,8 +55,8 @@ class Scores:
             do = "Name a file that Scores.save wrote."
             raise unexpected(f"scores {str(path)!r}", "an .npz of scores", first_line(error), do) from None
         if values.ndim < 2 or val_loss.shape != values.shape[:1]:
-            came = f"scores {list(values.shape)} and val_loss {list(val_loss.shape)}"
-            raise unexpected(f"scores {str(path)!r}", "[k, N] and [k]", came, "Name a file that Scores.save wrote.")
+            actual = f"scores {list(values.shape)} and val_loss {list(val_loss.shape)}"
+            raise unexpected(f"scores {str(path)!r}", "[k, N] and [k]", actual, "Name a file that Scores.save wrote.")
         return cls(values, val_loss, digest)
 
 

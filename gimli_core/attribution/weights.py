@@ -29,8 +29,8 @@ def indexed_entry(phi_loss: Any, entry: str | None) -> tuple[str, Indexed]:
     if entry is None and len(marked) == 1:
         return next(iter(marked.items()))
     if entry is None:
-        came = f"{len(marked)} such: {listing(marked)}"
-        raise unexpected("phi_loss", "one entry marked by gimli.indexed, or its name as entry=", came, do)
+        actual = f"{len(marked)} such: {listing(marked)}"
+        raise unexpected("phi_loss", "one entry marked by gimli.indexed, or its name as entry=", actual, do)
     if entry not in marked:
         raise unexpected("entry", f"the name of an indexed entry of phi_loss ({listing(marked)})", repr(entry), do)
     return entry, marked[entry]
@@ -48,6 +48,6 @@ def query_losses(problem: Problem, theta: Mapping[str, Tensor], phi_loss: Any, v
     finally:
         environment.restore(before)
     if not isinstance(losses, Tensor) or losses.ndim > 1 or losses.numel() == 0:
-        came = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
-        raise unexpected("val_loss", "a vector [k] with a number for each query, or one number", came, "Stack them.")
+        actual = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+        raise unexpected("val_loss", "a vector [k] with a number for each query, or one number", actual, "Stack them.")
     return losses.detach().reshape(-1)

@@ -14,10 +14,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from gimli_core.attribution import picture
-from gimli_core.attribution.classification import Queries, Setting, flagged, logits, plant, setting
+from gimli_core.attribution.classification import (
+    QUANTILES,
+    Queries,
+    Setting,
+    flagged,
+    hard_queries,
+    logits,
+    output_loss,
+    outputs,
+    plant,
+    setting,
+)
 from gimli_core.attribution.influence import MOST_PARAMETERS, influence_scores
 from gimli_core.attribution.leave_out import LeaveOut, leave_out
 from gimli_core.attribution.metasmoothness import metasmoothness
@@ -26,14 +36,13 @@ from gimli_core.demo.data import Splits, load
 from gimli_core.demo.picture import check_path
 from gimli_core.errors import printable, unexpected
 from gimli_core.evaluation.adapt import adapt
-from gimli_core.memory.whole_file import check_writable
+from gimli_core.memory.atomic_file import check_writable
 
 __all__ = ["add_arguments", "run"]
 
 RANGES = {"examples": (40, 10_000), "steps": (1, 100_000), "subsets": (2, 100_000), "seed": (0, (1 << 40) - 1)}
 PLANTED = 0.05  # of the labels
 LEFT_OUT = 0.1  # of the examples, in each subset
-QUANTILES = (0.99, 0.97, 0.95, 0.9, 0.8)  # of the test rows' losses: the queries, from hard to middling
 DAMPINGS = (0.1, 1e-2, 1e-3)
 SHOWN = 4  # examples that helped, and as many that hurt, a query
 H = 0.5  # weights move from 1 to 1 ± h and 1 ± 2h
@@ -83,7 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
     data = _Data(splits.train.x[some], y, planted)
     made = setting(data.x, data.y, splits.classes, arguments.steps, generator)
     theta_J = adapt(made.problem, made.theta_0, made.batches, phi_loss=made.phi_loss).theta_J
-    numbers, queries = _queries(splits, theta_J)
+    test, val = splits.test, splits.val
+    numbers, queries = hard_queries(theta_J, test.x, test.y, val.x, val.y)
     right = (logits(theta_J, splits.test.x).argmax(1) == splits.test.y).double().mean()
     console.print(
         f"Data: {printable(splits.name)}: {len(y)} training rows, {int(planted.sum())} of them with a wrong label "
@@ -117,14 +127,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _queries(splits: Splits, theta_J: dict[str, Tensor]) -> tuple[Tensor, Queries]:
-    """Test rows from hard to middling, and the validation rows."""
-    losses = cross_entropy(logits(theta_J, splits.test.x), splits.test.y, reduction="none")
-    order = losses.argsort()
-    numbers = torch.stack([order[int(q * (len(order) - 1))] for q in QUANTILES])
-    return numbers, Queries(splits.test.x[numbers], splits.test.y[numbers], splits.val.x, splits.val.y)
-
-
 def _scored(
     console: Console, made: Setting, queries: Queries, theta_J: dict[str, Tensor], arguments: argparse.Namespace
 ) -> dict[str, Scores]:
@@ -142,13 +144,20 @@ def _scored(
         )
     size = sum(v.numel() for v in theta_J.values())
     if size > MOST_PARAMETERS:
-        console.print(f"Influence functions left out: the Hessian of {size:,} parameters is too large a matrix.")
+        console.print(f"Influence functions left out: a matrix for {size:,} parameters is too large.")
         return {"meta-gradient": exact}
-    with console.status(f"the Hessian of {size} parameters"):
+    with console.status(f"Gauss-Newton, of {size} parameters"):
         baseline = influence_scores(
-            made.problem, theta_J, [made.whole], queries, phi_loss=made.phi_loss, damping=DAMPINGS
+            made.problem,
+            theta_J,
+            [made.whole],
+            queries,
+            phi_loss=made.phi_loss,
+            damping=DAMPINGS,
+            outputs=outputs,
+            output_loss=output_loss,
         )
-    return {"meta-gradient": exact, **{f"influence, {d:g}": found for d, found in baseline.items()}}
+    return {"meta-gradient": exact, **{f"influence, {d:g}": at_damping for d, at_damping in baseline.items()}}
 
 
 @contextmanager
@@ -165,13 +174,14 @@ def _table(trial: LeaveOut, methods: dict[str, Scores], planted: Tensor) -> Tabl
         f"LDS: rank correlation of predicted and retrained losses over {len(trial.changes)} random subsets of "
         f"{100 * LEFT_OUT:.0f} % left out; mean over {len(QUANTILES)} test rows and the validation loss, its 95 % "
         f"interval over subsets, least and most of a query. Wrong labels: the {count} and the {2 * count} rows that "
-        "most raise the validation loss: precision, recall. Influence functions go by their damping."
+        "most raise the validation loss: precision, recall. Influence functions, of the exact Gauss-Newton matrix, "
+        "go by their damping."
     )
     table = Table("", "LDS", "95 %", "of a query", "wrong labels", box=SIMPLE, pad_edge=False, caption=caption)
     table.columns[0].no_wrap = True
-    for name, found in methods.items():
-        rho, (low, high) = trial.lds(found), trial.interval(found)
-        harm = found.values[-1]
+    for name, of_method in methods.items():
+        rho, (low, high) = trial.lds(of_method), trial.interval(of_method)
+        harm = of_method.values[-1]
         guesses = [flagged(harm, planted, min(n, len(harm))) for n in (count, 2 * count)]
         told = ", ".join(f"{precision:.2f} {recall:.2f}" for precision, recall in guesses)
         spread = f"{rho.min():.2f}, {rho.max():.2f}"

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error))
     except ModuleNotFoundError as error:
         if (error.name or "gimli_core").startswith("gimli_core"):
-            return _own_fault(error)
+            return _refusal(error)
         extra = next((COMMANDS[name].extra for name in argv if name in COMMANDS), "demo")
         return _complain(f"the package {error.name!r} is missing. Install it with pip install 'gimli_core[{extra}]'.")
     except KeyboardInterrupt:
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CUT_OFF
     except Exception as error:
-        return _own_fault(error)
+        return _refusal(error)
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -97,6 +97,6 @@ def _complain(message: str) -> int:
     return FAILED
 
 
-def _own_fault(error: Exception) -> int:
+def _refusal(error: Exception) -> int:
     traceback.print_exception(error)
     return _complain(f"a fault of gimli_core's own: {type(error).__name__}: {error}. Please report it.")

@@ -11,8 +11,9 @@ import torch
 from gimli_core.errors import printable, unexpected
 from gimli_core.few_shot.data.images import LabelledImages
 from gimli_core.few_shot.data.reading import KINDS, read
-from gimli_core.few_shot.experiment import Experiment, Options, Outcome, read_outcome
+from gimli_core.few_shot.experiment import Experiment, Options
 from gimli_core.few_shot.networks import NETWORKS
+from gimli_core.few_shot.outcome import Outcome, read_outcome
 from gimli_core.few_shot.recipes import RECIPES
 from gimli_core.few_shot.table import save
 
@@ -47,7 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, help="of the outer optimizer")
     parser.add_argument("--network", choices=list(NETWORKS))
     parser.add_argument("--filters", type=int, help="of the network's convolutions")
+    parser.add_argument(
+        "--bfloat16",
+        action=argparse.BooleanOptionalAction,
+        help="convolutions of embeddings in bfloat16; by default where the recipe says so",
+    )
     parser.add_argument("--episodes", type=int, default=600, help="held-out episodes of the evaluation (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="such as cuda (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of networks and episodes (%(default)s)")
     parser.add_argument(
         "--out",
@@ -69,16 +76,25 @@ def run(arguments: argparse.Namespace) -> int:
         print(printable(_outcome(arguments.method, data, options, arguments.out)))
         return 0
     # Everything is built once before anything is trained: what is wrong shows at once.
-    for name in RECIPES:
-        Experiment(name, data, options)
+    done = {name: _collected(arguments.out / name / "result.json", Experiment(name, data, options)) for name in RECIPES}
     outcomes = []
-    for name in RECIPES:
-        done = arguments.out / name / "result.json"
-        outcomes.append(read_outcome(done) if done.is_file() else _outcome(name, data, options, arguments.out))
+    for name, outcome in done.items():
+        outcomes.append(outcome or _outcome(name, data, options, arguments.out))
         print(printable(outcomes[-1]), flush=True)
     for path in save(outcomes, arguments.out):
         print(printable(f"written: {path}"))
     return 0
+
+
+def _collected(path: Path, asked: Experiment) -> Outcome | None:
+    """The result at `path`, if there is one. Raises ArgumentError if it is of other data or tasks than are asked."""
+    if not path.is_file():
+        return None
+    outcome = read_outcome(path)
+    said, expected = (f"{p.data}, {p.way}-way {p.shot}-shot" for p in (outcome.protocol, asked.protocol))
+    if said != expected:
+        raise unexpected(f"--out: {path}", f"a result for {expected}", f"one for {said}", "Give another --out.")
+    return outcome
 
 
 def _outcome(name: str, data: LabelledImages, options: Options, out: Path) -> Outcome:

@@ -12,7 +12,7 @@ from torch import Tensor
 from gimli_core.demo.data import load
 from gimli_core.demo.learning_to_optimize import ARCHITECTURES, RULES, WINDOW, curve, learn, tuned_adam
 from gimli_core.errors import unexpected
-from gimli_core.memory.whole_file import check_writable, writing
+from gimli_core.memory.atomic_file import check_writable, writing
 
 __all__ = ["add_arguments", "run"]
 

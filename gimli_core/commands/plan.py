@@ -43,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan of the asked-for problem."""
-    given = [f"--{name}" for name in DEFAULTS if getattr(arguments, name) is not None]
-    if arguments.problem and given:
+    sizes = [f"--{name}" for name in DEFAULTS if getattr(arguments, name) is not None]
+    if arguments.problem and sizes:
         do = "The function says all but --compile."
-        raise unexpected("gimli plan", "MODULE:FUNCTION or a perceptron's sizes", listing(given), do)
+        raise unexpected("gimli plan", "MODULE:FUNCTION or a perceptron's sizes", listing(sizes), do)
     if arguments.problem:
         asked = own(arguments.problem, plan, "gimli.plan")
         asked["compile"] = arguments.compile or asked.get("compile", False)

@@ -41,9 +41,9 @@ def find(name: str) -> Lesson | dict[str, Any]:
     )
 
 
-def arguments_of(found: Lesson | dict[str, Any], memory: str | None) -> dict[str, Any]:
+def arguments_of(source: Lesson | dict[str, Any], memory: str | None) -> dict[str, Any]:
     """The arguments of `step_through`, under the schedule of that name."""
-    arguments = dict(found.arguments if isinstance(found, Lesson) else found)
+    arguments = dict(source.arguments if isinstance(source, Lesson) else source)
     if memory is not None:
         arguments["memory"] = SCHEDULES[memory]()
     return arguments
@@ -80,20 +80,20 @@ def own(target: str, takes: Callable[..., object], public: str) -> dict[str, Any
         expected = "a function that can be called without arguments"
         raise unexpected(f"source {target!r}", expected, str(error), "Wrap it in one.") from None
     with users_code(f"source {target!r}"):
-        came: Any = function()
-    if isinstance(came, Lesson):
-        came = came.arguments
-    if isinstance(came, tuple) and len(came) == 2 and isinstance(came[1], Mapping):
-        came = {"problem": came[0], **came[1]}
+        actual: Any = function()
+    if isinstance(actual, Lesson):
+        actual = actual.arguments
+    if isinstance(actual, tuple) and len(actual) == 2 and isinstance(actual[1], Mapping):
+        actual = {"problem": actual[0], **actual[1]}
     signature = inspect.signature(takes)
     try:
-        if not isinstance(came, Mapping):
-            raise TypeError(f"a {type(came).__name__}")
-        signature.bind(**came)
+        if not isinstance(actual, Mapping):
+            raise TypeError(f"a {type(actual).__name__}")
+        signature.bind(**actual)
     except TypeError as error:
         expected = f"to return a dict of {public}'s arguments ({listing(signature.parameters, 20)})"
         raise unexpected(f"source {target!r}", expected, str(error), "Or return (problem, dict of the rest).") from None
-    return dict(came)
+    return dict(actual)
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def users_code(what: str) -> Iterator[None]:
         users = [f for f in frames if not f.filename.startswith("<frozen") and f.filename not in way_there]
         if isinstance(error, ModuleNotFoundError) and (not users or _is_ours(users[-1].filename)):
             raise
-        came = (
+        actual = (
             f"sys.exit({error.code!r})"
             if isinstance(error, SystemExit)
             else f"{type(error).__name__}: {error}".removesuffix(": ")
@@ -124,7 +124,7 @@ def users_code(what: str) -> Iterator[None]:
         mine = [f for f in users if not _is_ours(f.filename) and not _is_installed(f.filename)]
         where = f" ({Path(mine[-1].filename).name}, line {mine[-1].lineno})" if mine else ""
         do = "Keep scripts under `if __name__ == '__main__':`." if isinstance(error, SystemExit) else "Mend it there."
-        raise unexpected(what, "code that runs through", f"{came}{where}", do) from error
+        raise unexpected(what, "code that runs through", f"{actual}{where}", do) from error
 
 
 def _is_ours(filename: str) -> bool:

@@ -39,18 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read commands until the input ends. Where output is not a terminal and none come, list the whole run."""
-    found = find(arguments.source)
-    asked = arguments_of(found, arguments.memory)
+    source = find(arguments.source)
+    asked = arguments_of(source, arguments.memory)
     with users_code(f"source {arguments.source!r}"):
         walk = step_through(**asked)
     stepper = Stepper(walk, tuple(arguments.watch), tuple(arguments.breaks))
     style = Style(_colour(arguments.no_colour), _unicode())
-    session = Session(stepper, style, found if isinstance(found, Lesson) else None)
+    session = Session(stepper, style, source if isinstance(source, Lesson) else None)
     for text in arguments.follow:
         session.follow(text)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    given = [] if sys.stdin.isatty() else [line for line in sys.stdin.read().splitlines() if line.strip()]
-    if not interactive and not given:
+    script = [] if sys.stdin.isatty() else [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not interactive and not script:
         return session.list_all()
     moved = stepper.next()
     session.introduce()
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         session.show()
     else:
         session.complain()
-    for command in typed(style) if interactive else given:
+    for command in typed(style) if interactive else script:
         if not session.obey(command.strip()):
             break
     walk.close()

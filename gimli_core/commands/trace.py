@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gimli_core.commands.source import SCHEDULES, arguments_of, find, users_code
 from gimli_core.errors import printable, unexpected
-from gimli_core.memory.whole_file import check_writable
+from gimli_core.memory.atomic_file import check_writable
 from gimli_core.step_through.lessons import LESSONS, Lesson, save_all
 from gimli_core.step_through.page.trace import trace
 from gimli_core.step_through.page.worst_steps import worst_steps
@@ -41,13 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.source == "lessons":
         return _all_lessons(arguments)
     check_writable("--out", arguments.out)
-    found = find(arguments.source)
-    if isinstance(found, Lesson) and not (arguments.memory or arguments.follow or arguments.title):
-        made = found.page()
+    source = find(arguments.source)
+    if isinstance(source, Lesson) and not (arguments.memory or arguments.follow or arguments.title):
+        made = source.page()
     else:
-        title = arguments.title or (found.title if isinstance(found, Lesson) else arguments.source)
+        title = arguments.title or (source.title if isinstance(source, Lesson) else arguments.source)
         with users_code(f"source {arguments.source!r}"):
-            made = trace(step_through(**arguments_of(found, arguments.memory)), title=title, follow=arguments.follow)
+            made = trace(step_through(**arguments_of(source, arguments.memory)), title=title, follow=arguments.follow)
     path = made.save(arguments.out)
     print(f"{printable(path)}: {len(made.data['events']['line'])} moments, {path.stat().st_size / 1e6:.2f} MB")
     if made.data["parameters"] > FEW:
@@ -61,9 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
             print(printable(written))
     _open(path) if arguments.open else None
     if made.error is not None:
-        came = made.data["error"]
+        actual = made.data["error"]
         print(
-            printable(f"gimli: the run ended {came['after']}: {came['kind']}: {came['message']} ".replace("\n", " "))
+            printable(
+                f"gimli: the run ended {actual['after']}: {actual['kind']}: {actual['message']} ".replace("\n", " ")
+            )
             + "The page shows all up to there.",
             file=sys.stderr,
         )

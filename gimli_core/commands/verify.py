@@ -13,7 +13,7 @@ import torch
 
 from gimli_core.commands.source import own, users_code
 from gimli_core.errors import closest, printable, unexpected
-from gimli_core.memory.whole_file import check_writable, writing
+from gimli_core.memory.atomic_file import check_writable, writing
 from gimli_core.step_through.page.trace import trace
 from gimli_core.step_through.walk import step_through
 from gimli_core.verification.cases import CASES
@@ -124,8 +124,8 @@ def _print(report: Report) -> None:
         Console(width=max(Console().width, report.width)).print(report)
 
 
-def _write(found: dict[str, Any], path: str) -> None:
-    text = json.dumps(found, indent=2, allow_nan=False)
+def _write(report: dict[str, Any], path: str) -> None:
+    text = json.dumps(report, indent=2, allow_nan=False)
     if path == "-":
         print(text)
         return

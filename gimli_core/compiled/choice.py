@@ -25,7 +25,7 @@ from gimli_core.problem import Memo
 from gimli_core.transforms.one_vector import LeftAlone
 from gimli_core.trees import fits, outline
 
-__all__ = ["KINDS", "Compiled", "Kind", "check_compile", "chosen", "compiled_for", "known", "options", "unfit"]
+__all__ = ["KINDS", "Compiled", "Kind", "check_compile", "chosen", "compiled_for", "options", "remembered", "unfit"]
 
 CHOICES = (True, False, "auto", "steps", "whole")
 _ONE_AT_A_TIME = threading.RLock()  # threads that run one problem compile it once
@@ -48,16 +48,20 @@ def check_compile(compile: object) -> None:
 
 
 def options(
-    inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = False, weighed: bool = False
+    inputs: Inputs, compile: bool | str, *, unscheduled: bool, watched: bool = False, weighed: bool = False
 ) -> list[Kind]:
     """What may be compiled for a run, the fastest first; nothing for a run that can only be eager.
 
-    `whole`: whether a run may keep what it likes, since no schedule was asked for. One that was asked for has the same
-    bits as every other: "auto" leaves it eager. `watched`: whether someone wants to be told of every step. `weighed`:
-    whether the sweep of several outer losses is to begin only once it is known how much each counts.
+    `unscheduled`: whether a run may keep what it likes, since no schedule was asked for. One that was asked for has the
+    same bits as every other: "auto" leaves it eager. `watched`: whether someone wants to be told of every step.
+    `weighed`: whether the sweep of several outer losses is to begin only once it is known how much each counts.
     """
     form = inputs.form
     if compile is False or form.steps == 0:
+        return []
+    if form.mesh is not None:
+        if compile != "auto":
+            notice("not compiled: ranks sum what they have within a step; tasks over ranks are compiled")
         return []
     if not form.curvature or form.evaluates_again or form.in_parts:
         if compile != "auto":
@@ -65,66 +69,66 @@ def options(
             line_14 = "what is compiled has all of line 14, by reverse over reverse"
             notice(f"not compiled: {in_parts if form.in_parts else line_14}")
         return []
-    whole = whole and form.first == 0 and not inputs.values.indexed
-    if compile == "auto" and not whole:
+    unscheduled = unscheduled and form.first == 0 and not inputs.values.indexed
+    if compile == "auto" and not unscheduled:
         return []
-    if compile == "whole" and not whole:
+    if compile == "whole" and not unscheduled:
         expected = "'steps' or True beside memory=, resume= or Truncated"
         raise unexpected("compile", expected, "'whole'", "A whole run keeps every step.")
     if compile != "whole" and weighed and outer_losses(inputs) is not None:
-        whole = False
+        unscheduled = False
     kinds: list[Kind] = []
-    if compile == "whole" or (compile != "steps" and whole and not watched and is_small(inputs)):
+    if compile == "whole" or (compile != "steps" and unscheduled and not watched and is_small(inputs)):
         kinds.append(("whole", form.steps, repr(course_of(inputs)[0]), form.warm))
     if compile != "whole":
-        kinds += [("retained",)] * whole + [("steps",)]
+        kinds += [("retained",)] * unscheduled + [("steps",)]
     return kinds
 
 
-def chosen(inputs: Inputs, compile: bool | str, *, whole: bool, watched: bool = False) -> Compiled | None:
+def chosen(inputs: Inputs, compile: bool | str, *, unscheduled: bool, watched: bool = False) -> Compiled | None:
     """What to run with, compiled here and now if it was not before; None for eager steps. For `options`."""
-    return compiled_for(inputs, options(inputs, compile, whole=whole, watched=watched))
+    return compiled_for(inputs, options(inputs, compile, unscheduled=unscheduled, watched=watched))
 
 
 def compiled_for(inputs: Inputs, kinds: Sequence[Kind]) -> Compiled | None:
     """The first of these kinds that can be compiled; None for eager steps."""
-    found: Compiled | Uncompiled | None = None
+    compiled: Compiled | Uncompiled | None = None
     for kind in kinds:
-        found = _compiled(kind, inputs)
-        if not may_go_on(kind, found):
+        compiled = _compiled(kind, inputs)
+        if not may_go_on(kind, compiled):
             break
-    if isinstance(found, CompiledSteps):
+    if isinstance(compiled, CompiledSteps):
         try:
-            found.look(inputs)
+            compiled.look(inputs)
         except Uncompiled as reason:
             notice(f"not compiled any more: {reason}")
             return None
-    if isinstance(found, Uncompiled):
+    if isinstance(compiled, Uncompiled):
         inputs.form.problem.memo.patience.refused |= kinds[-1][0] != "whole"
         return None
-    return found
+    return compiled
 
 
-def may_go_on(kind: Kind, found: Compiled | Uncompiled) -> bool:
+def may_go_on(kind: Kind, compiled: Compiled | Uncompiled) -> bool:
     """Whether another kind may do where this one did not: what cannot be compiled in two halves cannot in one."""
-    return isinstance(found, Uncut) if kind == ("retained",) else isinstance(found, Uncompiled)
+    return isinstance(compiled, Uncut) if kind == ("retained",) else isinstance(compiled, Uncompiled)
 
 
-def known(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled | None:
+def remembered(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled | None:
     """What was compiled of this kind, or why it was not; None if it was not tried."""
     wanted = (kind, *inputs.signature())
     memo: Memo = inputs.form.problem.memo
-    return next((found for like, found in memo.compiled if fits(wanted, like)), None)
+    return next((compiled for like, compiled in memo.compiled if fits(wanted, like)), None)
 
 
 def _compiled(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
     """What was compiled of this kind, or why it was not; at the first call it is compiled, with a notice."""
     with _ONE_AT_A_TIME:
-        found = known(kind, inputs)
-        if found is None:
-            found = _compile(kind, inputs)
-            inputs.form.problem.memo.compiled.append((outline((kind, *inputs.signature())), found))
-        return found
+        compiled = remembered(kind, inputs)
+        if compiled is None:
+            compiled = _compile(kind, inputs)
+            inputs.form.problem.memo.compiled.append((outline((kind, *inputs.signature())), compiled))
+        return compiled
 
 
 def _compile(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
@@ -135,12 +139,12 @@ def _compile(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
     notice(f"compiling {what}, once for this problem and these shapes …")
     try:
         with inputs.environment.trial():
-            found = compiled(inputs)
+            outcome = compiled(inputs)
     except Uncompiled as reason:
         notice(f"{what} not compiled: {reason}")
         return reason
-    notice(f"compiled in {found.seconds:.1f} s")
-    return found
+    notice(f"compiled in {outcome.seconds:.1f} s")
+    return outcome
 
 
 def unfit(inputs: Inputs) -> Uncompiled | None:
@@ -183,7 +187,7 @@ def _missed(inputs: Inputs) -> list[str]:
                 frozen=values.frozen,
                 keep_graph=True,
             )
-            inputs.look_for_missed(j, values.theta_0, G.theta, values.batch(j))
+            inputs.look_for_missed(j, G)
             names |= G.theta.keys() - with_path(inputs.form.optimizer, G.theta, G.unused).keys()
     except LeftAlone as left_alone:
         names |= set(left_alone.names)

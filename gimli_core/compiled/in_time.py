@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled.beside import Beside, can_fork
-from gimli_core.compiled.choice import KINDS, Compiled, Kind, compiled_for, known, may_go_on, unfit
+from gimli_core.compiled.choice import KINDS, Compiled, Kind, compiled_for, may_go_on, remembered, unfit
 from gimli_core.compiled.compiler.compiled_function import as_compiled
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.errors import first_line, notice
@@ -46,9 +46,22 @@ class Attempt:
     kinds: Sequence[Kind]
 
 
-def clocked(patience: Patience, events: Iterator[Event]) -> Iterator[Event]:
-    """The events, while the processor time that it takes to come to the next is noted: not what is done with them."""
+def clocked(patience: Patience, events: Iterator[Event], *, watched: bool = True) -> Iterator[Event]:
+    """The events, while the processor time that it takes to come to the next is noted: not what is done with them.
+
+    Where nobody watches, the clock is read at the ends alone: where a system call is slow, one an event takes longer
+    than the step of a small problem.
+    """
     spent = 0.0
+    if not watched:
+        start = time.thread_time()
+        try:
+            yield from events
+        finally:
+            spent = time.thread_time() - start
+            patience.eager_seconds += spent
+            patience.last_seconds = spent
+        return
     try:
         while True:
             start = time.thread_time()
@@ -73,9 +86,9 @@ def in_time(inputs: Inputs, options: Callable[[], Sequence[Kind]]) -> Compiled |
         return None
     if memo.compiled:
         for kind in kinds:
-            found = known(kind, inputs)
-            if found is not None and not isinstance(found, Uncompiled):
-                return _as_it_was(found, inputs)
+            compiled = remembered(kind, inputs)
+            if compiled is not None and not isinstance(compiled, Uncompiled):
+                return _as_it_was(compiled, inputs)
     if (patience.attempt is None and patience.eager_seconds < AUTO_SECONDS) or not _ONE_FORK.acquire(blocking=False):
         return None
     try:
@@ -87,15 +100,15 @@ def in_time(inputs: Inputs, options: Callable[[], Sequence[Kind]]) -> Compiled |
         _ONE_FORK.release()
 
 
-def _as_it_was(found: Compiled, inputs: Inputs) -> Compiled | None:
+def _as_it_was(compiled: Compiled, inputs: Inputs) -> Compiled | None:
     """What was compiled, if it still fits: nothing is compiled again unasked."""
     try:
         with as_compiled():
-            found.look(inputs)
+            compiled.look(inputs)
     except Uncompiled as reason:
         _refuse(inputs.form.problem.memo.patience, reason)
         return None
-    return found
+    return compiled
 
 
 def _begin(patience: Patience, inputs: Inputs, kinds: Sequence[Kind]) -> None:
@@ -140,9 +153,9 @@ def _look_after(patience: Patience, inputs: Inputs) -> Compiled | None:
     if not fits(inputs.signature(), attempt.wanted):
         return None  # calls of other shapes take turns with these
     patience.attempt = None
-    found = compiled_for(inputs, [kind for kind in attempt.kinds if kind[0] == attempt.beside.said])
-    patience.refused |= found is None
-    return found
+    compiled = compiled_for(inputs, [kind for kind in attempt.kinds if kind[0] == attempt.beside.said])
+    patience.refused |= compiled is None
+    return compiled
 
 
 def _refuse(patience: Patience, reason: object) -> None:

@@ -54,6 +54,8 @@ class Fixed(NamedTuple):
 
 
 class Advanced(NamedTuple):
+    """What lines 5 and 6 give: the loss a scalar, or [T], G_j and theta_{j+1} with the shapes of theta."""
+
     loss: Tensor  # one number, or [T]
     G: Tensors
     theta: Tensors  # theta_{j+1}
@@ -62,6 +64,8 @@ class Advanced(NamedTuple):
 
 
 class Swept(NamedTuple):
+    """What lines 11 to 14 give: B_j and S_j, with the shapes of theta_j and s_j, and what is added to A."""
+
     loss: Tensor
     B: Tensors
     S: State
@@ -70,6 +74,8 @@ class Swept(NamedTuple):
 
 
 class Validated(NamedTuple):
+    """What lines 8 and 9 give: L_val a scalar, [T] or [k], its gradients with the shapes of theta and phi_loss."""
+
     loss: Tensor
     theta: Tensors  # B_J
     phi_loss: Tensors  # the explicit part of A_loss
@@ -82,7 +88,7 @@ def losses(loss: Loss, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch
 
 
 def gradient(fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any) -> tuple[Tensors, Tensor]:
-    """(G_j, ell_j)."""
+    """(G_j, ell_j). G_j has the shapes of theta, ell_j is a scalar, or [T]."""
 
     def total(theta: Tensors) -> Any:
         return losses(fixed.train_loss, theta, phi_loss, frozen, batch)
@@ -112,7 +118,7 @@ def soundness(tree: Any) -> Tensor:
 
 
 def added(terms: Sequence[Tensor]) -> Tensor:
-    """The sum of J increments, in float32 at least, the last step's first."""
+    """The sum of J increments, in float32 at least, the last step's first. All have one shape, and so has the sum."""
     total = terms[0].to(torch.promote_types(terms[0].dtype, torch.float32))
     for term in terms[1:]:
         total = total + term
@@ -160,7 +166,7 @@ def both(
 def validate(
     fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any, along: Tensor | None = None
 ) -> Validated:
-    """Lines 8 and 9; of k outer losses for `along · L_val`."""
+    """Lines 8 and 9; of k outer losses for `along · L_val`. `along` is [k]."""
 
     def total(theta: Tensors, phi_loss: Tensors) -> Any:
         total, each = losses(fixed.val_loss, theta, phi_loss, frozen, batch)
@@ -176,7 +182,8 @@ Pull = Callable[[Tensors, Tensor | None], tuple[Tensors, Tensors]]
 def linearised(
     fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any
 ) -> tuple[Tensors, Pull, Tensor]:
-    """G_j, the function (V, g) -> (V Hessian + g grad_theta ell, V mixed + g grad_phi ell), and the loss.
+    """G_j, the function (V, g) -> (V Hessian + g grad_theta ell, V mixed + g grad_phi ell), and the loss. G_j has the
+    shapes of theta; g and the loss are scalars, or [T].
 
     g is None but for a rule that sees the loss.
     """
@@ -194,7 +201,11 @@ def linearised(
 def lines_11_to_14(
     fixed: Fixed, theta: Tensors, s: State, hyper: Hyper, G: Tensors, loss: Tensor, pull: Pull, B: Tensors, S: State
 ) -> tuple[Tensors, State, dict[str, Tensors], Tensors]:
-    """(B_j, S_j, the increment of A_opt, the increment of A_loss)."""
+    """(B_j, S_j, the increment of A_opt, the increment of A_loss).
+
+    `loss` is a scalar, or [T]; B_j, S_j and the increments have the shapes of theta, s, the hyperparameters and
+    phi_loss.
+    """
     rule = fixed.optimizer
     pulled = rule.pullback(theta, s, G, hyper, B, S, asked(rule, fixed.wanted))  # lines 11 and 12
     (V, direct, S_j, A), g = adjoint_of_loss(rule, pulled, loss)

@@ -43,18 +43,18 @@ class CompiledSteps:
         theta = point.theta
         rest = (inputs.values.phi_at(0), inputs.values.frozen)
         environment = inputs.environment
-        found = environment.capture()
+        snapshot = environment.capture()
         arguments: tuple[Any, ...] = (theta, point.state, *rest, hyper, batch)
         options = options_of(inputs)
         self._advance = Kernel("the step", bound(pure_steps.advance, fixed), environment, arguments, batch, **options)
         # Whether the losses draw random numbers or change buffers: if not, no snapshot is needed to run a step again.
         self._advance(batch, *arguments)
-        self.draws = environment.moved(found)
-        environment.restore(found)
+        self.draws = environment.moved(snapshot)
+        environment.restore(snapshot)
         self._validate = CompiledValidation(fixed, inputs, theta, **options)
         B = self._validate(inputs, inputs.values.last_val_batch, theta)[1][0].theta
         S = inputs.form.optimizer.zero_adjoint(point.state)
-        environment.restore(found)
+        environment.restore(snapshot)
         swept = (*arguments, B, S)
         self._shared: SharedSweep | None = None
         if self._validate.outer_losses is not None:
@@ -83,7 +83,7 @@ class CompiledSteps:
         return start(inputs)
 
     def advance(
-        self, inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, known: Gradient | None
+        self, inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, kept_gradient: Gradient | None
     ) -> Generator[Event, None, tuple[Gradient, Point]]:
         """Lines 5 and 6; from theta_j even where G_j is known, for the same bits as in the first run.
 
@@ -162,11 +162,12 @@ def options_of(inputs: Inputs) -> dict[str, Any]:
 
 def start(inputs: Inputs) -> Point:
     """(theta_0, s_0) in memory of its own: what is expanded over tasks would have strides that no later step has."""
-    theta, state = tree_map(_own, (inputs.values.theta_0, inputs.values.state_0))
+    theta, state = tree_map(unexpanded, (inputs.values.theta_0, inputs.values.state_0))
     return Point(0, theta, state, None)
 
 
-def _own(x: Tensor) -> Tensor:
+def unexpanded(x: Tensor) -> Tensor:
+    """A tensor of any shape in memory of its own, if it was expanded."""
     return x.contiguous() if 0 in x.stride() else x
 
 

@@ -54,13 +54,13 @@ class CompiledValidation:
         several, environment = self.outer_losses is not None, inputs.environment
         each = [along] if several and along is not None else self._units(theta)
         wanted = each if rows or along is not None or not several else each[:1]
-        found, met = [], environment.capture() if len(wanted) > 1 else None
+        gradients, met = [], environment.capture() if len(wanted) > 1 else None
         for row, e in enumerate(wanted):
             if met is not None and row:
                 environment.restore(met)
             done: Validated = self._kernel(batch, *self._arguments(inputs, batch, theta, e))
-            found.append(Gradient(done.loss, done.theta, done.phi_loss, None))
-        return found[0], found if rows or along is not None or not several else []
+            gradients.append(Gradient(done.loss, done.theta, done.phi_loss, None))
+        return gradients[0], gradients if rows or along is not None or not several else []
 
     def _units(self, theta: Tensors) -> list[Tensor | None]:
         """What picks out each outer loss."""

@@ -31,10 +31,10 @@ from gimli_core.optimizers.seen import seeing
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
 
-__all__ = ["CompiledWhole", "Given", "WholeOutcome", "course_of", "given_of", "whole"]
+__all__ = ["CompiledWhole", "RunTensors", "WholeOutcome", "course_of", "tensors_of_run", "whole"]
 
 
-class Given(NamedTuple):
+class RunTensors(NamedTuple):
     """The tensors of a run; the last two are what may have another form in another call."""
 
     theta_0: Tensors  # by name, before any transform
@@ -76,14 +76,14 @@ class CompiledWhole:
     def __init__(self, inputs: Inputs) -> None:
         if outer_losses(inputs) is not None:
             raise Uncompiled("val_loss returns a vector, of which each number has a sweep of its own")
-        given, environment = given_of(inputs), inputs.environment
+        tensors, environment = tensors_of_run(inputs), inputs.environment
         function = bound(whole, fixed_of(inputs), course_of(inputs))
-        self._kernel = Kernel("the whole run", function, environment, given, given[-2:], **options_of(inputs))
+        self._kernel = Kernel("the whole run", function, environment, tensors, tensors[-2:], **options_of(inputs))
         self.seconds = self._kernel.seconds
-        found = environment.capture()
-        self._kernel(given[-2:], *given)
-        self._pure = not environment.names and not environment.moved(found)
-        environment.restore(found)
+        snapshot = environment.capture()
+        self._kernel(tensors[-2:], *tensors)
+        self._pure = not environment.names and not environment.moved(snapshot)
+        environment.restore(snapshot)
 
     @property
     def pure(self) -> bool:
@@ -92,21 +92,21 @@ class CompiledWhole:
 
     def look(self, inputs: Inputs) -> None:
         """Can a run be done with what was compiled, or compiled again? Raises Uncompiled."""
-        given = given_of(inputs)
-        self._kernel.look(given[-2:], *given)
+        tensors = tensors_of_run(inputs)
+        self._kernel.look(tensors[-2:], *tensors)
 
-    def __call__(self, given: Given) -> WholeOutcome | None:
+    def __call__(self, tensors: RunTensors) -> WholeOutcome | None:
         """The outcome; None where it cannot run compiled, or something is not finite: an eager run names what broke."""
         self._kernel.begin()
-        return _sound(self._kernel.compiled(given[-2:], *given))
+        return _sound(self._kernel.compiled(tensors[-2:], *tensors))
 
-    def as_it_is(self, given: Given) -> WholeOutcome | None:
+    def as_it_is(self, tensors: RunTensors) -> WholeOutcome | None:
         """The same, None also where something that the losses read is no longer as it was when they were compiled."""
-        return _sound(self._kernel.as_it_is(given[-2:], *given)) if self.pure else None
+        return _sound(self._kernel.as_it_is(tensors[-2:], *tensors)) if self.pure else None
 
 
-def _sound(found: tuple[WholeOutcome, Tensor] | None) -> WholeOutcome | None:
-    return found[0] if found is not None and found[1].item() else None
+def _sound(checked: tuple[WholeOutcome, Tensor] | None) -> WholeOutcome | None:
+    return checked[0] if checked is not None and checked[1].item() else None
 
 
 def course_of(inputs: Inputs) -> Course:
@@ -115,11 +115,11 @@ def course_of(inputs: Inputs) -> Course:
     return Course(form.weighted, form.transforms, form.tasks, form.scale, form.warm)
 
 
-def given_of(inputs: Inputs) -> Given:
+def tensors_of_run(inputs: Inputs) -> RunTensors:
     """The tensors of a run."""
     form, values = inputs.form, inputs.values
     start = {} if values.cold else pytree.tree_map(torch.Tensor.contiguous, values.state_0)
-    return Given(
+    return RunTensors(
         theta_0={k: v.contiguous() for k, v in values.trained.items()},
         state_0=start,
         phi_loss=values.phi_loss,

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gimli_core.memory.whole_file import writing
+from gimli_core.memory.atomic_file import writing
 
 __all__ = ["save"]
 

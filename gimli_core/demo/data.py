@@ -64,11 +64,11 @@ def split(name: str, table: Table, seed: int) -> Splits:
     rng = np.random.default_rng(seed)
     classes, y = np.unique(table.labels, return_inverse=True)
     share = min(1.0, MOST_ROWS / len(y))
-    given_test = bool(table.is_test.any())
+    test_marked = bool(table.is_test.any())
     train, val, test = [], [], []
     for c in range(len(classes)):
         members = _drawn(np.flatnonzero((y == c) & ~table.is_test), share, rng)
-        if given_test:
+        if test_marked:
             test.append(_drawn(np.flatnonzero((y == c) & table.is_test), share, rng))
         else:
             test.append(members[len(members) * 3 // 4 :])

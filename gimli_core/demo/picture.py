@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from gimli_core.demo.learning import ADAM_BETAS, START_L2, START_LR, Hyperparameters
 from gimli_core.errors import unexpected
-from gimli_core.memory.whole_file import check_writable, writing
+from gimli_core.memory.atomic_file import check_writable, writing
 
 __all__ = ["check_path", "save"]
 

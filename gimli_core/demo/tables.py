@@ -52,17 +52,17 @@ def read(path: str) -> Table:
     """
     file = Path(path)
     try:
-        held = file.stat()
+        status = file.stat()
     except (OSError, ValueError) as error:
-        came = (
+        actual = (
             "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or str(error)
         )
-        raise _error(file, "an .npz or CSV file", came, "Check the path.") from None
-    if not stat.S_ISREG(held.st_mode):
-        came = "a directory" if stat.S_ISDIR(held.st_mode) else "something that is no regular file"
-        raise _error(file, "an .npz or CSV file", came, "Check the path.")
-    if held.st_size > MOST_BYTES:
-        raise _too_large(file, f"at most {MOST_BYTES:,} bytes", f"{held.st_size:,}")
+        raise _error(file, "an .npz or CSV file", actual, "Check the path.") from None
+    if not stat.S_ISREG(status.st_mode):
+        actual = "a directory" if stat.S_ISDIR(status.st_mode) else "something that is no regular file"
+        raise _error(file, "an .npz or CSV file", actual, "Check the path.")
+    if status.st_size > MOST_BYTES:
+        raise _too_large(file, f"at most {MOST_BYTES:,} bytes", f"{status.st_size:,}")
     try:
         table = _read_npz(file) if zipfile.is_zipfile(file) else _read_csv(file)
     except OSError as error:
@@ -87,17 +87,17 @@ def _read_npz(file: Path) -> Table:
         _check_size(file, shape[0] if shape else 1, math.prod(shape[1:]), math.prod(shape) * dtype.itemsize)
     try:
         with np.load(file, allow_pickle=False) as archive:
-            held = {name: archive[name] for name in wanted}
+            named = {name: archive[name] for name in wanted}
     except Exception as error:
         raise _unreadable(file, error) from error
     x_name, y_name, x_test_name, y_test_name = names
-    parts = [_flattened(file, x_name, held[x_name], y_name, held[y_name])]
-    if x_test_name is not None and y_test_name is not None and x_test_name in held and y_test_name in held:
-        parts.append(_flattened(file, x_test_name, held[x_test_name], y_test_name, held[y_test_name]))
+    parts = [_flattened(file, x_name, named[x_name], y_name, named[y_name])]
+    if x_test_name is not None and y_test_name is not None and x_test_name in named and y_test_name in named:
+        parts.append(_flattened(file, x_test_name, named[x_test_name], y_test_name, named[y_test_name]))
         columns = [x.shape[1] for x, _ in parts]
         if columns[0] != columns[1]:
-            came = f"{columns[1]} in {x_test_name}"
-            raise _error(file, f"{columns[0]} columns, as {x_name} has", came, "Give both the same.")
+            actual = f"{columns[1]} in {x_test_name}"
+            raise _error(file, f"{columns[0]} columns, as {x_name} has", actual, "Give both the same.")
     features, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Table(features, labels, np.arange(len(labels)) >= len(parts[0][1]))
 
@@ -126,8 +126,8 @@ def _check_size(file: Path, rows: int, columns: int, size: int = 0) -> None:
         raise _too_large(file, f"at most {MOST_BYTES:,} bytes an array", f"{size:,}")
 
 
-def _too_large(file: Path, expected: str, came: str) -> ArgumentError:
-    return _error(file, expected, came, "Take a part of it.")
+def _too_large(file: Path, expected: str, actual: str) -> ArgumentError:
+    return _error(file, expected, actual, "Take a part of it.")
 
 
 def _flattened(
@@ -191,11 +191,11 @@ def _checked(file: Path, table: Table) -> Table:
     broken = np.argwhere(~np.isfinite(features))
     if len(broken):
         row, column = broken[0] + 1
-        came = f"a missing or infinite value in row {row}, column {column} ({len(broken)} in all)"
-        raise _error(file, "finite numbers", came, "Fill such values in, or leave their rows out.")
+        actual = f"a missing or infinite value in row {row}, column {column} ({len(broken)} in all)"
+        raise _error(file, "finite numbers", actual, "Fill such values in, or leave their rows out.")
     if labels.dtype.kind == "f" and not np.array_equal(labels, np.round(labels)):
-        came = "missing values" if np.isnan(labels.astype(float)).any() else "fractions"
-        raise _error(file, "labels that are classes", came, "Give whole numbers or text.")
+        actual = "missing values" if np.isnan(labels.astype(float)).any() else "fractions"
+        raise _error(file, "labels that are classes", actual, "Give whole numbers or text.")
     if labels.dtype.kind not in "buifUS":
         raise _error(file, "labels that are whole numbers or text", str(labels.dtype), "Convert them.")
     classes, counts = np.unique(labels[~is_test], return_counts=True)
@@ -203,13 +203,13 @@ def _checked(file: Path, table: Table) -> Table:
         do = "The last column (or y) must hold the class."
         raise _error(file, f"between 2 and {MOST_CLASSES} classes", f"{len(classes)}", do)
     if counts.min() < LEAST_ROWS_A_CLASS:
-        came = f"{counts.min()} of class {str(classes[counts.argmin()])!r}"
-        raise _error(file, f"at least {LEAST_ROWS_A_CLASS} rows of each class", came, "Leave rare classes out.")
+        actual = f"{counts.min()} of class {str(classes[counts.argmin()])!r}"
+        raise _error(file, f"at least {LEAST_ROWS_A_CLASS} rows of each class", actual, "Leave rare classes out.")
     unknown = np.setdiff1d(labels[is_test], classes)
     if len(unknown):
         raise _error(file, "test classes that occur in training", listing(map(str, unknown)), "Leave those rows out.")
     return table
 
 
-def _error(file: Path, expected: str, came: str, do: str) -> ArgumentError:
-    return unexpected(f"--data {file}", expected, came, do)
+def _error(file: Path, expected: str, actual: str, do: str) -> ArgumentError:
+    return unexpected(f"--data {file}", expected, actual, do)

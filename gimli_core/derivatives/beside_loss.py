@@ -22,13 +22,16 @@ def value_and_aux(returned: Any, name: str) -> tuple[Any, Any]:
     if not isinstance(returned, tuple):
         return returned, None
     if len(returned) != 2:
-        came, do = f"a tuple of {len(returned)}", "Return (loss, aux), where aux is a dict of all that is to come back."
-        raise unexpected(name, "to return loss or (loss, aux)", came, do)
+        actual, do = (
+            f"a tuple of {len(returned)}",
+            "Return (loss, aux), where aux is a dict of all that is to come back.",
+        )
+        raise unexpected(name, "to return loss or (loss, aux)", actual, do)
 
     def detached(leaf: Any) -> Tensor:
         if not isinstance(leaf, (Tensor, int, float)):
-            came, do = f"a {type(leaf).__name__}", "Turn it into a tensor, or leave it out."
-            raise unexpected(f"the aux of {name}", "tensors and numbers in nested dicts", came, do)
+            actual, do = f"a {type(leaf).__name__}", "Turn it into a tensor, or leave it out."
+            raise unexpected(f"the aux of {name}", "tensors and numbers in nested dicts", actual, do)
         return torch.as_tensor(leaf).detach()
 
     return returned[0], pytree.tree_map(detached, returned[1])

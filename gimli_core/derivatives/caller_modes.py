@@ -31,11 +31,7 @@ _SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 def modes_now(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
     """The modes as they are; calling what is returned gives a context in which they are so again."""
     kinds = dict.fromkeys(("cpu", device.type))
-    autocast = [
-        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled())
-        for kind in kinds
-        if torch.amp.is_autocast_available(kind)
-    ]
+    autocast = [_autocast(kind) for kind in kinds if torch.amp.is_autocast_available(kind)]
     then = [get() for get, _ in _SWITCHES]
 
     @contextmanager
@@ -44,13 +40,20 @@ def modes_now(device: torch.device) -> Callable[[], AbstractContextManager[None]
         try:
             _put(then, now)
             with ExitStack() as stack:
-                for kind, on, dtype, cache in autocast:
-                    stack.enter_context(torch.autocast(kind, dtype, on, cache))
+                for then_of in autocast:
+                    if then_of != _autocast(then_of[0]):
+                        kind, on, dtype, cache = then_of
+                        stack.enter_context(torch.autocast(kind, dtype, on, cache))
                 yield
         finally:
             _put(now, then)
 
     return again
+
+
+def _autocast(kind: str) -> tuple[str, bool, torch.dtype, bool]:
+    """How autocast is set for a kind of device."""
+    return kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled()
 
 
 def _put(values: list[Any], instead_of: list[Any]) -> None:

@@ -28,8 +28,10 @@ def evaluate(
     With `vector` the value may also be k numbers, in the last dimension. Of a batch in parts it is their weighted sum.
     """
     if isinstance(batch, MicroBatches):
-        found = [(w, evaluate(loss_function, name, theta, phi_loss, part, vector=vector)) for w, part in each(batch)]
-        return torch.stack([w * loss for w, (loss, _) in found]).sum(0), of_parts([aux for _, (_, aux) in found], name)
+        of_each = [(w, evaluate(loss_function, name, theta, phi_loss, part, vector=vector)) for w, part in each(batch)]
+        return torch.stack([w * loss for w, (loss, _) in of_each]).sum(0), of_parts(
+            [aux for _, (_, aux) in of_each], name
+        )
     try:
         loss, aux = value_and_aux(loss_function(theta, phi_loss, batch), name)
     except Exception as error:
@@ -39,11 +41,13 @@ def evaluate(
     shape = tuple(loss.shape) if isinstance(loss, Tensor) else None
     several = vector and shape is not None and len(shape) == len(tasks) + 1 and shape[:-1] == tasks and shape[-1] > 0
     if not isinstance(loss, Tensor) or not (shape == tasks or several) or not loss.is_floating_point():
-        came = f"a {loss.dtype} tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        actual = (
+            f"a {loss.dtype} tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        )
         expected, do = "to return a scalar floating-point tensor (shape [])", "Reduce it with .mean() or .sum()."
         if vector:
             expected = "to return a scalar floating-point tensor (shape []), or a vector [k] of k >= 1 outer losses"
-        raise unexpected(name, expected, came, do)
+        raise unexpected(name, expected, actual, do)
     return loss, aux
 
 

@@ -23,7 +23,7 @@ def at_once(device: torch.device) -> bool:
 
 
 def finite(value: Tensor) -> bool:
-    """Whether every entry is finite; by their sum, which is quicker, unless that overflows."""
+    """Whether every entry is finite; by their sum, which is quicker, unless that overflows. Of any shape."""
     return math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
 
 
@@ -32,24 +32,24 @@ def check_finite(j: int, theta: Tensors, G_j: Gradient, batch: Any, names: Calla
 
     `names` gives theta and G_j by the names that a user knows.
     """
-    loss = G_j.loss.sum().item()  # over the tasks, if there are any
+    loss = (G_j.loss.sum() if G_j.loss.ndim else G_j.loss).item()  # over the tasks, if there are any
     sound = math.isfinite(loss) and math.isfinite(total(G_j.theta))
     if sound:
         return
     bad_theta, bad_G = broken(names(theta)), broken(names(G_j.theta))
     if bad_theta:
         broke = f"the update of step {j - 1} broke it, from a finite G_{j - 1}"
-        came = f"theta_{j} of {bad_theta} is not finite already: {broke}"
+        actual = f"theta_{j} of {bad_theta} is not finite already: {broke}"
     elif bad_G:
-        came = f"G_{j} of {bad_G} is not finite, the first quantity to break"
+        actual = f"G_{j} of {bad_G} is not finite, the first quantity to break"
     elif math.isfinite(loss):
         return  # only the sum overflowed
     else:
-        came = f"theta_{j} and G_{j} are finite"
+        actual = f"theta_{j} and G_{j} are finite"
     of_batch = "" if bad_theta else flaw(batch)
     raise NotFiniteError(
         f"train_loss at inner step j = {j}: expected a finite loss and gradient; got a loss of "
-        f"{loss:g}, and {came}. {of_batch}"
+        f"{loss:g}, and {actual}. {of_batch}"
         "Lower the learning rate, or keep the loss away from log(0), sqrt(0) and 0/0."
     )
 
@@ -72,7 +72,10 @@ def total(tensors: Tensors) -> float:
 
 
 def check_end(theta_J: Tensors, train_losses: list[Tensor], names: Callable[[Tensors], Tensors]) -> None:
-    """Raise `NotFiniteError` unless theta_J is finite; where steps were not looked at, say which loss broke first."""
+    """Raise `NotFiniteError` unless theta_J is finite; where steps were not looked at, say which loss broke first.
+
+    Each of train_losses is a scalar, or [T].
+    """
     bad = "" if math.isfinite(total(theta_J)) else broken(names(theta_J))
     if not bad:
         return

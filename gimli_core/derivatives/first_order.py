@@ -11,28 +11,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from gimli_core.derivatives.evaluate import differentiate, evaluate, task_shape
-from gimli_core.derivatives.held_weights import HeldWeights, noting
 from gimli_core.derivatives.kernels import twice_differentiable
+from gimli_core.derivatives.module_weights import ModuleWeights, noting
 from gimli_core.errors import unexpected
 from gimli_core.notation import Loss, Tensors
 
 __all__ = ["Gradient", "Graph", "gradient", "gradients", "hessian"]
 
 
+class Layout(Protocol):
+    """How tensors lie in one vector, for a loss that is handed the vector (transforms/one_vector.py)."""
+
+    def names(self, theta: Tensors) -> Tensors:
+        """Views of the vector, by name."""
+
+    def theta(self, theta: Tensors) -> Tensors:
+        """Tensors by name as the vector."""
+
+
 class Graph(NamedTuple):
-    """A gradient that can still be differentiated, and the leaves it hangs from."""
+    """A gradient that can still be differentiated, and the leaves it hangs from.
+
+    The leaves are single tensors where theta is one vector: taking that apart and joining it again are then nodes of
+    no graph, and what the loss does not use is seen.
+    """
 
     G: tuple[Tensor, ...]
     theta: Tensors
     phi_loss: Tensors
-    held: HeldWeights  # by modules, while the loss was evaluated
+    weights: ModuleWeights  # by modules, while the loss was evaluated
     loss: Tensor
+    layout: Layout | None  # of theta, if it is one vector
 
 
 class Gradient(NamedTuple):
@@ -42,8 +57,10 @@ class Gradient(NamedTuple):
     theta: Tensors  # G_j for the inner loss, a term of B_j for the validation loss
     phi_loss: Tensors  # explicit dependence on phi_loss; empty unless asked for
     graph: Graph | None
-    unused: frozenset[str] = frozenset()  # entries of theta to which the loss has no gradient path; their gradient is 0
+    # Tensors, by name, to which the loss has no gradient path; their gradient is 0.
+    unused: frozenset[str] = frozenset()
     aux: Any = None  # what the loss returns beside its value
+    share: tuple[float, bool] | None = None  # what this rank's part of the batch counted for (over_ranks.py)
 
 
 def gradient(
@@ -58,7 +75,8 @@ def gradient(
     keep_graph: bool = False,
     recorded: bool = False,
 ) -> Gradient:
-    """The loss and its gradient with respect to theta (and to phi_loss, if `of_phi`).
+    """The loss and its gradient with respect to theta (and to phi_loss, if `of_phi`). The loss is a scalar, or [T] or
+    [k]; the gradient has the shapes of theta and phi_loss.
 
     An entry that the loss does not depend on has gradient 0, and is named in `unused`: an optimizer leaves it alone.
 
@@ -118,8 +136,9 @@ class _Evaluated(NamedTuple):
     loss: Tensor
     theta: Tensors
     phi_loss: Tensors
-    held: HeldWeights
+    weights: ModuleWeights
     aux: Any
+    layout: Layout | None
 
 
 def _evaluated(
@@ -134,11 +153,14 @@ def _evaluated(
     vector: bool = False,
     recorded: bool = False,
 ) -> _Evaluated:
+    layout: Layout | None = getattr(loss_function, "layout", None)
+    if layout is not None:
+        loss_function, theta = loss_function.loss, layout.names(theta)  # type: ignore[attr-defined]
     theta_leaf = {k: _leaf(v, True, recorded) for k, v in theta.items()}
     phi_leaf = {k: _leaf(v, of_phi, recorded) for k, v in phi_loss.items()}
-    with noting() as held:
+    with noting() as weights:
         loss, aux = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch, vector=vector)
-    return _Evaluated(loss, theta_leaf, phi_leaf, held, aux)
+    return _Evaluated(loss, theta_leaf, phi_leaf, weights, aux, layout)
 
 
 def _gradient(
@@ -152,15 +174,15 @@ def _gradient(
     recorded: bool = False,
 ) -> Gradient:
     """The gradient of a loss, of its sum over tasks, or of `along · loss`; with `retain` another may follow."""
-    loss, theta, phi_loss, held, aux = at
+    loss, theta, phi_loss, weights, aux, layout = at
     inputs = [*theta.values(), *(phi_loss.values() if of_phi else ())]
 
     def derivative(create_graph: bool) -> tuple[Tensor | None, ...]:
         return differentiate(loss, inputs, create_graph=create_graph, along=along, retain=retain)
 
-    with held.in_place():
-        found = derivative(keep_graph or recorded or bool(held.later))
-    if held.changes(found, lambda: derivative(True)):
+    with weights.in_place():
+        gradients = derivative(keep_graph or recorded or bool(weights.later))
+    if weights.changes(gradients, lambda: derivative(True)):
         raise unexpected(
             name,
             "a module with work put off until backward (checkpoints) to have one set of weights",
@@ -168,14 +190,14 @@ def _gradient(
             "Leave out the checkpoints, give each set a "
             "module of its own, or run tasks one at a time: gimli.Tasks(T, chunk=1).",
         )
-    if all(g is None for g in found[: len(theta)]):
+    if all(g is None for g in gradients[: len(theta)]):
         raise unexpected(
             name,
             "a loss that depends on theta",
             "a loss with no gradient path to any entry of theta",
             "Compute it from the theta it is called with, without .detach(), .item() or torch.no_grad().",
         )
-    for k, g in zip(theta, found, strict=False):
+    for k, g in zip(theta, gradients, strict=False):
         if g is not None and g.layout != torch.strided:
             raise unexpected(
                 name,
@@ -183,14 +205,15 @@ def _gradient(
                 f"a sparse one for {k!r}, which has no second derivative",
                 "Build the embedding with sparse=False; gimli.optimizers.SparseAdam takes dense gradients.",
             )
-    G = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True))
+    G = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True))
     values = [g if recorded else g.detach() for g in G]
+    by_name = dict(zip(theta, values, strict=False))
     return Gradient(
         loss if recorded else loss.detach(),
-        dict(zip(theta, values, strict=False)),
+        by_name if layout is None else layout.theta(by_name),
         dict(zip(phi_loss, values[len(theta) :], strict=True)) if of_phi else {},
-        Graph(G, theta, phi_loss, held, loss) if keep_graph else None,
-        frozenset(k for k, g in zip(theta, found, strict=False) if g is None),
+        Graph(G, theta, phi_loss, weights, loss, layout) if keep_graph else None,
+        frozenset(k for k, g in zip(theta, gradients, strict=False) if g is None),
         aux,
     )
 
@@ -209,13 +232,11 @@ def hessian(graph: Graph) -> Tensor:
     leaves = list(graph.theta.values())
     rows = []
     for g in (entry for G in graph.G for entry in G.reshape(-1)):
-        found: tuple[Tensor | None, ...] = (None,) * len(leaves)
+        row: tuple[Tensor | None, ...] = (None,) * len(leaves)
         if g.requires_grad:
-            with graph.held.in_place():
-                found = torch.autograd.grad(g, leaves, retain_graph=True, allow_unused=True)
+            with graph.weights.in_place():
+                row = torch.autograd.grad(g, leaves, retain_graph=True, allow_unused=True)
         rows.append(
-            torch.cat(
-                [(torch.zeros_like(x) if p is None else p).reshape(-1) for p, x in zip(found, leaves, strict=True)]
-            )
+            torch.cat([(torch.zeros_like(x) if p is None else p).reshape(-1) for p, x in zip(row, leaves, strict=True)])
         )
     return torch.stack(rows)

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from gimli_core.derivatives.beside_loss import check_alike
 from gimli_core.errors import unexpected
 
-__all__ = ["MicroBatches", "each", "of_parts", "split", "together", "weighed"]
+__all__ = ["MicroBatches", "each", "examples", "of_parts", "split", "together", "weighed"]
 
 LABEL = "MicroBatches(parts)"
 
@@ -58,13 +58,13 @@ class MicroBatches(_Parts):
 
     def __new__(cls, parts: Sequence[Any], weights: Sequence[float] | None = None) -> MicroBatches:
         if not isinstance(parts, (list, tuple)) or not parts:
-            came = f"a {type(parts).__name__}" if not isinstance(parts, (list, tuple)) else "none"
-            raise unexpected(LABEL, "a list of one batch or more", came, "Give the parts in a list.")
+            actual = f"a {type(parts).__name__}" if not isinstance(parts, (list, tuple)) else "none"
+            raise unexpected(LABEL, "a list of one batch or more", actual, "Give the parts in a list.")
         structures = [pytree.tree_structure(part) for part in parts]
         for i, structure in enumerate(structures):
             if structure != structures[0]:
-                expected, came = f"parts of one structure, as the first: {structures[0]}", f"part {i}: {structure}"
-                raise unexpected(LABEL, expected, came, "Give every part the same keys.")
+                expected, actual = f"parts of one structure, as the first: {structures[0]}", f"part {i}: {structure}"
+                raise unexpected(LABEL, expected, actual, "Give every part the same keys.")
         for i, part in enumerate(parts):
             if any(isinstance(x, Tensor) and x.numel() == 0 and 0 in x.shape[:1] for x in pytree.tree_leaves(part)):
                 raise unexpected(LABEL, "parts with examples", f"part {i}, which is empty", "Leave it out.")
@@ -81,9 +81,9 @@ def _checked(weights: Any, count: int) -> tuple[float, ...] | None:
     total, ones = sum(numbers), all(w == 1 for w in numbers)
     if len(numbers) != count or not (ones or abs(total - 1) <= 1e-6) or not all(map(math.isfinite, numbers)):
         expected = f"{count} numbers that sum to 1 (the loss is a mean), or ones (it is a sum)"
-        came = f"{len(numbers)} with the sum {total:g}"
+        actual = f"{len(numbers)} with the sum {total:g}"
         do = "n_i / n, of what the loss divides by, is the weight of a part; by default of its examples."
-        raise unexpected("MicroBatches(weights)", expected, came, do)
+        raise unexpected("MicroBatches(weights)", expected, actual, do)
     return numbers
 
 
@@ -91,33 +91,33 @@ def weighed(batch: MicroBatches, dim: int) -> MicroBatches:
     """The parts with weights; by default the shares of their examples, counted in dimension `dim` of a tensor."""
     if batch.weights is not None:
         return batch
-    counts = [_examples(part, dim) for part in batch.parts]
+    counts = [examples(part, dim) for part in batch.parts]
     return MicroBatches(batch.parts, [n / sum(counts) for n in counts])
 
 
 def split(batch: Any, count: int, dim: int) -> MicroBatches:
     """A batch in `count` parts along dimension `dim` of each of its tensors. Raises ArgumentError."""
     if isinstance(batch, MicroBatches):
-        came, do = "a batch that is MicroBatches already", "Give one of the two."
-        raise unexpected("micro_batches", "None beside MicroBatches in train_batches", came, do)
-    n = _examples(batch, dim)
+        actual, do = "a batch that is MicroBatches already", "Give one of the two."
+        raise unexpected("micro_batches", "None beside MicroBatches in train_batches", actual, do)
+    n = examples(batch, dim)
     if n < count:
-        came, do = f"{count} of a batch of {n}", "Lower it."
-        raise unexpected("micro_batches", "at most one for each example", came, do)
+        actual, do = f"{count} of a batch of {n}", "Lower it."
+        raise unexpected("micro_batches", "at most one for each example", actual, do)
     leaves, structure = pytree.tree_flatten(batch)
     cut = [x.tensor_split(count, dim) if isinstance(x, Tensor) else (x,) * count for x in leaves]
     return MicroBatches([pytree.tree_unflatten(part, structure) for part in zip(*cut, strict=True)])
 
 
-def _examples(batch: Any, dim: int) -> int:
+def examples(batch: Any, dim: int) -> int:
     """How many examples a batch holds. Raises ArgumentError where its tensors do not agree."""
     tensors = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
     counts = {x.shape[dim] if x.ndim > dim else -1 for x in tensors}
     if len(counts) != 1 or -1 in counts:
         shapes = [list(x.shape) for x in tensors]
-        expected, came = f"tensors with one number of examples, in dimension {dim}", f"shapes {shapes}"
+        expected, actual = f"tensors with one number of examples, in dimension {dim}", f"shapes {shapes}"
         do = "Build the parts yourself: gimli.MicroBatches([…], weights=[…])."
-        raise unexpected("a batch in micro-batches", expected, came, do)
+        raise unexpected("a batch in micro-batches", expected, actual, do)
     return counts.pop()
 
 

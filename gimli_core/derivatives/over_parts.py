@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.derivatives.first_order import Gradient, gradient
+from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.derivatives.micro_batches import MicroBatches, each, of_parts
 from gimli_core.derivatives.second_order import BY_GRAPH, Products, from_a_point, reverse_over_reverse
 from gimli_core.notation import Loss, Tensors
@@ -43,15 +44,19 @@ def gradient_of_parts(
     *,
     frozen: Mapping[str, Tensor] | None = None,
 ) -> Gradient:
-    """G_j = Σ_i w_i grad ell of part i, without a graph. Cost 3F, in the memory of one part."""
+    """G_j = Σ_i w_i grad ell of part i, in the shapes of theta. Cost 3F, in the memory of one part.
+
+    No schedule keeps a graph of parts, so none is recorded; the kernels are those of the sweep all the same, which may
+    draw other random numbers than those that it cannot take.
+    """
     G, losses, unused, aux = _Sum(), _Sum(), None, []
     for weight, part in each(batch):
-        found = gradient(loss_function, name, theta, phi_loss, part, frozen=frozen, keep_graph=True)
-        found = found._replace(graph=None)
-        G.add(found.theta, weight)
-        losses.add({"loss": found.loss}, weight)
-        unused = found.unused if unused is None else unused & found.unused
-        aux.append(found.aux)
+        with twice_differentiable():
+            of_part = gradient(loss_function, name, theta, phi_loss, part, frozen=frozen)
+        G.add(of_part.theta, weight)
+        losses.add({"loss": of_part.loss}, weight)
+        unused = of_part.unused if unused is None else unused & of_part.unused
+        aux.append(of_part.aux)
     assert unused is not None
     return Gradient(losses.total()["loss"], G.total(), {}, None, unused, of_parts(aux, name))
 
@@ -68,20 +73,23 @@ def products_of_parts(
     frozen: Mapping[str, Tensor] | None = None,
     curvature: bool = True,
 ) -> Products:
-    """V_j Hessian and V_j mixed, Σ_i w_i times those of part i. Cost 9F, in the memory of one part."""
+    """V_j Hessian and V_j mixed, Σ_i w_i times those of part i. Cost 9F, in the memory of one part.
+
+    g is a scalar, or [T]; V_j has the shapes of theta.
+    """
     H, mixed, losses = _Sum(), _Sum(), _Sum()
     linear, reached = True, frozenset[str]()
     for weight, part in each(batch):
         if mean in ("auto", BY_GRAPH):
             G = gradient(loss_function, "train_loss", theta, phi_loss, part, frozen=frozen, keep_graph=True)
             assert G.graph is not None
-            found = reverse_over_reverse.products(G.graph, V, g, curvature=curvature)._replace(loss=G.loss)
+            of_part = reverse_over_reverse.products(G.graph, V, g, curvature=curvature)._replace(loss=G.loss)
             del G
         else:
-            found = from_a_point(mean)(loss_function, theta, phi_loss, part, V, g, frozen=frozen, curvature=curvature)
-        H.add(found.curvature, weight)
-        mixed.add(found.mixed, weight)
-        if found.loss is not None:
-            losses.add({"loss": found.loss}, weight)
-        linear, reached = linear and found.linear, reached | found.reached
+            of_part = from_a_point(mean)(loss_function, theta, phi_loss, part, V, g, frozen=frozen, curvature=curvature)
+        H.add(of_part.curvature, weight)
+        mixed.add(of_part.mixed, weight)
+        if of_part.loss is not None:
+            losses.add({"loss": of_part.loss}, weight)
+        linear, reached = linear and of_part.linear, reached | of_part.reached
     return Products(H.total(), mixed.total(), linear, reached, losses.total().get("loss"))

@@ -16,8 +16,9 @@ from gimli_core.notation import State, Tensors
 from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.results import Trajectory
-from gimli_core.runs.make_run import Wants, make_run
+from gimli_core.runs.make_run import make_run
 from gimli_core.runs.run import drain
+from gimli_core.runs.wants import Wants
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
 

@@ -120,46 +120,46 @@ def evaluate(
     try:
         with torch.no_grad():
             _lay(environment, ended.buffers_J)
-            found = {
-                name: _measured(name, metric, J, T, problem, theta_0, phi_loss, ended.theta_J, phi, batch)
+            of_all = _alone if T is None else _over_tasks(problem, theta_0, phi_loss, T)
+            means = {
+                name: of_all(_of_one(metric, name, J), name)(ended.theta_J, phi, batch)
                 for name, metric in metrics.items()
             }
     finally:
         environment.restore(before)
-    return Evaluation(found, ended)
+    return Evaluation(means, ended)
 
 
-def _measured(
-    name: str,
-    metric: Metric,
-    J: int,
-    tasks: Tasks | None,
-    problem: Problem,
-    theta_0: Any,
-    phi_loss: Any,
-    theta_J: Tensors,
-    phi: Tensors,
-    batch: Any,
-) -> Tensor:
-    """[T] values of one metric."""
+def _over_tasks(problem: Problem, theta_0: Any, phi_loss: Any, tasks: Tasks) -> Callable[[Any, str], Metric]:
+    """What makes a metric of one task, and its name, a metric of all: [T] values."""
+    theta_per_task, plain = theta_by_task(theta_0, tasks.count)
+    shared = frozenset(k for k in split_frozen(plain)[1] if k not in theta_per_task)
+    all_marked, entries = split_marked(phi_loss)
+    by_task = frozenset(k for k, v in (entries or {}).items() if all_marked or isinstance(v, PerTask))
+    modules = modules_of(problem)
+    return lambda of_one, name: LossOverTasks(of_one, name, tasks.count, shared, by_task, modules)
 
-    def of_one(theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
-        value, _ = value_and_aux(called(metric, theta, phi_loss, batch, J), name)
-        return torch.as_tensor(value)
 
-    if tasks is None:
-        value: Tensor = of_one(theta_J, phi, batch)
+def _alone(of_one: Metric, name: str) -> Metric:
+    """A metric without tasks, as of one task: [1]."""
+
+    def of_all(theta: Tensors, phi_loss: Tensors, batch: Any) -> Tensor:
+        value: Tensor = of_one(theta, phi_loss, batch)
         if value.ndim != 0:
             do = "Reduce it with .mean()."
             raise unexpected(name, "one number for a task", f"shape {list(value.shape)}", do)
         return value.reshape(1)
-    own_theta, plain = theta_by_task(theta_0, tasks.count)
-    shared = frozenset(k for k in split_frozen(plain)[1] if k not in own_theta)
-    whole, entries = split_marked(phi_loss)
-    by_task = frozenset(k for k, v in (entries or {}).items() if whole or isinstance(v, PerTask))
-    over_all = LossOverTasks(of_one, name, tasks.count, shared, by_task, modules_of(problem))
-    of_tasks: Tensor = over_all(theta_J, phi, batch)
-    return of_tasks
+
+    return of_all
+
+
+def _of_one(metric: Metric, name: str, J: int) -> Metric:
+    """A metric at theta_J, without what it returns beside its value."""
+
+    def of_one(theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
+        return torch.as_tensor(value_and_aux(called(metric, theta, phi_loss, batch, J), name)[0])
+
+    return of_one
 
 
 def _lay(environment: Environment, buffers_J: Tensors) -> None:

@@ -112,13 +112,13 @@ class EpisodeSampler(Sampler[list[int]]):
         small = [int(c) for c, count in zip(self.classes, counts, strict=True) if count < least]
         if small:
             first = int(counts[self.classes.tolist().index(small[0])])
-            came = f"{first} of class {small[0]}" + (f", and too few of {len(small) - 1} more" if small[1:] else "")
+            actual = f"{first} of class {small[0]}" + (f", and too few of {len(small) - 1} more" if small[1:] else "")
             do = "Leave small classes out, or ask for fewer shots or queries."
-            raise unexpected("labels", f"at least {least} rows of each class, shot + queries", came, do)
+            raise unexpected("labels", f"at least {least} rows of each class, shot + queries", actual, do)
         if not balanced and sum(sorted(counts.tolist())[:way]) < way * (shot + queries):
-            came = f"{sum(sorted(counts.tolist())[:way])} in the {way} smallest"
+            actual = f"{sum(sorted(counts.tolist())[:way])} in the {way} smallest"
             do = "Ask for fewer queries."
-            raise unexpected("labels", f"{way * (shot + queries)} rows in any {way} classes", came, do)
+            raise unexpected("labels", f"{way * (shot + queries)} rows in any {way} classes", actual, do)
 
     def __len__(self) -> int:
         return self.batches
@@ -154,23 +154,25 @@ class Episodes:
     Args:
         x: [n, …]; bytes (uint8) come out as numbers from 0 to 1.
         sampler: of the rows' labels.
+        device: where episodes are put.
 
     Raises:
         ArgumentError: another number of rows than labels, numbers that are not finite.
     """
 
-    def __init__(self, x: Tensor, sampler: EpisodeSampler) -> None:
+    def __init__(self, x: Tensor, sampler: EpisodeSampler, device: str | torch.device = "cpu") -> None:
         if len(x) != len(sampler.labels):
             expected = f"{len(sampler.labels)} rows, one a label"
             raise unexpected("x", expected, str(len(x)), "Give each row its label.")
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             row = int((~torch.isfinite(x.flatten(1))).any(1).nonzero()[0])
             raise unexpected("x", "finite numbers", f"others in row {row}", "Mend the row, or leave it out.")
-        self.x, self.sampler = x, sampler
+        self.x, self.sampler, self.device = x, sampler, device
 
     def __call__(self, number: int) -> Episode:
         rows = self.sampler.rows(number)
-        drawn = episodes_of(self.x[rows], self.sampler.labels[rows], self.sampler.way, self.sampler.shot)
+        x, labels = self.x[rows].to(self.device), self.sampler.labels[rows].to(self.device)
+        drawn = episodes_of(x, labels, self.sampler.way, self.sampler.shot)
         return drawn._replace(number=number)
 
 
@@ -236,6 +238,6 @@ def check_count(name: str, value: object, least: int) -> None:
 def _checked_labels(labels: Tensor | Sequence[int]) -> Tensor:
     checked = torch.as_tensor(labels)
     if checked.ndim != 1 or not len(checked) or checked.is_floating_point() or checked.is_complex():
-        came = f"shape {list(checked.shape)} of {checked.dtype}"
-        raise unexpected("labels", "whole numbers, one a row", came, "Number the classes.")
+        actual = f"shape {list(checked.shape)} of {checked.dtype}"
+        raise unexpected("labels", "whole numbers, one a row", actual, "Number the classes.")
     return checked.long()

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from gimli_core.errors import listing, unexpected
-from gimli_core.few_shot.data.images import LabelledImages, parts_of
+from gimli_core.few_shot.data.images import PARTS, LabelledImages, parts_of
 from gimli_core.few_shot.episodes import Episodes, EpisodeSampler, check_count, with_rotations
 from gimli_core.few_shot.figures import figure_of, protocol_of
-from gimli_core.few_shot.method import Estimator, Evaluation, Method, evaluate
+from gimli_core.few_shot.gradient_based.lstm import LstmMetaLearner
+from gimli_core.few_shot.gradient_based.maml import Maml
+from gimli_core.few_shot.method import Estimator, Method, evaluate
 from gimli_core.few_shot.model_based.mann import Mann
 from gimli_core.few_shot.networks import NETWORKS
+from gimli_core.few_shot.networks.parts import PIXEL_AT
+from gimli_core.few_shot.outcome import Outcome
 from gimli_core.few_shot.protocol import Protocol
 from gimli_core.few_shot.recipes import RECIPES, Recipe, Setting
-from gimli_core.memory.whole_file import writing
+from gimli_core.inner_loop.checks import check_device
+from gimli_core.memory.allocator import reusing
 from gimli_core.outer_loop.outer_loop import OuterLoop
 
-__all__ = ["Experiment", "Options", "Outcome", "read_outcome"]
+__all__ = ["Experiment", "Options"]
 
-TRAINING, VALIDATION, TEST = 0, 1, 2  # streams of episodes
 TEST_TASKS = 10  # run together
 VALIDATIONS, VALIDATION_EPISODES = 8, 60
+BASELINE_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
@@ -45,50 +50,10 @@ class Options:
     rate: float | None = None
     network: str | None = None
     filters: int | None = None
+    bfloat16: bool | None = None
     episodes: int = 600
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came out, as a file holds it."""
-
-    method: str
-    accuracy: Evaluation
-    paper: str  # its figure, or why there is none
-    protocol: Protocol
-    differences: tuple[str, ...]  # of the protocol from the paper's
-    by_instance: tuple[float, ...] = ()  # MANN's
-
-    def __str__(self) -> str:
-        lines = [f"{self.method}: {self.accuracy}; the paper: {self.paper}", "protocol:", str(self.protocol)]
-        if self.by_instance:
-            lines.append("right at the 1st, 2nd, … row of a class: " + " ".join(f"{x:.1f}" for x in self.by_instance))
-        if self.differences:
-            lines += ["differs from the paper's in", *(f"  {line}" for line in self.differences)]
-        return "\n".join(lines)
-
-    def save(self, path: Path) -> None:
-        """As JSON; whole or not at all."""
-        held = {**asdict(self), "accuracy": self.accuracy._asdict()}
-        with writing("--out", path) as file:
-            file.write(json.dumps(held, indent=1).encode())
-
-
-def read_outcome(path: Path) -> Outcome:
-    """What `save` wrote. Raises ArgumentError."""
-    try:
-        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Outcome(
-            held["method"],
-            Evaluation(**held["accuracy"]),
-            held["paper"],
-            Protocol(**held["protocol"]),
-            tuple(held["differences"]),
-            tuple(held["by_instance"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise unexpected(str(path), "a result of `gimli few-shot`", str(error), "Remove it.") from None
+    device: str = "cpu"
 
 
 class Experiment:
@@ -98,12 +63,15 @@ class Experiment:
         name: of the method, one of `RECIPES`.
         data: the images.
         options: what differs from the recipe.
+        recipe: in place of the method's own.
 
     Raises:
         ArgumentError: an unknown name, a split without classes, classes that are too small, numbers below 1.
     """
 
-    def __init__(self, name: str, data: LabelledImages, options: Options | None = None) -> None:
+    def __init__(
+        self, name: str, data: LabelledImages, options: Options | None = None, recipe: Recipe | None = None
+    ) -> None:
         options = options or Options()
         if name not in RECIPES:
             raise unexpected("METHOD", listing(RECIPES), repr(name), "Choose one of them.")
@@ -111,9 +79,10 @@ class Experiment:
             if (value := getattr(options, field)) is not None:
                 least = 2 if field in ("way", "train_way", "episodes") else 1
                 check_count(f"--{field.replace('_', '-')}", value, least)
+        check_device(options.device)
         if options.network is not None and options.network not in NETWORKS:
             raise unexpected("--network", listing(NETWORKS), repr(options.network), "Choose one of them.")
-        recipe = RECIPES[name]
+        recipe = recipe or RECIPES[name]
         quick = data.name == "digits"
         self.name, self.recipe, self.options = name, recipe, options
         self.steps = options.steps or (recipe.quick_steps if quick else recipe.steps)
@@ -122,18 +91,23 @@ class Experiment:
         rotations = drawings if options.rotations is None else options.rotations
         in_test = rotations and not quick  # the digits' test is on the upright ones
         sources = {
-            "train": self._source(data.part(parts, "train"), recipe, rotations, TRAINING),
-            "test": self._source(data.part(parts, "test"), recipe, in_test, TEST),
+            "train": self._source(data, parts, "train", rotations),
+            "test": self._source(data, parts, "test", in_test),
         }
         if (parts == 1).any():
-            sources["val"] = self._source(data.part(parts, "val"), recipe, in_test, VALIDATION)
+            sources["val"] = self._source(data, parts, "val", in_test)
         self.training, self.test, self.validation = sources["train"], sources["test"], sources.get("val")
         network = options.network or recipe.network
-        filters = options.filters or (recipe.quick_filters if quick else 64 if drawings else 32)
+        filters = options.filters or (recipe.quick_filters if quick else recipe.filters)
         channels, size = data.images.shape[1], data.images.shape[-1]
-        setting = Setting(channels, size, options.way, network, filters, self.steps)
+        large = size > PIXEL_AT
+        if options.bfloat16 and not large:
+            expected = f"images of more than {PIXEL_AT} × {PIXEL_AT}"
+            raise unexpected("--bfloat16", expected, f"{size} × {size}", "Leave it out.")
+        bfloat16 = recipe.bfloat16 and large if options.bfloat16 is None else options.bfloat16
+        self.setting = setting = Setting(channels, size, options.way, network, filters, self.steps, bfloat16)
         torch.manual_seed(options.seed)
-        self.method: Method = recipe.make(setting)
+        self.method: Method = recipe.make(setting).to(options.device)
         sampler = self.training.sampler
         self.protocol = Protocol(
             "omniglot" if data.name.startswith("omniglot") else data.name,
@@ -145,28 +119,41 @@ class Experiment:
             options.queries,
             ("training and test" if in_test else "training") if rotations else "none",
             recipe.batch_norm,
-            f"{network}, {filters} filters",
+            f"{network}, {filters} filters" + ", convolutions in bfloat16" * bfloat16,
             recipe.adaptation(setting),
             f"{self.steps} meta-batches of {sampler.tasks} tasks",
         )
 
-    def _source(self, rows: tuple[torch.Tensor, torch.Tensor], recipe: Recipe, turned: bool, stream: int) -> Episodes:
-        images, labels = with_rotations(*rows) if turned else rows
-        options, training = self.options, stream == TRAINING
+    def _source(self, data: LabelledImages, parts: torch.Tensor, which: str, turned: bool) -> Episodes:
+        images, labels = data.part(parts, which)
+        options, recipe, training = self.options, self.recipe, which == "train"
         way = (options.train_way or recipe.train_way or options.way) if training else options.way
         shot = (options.train_shot or recipe.train_shot or options.shot) if training else options.shot
-        if training and options.train_way is None:
-            way = min(way, int(labels.max()) + 1)  # a recipe's, not asked for
         tasks = (options.tasks or recipe.tasks) if training else TEST_TASKS
         queries = recipe.queries if training else options.queries
-        seed = 3 * options.seed + stream
-        return Episodes(images, EpisodeSampler(labels, way=way, shot=shot, queries=queries, tasks=tasks, seed=seed))
+        counts = torch.bincount(labels).tolist()
+        names = [name for name, part in zip(data.names, parts.tolist(), strict=True) if part == PARTS.index(which)]
+        small = [name for name, count in zip(names, counts, strict=True) if count < shot + queries]
+        if small:
+            came = f"{counts[names.index(small[0])]} in {small[0]!r}" + (
+                f", and {len(small) - 1} more" * bool(small[1:])
+            )
+            do = "Leave small classes out, or ask for fewer shots or queries."
+            raise unexpected("--data", f"{shot + queries} images of each class, shot + queries", came, do)
+        if turned:
+            images, labels = with_rotations(images, labels)
+        if training and options.train_way is None:
+            way = min(way, int(labels.max()) + 1)  # a recipe's, not asked for
+        seed = 3 * options.seed + PARTS.index(which)
+        sampler = EpisodeSampler(labels, way=way, shot=shot, queries=queries, tasks=tasks, seed=seed)
+        return Episodes(images, sampler, options.device)
 
     def run(self, out: Path | None = None, progress: bool = False) -> Outcome:
         """Train, or go on where a killed training was; evaluate; the outcome, also as `out/result.json`."""
         loop = self.loop(out, progress)
-        loop.run()
-        return self.outcome(out)
+        with reusing():  # every step takes the same memory: a quarter of the time, if the kernel cleared it each time
+            loop.run()
+            return self.outcome(out)
 
     def loop(self, out: Path | None = None, progress: bool = False) -> OuterLoop:
         """The training, not begun."""
@@ -212,7 +199,27 @@ class Experiment:
             self.protocol,
             () if paper is None else tuple(self.protocol.differences(paper)),
             instances,
+            self._baselines(),
         )
         if out is not None:
             outcome.save(out / "result.json")
         return outcome
+
+    def _baselines(self) -> tuple[str, ...]:
+        """For a learned rule: SGD in its place, with the rate that is best on the validation classes."""
+        if not isinstance(self.method, LstmMetaLearner):
+            return ()
+        tuning = self.validation or self.training
+        torch.manual_seed(self.options.seed)
+        starts: dict[str, nn.Module] = {
+            "its start": self.method.learner,
+            "a random start": self.setting.learner().to(self.options.device),
+        }
+        lines = []
+        for start, learner in starts.items():
+            rivals = {rate: Maml(learner, lr=rate, steps=self.method.steps) for rate in BASELINE_RATES}
+            tuned = {rate: evaluate(rival, tuning, VALIDATION_EPISODES).mean for rate, rival in rivals.items()}
+            best = max(tuned, key=lambda rate: tuned[rate])
+            accuracy = evaluate(rivals[best], self.test, self.options.episodes)
+            lines.append(f"SGD of rate {best:g} (the best of {len(tuned)}) from {start}, as many steps: {accuracy}")
+        return tuple(lines)

@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from gimli_core.few_shot.experiment import Outcome
 from gimli_core.few_shot.figures import figure_of
-from gimli_core.memory.whole_file import writing
+from gimli_core.few_shot.outcome import Outcome
+from gimli_core.memory.atomic_file import writing
 
 __all__ = ["draw", "markdown", "save"]
 

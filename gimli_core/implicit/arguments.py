@@ -25,9 +25,9 @@ from gimli_core.notation import COUNTS, Tensors
 from gimli_core.problem import Problem
 from gimli_core.requirements.examine import require
 from gimli_core.transforms.proximal import ProximalLoss, with_centre
-from gimli_core.transforms.tasks import Tasks, check_tasks, own
+from gimli_core.transforms.tasks import Tasks, check_tasks, checked_per_task
 
-__all__ = ["Asked", "checked"]
+__all__ = ["Asked", "FixedPointCall", "checked"]
 
 UNROLL = "Unroll the loop: gimli.meta_gradient."
 LATE = 1e9  # steps after which the corrections of an average's start have gone
@@ -51,42 +51,47 @@ class Asked:
 
     def precondition(self, here: FixedPoint) -> Callable[[Tensor], Tensor] | None:
         """The preconditioner on vectors."""
-        given = self.preconditioner
-        if given is None:
+        preconditioner = self.preconditioner
+        if preconditioner is None:
             return None
-        if isinstance(given, Mapping):
-            diagonal = here.vector(dict(given))
+        if isinstance(preconditioner, Mapping):
+            diagonal = here.vector(dict(preconditioner))
             return lambda r: r / diagonal
-        return lambda r: here.vector(given(here.tensors(r)))
+        return lambda r: here.vector(preconditioner(here.tensors(r)))
 
 
-def checked(
-    problem: Problem,
-    theta_star: Any,
-    train_batch: Any,
-    val_batch: Any,
-    *,
-    phi_loss: Any,
-    theta_0: Any,
-    solver: Any,
-    damping: Any,
-    warm_start: Any,
-    preconditioner: Any,
-    inner_tolerance: Any,
-    state_star: Any,
-    phi_opt: Any,
-    second_order: str,
-    tasks: Any,
-    check: bool,
-) -> Asked:
-    """Raises ArgumentError or RequirementError."""
+@dataclass(frozen=True, eq=False)
+class FixedPointCall:
+    """The arguments of `gimli.implicit_gradient`, unchecked; that function's docstring says what each means."""
+
+    problem: Problem
+    theta_star: Any
+    train_batch: Any
+    val_batch: Any
+    phi_loss: Any
+    theta_0: Any
+    solver: Any
+    damping: Any
+    warm_start: Any
+    preconditioner: Any
+    inner_tolerance: Any
+    state_star: Any
+    phi_opt: Any
+    second_order: str
+    tasks: Any
+    check: bool
+
+
+def checked(asked: FixedPointCall) -> Asked:
+    """What is solved, and how. Raises ArgumentError or RequirementError."""
+    problem, solver, damping, theta_0 = asked.problem, asked.solver, asked.damping, asked.theta_0
     _check_solver(solver)
-    if phi_opt:
+    if asked.phi_opt:
         raise unexpected(
             "phi_opt",
             "None: where the inner loop rests does not depend on the way there, so that the "
             "derivative by the optimizer's hyperparameters is 0",
-            listing(unmarked(phi_opt)),
+            listing(unmarked(asked.phi_opt)),
             f"{UNROLL} A weight decay goes into train_loss, as phi_loss.",
         )
     number = isinstance(damping, (int, float)) and not isinstance(damping, bool)
@@ -95,13 +100,14 @@ def checked(
     if damping and isinstance(solver, Neumann):
         do = "Use gimli.proximal, or CG."
         raise unexpected("damping", "0 with Neumann, which takes the rule's own steps", repr(damping), do)
+    inner_tolerance = asked.inner_tolerance
     if isinstance(inner_tolerance, bool) or not isinstance(inner_tolerance, (int, float)) or not inner_tolerance > 0:
         do = "It is relative to the result; math.inf lets any inner loop pass."
         raise unexpected("inner_tolerance", "a number > 0", repr(inner_tolerance), do)
     if isinstance(solver, Neumann) and isinstance(problem, Problem) and problem.optimizer.seen():
-        came, do = f"{type(problem.optimizer).__name__}, which sees {listing(problem.optimizer.seen())}", UNROLL
-        raise unexpected("optimizer", "a rule of the gradient alone, for Neumann", came, do)
-    T = check_tasks(tasks)
+        actual, do = f"{type(problem.optimizer).__name__}, which sees {listing(problem.optimizer.seen())}", UNROLL
+        raise unexpected("optimizer", "a rule of the gradient alone, for Neumann", actual, do)
+    T = check_tasks(asked.tasks)
     if T is not None and T.chunk is not None:
         do = "Call once a chunk: nothing else is shared."
         raise unexpected("tasks", "no chunk=, as all tasks are solved together", repr(T), do)
@@ -109,46 +115,46 @@ def checked(
     if isinstance(train_loss, ProximalLoss) and theta_0 is None:
         do = "Give the theta_0 that the inner loop began from."
         raise unexpected("theta_0", "the centre of the proximal problem", "None", do)
-    phi_loss = with_centre(train_loss, theta_0, phi_loss)
+    phi_loss = with_centre(train_loss, theta_0, asked.phi_loss)
     if not unmarked(phi_loss):
         do = "Give phi_loss, or make the problem proximal: gimli.proximal(problem, strength)."
         raise unexpected("phi_loss", "something that the fixed point depends on", "none", do)
-    star = _like_start(theta_star, theta_0, T)
+    star = _like_start(asked.theta_star, theta_0, T)
     call = Call(
         problem,
         star,
-        lambda j: train_batch,
-        val_batch,
+        lambda j: asked.train_batch,
+        asked.val_batch,
         1,
         None,
         phi_loss,
-        _own_state(state_star, T),
-        second_order=second_order,
+        _state_per_task(asked.state_star, T),
+        second_order=asked.second_order,
         tasks=T,
         compile=False,
-        check=check,
+        check=asked.check,
     )
     if indexed_entries(call.phi_loss, None):
         expected, do = "no indexed entry: a fixed point has one batch", "Hand the rows of that batch as they are."
         raise unexpected("phi_loss", expected, "one", do)
-    inputs = _late(prepare(call), cold=state_star is None)
+    inputs = _late(prepare(call), cold=asked.state_star is None)
     refuse_vector(inputs, "an implicit gradient")
-    if check:
+    if asked.check:
         inputs = require(inputs, replays=True)
-    for name, value in (("warm_start", warm_start), ("preconditioner", preconditioner)):
+    for name, value in (("warm_start", asked.warm_start), ("preconditioner", asked.preconditioner)):
         _check_beside(name, value, solver, inputs.values.theta_0)
     start = inputs.values.trained if theta_0 is None else split_frozen(unmarked_entries(theta_0))[0]
     one = {k: v[0] for k, v in start.items()} if theta_0 is None and T is not None else start
     B_0 = {k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32)) for k, v in one.items()}
-    return Asked(inputs, solver, float(damping), float(inner_tolerance), warm_start, preconditioner, B_0)
+    return Asked(inputs, solver, float(damping), float(inner_tolerance), asked.warm_start, asked.preconditioner, B_0)
 
 
 def _check_solver(solver: Any) -> None:
     if isinstance(solver, Solver):
         return
-    came = f"the class {solver.__name__}" if isinstance(solver, type) else repr(solver)
+    actual = f"the class {solver.__name__}" if isinstance(solver, type) else repr(solver)
     do = "Call it: solver=gimli.implicit.CG(rtol=1e-6)."
-    raise unexpected("solver", "one of gimli.implicit: CG, MINRES, Neumann, Dense", came, do)
+    raise unexpected("solver", "one of gimli.implicit: CG, MINRES, Neumann, Dense", actual, do)
 
 
 def _like_start(theta_star: Any, theta_0: Any, tasks: Tasks | None) -> Any:
@@ -156,9 +162,9 @@ def _like_start(theta_star: Any, theta_0: Any, tasks: Tasks | None) -> Any:
     star, T = unmarked(theta_star), None if tasks is None else tasks.count
     start = unmarked_entries(theta_0)
     if not isinstance(star, Mapping) or (start is not None and not isinstance(start, Mapping)):
-        came, name = (star, "theta_star") if not isinstance(star, Mapping) else (start, "theta_0")
+        actual, name = (star, "theta_star") if not isinstance(star, Mapping) else (start, "theta_0")
         expected, do = "a dict {name: floating-point tensor}", "Take it from result.theta_J."
-        raise unexpected(name, expected, type(came).__name__, do)
+        raise unexpected(name, expected, type(actual).__name__, do)
     if start is not None:
         if set(start) != set(star):
             do = "They are two places of the same parameters."
@@ -172,7 +178,7 @@ def _like_start(theta_star: Any, theta_0: Any, tasks: Tasks | None) -> Any:
         k: _spread(v, T) if _is_frozen(v) and start is not None and v.shape == start[k].shape else v
         for k, v in star.items()
     }
-    return per_task(own("theta_star", of_each, T))
+    return per_task(checked_per_task("theta_star", of_each, T))
 
 
 def _frozen(value: Any, like: Any) -> Any:
@@ -191,7 +197,7 @@ def _spread(value: Tensor, count: int) -> nn.Parameter:
     return nn.Parameter(value.detach().expand(count, *value.shape), requires_grad=False)
 
 
-def _own_state(state_star: Any, tasks: Tasks | None) -> Any:
+def _state_per_task(state_star: Any, tasks: Tasks | None) -> Any:
     """A state of every task is its own."""
     return (
         state_star if tasks is None or state_star is None or isinstance(state_star, PerTask) else per_task(state_star)
@@ -216,14 +222,14 @@ def _check_beside(name: str, value: Any, solver: Solver, theta: Tensors) -> None
     if callable(value) and name == "preconditioner":
         return
     if not isinstance(value, Mapping) or set(value) != set(theta):
-        came = listing(value) if isinstance(value, Mapping) else type(value).__name__
-        raise unexpected(name, f"a tensor for each of {listing(theta)}", came, "Key it as theta_star is.")
+        actual = listing(value) if isinstance(value, Mapping) else type(value).__name__
+        raise unexpected(name, f"a tensor for each of {listing(theta)}", actual, "Key it as theta_star is.")
     for k, like in theta.items():
         v, argument = value[k], f"{name}[{k!r}]"
         if not isinstance(v, Tensor) or v.shape != like.shape:
-            came = f"shape {list(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
+            actual = f"shape {list(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
             expected = f"a tensor of shape {list(like.shape)}, as theta_star has"
-            raise unexpected(argument, expected, came, "With tasks each has its own.")
+            raise unexpected(argument, expected, actual, "With tasks each has its own.")
         if not bool(torch.isfinite(v).all()) or (name == "preconditioner" and not bool((v > 0).all())):
             expected = "finite numbers" if name == "warm_start" else "finite numbers > 0"
             raise unexpected(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from gimli_core.implicit.arguments import Asked, checked
+from gimli_core.implicit.arguments import Asked, FixedPointCall, checked
 from gimli_core.implicit.conjugate_gradient import CG
 from gimli_core.implicit.fixed_point import FixedPoint, at_point
 from gimli_core.implicit.neumann import Neumann
@@ -99,25 +99,25 @@ def implicit_gradient(
     >>> result.A_loss["l2"]                                     # (w - target) · dw/dl2, dw/dl2 = -target / (1 + l2)²
     tensor(0.2500)
     """
-    solver = CG() if solver is None else solver
-    asked = checked(
+    call = FixedPointCall(
         problem,
         theta_star,
         train_batch,
         val_batch,
-        phi_loss=phi_loss,
-        theta_0=theta_0,
-        solver=solver,
-        damping=damping,
-        warm_start=warm_start,
-        preconditioner=preconditioner,
-        inner_tolerance=inner_tolerance,
-        state_star=state_star,
-        phi_opt=phi_opt,
-        second_order=second_order,
-        tasks=tasks,
-        check=check,
+        phi_loss,
+        theta_0,
+        CG() if solver is None else solver,
+        damping,
+        warm_start,
+        preconditioner,
+        inner_tolerance,
+        state_star,
+        phi_opt,
+        second_order,
+        tasks,
+        check,
     )
+    asked = checked(call)
     environment, values = asked.inputs.environment, asked.inputs.values
     start = environment.capture()
     try:

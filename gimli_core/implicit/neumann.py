@@ -70,6 +70,9 @@ class Neumann(Solver):
 
 
 def contraction(sizes: list[Tensor]) -> Tensor:
-    """By how much a term is smaller than the one before, over the last `FURTHER` / 2 of them; 0 where they vanish."""
+    """By how much a term is smaller than the one before, over the last `FURTHER` / 2 of them; 0 where they vanish.
+
+    Sizes are [T]; so is this.
+    """
     first, end = sizes[-1 - FURTHER // 2], sizes[-1]
     return torch.where(first > 0, (end / torch.where(first > 0, first, 1.0)) ** (2 / FURTHER), 0.0)

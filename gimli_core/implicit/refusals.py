@@ -69,15 +69,15 @@ def _refuse_curvature(here: FixedPoint, solver: Solver, system: System, solution
     assert solution.bad is not None
     rows = solution.bad.abs().amax(1) > 0
     steps = max(LOOKED[0], min(LOOKED[1], 10 + int(solution.steps.max())))
-    found = lowest(system.product, solution.bad, steps)
-    value = torch.where(rows, found.value, torch.inf)
+    ritz = lowest(system.product, solution.bad, steps)
+    value = torch.where(rows, ritz.value, torch.inf)
     t = int(value.argmin())
-    curvature = found.value[t].item()
-    size = max(found.highest[t].item(), solution.spectrum.highest.nan_to_num(0.0)[t].item(), abs(curvature))
+    curvature = ritz.value[t].item()
+    size = max(ritz.highest[t].item(), solution.spectrum.highest.nan_to_num(0.0)[t].item(), abs(curvature))
     # Twice what was seen: the least eigenvalue is then as far above 0 as it was below it.
-    needed = 2 * (max(-curvature, 0.0) + found.residual[t].item()) + tiny(found.vector) ** 0.5 * size
-    one = found.vector[t] if here.inputs.form.tasks is not None else found.vector
-    alone = torch.zeros_like(found.vector)
+    needed = 2 * (max(-curvature, 0.0) + ritz.residual[t].item()) + tiny(ritz.vector) ** 0.5 * size
+    one = ritz.vector[t] if here.inputs.form.tasks is not None else ritz.vector
+    alone = torch.zeros_like(ritz.vector)
     alone[t] = one if one.ndim == 1 else one[0]
     direction = {k: v[t] if here.inputs.form.tasks is not None else v for k, v in here.tensors(alone).items()}
     raise NegativeCurvatureError(

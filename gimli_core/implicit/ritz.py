@@ -83,7 +83,7 @@ def lowest(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Lo
     values, vectors = torch.linalg.eigh(small + torch.diag_embed(empty * far[:, None]))
     y = vectors[:, :, :1]
     u, Hu = (Q.transpose(1, 2) @ y)[:, :, 0], (HQ.transpose(1, 2) @ y)[:, :, 0]
-    known = (~empty).sum(1)
-    highest = values.gather(1, (known - 1).clamp(min=0)[:, None])[:, 0]
+    counts = (~empty).sum(1)
+    highest = values.gather(1, (counts - 1).clamp(min=0)[:, None])[:, 0]
     value = dot(u, Hu)
     return Lowest(value, u, norm(Hu - value[:, None] * u), highest)

@@ -144,18 +144,18 @@ class Solver(ABC):
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row."""
+    """Row by row. Both [T, N]; [T]."""
     return (a * b).sum(1)
 
 
 def norm(a: Tensor) -> Tensor:
-    """Row by row."""
+    """Row by row. [T, N] to [T]."""
     length: Tensor = torch.linalg.vector_norm(a, dim=1)
     return length
 
 
 def tiny(v: Tensor) -> float:
-    """What rounding makes of a curvature of 0, in units of the largest one."""
+    """What rounding makes of a curvature of 0, in units of the largest one. `v` is of any shape: its dtype counts."""
     return 4 * torch.finfo(v.dtype).eps
 
 
@@ -166,7 +166,10 @@ def check_steps(argument: str, steps: Any) -> None:
 
 
 def precise(rtol: float | None, like: Tensor) -> float:
-    """A tolerance; where none was given 1e-6, or what the precision of `like` allows if that is less."""
+    """A tolerance; where none was given 1e-6, or what the precision of `like` allows if that is less.
+
+    That is of any shape.
+    """
     return rtol if rtol is not None else max(1e-6, torch.finfo(like.dtype).eps ** 0.5)
 
 

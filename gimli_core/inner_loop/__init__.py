@@ -9,9 +9,9 @@ Names, arguments and behaviour are those that scripts written for `higher` 0.2.1
 `import gimli_core.inner_loop as higher`. Each step is one forward step of the engine, G_j with its graph; backwards,
 the optimizer's analytic pullback takes its place, and no graph is kept through the optimizer.
 
-What differs from `higher` is in examples/DIFFERENCES_FROM_HIGHER.md; above all, updates and their derivatives follow
-`torch.optim` (its Adam family did not), memory is released when the context ends, and what was silently ignored is an
-error.
+What differs from `higher` is in examples/guide/differences_from_higher.md; above all, updates and their derivatives
+follow `torch.optim` (its Adam family did not), memory is released when the context ends, and what was silently ignored
+is an error.
 """
 
 from gimli_core.inner_loop import optim, patch, utils

@@ -77,31 +77,31 @@ def listed(name: str, values: Any, of: str = "tensors") -> list[Any]:
 
 
 def listed_tensors(name: str, values: Any) -> list[Tensor]:
-    """A list of tensors."""
-    found = listed(name, values)
-    for i, value in enumerate(found):
+    """A list of tensors. Of any shapes. Raises ArgumentError."""
+    tensors = listed(name, values)
+    for i, value in enumerate(tensors):
         if not isinstance(value, Tensor):
             _refuse(f"{name}, at {i}", "a tensor", _kind(value), "Pass the tensors themselves.")
-    return found
+    return tensors
 
 
 def matching_gradients(changed: Any, G: Sequence[Tensor | None], name: Callable[[int], str]) -> Sequence[Tensor | None]:
     """What a grad_callback returned for G: one for one, or None; `name` says what number i is called."""
-    found = listed("grad_callback's value", changed, "gradients, one for each")
-    for i, (g, new) in enumerate(zip(G, found, strict=False)):
+    gradients = listed("grad_callback's value", changed, "gradients, one for each")
+    for i, (g, new) in enumerate(zip(G, gradients, strict=False)):
         if new is not None and (g is None or not isinstance(new, Tensor) or new.shape != g.shape):
-            came = "None, or another shape or type" if g is not None else "a gradient where there was none"
+            actual = "None, or another shape or type" if g is not None else "a gradient where there was none"
             expected = "a tensor shaped like the gradient, or None"
-            _refuse(f"grad_callback, at {name(i)}", expected, came, "Return one for one.")
-    if len(found) != len(G):
+            _refuse(f"grad_callback, at {name(i)}", expected, actual, "Return one for one.")
+    if len(gradients) != len(G):
         expected = f"a list of {len(G)} gradients back"
-        _refuse("grad_callback", expected, f"{len(found)}", "Return one for each, in order.")
-    return found
+        _refuse("grad_callback", expected, f"{len(gradients)}", "Return one for each, in order.")
+    return gradients
 
 
 def _kind(value: Any) -> str:
     return "None" if value is None else type(value).__name__
 
 
-def _refuse(argument: str, expected: str, came: str, do: str) -> None:
-    raise unexpected(argument, expected, came, do)
+def _refuse(argument: str, expected: str, actual: str, do: str) -> None:
+    raise unexpected(argument, expected, actual, do)

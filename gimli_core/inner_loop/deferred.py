@@ -105,8 +105,8 @@ def _bound(unpack: Callable[[Any], Tensor], module: nn.Module, kernels: Conditio
     @functools.wraps(unpack)
     def bound(packed: Any) -> Tensor:
         with kernels(), ExitStack() as undo:
-            if (held := owner()) is not None:
-                undo.enter_context(held.restored(params))
+            if (fast := owner()) is not None:
+                undo.enter_context(fast.restored(params))
             for place, training, buffers in parts:
                 if (part := place()) is not None:
                     undo.callback(_put, part, part.training, {k: part._buffers.get(k) for k in buffers})

@@ -55,8 +55,8 @@ class DifferentiableOptimizer:
         check_callback(grad_callback)
         check_switch("track_higher_grads", track_higher_grads)
         if fmodel is not None and not isinstance(fmodel, FunctionalModule):
-            came = type(fmodel).__name__
-            raise unexpected("fmodel", "what monkeypatch returns", came, "Pass monkeypatch(model).")
+            actual = type(fmodel).__name__
+            raise unexpected("fmodel", "what monkeypatch returns", actual, "Pass monkeypatch(model).")
         number = {id(p): i for i, p in enumerate(reference)}
         self._kind = self.stands_for or type(other)
         self._fmodel = fmodel
@@ -144,15 +144,15 @@ class DifferentiableOptimizer:
 
     def _weights(self, params: Iterable[Tensor] | None) -> list[Tensor]:
         if params is not None:
-            given = listed_tensors("params", params)
-            if len(given) <= max(max(members, default=-1) for members in self._members):
+            weights = listed_tensors("params", params)
+            if len(weights) <= max(max(members, default=-1) for members in self._members):
                 raise unexpected(
                     "params",
                     "as many tensors as there are reference parameters",
-                    f"{len(given)}",
+                    f"{len(weights)}",
                     "Keep the order of parameters().",
                 )
-            return given
+            return weights
         if self._fmodel is None or self._fmodel.fast_params is None:
             raise unexpected(
                 "params",
@@ -167,7 +167,7 @@ class DifferentiableOptimizer:
         """Line 5; None for a tensor that is frozen or not reached."""
         trained = [i for i, p in enumerate(theta) if p.requires_grad]
         try:
-            found = differentiate(loss, [theta[i] for i in trained], create_graph=self._track)
+            gradients = differentiate(loss, [theta[i] for i in trained], create_graph=self._track)
         except RuntimeError as error:
             if "second time" not in str(error):
                 raise
@@ -178,7 +178,7 @@ class DifferentiableOptimizer:
                 "Compute it anew from the latest fast weights, or call backward(retain_graph=True) before.",
             ) from error
         G: list[Tensor | None] = [None] * len(theta)
-        for i, g in zip(trained, found, strict=True):
+        for i, g in zip(trained, gradients, strict=True):
             G[i] = g
             if g is not None and (g.layout != torch.strided or not g.is_floating_point()):
                 raise unexpected(

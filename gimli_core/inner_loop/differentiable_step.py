@@ -35,8 +35,8 @@ def differentiable_step(
     learned = {id(h): h for per in hyper.values() for h in per.values() if h.requires_grad}  # each once
     place = {k: {n: list(learned).index(id(h)) for n, h in per.items() if id(h) in learned} for k, per in hyper.items()}
     fixed = {k: {n: h for n, h in per.items() if id(h) not in learned} for k, per in hyper.items()}
-    held = {slot: tuple(of_slot) for slot, of_slot in slots(state).items()}
-    plan = _Plan(rule, tuple(theta), held, state["step"], fixed, place)
+    moments = {slot: tuple(of_slot) for slot, of_slot in slots(state).items()}
+    plan = _Plan(rule, tuple(theta), moments, state["step"], fixed, place)
     tensors = (*theta.values(), *(G[k] for k in theta), *plan.in_order(state), *learned.values())
     outputs = _Step.apply(plan, *tensors)
     n = len(theta)
@@ -103,13 +103,13 @@ class _Step(torch.autograd.Function):
                 for name, i in places.items():
                     increment, sofar = pulled.A[k].get(name), A[i]
                     A[i] = increment if sofar is None else sofar if increment is None else sofar + increment
-            found = (
+            by_input = (
                 *(pulled.B[k] for k in plan.names),
                 *(pulled.V[k] for k in plan.names),
                 *plan.in_order(pulled.S),
                 *A,
             )
-            gradients = [None if g is None else g.to(x) for g, x in zip(found, tensors, strict=True)]
+            gradients = [None if g is None else g.to(x) for g, x in zip(by_input, tensors, strict=True)]
         if torch.is_grad_enabled() and not twice:
             gradients = _guarded(type(plan.rule).__name__, gradients, (*tensors, *arriving))
         return (None, *gradients)

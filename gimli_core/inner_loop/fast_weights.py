@@ -64,11 +64,11 @@ class FastWeights:
             )
         for name, value, original in zip(self.names, params, self.originals, strict=True):
             if not isinstance(value, Tensor) or value.shape != original.shape:
-                came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                actual = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise unexpected(
                     f"params, at {name!r}",
                     f"a tensor of shape {list(original.shape)}",
-                    came,
+                    actual,
                     "Keep the order of parameters().",
                 )
         me = threading.get_ident()
@@ -175,8 +175,8 @@ class FastWeights:
                     "Differentiate inside the `with` block, before the next step if steps are not tracked.",
                 )
             )
-        found = bisect_right(self._stamps, made) - 1
-        return self.history[found] if found >= 0 else self.standing  # a node from before this module was made
+        index = bisect_right(self._stamps, made) - 1
+        return self.history[index] if index >= 0 else self.standing  # a node from before this module was made
 
     def read(self, value: Any) -> Any:
         """What a reader of a module's attribute gets where `value` stands."""
@@ -194,15 +194,15 @@ class FastWeights:
                     home[key] = value
         swap = {id(p): value for p, value in zip(self.originals, params, strict=True)}
         for part, key, template in self.aliases:
-            if (held := part()) is not None:
-                vars(held)[key] = self._exchanged(template, swap)
+            if (module := part()) is not None:
+                vars(module)[key] = self._exchanged(template, swap)
 
 
 class Home(dict[str, Any]):
     """A module's `_parameters`, which gives whoever reads it in a backward pass the weights of the right call."""
 
-    def __init__(self, held: Mapping[str, Any], fast: FastWeights) -> None:
-        super().__init__(held)
+    def __init__(self, attributes: Mapping[str, Any], fast: FastWeights) -> None:
+        super().__init__(attributes)
         self._fast = fast
 
     def __getitem__(self, key: str) -> Any:

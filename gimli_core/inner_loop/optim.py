@@ -112,10 +112,12 @@ def create_diff_optim(
     registered(opt_type)
     if params is None and fmodel is None:
         raise unexpected("params", "tensors, or fmodel=… in their place", "neither", "Pass one of the two.")
-    given = listed("params", fmodel.parameters() if params is None and fmodel is not None else params)
-    if not given:
+    listed_params = listed("params", fmodel.parameters() if params is None and fmodel is not None else params)
+    if not listed_params:
         raise unexpected("params", "at least one tensor", "none", "Pass those that are to be stepped.")
-    groups = [_like(g) for g in (given if isinstance(given[0], Mapping) else [{"params": given}])]
+    groups = [
+        _like(g) for g in (listed_params if isinstance(listed_params[0], Mapping) else [{"params": listed_params}])
+    ]
     options = {} if opt_kwargs is None else opt_kwargs
     check_mapping("opt_kwargs", options, f"the options of {opt_type.__name__}, {{name: value}}")
     try:
@@ -134,8 +136,8 @@ def _like(group: Any) -> dict[str, Any]:
     check_mapping("params", group, "tensors alone, or groups alone")
     if "params" not in group:
         raise unexpected("params", 'groups with an entry "params"', f"{list(group)}", "Put tensors there.")
-    held = group["params"]
-    tensors = listed_tensors("params", [held] if isinstance(held, Tensor) else held)
+    params = group["params"]
+    tensors = listed_tensors("params", [params] if isinstance(params, Tensor) else params)
     return {**group, "params": [torch.zeros_like(p, requires_grad=True) for p in tensors]}
 
 

@@ -85,11 +85,11 @@ def value_for_group(name: str, values: Any, i: int, groups: int, present: Any) -
     """The entry of an override's list that group i uses."""
     sequence = values.ndim > 0 if isinstance(values, Tensor) else isinstance(values, (list, tuple))
     if not sequence or len(values) not in (1, groups):
-        came = f"{len(values)} values" if sequence else type(values).__name__
+        actual = f"{len(values)} values" if sequence else type(values).__name__
         raise unexpected(
             f"override[{name!r}]",
             f"a list with one value, or one for each of the {groups} groups",
-            came,
+            actual,
             "Write [value].",
         )
     value = values[0] if len(values) == 1 else values[i]
@@ -109,7 +109,7 @@ def as_hyper(rule: Optimizer, thetas: Mapping[str, Tensor], label: str) -> Hyper
     Scalars are held in float64, so that 1 - beta^t is as exact as torch.optim's; the tensors of a device share them.
     A rule's own parameters stay as they are.
     """
-    values, whole = rule.hyperparameters(), rule.whole_tensor()
+    values, one_number = rule.hyperparameters(), rule.whole_tensor()
     scalars: dict[tuple[str, torch.device], Tensor] = {}
     hyper: Hyper = {}
     for k, theta in thetas.items():
@@ -122,10 +122,10 @@ def as_hyper(rule: Optimizer, thetas: Mapping[str, Tensor], label: str) -> Hyper
             if isinstance(value, Tensor) and own_root(rule, name) is not None:
                 hyper[k][name] = value
             elif isinstance(value, Tensor) and value.numel() > 1:
-                if name in whole:
-                    came = f"shape {list(value.shape)}"
+                if name in one_number:
+                    actual = f"shape {list(value.shape)}"
                     raise unexpected(
-                        f"{name} {label}", "one number, as it acts on whole tensors", came, "Give each its own group."
+                        f"{name} {label}", "one number, as it acts on whole tensors", actual, "Give each its own group."
                     )
                 hyper[k][name] = _expanded(value, theta, f"{name} {label}")
             else:

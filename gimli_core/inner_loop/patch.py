@@ -78,8 +78,8 @@ def make_functional(
         module, device: as in `monkeypatch`, whose errors are raised here too.
     """
     if not isinstance(module, nn.Module) or isinstance(module, (FunctionalModule, torch.jit.ScriptModule)):
-        came = "one already" if isinstance(module, FunctionalModule) else f"a {type(module).__name__}"
-        raise unexpected("module", "an nn.Module written in Python", came, "Pass the module that it was made from.")
+        actual = "one already" if isinstance(module, FunctionalModule) else f"a {type(module).__name__}"
+        raise unexpected("module", "an nn.Module written in Python", actual, "Pass the module that it was made from.")
     check_device(device)
     plain = uncompiled(module)
     fmodel = _functional(plain, _functional_class(type(plain)), device)  # type: ignore[arg-type]
@@ -123,9 +123,9 @@ class FunctionalModule(nn.Module):
         fast = self._fast_weights
         postponed = fast.postponed()
         with fast.calling(), ExitStack() as conditions:
-            given = None if params is None else listed("params", params)
-            if given is not None and not postponed:
-                fast.append(given)
+            weights = None if params is None else listed("params", params)
+            if weights is not None and not postponed:
+                fast.append(weights)
             if not fast.history:
                 raise unexpected(
                     "params",
@@ -134,7 +134,7 @@ class FunctionalModule(nn.Module):
                     "Pass params=[...], or call update_params.",
                 )
             if postponed:
-                conditions.enter_context(fast.restored(fast.of_this_moment() if given is None else given))
+                conditions.enter_context(fast.restored(fast.of_this_moment() if weights is None else weights))
             differentiable = fast.track and torch.is_grad_enabled()
             if fast.closed and differentiable and not fast.put_back:
                 raise ClosedError(

@@ -65,11 +65,11 @@ def registered(optim_type: type[torch.optim.Optimizer]) -> Any:
     try:
         return REGISTRY[optim_type]
     except (KeyError, TypeError):
-        known = listing(kind.__name__ for kind in REGISTRY)
+        names = listing(kind.__name__ for kind in REGISTRY)
         name = getattr(optim_type, "__name__", repr(optim_type))
         raise unexpected(
             "optimizer",
-            f"one with a rule ({known})",
+            f"one with a rule ({names})",
             name,
             f"Give it one: register_optim({name}, rule), where rule is a gimli_core.optimizers.Optimizer class, or "
             "a function from a parameter group's options to an Optimizer.",
@@ -85,7 +85,7 @@ def rule_of(optim_type: type[torch.optim.Optimizer], group: Mapping[str, Any]) -
     else:
         rule = maker(group)
     if rule.seen():
-        came = f"{type(rule).__name__}, which sees {listing(rule.seen())}"
+        actual = f"{type(rule).__name__}, which sees {listing(rule.seen())}"
         do = "A step() of existing code is handed gradients alone: use it with gimli.unroll or gimli.meta_gradient."
-        raise unexpected("optimizer", "a rule of theta, its state, G and its hyperparameters", came, do)
+        raise unexpected("optimizer", "a rule of theta, its state, G and its hyperparameters", actual, do)
     return rule

@@ -57,7 +57,10 @@ def copied_structure(
 
 
 def first_weight(tensor: Tensor, device: torch.device | str | None, copy: bool) -> Tensor:
-    """A first fast weight: a detached copy that requires grad if the parameter does, or a tied one."""
+    """A first fast weight: a detached copy that requires grad if the parameter does, or a tied one.
+
+    It has the shape of the parameter.
+    """
     if not copy:
         return tensor.clone().to(device)
     return tensor.detach().clone().to(device).requires_grad_(tensor.requires_grad)

@@ -37,27 +37,27 @@ def update(
     hyper = as_hyper(rule, theta, f"of {group}")
     alike: dict[tuple[float, torch.device], dict[str, TensorState]] = {}
     for k, p in theta.items():
-        held = _in_form(rule, k, p, states[k], hyper[k], forms, group)
-        alike.setdefault((held["step"].item(), p.device), {})[k] = held
+        of_tensor = _in_form(rule, k, p, states[k], hyper[k], forms, group)
+        alike.setdefault((of_tensor["step"].item(), p.device), {})[k] = of_tensor
     new_theta: Tensors = {}
     new_states: dict[str, TensorState] = {}
     for together in alike.values():
         s: dict[str, Any] = {slot: {} for slot in rule.initial_state({}, {})}  # every slot, if only as an empty one
-        for k, held in together.items():
-            for slot, value in held.items():
+        for k, of_tensor in together.items():
+            for slot, value in of_tensor.items():
                 if slot != "step":
                     s.setdefault(slot, {})[k] = value
         s["step"] = next(iter(together.values()))["step"]
         arguments = ({k: theta[k] for k in together}, s, {k: G[k] for k in together}, {k: hyper[k] for k in together})
         stepped, s = differentiable_step(rule, *arguments) if track else rule.step(*arguments)
         new_theta |= stepped
-        for k, held in together.items():
-            new_states[k] = {slot: s["step"] if slot == "step" else s[slot][k] for slot in held}
+        for k, of_tensor in together.items():
+            new_states[k] = {slot: s["step"] if slot == "step" else s[slot][k] for slot in of_tensor}
     return new_theta, new_states
 
 
 def _in_form(
-    rule: Optimizer, k: str, theta: Tensor, held: TensorState, hyper: dict[str, Tensor], forms: Forms, group: str
+    rule: Optimizer, k: str, theta: Tensor, of_tensor: TensorState, hyper: dict[str, Tensor], forms: Forms, group: str
 ) -> TensorState:
     """A tensor's state as the rule has it: what is held, or the rule's own s_0 before the first step."""
     options = tuple(rule.slots()) if hasattr(rule, "slots") else ()
@@ -66,9 +66,9 @@ def _in_form(
         form = forms[type(rule), options, theta.shape] = {
             n: v.dtype for n, v in _cold(rule, k, theta, hyper).items() if n != "step"
         }
-    present = [slot for slot in form if held.get(slot) is not None]
+    present = [slot for slot in form if of_tensor.get(slot) is not None]
     # torch.optim's SGD counts no steps: a momentum buffer tells that there has been one.
-    finished = float(held.get("step", bool(present)))
+    finished = float(of_tensor.get("step", bool(present)))
     if finished == 0 or (form and not present):
         return _cold(rule, k, theta, hyper)
     if len(present) < len(form):
@@ -79,7 +79,7 @@ def _in_form(
             "Set such options before the first step, or start from an optimizer without state.",
         )
     return {"step": torch.tensor(float(finished), dtype=torch.float64)} | {
-        n: held[n].to(dtype) for n, dtype in form.items()
+        n: of_tensor[n].to(dtype) for n, dtype in form.items()
     }
 
 

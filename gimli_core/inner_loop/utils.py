@@ -41,7 +41,7 @@ def get_func_params(
     """
     check_device(device)
     check_switch("safe_copy", safe_copy)
-    found = [p.detach().clone() if safe_copy else p.detach() for p in module.parameters()]
+    params = [p.detach().clone() if safe_copy else p.detach() for p in module.parameters()]
     return [
-        value.to(device).requires_grad_(p.requires_grad) for value, p in zip(found, module.parameters(), strict=True)
+        value.to(device).requires_grad_(p.requires_grad) for value, p in zip(params, module.parameters(), strict=True)
     ]

@@ -18,17 +18,17 @@ def no_larger_batches(budget: Budget, inputs: Inputs) -> Inputs:
     batch = inputs.values.batch
     measured = [(t.shape, t.itemsize) for t in tensors(batch(0))]
 
-    def held(j: int) -> Any:
-        given = batch(j)
-        sizes = [(t.shape, t.itemsize) for t in tensors(given)]
+    def checked(j: int) -> Any:
+        now = batch(j)
+        sizes = [(t.shape, t.itemsize) for t in tensors(now)]
         alike = [len(s) for s, _ in sizes] == [len(s) for s, _ in measured]
         pairs = zip(sizes, measured, strict=False)
         if not alike or any(m > n or any(a > b for a, b in zip(s, r, strict=True)) for (s, m), (r, n) in pairs):
-            shapes = [[list(shape) for shape, _ in found] for found in (measured, sizes)]
+            shapes = [[list(shape) for shape, _ in of_batch] for of_batch in (measured, sizes)]
             expected = f"tensors no larger than those of the first batch, which was measured: shapes {shapes[0]}"
-            came = f"shapes {shapes[1]} at inner step j = {j}"
+            actual = f"shapes {shapes[1]} at inner step j = {j}"
             do = "Let the largest batch come first, pad or cut the batches to one size, or say memory=Checkpoint(…)."
-            raise unexpected(f"train_batches under Budget({budget.size!r})", expected, came, do)
-        return given
+            raise unexpected(f"train_batches under Budget({budget.size!r})", expected, actual, do)
+        return now
 
-    return replace(inputs, values=replace(inputs.values, batch=held))
+    return replace(inputs, values=replace(inputs.values, batch=checked))

@@ -41,26 +41,26 @@ def hold(argument: str, directory: Path, name: str) -> tuple[int, bool]:
             with contextlib.suppress(FileExistsError):
                 directory.mkdir(0o700, parents=True)
                 made = True
-            held = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0))
+            descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0))
             try:
-                alone = lock(held)
+                alone = lock(descriptor)
                 if alone is False:  # perhaps by a run that was given up, and is not collected yet
                     gc.collect()
-                    alone = lock(held)
+                    alone = lock(descriptor)
                 if alone is False:
-                    came = f"{directory}, which another run is using"
-                    raise unexpected(argument, "a directory for this run alone", came, "Name another, or wait.")
-                if os.path.samestat(os.fstat(held), os.stat(directory)):  # not one that its run has just removed
+                    actual = f"{directory}, which another run is using"
+                    raise unexpected(argument, "a directory for this run alone", actual, "Name another, or wait.")
+                if os.path.samestat(os.fstat(descriptor), os.stat(directory)):  # not one that its run has just removed
                     part = unfinished(directory / name)
                     os.close(create(part))
                     part.unlink()
-                    return held, made
+                    return descriptor, made
             except BaseException:
-                release(held, os.getpid())
+                release(descriptor, os.getpid())
                 raise
-            release(held, os.getpid())
+            release(descriptor, os.getpid())
     except OSError as error:
-        came = f"{directory}: {error.strerror}"
+        actual = f"{directory}: {error.strerror}"
         raise unexpected(
-            argument, "a directory that can be written to", came, "Name another, or free some space."
+            argument, "a directory that can be written to", actual, "Name another, or free some space."
         ) from error

@@ -88,15 +88,15 @@ def read_file(
     """
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | FLAGS), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or file.read(len(MAGIC)) != MAGIC:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or file.read(len(MAGIC)) != MAGIC:
                 raise damaged(path, "another kind of file", remedy)
             length, check = int.from_bytes(file.read(8), "little"), int.from_bytes(file.read(4), "little")
-            header = file.read(length) if length <= found.st_size else b""
+            header = file.read(length) if length <= status.st_size else b""
             if not header or len(header) != length or zlib.crc32(header) != check:
                 raise damaged(path, "a header that was cut or changed", remedy)
             try:
-                tree, extra = _read_body(file, json.loads(header), found.st_size)
+                tree, extra = _read_body(file, json.loads(header), status.st_size)
                 for key, value in (expected or {}).items():
                     if extra[key] != value:
                         raise ValueError(f"{key} {extra[key]!r} where {value!r} was written")
@@ -111,10 +111,10 @@ def read_file(
         ) from error
 
 
-def damaged(path: Path, came: str, remedy: str = AGAIN) -> StorageError:
+def damaged(path: Path, actual: str, remedy: str = AGAIN) -> StorageError:
     """What to raise for a file that is not as it was written."""
     return StorageError(
-        f"{path}: expected the file as it was written; got {came}. Nothing was computed from it. {remedy}"
+        f"{path}: expected the file as it was written; got {actual}. Nothing was computed from it. {remedy}"
     )
 
 
@@ -128,9 +128,9 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f"{path.name}.gimli-{secrets.token_hex(8)}")
 
 
-def names_of_ours(directory: Path, names: str, *, whole: bool) -> list[Path]:
+def names_of_ours(directory: Path, names: str, *, finished: bool) -> list[Path]:
     """The whole files of a directory that are named like the pattern `names`, or those that were never finished."""
-    pattern = re.compile(f"(?:{names})" + ("" if whole else r"\.gimli-[0-9a-f]{16}"), re.ASCII)
+    pattern = re.compile(f"(?:{names})" + ("" if finished else r"\.gimli-[0-9a-f]{16}"), re.ASCII)
     return sorted(path for path in directory.iterdir() if pattern.fullmatch(path.name))
 
 
@@ -187,17 +187,17 @@ def _bytes(t: Tensor) -> memoryview:
 
 def _flat(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> tuple[list[Any], list[Any]]:
     """(paths and tensors, paths of the empty dicts)."""
-    found: list[Any] = []
+    leaves: list[Any] = []
     empty: list[Any] = []
     for name, value in tree.items():
         if isinstance(value, Tensor):
-            found.append(((*above, name), value))
+            leaves.append(((*above, name), value))
         elif value:
             inner, without = _flat(value, (*above, name))
-            found, empty = found + inner, empty + without
+            leaves, empty = leaves + inner, empty + without
         else:
             empty.append([*above, name])
-    return found, empty
+    return leaves, empty
 
 
 def _put(tree: dict[str, Any], names: list[str], value: Any) -> None:

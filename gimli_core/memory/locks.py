@@ -14,7 +14,7 @@ except ImportError:  # not a POSIX system: others are not recognised
 
 __all__ = ["lock", "release"]
 
-_held: set[int] = set()
+_locked: set[int] = set()
 
 
 def lock(descriptor: int) -> bool | None:
@@ -28,21 +28,21 @@ def lock(descriptor: int) -> bool | None:
         return False
     except OSError:
         return None
-    _held.add(descriptor)
+    _locked.add(descriptor)
     return True
 
 
 def release(descriptor: int, process: int) -> None:
     """Close a file that `process` opened and may have locked; in another process nothing happens."""
     if os.getpid() == process:
-        _held.discard(descriptor)
+        _locked.discard(descriptor)
         os.close(descriptor)
 
 
 def _forget() -> None:
-    for descriptor in _held:
+    for descriptor in _locked:
         os.close(descriptor)
-    _held.clear()
+    _locked.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -10,6 +10,7 @@ import torch
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.outer_losses import outer_losses
+from gimli_core.memory.agreed import agreed_all, agreed_costs
 from gimli_core.memory.allocator import fresh_seconds, separates
 from gimli_core.memory.meters import OBJECT
 from gimli_core.memory.pilot import (
@@ -18,7 +19,7 @@ from gimli_core.memory.pilot import (
     PILOT,
     RUN,
     RUN_GRAPH,
-    RUN_KNOWN,
+    RUN_KEPT,
     SWEEP,
     SWEEP_POINT,
     VALIDATE,
@@ -31,7 +32,7 @@ from gimli_core.memory.storage import Storage
 from gimli_core.record import Point
 from gimli_core.trees import fits, nbytes, outline, tensors
 
-__all__ = ["known_costs", "measure"]
+__all__ = ["costs_of", "measure"]
 
 # Share of a step's working set that is left free for NOTE [heap holes]: a bound that is the same at every call, so that
 # a budget which did once does again. The watch below holds it. What is compiled makes fewer tensors.
@@ -67,7 +68,7 @@ def measure(inputs: Inputs, run: Maker, *, compiled: bool = False, weighed: bool
         validation = rows * (theta + phi_loss) if kept and not (weighed and several is not None) else 0
         step, gradient, record, end = OBJECT, theta, point + theta + validation, (1 + rows) * point
         large = record
-        for alike in ((RUN, RUN_KNOWN, RUN_GRAPH), (SWEEP, SWEEP_POINT)):
+        for alike in ((RUN, RUN_KEPT, RUN_GRAPH), (SWEEP, SWEEP_POINT)):
             act = Act(max(acts[i].transient for i in alike), min(acts[i].seconds for i in alike))
             acts = [act if i in alike else other for i, other in enumerate(acts)]
     else:
@@ -94,7 +95,7 @@ def measure(inputs: Inputs, run: Maker, *, compiled: bool = False, weighed: bool
         run=acts[RUN],
         # In a run of two the heap still has room for it; later all that the step makes is mapped, and soon given back.
         run_graph=acts[RUN_GRAPH]._replace(seconds=acts[RUN_GRAPH].seconds + fresh * large),
-        run_known=acts[RUN_KNOWN],
+        run_kept=acts[RUN_KEPT],
         validate=acts[VALIDATE],
         sweep=acts[SWEEP],
         sweep_point=acts[SWEEP_POINT],
@@ -103,14 +104,30 @@ def measure(inputs: Inputs, run: Maker, *, compiled: bool = False, weighed: bool
         fresh=fresh,
         write=0.0,
         read=0.0,
+        growth=_growth(inputs, weighed),
+        ranks=1 if inputs.form.stores_parts is None else inputs.form.stores_parts.size,
     )
     holes = max(round(LOST * transient) if compiled else 0, most - predict(PILOT, costs).peak)
     # s_0 was there before the pilot; the point that the sweep ends at is the caller's only if it is theta_0.
-    own = point if inputs.form.first else 0 if inputs.form.warm else state
-    return costs._replace(holes=holes, start=accumulators + own)
+    start = point if inputs.form.first else 0 if inputs.form.warm else state
+    return costs._replace(holes=holes, start=accumulators + start)
 
 
-def known_costs(
+def _growth(inputs: Inputs, weighed: bool) -> int:
+    """Bytes that the sums of indexed entries take in of a step, told by the first one."""
+    indexed = inputs.values.indexed
+    if not indexed:
+        return 0
+    several = outer_losses(inputs)
+    rows = inputs.values.rows_at(0)
+    bytes_of = 0
+    for k, v in indexed.items():
+        wide = torch.promote_types(v.value.dtype, torch.float32).itemsize
+        bytes_of += rows[k].numel() * (8 + wide * v.value[:1].numel())
+    return bytes_of if weighed or several is None else several * bytes_of
+
+
+def costs_of(
     inputs: Inputs, eager: Maker, compiled: Maker | None = None, disk: Path | None = None, *, weighed: bool = False
 ) -> Costs:
     """The costs of a problem with these shapes, measured when they are first asked for: those of compiled steps where
@@ -118,21 +135,24 @@ def known_costs(
     """
     form, values = inputs.form, inputs.values
     seen = compiled is not None and separates() and inputs.device.type == "cpu"
-    known: list[tuple[Any, Costs]] = form.problem.memo.costs
+    remembered: list[tuple[Any, Costs]] = form.problem.memo.costs
     weighted = [*form.weighted[form.first : form.first + 2], form.weighted[-1]]
-    means = (form.second_order, form.curvature, form.warm, form.first > 0, weighted, seen, weighed)
+    over = [(ranks.use, ranks.size) for ranks in form.mesh or ()]
+    means = (form.second_order, form.curvature, form.warm, form.first > 0, weighted, seen, weighed, over)
     accumulators = [leaf.value for leaf in values.hyper.leaves]
     wanted = (inputs.signature(), accumulators, means, str(disk), torch.get_num_threads())
-    for like, costs in known:
-        if fits(wanted, like):
-            return costs
+    known = next((costs for like, costs in remembered if fits(wanted, like)), None)
+    if agreed_all(form.mesh, known is not None):
+        assert known is not None
+        return known
     if disk is None:
         run = compiled if seen and compiled is not None else eager
         costs = measure(inputs, run, compiled=seen, weighed=weighed)
     else:  # beside the same bytes as without
         written, read = _disk_seconds(inputs, disk)
-        costs = known_costs(inputs, eager, compiled, weighed=weighed)._replace(write=written, read=read)
-    known.append((outline(wanted), costs))
+        costs = costs_of(inputs, eager, compiled, weighed=weighed)._replace(write=written, read=read)
+    costs = agreed_costs(form.mesh, costs)
+    remembered.append((outline(wanted), costs))
     return costs
 
 

@@ -58,11 +58,11 @@ class LiveBytes(TorchDispatchMode):
         self._large = self._before = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in strided((args, kwargs or {}))}
+        arguments = {t.untyped_storage()._cdata for t in strided((args, kwargs or {}))}
         out = func(*args, **(kwargs or {}))
         for t in strided(out):
             storage = t.untyped_storage()
-            if storage._cdata not in given and storage._cdata not in self._made:
+            if storage._cdata not in arguments and storage._cdata not in self._made:
                 self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes() + OBJECT)
                 self._large += storage.nbytes() if storage.nbytes() >= LOW else 0
         self.peak = max(self.peak, self.live())
@@ -70,7 +70,7 @@ class LiveBytes(TorchDispatchMode):
 
     def live(self) -> int:
         """Bytes now."""
-        self._made = {key: held for key, held in self._made.items() if not held[0].expired()}
+        self._made = {key: block for key, block in self._made.items() if not block[0].expired()}
         return sum(size for _, size in self._made.values())
 
     def begin(self) -> None:
@@ -82,7 +82,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def strided(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in a tree that has a storage; of a sparse one its indices and values."""
+    """Every tensor in a tree that has a storage; of a sparse one its indices and values. Of any shapes."""
     for t in tensors(tree):
         if t.layout == torch.sparse_coo:
             yield from (t._indices(), t._values())

@@ -35,7 +35,7 @@ __all__ = [
     "PILOT",
     "RUN",
     "RUN_GRAPH",
-    "RUN_KNOWN",
+    "RUN_KEPT",
     "SWEEP",
     "SWEEP_POINT",
     "VALIDATE",
@@ -74,7 +74,7 @@ PILOT = (
     Drop(0),
     Sweep(0),
 )
-RUN, GRADIENT, RUN_KNOWN, RUN_GRAPH, VALIDATE, SWEEP, SWEEP_POINT = 1, 3, 5, 6, 7, 8, 11  # where each stands in it
+RUN, GRADIENT, RUN_KEPT, RUN_GRAPH, VALIDATE, SWEEP, SWEEP_POINT = 1, 3, 5, 6, 7, 8, 11  # where each stands in it
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ def _short(inputs: Inputs) -> Inputs:
     weights = (*values.weights[form.first : form.first + 2], values.weights[-1] or 1.0)
     return replace(
         inputs,
-        form=replace(form, steps=2, weighted=tuple(w is not None for w in weights), left_out=form.left_out.whole()),
+        form=replace(
+            form, steps=2, weighted=tuple(w is not None for w in weights), left_out=form.left_out.untruncated()
+        ),
         values=replace(values, batch=lambda j: values.batch(0), weights=weights),
     )
 
@@ -120,7 +122,7 @@ class Piloted(NamedTuple):
 def piloted(inputs: Inputs, run: Maker, compiled: bool) -> Piloted:
     """The pilot, run three times: with a clock, with what counts blocks, and with what counts tensors."""
     environment = inputs.environment
-    found = environment.capture()
+    snapshot = environment.capture()
     short = _short(inputs)
     timed, counted = _Pilot(), _Pilot(BlockBytes())
     metered = _Pilot(ResidentBytes() if compiled else LiveBytes())
@@ -133,8 +135,8 @@ def piloted(inputs: Inputs, run: Maker, compiled: bool) -> Piloted:
             with occupied() if watched else nullcontext(lambda: 0) as most:
                 _drain(run(short, pilot))
             occupations.extend([most()] if watched else [])
-        moved.append(environment.bytes_moved(found))
-        environment.restore(found)
+        moved.append(environment.bytes_moved(snapshot))
+        environment.restore(snapshot)
 
     try:
         once(timed, watched=False)  # first, so that what libraries allocate once is there already, and the heap in use
@@ -142,7 +144,7 @@ def piloted(inputs: Inputs, run: Maker, compiled: bool) -> Piloted:
             once(counted, watched=True)
         once(metered, watched=not compiled)
     finally:
-        environment.restore(found)
+        environment.restore(snapshot)
     seconds = [min(pair) for pair in zip(timed.seconds, counted.seconds, strict=True)]
     return Piloted(metered.notes, counted.notes, seconds, sum(occupations) // len(occupations), moved[0])
 
@@ -168,10 +170,10 @@ def _drain(execution: Run) -> None:
 def counted(inputs: Inputs, run: Maker) -> int:
     """Bytes that a run with one snapshot takes at its highest, by making it once; and `PIECES`."""
     meter = LiveBytes()
-    found = inputs.environment.capture()
+    snapshot = inputs.environment.capture()
     try:
         with meter:
             _drain(run(inputs, Checkpoint(1)))
     finally:
-        inputs.environment.restore(found)
+        inputs.environment.restore(snapshot)
     return meter.peak + (PIECES if separates() else 0)

@@ -24,7 +24,7 @@ LOCK, MARK = "lock", b"gimli_core: the lock of a scratch directory\n"
 NAME = re.compile(f"(?:{PREFIX}|{NEW})[0-9a-f]{{16}}", re.ASCII)
 GRACE = 3600.0  # seconds in which a directory that has not got its name yet is let be
 
-_held: dict[Path, int] = {}  # the open lock of each scratch directory of this process
+_locks: dict[Path, int] = {}  # the open lock of each scratch directory of this process
 
 
 def scratch_directory(parent: Path) -> Path:
@@ -36,17 +36,17 @@ def scratch_directory(parent: Path) -> Path:
                 _clear(old)
         return _made(parent)
     except OSError as error:
-        came = f"{parent}: {error.strerror}"
+        actual = f"{parent}: {error.strerror}"
         raise unexpected(
-            "disk", "a directory that can be written to", came, "Name another, or free some space."
+            "disk", "a directory that can be written to", actual, "Name another, or free some space."
         ) from error
 
 
 def remove_scratch(directory: Path, process: int) -> None:
     """Remove a scratch directory that `process` made; a forked child of it removes nothing."""
-    if os.getpid() == process and directory in _held:
+    if os.getpid() == process and directory in _locks:
         _clear(directory)
-        release(_held.pop(directory), process)
+        release(_locks.pop(directory), process)
 
 
 def _made(parent: Path) -> Path:
@@ -54,18 +54,18 @@ def _made(parent: Path) -> Path:
     new, directory = parent / f"{NEW}{token}", parent / f"{PREFIX}{token}"
     new.mkdir(0o700)
     try:
-        held = create(new / LOCK)
+        descriptor = create(new / LOCK)
         try:
-            os.write(held, MARK)
-            lock(held)
+            os.write(descriptor, MARK)
+            lock(descriptor)
             new.rename(directory)
         except BaseException:
-            release(held, os.getpid())
+            release(descriptor, os.getpid())
             raise
     except BaseException:
         _clear(new)
         raise
-    _held[directory] = held
+    _locks[directory] = descriptor
     return directory
 
 
@@ -73,22 +73,22 @@ def _abandoned(directory: Path) -> bool:
     if directory.is_symlink():
         return False
     try:
-        held = os.open(directory / LOCK, os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | FLAGS)
+        descriptor = os.open(directory / LOCK, os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | FLAGS)
     except OSError:
         return False
     try:
-        fresh = directory.name.startswith(NEW) and time.time() - os.fstat(held).st_mtime < GRACE
-        return not fresh and os.read(held, len(MARK) + 1) == MARK and lock(held) is True
+        fresh = directory.name.startswith(NEW) and time.time() - os.fstat(descriptor).st_mtime < GRACE
+        return not fresh and os.read(descriptor, len(MARK) + 1) == MARK and lock(descriptor) is True
     except OSError:
         return False
     finally:
-        release(held, os.getpid())
+        release(descriptor, os.getpid())
 
 
 def _clear(directory: Path) -> None:
     with contextlib.suppress(OSError):
-        for whole in (True, False):
-            for path in names_of_ours(directory, r"step-\d+", whole=whole):
+        for finished in (True, False):
+            for path in names_of_ours(directory, r"step-\d+", finished=finished):
                 with contextlib.suppress(OSError):
                     path.unlink()
         (directory / LOCK).unlink(missing_ok=True)

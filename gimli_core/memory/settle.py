@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.errors import unexpected
+from gimli_core.memory.agreed import agreed_bytes
 from gimli_core.memory.allocator import keeper, warm
 from gimli_core.memory.batch_sizes import no_larger_batches
-from gimli_core.memory.measure import known_costs
+from gimli_core.memory.measure import costs_of
 from gimli_core.memory.pilot import Maker, counted
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.budget import Budget, choose, estimate
@@ -31,26 +32,26 @@ def settle(
     What glibc loses between blocks is measured on the process and predicted to grow (`costs.holes`); the watch that is
     called between actions gives free holes back before a peak could pass the bound.
 
-    `eager` and `compiled` make a run of a schedule by steps of either kind; `weighed` as in `known_costs`.
+    `eager` and `compiled` make a run of a schedule by steps of either kind; `weighed` as in `costs_of`.
     """
     if not isinstance(schedule, Budget):
         return schedule, inputs, lambda: None
     steps = inputs.form.steps - inputs.form.first
     if steps < 2:  # nothing to choose
-        need = counted(inputs, eager)
+        need = agreed_bytes(inputs.form.mesh, counted(inputs, eager))
         if need > schedule.bytes:
             remedy = "With so few steps no other schedule takes less; a smaller batch does."
-            came, expected = show_size(schedule.bytes), f"at least {need} bytes for {steps} steps"
-            raise unexpected(f"Budget({schedule.size!r})", expected, came, remedy)
+            actual, expected = show_size(schedule.bytes), f"at least {need} bytes for {steps} steps"
+            raise unexpected(f"Budget({schedule.size!r})", expected, actual, remedy)
         return Checkpoint(1), inputs, lambda: None
     warm()
     keep = keeper()
-    costs = known_costs(inputs, eager, compiled, schedule.disk, weighed=weighed)
+    costs = costs_of(inputs, eager, compiled, schedule.disk, weighed=weighed)
     chosen = choose(schedule, steps, costs)
     # What an action frees the next one takes again: given back in between, the kernel would have to clear it each time.
     # So free holes stay, until an action that finds none of them of use, and leaves holes of its own in a third of the
     # room, could come near the peak.
-    acts = (costs.run, costs.run_graph, costs.run_known, costs.validate, costs.sweep, costs.sweep_point)
+    acts = (costs.run, costs.run_graph, costs.run_kept, costs.validate, costs.sweep, costs.sweep_point)
     transient = max(act.transient for act in acts)
     most = estimate(chosen, steps, costs)[0] - transient - costs.room // 3
     return chosen, no_larger_batches(schedule, inputs), lambda: keep(most)

@@ -1,4 +1,5 @@
-"""Where stored points live: in memory, or in files of a directory that the user names."""
+"""Where stored points live: in memory, or in files of a directory that the user names; a part on each of the ranks
+that are at the same point, if there are several."""
 
 from __future__ import annotations
 
@@ -11,8 +12,10 @@ from pathlib import Path
 from gimli_core.errors import StorageError
 from gimli_core.memory.allocator import long_lived
 from gimli_core.memory.files import read_file, write_file
+from gimli_core.memory.points_over_ranks import PointsOverRanks
 from gimli_core.memory.schedules.actions import Tier
 from gimli_core.memory.scratch import remove_scratch, scratch_directory
+from gimli_core.processes.mesh import Ranks
 from gimli_core.record import Point
 from gimli_core.trees import cloned
 
@@ -22,7 +25,8 @@ __all__ = ["Storage"]
 class Storage:
     """Stored points by their step, in memory or on disk. `close` forgets all and removes the files."""
 
-    def __init__(self, disk: Path | None = None) -> None:
+    def __init__(self, disk: Path | None = None, over: Ranks | None = None) -> None:
+        self._over = None if over is None else PointsOverRanks(over)
         self._points: dict[int, Point] = {}
         self._on_disk: dict[int, Point] = {}  # without tensors
         self._process = os.getpid()
@@ -33,6 +37,8 @@ class Storage:
 
     def put(self, point: Point, tier: Tier) -> None:
         """Store a point under its step."""
+        if self._over is not None and point.j > 0:
+            point = self._over.part(point)
         if tier is Tier.DISK:
             write_file(self._file(point.j), {"theta": point.theta, "state": point.state}, {"j": point.j})
             self._on_disk[point.j] = point._replace(theta={}, state={})
@@ -44,13 +50,16 @@ class Storage:
 
     def get(self, j: int) -> Point:
         """The stored point j."""
-        if j in self._points:
-            return self._points[j]
-        tree, _ = read_file(self._file(j), {"j": j})
-        return self._on_disk[j]._replace(theta=tree["theta"], state=tree["state"])
+        point = self._points.get(j)
+        if point is None:
+            tree, _ = read_file(self._file(j), {"j": j})
+            point = self._on_disk[j]._replace(theta=tree["theta"], state=tree["state"])
+        return point if self._over is None or j == 0 else self._over.whole(point)
 
     def drop(self, j: int) -> None:
         """Forget the stored point j."""
+        if self._over is not None:
+            self._over.forget(j)
         if self._points.pop(j, None) is None:
             del self._on_disk[j]
             with contextlib.suppress(OSError):  # it goes with the directory

@@ -64,7 +64,7 @@ class Hyperparameters:
         self.theta = theta
         layout = Layout(theta, resolve_groups(optimizer, theta), steps, tasks)
         # The caller's own dicts may change before the result is put in their form.
-        self.given = {name: dict(v) if isinstance(v, Mapping) else v for name, v in phi_opt.items()}
+        self.phi_opt = {name: dict(v) if isinstance(v, Mapping) else v for name, v in phi_opt.items()}
         meta = expand_betas(phi_opt)
         for name in meta:
             check_name(name, optimizer)
@@ -100,9 +100,17 @@ class Hyperparameters:
             return self._cached
         # The last step's values stand for a state or an inspection after the end.
         j = min(j, max(self.steps - 1, 0))
+        shared: dict[str, Tensor] = {}  # by the leaf's label: one number for all tensors is looked up once
+
+        def used(leaf: Leaf, at: int, k: str) -> Tensor:
+            if leaf.by_element or leaf.group_index is not None:
+                return leaf.used(j, at, self.theta[k])
+            if leaf.label not in shared:
+                shared[leaf.label] = leaf.used(j, at, self.theta[k])
+            return shared[leaf.label]
+
         hyper = {
-            k: {name: leaf.used(j, at, self.theta[k]) for name, (leaf, at, _) in homes.items()}
-            for k, homes in self._home.items()
+            k: {name: used(leaf, at, k) for name, (leaf, at, _) in homes.items()} for k, homes in self._home.items()
         }
         if "j" in self._rule.seen():
             number = torch.tensor(float(j), dtype=torch.float64)
@@ -128,7 +136,7 @@ class Hyperparameters:
         """The same for a phi_opt of the same form with other values. Raises ArgumentError as the constructor does."""
         values = (leaf for value in expand_betas(phi_opt).values() for leaf in leaves_of(value))
         other = self._of([leaf.renewed(self._rule, v, self.theta) for leaf, v in zip(self.leaves, values, strict=True)])
-        other.given = {name: dict(v) if isinstance(v, Mapping) else v for name, v in phi_opt.items()}
+        other.phi_opt = {name: dict(v) if isinstance(v, Mapping) else v for name, v in phi_opt.items()}
         return other
 
     def attached(self, phi_opt: Mapping[str, Any]) -> Hyperparameters:
@@ -168,7 +176,9 @@ class Hyperparameters:
                     continue
                 if self.tasks is not None and not leaf.by_task:
                     increment = increment.sum(0)
-                target = leaf.part(A_opt[number], j, position)
+                target = A_opt[number]
+                if leaf.by_step or leaf.group_index is not None:
+                    target = leaf.part(target, j, position)
                 target += increment if increment.shape == target.shape else increment.sum()
 
     def join(self, A_opt: Sequence[Tensor]) -> dict[str, Any]:
@@ -183,16 +193,17 @@ class Hyperparameters:
                 return type(value)([fill(v) for v in value])
             return next(remaining)
 
-        return {name: fill(value) for name, value in self.given.items()}
+        return {name: fill(value) for name, value in self.phi_opt.items()}
 
     def scalars(self) -> tuple[frozenset[str], frozenset[str]]:
         """The hyperparameters that are one number for all tensors, and those that are a number for at least one."""
         homes = {name: [per[name] for per in self._home.values()] for name in next(iter(self._home.values()))}
-        number = {name: [leaf.per_tensor for leaf, _, _ in held] for name, held in homes.items()}
+        number = {name: [leaf.per_tensor for leaf, _, _ in of_tensors] for name, of_tensors in homes.items()}
         one = {
             name
-            for name, held in homes.items()
-            if all(number[name]) and all(leaf is held[0][0] and leaf.group_index is None for leaf, _, _ in held)
+            for name, of_tensors in homes.items()
+            if all(number[name])
+            and all(leaf is of_tensors[0][0] and leaf.group_index is None for leaf, _, _ in of_tensors)
         }
         return frozenset(one), frozenset(name for name in homes if any(number[name]))
 

@@ -58,8 +58,8 @@ def indexed(value: Tensor, rows: str | int | Callable[[Any], Tensor] = "rows") -
     tensor([1., 0., 0., 1., 0.])
     """
     if not isinstance(value, Tensor) or value.ndim == 0:
-        came = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise unexpected("indexed(value)", "a tensor [N, …] with a row for each example", came, "Stack them.")
+        actual = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise unexpected("indexed(value)", "a tensor [N, …] with a row for each example", actual, "Stack them.")
     if not isinstance(rows, (str, int)) and not callable(rows):
         do = 'For example rows="index", or rows=lambda batch: batch[2].'
         raise unexpected("indexed(rows)", "a key of the batch, or a function of it", repr(rows), do)
@@ -67,7 +67,10 @@ def indexed(value: Tensor, rows: str | int | Callable[[Any], Tensor] = "rows") -
 
 
 def rows_of(entries: Mapping[str, Indexed], batch: Any, j: int) -> dict[str, list[Tensor]]:
-    """The rows of each entry that a batch carries, a tensor for each of its parts. Raises ArgumentError."""
+    """The rows of each entry that a batch carries, a tensor for each of its parts. Raises ArgumentError.
+
+    Each is [n], whole numbers.
+    """
     parts = batch.parts if isinstance(batch, MicroBatches) else (batch,)
     return {name: [_rows(name, entry, part, j) for part in parts] for name, entry in entries.items()}
 
@@ -77,15 +80,15 @@ def _rows(name: str, entry: Indexed, batch: Any, j: int) -> Tensor:
     try:
         rows = entry.rows(batch) if callable(entry.rows) else batch[entry.rows]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        came, do = f"{type(error).__name__}: {error}", "Let every batch carry the rows that it uses."
-        raise unexpected(where, f"a batch that has them under {entry.rows!r}", came, do) from error
+        actual, do = f"{type(error).__name__}: {error}", "Let every batch carry the rows that it uses."
+        raise unexpected(where, f"a batch that has them under {entry.rows!r}", actual, do) from error
     N = len(entry.value)
     if not isinstance(rows, Tensor) or rows.ndim == 0 or rows.is_floating_point() or rows.dtype == torch.bool:
-        came = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
-        raise unexpected(where, "a tensor of whole numbers, [n]", came, "Give the numbers of the examples.")
+        actual = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+        raise unexpected(where, "a tensor of whole numbers, [n]", actual, "Give the numbers of the examples.")
     if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= N):
-        came = f"{int(rows.min())} to {int(rows.max())}"
-        raise unexpected(where, f"numbers in [0, {N})", came, "They count from 0, and not from the end.")
+        actual = f"{int(rows.min())} to {int(rows.max())}"
+        raise unexpected(where, f"numbers in [0, {N})", actual, "They count from 0, and not from the end.")
     return rows.long()
 
 

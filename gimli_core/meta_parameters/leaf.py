@@ -50,14 +50,15 @@ class Leaf(NamedTuple):
         value = self.part(self.value, j, position)
         return value.to(torch.float64) if value.ndim == self.by_task else value.to(theta.dtype)
 
-    def part(self, whole: Tensor, j: int, position: int) -> Tensor:
+    def part(self, value: Tensor, j: int, position: int) -> Tensor:
         """What of a tensor of this leaf's shape belongs to step j and a tensor of theta; a view."""
         tasks = (slice(None),) if self.by_task else ()
-        whole = whole[(*tasks, j)] if self.by_step else whole
-        return whole if self.group_index is None else whole[(*tasks, self.group_index[position])]
+        value = value[(*tasks, j)] if self.by_step else value
+        return value if self.group_index is None else value[(*tasks, self.group_index[position])]
 
 
 def as_tensor(value: Any, label: str) -> Tensor:
+    """The value as a tensor of its own shape without a graph; a number as a scalar. Raises ArgumentError."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
         raise unexpected(
             label,
@@ -78,7 +79,10 @@ def as_tensor(value: Any, label: str) -> Tensor:
 
 
 def check_values(rule: Optimizer, name: str, value: Tensor, label: str, theta: Tensor, by_element: bool) -> None:
-    """Raise ArgumentError unless all values are finite, and betas and eps_root in their range as they will be used."""
+    """Raise ArgumentError unless all values are finite, and betas and eps_root in their range as they will be used.
+
+    They have any shape of readings.py.
+    """
     if not finite(value):
         raise unexpected(label, "finite values", "inf or nan", "Find out where it was computed.")
     if name in ("beta1", "beta2", "eps_root") and value.numel():

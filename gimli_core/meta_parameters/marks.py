@@ -111,7 +111,10 @@ def unmarked(value: Any) -> Any:
 
 
 def tensor_paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-    """(path, tensor) for every tensor in nested dicts and pairs, such as a phi_opt; `look_up` follows a path."""
+    """(path, tensor) for every tensor in nested dicts and pairs, such as a phi_opt; `look_up` follows a path.
+
+    Of any shapes.
+    """
     tree = plain_dicts(unmarked(tree))
     if isinstance(tree, Tensor):
         yield path, tree

@@ -11,7 +11,7 @@ from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.marks import Marked
 from gimli_core.notation import Tensors
 
-__all__ = ["Layout", "Reading", "count_steps", "of_one_task", "one_of", "read", "read_own"]
+__all__ = ["Layout", "Reading", "count_steps", "of_one_task", "one_of", "read", "read_of_rule"]
 
 
 class Layout(NamedTuple):
@@ -32,7 +32,7 @@ def of_one_task(layout: Layout, shape: torch.Size, label: str) -> torch.Size:
     return shape[1:]
 
 
-def read_own(layout: Layout, shape: torch.Size, label: str, marked: Marked) -> bool:
+def read_of_rule(layout: Layout, shape: torch.Size, label: str, marked: Marked) -> bool:
     """Whether a rule's own parameter, of any shape, counts steps in front: only where it is marked so."""
     if marked.by_step and (layout.steps == 0 or shape[:1] != (layout.steps,)):
         expected, do = f"a leading dimension of J = {layout.steps} > 0", "per_step marks values that count steps."
@@ -53,7 +53,7 @@ class Reading(NamedTuple):
 
 
 def read(
-    layout: Layout, shape: torch.Size, label: str, serves: tuple[str, ...], marked: Marked, whole: bool
+    layout: Layout, shape: torch.Size, label: str, serves: tuple[str, ...], marked: Marked, by_tensor_too: bool
 ) -> list[Reading]:
     """Every reading that a shape allows, at least one. Raises ArgumentError."""
     elementwise = {tuple(layout.theta[k].shape) for k in serves}
@@ -67,7 +67,7 @@ def read(
     if not marked.by_element:
         allow((), "one value", False, False, True)
         allow((J,), "one per step", True, False)
-        if whole and layout.groups:
+        if by_tensor_too and layout.groups:
             allow((n,), "one per group", False, True)
             allow((J, n), "one per step and group", True, True)
     if len(elementwise) == 1 and (elementwise != {()} or marked.by_element):
@@ -77,9 +77,9 @@ def read(
     possible = readings.get(tuple(shape), [])
     if not readings and len(elementwise) != 1 and marked.by_element:
         expected = "values per element of one shape of tensor" if elementwise else "one number a tensor"
-        came, do = f"shape {list(shape)}, marked per_element", "For several tensors use a dict keyed by names."
+        actual, do = f"shape {list(shape)}, marked per_element", "For several tensors use a dict keyed by names."
         do = do if elementwise else "It acts on a tensor as a whole: leave out the mark."
-        raise unexpected(label, expected, came, do)
+        raise unexpected(label, expected, actual, do)
     if not readings:
         raise unexpected(label, "no value per step, as J = 0", str(list(shape)), "Give one value.")
     if not possible:
@@ -106,6 +106,6 @@ def one_of(readings: Sequence[Reading], shape: torch.Size, label: str, by_step: 
             "Wrap it in gimli.per_step(...) if its first dimension counts steps, or in gimli.per_element(...) if it "
             "has one value for each element; else give a dict keyed by names."
         )
-        came = f"{list(shape)}: {' or '.join(r.meaning for r in readings)}"
-        raise unexpected(label, "a shape with one reading", came, do)
+        actual = f"{list(shape)}: {' or '.join(r.meaning for r in readings)}"
+        raise unexpected(label, "a shape with one reading", actual, do)
     return left[0]

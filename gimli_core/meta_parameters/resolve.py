@@ -12,7 +12,7 @@ from torch import Tensor
 from gimli_core.errors import closest, listing, unexpected
 from gimli_core.meta_parameters.leaf import Leaf, as_tensor, check_values
 from gimli_core.meta_parameters.marks import Marked, unmarked
-from gimli_core.meta_parameters.readings import Layout, Reading, count_steps, of_one_task, one_of, read, read_own
+from gimli_core.meta_parameters.readings import Layout, Reading, count_steps, of_one_task, one_of, read, read_of_rule
 from gimli_core.notation import Tensors
 from gimli_core.optimizers.derived import own_root
 from gimli_core.optimizers.interface import Optimizer
@@ -63,8 +63,10 @@ def resolve_groups(optimizer: Optimizer, theta: Tensors) -> dict[str, tuple[str,
     if not optimizer.groups:
         return {}
     if not isinstance(optimizer.groups, Mapping):
-        came = type(optimizer.groups).__name__
-        raise unexpected("optimizer groups", "a dict {group: [tensor names]}", came, "For example {'body': ['conv*']}.")
+        actual = type(optimizer.groups).__name__
+        raise unexpected(
+            "optimizer groups", "a dict {group: [tensor names]}", actual, "For example {'body': ['conv*']}."
+        )
     for group, patterns in optimizer.groups.items():
         if (
             isinstance(patterns, str)
@@ -94,22 +96,23 @@ def resolve_groups(optimizer: Optimizer, theta: Tensors) -> dict[str, tuple[str,
 
 
 def check_name(name: str, optimizer: Optimizer) -> None:
+    """Raise ArgumentError unless `name` is a continuous hyperparameter of the optimizer."""
     rule = type(optimizer)
-    known = tuple(dict.fromkeys(own_root(optimizer, one) or one for one in optimizer.continuous()))
-    if name in known:
+    names = tuple(dict.fromkeys(own_root(optimizer, one) or one for one in optimizer.continuous()))
+    if name in names:
         return
     if hasattr(optimizer, name) and name in getattr(rule, "__dataclass_fields__", {}):
         raise unexpected(
             f"phi_opt[{name!r}]",
-            f"a continuous hyperparameter ({listing(known)})",
+            f"a continuous hyperparameter ({listing(names)})",
             "a switch, which has no derivative",
             f"Give {name}= to {rule.__name__}(...) instead.",
         )
     raise unexpected(
         "phi_opt",
-        f"hyperparameters of {rule.__name__} ({listing(known)})",
+        f"hyperparameters of {rule.__name__} ({listing(names)})",
         repr(name),
-        f"Rename or remove it.{closest(name, known)}",
+        f"Rename or remove it.{closest(name, names)}",
     )
 
 
@@ -130,23 +133,27 @@ def resolve(layout: Layout, rule: Optimizer, name: str, value: Any, label: str) 
     every = tuple(layout.theta)
     marked, value = Marked().inside(value)
     if not isinstance(value, Mapping):
-        return [_leaf(layout, rule, _entry(layout, rule, name, value, label, every, marked, whole=True))]
+        return [_leaf(layout, rule, _entry(layout, rule, name, value, label, every, marked, by_tensor_too=True))]
     if name in rule.own_parameters():
         return [
-            _leaf(layout, rule, _entry(layout, rule, f"{name}.{k}", one, f"{label}[{k!r}]", every, mine, whole=True))
+            _leaf(
+                layout,
+                rule,
+                _entry(layout, rule, f"{name}.{k}", one, f"{label}[{k!r}]", every, mine, by_tensor_too=True),
+            )
             for k, (mine, one) in ((k, marked.inside(one)) for k, one in value.items())
         ]
     by_group = bool(layout.groups) and set(value) <= set(layout.groups)
-    known = layout.groups if by_group else layout.theta
+    names = layout.groups if by_group else layout.theta
     entries = []
     for key, one in value.items():
-        if key not in known:
+        if key not in names:
             what = "names of theta" + (" or of parameter groups" if layout.groups else "")
-            expected, do = f"a dict keyed by {what} ({listing(known)})", f"Rename it.{closest(key, known)}"
+            expected, do = f"a dict keyed by {what} ({listing(names)})", f"Rename it.{closest(key, names)}"
             raise unexpected(label, expected, f"the key {key!r}", do)
         mine, one = marked.inside(one)
         serves = layout.groups[key] if by_group else (key,)
-        entries.append(_entry(layout, rule, name, one, f"{label}[{key!r}]", serves, mine, whole=False))
+        entries.append(_entry(layout, rule, name, one, f"{label}[{key!r}]", serves, mine, by_tensor_too=False))
     by_step = count_steps([entry.readings for entry in entries])
     return [_leaf(layout, rule, entry, by_step) for entry in entries]
 
@@ -159,14 +166,14 @@ def _entry(
     label: str,
     serves: tuple[str, ...],
     marked: Marked,
-    whole: bool,
+    by_tensor_too: bool,
 ) -> _Entry:
     value = as_tensor(value, label)
     shape = of_one_task(layout, value.shape, label) if marked.by_task else value.shape
     if own_root(rule, name) is not None:
-        readings = [Reading("of any shape", read_own(layout, shape, label, marked), False)]
+        readings = [Reading("of any shape", read_of_rule(layout, shape, label, marked), False)]
     else:
-        readings = read(layout, shape, label, () if name in rule.whole_tensor() else serves, marked, whole)
+        readings = read(layout, shape, label, () if name in rule.whole_tensor() else serves, marked, by_tensor_too)
     return _Entry(name, value, label, serves, marked, shape, readings)
 
 

@@ -130,19 +130,19 @@ def check_pullback(
             moving, state = optimizer.step(moving, state, {k: randn(v) for k, v in theta.items()}, hyper)
     G = {k: randn(v) for k, v in theta.items()} if G is None else G
     point = (theta, state, G, hyper)
-    held = list(slots(state))
+    by_slot = list(slots(state))
     names = asked(optimizer, [name for name in optimizer.continuous() if optimizer.uses(name)])
     entries: list[Entry] = []
-    for output in ("theta", *held):
+    for output in ("theta", *by_slot):
         B = {k: randn(v) * float(output == "theta") for k, v in theta.items()}
-        S = {slot: {k: randn(v) * float(output == slot) for k, v in state[slot].items()} for slot in held}
-        came = optimizer.pullback(*point, B, S, names)
+        S = {slot: {k: randn(v) * float(output == slot) for k, v in state[slot].items()} for slot in by_slot}
+        actual = optimizer.pullback(*point, B, S, names)
         expected = derived_pullback(optimizer.step, *point, B, S, names)
         wants = list(_blocks(expected, expected))
         floor = 1e-6 * max(
             (torch.nan_to_num(want).abs().max().item() for _, _, want in wants if want.numel()), default=0.0
         )
-        for (by, k, got), (_, _, want) in zip(_blocks(came, expected), wants, strict=True):
+        for (by, k, got), (_, _, want) in zip(_blocks(actual, expected), wants, strict=True):
             if want.numel():
                 entries.append(_compare(optimizer, point, (output, by, k), got, want, B, S, floor))
     return PullbackReport(type(optimizer).__name__, tuple(entries), tolerance)
@@ -150,12 +150,12 @@ def check_pullback(
 
 def constants(optimizer: Optimizer, theta: Tensors) -> Hyper:
     """The hyperparameters given at construction, as numbers for every tensor of theta."""
-    given = optimizer.hyperparameters()
-    for name in [name for name, value in given.items() if value is None]:
+    values = optimizer.hyperparameters()
+    for name in [name for name, value in values.items() if value is None]:
         argument = f"{type(optimizer).__name__}({name}=…)"
         raise unexpected(argument, "a value, as there is no phi_opt", "None", "Construct it with one.")
     return {
-        k: {n: v.detach() if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for n, v in given.items()}
+        k: {n: v.detach() if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for n, v in values.items()}
         for k in theta
     }
 
@@ -174,23 +174,23 @@ def _blocks(pulled: Pulled, like: Pulled) -> Iterator[tuple[str, str, Tensor]]:
             yield name, k, _shaped(name, k, pulled.A.get(k, {}).get(name, torch.zeros_like(shape)), shape)
 
 
-def _shaped(by: str, k: str, came: Tensor | None, like: Tensor) -> Tensor:
-    if came is None or came.shape != like.shape:
-        what = "nothing" if came is None else f"shape {list(came.shape)}"
+def _shaped(by: str, k: str, actual: Tensor | None, like: Tensor) -> Tensor:
+    if actual is None or actual.shape != like.shape:
+        what = "nothing" if actual is None else f"shape {list(actual.shape)}"
         raise unexpected(
             f"pullback: the adjoint of {by} of {k!r}",
             f"shape {list(like.shape)}",
             what,
             "Return one for every input.",
         )
-    return came
+    return actual
 
 
 def _compare(
     optimizer: Optimizer,
     point: Any,
     names: tuple[str, str, str],
-    came: Tensor,
+    actual: Tensor,
     expected: Tensor,
     B: Tensors,
     S: State,
@@ -204,13 +204,13 @@ def _compare(
         expected = expected.clone()
         for index in broken.nonzero().tolist():
             expected[tuple(index)] = _slope(optimizer, point, by, k, tuple(index), B, S)
-    difference = torch.nan_to_num((came - expected).abs(), nan=float("inf"))
+    difference = torch.nan_to_num((actual - expected).abs(), nan=float("inf"))
     scale = max(expected.abs().max().item(), floor) or 1.0
     where = int(difference.argmax())
-    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(where), came.shape)) if came.ndim else ()
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(where), actual.shape)) if actual.ndim else ()
     # Finite differences are good to about six digits.
     error = difference.reshape(-1)[where].item() / scale * (1e-4 if oracle != "autograd" else 1.0)
-    return Entry(output, by, k, error, index, came[index].item(), expected[index].item(), oracle)
+    return Entry(output, by, k, error, index, actual[index].item(), expected[index].item(), oracle)
 
 
 def _slope(optimizer: Optimizer, point: Any, by: str, k: str, index: tuple[int, ...], B: Tensors, S: State) -> float:
@@ -236,7 +236,7 @@ def _slope(optimizer: Optimizer, point: Any, by: str, k: str, index: tuple[int, 
             p = {**hyper, k: {**hyper[k], by: changed}}
         new_theta, new_state = optimizer.step(t, s, g, p)
         total = sum((new_theta[n] * b).sum() for n, b in B.items())
-        total += sum((new_state[slot][n] * b).sum() for slot, held in S.items() for n, b in held.items())
+        total += sum((new_state[slot][n] * b).sum() for slot, of_slot in S.items() for n, b in of_slot.items())
         return float(total)
 
     def central(h: float) -> float:

@@ -106,8 +106,8 @@ class DerivedOptimizer(Optimizer):
     def own_tensors(self, hyper: Hyper, name: str) -> Tensors:
         """The own parameter `name` that is a dict of tensors, in that form."""
         start = f"{name}."
-        known = next(iter(hyper.values()))  # the same for every tensor
-        return {one.removeprefix(start): value for one, value in known.items() if one.startswith(start)}
+        of_tensor = next(iter(hyper.values()))  # the same for every tensor
+        return {one.removeprefix(start): value for one, value in of_tensor.items() if one.startswith(start)}
 
     def continuous(self) -> tuple[str, ...]:
         return tuple(one for name in super().continuous() for one in self._entries(name))
@@ -149,7 +149,14 @@ class DerivedOptimizer(Optimizer):
 
 def own_root(optimizer: Optimizer, name: str) -> str | None:
     """The own parameter that `name` is, or is an entry of; None for any other hyperparameter."""
-    return next((own for own in optimizer.own_parameters() if name == own or name.startswith(f"{own}.")), None)
+    return next(
+        (
+            parameter
+            for parameter in optimizer.own_parameters()
+            if name == parameter or name.startswith(f"{parameter}.")
+        ),
+        None,
+    )
 
 
 def derived_pullback(
@@ -161,18 +168,18 @@ def derived_pullback(
     """
     learned = {k: {name: per[name] for name in wanted if name in per} for k, per in hyper.items()}
 
-    def outputs(theta: Tensors, held: State, G: Tensors, learned: Hyper) -> tuple[Tensors, State]:
-        known = {k: {**per, **learned[k]} for k, per in hyper.items()}
-        new_theta, new = step(theta, {**counts(state), **held}, G, known)
+    def outputs(theta: Tensors, moments: State, G: Tensors, learned: Hyper) -> tuple[Tensors, State]:
+        merged = {k: {**per, **learned[k]} for k, per in hyper.items()}
+        new_theta, new = step(theta, {**counts(state), **moments}, G, merged)
         return {k: new_theta[k] for k in theta}, {
-            slot: {k: new[slot][k] for k in of_slot} for slot, of_slot in held.items()
+            slot: {k: new[slot][k] for k in of_slot} for slot, of_slot in moments.items()
         }
 
     pulled: Any = vjp(outputs, theta, slots(state), G, learned)
     (new_theta, new), pulled_back = pulled
     adjoints = (
         {k: B[k].to(out) for k, out in new_theta.items()},
-        {slot: {k: S[slot][k].to(out) for k, out in held.items()} for slot, held in new.items()},
+        {slot: {k: S[slot][k].to(out) for k, out in of_slot.items()} for slot, of_slot in new.items()},
     )
     by_theta, by_slots, by_G, by_learned = pulled_back(adjoints)
     return Pulled(V=by_G, B=by_theta, S=by_slots, A=by_learned)

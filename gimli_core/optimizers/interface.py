@@ -104,18 +104,18 @@ class Optimizer(ABC):
             do = f"Rename the field, or leave {listing(clash)} out of {rule}.sees."
             raise unexpected(rule, "hyperparameters with names of their own", listing(clash), do)
 
-    def _assign(self, given: Mapping[str, Any], **pairs: tuple[str, ...]) -> None:
+    def _assign(self, arguments: Mapping[str, Any], **pairs: tuple[str, ...]) -> None:
         """Set the fields from an explicit `__init__`'s `locals()`; `betas=("beta1", "beta2")` splits a tuple."""
-        values = {name: value for name, value in given.items() if name not in ("self", "__class__", *pairs)}
+        values = {name: value for name, value in arguments.items() if name not in ("self", "__class__", *pairs)}
         for pair, names in pairs.items():
-            if not isinstance(given[pair], (tuple, list)) or len(given[pair]) != len(names):
+            if not isinstance(arguments[pair], (tuple, list)) or len(arguments[pair]) != len(names):
                 raise unexpected(
                     f"{type(self).__name__}({pair}=…)",
                     f"({', '.join(names)})",
-                    repr(given[pair]),
+                    repr(arguments[pair]),
                     f"Give {len(names)} numbers.",
                 )
-            values.update(zip(names, given[pair], strict=True))
+            values.update(zip(names, arguments[pair], strict=True))
         for name, value in values.items():
             object.__setattr__(self, name, value)
         self.__post_init__()
@@ -201,7 +201,7 @@ class Optimizer(ABC):
         return {k: new_theta.get(k, v) for k, v in theta.items()}, {
             "step": new_state["step"],
             "skipped": {**before, **{k: before.get(k, 0) + torch.ones_like(state["step"]) for k in missed}},
-            **{slot: {**held, **new_state.get(slot, {})} for slot, held in slots(state).items()},
+            **{slot: {**of_slot, **new_state.get(slot, {})} for slot, of_slot in slots(state).items()},
         }
 
     @pulled_as_vectors
@@ -216,10 +216,10 @@ class Optimizer(ABC):
             part = ({k: theta[k] for k in G}, state_of(state, G), G, {k: hyper[k] for k in G})
             pulled = self.pullback(*part, {k: B[k] for k in G}, state_of(S, G), wanted)
         B_j = {k: pulled.B.get(k, v) for k, v in B.items()}
-        S_j = {slot: {k: pulled.S.get(slot, {}).get(k, v) for k, v in held.items()} for slot, held in S.items()}
+        S_j = {slot: {k: pulled.S.get(slot, {}).get(k, v) for k, v in of_slot.items()} for slot, of_slot in S.items()}
         return Pulled(pulled.V, B_j, S_j, pulled.A)
 
-    def to_torch(self, optimizer: torch.optim.Optimizer, named_parameters: Any = None, **given: Any) -> None:
+    def to_torch(self, optimizer: torch.optim.Optimizer, named_parameters: Any = None, **options: Any) -> None:
         """Hand this rule's values to a live `torch.optim` optimizer of its kind, with `phi_opt=`, `theta=`, `state=`.
 
         All of it or nothing: `optimizers/to_torch.py` has the arguments. The inverse of `from_torch`.
@@ -230,11 +230,11 @@ class Optimizer(ABC):
         >>> adam.param_groups[0]["lr"]
         0.5
         """
-        hand_back(self, optimizer, named_parameters, **given)
+        hand_back(self, optimizer, named_parameters, **options)
 
     def zero_adjoint(self, state: State) -> State:
         """S_J = 0 for every differentiable slot of `state`."""
-        return {slot: {k: torch.zeros_like(v) for k, v in held.items()} for slot, held in slots(state).items()}
+        return {slot: {k: torch.zeros_like(v) for k, v in of_slot.items()} for slot, of_slot in slots(state).items()}
 
 
 def with_path(optimizer: Optimizer, G: Tensors, unused: Collection[str]) -> Tensors:
@@ -245,5 +245,5 @@ def with_path(optimizer: Optimizer, G: Tensors, unused: Collection[str]) -> Tens
 
 def state_of(state: State, names: Collection[str]) -> State:
     """What `names` hold of a state, or of the adjoint of one."""
-    mine = {slot: held for slot, held in state.items() if isinstance(held, Mapping)}
-    return {**state, **{slot: {k: v for k, v in held.items() if k in names} for slot, held in mine.items()}}
+    mine = {slot: of_slot for slot, of_slot in state.items() if isinstance(of_slot, Mapping)}
+    return {**state, **{slot: {k: v for k, v in of_slot.items() if k in names} for slot, of_slot in mine.items()}}

@@ -45,7 +45,9 @@ def diagonal_jacobians(
         by_input: dict[str, Tensors] = {"G": pulled.V, "theta": pulled.B, **pulled.S}
         for name in rule.continuous():
             by_input[name] = {k: A[name] for k, A in pulled.A.items() if name in A}
-        result[output] = {name: {k: d.to(dtypes[k]) for k, d in held.items()} for name, held in by_input.items()}
+        result[output] = {
+            name: {k: d.to(dtypes[k]) for k, d in by_tensor.items()} for name, by_tensor in by_input.items()
+        }
     return result
 
 
@@ -73,14 +75,16 @@ def _check(rule: Optimizer, slots: Collection[str], theta: Any, state: Any, G: A
         raise unexpected("hyper", expected, repr(hyper), "Add what is missing.")
 
 
-def _check_tensors(argument: str, held: Any, theta: Any) -> None:
-    """Raise unless `held` is a dict of floating-point tensors with theta's names and shapes."""
-    sound = isinstance(held, Mapping) and isinstance(theta, Mapping) and set(held) == set(theta)
-    if not sound or not all(isinstance(v, Tensor) and v.is_floating_point() for v in held.values()):
-        came = f"a dict with {', '.join(map(repr, held))}" if isinstance(held, Mapping) else type(held).__name__
+def _check_tensors(argument: str, tensors: Any, theta: Any) -> None:
+    """Raise unless `tensors` is a dict of floating-point tensors with theta's names and shapes."""
+    sound = isinstance(tensors, Mapping) and isinstance(theta, Mapping) and set(tensors) == set(theta)
+    if not sound or not all(isinstance(v, Tensor) and v.is_floating_point() for v in tensors.values()):
+        actual = (
+            f"a dict with {', '.join(map(repr, tensors))}" if isinstance(tensors, Mapping) else type(tensors).__name__
+        )
         expected = "a dict {name: floating-point tensor} with the names of theta"
-        raise unexpected(argument, expected, came, "Key it as theta is.")
-    for k, v in held.items():
+        raise unexpected(argument, expected, actual, "Key it as theta is.")
+    for k, v in tensors.items():
         if v.shape != theta[k].shape:
             expected = f"shape {list(theta[k].shape)}, as theta[{k!r}] has"
             raise unexpected(f"{argument}[{k!r}]", expected, str(list(v.shape)), "Expand it.")

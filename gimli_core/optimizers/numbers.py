@@ -82,6 +82,8 @@ def _lowered_slots(state: State, names: Collection[str]) -> State:
 
 def _by_slot(state: State, change: Callable[[str, Tensor], Tensor]) -> State:
     return {
-        slot: {k: change(k, v) for k, v in held.items()} if slot not in COUNTS and isinstance(held, Mapping) else held
-        for slot, held in state.items()
+        slot: {k: change(k, v) for k, v in of_slot.items()}
+        if slot not in COUNTS and isinstance(of_slot, Mapping)
+        else of_slot
+        for slot, of_slot in state.items()
     }

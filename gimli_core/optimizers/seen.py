@@ -32,7 +32,10 @@ __all__ = ["adjoint_of_loss", "asked", "seeing", "times"]
 
 
 def seeing(optimizer: Optimizer, hyper: Hyper, loss: Tensor) -> Hyper:
-    """The hyperparameters of a step, and ell_j for a rule that sees it. (j is among them already.)"""
+    """The hyperparameters of a step, and ell_j for a rule that sees it. (j is among them already.)
+
+    The loss is a scalar, or [T].
+    """
     if "loss" not in optimizer.seen():
         return hyper
     return {k: {**per, "loss": loss} for k, per in hyper.items()}
@@ -44,7 +47,8 @@ def asked(optimizer: Optimizer, wanted: Collection[str]) -> tuple[str, ...]:
 
 
 def adjoint_of_loss(optimizer: Optimizer, pulled: Pulled, loss: Tensor) -> tuple[Pulled, Tensor | None]:
-    """(what was pulled back, without the loss's adjoint; g_j, summed over the tensors that saw the loss).
+    """(what was pulled back, without the loss's adjoint; g_j, summed over the tensors that saw the loss). The loss and
+    g_j are scalars, or [T].
 
     None where the rule does not see it.
     """

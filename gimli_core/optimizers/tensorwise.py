@@ -55,11 +55,11 @@ class TensorwiseOptimizer(Optimizer):
         new_theta: Tensors = {}
         new_state: State = {**counts(state), "step": state["step"] + 1} | {slot: {} for slot in self.slots()}
         for k, theta_k in theta.items():
-            t, held = this_step(state, k), self._held(state, k, theta_k)
-            new, s = self._step(lifted(theta_k), held, lifted(G[k]), hyper[k], t)
-            new_theta[k] = new.reshape(theta_k.shape)
+            t, s_k = this_step(state, k), self.state_of_tensor(state, k, theta_k)
+            new, s = self._step(lifted(theta_k), s_k, lifted(G[k]), hyper[k], t)
+            new_theta[k] = shaped(new, theta_k)
             for slot, value in s.items():
-                new_state[slot][k] = value.reshape(state[slot][k].shape)
+                new_state[slot][k] = shaped(value, state[slot][k])
         return new_theta, new_state
 
     def pullback(
@@ -67,22 +67,22 @@ class TensorwiseOptimizer(Optimizer):
     ) -> Pulled:
         pulled = Pulled({}, {}, {slot: {} for slot in self.slots()}, {})
         for k, theta_k in theta.items():
-            s, S_k = self._held(state, k, theta_k), self._held(S, k, theta_k)
+            s, S_k = self.state_of_tensor(state, k, theta_k), self.state_of_tensor(S, k, theta_k)
             t, G_k, B_k = this_step(state, k), lifted(G[k]), lifted(B[k])
             V, B_k, S_k, thunks = self._pullback(lifted(theta_k), s, G_k, hyper[k], t, B_k, S_k)
-            pulled.V[k], pulled.B[k] = V.reshape(theta_k.shape), B_k.reshape(theta_k.shape)
+            pulled.V[k], pulled.B[k] = shaped(V, theta_k), shaped(B_k, theta_k)
             for slot, value in S_k.items():
-                pulled.S[slot][k] = value.reshape(state[slot][k].shape)
+                pulled.S[slot][k] = shaped(value, state[slot][k])
             pulled.A[k] = {name: reduce_like(thunks[name](), hyper[k][name]) for name in wanted if name in thunks}
         return pulled
 
-    def _held(self, state: State, k: str, theta: Tensor) -> Tensors:
+    def state_of_tensor(self, state: State, k: str, theta: Tensor) -> Tensors:
         """The slots of one tensor, lifted where it is. Plain numbers, in float64, stay numbers.
 
         A slot that no tensor has (a file keeps tensors only) is as good as an empty one.
         """
-        held = {slot: state[slot][k] for slot in self.slots() if k in state.get(slot, ())}
-        return {slot: lifted(v) if theta.ndim == 0 and v.dtype == theta.dtype else v for slot, v in held.items()}
+        s_k = {slot: state[slot][k] for slot in self.slots() if k in state.get(slot, ())}
+        return {slot: lifted(v) if theta.ndim == 0 and v.dtype == theta.dtype else v for slot, v in s_k.items()}
 
 
 class ElementwiseOptimizer(TensorwiseOptimizer):
@@ -129,6 +129,11 @@ def this_step(state: State, k: str) -> Tensor:
 def lifted(x: Tensor) -> Tensor:
     """A 0-dimensional tensor as a vector of one element, which keeps its dtype beside float64 hyperparameters."""
     return x.reshape(1) if x.ndim == 0 else x
+
+
+def shaped(x: Tensor, like: Tensor) -> Tensor:
+    """x in the shape of another tensor, where that was lifted."""
+    return x if x.ndim == like.ndim else x.reshape(like.shape)
 
 
 def reduce_like(product: Tensor, value: Tensor) -> Tensor:

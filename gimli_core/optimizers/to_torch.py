@@ -48,8 +48,8 @@ def hand_back(
     """
     kind = _kind(optimizer)
     if kind != type(rule).__name__:
-        came, do = f"a torch.optim.{kind}", "Hand it to an optimizer of the rule's own kind."
-        raise unexpected(WHERE, f"a torch.optim.{type(rule).__name__}", came, do)
+        actual, do = f"a torch.optim.{kind}", "Hand it to an optimizer of the rule's own kind."
+        raise unexpected(WHERE, f"a torch.optim.{type(rule).__name__}", actual, do)
     names = names_of(optimizer, named_parameters, WHERE)
     changes: list[Callable[[], None]] = []
     learned = {**rule.hyperparameters(), **_split(phi_opt or {})}
@@ -61,8 +61,8 @@ def hand_back(
         members = [names[id(p)] for p in group["params"]]
         values = {name: _of_group(name, value, number, members) for name, value in learned.items()}
         changes.append(partial(_set, group, values))
-    held = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
-    for k, p in held.items():
+    parameters = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
+    for k, p in parameters.items():
         if theta is not None:
             new = _fitting(f"{WHERE}: theta[{k!r}]", theta.get(k), p.shape)
             changes.append(partial(_copy, p, new))
@@ -83,10 +83,10 @@ def _kind(optimizer: Any) -> str:
 
 def _split(phi_opt: Mapping[str, Any]) -> dict[str, Any]:
     """phi_opt with the pair "betas" as two."""
-    found = dict(phi_opt)
-    if "betas" in found:
-        found["beta1"], found["beta2"] = found.pop("betas")
-    return found
+    single = dict(phi_opt)
+    if "betas" in single:
+        single["beta1"], single["beta2"] = single.pop("betas")
+    return single
 
 
 def _of_group(name: str, value: Any, number: int, members: list[str]) -> float:
@@ -102,8 +102,8 @@ def _of_group(name: str, value: Any, number: int, members: list[str]) -> float:
         parts = [value]
     numbers = {float(part) for part in parts if not isinstance(part, Tensor) or part.numel() == 1}
     if len(numbers) != 1 or any(isinstance(part, Tensor) and part.numel() != 1 for part in parts):
-        came, do = "several", "torch.optim has one a group: build it with a group for each, or reduce them."
-        raise unexpected(argument, f"one number for parameter group {number}", came, do)
+        actual, do = "several", "torch.optim has one a group: build it with a group for each, or reduce them."
+        raise unexpected(argument, f"one number for parameter group {number}", actual, do)
     return numbers.pop()
 
 
@@ -123,8 +123,8 @@ def _set(group: dict[str, Any], values: Mapping[str, float]) -> None:
 
 def _fitting(argument: str, value: Any, shape: torch.Size) -> Tensor:
     if not isinstance(value, Tensor) or value.shape != shape:
-        came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else "nothing"
-        raise unexpected(argument, f"a tensor of shape {list(shape)}", came, "Take it from a result's theta_J.")
+        actual = f"shape {list(value.shape)}" if isinstance(value, Tensor) else "nothing"
+        raise unexpected(argument, f"a tensor of shape {list(shape)}", actual, "Take it from a result's theta_J.")
     return value.detach()
 
 

@@ -24,8 +24,8 @@ def names_of(
                 "neither names nor an optimizer built from them",
                 "Pass module.named_parameters().",
             )
-        found = [name for group in optimizer.param_groups for name in group["param_names"]]
-        return {id(p): name for p, name in zip(every, found, strict=True)}
+        in_groups = [name for group in optimizer.param_groups for name in group["param_names"]]
+        return {id(p): name for p, name in zip(every, in_groups, strict=True)}
     named = dict(named_parameters)
     names = {id(p): name for name, p in named.items()}
     inside = {id(p) for p in every}

@@ -137,17 +137,17 @@ def from_torch(
             "Use one optimizer for each, joined by gimli.optimizers.Partition.",
         )
     rule = built[0][0]
-    given = _merged([options for _, options in built], rule)
+    merged = _merged([options for _, options in built], rule)
     if len(members) > 1:
-        given["groups"] = {str(i): [escape(k) for k in group] for i, group in enumerate(members)}
-    made = rule(**given)
-    held = {
+        merged["groups"] = {str(i): [escape(k) for k in group] for i, group in enumerate(members)}
+    made = rule(**merged)
+    parameters = {
         k: p
         for group, ks in zip(optimizer.param_groups, members, strict=True)
         for k, p in zip(ks, group["params"], strict=True)
     }
-    trained = {k: p for k, p in held.items() if p.requires_grad}
-    return FromTorch(made, held, _state(optimizer, rule, built, members, trained))
+    trained = {k: p for k, p in parameters.items() if p.requires_grad}
+    return FromTorch(made, parameters, _state(optimizer, rule, built, members, trained))
 
 
 def _converter(optimizer: torch.optim.Optimizer) -> Convert:
@@ -161,10 +161,10 @@ def _converter(optimizer: torch.optim.Optimizer) -> Convert:
             "instead of the path to it."
         )
     if kind not in REGISTERED:
-        known = listing(sorted(k.__name__ for k in REGISTERED), limit=99)
+        rules = listing(sorted(k.__name__ for k in REGISTERED), limit=99)
         raise unexpected(
             "from_torch(optimizer)",
-            f"an optimizer with a rule ({known})",
+            f"an optimizer with a rule ({rules})",
             f"{kind.__module__}.{kind.__qualname__}",
             "Write its step as a gimli.optimizers.DerivedOptimizer, and make it known by "
             f"gimli.optimizers.register({kind.__name__}, YourRule).",
@@ -174,8 +174,8 @@ def _converter(optimizer: torch.optim.Optimizer) -> Convert:
 
 def options_of(rule: Rule, group: Options) -> tuple[Rule, Options]:
     """The rule, and those entries of a group that its signature names."""
-    known = _parameters(rule)
-    return rule, {name: value for name, value in group.items() if name in known}
+    names = _parameters(rule)
+    return rule, {name: value for name, value in group.items() if name in names}
 
 
 @lru_cache(maxsize=128)
@@ -217,21 +217,24 @@ def _state(
     theta: Tensors,
 ) -> State | None:
     """A copy of the current state in the engine's form; None if no step has been made."""
-    found = {k: optimizer.state.get(p, {}) for k, p in theta.items()}
-    if not any(v is not None for held in found.values() for v in held.values()):
+    torch_state = {k: optimizer.state.get(p, {}) for k, p in theta.items()}
+    if not any(v is not None for of_name in torch_state.values() for v in of_name.values()):
         return None
     # SGD and Muon do not count steps: a buffer says that there was one.
-    done = {k: float(held.get("step", any(v is not None for v in held.values()))) for k, held in found.items()}
+    done = {
+        k: float(of_name.get("step", any(v is not None for v in of_name.values())))
+        for k, of_name in torch_state.items()
+    }
     most = max(done.values())  # a parameter without gradient has missed the others' steps
     missed = {k: torch.tensor(most - steps, dtype=torch.float64) for k, steps in done.items() if steps < most}
     state: State = {"step": torch.tensor(most, dtype=torch.float64), **({"skipped": missed} if missed else {})}
     for (_, options), ks in zip(built, members, strict=True):
         part = {k: theta[k].detach() for k in ks if k in theta}
         made = rule(**options)
-        for slot, held in slots(made.initial_state(part, constants(made, part))).items():
+        for slot, of_name in slots(made.initial_state(part, constants(made, part))).items():
             kept = {
-                k: v if found[k].get(slot) is None else found[k][slot].detach().to(v.dtype).clone()
-                for k, v in held.items()
+                k: v if torch_state[k].get(slot) is None else torch_state[k][slot].detach().to(v.dtype).clone()
+                for k, v in of_name.items()
             }
             state.setdefault(slot, {}).update(kept)
     # A slot that only some groups keep (momentum, say) is zeros in the others, whose factor for it is 0.

@@ -64,15 +64,15 @@ def schedule(
     >>> lr.grad
     tensor(3.2500)
     """
-    given = {"lr": lr, **others}
-    _check(make_scheduler, steps, given)
-    base = {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in given.items()}
+    start = {"lr": lr, **others}
+    _check(make_scheduler, steps, start)
+    base = {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in start.items()}
 
     def run(**moved: float) -> dict[str, Tensor]:
         return _run(make_scheduler, steps, {**base, **moved}, metrics)
 
     values = run()
-    learned = {name: v for name, v in given.items() if isinstance(v, Tensor) and v.requires_grad}
+    learned = {name: v for name, v in start.items() if isinstance(v, Tensor) and v.requires_grad}
     reached = dict.fromkeys(learned, False)
     for name, tensor in learned.items():
         distance = PROBE * (abs(base[name]) or 1.0)
@@ -91,7 +91,7 @@ def schedule(
             f"one that sets the same whatever {name} is",
             f'Let it take its heights from the optimizer, opt.param_groups[0]["{name}"], or detach the value.',
         )
-    devices = {name: v.device for name, v in given.items() if isinstance(v, Tensor)}
+    devices = {name: v.device for name, v in start.items() if isinstance(v, Tensor)}
     return {key: v.to(devices.get(key, v.device)) for key, v in values.items()}
 
 
@@ -114,16 +114,16 @@ def _run(
         options["betas"] = (base.get("beta1", 0.9), base.get("beta2", 0.999))
     optimizer = _Bare(options)
     scheduler = _made(make_scheduler, optimizer, steps, metrics)
-    found: dict[str, list[float]] = {name: [] for name in base}
+    columns: dict[str, list[float]] = {name: [] for name in base}
     for j in range(steps):
         group = optimizer.param_groups[0]
         present = {**group, **dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))}
-        for name, column in found.items():
+        for name, column in columns.items():
             column.append(float(present[name]))
         optimizer.step()
         if j < steps - 1:
             _advance(scheduler, j, metrics)
-    return {name: torch.tensor(column, dtype=torch.float64) for name, column in found.items()}
+    return {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
 
 
 def _made(make_scheduler: MakeScheduler, optimizer: _Bare, steps: int, metrics: Sequence[float] | None) -> LRScheduler:
@@ -162,20 +162,20 @@ def _advance(scheduler: LRScheduler, j: int, metrics: Sequence[float] | None) ->
         ) from error
 
 
-def _check(make_scheduler: Any, steps: Any, given: Mapping[str, Any]) -> None:
+def _check(make_scheduler: Any, steps: Any, start: Mapping[str, Any]) -> None:
     if not callable(make_scheduler):
         do = "For example lambda opt: torch.optim.lr_scheduler.StepLR(opt, 10)."
-        came = type(make_scheduler).__name__
-        raise unexpected("schedule(make_scheduler)", "a function of an optimizer", came, do)
+        actual = type(make_scheduler).__name__
+        raise unexpected("schedule(make_scheduler)", "a function of an optimizer", actual, do)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise unexpected("schedule(steps)", "a whole number from 1", repr(steps), "Give J.")
-    for name, value in given.items():
+    for name, value in start.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number and not (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()):
-            came = f"shape {list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            actual = f"shape {list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             do = "Call it once for each group or tensor, and put the results into a dict."
             expected = "a number or a 0-dimensional floating-point tensor"
-            raise unexpected(f"schedule({name}=…)", expected, came, do)
+            raise unexpected(f"schedule({name}=…)", expected, actual, do)
 
 
 def _check_affine(name: str, key: str, below: Tensor, at: Tensor, above: Tensor) -> None:

@@ -44,10 +44,10 @@ class Checkpoints:
     def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
         self.directory, self._process = directory_of("out", directory), os.getpid()
         self._file, self._identity = self.directory / "checkpoint", json.loads(json.dumps(identity))
-        held, _ = hold("out", self.directory, self._file.name)
-        self._let_go = weakref.finalize(self, release, held, self._process)
+        descriptor, _ = hold("out", self.directory, self._file.name)
+        self._let_go = weakref.finalize(self, release, descriptor, self._process)
         self._written = float("-inf")
-        for path in names_of_ours(self.directory, "checkpoint", whole=False):  # of a process that was killed
+        for path in names_of_ours(self.directory, "checkpoint", finished=False):  # of a process that was killed
             path.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
@@ -86,8 +86,8 @@ class Checkpoints:
     def _check_identity(self, written: Any) -> None:
         place, old, new = difference(written, self._identity)
         if place:
-            came = f"the checkpoint of another one, whose {place} is {old!r} where this one's is {new!r}"
-            raise unexpected(f"out {str(self.directory)!r}", "a directory of this outer loop", came, REMEDY)
+            actual = f"the checkpoint of another one, whose {place} is {old!r} where this one's is {new!r}"
+            raise unexpected(f"out {str(self.directory)!r}", "a directory of this outer loop", actual, REMEDY)
 
 
 def check_storable(state: Mapping[str, Any]) -> None:

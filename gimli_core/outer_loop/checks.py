@@ -33,9 +33,9 @@ def check_estimator(estimator: Any) -> Mapping[str, Tensor]:
         raise unexpected("estimator", expected, type(estimator).__name__, do)
     phi = estimator.parameters()
     if not isinstance(phi, Mapping) or not all(isinstance(leaf, Tensor) for leaf in phi.values()):
-        came = type(phi).__name__
+        actual = type(phi).__name__
         do = "For a module: return dict(self.module.named_parameters())."
-        raise unexpected("estimator.parameters()", "a dict {name: tensor}", came, do)
+        raise unexpected("estimator.parameters()", "a dict {name: tensor}", actual, do)
     if not any(leaf.requires_grad for leaf in phi.values()):
         do = "Call .requires_grad_() on what is to be learned."
         raise unexpected("estimator.parameters()", "a tensor that requires grad", "none", do)
@@ -48,22 +48,22 @@ def check_tasks(tasks: Any) -> Callable[[int], Any]:
         return lambda step: tasks(step)
     if isinstance(tasks, Sequence) and len(tasks):
         return lambda step: tasks[step % len(tasks)]
-    came = "an empty sequence" if isinstance(tasks, Sequence) else type(tasks).__name__
+    actual = "an empty sequence" if isinstance(tasks, Sequence) else type(tasks).__name__
     expected = "a function of the outer step, or a sequence that is not empty"
     do = "What a step draws must be there again after a kill: give list(iterator), or a gimli.TaskSampler."
-    raise unexpected("tasks", expected, came, do)
+    raise unexpected("tasks", expected, actual, do)
 
 
 def check_meta_optimizer(meta_optimizer: Any, phi: Mapping[str, Tensor]) -> None:
     """Raise ArgumentError unless the optimizer steps phi, and nothing else."""
     if not isinstance(meta_optimizer, torch.optim.Optimizer):
-        came = type(meta_optimizer).__name__
+        actual = type(meta_optimizer).__name__
         do = "For example torch.optim.Adam(phi.values(), lr=1e-3)."
-        raise unexpected("meta_optimizer", "a torch.optim.Optimizer", came, do)
+        raise unexpected("meta_optimizer", "a torch.optim.Optimizer", actual, do)
     closure = inspect.signature(type(meta_optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        came = f"{type(meta_optimizer).__name__}, which asks for the loss again within a step"
-        raise unexpected("meta_optimizer", "one whose step needs no closure", came, "Take Adam, SGD, …")
+        actual = f"{type(meta_optimizer).__name__}, which asks for the loss again within a step"
+        raise unexpected("meta_optimizer", "one whose step needs no closure", actual, "Take Adam, SGD, …")
     stepped = {id(p) for group in meta_optimizer.param_groups for p in group["params"]}
     missed = [name for name, leaf in phi.items() if leaf.requires_grad and id(leaf) not in stepped]
     if missed:
@@ -71,9 +71,9 @@ def check_meta_optimizer(meta_optimizer: Any, phi: Mapping[str, Tensor]) -> None
         raise unexpected("meta_optimizer", "every tensor of phi in it", f"one without {listing(missed)}", do)
     more = stepped - {id(leaf) for leaf in phi.values()}
     if more:
-        came = f"one with {len(more)} other tensors, which no step gives a gradient"
+        actual = f"one with {len(more)} other tensors, which no step gives a gradient"
         do = "Construct it from estimator.parameters().values()."
-        raise unexpected("meta_optimizer", "phi's tensors alone in it", came, do)
+        raise unexpected("meta_optimizer", "phi's tensors alone in it", actual, do)
 
 
 def check_scheduler(scheduler: Any, meta_optimizer: torch.optim.Optimizer) -> None:
@@ -84,8 +84,8 @@ def check_scheduler(scheduler: Any, meta_optimizer: torch.optim.Optimizer) -> No
         do = "For example torch.optim.lr_scheduler.CosineAnnealingLR(meta_optimizer, steps)."
         raise unexpected("scheduler", "a scheduler of torch.optim.lr_scheduler", type(scheduler).__name__, do)
     if getattr(scheduler, "optimizer", None) is not meta_optimizer:
-        came = "one of another optimizer, whose rates it would change instead"
-        raise unexpected("scheduler", "a scheduler of meta_optimizer", came, "Construct it from that one.")
+        actual = "one of another optimizer, whose rates it would change instead"
+        raise unexpected("scheduler", "a scheduler of meta_optimizer", actual, "Construct it from that one.")
 
 
 def check_evaluation(evaluate: Any, every: Any, stopping: Any) -> None:
@@ -104,11 +104,11 @@ def check_evaluation(evaluate: Any, every: Any, stopping: Any) -> None:
         raise unexpected("early_stopping", "a gimli.EarlyStopping", type(stopping).__name__, do)
 
 
-def check_number(argument: str, value: Any, least: float, *, whole: bool = True) -> None:
+def check_number(argument: str, value: Any, least: float, *, integral: bool = True) -> None:
     """Raise ArgumentError unless `value` is a number of at least `least`."""
-    kind: Any = Integral if whole else Real
+    kind: Any = Integral if integral else Real
     if isinstance(value, bool) or not isinstance(value, kind) or not value >= least:
-        expected = f"a {'whole ' if whole else ''}number, at least {least:g}"
+        expected = f"a {'whole ' if integral else ''}number, at least {least:g}"
         raise unexpected(argument, expected, repr(value), "Choose one.")
 
 

@@ -54,9 +54,9 @@ class EarlyStopping:
         if self.metric is None and len(evaluation) == 1:
             return next(iter(evaluation.values()))
         if self.metric is None or self.metric not in evaluation:
-            came = "none, where there are several" if self.metric is None else repr(self.metric)
+            actual = "none, where there are several" if self.metric is None else repr(self.metric)
             do = f"Name one of them.{closest(self.metric, evaluation) if self.metric else ''}"
-            raise unexpected("EarlyStopping(metric=…)", f"one of {listing(evaluation)}", came, do)
+            raise unexpected("EarlyStopping(metric=…)", f"one of {listing(evaluation)}", actual, do)
         return evaluation[self.metric]
 
 

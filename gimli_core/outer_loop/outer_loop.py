@@ -115,9 +115,9 @@ class OuterLoop:
         check_scheduler(scheduler, meta_optimizer)
         check_evaluation(evaluate, evaluate_every, early_stopping)
         check_number("steps", steps, 0)
-        check_number("checkpoint_every", checkpoint_every, 0, whole=False)
+        check_number("checkpoint_every", checkpoint_every, 0, integral=False)
         if clip is not None:
-            check_number("clip", clip, 0, whole=False)
+            check_number("clip", clip, 0, integral=False)
         if seed is not None:
             check_seed(seed)
         check_switch("tensorboard", tensorboard)

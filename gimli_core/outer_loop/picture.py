@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gimli_core.memory.whole_file import writing
+from gimli_core.memory.atomic_file import writing
 from gimli_core.outer_loop.log import numbers_in
 
 __all__ = ["plot"]

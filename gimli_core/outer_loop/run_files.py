@@ -50,9 +50,9 @@ class RunFiles:
             state = self._checkpoints.load()
             if state is None:
                 if os.path.lexists(path):
-                    came = f"{path}, which stands there without a checkpoint"
+                    actual = f"{path}, which stands there without a checkpoint"
                     do = "Name another directory, or move that file."
-                    raise unexpected("out", "a directory without another log", came, do)
+                    raise unexpected("out", "a directory without another log", actual, do)
                 check_storable(loop.state_dict())
                 self._checkpoints.write({**loop.state_dict(), "log": 0})
             self._log = Log(

@@ -32,9 +32,9 @@ def requirement_I(inputs: Inputs) -> tuple[Requirement, frozenset[str]]:
         phi = {k: v.detach().requires_grad_() for k, v in inputs.values.phi_loss.items()}
         val_loss, batch = inputs.form.problem.val_loss, inputs.values.last_val_batch
         L, _ = evaluate(val_loss, "val_loss", {**inputs.values.frozen, **theta}, phi, batch, vector=True)
-        found = differentiate(L, [*theta.values(), *phi.values()])
-    explicit = frozenset(k for k, g in zip(phi, found[len(theta) :], strict=True) if g is not None)
-    if any(g is not None for g in found[: len(theta)]):
+        gradients = differentiate(L, [*theta.values(), *phi.values()])
+    explicit = frozenset(k for k, g in zip(phi, gradients[len(theta) :], strict=True) if g is not None)
+    if any(g is not None for g in gradients[: len(theta)]):
         return Requirement("I", True, "val_loss is differentiable in theta"), explicit
     why = (
         "val_loss has no gradient path to theta. Compute it from the theta it is called with, without "
@@ -111,7 +111,7 @@ def requirement_IIIa(inputs: Inputs) -> Requirement:
         return Requirement("IIIa", True, "no phi_opt")
     ones = {k: torch.ones_like(v) for k, v in inputs.values.theta_0.items()}
     zero = optimizer.zero_adjoint(inputs.values.state_0)
-    S = {slot: {k: torch.ones_like(v) for k, v in held.items()} for slot, held in zero.items()}
+    S = {slot: {k: torch.ones_like(v) for k, v in of_slot.items()} for slot, of_slot in zero.items()}
     shape = getattr(inputs.form.problem.train_loss, "shape", ())  # the value of a loss matters here as little as G's
     handed = seeing(optimizer, hyper.at(0), next(iter(ones.values())).new_ones(shape))
     pulled = optimizer.pullback(inputs.values.theta_0, inputs.values.state_0, ones, handed, ones, S, hyper.wanted)

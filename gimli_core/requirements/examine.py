@@ -76,7 +76,8 @@ def check_requirements(
 
     An entry of phi_loss may matter at a later step only: IIIb asks every batch before it refuses one.
 
-    Arguments as in `meta_gradient`, which runs this by itself when it first meets a problem.
+    Arguments as in `meta_gradient`, with the shapes that it says; it runs this by itself when it first meets a
+    problem.
 
     Returns:
         Requirements: `.entries`, `.ok`, `.assert_ok()`; printing it gives a table.

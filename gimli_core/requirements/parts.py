@@ -34,43 +34,54 @@ def part_by_part(inputs: Inputs) -> Inputs:
     return replace(inputs, form=form, values=replace(values, batch=batch, rows=rows))
 
 
-def refuse_undecomposed(inputs: Inputs) -> None:
-    """Raise unless train_loss at theta_0 and the first batch is the weighted sum over its parts, where that can be
-    told: not where it draws random numbers, or where the parts cannot be joined. Cost 2F, in the memory of the whole.
+def refuse_undecomposed(inputs: Inputs, name: str = "train_loss", where: str = "micro-batches") -> None:
+    """Raise unless a loss at theta_0 and its first batch is the weighted sum over its parts, where that can be told:
+    not where it draws random numbers, or where the parts cannot be joined. Cost 2F, in the memory of the whole.
+
+    Args:
+        name: which loss; of the outer one at its last batch.
+        where: what the parts are, for the message.
     """
-    if not inputs.form.in_parts:
+    inner = name == "train_loss"
+    batch = (inputs.values.batch(0) if inner else inputs.values.last_val_batch) if inputs.form.in_parts else None
+    if not isinstance(batch, MicroBatches):
         return
-    batch = inputs.values.batch(0)
-    assert isinstance(batch, MicroBatches)
     with trial(inputs) as tried:
         environment = inputs.environment
-        found = environment.capture()
-        total = torch.stack([w * _value(tried, part) for w, part in each(tried.values.batch(0))]).sum(0)
-        now = environment.capture(found)
-        if any(new is not old for new, old in zip(now.buffers, found.buffers, strict=True)):
-            expected, came = "a loss that leaves its modules' buffers alone", "one that changes running statistics"
+        snapshot = environment.capture()
+        copies = tried.values.batch(0) if inner else tried.values.last_val_batch
+        total = torch.stack([w * _value(tried, name, part) for w, part in each(copies)]).sum(0)
+        now = environment.capture(snapshot)
+        if any(new is not old for new, old in zip(now.buffers, snapshot.buffers, strict=True)):
+            expected, actual = "a loss that leaves its modules' buffers alone", "one that changes running statistics"
             do = "BatchNorm would be trained on each part, not on the whole batch: use LayerNorm, GroupNorm or eval()."
-            raise unexpected("train_loss on micro-batches", expected, came, do)
-        if inputs.values.rows is not None:  # of which each part has its own
+            raise unexpected(f"{name} on {where}", expected, actual, do)
+        if inner and inputs.values.rows is not None:  # each part has its own
             batch = batch._replace(parts=tuple(part.batch for part in batch.parts))
         joined = together(batch, 0 if inputs.form.tasks is None else 1)
-        if environment.moved(found) or joined is None:
+        if environment.moved(snapshot) or joined is None:
             return
-        whole = _value(tried, joined)
-    dtype = torch.get_autocast_dtype(whole.device.type) if torch.is_autocast_enabled(whole.device.type) else whole.dtype
-    scale = torch.maximum(whole.abs(), total.abs()).clamp_min(1e-12)
-    if not bool(((total - whole).abs() <= torch.finfo(dtype).eps ** 0.5 * scale).all()):
-        expected = f"Σ_i w_i train_loss(part_i) = train_loss of all parts together, {whole.tolist()!r}"
-        do = (
-            "Give the weights of what it divides by: MicroBatches(parts, weights=…), ones if it is a sum. A loss that "
-            "normalises by the whole batch has no parts. check=False goes on, with the sum as the inner loss."
+        of_all = _value(tried, name, joined)
+    device = of_all.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else of_all.dtype
+    scale = torch.maximum(of_all.abs(), total.abs()).clamp_min(1e-12)
+    if not bool(((total - of_all).abs() <= torch.finfo(dtype).eps ** 0.5 * scale).all()):
+        expected = f"Σ_i w_i {name}(part_i) = {name} of all parts together, {of_all.tolist()!r}"
+        weights = (
+            "MicroBatches(parts, weights=…), ones if it is a sum" if where == "micro-batches" else "Share(part, w)"
         )
-        raise unexpected("train_loss on micro-batches", expected, f"{total.tolist()!r}", do)
+        do = (
+            f"Give the weights of what it divides by: {weights}. A loss that "
+            "normalises by the whole batch has no parts. check=False goes on, with the sum as the loss."
+        )
+        raise unexpected(f"{name} on {where}", expected, f"{total.tolist()!r}", do)
 
 
-def _value(inputs: Inputs, batch: Any) -> Tensor:
+def _value(inputs: Inputs, name: str, batch: Any) -> Tensor:
     values = inputs.values
     theta = {**values.frozen, **{k: v.detach().requires_grad_() for k, v in values.theta_0.items()}}
+    loss_function = getattr(inputs.form.problem, name)
+    phi_loss = values.phi_at(0) if name == "train_loss" else values.phi_loss
     with torch.enable_grad():  # a loss may differentiate inside
-        loss, _ = evaluate(inputs.form.problem.train_loss, "train_loss", theta, values.phi_at(0), batch)
+        loss, _ = evaluate(loss_function, name, theta, phi_loss, batch, vector=name == "val_loss")
     return loss.detach()

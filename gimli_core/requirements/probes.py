@@ -42,19 +42,19 @@ def refuse_edited_batches(inputs: Inputs) -> None:
     second time (as clamp_ does).
     """
     for name in _losses(inputs):
-        given = _given(inputs, name)
+        before = _first_batch(inputs, name)
         with trial(inputs) as tried:
-            batch = _given(tried, name)
+            batch = _first_batch(tried, name)
             first = _value(tried, name, batch)
-            if not any(t._version for t in tensors_of(batch)) or same_data(batch, given) or not _shared(inputs, name):
+            if not any(t._version for t in tensors_of(batch)) or same_data(batch, before) or not _shared(inputs, name):
                 continue
             once = copied(batch)
         with trial(inputs) as tried:
             if same(first, _value(tried, name, batch)) and same_data(batch, once):
                 continue
-        expected, came = "to leave its batch as it is", "one that it changed in place"
+        expected, actual = "to leave its batch as it is", "one that it changed in place"
         do = "A step may be evaluated again, and would see other data: let it change a copy, batch.clone()."
-        raise unexpected(name, expected, came, do)
+        raise unexpected(name, expected, actual, do)
 
 
 def refuse_stray_tensors(inputs: Inputs, *, tied: bool) -> None:
@@ -72,13 +72,13 @@ def refuse_stray_tensors(inputs: Inputs, *, tied: bool) -> None:
             )
     for name in _losses(inputs):
         with trial(inputs) as tried:
-            batch = _given(tried, name)
+            batch = _first_batch(tried, name)
         stray = _outer_leaves(inputs, name, batch)
         if stray:  # or made by the loss itself, as the points at which it differentiates: then others the next time
             again = _outer_leaves(inputs, name, batch)
             stray = [t for t in stray if any(t is other for other in again)]
         if not tied:
-            stray = [t for t in stray if all(t is not own for own in tensors_of(batch))]
+            stray = [t for t in stray if all(t is not part for part in tensors_of(batch))]
         if stray:
             shapes = ", ".join(str(list(t.shape)) for t in stray[:6])
             raise RequirementError(
@@ -92,14 +92,14 @@ def _losses(inputs: Inputs) -> list[str]:
     return ["val_loss", "train_loss"] if inputs.form.steps > 0 else ["val_loss"]
 
 
-def _given(inputs: Inputs, name: str) -> Any:
+def _first_batch(inputs: Inputs, name: str) -> Any:
     """The first batch of a loss."""
     return inputs.values.last_val_batch if name == "val_loss" else inputs.values.batch(0)
 
 
 def _shared(inputs: Inputs, name: str) -> bool:
     """Whether a batch that is asked for twice lies in the same memory."""
-    one, other = _given(inputs, name), _given(inputs, name)
+    one, other = _first_batch(inputs, name), _first_batch(inputs, name)
     places = {t.untyped_storage().data_ptr() for t in tensors_of(one) if t.layout == torch.strided}
     return any(t.untyped_storage().data_ptr() in places for t in tensors_of(other) if t.layout == torch.strided)
 
@@ -124,9 +124,9 @@ def _outer_leaves(inputs: Inputs, name: str, batch: Any) -> list[Tensor]:
     """The leaves that autograd would reach from a loss, but for theta and phi_loss."""
     with trial(inputs) as tried:
         loss, leaves = _at(tried, name, batch)
-        own = set(map(id, leaves))
-        found = {id(n.variable): n.variable for n in nodes_of(loss) if hasattr(n, "variable")}
-        return [leaf for key, leaf in found.items() if key not in own]
+        arguments = set(map(id, leaves))
+        reached = {id(n.variable): n.variable for n in nodes_of(loss) if hasattr(n, "variable")}
+        return [leaf for key, leaf in reached.items() if key not in arguments]
 
 
 # Every function that `once_differentiable` wraps shares this code.
@@ -148,7 +148,7 @@ def refuse_once_differentiable(inputs: Inputs) -> None:
 
 
 def nodes_of(tensor: Tensor) -> set[Any]:
-    """Every node of autograd's graph behind `tensor`."""
+    """Every node of autograd's graph behind `tensor`. It has any shape."""
     seen: set[Any] = set()
     todo: list[Any] = [tensor.grad_fn]
     while todo:

@@ -51,6 +51,6 @@ class Adjoints:
             else:
                 self.A_loss[k] += increment
 
-    def whole_A_loss(self) -> Tensors:
+    def A_loss_with_rows(self) -> Tensors:
         """A_loss with what is indexed as sparse tensors, in the order of phi_loss' dense and indexed entries."""
         return {**self.A_loss, **{k: rows.total() for k, rows in self.A_rows.items()}}

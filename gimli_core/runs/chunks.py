@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -17,9 +17,11 @@ from gimli_core.arguments.theta import theta_by_task
 from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import COUNTS
+from gimli_core.record import Event
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.outcome import contracted
 from gimli_core.runs.run import Events, Run
+from gimli_core.runs.tasks_over_ranks import TasksOverRanks
 from gimli_core.transforms.nested import nested
 from gimli_core.transforms.tasks import check_tasks
 
@@ -33,24 +35,42 @@ class Chunks:
         call: all of it.
         parts: the calls of the chunks.
         run: makes the run of a part.
+        over: the ranks that share the parts, if there are several.
     """
 
-    def __init__(self, call: Call, parts: list[Call], run: Callable[[Call], Run]) -> None:
-        self._call, self._parts, self._run = call, parts, run
-        self._first: Run | None = run(parts[0])
-        self.form = self._first.form
-        self.steps = self._first.steps * len(self._parts)  # inner steps of all chunks
+    def __init__(
+        self, call: Call, parts: list[Call], run: Callable[[Call], Run], over: TasksOverRanks | None = None
+    ) -> None:
+        self._call, self._parts, self._run, self._over = call, parts, run, over
+        self._mine = range(len(parts)) if over is None else over.share(len(parts))
+        # A rank that has none makes one all the same: whatever is at fault is found on all ranks. Where a run keeps
+        # what it reaches, this one does not: another rank may be about to run it, or it may be through.
+        first = run(replace(parts[self._mine[0] if self._mine else 0], resume=None))
+        self._first: Run | None = first if call.resume is None else None
+        self.form = first.form
+        self.steps = first.steps * len(self._mine)  # inner steps of all chunks that are run here
         self._result: MetaGradient | None = None
 
     def forward(self) -> Events:
         """All of Algorithm 1, chunk by chunk."""
+        results = yield from (self._each() if self._over is None else self._over.everyones(self._each()))
+        self._result = joined(results, self._call)
+
+    def _each(self) -> Generator[Event, None, list[MetaGradient]]:
+        """The results of the chunks that are run here."""
         results = []
-        for part in self._parts:
-            run, self._first = self._first or self._run(part), None
+        for i in self._mine:
+            through = None if self._over is None else self._over.begin(i)
+            if through is not None:
+                results.append(through)
+                continue
+            run, self._first = self._first or self._run(self._parts[i]), None
             yield from chain(run.forward(), run.backward())
             results.append(run.result())
             del run
-        self._result = joined(results, self._call)
+            if self._over is not None:
+                self._over.end(i, results[-1])
+        return results
 
     def backward(self, along: Tensor | None = None) -> Events:
         """Nothing: `forward` has been back already, for each outer loss."""
@@ -74,13 +94,13 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
     """The results of chunks as one: sums over what the tasks share, a dimension of all tasks for what they do not."""
     first = results[0]
     at = first.val_loss.ndim  # where the tasks stand in a gradient: behind the k outer losses, if there are several
-    own_theta, _ = theta_by_task(call.theta_0, check_tasks(call.tasks).count)  # type: ignore[union-attr]
-    own_state = call.state_0 is None or isinstance(call.state_0, PerTask)
+    theta_per_task, _ = theta_by_task(call.theta_0, check_tasks(call.tasks).count)  # type: ignore[union-attr]
+    state_per_task = call.state_0 is None or isinstance(call.state_0, PerTask)
 
     def every(name: str) -> list[Any]:
         return [getattr(result, name) for result in results]
 
-    frozen = {k for k in first.theta_J if k not in own_theta and k not in first.B_0}
+    frozen = {k for k in first.theta_J if k not in theta_per_task and k not in first.B_0}
     return replace(
         first,
         val_loss=_join(every("val_loss"), False),
@@ -97,8 +117,8 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
         val_aux=_join_aux(every("val_aux")),
         A_opt=_join(every("A_opt"), False, call.phi_opt, at),
         A_loss=_join(every("A_loss"), False, nested(call.phi_loss, call.nested), at),
-        B_0={k: _join([B[k] for B in every("B_0")], k in own_theta, at=at) for k in first.B_0},
-        S_0=_join(every("S_0"), own_state, at=at),
+        B_0={k: _join([B[k] for B in every("B_0")], k in theta_per_task, at=at) for k in first.B_0},
+        S_0=_join(every("S_0"), state_per_task, at=at),
     )
 
 
@@ -122,26 +142,29 @@ def _buffer(parts: list[Tensor]) -> Tensor:
     return parts[0] if alike else torch.stack(parts)
 
 
-def _join_states(states: list[dict[str, Any]], own: bool) -> dict[str, Any]:
+def _join_states(states: list[dict[str, Any]], by_task: bool) -> dict[str, Any]:
     """States joined slot by slot; their counts are the same."""
     first = states[0]
-    return {slot: held if slot in COUNTS else _join([s[slot] for s in states], own) for slot, held in first.items()}
+    return {
+        slot: of_slot if slot in COUNTS else _join([s[slot] for s in states], by_task)
+        for slot, of_slot in first.items()
+    }
 
 
-def _join(parts: list[Any], own: bool, given: Any = None, at: int = 0) -> Any:
-    """The sum of the parts' tensors, or where they are the tasks' `own` (or `given` marked so) all of them in a row.
+def _join(parts: list[Any], by_task: bool, marked: Any = None, at: int = 0) -> Any:
+    """The sum of the parts' tensors, or where each task has one (`by_task`, or `marked` per task) all of them in a row.
 
     `at` is the dimension of the tasks.
     """
-    own = own or isinstance(given, PerTask)
-    while given is not None and unmarked(given) is not given:
-        given = given.value
-        own = own or isinstance(given, PerTask)
+    by_task = by_task or isinstance(marked, PerTask)
+    while marked is not None and unmarked(marked) is not marked:
+        marked = marked.value
+        by_task = by_task or isinstance(marked, PerTask)
     first = parts[0]
     if isinstance(first, Mapping):
-        entry = given if isinstance(given, Mapping) else {}
-        return {k: _join([part[k] for part in parts], own, entry.get(k), at) for k in first}
+        entry = marked if isinstance(marked, Mapping) else {}
+        return {k: _join([part[k] for part in parts], by_task, entry.get(k), at) for k in first}
     if isinstance(first, (tuple, list)):
-        beside = given or [None] * len(first)
-        return type(first)(_join([part[i] for part in parts], own, beside[i], at) for i in range(len(first)))
-    return torch.cat(parts, at) if own else torch.stack(parts).sum(0)
+        beside = marked or [None] * len(first)
+        return type(first)(_join([part[i] for part in parts], by_task, beside[i], at) for i in range(len(first)))
+    return torch.cat(parts, at) if by_task else torch.stack(parts).sum(0)

@@ -16,15 +16,15 @@ __all__ = ["Clocked"]
 class Clocked:
     """A run whose eager time counts: its two halves, not what the user does between them."""
 
-    def __init__(self, run: ScheduledRun) -> None:
-        self._run = run
+    def __init__(self, run: ScheduledRun, *, watched: bool) -> None:
+        self._run, self._watched = run, watched
         self._patience = run.form.problem.memo.patience
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._run, name)
 
     def forward(self) -> Events:
-        yield from clocked(self._patience, self._run.forward())
+        yield from clocked(self._patience, self._run.forward(), watched=self._watched)
 
     def backward(self, along: Tensor | None = None) -> Events:
-        yield from clocked(self._patience, self._run.backward(along))
+        yield from clocked(self._patience, self._run.backward(along), watched=self._watched)

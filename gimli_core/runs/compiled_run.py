@@ -10,7 +10,7 @@ from torch import Tensor
 from gimli_core.arguments.form import Form
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled.retained_run import CompiledRetained
-from gimli_core.compiled.whole_run import CompiledWhole, Given
+from gimli_core.compiled.whole_run import CompiledWhole, RunTensors
 from gimli_core.environment import Environment
 from gimli_core.memory.allocator import reusing
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
@@ -90,13 +90,13 @@ class CompiledRun:
 def retained(compiled: CompiledRetained, inputs: Inputs) -> Compute:
     """A compiled step forwards and its sweep, called in turn; every step is told."""
     environment, hyper = inputs.environment, inputs.values.hyper
-    found = environment.capture()
+    snapshot = environment.capture()
     done, buffers = None, {}
     try:
         done = yield from compiled.run(inputs)
         buffers = environment.copies()
     finally:
-        _put_back(environment, found, completely=done is None)
+        _put_back(environment, snapshot, completely=done is None)
     if done is None:
         return None
     losses, outcomes = (done.train_losses, done.val_losses), []
@@ -107,20 +107,20 @@ def retained(compiled: CompiledRetained, inputs: Inputs) -> Compute:
 
 
 def whole(
-    compiled: CompiledWhole, form: Form, hyper: Hyperparameters, given: Given, environment: Environment | None
+    compiled: CompiledWhole, form: Form, hyper: Hyperparameters, tensors: RunTensors, environment: Environment | None
 ) -> Compute:
     """The whole run as one function, told at its end. Without an environment it surely changes nothing."""
     buffers: Tensors = {}
     if environment is None:
-        done = compiled.as_it_is(given)
+        done = compiled.as_it_is(tensors)
     else:
-        found = environment.capture()
+        snapshot = environment.capture()
         done = None
         try:
-            done = compiled(given)
+            done = compiled(tensors)
             buffers = environment.copies()
         finally:
-            _put_back(environment, found, completely=done is None)
+            _put_back(environment, snapshot, completely=done is None)
     if done is None:
         return None
     A_opt = _summed(form, hyper, done.A_opt)
@@ -137,9 +137,9 @@ def _summed(form: Form, hyper: Hyperparameters, increments: list[dict[str, Tenso
     return A_opt
 
 
-def _put_back(environment: Environment, found: Any, *, completely: bool) -> None:
+def _put_back(environment: Environment, snapshot: Any, *, completely: bool) -> None:
     """Buffers as they were; random numbers too for a run that takes another's place: it meets what that one met."""
     if completely:
-        environment.restore(found)
+        environment.restore(snapshot)
     else:
-        environment.restore_buffers(found)
+        environment.restore_buffers(snapshot)

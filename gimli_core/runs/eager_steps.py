@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from gimli_core import backward_sweep, forward_unroll
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.outer_losses import outer_value
 from gimli_core.derivatives.first_order import Gradient
+from gimli_core.derivatives.over_ranks import validation_over_ranks
 from gimli_core.record import Adjoint, Again, Event, Point, Swept
 
 __all__ = ["EagerSteps", "Steps"]
@@ -31,7 +32,7 @@ class Steps(Protocol):
         """A run begins: (theta_0, s_0)."""
 
     def advance(
-        self, inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, known: Gradient | None
+        self, inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, kept_gradient: Gradient | None
     ) -> Generator[Event, None, tuple[Gradient, Point]]:
         """Lines 5 and 6."""
 
@@ -72,9 +73,9 @@ class EagerSteps:
         return Point(0, inputs.values.theta_0, inputs.values.state_0, None)
 
     def advance(
-        self, inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, known: Gradient | None
+        self, inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, kept_gradient: Gradient | None
     ) -> Generator[Event, None, tuple[Gradient, Point]]:
-        return forward_unroll.step(inputs, point, keep_graph=keep_graph, replay=replay, known=known)
+        return forward_unroll.step(inputs, point, keep_graph=keep_graph, replay=replay, kept_gradient=kept_gradient)
 
     def sweep(
         self, inputs: Inputs, point: Point, G_j: Gradient | None, adjoints: Sequence[Adjoint], *, replay: bool
@@ -91,7 +92,7 @@ class EagerSteps:
         rows = len(adjoints)
         for row, A in enumerate(adjoints):  # one graph of G_j for all
             lines = backward_sweep.step(inputs, point, G_j, A.B, A.S, replay=replay, keep_graph=row < rows - 1)
-            swept = yield from numbered(lines, row, rows)
+            swept = yield from (lines if rows == 1 else numbered(lines, row, rows))
             again = swept.loss
             A.add_step(point.j, swept)
             del swept
@@ -103,4 +104,10 @@ class EagerSteps:
         return backward_sweep.validation_gradients(inputs, point, along, rows=rows)
 
     def validation_value(self, inputs: Inputs, point: Point) -> Gradient:
-        return outer_value(inputs, point.theta, inputs.values.val_batch(point.j))
+        def of_batch() -> tuple[Gradient, list[Gradient], Any]:
+            batch = inputs.values.val_batch(point.j)
+            return outer_value(inputs, point.theta, batch), [], batch
+
+        if inputs.form.data is None:
+            return of_batch()[0]
+        return validation_over_ranks(inputs.form.data, of_batch, f"lines 8-9, L_val at theta_{point.j}")[0]

@@ -52,7 +52,7 @@ class Execution:
         self.along: Tensor | None = None
         self.inputs, self.form, self.schedule, self.by = inputs, inputs.form, schedule, steps
         self.working = WorkingPoint(inputs.environment)
-        self.stored = Storage(schedule.disk)
+        self.stored = Storage(schedule.disk, inputs.form.stores_parts)
         self.records: dict[int, Record] = {}
         self.losses = Losses()
         self.end: tuple[Tensors, State, Tensors] | None = None
@@ -101,8 +101,10 @@ class Execution:
             else:
                 self.losses.note_outer(j, self.by.validation_value(inputs, point))
             working.return_to(point)
-        known = None if kept is None or keep_graph else kept.gradient
-        G_j, after = yield from self.by.advance(inputs, point, keep_graph=keep_graph, replay=replay, known=known)
+        kept_gradient = None if kept is None or keep_graph else kept.gradient
+        G_j, after = yield from self.by.advance(
+            inputs, point, keep_graph=keep_graph, replay=replay, kept_gradient=kept_gradient
+        )
         working.at = after
         self.losses.note_inner(j, G_j, exact=self.by.eager)
         if recorded:
@@ -123,11 +125,13 @@ class Execution:
         inputs, J = self.inputs, self.form.steps
         point = self.working.marked() if self.weighed else self.working.at
         self.end = (point.theta, point.state, inputs.environment.copies())
-        check_end(point.theta, self.losses.train, self.form.names)
+        check_end(self.form.whole(point.theta, "theta_J, before L_val"), self.losses.train, self.form.names)
         validation = None
         if self.form.weighted[J]:
             of_L, validation = self.by.validation(inputs, point, rows=not self.weighed)
             self.losses.note_outer(J, of_L)
+        if self.form.mesh is not None and self.form.mesh.shard is not None:
+            self.losses.check_ranks(self.form.mesh.shard)
         self.losses.check_outer(inputs)
         L = self.losses.outer(inputs)
         rows = self.rows
@@ -155,8 +159,8 @@ class Execution:
         """
         if self.along is not None:
             if not torch.equal(self.along, along):
-                came, do = "another one than the run that was killed had", "Call as when the run was begun."
-                raise unexpected("resume", "the same gradient of L to arrive at it", came, do)
+                actual, do = "another one than the run that was killed had", "Call as when the run was begun."
+                raise unexpected("resume", "the same gradient of L to arrive at it", actual, do)
             return
         self.along = along
         J = self.form.steps

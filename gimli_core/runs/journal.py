@@ -24,7 +24,10 @@ from gimli_core.memory.directory import hold
 from gimli_core.memory.files import damaged, is_ours, names_of_ours, read_file, write_file
 from gimli_core.memory.locks import release
 from gimli_core.memory.schedules.actions import Action, Advance, Drop, Keep, Schedule, Store, Sweep, Tier
+from gimli_core.processes.agreement import together
+from gimli_core.processes.mesh import Ranks
 from gimli_core.record import Point
+from gimli_core.runs.journal_over_ranks import NEXT, Reached, any_of, common, first_of, of_rank
 from gimli_core.runs.plain_values import ILL_FITTING, fingerprint, fits, plain_snapshot, schedule_of, snapshot_of
 
 __all__ = ["SECONDS", "Journal", "demand", "rebuilding", "state_after"]
@@ -50,31 +53,40 @@ PLAIN = {
 class Journal:
     """The directory of a resumable run, held from here to `close`.
 
+    Where ranks hold parts of a run, each has a directory of its own in there. What one has written counts once all
+    have: until then what they wrote before stays, so that all go on from one place whenever one of them is killed.
+
+    Args:
+        directory: the run's.
+        inputs: what is run.
+        mesh: the dimensions of the ranks that hold parts of the run.
+
     Raises:
         ArgumentError: a directory that cannot be written to, or that another run is using.
     """
 
-    def __init__(self, directory: Path, inputs: Inputs) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, inputs: Inputs, mesh: Iterable[Ranks] = ()) -> None:
+        self._mesh = list(mesh)
+        self.directory = together(self._mesh, "resume", lambda: of_rank(directory, self._mesh))
         self._inputs, self._problem = inputs, fingerprint(inputs)
-        self._run = secrets.token_hex(16)
+        self._run = first_of(self._mesh, secrets.token_hex(16))
         self._there: set[int] = set()  # the steps whose points are written
         self._process = os.getpid()
-        held, self._made = hold("resume", directory, "progress")
-        self._let_go = weakref.finalize(self, release, held, self._process)
+        descriptor, self._made = together(self._mesh, "resume", lambda: hold("resume", self.directory, "progress"))
+        self._let_go = weakref.finalize(self, release, descriptor, self._process)
         self._written = time.monotonic()
         self.reached = self._load()  # by the last run: (tensors, plain values), or None
 
     def _load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """What the last run reached: (tensors, plain values), or None. What no run needs any more is removed."""
         try:
-            reached = self._progress()
+            reached = common(self._mesh, self.directory, self._reached)
             if reached is not None:
                 self._run, self._there = reached[1]["run"], set(reached[1]["points"])
                 self._made = reached[1]["made"]
-            for path in names_of_ours(self.directory, POINT, whole=True):
+            for path in names_of_ours(self.directory, POINT, finished=True):
                 self._remove_stale(path)
-            for path in names_of_ours(self.directory, f"progress|{POINT}", whole=False):
+            for path in names_of_ours(self.directory, f"progress|{NEXT}|{POINT}", finished=False):
                 _unlink(path)
         except BaseException:
             self.close()
@@ -86,33 +98,40 @@ class Journal:
         with self.reading():
             schedule = schedule_of(plain, disk or Path())
         if schedule.disk is not None and disk is None:
-            came = "one without, though the run to be resumed stores states on disk"
-            raise unexpected("memory", "a schedule with disk=PATH", came, "Call as when the run was begun.")
+            actual = "one without, though the run to be resumed stores states on disk"
+            raise unexpected("memory", "a schedule with disk=PATH", actual, "Call as when the run was begun.")
         return schedule
 
     def due(self) -> bool:
         """Whether it is time to write."""
-        return time.monotonic() - self._written >= SECONDS
+        return any_of(self._mesh, time.monotonic() - self._written >= SECONDS)
 
     def write(self, points: Iterable[Point], tree: dict[str, Any], extra: dict[str, Any]) -> None:
         """Write the points that are not there yet, then `progress`, and remove points that it does not name."""
-        self._own()
+        self._refuse_forked()
+        named = together(self._mesh, "resume", lambda: self._put(points, tree, extra))
+        if self._mesh:
+            os.replace(self.directory / NEXT, self.directory / "progress")
+        for j in self._there - named:
+            _unlink(self._file(j))
+        self._there = named
+        self._written = time.monotonic()
+
+    def _put(self, points: Iterable[Point], tree: dict[str, Any], extra: dict[str, Any]) -> set[int]:
+        """Write points and then `progress`, or what it is to be once all ranks have theirs; the points' steps."""
         named = set()
         for point in points:
             named.add(point.j)
             if point.j not in self._there:
                 assert point.snapshot is not None
                 buffers, generators = plain_snapshot(point.snapshot)
-                held = {"theta": point.theta, "state": point.state, "buffers": buffers}
+                tensors = {"theta": point.theta, "state": point.state, "buffers": buffers}
                 written = {**self._of(point.j), "generators": generators}
-                write_file(self._file(point.j), held, written, durable=True)
+                write_file(self._file(point.j), tensors, written, durable=True)
                 self._there.add(point.j)
         run = {"problem": self._problem, "run": self._run, "made": self._made, "points": sorted(named)}
-        write_file(self.directory / "progress", tree, {**extra, **run}, durable=True)
-        for j in self._there - named:
-            _unlink(self._file(j))
-        self._there = named
-        self._written = time.monotonic()
+        write_file(self.directory / (NEXT if self._mesh else "progress"), tree, {**extra, **run}, durable=True)
+        return named
 
     def point(self, j: int, like: Point) -> Point:
         """The stored point j, of tensors like those of another one."""
@@ -140,20 +159,22 @@ class Journal:
         if self._made:
             with contextlib.suppress(OSError):
                 self.directory.rmdir()
+                if self._mesh:  # that of the run
+                    self.directory.parent.rmdir()
         self.close()
 
     def close(self) -> None:
         """Let others use the directory."""
         self._let_go()
 
-    def _progress(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        path = self.directory / "progress"
+    def _reached(self, name: str) -> Reached | None:
+        path = self.directory / name
         if not os.path.lexists(path):
             return None
         tree, extra = read_file(path, remedy=REMEDY)
         if extra.get("problem") != self._problem:
-            came = f"{self.directory}, which holds a run of another problem, or with other values"
-            raise unexpected("resume", "a directory of this problem", came, "Name another directory.")
+            actual = f"{self.directory}, which holds a run of another problem, or with other values"
+            raise unexpected("resume", "a directory of this problem", actual, "Name another directory.")
         with self.reading():
             demand(set(extra) == set(PLAIN) and set(tree) == TENSORS, "fields")
             demand(all(type(extra[name]) is kind for name, kind in PLAIN.items()), "values")
@@ -167,12 +188,12 @@ class Journal:
         if int(path.name.partition("-")[2]) in self._there:
             return
         if not is_ours(path):
-            came = f"{path}, which no run has written"
+            actual = f"{path}, which no run has written"
             expected = "a directory where the names point-0, point-1, … are free"
-            raise unexpected("resume", expected, came, "Name another, best one that is not there yet.")
+            raise unexpected("resume", expected, actual, "Name another, best one that is not there yet.")
         _unlink(path)
 
-    def _own(self) -> None:
+    def _refuse_forked(self) -> None:
         if os.getpid() != self._process:
             raise StorageError(
                 f"{self.directory}: expected to be used by the process that began the run, {self._process}; got its "

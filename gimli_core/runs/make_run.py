@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.in_shards import check_sharded, in_shards, random_numbers
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.arguments.until import check_until
 from gimli_core.compiled.choice import check_compile, compiled_for, options
 from gimli_core.compiled.in_time import in_time
 from gimli_core.compiled.steps import CompiledSteps
-from gimli_core.compiled.whole_run import CompiledWhole, given_of
+from gimli_core.compiled.whole_run import CompiledWhole, tensors_of_run
 from gimli_core.errors import notice, unexpected
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.pilot import Maker
@@ -22,43 +22,28 @@ from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.forward_only import ForwardOnly
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.memory.settle import settle
+from gimli_core.processes.agreement import together
+from gimli_core.processes.mesh import check_mesh
 from gimli_core.requirements.examine import require
 from gimli_core.runs import compiled_run
 from gimli_core.runs.again import AgainIfNeeded
+from gimli_core.runs.apart import apart_if_needed, keep_apart
 from gimli_core.runs.chunks import Chunks
 from gimli_core.runs.clocked import Clocked
 from gimli_core.runs.compiled_run import CompiledRun
 from gimli_core.runs.eager_steps import EagerSteps, Steps
 from gimli_core.runs.journal import Journal
+from gimli_core.runs.over_ranks import Told, begun_together, over_ranks
 from gimli_core.runs.recall import look_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.runs.run import Run
 from gimli_core.runs.scheduled_run import ScheduledRun
 from gimli_core.runs.settling import Ahead, Rested, settled
+from gimli_core.runs.wants import Wants
 from gimli_core.transforms.one_vector import LeftAlone, OneVector
 from gimli_core.transforms.over_tasks import BuffersOfTasks
 from gimli_core.transforms.tasks import check_tasks
 
-__all__ = ["Wants", "apart_if_needed", "checked", "make_run", "makers", "schedule_of_call", "scheduled"]
-
-Made = TypeVar("Made")
-
-
-@dataclass(frozen=True)
-class Wants:
-    """What whoever asks for a run wants of it."""
-
-    tied: bool = False  # it is tied into autograd: no derivative may be missing
-    steps: bool = False  # to be told of every step
-    lines: bool = False  # to be told of every line, with tensors by name
-    changes: bool = False  # to change what the run goes on with: that is eager
-    forward_only: bool = False  # nobody goes backwards
-    weighed: bool = False  # `backward` is told how much each outer loss counts, if there are several: one sweep for all
-    one_number: str = ""  # who asks, if the meta-gradient of a vector would be too much for them
-
-    @property
-    def names(self) -> bool:
-        """Whether tensors must stay apart."""
-        return self.lines or self.changes
+__all__ = ["checked", "make_run", "makers", "schedule_of_call", "scheduled"]
 
 
 def make_run(call: Call, wants: Wants | None = None) -> Run:
@@ -68,6 +53,13 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     schedule_of_call(call)
     if call.resume is not None:
         directory_of("resume", call.resume)
+    mesh = check_mesh(call.mesh)
+    if mesh is not None:
+        call = replace(call, mesh=mesh)
+        if mesh.shard is not None:
+            together(mesh, "mesh", partial(check_sharded, call, watched=wants.names))
+        if mesh.tasks is not None:
+            return over_ranks(call, mesh, partial(_one, wants=replace(wants, weighed=False)))
     if getattr(call.problem, "memo", None) is not None and call.problem.memo.buffers_of_tasks:
         call = _one_at_a_time(call)
     parts = call.parts()
@@ -77,8 +69,8 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
         except BuffersOfTasks:
             return _of_tasks_in_turn(call, wants)
     if call.resume is not None:
-        came, do = f"Tasks(chunk={call.tasks.chunk})", "Give one of chunk= and resume=."  # type: ignore[union-attr]
-        raise unexpected("resume", "None where tasks are run in chunks", came, do)
+        actual, do = f"Tasks(chunk={call.tasks.chunk})", "Give one of chunk= and resume=."  # type: ignore[union-attr]
+        raise unexpected("resume", "None where tasks are run in chunks", actual, do)
     return Chunks(call, parts, partial(_one, wants=replace(wants, weighed=False)))
 
 
@@ -118,11 +110,11 @@ def _of_steps(call: Call, wants: Wants) -> Run:
     alone = not (wants.names or wants.forward_only or call.resume is not None)  # only the result is wanted
     look = look_of(call, schedule.replays, wants.tied, wants.steps) if alone else None
     if free and alone:
-        found = recalled_whole(look, call)
-        if found is not None:
-            compiled, form, hyper, given = found
-            compute = partial(compiled_run.whole, compiled, form, hyper, given, None)
-            return CompiledRun(form, hyper, given.frozen, compute, lambda: _prepared(call, wants, look))
+        recall = recalled_whole(look, call)
+        if recall is not None:
+            compiled, form, hyper, tensors = recall
+            compute = partial(compiled_run.whole, compiled, form, hyper, tensors, None)
+            return CompiledRun(form, hyper, tensors.frozen, compute, lambda: _prepared(call, wants, look))
     return apart_if_needed(call, lambda: _prepared(call, wants, look))
 
 
@@ -136,14 +128,21 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     if wants.one_number:
         refuse_vector(inputs, wants.one_number)
 
+    compile = False if wants.changes else call.compile
+
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
-        run = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
+        run: Any = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
+        if compile == "auto" and steps.eager and not run.schedule.compact:
+            run = Clocked(run, watched=wants.lines)
+        if inputs.form.mesh is not None:
+            return Told(run, inputs.form.mesh)
         if any(isinstance(transform, OneVector) for transform in inputs.form.transforms):
             run = AgainIfNeeded(run, LeftAlone, by_name, inputs.environment)
         if (inputs.form.tasks or 1) > 1:
             run = AgainIfNeeded(run, BuffersOfTasks, partial(_of_tasks_in_turn, call, wants), inputs.environment)
-        return run
+        made: Run = run
+        return made
 
     def by_name() -> Run:
         keep_apart(call)
@@ -151,16 +150,17 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
 
     if wants.forward_only:
         return scheduled_by(EagerSteps())
-    compile = False if wants.changes else call.compile
-    kinds = partial(options, inputs, compile, whole=free, watched=wants.steps or wants.lines, weighed=wants.weighed)
+    kinds = partial(
+        options, inputs, compile, unscheduled=free, watched=wants.steps or wants.lines, weighed=wants.weighed
+    )
     compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds())
     form, values = inputs.form, inputs.values
     if compiled is None or isinstance(compiled, CompiledSteps):
         return scheduled_by(compiled or EagerSteps(), call.resume)
     if isinstance(compiled, CompiledWhole):
-        given = given_of(inputs)
-        remember_whole(look, compiled, given, call.problem)
-        compute = partial(compiled_run.whole, compiled, form, values.hyper, given, inputs.environment)
+        tensors = tensors_of_run(inputs)
+        remember_whole(look, compiled, tensors, call.problem)
+        compute = partial(compiled_run.whole, compiled, form, values.hyper, tensors, inputs.environment)
         vector = False
     else:
         compute = partial(compiled_run.retained, compiled, inputs)
@@ -170,17 +170,29 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
 
 def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     """The inputs of a call: checked, its requirements tested, in the form that is run."""
-    inputs = prepare(call)
-    if call.check:
-        inputs = require(inputs, replays=schedule.replays, tied=wants.tied)
+    mesh = check_mesh(call.mesh)
+    if mesh is not None:
+        inputs = begun_together(call, mesh, lambda: _required(prepare(call), call, schedule, wants))
+        inputs = replace(inputs, form=replace(inputs.form, mesh=mesh, journaled=call.resume is not None))
+        if mesh.shard is None:
+            return inputs
+        together([mesh.shard], "mesh", lambda: None, lambda: {"random numbers": random_numbers(inputs)})
+        return in_shards(inputs, mesh.shard)
+    inputs = _required(prepare(call), call, schedule, wants)
     # A resumed run may be looked at otherwise than the one that was killed was: what that one wrote must fit.
     by_name = wants.names or call.problem.memo.by_name or call.resume is not None
     return inputs if by_name else as_one_vector(inputs)
 
 
-def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None, *, weighed: bool = False) -> Run:
+def _required(inputs: Inputs, call: Call, schedule: Schedule, wants: Wants) -> Inputs:
+    return require(inputs, replays=schedule.replays, tied=wants.tied) if call.check else inputs
+
+
+def scheduled(
+    inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = None, *, weighed: bool = False
+) -> ScheduledRun:
     """A run of a schedule; a budget is measured first, and a journal says where an earlier run was."""
-    journal = None if resume is None else Journal(directory_of("resume", resume), inputs)
+    journal = None if resume is None else Journal(directory_of("resume", resume), inputs, inputs.form.mesh or ())
     try:
         if journal is not None and journal.reached is not None:
             schedule = journal.schedule(journal.reached[1]["schedule"], schedule.disk)
@@ -190,7 +202,7 @@ def scheduled(inputs: Inputs, schedule: Schedule, steps: Steps, resume: Any = No
         if journal is not None:
             journal.close()
         raise
-    return Clocked(run) if steps.eager and not schedule.compact else run
+    return run
 
 
 def makers(steps: Steps, *, weighed: bool = False) -> tuple[Maker, Maker | None]:
@@ -200,21 +212,6 @@ def makers(steps: Steps, *, weighed: bool = False) -> tuple[Maker, Maker | None]
         return lambda inputs, schedule: ScheduledRun(inputs, schedule, steps, weighed=weighed)
 
     return by(EagerSteps()), None if steps.eager else by(steps)
-
-
-def apart_if_needed(call: Call, make: Callable[[], Made]) -> Made:
-    """What `make` makes of a call; again, with tensors by name, where a loss does not use one of the one vector."""
-    try:
-        return make()
-    except LeftAlone:
-        keep_apart(call)
-        return make()
-
-
-def keep_apart(call: Call) -> None:
-    """From now on the tensors of this problem stay apart."""
-    call.problem.memo.by_name = True
-    call.problem.memo.recalled.clear()
 
 
 def schedule_of_call(call: Call) -> Schedule:

@@ -24,7 +24,10 @@ ROWS = ("A_opt", "A_loss", "B_0", "S_0")  # of a result, what each outer loss ha
 
 
 def weighted(weights: tuple[float | None, ...], val_losses: dict[int, Tensor]) -> Tensor:
-    """Σ_j w_j L_val(theta_j), of each task if there are any, and of each outer loss."""
+    """Σ_j w_j L_val(theta_j), of each task if there are any, and of each outer loss.
+
+    A scalar, or [T] or [k], or [T, k]; so is each L_val.
+    """
     return torch.stack([w * val_losses[j] for j, w in enumerate(weights) if w is not None]).sum(0)
 
 
@@ -42,18 +45,24 @@ def outcome_of(
     A_opt: list[Tensor],
     A_loss: Tensors,
 ) -> Outcome:
-    """The outcome of a run from what it ended with, in the form that it ran in. Adds to A_opt what s_0 adds."""
+    """The outcome of a run from what it ended with, in the form that it ran in. Adds to A_opt what s_0 adds.
+
+    Losses are scalars, or [T] or [k]; A has the shapes of phi.
+    """
     form, hyper = inputs.form, inputs.values.hyper
     if not form.warm:  # s_0 = s_0(phi_opt)
         started = form.optimizer.initial_state_pullback(ends.S, hyper.at(0), form.wanted)
         hyper.accumulate(A_opt, 0, started)
-    return Outcome(*losses_of(inputs, train_losses, val_losses), form.back(ends), buffers_J, A_opt, A_loss)
+    return Outcome(*losses_of(inputs, train_losses, val_losses), form.back(ends), buffers_J, form.total(A_opt), A_loss)
 
 
 def losses_of(
     inputs: Inputs, train_losses: list[Tensor], val_losses: dict[int, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(L, L of each task, every ell_j, every L_val(theta_j))."""
+    """(L, L of each task, every ell_j, every L_val(theta_j)).
+
+    A scalar, [T] or none, [J] and [J + 1], with T and k behind.
+    """
     of_each = weighted(inputs.values.weights, val_losses)
     nan = torch.full_like(of_each, float("nan"))
     tasks = () if inputs.form.tasks is None else (inputs.form.tasks,)
@@ -100,7 +109,7 @@ def stacked(results: list[MetaGradient]) -> MetaGradient:
 
 
 def contracted(result: MetaGradient, along: Tensor) -> MetaGradient:
-    """The gradient of `along · L` from those of each of k outer losses."""
+    """The gradient of `along · L` from those of each of k outer losses. `along` is [k]."""
 
     def of(rows: list[Tensor]) -> Tensor:
         summed: Tensor = torch.tensordot(along.to(rows[0]), rows[0], 1)

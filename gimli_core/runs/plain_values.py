@@ -57,7 +57,10 @@ def plain_snapshot(snapshot: Snapshot) -> tuple[dict[str, Tensor], list[Any]]:
 
 
 def snapshot_of(buffers: dict[str, Tensor], generators: list[Any], environment: Environment) -> Snapshot:
-    """The snapshot that `plain_snapshot` described, if `environment` can be put back to it."""
+    """The snapshot that `plain_snapshot` described, if `environment` can be put back to it.
+
+    `tensors` are of any shape.
+    """
     torch_state, (name, keys, *rest), (version, numbers, gauss), *more = generators
     states = [torch.tensor(state, dtype=torch.uint8) for state in (torch_state, *more)]
     numpy_state, python_state = (name, np.array(keys, dtype=np.uint32), *rest), (version, tuple(numbers), gauss)
@@ -73,11 +76,11 @@ def snapshot_of(buffers: dict[str, Tensor], generators: list[Any], environment: 
     )
 
 
-def fits(found: Any, like: Any) -> bool:
+def fits(tree: Any, like: Any) -> bool:
     """Whether nested dicts have the same names, and tensors of the same shapes."""
-    if isinstance(found, Tensor) or isinstance(like, Tensor):
-        return isinstance(found, Tensor) and isinstance(like, Tensor) and found.shape == like.shape
-    return found.keys() == like.keys() and all(fits(found[name], value) for name, value in like.items())
+    if isinstance(tree, Tensor) or isinstance(like, Tensor):
+        return isinstance(tree, Tensor) and isinstance(like, Tensor) and tree.shape == like.shape
+    return tree.keys() == like.keys() and all(fits(tree[name], value) for name, value in like.items())
 
 
 def fingerprint(inputs: Inputs) -> str:
@@ -86,9 +89,9 @@ def fingerprint(inputs: Inputs) -> str:
 
     def add(thing: Any) -> None:
         if isinstance(thing, Tensor):
-            whole = thing.detach().cpu().contiguous()
-            digest.update(f"{whole.dtype}{list(whole.shape)}".encode())
-            digest.update(whole.reshape(-1).view(torch.uint8).numpy().tobytes())
+            dense = thing.detach().cpu().contiguous()
+            digest.update(f"{dense.dtype}{list(dense.shape)}".encode())
+            digest.update(dense.reshape(-1).view(torch.uint8).numpy().tobytes())
         elif isinstance(thing, dict):
             for key, value in thing.items():
                 add(str(key))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from gimli_core.arguments.call import Call
 from gimli_core.compiled.choice import chosen
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import unexpected
-from gimli_core.memory.measure import known_costs
+from gimli_core.memory.measure import costs_of
 from gimli_core.memory.schedules.binomial import advances
 from gimli_core.memory.schedules.budget import Budget, choose, estimate, least
 from gimli_core.memory.schedules.checkpoint import Checkpoint
@@ -23,9 +23,16 @@ from gimli_core.memory.schedules.sizes import show_size
 from gimli_core.memory.schedules.store_states import StoreStates
 from gimli_core.notation import State
 from gimli_core.problem import Problem
+from gimli_core.processes.mesh import check_mesh
+from gimli_core.runs.apart import apart_if_needed
 from gimli_core.runs.eager_steps import EagerSteps
-from gimli_core.runs.make_run import Wants, apart_if_needed, checked, makers
+from gimli_core.runs.make_run import checked, makers
+from gimli_core.runs.over_ranks import chunks_of
+from gimli_core.runs.wants import Wants
 from gimli_core.transforms.tasks import Tasks
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Plan", "Row", "plan"]
 
@@ -110,6 +117,7 @@ def plan(
     tasks: int | Tasks | None = None,
     check: bool = True,
     micro_batches: int | None = None,
+    mesh: DeviceMesh | str | None = None,
     compile: bool = False,
 ) -> Plan:
     """What each memory schedule would cost on this problem: predicted peak and time.
@@ -120,6 +128,7 @@ def plan(
         compile: True compiles the steps first, and measures those (on a processor and glibc; elsewhere compiled
             tensors cannot be seen, and eager steps stand for them). The rows are those of runs with `memory=`.
         tasks: of a meta-batch in chunks, one chunk's costs.
+        mesh: of tasks over ranks likewise; of one inner loop over ranks what each of them needs, the most of all.
 
     Returns:
         Plan: `.rows` with `.name`, `.schedule`, `.peak` in bytes above what the process holds, `.seconds` and
@@ -156,7 +165,10 @@ def plan(
         tasks=tasks,
         check=check,
         micro_batches=micro_batches,
-    ).parts()[0]
+        mesh=check_mesh(mesh),
+    )
+    of_tasks = call.mesh is not None and call.mesh.tasks is not None
+    call = (chunks_of(call, call.mesh) if of_tasks else call.parts())[0]
     J, costs = apart_if_needed(call, lambda: _measured(call, compile))
     named = {"RetainGraphs()": Checkpoint(1, graphs=J), "StoreStates()": Checkpoint(J)}
     named |= {f"Checkpoint({S})": Checkpoint(S) for S in (50, 20, 10, 5, 2) if S < J}
@@ -182,5 +194,5 @@ def _measured(call: Call, compile: bool) -> tuple[int, Costs]:
     if J < 2:
         do = "With fewer there is nothing to choose."
         raise unexpected("steps", "at least 2 that are swept", str(J), do)
-    compiled = chosen(inputs, compile, whole=False)
-    return J, known_costs(inputs, *makers(compiled if isinstance(compiled, CompiledSteps) else EagerSteps()))
+    compiled = chosen(inputs, compile, unscheduled=False)
+    return J, costs_of(inputs, *makers(compiled if isinstance(compiled, CompiledSteps) else EagerSteps()))

@@ -22,7 +22,7 @@ from gimli_core.arguments.inputs import Inputs, in_parts, modules_of
 from gimli_core.arguments.phi_loss import check_phi_loss
 from gimli_core.arguments.state import check_state
 from gimli_core.arguments.theta import check_theta, laid_out
-from gimli_core.compiled.whole_run import CompiledWhole, Given
+from gimli_core.compiled.whole_run import CompiledWhole, RunTensors
 from gimli_core.environment import Environment
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.notation import State, Tensors
@@ -102,62 +102,62 @@ def remember(look: Look | None, inputs: Inputs, problem: Problem) -> None:
     if look is not None and fixed and any(isinstance(t, OneVector) for t in inputs.form.transforms):
         hyper = inputs.values.hyper
         hyper.theta = {k: v.clone() for k, v in hyper.theta.items()}  # a caller's may be part of more
-        known = problem.memo.recalled
-        if look not in known and len(known) >= LOOKS:
-            known.pop(next(iter(known)), None)
-        known[look] = Recalled(inputs.form, hyper, inputs.values.weights)
+        recalled_calls = problem.memo.recalled
+        if look not in recalled_calls and len(recalled_calls) >= LOOKS:
+            recalled_calls.pop(next(iter(recalled_calls)), None)
+        recalled_calls[look] = Recalled(inputs.form, hyper, inputs.values.weights)
 
 
 def recalled(look: Look | None, call: Call) -> Inputs | None:
     """The inputs of a call of the remembered look. Raises what `prepare` raises where tensors are at fault."""
-    known = _known(look, call.problem)
-    if known is None:
+    remembered = _remembered(look, call.problem)
+    if remembered is None:
         return None
-    form = known.form
+    form = remembered.form
     _, batch, steps, val_batch, _ = call.batches()
     if steps != form.steps or in_parts(batch, steps) != form.in_parts:
         return None
     trained, frozen = check_theta(call.theta_0)
     anywhere = next(iter(trained.values()))
     _, phi_loss = check_phi_loss(call.phi_loss, trained, form.tasks)
-    hyper = _renewed(known.hyper, call.phi_opt)
+    hyper = _renewed(remembered.hyper, call.phi_opt)
     theta_0, state_0 = _started(form, call, trained, hyper)
     values = Values(
-        theta_0, trained, frozen, state_0, phi_loss, hyper, batch, val_batch, known.weights, cold=not form.warm
+        theta_0, trained, frozen, state_0, phi_loss, hyper, batch, val_batch, remembered.weights, cold=not form.warm
     )
     return Inputs(form, values, Environment(modules_of(call.problem), anywhere.device))
 
 
-def remember_whole(look: Look | None, compiled: CompiledWhole, given: Given, problem: Problem) -> None:
+def remember_whole(look: Look | None, compiled: CompiledWhole, tensors: RunTensors, problem: Problem) -> None:
     """Keep what a compiled run of the same look can take over; only after `remember`, and if it touches nothing."""
-    known = _known(look, problem)
-    if known is not None and compiled.pure:
-        problem.memo.recalled[look] = known._replace(whole=(compiled, given.weights))
+    remembered = _remembered(look, problem)
+    if remembered is not None and compiled.pure:
+        problem.memo.recalled[look] = remembered._replace(whole=(compiled, tensors.weights))
 
 
-def recalled_whole(look: Look | None, call: Call) -> tuple[CompiledWhole, Form, Hyperparameters, Given] | None:
+def recalled_whole(look: Look | None, call: Call) -> tuple[CompiledWhole, Form, Hyperparameters, RunTensors] | None:
     """A compiled run of the remembered look. Whether theta_0 and phi_loss are finite is told by the run itself."""
-    known = _known(look, call.problem)
-    if known is None or known.whole is None:
+    remembered = _remembered(look, call.problem)
+    if remembered is None or remembered.whole is None:
         return None
-    compiled, weights = known.whole
+    compiled, weights = remembered.whole
     theta_0, phi_loss = call.theta_0, call.phi_loss or {}
     _, batch, steps, val_batch, _ = call.batches()
-    if steps != known.form.steps or len(set(map(id, theta_0.values()))) != len(theta_0):
+    if steps != remembered.form.steps or len(set(map(id, theta_0.values()))) != len(theta_0):
         return None
     trained, frozen = laid_out(theta_0)
-    hyper = _renewed(known.hyper, call.phi_opt)
-    given = Given(
+    hyper = _renewed(remembered.hyper, call.phi_opt)
+    tensors = RunTensors(
         theta_0={k: v.contiguous() for k, v in trained.items()},
-        state_0=_started(known.form, call, trained, hyper)[1] if known.form.warm else {},
+        state_0=_started(remembered.form, call, trained, hyper)[1] if remembered.form.warm else {},
         phi_loss={k: v.detach() for k, v in phi_loss.items()},
         frozen=frozen,
         hypers=[hyper.at(j) for j in range(1 if hyper.constant else steps)],
         weights=weights,
         batches=[batch(j) for j in range(steps)],
-        val_batches=[val_batch(j) for j, weighted in enumerate(known.form.weighted) if weighted],
+        val_batches=[val_batch(j) for j, weighted in enumerate(remembered.form.weighted) if weighted],
     )
-    return compiled, known.form, hyper, given
+    return compiled, remembered.form, hyper, tensors
 
 
 def _started(form: Form, call: Call, trained: Tensors, hyper: Hyperparameters) -> tuple[Tensors, State]:
@@ -175,9 +175,9 @@ def _started(form: Form, call: Call, trained: Tensors, hyper: Hyperparameters) -
     return theta_0, vector.state(check_state(state_0, vector.state_by_name(cold), trained))
 
 
-def _known(look: Look | None, problem: Any) -> Recalled | None:
-    known: Recalled | None = problem.memo.recalled.get(look) if isinstance(problem, Problem) else None
-    return known
+def _remembered(look: Look | None, problem: Any) -> Recalled | None:
+    remembered: Recalled | None = problem.memo.recalled.get(look) if isinstance(problem, Problem) else None
+    return remembered
 
 
 def _renewed(hyper: Hyperparameters, phi_opt: Mapping[str, Any] | None) -> Hyperparameters:

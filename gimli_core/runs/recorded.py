@@ -42,6 +42,8 @@ def check_derivatives(derivatives: Any, call: Call) -> None:
     for name, there, do in (
         ("approximation", call.approximation is not None, "A second derivative of an approximation is of no loss."),
         ("resume", call.resume is not None, "What is recorded lives in memory."),
+        ("mesh", call.mesh is not None, "What ranks send each other is not recorded."),
+        ("mesh", call.mesh is not None, "Each process by itself can have them."),
         ("tasks", len(call.parts()) > 1, "Run all tasks at a time."),
         ("until", call.until is not None and tasks is not None, "Say how many steps, or run one inner loop."),
         ("micro_batches", in_parts(*call.train_batches_in_parts()), "What is recorded keeps every graph."),
@@ -50,6 +52,7 @@ def check_derivatives(derivatives: Any, call: Call) -> None:
     ):
         if there:
             what = {
+                "mesh": "several processes",
                 "micro_batches": "batches in parts",
                 "phi_loss": "an indexed entry",
                 "tasks": "chunks",

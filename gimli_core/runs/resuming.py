@@ -61,8 +61,8 @@ def _adjoints_of(tree: dict[str, Any], run: Execution, like: Point) -> Adjoints:
     demand(fits(tree["A_loss"], A.A_loss), "names or shapes of A_loss")
     demand(fits(tree["B"], A.B) and fits(tree["S"], A.S), "names or shapes of B")
     demand(set(tree["A_rows"]) == set(A.A_rows), "names of A_loss")
-    for k, held in tree["A_rows"].items():
-        A.A_rows[k].add(held["rows"], held["values"])
+    for k, indexed in tree["A_rows"].items():
+        A.A_rows[k].add(indexed["rows"], indexed["values"])
     A.B, A.S, A.A_opt, A.A_loss = tree["B"], tree["S"], A_opt, tree["A_loss"]
     return A
 

@@ -56,7 +56,7 @@ class ScheduledRun:
     ) -> None:
         self.inputs, self.form, self.steps = inputs, inputs.form, inputs.form.steps
         self.environment = inputs.environment
-        self._schedule, self._by = schedule, steps
+        self.schedule, self._by = schedule, steps
         self._journal, self._between = journal, between
         self._replays = schedule.replays or inputs.form.evaluates_again
         self._resumed = journal is not None and journal.reached is not None
@@ -69,7 +69,8 @@ class ScheduledRun:
     def forward(self) -> Events:
         """Lines 4-9: up to L_val and B_J."""
         environment = self.inputs.environment
-        before = environment.capture()
+        whole = self._replays or self._journal is not None
+        before = environment.capture() if whole else environment.capture_buffers()
         self.reached.working.begin(self._by.begin(self.inputs), before)
         try:
             with self._memory():
@@ -97,7 +98,9 @@ class ScheduledRun:
         Random number generators and buffers are left as they were met.
         """
         environment = self.inputs.environment
-        before, weighed = self.reached.working.captured(), self.reached.weighed and self.reached.vector
+        weighed = self.reached.weighed and self.reached.vector
+        whole = self._replays or self._resumed or weighed
+        before = self.reached.working.captured() if whole else environment.capture_buffers()
         try:
             with self._memory():
                 if self._resumed and self.reached.working.at.snapshot is not None:
@@ -113,7 +116,7 @@ class ScheduledRun:
             raise
         finally:
             self.reached.stored.close()
-            if self._replays or self._resumed or weighed:
+            if whole:
                 environment.restore(before)
             else:
                 environment.restore_buffers(before)
@@ -122,7 +125,7 @@ class ScheduledRun:
         losses = self.reached.losses
         for A in self.reached.adjoints:
             ends, buffers = self._ends(A)
-            outcome = outcome_of(self.inputs, ends, losses.train, losses.val, buffers, A.A_opt, A.whole_A_loss())
+            outcome = outcome_of(self.inputs, ends, losses.train, losses.val, buffers, A.A_opt, A.A_loss_with_rows())
             self._outcomes.append(outcome._replace(aux=losses.aux()))
 
     def _release(self) -> None:
@@ -133,7 +136,7 @@ class ScheduledRun:
 
     def _memory(self) -> AbstractContextManager[None]:
         """NOTE [memory kept for reuse] in allocator.py, where the least memory is not asked for."""
-        if not self._schedule.compact:
+        if not self.schedule.compact:
             return reusing()
         give_back()
         return nullcontext()
@@ -174,8 +177,8 @@ class ScheduledRun:
         if self._journal is None:
             return
         if any(aux is not None for aux in self.reached.losses.aux()):
-            came, do = "a loss that returns (loss, aux)", "Return the loss alone, or run it without resume=."
-            raise unexpected("resume", "losses without aux, which a journal does not keep", came, do)
+            actual, do = "a loss that returns (loss, aux)", "Return the loss alone, or run it without resume=."
+            raise unexpected("resume", "losses without aux, which a journal does not keep", actual, do)
         if isinstance(action, Validate):
             self._left = self.reached.working.captured()
         if self._journal.due():

@@ -35,7 +35,7 @@ class Ahead(Run, Protocol):
 
 
 def settled(call: Call, until: Until, forwards: Callable[[Call], Ahead]) -> tuple[Call, Tensor | None]:
-    """(the call of so many steps, how many each task takes if there are tasks).
+    """(the call of so many steps, how many each task takes, [T], if there are tasks).
 
     Args:
         forwards: makes a run that is told of every line and keeps nothing.

@@ -25,8 +25,9 @@ class WorkingPoint:
         self.gradients: dict[int, Kept] = {}
 
     def begin(self, point: Point, start: Snapshot) -> None:
-        """A run begins at `point`, in the environment `start`."""
-        self.at, self._last, self.start = point, start, start
+        """A run begins at `point`, in the environment `start`, of which it may know the buffers alone."""
+        self.at, self.start = point, start
+        self._last = start if start.generators else None
 
     def captured(self) -> Snapshot:
         """The environment as it is now."""

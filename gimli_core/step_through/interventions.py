@@ -30,8 +30,10 @@ def merged(old: Any, new: Any, path: str) -> Any:
     """`old` with the entries of `new` in their places; the forms must agree."""
     if isinstance(old, Mapping):
         if not isinstance(new, Mapping) or not set(new) <= set(old):
-            came = listing(new) if isinstance(new, Mapping) else type(new).__name__
-            raise unexpected(path, f"a dict with keys among {listing(old)}", came, "Name only the entries that change.")
+            actual = listing(new) if isinstance(new, Mapping) else type(new).__name__
+            raise unexpected(
+                path, f"a dict with keys among {listing(old)}", actual, "Name only the entries that change."
+            )
         return {k: merged(v, new[k], f"{path}[{k!r}]") if k in new else v for k, v in old.items()}
     value = torch.as_tensor(new, dtype=old.dtype, device=old.device).detach()
     if value.shape != old.shape:

@@ -48,9 +48,9 @@ class Moment:
         """O_j = dtheta'/dG at line 11: its diagonal, which is all of it for an elementwise rule. Cost: one pullback."""
         if self.line != 11:
             raise unexpected("O", "a moment at line 11", f"one at line {self.line}", "O_j belongs to line 11.")
-        given, ones = self.given, {k: torch.ones_like(v) for k, v in self.given["B"].items()}
-        none = self._optimizer.zero_adjoint(given["s"])
-        return self._optimizer.pullback(given["theta"], given["s"], given["G"], given["phi_opt"], ones, none, ()).V
+        used, ones = self.given, {k: torch.ones_like(v) for k, v in self.given["B"].items()}
+        none = self._optimizer.zero_adjoint(used["s"])
+        return self._optimizer.pullback(used["theta"], used["s"], used["G"], used["phi_opt"], ones, none, ()).V
 
     def change(self, name: str, value: Any) -> None:
         """Put `value` in place of the one computed, and let the engine go on from there.

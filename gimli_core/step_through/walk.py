@@ -19,7 +19,8 @@ from gimli_core.notation import State
 from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
-from gimli_core.runs.make_run import Wants, make_run, schedule_of_call
+from gimli_core.runs.make_run import make_run, schedule_of_call
+from gimli_core.runs.wants import Wants
 from gimli_core.step_through.interventions import CHANGEABLE, Intervention, merged
 from gimli_core.step_through.moment import Moment
 from gimli_core.transforms.tasks import Tasks

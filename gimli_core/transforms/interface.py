@@ -4,6 +4,9 @@
     theta              theta_0 (or any theta, G or B) into that form
     hyper              the hyperparameters of one step into that form
     names              theta in that form back to its tensors by name, of the form before
+    whole              theta, or V, in that form as the losses of that form are handed it
+    part               what a derivative of these losses gives, in that form
+    total              A_opt, of which a run in that form has only a part of a sum
     back               the ends of a run back: theta_J and s_J as they are, B_0 and S_0 as adjoints are
 
 All of them are pure functions of tensors, so that one may be compiled together with the run between them. Transforms
@@ -13,6 +16,8 @@ are applied in turn, each to what the one before it made, and taken back in the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+
+from torch import Tensor
 
 from gimli_core.notation import Hyper, Tensors
 from gimli_core.problem import Problem
@@ -39,6 +44,18 @@ class Transform(ABC):
     def names(self, theta: Tensors) -> Tensors:
         """theta of this form as it was before."""
         return theta
+
+    def whole(self, theta: Tensors, what: str) -> Tensors:
+        """theta of this form, or V, as the losses are handed it. `what` it is, and where, for messages."""
+        return theta
+
+    def part(self, G: Tensors) -> Tensors:
+        """What a derivative of the losses gives, in this form."""
+        return G
+
+    def total(self, A_opt: list[Tensor]) -> list[Tensor]:
+        """A_opt of a run in this form."""
+        return A_opt
 
     @abstractmethod
     def back(self, ends: Ends) -> Ends:

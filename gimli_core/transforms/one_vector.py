@@ -56,7 +56,6 @@ class OneVector(Transform):
     name: str = field(init=False)  # under which the vector stands in theta
     lead: tuple[int, ...] = field(init=False)
     sizes: list[int] = field(init=False)
-    homes: dict[torch.device, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         name = "all tensors"
@@ -75,30 +74,6 @@ class OneVector(Transform):
             problem.memo.forms[key].memo.patience = problem.memo.patience
         return problem.memo.forms[key]
 
-    def silent(self, G: Tensors) -> bool:
-        """Whether the gradient of some tensor is 0 all over, as it is where a loss does not use it."""
-        size = G[self.name].abs()
-        size = size.sum(0) if self.lead else size
-        of_each = size.new_zeros(len(self.sizes)).index_add_(0, self._homes(size.device), size)
-        return bool((of_each == 0).any()) and 0 not in self.sizes
-
-    def _homes(self, device: torch.device) -> Tensor:
-        """For each element of the vector the number of its tensor."""
-        if device not in self.homes:
-            self.homes[device] = torch.repeat_interleave(torch.tensor(self.sizes, device=device))
-        return self.homes[device]
-
-    def noting(self, problem: Problem) -> Loss:
-        """The inner loss, which notes on the vector that it is handed what it uses of it (`missed`)."""
-        loss = problem.train_loss
-        assert isinstance(loss, _LossOnVector)
-        return _LossOnVector(loss.loss, self, note=True)
-
-    def missed(self, vector: Tensor) -> list[str]:
-        """The tensors that the loss did not use whose gradient was taken by this leaf, through `noting`."""
-        used = getattr(vector, "used", self.shapes)
-        return [k for k in self.shapes if k not in used]
-
     def rule(self, rule: ElementwiseOptimizer) -> Optimizer:
         """A rule in this form."""
         return _RuleOnVector(rule=rule, layout=self)
@@ -111,8 +86,10 @@ class OneVector(Transform):
         vector = theta[self.name]
         lead = vector.shape[:-1]
         return {
-            k: part.reshape((*lead, *shape))
-            for (k, shape), part in zip(self.shapes.items(), vector.split(self.sizes, -1), strict=True)
+            k: part.view((*lead, *shape))
+            for (k, shape), part in zip(
+                self.shapes.items(), torch.split_with_sizes(vector, self.sizes, -1), strict=True
+            )
         }
 
     def hyper(self, hyper: Hyper) -> Hyper:
@@ -139,51 +116,50 @@ class OneVector(Transform):
 
     def state_by_name(self, state: State) -> State:
         """A state of vectors as `{slot: {name: tensor}}`."""
-        return {slot: held if slot in COUNTS else self.names(held) for slot, held in state.items()}
+        return {slot: of_slot if slot in COUNTS else self.names(of_slot) for slot, of_slot in state.items()}
 
     def state(self, by_name: State) -> State:
         """A state `{slot: {name: tensor}}` as one of vectors."""
-        return {slot: held if slot in COUNTS else self.theta(held) for slot, held in by_name.items()}
+        return {slot: of_slot if slot in COUNTS else self.theta(of_slot) for slot, of_slot in by_name.items()}
 
     def by_tensor(self, A: Tensors, h: Tensors) -> dict[str, Tensors]:
         """Increments of the vector by tensor, each summed as its own: in what order changes the last bits."""
-        found: dict[str, Tensors] = {k: {} for k in self.shapes}
+        increments: dict[str, Tensors] = {k: {} for k in self.shapes}
         for name, increment in A.items():
-            for (k, shape), part in zip(self.shapes.items(), increment.split(self.sizes, -1), strict=True):
+            for (k, shape), part in zip(
+                self.shapes.items(), torch.split_with_sizes(increment, self.sizes, -1), strict=True
+            ):
                 if name not in self.scalars:
-                    found[k][name] = part.reshape((*self.lead, *shape))
+                    increments[k][name] = part.reshape((*self.lead, *shape))
                 elif self.tasks is None:
-                    found[k][name] = reduce_like(part.reshape(shape), h[name])
+                    increments[k][name] = reduce_like(part, h[name])
                 else:
-                    found[k][name] = part.sum(-1, dtype=torch.promote_types(part.dtype, torch.float32))
-        return found
+                    increments[k][name] = part.sum(-1, dtype=torch.promote_types(part.dtype, torch.float32))
+        return increments
 
 
 class _LossOnVector:
-    """A loss that is handed the vector, and sees its tensors by name."""
+    """A loss that is handed the vector, and sees its tensors by name.
 
-    def __init__(self, loss: Loss, layout: OneVector, note: bool = False) -> None:
-        self.loss, self._layout, self._note = loss, layout, note
+    What is told apart by tensor (derivatives/first_order.py) takes `loss` and `layout` from it.
+    """
+
+    def __init__(self, loss: Loss, layout: OneVector) -> None:
+        self.loss, self.layout = loss, layout
         self.shape = getattr(loss, "shape", ())
 
     def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
-        return self.loss(self._by_name(theta, note=self._note), phi_loss, batch)
+        return self.loss(self._by_name(theta), phi_loss, batch)
 
     def vectorised(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         """The same where a loss over tasks must not run one task after the other."""
         loss = getattr(self.loss, "vectorised", self.loss)
         return loss(self._by_name(theta), phi_loss, batch)
 
-    def _by_name(self, theta: Tensors, *, note: bool = False) -> Tensors:
-        held = dict(theta)  # what is held constant keeps its place: some losses take theta.values() apart by it
-        vector = held.pop(self._layout.name)
-        parts = self._layout.names({self._layout.name: vector})
-        if note and vector.requires_grad:  # a gradient that comes to a part says that the loss uses it
-            used: set[str] = set()
-            vector.used = used  # type: ignore[attr-defined]
-            for k, part in parts.items():
-                part.register_hook(lambda _, k=k: used.add(k))
-        return {**held, **parts}
+    def _by_name(self, theta: Tensors) -> Tensors:
+        tensors = dict(theta)  # what is held constant keeps its place: some losses take theta.values() apart by it
+        vector = tensors.pop(self.layout.name)
+        return {**tensors, **self.layout.names({self.layout.name: vector})}
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +176,8 @@ class _RuleOnVector(Optimizer):
         return self.rule.initial_state(theta, hyper)
 
     def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
+        if type(self.rule).initial_state_pullback is Optimizer.initial_state_pullback:
+            return {}
         # Of a state that is split by tensor, as without this form: the pullback of a start has sums of its own.
         return self.rule.initial_state_pullback(
             self.layout.state_by_name(S_0), self.layout.hyper_by_name(hyper), wanted
@@ -212,7 +190,7 @@ class _RuleOnVector(Optimizer):
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
         k = self.layout.name
-        s, S_k = ({slot: held[k] for slot, held in slots(tree).items()} for tree in (state, S))
+        s, S_k = ({slot: of_slot[k] for slot, of_slot in slots(tree).items()} for tree in (state, S))
         V, B_j, S_j, thunks = self.rule._pullback(theta[k], s, G[k], hyper[k], state["step"] + 1, B[k], S_k)
         A = self.layout.by_tensor({name: thunks[name]() for name in wanted if name in thunks}, hyper[k])
         return Pulled({k: V}, {k: B_j}, {slot: {k: S_j[slot]} for slot in S}, A)
@@ -239,6 +217,4 @@ def one_vector(
     alike = len({v.dtype for v in theta.values()}) == 1
     if not small or not alike or not set(numbers) <= set(scalars):
         return None
-    vector = OneVector(shapes, frozenset(scalars), tasks, frozenset(taken))
-    vector._homes(next(iter(theta.values())).device)  # made before a run, whose memory may be counted
-    return vector
+    return OneVector(shapes, frozenset(scalars), tasks, frozenset(taken))

@@ -37,7 +37,7 @@ class OverTasks(Transform):
     Args:
         count: T.
         scale: what the sum of their losses is multiplied by: 1, or one over how many tasks there are in all.
-        own_theta: names in theta_0 that were given once a task.
+        theta_per_task: names in theta_0 that were given once a task.
         shared_state: whether a warm state_0 is shared, so that its adjoint is summed.
         phi_loss: names in phi_loss that the tasks do not share.
         frozen: names in theta that all tasks share, held constant.
@@ -47,7 +47,7 @@ class OverTasks(Transform):
 
     count: int
     scale: float
-    own_theta: frozenset[str]
+    theta_per_task: frozenset[str]
     shared_state: bool
     phi_loss: frozenset[str]
     frozen: frozenset[str]
@@ -71,11 +71,11 @@ class OverTasks(Transform):
         return RuleOverTasks(rule=rule, by_task=self.hyper_by_task)
 
     def theta(self, theta: Tensors) -> Tensors:
-        return {k: v if k in self.own_theta else v.expand(self.count, *v.shape) for k, v in theta.items()}
+        return {k: v if k in self.theta_per_task else v.expand(self.count, *v.shape) for k, v in theta.items()}
 
     def back(self, ends: Ends) -> Ends:
         """What the tasks share gets the sum over them."""
-        B = {k: v if k in self.own_theta else summed(v) for k, v in ends.B.items()}
+        B = {k: v if k in self.theta_per_task else summed(v) for k, v in ends.B.items()}
         return ends._replace(B=B, S=summed(ends.S) if self.shared_state else ends.S)
 
 
@@ -108,7 +108,7 @@ class LossOverTasks:
 
     def vectorised(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         """The losses of all tasks by vmap; raises what vmap raises."""
-        dims = tuple(_said_once(own) for own in self._which(theta, phi_loss, batch))
+        dims = self._dims(theta, phi_loss, batch)
         return vmap(self._of_one, in_dims=dims, randomness="different")(theta, phi_loss, batch)
 
     def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
@@ -135,11 +135,20 @@ class LossOverTasks:
 
     def _which(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         """What of the arguments each task has of its own."""
-        own_theta = {k: k not in self._shared for k in theta}
-        own_phi = {k: k in self._phi_by_task for k in phi_loss}
+        theta_per_task = {k: k not in self._shared for k in theta}
+        phi_per_task = {k: k in self._phi_by_task for k in phi_loss}
         if isinstance(batch, Numbered):
-            return own_theta, own_phi, batch._replace(batch=self._which_of(batch.batch), j=False)  # shared
-        return own_theta, own_phi, self._which_of(batch)
+            return theta_per_task, phi_per_task, batch._replace(batch=self._which_of(batch.batch), j=False)  # shared
+        return theta_per_task, phi_per_task, self._which_of(batch)
+
+    def _dims(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> tuple[Any, ...]:
+        """`_which` for `vmap`: 0 or None for all of an argument, which it reads faster than a tree."""
+        if self._shared or self._phi_by_task or isinstance(batch, Numbered):
+            return tuple(_said_once(own) for own in self._which(theta, phi_loss, batch))
+        mine = [by_task(leaf, self.shape[0], self.name) for leaf in pytree.tree_leaves(batch)]
+        if all(mine):
+            return 0, None, 0 if mine else None
+        return 0, None, _said_once(self._which_of(batch))
 
     def _which_of(self, batch: Any) -> Any:
         return pytree.tree_map(lambda leaf: by_task(leaf, self.shape[0], self.name), batch)
@@ -147,10 +156,10 @@ class LossOverTasks:
     def _in_turn(self, *arguments: Any) -> Any:
         """The losses of all tasks, without vmap."""
         before = self._copies()
-        own = self._which(*arguments)
+        by_task = self._which(*arguments)
 
         def of(t: int) -> Any:
-            return pytree.tree_map(lambda mine, leaf: leaf[t] if mine else leaf, own, arguments)
+            return pytree.tree_map(lambda mine, leaf: leaf[t] if mine else leaf, by_task, arguments)
 
         each = [self._of_one(*of(t)) for t in range(self.shape[0])]
         losses = stacked(each, self.name)
@@ -170,8 +179,8 @@ class LossOverTasks:
     def _of_one(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         loss, aux = value_and_aux(self.loss(theta, phi_loss, batch), self.name)
         if not isinstance(loss, Tensor) or loss.ndim > (self.name == "val_loss"):
-            came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise unexpected(self.name, "to return a scalar for one task", came, "Reduce it with .mean().")
+            actual = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise unexpected(self.name, "to return a scalar for one task", actual, "Reduce it with .mean().")
         return loss if aux is None else (loss, aux)
 
 
@@ -192,9 +201,9 @@ def _nothing_put_off() -> AbstractContextManager[Any]:
     return disable_saved_tensors_hooks("work put off until backward, such as a checkpoint, cannot be vectorised")
 
 
-def _said_once(own: Any) -> Any:
+def _said_once(by_task: Any) -> Any:
     """The dimension for `vmap` of a tree of booleans: 0 or None for all of it, which it reads faster, or a tree."""
-    leaves = pytree.tree_leaves(own)
+    leaves = pytree.tree_leaves(by_task)
     if all(leaves) or not any(leaves):
         return 0 if leaves and leaves[0] else None
-    return pytree.tree_map(lambda mine: 0 if mine else None, own)
+    return pytree.tree_map(lambda mine: 0 if mine else None, by_task)

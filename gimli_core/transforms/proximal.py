@@ -138,11 +138,11 @@ def with_centre(train_loss: Any, theta_0: Any, phi_loss: Any) -> Any:
         entries = {k: per_task(unmarked(v)) for k, v in entries.items()}
     if isinstance(train_loss.strength, str):
         _check_strength(train_loss.strength, entries)
-    given = unmarked(theta_0)
-    tensors = {k: v for k, v in unmarked_entries(given).items() if isinstance(v, Tensor)}  # others are refused there
+    start = unmarked(theta_0)
+    tensors = {k: v for k, v in unmarked_entries(start).items() if isinstance(v, Tensor)}  # others are refused there
     # The tensors themselves: what is done with them may be recorded, to be differentiated again.
     trained = split_frozen(tensors)[0]
-    by_task = {k for k in trained if isinstance(theta_0, PerTask) or isinstance(given[k], PerTask)}
+    by_task = {k for k in trained if isinstance(theta_0, PerTask) or isinstance(start[k], PerTask)}
     centre = centre_of(train_loss, {k: per_task(tensors[k]) if k in by_task else tensors[k] for k in trained})
     return {**entries, **centre}
 

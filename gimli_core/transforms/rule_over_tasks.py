@@ -52,8 +52,8 @@ class RuleOverTasks(Optimizer):
 
         if not any(S_0.values()):
             return {}  # no state, nothing to vectorise over
-        found: dict[str, Tensors] = vmap(one, in_dims=(0, self._dims(hyper)))(S_0, hyper)
-        return found
+        A: dict[str, Tensors] = vmap(one, in_dims=(0, self._dims(hyper)))(S_0, hyper)
+        return A
 
     def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
         return self.rule.moved_by_gradient(names)
@@ -69,8 +69,8 @@ class RuleOverTasks(Optimizer):
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         counted: State = {}
 
-        def one(theta: Tensors, held: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-            theta, new = self.rule.step_used(theta, {**counts(state), **held}, G, hyper)
+        def one(theta: Tensors, moments: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+            theta, new = self.rule.step_used(theta, {**counts(state), **moments}, G, hyper)
             counted.update(counts(new))  # of counts alone, so the same for every task
             return theta, slots(new)
 
@@ -80,8 +80,8 @@ class RuleOverTasks(Optimizer):
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        def one(theta: Tensors, held: State, G: Tensors, hyper: Hyper, B: Tensors, S: State) -> Pulled:
-            return self.rule.pullback_used(theta, {**counts(state), **held}, G, hyper, B, S, wanted)
+        def one(theta: Tensors, moments: State, G: Tensors, hyper: Hyper, B: Tensors, S: State) -> Pulled:
+            return self.rule.pullback_used(theta, {**counts(state), **moments}, G, hyper, B, S, wanted)
 
         pulled: Pulled = vmap(one, in_dims=(0, 0, 0, self._dims(hyper), 0, 0))(theta, slots(state), G, hyper, B, S)
         return pulled

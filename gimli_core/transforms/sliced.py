@@ -21,7 +21,10 @@ class Sliced(NamedTuple):
 
 
 def sliced(batch: Any, rows: dict[str, list[Tensor]]) -> Any:
-    """Parts that know where their rows stand; a batch that is not in parts has them all."""
+    """Parts that know where their rows stand; a batch that is not in parts has them all.
+
+    Rows are [n], a tensor for each part.
+    """
     if not isinstance(batch, MicroBatches):
         return batch
     parts, starts = [], dict.fromkeys(rows, 0)
@@ -48,5 +51,5 @@ class _OfSliced:
     def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         if not isinstance(batch, Sliced):
             return self.loss(theta, phi_loss, batch)
-        own = {name: phi_loss[name][start:stop] for name, (start, stop) in batch.spans.items()}
-        return self.loss(theta, {**phi_loss, **own}, batch.batch)
+        slices = {name: phi_loss[name][start:stop] for name, (start, stop) in batch.spans.items()}
+        return self.loss(theta, {**phi_loss, **slices}, batch.batch)

@@ -24,7 +24,17 @@ from gimli_core.errors import listing, unexpected
 from gimli_core.meta_parameters.marks import PerTask
 from gimli_core.notation import COUNTS, State, Tensors
 
-__all__ = ["Tasks", "by_task", "check_tasks", "expanded", "of_tasks", "own", "split_marked", "stacked_state", "summed"]
+__all__ = [
+    "Tasks",
+    "by_task",
+    "check_tasks",
+    "checked_per_task",
+    "expanded",
+    "of_tasks",
+    "split_marked",
+    "stacked_state",
+    "summed",
+]
 
 REDUCTIONS = ("mean", "sum")
 
@@ -97,16 +107,16 @@ def split_marked(value: Any) -> tuple[bool, Any]:
     return (True, value.value) if isinstance(value, PerTask) else (False, value)
 
 
-def own(argument: str, value: Any, count: int | None) -> Any:
+def checked_per_task(argument: str, value: Any, count: int | None) -> Any:
     """`value`, marked `per_task`, if every tensor in it has a leading dimension of T. Raises ArgumentError."""
     if count is None:
         expected, do = "tasks=T beside what is marked per_task", "Say how many tasks there are."
         raise unexpected("tasks", expected, "None", do)
     for path, leaf in pytree.tree_flatten_with_path(value)[0]:
         if not isinstance(leaf, Tensor) or leaf.shape[:1] != (count,):
-            came = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+            actual = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
             expected = f"a tensor with a leading dimension of {count} tasks, as it is marked per_task"
-            raise unexpected(f"{argument}{pytree.keystr(path)}", expected, came, "Stack one tensor a task.")
+            raise unexpected(f"{argument}{pytree.keystr(path)}", expected, actual, "Stack one tensor a task.")
     return value
 
 
@@ -122,7 +132,7 @@ def expanded(tensors: Tensors, count: int) -> Tensors:
 
 def stacked_state(state: State, count: int) -> State:
     """A state of one task as that of all; the counts of steps stay one number."""
-    return {slot: held if slot in COUNTS else expanded(held, count) for slot, held in state.items()}
+    return {slot: of_slot if slot in COUNTS else expanded(of_slot, count) for slot, of_slot in state.items()}
 
 
 def summed(tree: Any) -> Any:

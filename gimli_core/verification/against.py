@@ -35,7 +35,15 @@ def against(truths: Mapping[str, Answers], subject: str, key: Key, value: Tensor
                 low=bounds.low,
             )
         elif truth is not None:
-            own = 0.0 if bounds.low or oracle in ("closed form", "engine") else bounds.moved[key]
+            uncertainty = 0.0 if bounds.low or oracle in ("closed form", "engine") else bounds.moved[key]
             yield judge(
-                subject, key, oracle, value, truth, uncertainty=own, allowed=allowed, scale=scale, low=bounds.low
+                subject,
+                key,
+                oracle,
+                value,
+                truth,
+                uncertainty=uncertainty,
+                allowed=allowed,
+                scale=scale,
+                low=bounds.low,
             )

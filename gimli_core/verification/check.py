@@ -64,8 +64,8 @@ class Check(NamedTuple):
         return f"rounding alone may be {self.allowed:.2g} of the entry"
 
     def __str__(self) -> str:
-        found, expected = f"{self.subject} {self.name} = {self.value:.6g}", f"{self.oracle} gives {self.expected:.6g}"
-        return f"{found} where {expected} (relative error {self.error:.1e})"
+        value, expected = f"{self.subject} {self.name} = {self.value:.6g}", f"{self.oracle} gives {self.expected:.6g}"
+        return f"{value} where {expected} (relative error {self.error:.1e})"
 
 
 def judge(

@@ -57,9 +57,9 @@ class Comparison:
     def rows(self) -> Iterator[tuple[str, ...]]:
         """The table's cells."""
         for row in self.ways:
-            own = "" if row.estimate is None else f"{row.estimate:.1e}"
-            found = (f"{row.error:.1e}", own, f"{row.length:.4g}") if not row.why else ("-", "-", "-")
-            yield (row.way, str(row.steps), *found, f"{row.val_loss:.6g}", f"{row.seconds:.3f}", printable(row.why))
+            uncertainty = "" if row.estimate is None else f"{row.estimate:.1e}"
+            figures = (f"{row.error:.1e}", uncertainty, f"{row.length:.4g}") if not row.why else ("-", "-", "-")
+            yield (row.way, str(row.steps), *figures, f"{row.val_loss:.6g}", f"{row.seconds:.3f}", printable(row.why))
 
     def __str__(self) -> str:
         lines = [HEADER, *self.rows()]
@@ -165,7 +165,7 @@ def compare(
 
     exact = {J: _timed(partial(unrolled, J)) for J in lengths}
     longest = _entries(exact[lengths[-1]][0])
-    right = longest if closed_form is None else _known(closed_form, longest)
+    right = longest if closed_form is None else _closed_form(closed_form, longest)
     rows = []
     for J, (result, seconds) in exact.items():
         rows.append(_row("unrolled", J, result, seconds, right))
@@ -183,37 +183,37 @@ def compare(
 
 
 def _checked(steps: Any) -> list[int]:
-    given = list(steps) if isinstance(steps, (Sequence, range)) and not isinstance(steps, str) else []
-    whole = all(isinstance(J, int) and not isinstance(J, bool) and J >= 1 for J in given)
-    if not given or not whole or given != sorted(set(given)):
+    lengths = list(steps) if isinstance(steps, (Sequence, range)) and not isinstance(steps, str) else []
+    counts = all(isinstance(J, int) and not isinstance(J, bool) and J >= 1 for J in lengths)
+    if not lengths or not counts or lengths != sorted(set(lengths)):
         do = "For example (1, 3, 10, 30, 100)."
         raise unexpected("steps", "rising whole numbers of inner steps, from 1 on", repr(steps), do)
-    return given
+    return lengths
 
 
 def _timed(compute: Callable[[], MetaGradient]) -> tuple[MetaGradient, float]:
     start = time.perf_counter()
-    found = compute()
-    return found, time.perf_counter() - start
+    result = compute()
+    return result, time.perf_counter() - start
 
 
 def _entries(result: MetaGradient) -> Entries:
     return flatten({"A_loss": result.A_loss, "B_0": result.B_0}, ())
 
 
-def _known(closed_form: Mapping[str, Any], like: Entries) -> Entries:
+def _closed_form(closed_form: Mapping[str, Any], like: Entries) -> Entries:
     """A closed form keyed like a result; what it leaves out is not compared."""
-    known = flatten(dict(closed_form), ())
-    wrong = [key for key, value in known.items() if key not in like or value.shape != like[key].shape]
-    if wrong or not known:
+    entries = flatten(dict(closed_form), ())
+    wrong = [key for key, value in entries.items() if key not in like or value.shape != like[key].shape]
+    if wrong or not entries:
         do = "Key it as a result: {'A_loss': {…}, 'B_0': {…}}."
         raise unexpected("closed_form", f"entries among {listing(like)}", listing(wrong), do)
-    return known
+    return entries
 
 
 def _row(way: str, J: int, result: MetaGradient, seconds: float, right: Entries) -> Way:
-    found = _entries(result)
-    there = _vector([found[key] for key in right])
+    entries = _entries(result)
+    there = _vector([entries[key] for key in right])
     truth = _vector(list(right.values()))
     size = truth.norm().item()
     off = (there - truth).norm().item()

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gimli_core.errors import unexpected
-from gimli_core.memory.whole_file import check_writable, writing
+from gimli_core.memory.atomic_file import check_writable, writing
 
 __all__ = ["save"]
 

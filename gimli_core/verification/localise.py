@@ -45,11 +45,18 @@ class Finding(NamedTuple):
         return f"{self.quantity} (line {self.line}{step}, relative error {self.error:.1e})"
 
 
-def first_disagreement(run: Run, totals: Totals, allowed: Callable[[Key], float]) -> Finding | None:
-    """Run `run` and return the first quantity that is off by more than `allowed` (absolute), or None."""
+def first_disagreement(
+    run: Run, totals: Totals, allowed: Callable[[Key], float], row: int | None = None
+) -> Finding | None:
+    """Run `run` and return the first quantity that is off by more than `allowed` (absolute), or None.
+
+    Of several outer losses those of `row` are looked at.
+    """
     truth = {**totals.forward, **totals.backward}
     for event in _events(run):
-        for key, value in _quantities(event):
+        if row is not None and event.rows > 1 and event.row != row:
+            continue
+        for key, value in _quantities(event, row):
             if key not in truth:
                 continue
             expected = truth[key]
@@ -65,11 +72,14 @@ def _events(run: Run) -> Iterator[Event]:
     yield from run.backward()
 
 
-def _quantities(event: Event) -> Iterator[tuple[Key, Tensor]]:
+def _quantities(event: Event, row: int | None) -> Iterator[tuple[Key, Tensor]]:
     for symbol, ahead in WRITES.get(event.line, {}).items():
         if symbol in event.values:
             name = "B with L" if event.line == 9 and symbol == "B" else symbol
-            yield from flatten(event.values[symbol], (name, event.j + ahead)).items()
+            value = event.values[symbol]
+            if symbol == "loss" and row is not None:
+                value = value[row]
+            yield from flatten(value, (name, event.j + ahead)).items()
 
 
 def _describe(key: Key, event: Event) -> str:

@@ -6,27 +6,27 @@ path in there: `("A_opt", "lr")`, `("A_loss", "log_l2")`, `("B_0", "fc1.weight")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gimli_core.arguments.approximation import Approximation
+from gimli_core.arguments.approximation import Approximation, check_approximation
 from gimli_core.arguments.batches import check_val_batch
-from gimli_core.derivatives.micro_batches import MicroBatches
+from gimli_core.arguments.call import Call
+from gimli_core.derivatives.micro_batches import each
 from gimli_core.environment import Environment, discover, split_frozen
 from gimli_core.meta_parameters.indexed import Indexed
 from gimli_core.meta_parameters.marks import Mark, unmarked, unmarked_entries
 from gimli_core.meta_parameters.resolve import bound
 from gimli_core.notation import Tensors, slots
 from gimli_core.optimizers.interface import Optimizer
-from gimli_core.problem import Problem
 from gimli_core.transforms.numbered import called
-from gimli_core.transforms.proximal import centre_of
-from gimli_core.transforms.tasks import Tasks
+from gimli_core.transforms.proximal import centre_of, without_centre
+from gimli_core.transforms.tasks import Tasks, check_tasks
 
 __all__ = ["RESULTS", "VAL_LOSS", "Entries", "Key", "Question", "flatten", "label", "rebuild", "same_randomness"]
 
@@ -39,24 +39,41 @@ VAL_LOSS: Key = ("val_loss",)
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """The arguments of `gimli.meta_gradient`, as they were given."""
+    """A call whose meta-gradient is asked for; its `steps` is J, its train_batches are in parts already."""
 
-    problem: Problem
-    theta_0: Mapping[str, Tensor]
-    train_batches: Sequence[Any] | Callable[[int], Any]
-    val_batch: Any
-    steps: int
-    phi_opt: Mapping[str, Any] = field(default_factory=dict)
-    phi_loss: Mapping[str, Any] = field(default_factory=dict)
-    state_0: Mapping[str, Any] | None = None
-    val_weights: Any = None
-    left_out: Approximation = field(default_factory=Approximation)
-    tasks: Tasks | None = None  # of how many inner loops L is the mean or the sum: tasks.py
+    call: Call
+    row: int | None = None  # of several outer losses the one that is L: rows.py
+
+    @property
+    def steps(self) -> int:
+        """J."""
+        assert self.call.steps is not None
+        return self.call.steps
+
+    @property
+    def phi_opt(self) -> Mapping[str, Any]:
+        """Learned hyperparameters; an empty dict if there are none."""
+        return self.call.phi_opt or {}
+
+    @property
+    def phi_loss(self) -> Mapping[str, Any]:
+        """As it was given; an empty dict if it was not."""
+        return without_centre(self.call.phi_loss) or {}
+
+    @property
+    def left_out(self) -> Approximation:
+        """What the meta-gradient leaves out."""
+        return check_approximation(self.call.approximation)
+
+    @property
+    def tasks(self) -> Tasks | None:
+        """Of how many inner loops L is the mean or the sum: tasks.py."""
+        return check_tasks(self.call.tasks)
 
     def entries(self) -> Entries:
         """Every meta-parameter: phi_opt, phi_loss, the trained part of theta_0, and a warm state."""
-        warm = slots(unmarked(self.state_0) or {})
-        trained = split_frozen(unmarked_entries(self.theta_0))[0]
+        warm = slots(unmarked(self.call.state_0) or {})
+        trained = split_frozen(unmarked_entries(self.call.theta_0))[0]
         trees = dict(zip(RESULTS, (self.phi_opt, self.phi_loss, trained, warm), strict=True))
         return {key: leaf.detach() for key, leaf in flatten(trees, ()).items()}
 
@@ -67,21 +84,17 @@ class Question:
         theta_0 = {key[1]: leaf for key, leaf in entries.items() if key[0] == "B_0"}
         if self.left_out.first_order:
             theta_0 = {k: v.detach() for k, v in theta_0.items()}
-        return {**phi_loss, **centre_of(self.problem.train_loss, theta_0)}
+        return {**phi_loss, **centre_of(self.call.problem.train_loss, theta_0)}
 
     def batch(self, j: int) -> Any:
-        batches: Any = self.train_batches
+        batches: Any = self.call.train_batches
         return batches[j] if hasattr(batches, "__len__") else batches(j)
 
     def inner_loss(self, theta: Tensors, phi: Tensors, j: int) -> Tensor:
         """l_j, without what is returned beside it."""
-        batch, train_loss = self.batch(j), self.problem.train_loss
-        if not isinstance(batch, MicroBatches):
-            return _value(called(train_loss, theta, self._looked_up(phi, batch), batch, j))
-        assert batch.weights is not None
-        parts = zip(batch.weights, batch.parts, strict=True)
-        losses = [w * _value(called(train_loss, theta, self._looked_up(phi, part), part, j)) for w, part in parts]
-        return torch.stack(losses).sum()
+        batch, train_loss = self.batch(j), self.call.problem.train_loss
+        losses = [w * _value(called(train_loss, theta, self._looked_up(phi, p), p, j)) for w, p in each(batch)]
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def _looked_up(self, phi: Tensors, batch: Any) -> Tensors:
         """phi_loss with the batch's rows of what is indexed."""
@@ -90,50 +103,53 @@ class Question:
         return {**phi, **{k: phi[k][rows_k] for k, rows_k in rows.items()}}
 
     def outer_loss(self, theta: Tensors, phi: Tensors, j: int) -> Tensor:
-        """L_val(theta_j), without what is returned beside it."""
-        val_batch = check_val_batch(self.val_batch, self.steps)(j)
-        return _value(called(self.problem.val_loss, theta, phi, val_batch, j))
+        """L_val(theta_j), without what is returned beside it; of several the one that is asked about."""
+        val_batch = check_val_batch(self.call.val_batch, self.steps)(j)
+        losses = [w * _value(called(self.call.problem.val_loss, theta, phi, p, j)) for w, p in each(val_batch)]
+        loss = torch.stack(losses).sum(0) if len(losses) > 1 else losses[0]
+        return loss if self.row is None else loss[self.row]
 
     def weights(self) -> list[float]:
         """How much L_val(theta_j) counts, for j = 0 ... J."""
-        if self.val_weights is None:
+        if self.call.val_weights is None:
             return [0.0] * self.steps + [1.0]
-        given = [float(w) for w in self.val_weights]
-        return given if len(given) == self.steps + 1 else [0.0, *given]
+        weights = [float(w) for w in self.call.val_weights]
+        return weights if len(weights) == self.steps + 1 else [0.0, *weights]
 
     @property
     def optimizer(self) -> Optimizer:
         """The problem's, knowing which of its hyperparameters are meta-parameters."""
-        return bound(self.problem.optimizer, self.phi_opt)
+        return bound(self.call.problem.optimizer, self.phi_opt)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of theta: the least precise, if there are several."""
-        dtypes: set[torch.dtype] = {v.dtype for v in unmarked_entries(self.theta_0).values()}
+        dtypes: set[torch.dtype] = {v.dtype for v in unmarked_entries(self.call.theta_0).values()}
         return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
     @property
     def _first(self) -> Tensor:
-        tensor: Tensor = next(iter(unmarked_entries(self.theta_0).values()))
+        tensor: Tensor = next(iter(unmarked_entries(self.call.theta_0).values()))
         return tensor
 
     def environment(self) -> Environment:
         """The random number generators and buffers that the losses may read."""
-        losses = [self.problem.train_loss, self.problem.val_loss]
-        modules = discover(losses) if self.problem.modules is None else self.problem.modules
+        losses = [self.call.problem.train_loss, self.call.problem.val_loss]
+        modules = discover(losses) if self.call.problem.modules is None else self.call.problem.modules
         return Environment(modules, self._first.device)
 
     def in_double(self) -> Question:
         """The same question with every floating tensor in float64."""
-        return replace(
-            self,
-            theta_0=_double(self.theta_0),
+        call = replace(
+            self.call,
+            theta_0=_double(self.call.theta_0),
             train_batches=lambda j: _double(self.batch(j)),
-            val_batch=lambda j: _double(check_val_batch(self.val_batch, self.steps)(j)),
+            val_batch=lambda j: _double(check_val_batch(self.call.val_batch, self.steps)(j)),
             phi_opt=_double(self.phi_opt),
             phi_loss=_double(self.phi_loss),
-            state_0=_double(self.state_0),
+            state_0=_double(self.call.state_0),
         )
+        return Question(call)
 
 
 def _value(returned: Any) -> Tensor:

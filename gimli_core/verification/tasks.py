@@ -21,7 +21,7 @@ from gimli_core.meta_parameters.marks import Mark, PerTask
 from gimli_core.notation import COUNTS
 from gimli_core.verification.question import RESULTS, Entries, Key, Question, flatten
 
-__all__ = ["joined", "leaves_of", "of_each", "own_keys", "scale_of"]
+__all__ = ["joined", "keys_by_task", "leaves_of", "of_each", "scale_of"]
 
 
 def scale_of(question: Question) -> float:
@@ -37,46 +37,47 @@ def of_each(question: Question) -> list[Question]:
 
 
 def _of_task(question: Question, t: int) -> Question:
-    return replace(
-        question,
-        theta_0=_part(question.theta_0, t),
+    call = replace(
+        question.call,
+        theta_0=_part(question.call.theta_0, t),
         train_batches=lambda j: _of_batch(question.batch(j), t),
-        val_batch=lambda j: _of_batch(check_val_batch(question.val_batch, question.steps)(j), t),
+        val_batch=lambda j: _of_batch(check_val_batch(question.call.val_batch, question.steps)(j), t),
         phi_opt=_part(question.phi_opt, t),
         phi_loss=_part(question.phi_loss, t),
-        state_0=_part(question.state_0, t),
+        state_0=_part(question.call.state_0, t),
         tasks=None,
     )
+    return replace(question, call=call)
 
 
-def leaves_of(leaves: Entries, own: Collection[Key], t: int) -> Entries:
-    """The meta-parameters of task t: its slice of those in `own`, the others whole."""
-    return {key: leaf[t] if key in own else leaf for key, leaf in leaves.items()}
+def leaves_of(leaves: Entries, by_task: Collection[Key], t: int) -> Entries:
+    """The meta-parameters of task t: its slice of those in `by_task`, the others whole."""
+    return {key: leaf[t] if key in by_task else leaf for key, leaf in leaves.items()}
 
 
-def joined(each: Sequence[Entries], own: Collection[Key], scale: float) -> Entries:
+def joined(each: Sequence[Entries], by_task: Collection[Key], scale: float) -> Entries:
     """c times the derivatives of every task: in a row where a task has its own, summed where they share."""
-    found: Entries = {}
+    gradient: Entries = {}
     for key in each[0]:
         parts = torch.stack([entries[key] for entries in each])
-        found[key] = scale * (parts if key in own else parts.sum(0))
-    return found
+        gradient[key] = scale * (parts if key in by_task else parts.sum(0))
+    return gradient
 
 
-def own_keys(question: Question) -> frozenset[Key]:
+def keys_by_task(question: Question) -> frozenset[Key]:
     """The meta-parameters that each task has of its own: those marked `per_task`."""
-    trees = (question.phi_opt, question.phi_loss, question.theta_0, question.state_0)
-    return frozenset(key for name, tree in zip(RESULTS, trees, strict=True) for key in _own(tree, (name,)))
+    trees = (question.phi_opt, question.phi_loss, question.call.theta_0, question.call.state_0)
+    return frozenset(key for name, tree in zip(RESULTS, trees, strict=True) for key in _marked_by_task(tree, (name,)))
 
 
-def _own(tree: Any, path: Key) -> list[Key]:
+def _marked_by_task(tree: Any, path: Key) -> list[Key]:
     if isinstance(tree, PerTask):
         return list(flatten(tree.value, path))
     if isinstance(tree, Mark):
-        return _own(tree.value, path)
+        return _marked_by_task(tree.value, path)
     if isinstance(tree, (Mapping, tuple, list)):
         items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-        return [key for name, branch in items for key in _own(branch, (*path, name))]
+        return [key for name, branch in items for key in _marked_by_task(branch, (*path, name))]
     return []
 
 

@@ -5,35 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.form import Form
 from gimli_core.environment import Environment
 from gimli_core.errors import listing, unexpected
 from gimli_core.memory import Schedule
 from gimli_core.meta_parameters.marks import plain_dicts
 from gimli_core.notation import State
 from gimli_core.problem import Problem
+from gimli_core.processes.agreement import together
+from gimli_core.processes.mesh import Mesh, check_mesh
 from gimli_core.results import MetaGradient
-from gimli_core.runs.make_run import Wants, make_run
+from gimli_core.runs.gathered import gathered
+from gimli_core.runs.make_run import make_run
 from gimli_core.runs.run import drain
+from gimli_core.runs.wants import Wants
 from gimli_core.transforms.tasks import Tasks, check_tasks
-from gimli_core.verification.against import Answers, against
+from gimli_core.verification.against import against
+from gimli_core.verification.answers import asked_of_oracles
 from gimli_core.verification.bounds import Bounds
 from gimli_core.verification.check import Check, Verdict
 from gimli_core.verification.claims import entries_of
 from gimli_core.verification.localise import Finding, first_disagreement
 from gimli_core.verification.oracles.autograd_through_the_graph import draws
-from gimli_core.verification.oracles.dense_chain import LIMIT, dense_chain
-from gimli_core.verification.oracles.finite_differences import finite_differences
-from gimli_core.verification.oracles.plain_rules import RULES
 from gimli_core.verification.precision import lowest_dtype, name_of, precise
-from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Question, flatten, same_randomness
+from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Question, flatten, label, same_randomness
 from gimli_core.verification.report import Report
+from gimli_core.verification.rows import key_of_row, like_results, of_row, of_rows
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["ORACLES", "verify"]
 
@@ -58,6 +65,7 @@ def verify(
     compile: bool | str = "auto",
     resume: str | Path | None = None,
     micro_batches: int | None = None,
+    mesh: DeviceMesh | str | None = None,
     claimed: Mapping[str, Any] | None = None,
     closed_form: Mapping[str, Any] | None = None,
     oracles: Collection[str] = ORACLES,
@@ -83,9 +91,12 @@ def verify(
             memory, approximation, second_order, tasks, compile, resume, micro_batches: as for
             `gimli.meta_gradient`; that very run is
             judged. One that goes on from `resume` has the random numbers of the run that was killed: seed alike.
+        mesh: as for `gimli.meta_gradient`: the run over processes is judged, by oracles that each of them asks for
+            itself, of all that the ranks have. All return the report, so `print` it on one rank.
         claimed: a meta-gradient from elsewhere, to be judged beside the engine's: keyed like a result,
             `{"A_opt": {"lr": …}, "A_loss": {…}, "B_0": {…}, "S_0": {…}}`, or by flat names.
         closed_form: known values, keyed likewise.
+            Of a val_loss that returns k numbers every row is judged, as `A_opt["lr"][2]` of L_2: claims are [k, …].
         oracles: which of the first three to ask; autograd always runs.
         tolerance: relative; 1e-10 for float64, 1000 units in the last place for less precise types.
 
@@ -98,7 +109,8 @@ def verify(
             random numbers: a vectorised run draws others than one task after the other.
 
     Cost: three plain unrolls with their whole graphs in memory, and 12 forward unrolls for each direction of
-    a finite difference (an entry of up to 4 elements has one each, a larger one 3); with tasks, that of each in turn.
+    a finite difference (an entry of up to 4 elements has one each, a larger one 3); with tasks, that of each in turn;
+    of k outer losses k times that.
     Random number generators and module buffers are left as they were found.
 
     >>> import torch, gimli_core as gimli
@@ -138,106 +150,91 @@ def verify(
         compile,
         resume,
         micro_batches=micro_batches,
+        mesh=mesh,
     )
-    run = make_run(call, Wants(one_number="verify"))
-    asked = Question(
-        problem,
-        theta_0,
-        call.train_batches_in_parts()[0],
-        val_batch,
-        run.form.steps,
-        phi_opt or {},
-        phi_loss or {},
-        state_0,
-        val_weights,
-        run.form.left_out,
-        check_tasks(tasks),
-    )
+    run = make_run(call)
+    over = check_mesh(mesh)
+    alone = call if over is None else _alone(call, over, run.form)
+    batches = alone.train_batches_in_parts()[0]
+    asked = Question(replace(alone, train_batches=batches, micro_batches=None, steps=run.form.steps))
     environment = asked.environment()
-    entries = {VAL_LOSS: torch.zeros(()), **asked.entries()}
-    if asked.tasks is not None and draws(asked, environment):
-        came, do = "random numbers drawn, or buffers changed", "Verify one task alone, or draw before the call."
-        raise unexpected("tasks", "losses that are functions of their arguments", came, do)
-    claims, known = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")
+    if (asked.tasks is not None or over is not None) and draws(asked, environment):
+        actual, do = "random numbers drawn, or buffers changed", "Verify one task alone, or draw before the call."
+        argument = "tasks" if over is None else "mesh"
+        raise unexpected(argument, "losses that are functions of their arguments", actual, do)
+    rows = of_rows(asked, environment)
+    entries = like_results({VAL_LOSS: torch.zeros(()), **asked.entries()}, rows)
+    claims, truth = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")
 
     with same_randomness(environment):
         drain(run.forward())
         drain(run.backward())
     result = run.result()
-    found = _entries_of_result(result)
-    engine = {key: found[key] for key in entries}
+    of_result = _entries_of_result(result)
+    engine = {key: of_result[key] for key in entries}
 
-    question, notes = precise(asked, environment)
+    question, notes = precise(rows[0], environment)
     if not all(map(torch.equal, result.buffers_J.values(), environment.buffers)):
         notes.append(
             "buffers of modules move in the loop; derivatives take them for constants. Finite differences hold them "
             "between losses, but cannot inside one that moves what it then reads, as spectral_norm does in train mode."
         )
-    dtype = lowest_dtype(asked, environment)
-    bounds = Bounds(question, environment, dtype, tolerance)
+    dtype = lowest_dtype(rows[0], environment)
+    checks: list[Check] = []
+    finding = None
+    for row in [asked_of.row for asked_of in rows]:
+        of_L = replace(question, row=row)
+        bounds = Bounds(of_L, environment, dtype, tolerance)
+        truths, more = asked_of_oracles(of_L, environment, bounds, oracles)
+        truths["closed form"] = of_row(truth, row)
+        here, claims_here = of_row(engine, row), of_row(claims, row)
+        judged: list[Check] = []
+        for key, value in here.items():
+            judged += against(truths, "engine", key, value, bounds)
+            if key in claims_here:
+                judged += against({**truths, "engine": here}, "claimed", key, claims_here[key], bounds)
+        wrong = [c for c in judged if c.subject == "engine" and c.verdict is Verdict.DISAGREES]
+        if wrong and finding is None:
+            finding = _locate(alone, environment, bounds, wrong, row)
+        checks += [c._replace(key=key_of_row(c.key, row)) for c in judged]
     if bounds.low and dtype != asked.dtype:
         notes.append(
             f"the losses compute in {name_of(dtype)} (autocast); theta, s, B, S and A in {name_of(asked.dtype)}."
         )
-    truths, more = _ask(question, environment, bounds, oracles)
-    truths["closed form"] = known
-    checks: list[Check] = []
-    for key, value in engine.items():
-        checks += against(truths, "engine", key, value, bounds)
-        if key in claims:
-            checks += against({**truths, "engine": engine}, "claimed", key, claims[key], bounds)
-    wrong = [c for c in checks if c.subject == "engine" and c.verdict is Verdict.DISAGREES]
-    finding = _locate(call, environment, bounds, wrong) if wrong else None
-    return Report(tuple(checks), finding, (str(bounds), *notes, *more), name_of(dtype) if bounds.low else "")
+    report = Report(tuple(checks), finding, (str(bounds), *notes, *more), name_of(dtype) if bounds.low else "")
+    if over is None:
+        return report
+    verdicts = str([(label(c.key), c.family, c.verdict.name) for c in report.checks])
+    return together(over, "verify", lambda: report, lambda: {"the verdicts of verify": verdicts})
 
 
-def _ask(
-    question: Question, environment: Environment, bounds: Bounds, oracles: Collection[str]
-) -> tuple[dict[str, Answers], list[str]]:
-    """What each oracle says, and notes on what it cannot say."""
-    answers: dict[str, Answers] = {"autograd": {VAL_LOSS: bounds.strict.loss, **bounds.strict.gradient}}
-    notes = []
-    if bounds.reference is not bounds.strict:
-        answers["autograd, sqrt'(0) = 0"] = {VAL_LOSS: bounds.reference.loss, **bounds.reference.gradient}
-        notes.append(
-            "autograd gives NaN where sqrt meets 0 and its factor is 0; the second takes the product's limit, 0."
-        )
-    if question.left_out.first_order or question.left_out.first(question.steps):
-        notes.append("an approximation is judged as what it says: by autograd alone, with the same left out.")
-        return answers, notes
-    if "finite_differences" in oracles:
-        answers["finite differences"] = finite_differences(question, environment)
-    if "dense_chain" in oracles:
-        chain = dense_chain(question, environment, root=bounds.root)
-        answers["dense chain"] = chain or {}
-        if chain is None:
-            notes.append(f"the dense chain is left out: more than {LIMIT} elements of state and meta-parameters.")
-    rule = type(question.problem.optimizer)
-    if rule not in RULES:
-        notes.append(
-            f"{rule.__name__} has no plain rule here: every oracle runs its own step, which checks its pullback only."
-        )
-    return answers, notes
+def _alone(call: Call, mesh: Mesh, form: Form) -> Call:
+    """What a call over processes stands for, as a call of one."""
+    if mesh.data is None:
+        return replace(call, mesh=None)
+    return gathered(call, mesh.data, range(form.steps), [j for j, weighted in enumerate(form.weighted) if weighted])
 
 
 def _entries_of_result(result: MetaGradient) -> Entries:
-    found = flatten({name: getattr(result, name) for name in RESULTS}, ())
-    return {VAL_LOSS: result.val_loss, **{k: v.to_dense() if v.is_sparse else v for k, v in found.items()}}
+    entries = flatten({name: getattr(result, name) for name in RESULTS}, ())
+    return {VAL_LOSS: result.val_loss, **{k: v.to_dense() if v.is_sparse else v for k, v in entries.items()}}
 
 
-def _locate(call: Call, environment: Environment, bounds: Bounds, wrong: Sequence[Check]) -> Finding | None:
+def _locate(
+    call: Call, environment: Environment, bounds: Bounds, wrong: Sequence[Check], row: int | None
+) -> Finding | None:
     """The first quantity that is wrong in an eager run of all tasks from the start, line by line."""
     tasks = check_tasks(call.tasks)
-    whole = replace(call, tasks=None if tasks is None else replace(tasks, chunk=None), resume=None)
+    unchunked = replace(call, tasks=None if tasks is None else replace(tasks, chunk=None), resume=None)
     with same_randomness(environment):
-        run = make_run(whole, Wants(lines=True, changes=True))
-        found = first_disagreement(run, bounds.reference, bounds.allowed)
+        run = make_run(unchunked, Wants(lines=True, changes=True))
+        finding = first_disagreement(run, bounds.reference, bounds.allowed, row)
     by_autograd = [c for c in wrong if c.family == "autograd"]
-    if found is not None or not by_autograd:
-        return found
+    if finding is not None or not by_autograd:
+        return finding
     first = by_autograd[0]
     truth = {VAL_LOSS: bounds.reference.loss, **bounds.reference.gradient}[first.key]
-    difference = (_entries_of_result(run.result())[first.key].to(truth) - truth).abs().max().item()
+    difference = (of_row(_entries_of_result(run.result()), row)[first.key].to(truth) - truth).abs().max().item()
     if difference <= bounds.allowed(first.key):
         by = f"{first.name}: an eager run, line by line, has it right; what differs is how this one was run"
     else:

@@ -188,6 +188,47 @@ def test_influence_at_a_minimum_is_the_long_run_s_derivative() -> None:
     assert distance(both[1.0].values, found.values) > 0.1
 
 
+def test_gauss_newton_is_the_hessian_but_for_the_curvature_of_the_outputs() -> None:
+    """Of linear outputs it is the Hessian; of others J' (grad² of output_loss) J, here written out."""
+    made = call()
+    x, y, w = torch.randn(N, 4), torch.randn(N), 1 + torch.rand(N)
+    batch, phi = {"x": x, "y": y, "rows": torch.arange(N)}, {"w": gimli.indexed(w)}
+    rest = {"phi_loss": phi, "damping": 0.1}
+
+    def output_loss(f: Tensor, phi: Any, batch: Any) -> Tensor:
+        return (phi["w"] * (f - batch["y"]).square()).mean()
+
+    def linear(theta: Any, batch: Any) -> Tensor:
+        return batch["x"] @ theta["a"]
+
+    def bent(theta: Any, batch: Any) -> Tensor:
+        return torch.tanh(linear(theta, batch))
+
+    at = {"a": torch.randn(4)}
+    convex = gimli.Problem(lambda t, p, b: output_loss(linear(t, b), p, b), queries, SGD())
+    found = [
+        attribution.influence_scores(convex, at, [batch], made["val_batch"], **rest, **halves).values
+        for halves in ({}, {"outputs": linear, "output_loss": output_loss})
+    ]
+    assert distance(*found) < 1e-12
+
+    halves = {"outputs": bent, "output_loss": output_loss}
+    problem = made["problem"]
+    values = attribution.influence_scores(problem, at, [batch], made["val_batch"], **rest, **halves).values
+    f = torch.tanh(x @ at["a"])
+    J = (1 - f.square())[:, None] * x
+    C = J.T @ (2 * w[:, None] * J) / N
+    of_each = 2 * (f - y)[:, None] * J / N  # d grad R / dw_i
+    q = torch.tanh(made["val_batch"][0] @ at["a"])
+    dL = (2 * (q - made["val_batch"][1]) * (1 - q.square()))[:, None] * made["val_batch"][0]
+    expected = -dL @ torch.linalg.solve(C + 0.1 * torch.eye(4), of_each.T)
+    assert distance(values, expected) < 1e-12
+    with pytest.raises(ArgumentError, match="the value of train_loss"):
+        attribution.influence_scores(convex, at, [batch], made["val_batch"], **rest, **halves)
+    with pytest.raises(ArgumentError, match="both or none"):
+        attribution.influence_scores(problem, at, [batch], made["val_batch"], **rest, outputs=bent)
+
+
 def test_metasmoothness_of_known_functions() -> None:
     """One SGD step of lr 1 from 0 puts theta at -f(phi), entry by entry."""
 
@@ -203,11 +244,11 @@ def test_metasmoothness_of_known_functions() -> None:
         return gimli.metasmoothness(training(f), {"a": torch.zeros_like(z)}, [None], phi_loss=phi, direction=v, **more)
 
     assert measure(torch.exp, torch.zeros(3)).value == pytest.approx(1.0)
-    # |z - 1/10|, h = 1/10: both slopes turn for z = 0 alone; of z = 5 none, and both move as far.
-    found = measure(lambda z: (z - 0.1).abs(), torch.tensor([0.0, 5.0]), h=0.1)
-    assert found.value == pytest.approx(0.0, abs=1e-9)
-    weighted_more = measure(lambda z: (z - 0.1).abs() * torch.tensor([3.0, 1.0]), torch.tensor([0.0, 5.0]), h=0.1)
-    assert weighted_more.value == pytest.approx(-0.5)
+    # |z - 1/8|, h = 1/10: from z = 0 back by 0.1, then on by 0.05, 0.05 in all; from z = 5 on by 0.2.
+    found = measure(lambda z: (z - 0.125).abs(), torch.tensor([0.0, 5.0]), h=0.1)
+    assert found.value == pytest.approx((-0.05 + 0.2) / 0.25)
+    weighted_more = measure(lambda z: (z - 0.125).abs() * torch.tensor([3.0, 1.0]), torch.tensor([0.0, 5.0]), h=0.1)
+    assert weighted_more.value == pytest.approx((-0.15 + 0.2) / 0.35)
     with pytest.raises(ArgumentError, match="theta_J moves"):
         measure(torch.zeros_like, torch.zeros(2))
 

@@ -26,7 +26,7 @@ import gimli_core.memory.settle as engine_settle
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, prepare
 from gimli_core.compiled.steps import CompiledSteps
-from gimli_core.memory.measure import known_costs, measure
+from gimli_core.memory.measure import costs_of, measure
 from gimli_core.memory.meters import LiveBytes
 from gimli_core.memory.schedules.budget import choose, estimate, least
 from gimli_core.memory.schedules.costs import predict
@@ -94,7 +94,7 @@ def measured(
 
         engine_settle.choose = noted
     else:
-        made.append((schedule, known_costs(inputs, *makers(compiled or EagerSteps()))))
+        made.append((schedule, costs_of(inputs, *makers(compiled or EagerSteps()))))
     peak, seconds, cpu = timed(run, again=inputs.form.steps <= ONCE)
     ran, costs = made[0]
     return Measured(peak, predict(ran.actions(steps), costs).peak, seconds, cpu, str(ran), size)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 import gimli_core as gimli
+from gimli_core.arguments.call import Call
 from gimli_core.optimizers.check import constants
 from gimli_core.verification.oracles.autograd_through_the_graph import autograd_gradient
 from gimli_core.verification.oracles.finite_differences import finite_differences
@@ -68,7 +69,7 @@ def question(case: Case) -> Question:
     phi_opt = {name: torch.tensor(float(values[name])) for name in used}
     if case.rule == "RAdam":
         phi_opt.pop("eps") if case.options["betas"][1] == 0.5 else None  # never rectified, so never used
-    return Question(
+    call = Call(
         problem=gimli.Problem(raised if case.options.get("maximize") else loss, val_loss, rule),
         theta_0=start(case),
         train_batches=lambda j: None,
@@ -77,15 +78,16 @@ def question(case: Case) -> Question:
         phi_opt=phi_opt,
         phi_loss={"centre": torch.tensor(0.3)},
     )
+    return Question(call)
 
 
 def meta_errors(case: Case) -> tuple[float, float, float]:
     """(against autograd, against finite differences, what those think of themselves)."""
     asked = question(case)
     result = gimli.meta_gradient(
-        asked.problem,
-        asked.theta_0,
-        asked.train_batches,
+        asked.call.problem,
+        asked.call.theta_0,
+        asked.call.train_batches,
         None,
         steps=STEPS,
         phi_opt=asked.phi_opt,

@@ -56,3 +56,13 @@ def test_the_table_runs_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["few-shot", "table", "--out", str(tmp_path), *QUICK]) == 0
     assert capsys.readouterr().out == first
     assert times == {name: (tmp_path / name / "result.json").stat().st_mtime_ns for name in RECIPES}
+
+
+def test_the_table_does_not_collect_another_setting_s_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["few-shot", "prototypical", "--out", str(tmp_path), *QUICK]) == 0
+    assert main(["few-shot", "table", "--way", "3", "--out", str(tmp_path), *QUICK]) == 2
+    line = "a result for digits, 3-way 1-shot; got one for digits, 5-way 1-shot. Give another --out."
+    assert line in capsys.readouterr().err
+    assert not (tmp_path / "maml").exists()  # nothing was trained

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from gimli_core.errors import ArgumentError
-from gimli_core.few_shot.networks import NETWORKS, conv4, densenet_bc
+from gimli_core.few_shot.networks import NETWORKS, conv4, densenet_bc, strided_conv4
+from gimli_core.few_shot.networks.parts import PIXEL_AT, Bfloat16
 
 SMALL: dict[str, dict[str, Any]] = {
     "conv4": {"filters": 4}, "strided-conv4": {"filters": 4}, "vgg": {"filters": 4},
@@ -72,3 +74,18 @@ def test_a_small_densenet_bc() -> None:
 def test_other_statistics_are_refused() -> None:
     with pytest.raises(ArgumentError, match="statistics: expected 'batch', 'running'; got 'layer'"):
         conv4(1, 8, statistics="layer")
+
+
+@pytest.mark.parametrize("make", [conv4, strided_conv4])
+def test_bfloat16_changes_results_and_gradients_by_rounding_alone(make: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float32)  # autocast leaves float64 alone; conftest puts it back
+    plain = make(1, PIXEL_AT + 1, filters=16)
+    x = torch.randn(20, 1, PIXEL_AT + 1, PIXEL_AT + 1)
+    weights, gradients = torch.randn(20, 16), []
+    for network in (plain, Bfloat16(plain)):
+        out = network(x)
+        assert out.dtype == x.dtype
+        gradients.append(torch.autograd.grad((weights * out).sum(), list(plain.parameters())))
+    for exact, rounded in zip(*gradients, strict=True):  # some ReLUs fall on the other side
+        assert (exact - rounded).norm() < 0.2 * exact.norm()

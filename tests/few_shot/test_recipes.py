@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from gimli_core.errors import ArgumentError
 from gimli_core.few_shot.episodes import Episode
-from gimli_core.few_shot.experiment import Experiment, Options, read_outcome
+from gimli_core.few_shot.experiment import Experiment, Options
 from gimli_core.few_shot.figures import FIGURES, PAPERS, figure_of, protocol_of
 from gimli_core.few_shot.method import Estimator, Method, evaluate, summary
+from gimli_core.few_shot.outcome import read_outcome
 from gimli_core.few_shot.protocol import Protocol
 from gimli_core.few_shot.recipes import RECIPES
 from gimli_core.few_shot.table import markdown, save
@@ -43,6 +44,7 @@ def test_every_method_trains_by_its_recipe(name: str) -> None:
     assert outcome.protocol.batch_norm == RECIPES[name].batch_norm
     assert outcome.paper == "says nothing of this setting"
     assert f"{name}: " in str(outcome)
+    assert len(outcome.baselines) == 2 * (name == "lstm")  # SGD from its start and from a random one
 
 
 @pytest.mark.parametrize("name", ["prototypical", "maml++"])  # running statistics; annealed by number
@@ -79,10 +81,12 @@ def test_separable_classes_are_learned() -> None:
         ({"train_shot": 0}, "--train-shot: expected a whole number from 1; got 0"),
         ({"train_way": 9}, "way: expected at most the 8 classes of the labels; got 9"),
         ({"way": 5}, "way: expected at most the 4 classes of the labels; got 5"),
-        ({"queries": 12}, "labels: expected at least 13 rows of each class"),
+        ({"queries": 12}, "--data: expected 13 images of each class, shot . queries; got 12 in .class 8., and 3 more"),
         ({"split": "vinyals"}, "split: expected every alphabet"),
         ({"network": "conv5"}, "--network: expected 'conv4'"),
         ({"episodes": 1}, "--episodes: expected a whole number from 2"),
+        ({"bfloat16": True}, "--bfloat16: expected images of more than 8 × 8; got 6 × 6"),
+        ({"device": "gpu0"}, "device: expected None, or a device that is there"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_training(change: dict[str, Any], words: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gimli_core as gimli
+from gimli_core.arguments.call import Call
 from gimli_core.errors import ArgumentError
 from gimli_core.learned import CoordinatewiseLSTM, LearnedLoss, MetaLSTM, MLPRule, log_and_sign
 from gimli_core.memory import Checkpoint, StoreStates
@@ -59,7 +60,7 @@ def of_task(made: dict[str, Any], t: int) -> dict[str, Any]:
 @rules
 def test_exact(rule: Any) -> None:
     made = of_task(given(rule), 0)
-    question = Question(**made, steps=J)
+    question = Question(Call(**made, steps=J))
     totals = autograd_gradient(question, question.environment())
     found = entries(gimli.meta_gradient(**made), totals.gradient)
     for key, expected in totals.gradient.items():

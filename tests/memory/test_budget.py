@@ -19,7 +19,7 @@ from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import ArgumentError
 from gimli_core.memory import Budget, Checkpoint
 from gimli_core.memory.allocator import occupied, separates
-from gimli_core.memory.measure import known_costs, measure
+from gimli_core.memory.measure import costs_of, measure
 from gimli_core.memory.meters import LiveBytes
 from gimli_core.memory.schedules.actions import Advance
 from gimli_core.memory.schedules.budget import choose, estimate, least
@@ -34,7 +34,7 @@ EAGER = makers(EagerSteps())[0]
 
 COSTS = Costs(
     start=0, point=30, step=2, gradient=10, record=50, end=30, run=Act(20, 4.0), run_graph=Act(60, 4.0),
-    run_known=Act(15, 1.0), validate=Act(40, 3.0), sweep=Act(50, 6.0), sweep_point=Act(60, 10.0), holes=0, room=0,
+    run_kept=Act(15, 1.0), validate=Act(40, 3.0), sweep=Act(50, 6.0), sweep_point=Act(60, 10.0), holes=0, room=0,
     fresh=0.0, write=0.5, read=0.5,
 )  # fmt: skip
 
@@ -89,8 +89,8 @@ def test_the_estimate_is_what_the_walk_adds_up():
     Twice the most that is possible would be 4, and the sum of all parts 30.
     """
     bytes_of = ("start", "point", "step", "gradient", "record", "end")
-    acts = ("run", "run_graph", "run_known", "validate", "sweep", "sweep_point")
-    nothing = Costs(*[Act() if name in acts else 0 for name in Costs._fields])
+    acts = ("run", "run_graph", "run_kept", "validate", "sweep", "sweep_point")
+    nothing = Costs(**{name: Act() if name in acts else 0 for name in Costs._fields if name != "ranks"})
     schedules = [
         (steps, Checkpoint(S, graphs=graphs, gradients=gradients))
         for steps in (2, 3, 5, 8)
@@ -258,12 +258,12 @@ def test_compiled_steps_are_measured_as_they_run():
     arguments, options = problem(width=700, steps=8, rows=1024)
     inputs = prepare(Call(*arguments, **options))
     compiled = CompiledSteps(inputs)
-    costs = known_costs(inputs, *makers(compiled))
+    costs = costs_of(inputs, *makers(compiled))
     assert costs.point == costs.end // 2 == pytest.approx(3 * costs.gradient, rel=1e-5)  # and the count of steps
     assert costs.record == costs.point + costs.gradient
     weighed = prepare(Call(*arguments, **options, val_weights=[1.0] * 8))
-    assert known_costs(weighed, *makers(compiled)).record == costs.record + costs.gradient  # and that of L_val
-    assert costs.run == costs.run_known
+    assert costs_of(weighed, *makers(compiled)).record == costs.record + costs.gradient  # and that of L_val
+    assert costs.run == costs.run_kept
     assert costs.run.transient == costs.run_graph.transient
     assert choose(Budget(10**12), 8, costs).graphs == 1  # a step takes as long from its record as from its point
     assert costs.run.transient > 3 * costs.gradient  # theta, m and v of the next step, and G
@@ -275,6 +275,6 @@ def test_compiled_steps_are_measured_as_they_run():
     # In this process the heap is full of other tests' holes; eager steps' prediction would be half as much again.
     assert 0.75 <= predict(schedule.actions(8), costs).peak / most() <= 1.25
     assert costs.run.transient + costs.sweep_point.transient < sum(
-        act.transient for act in (known_costs(inputs, EAGER).run, known_costs(inputs, EAGER).sweep_point)
+        act.transient for act in (costs_of(inputs, EAGER).run, costs_of(inputs, EAGER).sweep_point)
     )
     assert len(inputs.form.problem.memo.costs) == 3

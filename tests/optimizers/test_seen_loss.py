@@ -12,6 +12,7 @@ from torch import Tensor
 
 import gimli_core as gimli
 import gimli_core.inner_loop as inner_loop
+from gimli_core.arguments.call import Call
 from gimli_core.errors import ArgumentError
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers import SGD, Accumulate, ClipNorm, DerivedOptimizer, Lookahead, Partition, hyperparameter
@@ -93,7 +94,7 @@ def plainly(made: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def question(made: dict[str, Any]) -> Question:
-    return Question(**{**made, "phi_opt": made["phi_opt"] or {}}, steps=J)
+    return Question(Call(**made, steps=J))
 
 
 def flat(result: gimli.MetaGradient) -> dict[str, Tensor]:

@@ -19,8 +19,8 @@ from gimli_core.errors import ArgumentError, StorageError
 from gimli_core.outer_loop.checkpoints import Checkpoints
 from gimli_core.outer_loop.log import Log
 from gimli_core.outer_loop.run_files import RunFiles
+from tests.killing import killed_until_done
 from tests.outer_loop.problems import end_of, learned_rate, leaves, outer_loop, problem, same, sampler
-from tests.processes import killed_until_done
 
 
 class Killed(BaseException):

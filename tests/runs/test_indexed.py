@@ -10,11 +10,17 @@ from torch import Tensor
 
 import gimli_core as gimli
 import gimli_core.runs.journal as journal
+from gimli_core.arguments.call import Call as Given
+from gimli_core.arguments.inputs import prepare
 from gimli_core.errors import ArgumentError
 from gimli_core.memory import Budget, Checkpoint
+from gimli_core.memory.measure import measure
 from gimli_core.memory.meters import LiveBytes
+from gimli_core.memory.schedules.budget import least
 from gimli_core.optimizers import SGD, Adam
+from gimli_core.runs.eager_steps import EagerSteps
 from gimli_core.runs.journal import Journal
+from gimli_core.runs.make_run import makers
 from tests import problems
 from tests.compare import distance
 from tests.problems import every_schedule
@@ -167,6 +173,33 @@ def test_no_vector_of_all_examples_is_made():
 def test_a_budget():
     marked, plain = pair()
     agrees(gimli.meta_gradient(**marked, memory=Budget("1GB")), gimli.meta_gradient(**plain))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_budget_counts_what_every_step_adds_to_the_sums(rows):
+    """Weights of 500 tokens an example: their sums are most of what the run holds, the longer it is."""
+    torch.manual_seed(0)
+    n, tokens, steps = 40, 500, 30
+    x = torch.randn(n, 3)
+
+    def loss(theta: Any, phi: Any, batch: Any) -> Tensor:
+        return (phi["w"].mean(1) * (batch["x"] @ theta["a"]).square()).mean()
+
+    def outer(theta: Any, phi: Any, batch: Any) -> Tensor:
+        of_each = torch.stack([theta["a"].square().sum() * (q + 1) for q in range(rows)])
+        return of_each if rows > 1 else of_each[0]
+
+    batches = [{"x": x[r], "rows": r} for r in (torch.randperm(n)[:8] for _ in range(steps))]
+    problem = gimli.Problem(loss, outer, SGD(lr=0.01))
+    call = (problem, {"a": torch.randn(3)}, batches, None)
+    phi = {"w": gimli.indexed(torch.ones(n, tokens))}
+    a_step = rows * 8 * (8 + 8 * tokens)
+    costs = measure(prepare(Given(*call, steps, phi_loss=phi)), makers(EagerSteps())[0])
+    assert costs.growth == a_step
+    size = least(steps, costs)
+    with LiveBytes() as meter:
+        gimli.meta_gradient(*call, phi_loss=phi, memory=Budget(size))
+    assert steps * a_step < meter.peak <= size
 
 
 @pytest.mark.long

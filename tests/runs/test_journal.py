@@ -14,8 +14,8 @@ from gimli_core.errors import ArgumentError, StorageError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, StoreStates
 from gimli_core.runs.journal import Journal
 from tests.compare import assert_identical
+from tests.killing import killed_until_done
 from tests.problems import replayed
-from tests.processes import killed_until_done
 
 SCHEDULES = {
     "graphs": RetainGraphs(),

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.browser import FLAGS, chromium_path
 from tests.step_through.pages import Pages, lesson
-
-FLAGS = [
-    "--no-sandbox",
-    "--headless",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-quic",
-]
-MISSING = (
-    "The pages are tested in a real browser, and there is no Chromium here. Install it (Debian, Ubuntu: "
-    "apt-get install chromium), or set GIMLI_CHROMIUM to its path, or set GIMLI_NO_BROWSER=1 to leave these tests out."
-)
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    if os.environ.get("GIMLI_NO_BROWSER") == "1":
-        pytest.skip("GIMLI_NO_BROWSER=1")
-    path = os.environ.get("GIMLI_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not path or not Path(path).exists():
-        pytest.fail(MISSING)
+    path = chromium_path()
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

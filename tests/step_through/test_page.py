@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import gimli_core as gimli
 from gimli_core.memory import StoreStates
 from gimli_core.step_through.page.trace import Trace
+from gimli_core.step_through.page.worst_steps import worst_steps
 from tests.problems import failing, network
-from tests.step_through.pages import Open, Pages, settled
+from tests.step_through.pages import Open, Pages, lesson, settled
 
 
 def traced(**changed: Any) -> Trace:
@@ -129,6 +130,23 @@ def test_the_keyboard_does_all_of_it(opened: Open, tmp_path: Path) -> None:
     assert reached[-2:] == ["play", "next"]
     page.keyboard.press("Enter")
     assert where(page) == "Line 6 · step 0 · forward"
+
+
+def test_a_step_lays_the_page_out_once_a_frame(opened: Open, lesson_page: Pages) -> None:
+    # A size or a place that is asked for between two changes lays the whole page out on the spot, at every step.
+    page = opened(lesson_page("momentum"))
+    settled(page)
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable")
+
+    def layouts() -> float:
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return next(float(m["value"]) for m in metrics if m["name"] == "LayoutCount")
+
+    before = layouts()
+    key = "new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true})"
+    page.evaluate(f"for (let k = 0; k < 30; k++) document.dispatchEvent({key})")
+    assert layouts() - before <= 3
 
 
 def test_play_and_pause(opened: Open, tmp_path: Path) -> None:
@@ -281,6 +299,44 @@ def test_an_intervention_is_labelled(opened: Open, tmp_path: Path) -> None:
     assert page.text_content("#banner") == "Not the exact meta-gradient: B changed at line 9 of step 4."
 
 
+def test_an_intervention_stands_beside_the_run_without_it(opened: Open, tmp_path: Path) -> None:
+    problem = network()
+    exact = gimli.trace(gimli.step_through(**problem))
+
+    def change(moment: Any) -> None:
+        if (moment.line, moment.j) == (11, 2):
+            moment.change("V", {k: torch.zeros_like(v) for k, v in moment.values["V"].items()})
+
+    assert exact.data["unchanged"] is None
+    assert gimli.trace(gimli.step_through(**problem), intervene=lambda moment: None).data["unchanged"] is None
+    trace = gimli.trace(gimli.step_through(**problem), intervene=change)
+    B = exact.data["q"]["B"]["norm"]
+    assert trace.data["unchanged"]["B"] == [B[j] for j in sorted(B)]
+    assert trace.data["unchanged"]["val"] == exact.data["val"]["loss"]
+    finals = {leaf["label"]: leaf["final"] for leaf in exact.data["A"]}
+    for label, value in trace.data["unchanged"]["A"].items():
+        assert value == (finals[label]["v"][0] if len(finals[label].get("v", ())) == 1 else finals[label]["n"])
+    page = opened(trace.save(tmp_path / "page.html"))
+    settled(page)
+    rows = page.locator("[data-unchanged] tbody tr")
+    assert rows.count() == 2 + len(finals)
+    assert "without the change" in page.inner_text("#terms")
+
+
+def test_one_moment_stands_in_a_cell(opened: Open, tmp_path: Path, lesson_page: Pages) -> None:
+    trace = lesson("momentum").page()
+    (tmp_path / "cell.html").write_text(f"<body>{trace.cell(14, 4, height=400)._repr_html_()}</body>")
+    frame = opened(tmp_path / "cell.html").frame_locator("iframe")
+    frame.locator("body[data-settled=yes]").wait_for()
+    assert frame.locator("#where").inner_text().startswith("Line 14 · step 4")
+    assert frame.locator("#cards").is_hidden()
+    assert frame.locator("#more").is_hidden()
+    assert frame.locator("body").evaluate("b => b.scrollHeight <= innerHeight")
+    frame.locator("#next").click()
+    frame.locator("body").press("Escape")
+    assert frame.locator("#cards").is_hidden()
+
+
 def test_values_that_are_not_finite(opened: Open, tmp_path: Path) -> None:
     def change(moment: Any) -> None:
         if (moment.line, moment.j) == (14, 2):
@@ -320,6 +376,40 @@ def test_a_larger_model_is_summarised(opened: Open, tmp_path: Path) -> None:
     index, value = trace.data["q"]["B"]["cells"][3][0]["top"][0]
     assert f"[{index // 200}, {index % 200}]" in card.text_content()
     assert printed(value, 6) in card.text_content()
+
+
+def test_a_larger_run_says_where_its_adjoint_grows(opened: Open, tmp_path: Path) -> None:
+    x, y = torch.randn(8, 30), torch.randint(2, (8,))
+    x[:, ::3] = 0  # Adam's first step follows a gradient of 0 by lr/eps
+    net = nn.Sequential(nn.Linear(30, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+
+    def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(torch.func.functional_call(net, theta, (x,)), y)
+
+    problem = gimli.Problem(loss, loss, gimli.optimizers.Adam(lr=3e-2))
+    lr = torch.tensor(3e-2)
+    walk = gimli.step_through(problem, dict(net.named_parameters()), lambda j: None, None, steps=6, phi_opt={"lr": lr})
+    trace = gimli.trace(walk)
+    page = opened(trace.save(tmp_path / "page.html"))
+    settled(page)
+    panel, worst = page.locator("#where-it-grows"), [step for step in worst_steps(trace) if step.factor > 1]
+    assert worst
+    assert panel.locator("[data-worst]").count() == len(worst)
+    first = panel.locator("tbody tr").first.inner_text()
+    assert f"step {worst[0].j}" in first
+    assert f"×{worst[0].factor:.3g}" in first
+    assert worst[0].cause in first
+    assert "O reaches −3" in panel.inner_text() or "less than eps" in first
+    panel.locator("[data-worst]").first.click()
+    assert where(page).startswith(f"Line 14 · step {worst[0].j}")
+    map_ = panel.locator("canvas")
+    map_.hover()
+    assert "‖B‖ = " in panel.locator(".facts").first.inner_text()
+    panel.locator("#map-of").select_option("S.exp_avg")
+    assert "S.exp_avg" in str(panel.locator("canvas").get_attribute("aria-label"))
+    small = opened(gimli.trace(gimli.step_through(**network())).save(tmp_path / "small.html"))
+    settled(small)
+    assert small.locator("#where-it-grows").is_hidden()
 
 
 def test_no_steps_at_all(opened: Open, tmp_path: Path) -> None:

@@ -267,6 +267,25 @@ def test_what_is_no_place_for_a_page(path: Any) -> None:
         traced(steps=1).save(path)
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"line": 14, "j": 99}, "j from 0 to 2 at line 14; got line=14, j=99"),
+        ({"line": 7}, "a line of [5, 6, 8, 9, 11, 12, 13, 14, 16]; got line=7, j=0"),
+        ({"height": 3}, "pixels from 200 on; got 3"),
+        ({"height": True}, "pixels from 200 on; got True"),
+    ],
+)
+def test_a_cell_is_of_a_moment_that_was_recorded(asked: dict[str, Any], said: str) -> None:
+    def loss(theta: Any, phi: Any, target: Tensor) -> Tensor:
+        return (theta["w"] - target).square().sum() / 2
+
+    problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
+    trace = gimli.trace(gimli.step_through(problem, {"w": torch.zeros(2)}, [torch.ones(2)] * 3, torch.ones(2)))
+    with pytest.raises(ArgumentError, match=re.escape(said)):
+        trace.cell(**asked)
+
+
 @pytest.mark.parametrize("title", ["\ud800", None, 3])
 def test_a_title_that_no_page_can_hold_is_named_before_the_work(title: Any) -> None:
     walk = gimli.step_through(**network())

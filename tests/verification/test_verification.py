@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import gimli_core as gimli
+from gimli_core.arguments.call import Call
 from gimli_core.commands import verify as command
 from gimli_core.errors import ArgumentError, VerificationError
 from gimli_core.memory import StoreStates
@@ -63,9 +64,9 @@ COMBINATIONS = [
     ("ours", "theirs", "options"), COMBINATIONS, ids=lambda v: v.__name__ if isinstance(v, type) else str(v)
 )
 def test_plain_rules_are_torchs(ours: Any, theirs: Any, options: dict[str, Any]) -> None:
-    question = Question(gimli.Problem(bowl, bowl, ours(lr=0.05, **options)), {"w": torch.randn(5)}, [], None, 20)
-    theta = {"w": question.theta_0["w"].clone()}
-    reference = question.theta_0["w"].clone().requires_grad_()
+    question = Question(Call(gimli.Problem(bowl, bowl, ours(lr=0.05, **options)), {"w": torch.randn(5)}, [], None, 20))
+    theta = {"w": question.call.theta_0["w"].clone()}
+    reference = question.call.theta_0["w"].clone().requires_grad_()
     optimizer = theirs([reference], lr=0.05, **options)
     state = initial_state(question, {}, theta)
     for j in range(20):
@@ -94,7 +95,7 @@ def test_finite_differences_know_their_error(name: str) -> None:
     """The true error stays within the ten uncertainties that the report grants, and the estimate is not empty."""
     made = CLOSED_FORMS[name].build()
     exact = flatten(made.pop("closed_form"), ())
-    question = Question(**made)
+    question = Question(Call(**made))
     seen = 0
     for key, slopes in finite_differences(question, question.environment()).items():
         if key not in exact:
@@ -112,23 +113,17 @@ def test_finite_differences_admit_a_kink() -> None:
     def kinked(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
         return (theta["w"] + phi["shift"]).abs().sum() + theta["w"].sum() * 0
 
-    question = Question(
-        gimli.Problem(kinked, kinked, SGD(lr=0.1)),
-        {"w": torch.zeros(())},
-        [],
-        None,
-        0,
-        {},
-        {"shift": torch.tensor(1e-3)},
-    )
+    problem, theta_0 = gimli.Problem(kinked, kinked, SGD(lr=0.1)), {"w": torch.zeros(())}
+    question = Question(Call(problem, theta_0, [], None, 0, phi_loss={"shift": torch.tensor(1e-3)}))
     (slopes,) = (v for k, v in finite_differences(question, question.environment()).items() if k[0] == "B_0")
     assert abs(slopes.values.item() - 1) <= 10 * slopes.uncertainty.item()
 
 
 def test_dense_chain_leaves_out_what_is_too_large() -> None:
-    question = Question(gimli.Problem(bowl, bowl, SGD(lr=0.1)), {"w": torch.randn(LIMIT)}, lambda j: None, None, 1)
+    problem, theta_0 = gimli.Problem(bowl, bowl, SGD(lr=0.1)), {"w": torch.randn(LIMIT)}
+    question = Question(Call(problem, theta_0, lambda j: None, None, 1))
     assert dense_chain(question, question.environment()) is None
-    report = verify(question.problem, question.theta_0, question.train_batches, None, steps=1)
+    report = verify(question.call.problem, question.call.theta_0, question.call.train_batches, None, steps=1)
     report.assert_ok()
     assert any("dense chain is left out" in note for note in report.notes)
 
@@ -631,3 +626,20 @@ def test_command_refuses_bad_input(argv: list[str], message: str) -> None:
     with pytest.raises(ArgumentError) as raised:
         gimli_verify(*argv)
     assert message in str(raised.value)
+
+
+def test_findings_of_bergson() -> None:
+    """Its Muon detaches weight decay; its AdamW at eps_root = 0 is NaN with a dead unit. Restated where it is not."""
+    module = example()
+    muon, adamw = module.rules_of_bergson().values()
+    net = module.network(biases=False)
+    asked = module.question_of_muon(net)
+    report = verify(**asked, claimed=module.claim_of_bergson(net, muon), oracles=["autograd"])
+    assert report.of("engine").ok
+    claims = report.of("claimed").checks
+    assert claims
+    assert all(c.verdict is Verdict.DISAGREES and 0.01 < c.error < 0.1 for c in claims)
+    net = module.network(dead_unit=True)
+    found = module.claim_of_bergson(net, adamw)["B_0"]
+    assert all(bool(v.isnan().any()) for v in found.values())
+    assert verify(**module.question_of_adamw(net), oracles=["autograd"]).ok

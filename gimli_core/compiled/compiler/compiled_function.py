@@ -92,7 +92,7 @@ class Kernel:
         self._lock = threading.RLock()  # a call notes on this object what it met: one at a time, from any thread
         self._options = compiler_options(options)
         self._varying = outline(varying)
-        self._told = self._given_up = self._looking = False
+        self._told = self._refused = self._looking = False
         self._called: tuple[Any, Any, Any] | None = None  # by the last guarded call: the graph, what it took and gave
         self._direct: Direct | None = None
         self._take = taker(arguments)
@@ -107,15 +107,15 @@ class Kernel:
 
     def __call__(self, varying: Any, *arguments: Any) -> Any:
         """The results, of the function as it is where it cannot run compiled."""
-        found = self.compiled(varying, *arguments)
-        if found is None:
+        results = self.compiled(varying, *arguments)
+        if results is None:
             with torch.no_grad():
                 return self._function(*arguments)
-        return found
+        return results
 
     def compiled(self, varying: Any, *arguments: Any) -> Any:
         """The results; None where the function cannot run compiled, which a notice tells once."""
-        if self._given_up:
+        if self._refused:
             return None
         if not fits(varying, self._varying):
             self._tell(ANOTHER_FORM)
@@ -133,13 +133,13 @@ class Kernel:
             except Exception as error:
                 if not of_compiler(error):
                     raise
-                self._given_up = True
+                self._refused = True
                 self._tell(first_line(error))
                 return None
 
     def look(self, varying: Any, *arguments: Any) -> None:
         """Does what was compiled still fit? If not, compile again. Computes nothing. Raises Uncompiled."""
-        if self._given_up:
+        if self._refused:
             raise Uncompiled("what it reads besides its arguments has changed so that the compiler cannot do it")
         if not fits(varying, self._varying):
             return
@@ -153,7 +153,7 @@ class Kernel:
 
     def as_it_is(self, varying: Any, *arguments: Any) -> Any:
         """The results by a graph that there is; None, and nothing said, where another one would have to be compiled."""
-        if self._given_up or not fits(varying, self._varying):
+        if self._refused or not fits(varying, self._varying):
             return None
         with self._lock:
             try:
@@ -172,7 +172,7 @@ class Kernel:
         called: Any = self._called
         if called is not None:
             graph, inputs, outputs = called
-            took, gave = found_in(flat, inputs), found_in(outputs, results)
+            took, gave = places_in(flat, inputs), places_in(outputs, results)
             if took is not None and gave is not None:
                 self._direct = Direct(graph, took, gave)
         self._called = None
@@ -231,7 +231,7 @@ def each_once(flat: Sequence[Any]) -> list[Any]:
     return names
 
 
-def found_in(many: Sequence[Any], some: Sequence[Any]) -> list[int] | None:
+def places_in(many: Sequence[Any], some: Sequence[Any]) -> list[int] | None:
     """Where each of `some` stands in `many`; None if one does not."""
     places = {id(x): i for i, x in reversed(list(enumerate(many)))}
     return [places[id(x)] for x in some] if all(id(x) in places for x in some) else None

@@ -148,7 +148,7 @@ class Halves:
                 kept.append(place)
             return kept.index(place)
 
-        takes = [handed(self._inputs[i] if given else base + i) for given, i in cut.second_takes]
+        takes = [handed(self._inputs[i] if is_input else base + i) for is_input, i in cut.second_takes]
         first_results: list[int] = []
         second_results: list[tuple[bool, int]] = []  # (whether the second graph gives it, its place)
         for result in results:
@@ -171,7 +171,7 @@ class Halves:
             [self._inputs[i] for i in cut.first_takes],
             first_results,
             [i if i >= 0 else end + i for i in takes],
-            [end + i if given or i < 0 else i for given, i in second_results],
+            [end + i if is_input or i < 0 else i for is_input, i in second_results],
         )
 
     def _places(self) -> dict[int, int]:

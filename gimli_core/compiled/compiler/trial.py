@@ -39,7 +39,7 @@ def beside_eager(
     `call` gets the compiled function, the leaves of the arguments and what the function returned as it is.
     The environment is left as it was found. Raises Uncompiled, also where the two do not agree.
     """
-    found = environment.capture()
+    snapshot = environment.capture()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, about its parts
@@ -50,16 +50,16 @@ def beside_eager(
                 return pytree.tree_leaves(function(*pytree.tree_unflatten(flat, structure)))
 
             # torch.compile keeps what it compiled on the code object: other kernels must not share it.
-            own = types.FunctionType(of_flat.__code__.replace(), globals(), "kernel", None, of_flat.__closure__)
-            compiled = torch.compile(own, fullgraph=True, dynamic=False, backend=backend)
-            environment.restore(found)
+            copied = types.FunctionType(of_flat.__code__.replace(), globals(), "kernel", None, of_flat.__closure__)
+            compiled = torch.compile(copied, fullgraph=True, dynamic=False, backend=backend)
+            environment.restore(snapshot)
             start = time.perf_counter()
             results = call(compiled, flat, eager)
             seconds = time.perf_counter() - start
     except Exception as error:
         raise reason_of(error) from error
     finally:
-        environment.restore(found)
+        environment.restore(snapshot)
     worst = distance(results, pytree.tree_leaves(eager))
     if not worst <= 1 and not as_close(results, eager, function, environment, arguments):
         raise Uncompiled(
@@ -92,10 +92,10 @@ def as_close(
         places = torch.randint(-1, 2, x.shape, generator=generator).to(x)
         return x * (1 + places * torch.finfo(x.dtype).eps)
 
-    found = environment.capture()
+    snapshot = environment.capture()
 
     def of(arguments: Any) -> list[Any]:
-        environment.restore(found)
+        environment.restore(snapshot)
         return pytree.tree_leaves(function(*arguments))
 
     try:
@@ -105,7 +105,7 @@ def as_close(
     except Exception:  # what the function reads besides is in float32
         return False
     finally:
-        environment.restore(found)
+        environment.restore(snapshot)
     return distance(results, truth) <= 2 * max(distance(other, truth) for other in others)
 
 

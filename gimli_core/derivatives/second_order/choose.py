@@ -52,18 +52,18 @@ def choose(asked: str, at: Callable[[str, Tensors], Products], V: Tensors) -> Ch
         V: the direction to probe.
     """
     order = MEANS if asked == "auto" else (asked, *(mean for mean in MEANS if mean != asked))
-    found: dict[str, Products | str] = {}
+    results: dict[str, Products | str] = {}
 
     def products(mean: str) -> Products | str:
         """The products of a mean, or why it has none; once."""
-        if mean not in found:
+        if mean not in results:
             try:
-                found[mean] = at(mean, V)
+                results[mean] = at(mean, V)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:  # NotImplementedError is one
-                found[mean] = str(error).splitlines()[0].rstrip(".")
-        return found[mean]
+                results[mean] = str(error).splitlines()[0].rstrip(".")
+        return results[mean]
 
     reasons: dict[str, str] = {}
     for mean in order:
@@ -79,7 +79,7 @@ def choose(asked: str, at: Callable[[str, Tensors], Products], V: Tensors) -> Ch
 
 
 def _fault(
-    mean: str, found: Products, reference: Products | str, at: Callable[[str, Tensors], Products], V: Tensors
+    mean: str, result: Products, reference: Products | str, at: Callable[[str, Tensors], Products], V: Tensors
 ) -> str | None:
     """Why the products are wrong, or None.
 
@@ -87,14 +87,14 @@ def _fault(
     in half precision that little is not told from rounding.
     """
     allowed = torch.finfo(next(iter(V.values())).dtype).eps ** 0.5
-    product = _flat(found.curvature, found.mixed)
+    product = _flat(result.curvature, result.mixed)
     if isinstance(reference, Products):
         expected = _flat(reference.curvature, reference.mixed)
         off, size = (product - expected).norm(), expected.norm()
         told = f"its product differs from that of {BY_GRAPH} by {{:.1g}} of its size"
     else:
-        again = at(mean, found.curvature).curvature
-        size = _flat(found.curvature).square().sum()
+        again = at(mean, result.curvature).curvature
+        size = _flat(result.curvature).square().sum()
         off = (_flat(again) @ _flat(V) - size).abs()
         told = "its Hessian is not symmetric, by {:.1g} of its size"
     return None if off <= allowed * size else told.format((off / size).item())

@@ -29,15 +29,15 @@ def duals(theta: Tensors, V: Tensors) -> Iterator[Tensors]:
 
 
 def made_dual(x: Tensor, direction: Tensor) -> Tensor:
-    """x + e direction, within `duals`."""
+    """x + e direction, within `duals`. Both have one shape, any."""
     dual: Tensor = forward_ad.make_dual(x.detach(), direction.detach())
     return dual
 
 
 def tangent(x: Tensor) -> Tensor | None:
-    """dx/de, or None where x does not depend on e."""
-    found: Tensor | None = forward_ad.unpack_dual(x).tangent
-    return found
+    """dx/de, or None where x does not depend on e. It has the shape of x."""
+    along: Tensor | None = forward_ad.unpack_dual(x).tangent
+    return along
 
 
 @functools.cache

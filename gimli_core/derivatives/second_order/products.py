@@ -24,18 +24,22 @@ class Products(NamedTuple):
 
 
 def collect(
-    theta: Tensors, phi_loss: Tensors, found: Sequence[Tensor | None], loss: Tensor | None, recorded: bool = False
+    theta: Tensors, phi_loss: Tensors, by_input: Sequence[Tensor | None], loss: Tensor | None, recorded: bool = False
 ) -> Products:
-    """`found` holds a product for each entry of theta, then of phi_loss; None where there is no path, for 0."""
+    """`by_input` holds a product for each entry of theta, then of phi_loss; None where there is no path, for 0.
+
+    Each has the shape of its entry; the loss is a scalar, or [T].
+    """
     inputs = [*theta.values(), *phi_loss.values()]
     products = [
-        torch.zeros_like(x) if p is None else p if recorded else p.detach() for p, x in zip(found, inputs, strict=True)
+        torch.zeros_like(x) if p is None else p if recorded else p.detach()
+        for p, x in zip(by_input, inputs, strict=True)
     ]
     n = len(theta)
     return Products(
         dict(zip(theta, products[:n], strict=True)),
         dict(zip(phi_loss, products[n:], strict=True)),
-        all(p is None for p in found[:n]),
-        frozenset(k for k, p in zip(phi_loss, found[n:], strict=True) if p is not None),
+        all(p is None for p in by_input[:n]),
+        frozenset(k for k, p in zip(phi_loss, by_input[n:], strict=True) if p is not None),
         None if loss is None else loss.detach(),
     )

@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gimli_core.derivatives.evaluate import differentiate, evaluate
-from gimli_core.derivatives.held_weights import noting
+from gimli_core.derivatives.module_weights import noting
 from gimli_core.derivatives.second_order.dual import duals, tangent
 from gimli_core.derivatives.second_order.products import Products, collect
 from gimli_core.notation import Loss, Tensors
@@ -41,22 +41,23 @@ def products(
     frozen: Mapping[str, Tensor] | None = None,
     curvature: bool = True,
 ) -> Products:
-    """Both products in one pass; without `curvature` only the mixed one, and zeros for the other.
+    """Both products in one pass; without `curvature` only the mixed one, and zeros for the other. V has the shapes of
+    theta, g is a scalar, or [T]; the products have the shapes of theta and phi_loss.
 
     Cost: 9F; keeps nothing between line 5 and here, and for its time the activations of the loss, twice.
     """
     with duals(theta, V) as theta_dual:
         phi_leaf = {k: v.detach().requires_grad_() for k, v in phi_loss.items()}
-        with noting() as held, _OutOfPlace():
+        with noting() as weights, _OutOfPlace():
             loss, _ = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
         along_V = tangent(loss)
         if g is not None:
             along_g = g * forward_ad.unpack_dual(loss).primal
             along_V = along_g if along_V is None else along_V + along_g
         asked = [*(theta_dual.values() if curvature else ()), *phi_leaf.values()]
-        with held.in_place():
-            found = (None,) * len(asked) if along_V is None else differentiate(along_V, asked)
-        return collect(theta, phi_loss, (*(() if curvature else (None,) * len(theta)), *found), loss)
+        with weights.in_place():
+            by_input = (None,) * len(asked) if along_V is None else differentiate(along_V, asked)
+        return collect(theta, phi_loss, (*(() if curvature else (None,) * len(theta)), *by_input), loss)
 
 
 class _OutOfPlace(TorchDispatchMode):

@@ -28,10 +28,13 @@ def products(
     recorded: bool = False,
 ) -> Products:
     """Both products in one pass; without `curvature` or `mixed` zeros for that one. Frees the graph, unless it is to be
-    kept for another V, or the products are `recorded`.
+    kept for another V, or the products are `recorded`. V has the shapes of theta, g is a scalar, or [T]; the products
+    have the shapes of theta and phi_loss.
 
     Cost: 6F; the graph holds the activations of the gradient from line 5 on.
     """
+    layout = graph.layout
+    V = V if layout is None else layout.names(V)
     inputs = [*graph.theta.values(), *graph.phi_loss.values()]
     n = len(graph.theta)
     asked = inputs[0 if curvature else n : None if mixed else n]
@@ -39,10 +42,10 @@ def products(
     pairs = [(G, V[k]) for k, G in zip(graph.theta, graph.G, strict=True) if G.requires_grad]
     if g is not None:
         pairs.append((graph.loss, g))
-    found: tuple[Tensor | None, ...] = (None,) * len(asked)
+    by_input: tuple[Tensor | None, ...] = (None,) * len(asked)
     if pairs:
-        with graph.held.in_place():
-            found = torch.autograd.grad(
+        with graph.weights.in_place():
+            by_input = torch.autograd.grad(
                 [G for G, _ in pairs],
                 asked,
                 [v for _, v in pairs],
@@ -51,4 +54,5 @@ def products(
                 allow_unused=True,
             )
     before, after = (None,) * (0 if curvature else n), (None,) * (0 if mixed else len(inputs) - n)
-    return collect(graph.theta, graph.phi_loss, (*before, *found, *after), None, recorded)
+    both = collect(graph.theta, graph.phi_loss, (*before, *by_input, *after), None, recorded)
+    return both if layout is None else both._replace(curvature=layout.theta(both.curvature))

@@ -38,19 +38,19 @@ def read_npz(path: Path) -> LabelledImages:
         expected = f"arrays images and one of {listing(LABELS)}"
         raise data_error(path, expected, listing(arrays), "Rename them and save again.")
     if y.shape != x.shape[:1] or not len(y):
-        came = f"{list(y.shape)} for images {list(x.shape)}"
-        raise data_error(path, "one label an image", came, "Give each image its class.")
+        actual = f"{list(y.shape)} for images {list(x.shape)}"
+        raise data_error(path, "one label an image", actual, "Give each image its class.")
     classes, labels = np.unique(y, return_inverse=True)
     names = arrays.get("names", classes)
     if len(names) != len(classes):
-        came = f"{len(names)} names for {len(classes)} classes"
-        raise data_error(path, "names [classes]", came, "Leave them out, or name each class.")
+        actual = f"{len(names)} names for {len(classes)} classes"
+        raise data_error(path, "names [classes]", actual, "Leave them out, or name each class.")
     split = next((name for name in SPLITS if name in arrays), None)
     parts = None
     if split is not None:
         if arrays[split].shape != classes.shape or not np.isin(arrays[split], (0, 1, 2)).all():
-            came = f"{split} of shape {list(arrays[split].shape)}"
-            raise data_error(path, "a split [classes] of 0, 1 and 2", came, "One part a class.")
+            actual = f"{split} of shape {list(arrays[split].shape)}"
+            raise data_error(path, "a split [classes] of 0, 1 and 2", actual, "One part a class.")
         parts = torch.tensor(arrays[split].astype(np.int64))
     known = {"vinyals_split": "vinyals"}.get(split or "", "own")
     images = torch.from_numpy(as_bytes(path, x))
@@ -66,7 +66,7 @@ def as_bytes(path: Path, x: NDArray[Any]) -> NDArray[np.uint8]:
         raise data_error(path, expected, f"shape {list(x.shape)}", "Put the channels last.")
     if x.dtype != np.uint8:
         if x.dtype.kind != "f" or not np.isfinite(x).all() or x.min() < 0 or x.max() > 1:
-            came = f"{x.dtype}"
-            raise data_error(path, "bytes, or numbers from 0 to 1", came, "Scale them.")
+            actual = f"{x.dtype}"
+            raise data_error(path, "bytes, or numbers from 0 to 1", actual, "Scale them.")
         x = np.round(x * 255).astype(np.uint8)
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2))

@@ -32,8 +32,8 @@ def read_folders(path: Path, *, size: int, mode: str = "RGB", split: str = "own"
         for folder in sorted(each for each in (path / part).iterdir() if each.is_dir()):
             files = sorted(each for each in folder.iterdir() if each.suffix.lower() in ENDINGS)
             if folder.name in part_of:
-                came = f"{folder.name} in two parts"
-                raise data_error(path, "each class in one part of the split", came, "Rename one of the folders.")
+                actual = f"{folder.name} in two parts"
+                raise data_error(path, "each class in one part of the split", actual, "Rename one of the folders.")
             if not files:
                 raise data_error(path, "pictures in every class", f"none in {folder.name}", "Remove the folder.")
             part_of[folder.name] = PARTS.index(part) if part else 0

@@ -78,6 +78,6 @@ def parts_of(data: LabelledImages, split: str, seed: int = 0) -> tuple[str, Tens
     raise unexpected("split", listing(known), repr(split), "Choose one of them.")
 
 
-def data_error(path: Path, expected: str, came: str, do: str) -> ArgumentError:
+def data_error(path: Path, expected: str, actual: str, do: str) -> ArgumentError:
     """For what cannot be read, named before training."""
-    return unexpected(f"--data {path}", expected, came, do)
+    return unexpected(f"--data {path}", expected, actual, do)

@@ -77,7 +77,7 @@ def by_name(names: Sequence[str], split: Mapping[str, Collection[str]]) -> Tenso
     parts = {name: n for n, classes in enumerate(split.values()) for name in classes}
     strange, missing = [n for n in names if n not in parts], [n for n in parts if n not in names]
     if strange or missing:
-        came = f"{listing(strange)} besides" if strange else f"no {listing(missing)}"
+        actual = f"{listing(strange)} besides" if strange else f"no {listing(missing)}"
         do = "Name the classes as the split does, or --split random."
-        raise unexpected("split", f"its {len(parts)} classes", came, do)
+        raise unexpected("split", f"its {len(parts)} classes", actual, do)
     return torch.tensor([parts[name] for name in names])

@@ -92,7 +92,7 @@ class Adapting(Method):
 
     def outputs(self, theta_J: Tensors, query_x: Tensor) -> Tensor:
         """[T, Q, way]: each task's adapted learner on its queries."""
-        phi_loss, J = self.meta_parameters().get("phi_loss") or {}, torch.tensor(self.test_steps)
+        phi_loss, J = self.meta_parameters().get("phi_loss") or {}, torch.tensor(self.test_steps, device=query_x.device)
 
         def of_task(theta: Tensors, x: Tensor) -> Any:
             return functional_call(self.learner, self.weights(theta, phi_loss, J), (x,))

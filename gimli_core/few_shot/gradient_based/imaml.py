@@ -32,6 +32,7 @@ class Imaml(Adapting):
         lr: of the inner SGD.
         strength: λ; 2 in the paper.
         rtol: of conjugate gradients.
+        damping: the least; one that is seldom too small saves the attempts that are refused.
     """
 
     def __init__(
@@ -42,18 +43,19 @@ class Imaml(Adapting):
         *,
         strength: float = 2.0,
         rtol: float = 0.1,
+        damping: float = 0.0,
         **arguments: Any,
     ) -> None:
         super().__init__(learner, SGD(lr=lr), steps, **arguments)
         self.problem = proximal(self.problem, strength)
-        self.rtol = rtol
+        self.rtol, self.damping = rtol, damping
 
     def loss(self, episode: Episode) -> Tensor:
         """The query loss at theta*. Its gradient is the implicit one, tied in as that of a product with theta_0."""
         support, query = (episode.support_x, episode.support_y), (episode.query_x, episode.query_y)
         theta_0 = self.theta_0()
         theta_star = self.adapted(*support, steps=self.steps).theta_J
-        damping = 0.0
+        damping = self.damping
         while True:
             try:
                 result = implicit_gradient(

@@ -15,7 +15,7 @@ from gimli_core.meta_parameters.marks import per_step
 from gimli_core.notation import Tensors
 from gimli_core.optimizers import SGD
 
-__all__ = ["MamlPlusPlus", "multi_step_weights"]
+__all__ = ["MamlPlusPlus", "annealed", "multi_step_weights"]
 
 
 class MamlPlusPlus(Adapting):
@@ -69,9 +69,14 @@ class MamlPlusPlus(Adapting):
         return {**theta, **{k: v.index_select(0, j.view(1))[0] for k, v in phi_loss.items()}}
 
     def loss(self, episode: Episode) -> Tensor:
-        approximation = FirstOrder() if episode.number < self.first_order else None
-        weights = multi_step_weights(self.steps, episode.number, self.anneal)
-        return self.unrolled(episode, approximation=approximation, val_weights=weights)
+        return annealed(self, episode, self.anneal, self.first_order)
+
+
+def annealed(method: Adapting, episode: Episode, anneal: int, first_order: int) -> Tensor:
+    """The multi-step loss with the weights, and the derivatives of the order, that belong to the episode's number."""
+    approximation = FirstOrder() if episode.number < first_order else None
+    weights = multi_step_weights(method.steps, episode.number, anneal)
+    return method.unrolled(episode, approximation=approximation, val_weights=weights)
 
 
 def multi_step_weights(steps: int, number: int, anneal: int) -> list[float]:

@@ -16,9 +16,10 @@ __all__ = ["Siamese"]
 class Siamese(Method):
     """Verification: p(same class) = sigmoid(wᵀ|f(x_i) - f(x_j)| + b), trained on pairs by cross entropy.
 
-    Every query is paired with every support row; of a way-way episode one pair in `way` is of the same class, so its
-    loss counts `way - 1` times: both answers weigh alike. A query gets the class whose support is likeliest the same.
-    No inner loop: J = 0 of Algorithm 1.
+    Every query is paired with every support row, so one pair in `way` is of the same class. The paper draws as many of
+    either kind; here all count alike: b learns that most differ, and what is left to learn are the pairs that look the
+    same and are not. w starts negative: the further apart, the less likely the same. A query gets the class whose
+    support is likeliest the same. No inner loop: J = 0 of Algorithm 1.
 
     Args:
         embedding: f.
@@ -29,6 +30,7 @@ class Siamese(Method):
         super().__init__()
         self.embedding = embedding
         self.weigh = nn.Linear(features, 1)
+        nn.init.constant_(self.weigh.weight, -0.5)
 
     def _logits(self, support_x: Tensor, query_x: Tensor) -> Tensor:
         """[T, Q, S], of the same class or not."""
@@ -39,13 +41,10 @@ class Siamese(Method):
 
     def loss(self, episode: Episode) -> Tensor:
         same = (episode.query_y[:, :, None] == episode.support_y[:, None]).to(episode.support_x.dtype)
-        weight = torch.tensor(float(episode.way - 1), dtype=same.dtype)
-        return binary_cross_entropy_with_logits(
-            self._logits(episode.support_x, episode.query_x), same, pos_weight=weight
-        )
+        return binary_cross_entropy_with_logits(self._logits(episode.support_x, episode.query_x), same)
 
     def predict(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         logits = self._logits(support_x, query_x)
         way = int(support_y.max()) + 1
-        of_class = support_y[:, None, None, :] == torch.arange(way)[:, None]  # [T, 1, way, S]
+        of_class = support_y[:, None, None, :] == torch.arange(way, device=support_y.device)[:, None]  # [T, 1, way, S]
         return logits[:, :, None].masked_fill(~of_class, float("-inf")).amax(-1)

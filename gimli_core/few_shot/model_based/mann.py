@@ -14,7 +14,7 @@ from gimli_core.few_shot.method import Method
 __all__ = ["Mann"]
 
 
-class Held(NamedTuple):
+class Carried(NamedTuple):
     """What is carried from row to row, of B sequences."""
 
     h: Tensor  # [B, hidden], the controller's
@@ -69,10 +69,10 @@ class Mann(Method):
     def predict(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         tasks, queries = query_x.shape[:2]
         shown, asked = self._embedded(support_x), self._embedded(query_x)
-        held, _ = self._through(shown, one_hot(support_y, self.way).to(shown.dtype))
-        held = Held(*(part.repeat_interleave(queries, 0) for part in held))
+        carried, _ = self._through(shown, one_hot(support_y, self.way).to(shown.dtype))
+        carried = Carried(*(part.repeat_interleave(queries, 0) for part in carried))
         last = one_hot(support_y[:, -1:], self.way).to(shown.dtype).expand(-1, queries, -1)
-        _, logits = self._step(held, asked.flatten(0, 1), last.flatten(0, 1))
+        _, logits = self._step(carried, asked.flatten(0, 1), last.flatten(0, 1))
         return logits.view(tasks, queries, self.way)
 
     def sequence(self, episode: Episode) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ class Mann(Method):
         x, y = torch.cat([episode.support_x, episode.query_x], 1), torch.cat([episode.support_y, episode.query_y], 1)
         generator = torch.Generator().manual_seed(episode.number)
         order = torch.stack([torch.randperm(y.shape[1], generator=generator) for _ in y])
-        tasks = torch.arange(len(y))[:, None]
+        tasks, order = torch.arange(len(y), device=y.device)[:, None], order.to(y.device)
         x, y = x[tasks, order], y[tasks, order]
         shown = self._embedded(x)
         return self._through(shown, one_hot(y, self.way).to(shown.dtype))[1], y
@@ -97,32 +97,32 @@ class Mann(Method):
         out: Tensor = self.embedding(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return out
 
-    def _through(self, rows: Tensor, labels: Tensor) -> tuple[Held, Tensor]:
+    def _through(self, rows: Tensor, labels: Tensor) -> tuple[Carried, Tensor]:
         """Rows [B, n, features], each with the label of the one before; what is held at the end, and logits."""
-        held, before, logits = self._empty(rows), torch.zeros_like(labels[:, 0]), []
+        carried, before, logits = self._empty(rows), torch.zeros_like(labels[:, 0]), []
         for row, label in zip(rows.unbind(1), labels.unbind(1), strict=True):
-            held, answer = self._step(held, row, before)
+            carried, answer = self._step(carried, row, before)
             logits.append(answer)
             before = label
-        return held, torch.stack(logits, 1)
+        return carried, torch.stack(logits, 1)
 
-    def _empty(self, rows: Tensor) -> Held:
+    def _empty(self, rows: Tensor) -> Carried:
         def zeros(*shape: int) -> Tensor:
             return rows.new_zeros(len(rows), *shape)
 
         hidden = self.controller.hidden_size
         memory = zeros(self.slots, self.width) + 1e-6
-        return Held(zeros(hidden), zeros(hidden), memory, zeros(self.reads, self.slots), zeros(self.slots))
+        return Carried(zeros(hidden), zeros(hidden), memory, zeros(self.reads, self.slots), zeros(self.slots))
 
-    def _step(self, held: Held, row: Tensor, label_before: Tensor) -> tuple[Held, Tensor]:
-        h, c = self.controller(torch.cat([row, label_before], -1), (held.h, held.c))
+    def _step(self, carried: Carried, row: Tensor, label_before: Tensor) -> tuple[Carried, Tensor]:
+        h, c = self.controller(torch.cat([row, label_before], -1), (carried.h, carried.c))
         k = torch.tanh(self.key(h)).unflatten(-1, (self.reads, self.width))
         gate = torch.sigmoid(self.gate(h))[..., None]
-        least: Any = one_hot(held.w_used.topk(self.reads, largest=False).indices, self.slots).to(h.dtype)
-        w_write = gate * held.w_read + (1 - gate) * least
-        memory = held.memory * (1 - least.amax(1))[..., None] + w_write.mT @ k
+        least: Any = one_hot(carried.w_used.topk(self.reads, largest=False).indices, self.slots).to(h.dtype)
+        w_write = gate * carried.w_read + (1 - gate) * least
+        memory = carried.memory * (1 - least.amax(1))[..., None] + w_write.mT @ k
         strength = (1 + softplus(self.strength(h)))[..., None]
         w_read = torch.softmax(strength * (normalize(k, dim=-1) @ normalize(memory, dim=-1).mT), -1)
-        w_used = self.decay * held.w_used + (w_read + w_write).sum(1)
+        w_used = self.decay * carried.w_used + (w_read + w_write).sum(1)
         logits = self.answer(torch.cat([h, (w_read @ memory).flatten(1)], -1))
-        return Held(h, c, memory, w_read, w_used.detach()), logits
+        return Carried(h, c, memory, w_read, w_used.detach()), logits

@@ -42,28 +42,40 @@ class Tier(Enum):
 
 
 class Advance(NamedTuple):
+    """Lines 5 and 6: from (theta_j, s_j) to (theta_{j+1}, s_{j+1})."""
+
     j: int
     keep: Keep = Keep.NOTHING
 
 
 class Store(NamedTuple):
+    """Keep the point (theta_j, s_j)."""
+
     j: int
     tier: Tier = Tier.MEMORY
 
 
 class Restore(NamedTuple):
+    """Go on from the stored point (theta_j, s_j), which stays stored."""
+
     j: int
 
 
 class Drop(NamedTuple):
+    """Let the stored point (theta_j, s_j) go."""
+
     j: int
 
 
 class Validate(NamedTuple):
+    """Lines 8 and 9, at theta_J = theta_j."""
+
     j: int
 
 
 class Sweep(NamedTuple):
+    """Lines 11 to 14 for step j, from its graph or its point."""
+
     j: int
 
 

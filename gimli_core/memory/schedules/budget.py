@@ -1,4 +1,11 @@
-"""The fastest schedule whose peak fits a number of bytes."""
+"""The fastest schedule whose peak fits a number of bytes.
+
+How a budget predicts. `measure.py` runs two steps and gives the bytes and seconds of each kind of action (`Costs`).
+A mix of stored points, blocks of kept graphs and kept gradients is told by four numbers, and from those and the costs
+`estimate` has its time and a bound of its peak in closed form: stored points and kept gradients, and above them the
+highest of the moments at which a run can stand. So `choose` can go through thousands of mixes, and takes the fastest
+that fits. `costs.predict` walks through every action instead; the tests hold the two against each other.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +18,7 @@ from gimli_core.memory.directory import directory_of
 from gimli_core.memory.schedules.actions import Action, Schedule
 from gimli_core.memory.schedules.binomial import advances
 from gimli_core.memory.schedules.checkpoint import Checkpoint
-from gimli_core.memory.schedules.costs import Costs
+from gimli_core.memory.schedules.costs import ASSEMBLY, Costs
 from gimli_core.memory.schedules.sizes import parse_size, show_size
 
 __all__ = ["Budget", "choose", "estimate", "least"]
@@ -68,22 +75,24 @@ def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float
     plain = advances(steps, schedule.snapshots + on_disk, block)
     blocks = -(-steps // block)
     first, again = steps - block, plain - (steps - block)
-    seconds = first * costs.run.seconds + again * (costs.run_known if schedule.gradients else costs.run).seconds
+    seconds = first * costs.run.seconds + again * (costs.run_kept if schedule.gradients else costs.run).seconds
     # The first block's steps all run with their graphs; of every other block, the last is swept from its point.
     seconds += (steps - blocks + 1) * (costs.run_graph.seconds + costs.sweep.seconds) + (
         blocks - 1
     ) * costs.sweep_point.seconds
     seconds += costs.validate.seconds + min(on_disk, max(0, blocks - schedule.snapshots)) * (costs.write + costs.read)
     kept = min(schedule.snapshots, blocks) - 1  # theta_0 is the caller's
-    fresh = kept * costs.point + (first * costs.gradient if schedule.gradients else 0)
+    fresh = kept * costs.stored + (first * costs.gradient if schedule.gradients else 0)
     seconds += costs.fresh * fresh
-    return costs.start + costs.step * steps + fresh + highest(block, blocks, costs) + costs.room, seconds
+    sums = steps * costs.growth
+    at_work = max(fresh + highest(block, blocks, costs), costs.end + ASSEMBLY * sums)
+    return costs.start + costs.step * steps + sums + at_work + costs.room, seconds
 
 
 def highest(block: int, blocks: int, costs: Costs) -> int:
     """The most bytes at work in any part of a run, above `start`, stored points and kept gradients."""
     point, graphs = costs.point, (block - 1) * costs.record  # the latter while the last step of a block is at work
-    forwards = max(costs.run.transient, costs.run_known.transient)
+    forwards = max(costs.run.transient, costs.run_kept.transient)
     moments = [
         point + graphs + costs.run_graph.transient,
         point + graphs + costs.record + costs.validate.transient,
@@ -91,6 +100,7 @@ def highest(block: int, blocks: int, costs: Costs) -> int:
     ]
     if blocks > 1:  # again, once the last block is swept
         moments += [point + costs.end + forwards, point + costs.end + graphs + costs.sweep_point.transient]
+        moments += [point + costs.end + costs.gathering]
         if block > 1:
             last = max(costs.run_graph.transient - costs.record, costs.sweep.transient)
             moments += [point + costs.end + graphs + last]
@@ -104,13 +114,13 @@ def least(steps: int, costs: Costs) -> int:
 
 def choose(budget: Budget, steps: int, costs: Costs) -> Checkpoint:
     """The schedule with the least estimated time among those whose peak fits. Raises ArgumentError."""
-    found: list[tuple[float, int, Checkpoint]] = []
+    feasible: list[tuple[float, int, Checkpoint]] = []
     for block in numbers(steps):
         for gradients in (False, True):
             room = budget.bytes - estimate(Checkpoint(1, graphs=block, gradients=gradients), steps, costs)[0]
             if room < 0:
                 continue
-            slots = 1 + min(room // max(costs.point, 1), steps)
+            slots = 1 + min(room // max(costs.stored, 1), steps)
             for on_disk in (0, *numbers(steps)) if budget.disk else (0,):
                 schedule = Checkpoint(
                     slots,
@@ -119,22 +129,23 @@ def choose(budget: Budget, steps: int, costs: Costs) -> Checkpoint:
                     graphs=block,
                     gradients=gradients,
                 )
-                found.append((estimate(schedule, steps, costs)[1], len(found), schedule))
-    if not found:
+                feasible.append((estimate(schedule, steps, costs)[1], len(feasible), schedule))
+    if not feasible:
         raise ArgumentError(too_small(budget, steps, costs))
-    return min(found)[2]
+    return min(feasible)[2]
 
 
 def numbers(most: int) -> list[int]:
     """1 … most; beyond 64 each about 5 % above the last."""
-    found, n = [], 1
+    rising, n = [], 1
     while n < most:
-        found.append(n)
+        rising.append(n)
         n = max(n + 1, n + n // 20)
-    return [*found, most]
+    return [*rising, most]
 
 
 def too_small(budget: Budget, steps: int, costs: Costs) -> str:
+    """What a budget that no schedule fits into would have to be, a line for each way to run."""
     lines = []
     for name, schedule in (
         ("1 snapshot", Checkpoint(1)),

@@ -88,6 +88,13 @@ class Checkpoint(Schedule):
             )
 
     def actions(self, steps: int) -> Iterator[Action]:
+        """How it advances. Steps [0, end) are still to be swept, and the working point stands at the last stored one.
+
+        While more than a block of steps lies between it and `end` and a slot is free, it walks on to where the binomial
+        formula puts the next stored point. From there the block's steps run with their graphs and are swept at once;
+        the last of them is swept from its point, but in the first run, where L_val comes between. Then `end` is where
+        the block began, and the walk starts again from the stored point before it.
+        """
         on_disk = 0
         if self.disk is not None:
             on_disk = max(0, steps - self.snapshots) if self.disk_snapshots is None else self.disk_snapshots
@@ -96,9 +103,8 @@ class Checkpoint(Schedule):
             yield Validate(0)
             return
         yield Store(0)
-        stored = [
-            0
-        ]  # a stack: its bottom is needed last, and goes to disk, but for theta_0, which the caller holds anyway
+        # A stack: its bottom is needed last, and goes to disk, but for theta_0, which the caller holds anyway.
+        stored = [0]
         point, end = 0, steps  # the working point, and the steps still to be swept
         while end > 0:
             first_run = end == steps

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from gimli_core.memory.schedules.actions import Action, Advance, Drop, Keep, Restore, Store, Sweep, Tier, Validate
 
-__all__ = ["Act", "Costs", "Prediction", "holes", "predict"]
+__all__ = ["ASSEMBLY", "Act", "Costs", "Prediction", "holes", "predict"]
+
+ASSEMBLY = 4  # times their own bytes that sums of what is indexed take besides, while sparse tensors are made of them
 
 
 class Act(NamedTuple):
@@ -29,7 +31,7 @@ class Costs(NamedTuple):
     end: int  # bytes held from the validation on: theta_J, s_J, B, S and what L_val's gradient leaves
     run: Act  # a step forwards
     run_graph: Act  # a step forwards that keeps its graph
-    run_known: Act  # a step forwards from its kept gradient
+    run_kept: Act  # a step forwards from its kept gradient
     validate: Act
     sweep: Act  # a step backwards from its record
     sweep_point: Act  # a step backwards from its point
@@ -38,6 +40,18 @@ class Costs(NamedTuple):
     fresh: float  # seconds a byte of memory that the process did not have
     write: float  # seconds to write a point to disk, and to read it
     read: float
+    growth: int = 0  # bytes that each step swept adds to the sums of what is indexed
+    ranks: int = 1  # that share every stored point
+
+    @property
+    def stored(self) -> int:
+        """Bytes that a rank keeps of a stored point."""
+        return -(-self.point // self.ranks)
+
+    @property
+    def gathering(self) -> int:
+        """Bytes needed for a moment to put a stored point together: what is sent, what comes, and the point."""
+        return 0 if self.ranks == 1 else self.stored + 2 * self.point
 
 
 class Prediction(NamedTuple):
@@ -61,6 +75,7 @@ def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
     gradients: set[int] = set()
     point, reached, replays, in_memory, on_disk = 0, 0, 0, 0, 0
     restored, end, peak, most_stored, most_on_disk, seconds = 0, -1, 0, 0, 0, 0.0
+    swept = 0
     worked = 0  # actions on the heap; what stays of a step that keeps its graph is mapped
     for action in actions:
         act = Act()
@@ -70,7 +85,7 @@ def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
                     act = costs.run_graph
                     graphs.add(j)
                 else:
-                    act = costs.run_known if j in gradients else costs.run
+                    act = costs.run_kept if j in gradients else costs.run
                 if keep is Keep.GRADIENT:
                     gradients.add(j)
                     seconds += costs.fresh * costs.gradient
@@ -82,6 +97,7 @@ def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
             case Restore(j):
                 point = restored = j
                 seconds += costs.read if stored[j] is Tier.DISK else 0.0
+                act = Act(costs.gathering if j > 0 else 0)
             case Drop(j):
                 tier = stored.pop(j)
                 in_memory, on_disk = in_memory - (tier is Tier.MEMORY), on_disk - (tier is Tier.DISK)
@@ -92,16 +108,19 @@ def predict(actions: Iterable[Action], costs: Costs) -> Prediction:
         keeps_graph = isinstance(action, Advance) and action.keep is Keep.GRAPH
         worked += isinstance(action, (Advance, Validate, Sweep)) and not keeps_graph
         # theta_0 is the caller's and s_0 in `start`; a working point whose step has a record is counted there.
-        counted = point in (0, end) or point in graphs or (point in stored and restored == point)
-        held = costs.start + costs.point * (in_memory - (0 in stored) + (not counted)) + costs.gradient * len(gradients)
-        held += costs.record * (len(graphs) - keeps_graph) + (costs.end if end >= 0 else 0) + costs.step * reached
-        peak = max(peak, held + act.transient + holes(costs, worked))
+        counted = point in (0, end) or point in graphs or (point in stored and restored == point and costs.ranks == 1)
+        used = costs.start + costs.stored * (in_memory - (0 in stored)) + costs.point * (not counted)
+        used += costs.gradient * len(gradients) + costs.growth * swept + costs.step * reached
+        used += costs.record * (len(graphs) - keeps_graph) + (costs.end if end >= 0 else 0)
+        peak = max(peak, used + act.transient + holes(costs, worked))
         most_stored, most_on_disk = max(most_stored, in_memory), max(most_on_disk, on_disk)
         seconds += act.seconds
         if isinstance(action, Validate):
             end = action.j
         if isinstance(action, Sweep):
+            swept += 1
             graphs.discard(action.j)
             gradients.discard(action.j)
-    seconds += costs.fresh * costs.point * max(0, most_stored - 1)
-    return Prediction(peak, seconds, replays, most_on_disk * costs.point)
+    peak = max(peak, costs.start + (costs.end if end >= 0 else 0) + (1 + ASSEMBLY) * costs.growth * swept)
+    seconds += costs.fresh * costs.stored * max(0, most_stored - 1)
+    return Prediction(peak, seconds, replays, most_on_disk * costs.stored)

@@ -19,16 +19,16 @@ def parse_size(size: str | int) -> int:
     >>> parse_size("512MiB"), parse_size("1.5 GB"), parse_size(4096)
     (536870912, 1500000000, 4096)
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", str(size).lower())
-    unit = UNITS.get(found[2] or "b") if found else None
-    if found is None or unit is None or isinstance(size, bool) or not 1 <= float(found[1]) * unit < 2**63:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", str(size).lower())
+    unit = UNITS.get(match[2] or "b") if match else None
+    if match is None or unit is None or isinstance(size, bool) or not 1 <= float(match[1]) * unit < 2**63:
         raise unexpected(
             "Budget",
             'a size such as "512MiB", "2GB" or a number of bytes',
             repr(size),
             "Units: B, KB, KiB, MB, MiB, GB, GiB.",
         )
-    return int(float(found[1]) * unit)
+    return int(float(match[1]) * unit)
 
 
 def show_size(size: float) -> str:

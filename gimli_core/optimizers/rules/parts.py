@@ -53,7 +53,10 @@ class WeightDecay(Optimizer):
 
 
 def moments(s: Tensors, g: Tensor, h: Tensors) -> tuple[Tensor, Tensor]:
-    """m' = beta1·m + (1 - beta1)·g and v' = beta2·v + (1 - beta2)·g², in torch.optim's order of operations."""
+    """m' = beta1·m + (1 - beta1)·g and v' = beta2·v + (1 - beta2)·g², in torch.optim's order of operations.
+
+    All have the shape of one tensor of theta.
+    """
     m = torch.lerp(s["exp_avg"], g, (1 - h["beta1"]).to(g))
     return m, torch.addcmul(s["exp_avg_sq"] * h["beta2"], (1 - h["beta2"]) * g, g)
 
@@ -67,7 +70,10 @@ class CorrectedRoot(NamedTuple):
 
 
 def corrected_root(rule: Optimizer, v: Tensor, c2: Tensor, h: Tensors) -> CorrectedRoot:
-    """The root in Adam's denominator; a plain eps_root = 0 is left out."""
+    """The root in Adam's denominator; a plain eps_root = 0 is left out.
+
+    v has the shape of one tensor of theta, and so has the root; c2 is a scalar.
+    """
     if not rule.uses("eps_root"):
         rho = (v / c2).sqrt()
         return CorrectedRoot(rho, sqrt_slope(rho), rho / 2)
@@ -87,7 +93,10 @@ class MomentsPullback(NamedTuple):
 
 
 def moments_pullback(s: Tensors, g: Tensor, h: Tensors, m_bar: Tensor, v_bar: Tensor) -> MomentsPullback:
-    """The adjoints of g, m, v, and of beta1 and beta2 by way of the moments."""
+    """The adjoints of g, m, v, and of beta1 and beta2 by way of the moments.
+
+    They have the shape of one tensor of theta.
+    """
     return MomentsPullback(
         g=(1 - h["beta1"]) * m_bar + (2 * (1 - h["beta2"])) * g * v_bar,
         S={"exp_avg": h["beta1"] * m_bar, "exp_avg_sq": h["beta2"] * v_bar},

@@ -21,7 +21,7 @@ __all__ = ["flat_sqrt", "sqrt_slope"]
 
 
 def sqrt_slope(root: Tensor) -> Tensor:
-    """d sqrt(x)/dx = 1 / (2 sqrt(x)), and 0 at x = 0, given root = sqrt(x)."""
+    """d sqrt(x)/dx = 1 / (2 sqrt(x)), and 0 at x = 0, given root = sqrt(x). Any shape."""
     # In eager mode `where` is two passes more; compiled, it costs nothing, and nan_to_num looks at one entry at a time.
     if torch.compiler.is_compiling():
         return torch.where(root == 0, 0.0, 0.5 / root)
@@ -30,6 +30,6 @@ def sqrt_slope(root: Tensor) -> Tensor:
 
 
 def flat_sqrt(x: Tensor) -> Tensor:
-    """sqrt(x) for autograd, with derivative 0 at x = 0: for the `step` of a `DerivedOptimizer`."""
+    """sqrt(x) for autograd, with derivative 0 at x = 0: for the `step` of a `DerivedOptimizer`. Any shape."""
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)

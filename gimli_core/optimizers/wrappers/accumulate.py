@@ -63,7 +63,7 @@ class Accumulate(Wrapper):
 
     def _parts(self, state: State, G: Tensors) -> tuple[Tensor, State, Tensors, Tensors, dict[str, Tensor]]:
         """(k divides t?, the inner state, a, what of it the inner step gets, for how long a tensor was not used)."""
-        inner = {slot: held for slot, held in state.items() if slot not in ("accumulated", "idle")}
+        inner = {slot: of_slot for slot, of_slot in state.items() if slot not in ("accumulated", "idle")}
         inner["step"] = torch.floor(state["step"] / self.every)
         a = {k: v + G[k] / self.every if k in G else v for k, v in state["accumulated"].items()}
         before = state.get("idle", {})
@@ -73,13 +73,13 @@ class Accumulate(Wrapper):
             if k in before or k not in G
         }
         on = (state["step"] + 1) % self.every == 0
-        given = {k: v for k, v in a.items() if k not in idle or idle[k] < self.every}
-        return on, inner, a, given, idle
+        mean = {k: v for k, v in a.items() if k not in idle or idle[k] < self.every}
+        return on, inner, a, mean, idle
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-        on, inner, a, given, idle = self._parts(state, G)
-        moved, new = self.inner.step_used(theta, inner, given, hyper)
-        kept = {slot: _choose(on, new.get(slot, {}), held) for slot, held in slots(inner).items()}
+        on, inner, a, mean, idle = self._parts(state, G)
+        moved, new = self.inner.step_used(theta, inner, mean, hyper)
+        kept = {slot: _choose(on, new.get(slot, {}), of_slot) for slot, of_slot in slots(inner).items()}
         if "skipped" in new:
             before = inner.get("skipped", {})
             kept["skipped"] = {k: torch.where(on, v, before.get(k, 0.0)) for k, v in new["skipped"].items()}
@@ -91,20 +91,20 @@ class Accumulate(Wrapper):
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        on, inner, _, given, _ = self._parts(state, G)
-        inner_S = {slot: held for slot, held in S.items() if slot != "accumulated"}
+        on, inner, _, mean, _ = self._parts(state, G)
+        inner_S = {slot: of_slot for slot, of_slot in S.items() if slot != "accumulated"}
         moved_B, rest_B = _split(on, B)
         moved_S, rest_S = {}, {}
-        for slot, held in inner_S.items():
-            moved_S[slot], rest_S[slot] = _split(on, held)
-        pulled = self.inner.pullback_used(theta, inner, given, hyper, moved_B, moved_S, only(wanted, self.inner))
+        for slot, of_slot in inner_S.items():
+            moved_S[slot], rest_S[slot] = _split(on, of_slot)
+        pulled = self.inner.pullback_used(theta, inner, mean, hyper, moved_B, moved_S, only(wanted, self.inner))
         a_bar = {k: torch.where(on, 0.0, v) for k, v in S["accumulated"].items()}
         a_bar = {k: v + pulled.V[k] if k in pulled.V else v for k, v in a_bar.items()}
         return Pulled(
             V={k: v / self.every for k, v in a_bar.items() if k in G},
             B={k: v + rest_B[k] for k, v in pulled.B.items()},
             S={
-                **{slot: {k: v + rest_S[slot][k] for k, v in held.items()} for slot, held in pulled.S.items()},
+                **{slot: {k: v + rest_S[slot][k] for k, v in of_slot.items()} for slot, of_slot in pulled.S.items()},
                 "accumulated": a_bar,
             },
             A=pulled.A,

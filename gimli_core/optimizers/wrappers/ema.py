@@ -75,12 +75,12 @@ class EMA(Wrapper):
 
     def _weight_of(self, theta: Mapping[str, Any]) -> dict[str, str]:
         """{an average: its weight}. A weight may itself be called `ema.…`: an average has its weight beside it."""
-        found: dict[str, str] = {}
+        weights: dict[str, str] = {}
         for k in sorted(theta, key=len):
             weight = k.removeprefix(PREFIX)
-            if weight != k and weight in theta and weight not in found:
-                found[k] = weight
-        return found
+            if weight != k and weight in theta and weight not in weights:
+                weights[k] = weight
+        return weights
 
     def weights(self, theta: Mapping[str, Tensor]) -> Tensors:
         """The weights themselves, without their averages."""

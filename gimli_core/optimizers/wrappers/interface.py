@@ -166,7 +166,7 @@ class GradientWrapper(Wrapper):
 
 
 def left_alone(before: Tensor, after: Tensor) -> bool:
-    """Whether a step has not changed a tensor; taken for granted within a transform, whose values nobody sees."""
+    """Whether a step has not changed a tensor, of any shape; taken for granted where nobody sees its values."""
     if after is before or is_functorch_wrapped_tensor(after):
         return True
     return after.shape == before.shape and bool(torch.equal(after, before))
@@ -174,8 +174,8 @@ def left_alone(before: Tensor, after: Tensor) -> bool:
 
 def only(wanted: Collection[str], optimizer: Optimizer) -> tuple[str, ...]:
     """Those of `wanted` that `optimizer` has, or sees."""
-    known = (*optimizer.continuous(), *optimizer.seen())
-    return tuple(name for name in wanted if name in known)
+    names = (*optimizer.continuous(), *optimizer.seen())
+    return tuple(name for name in wanted if name in names)
 
 
 def added(first: Mapping[str, Tensors], second: Mapping[str, Tensors]) -> dict[str, Tensors]:

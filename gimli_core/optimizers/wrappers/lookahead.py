@@ -61,7 +61,7 @@ class Lookahead(Wrapper):
         """(first step?, k divides t?, f, inner s', slow)."""
         t = state["step"] + 1
         first = t == 1
-        f, inner = self.inner.step_used(theta, {n: held for n, held in state.items() if n != "slow"}, G, hyper)
+        f, inner = self.inner.step_used(theta, {n: of_slot for n, of_slot in state.items() if n != "slow"}, G, hyper)
         return (
             first,
             t % self.every == 0,
@@ -87,7 +87,7 @@ class Lookahead(Wrapper):
             slow_bar[k] = torch.where(on, (1 - rate) * both, S["slow"][k])
             if "slow_rate" in wanted:
                 by_rate[k] = {"slow_rate": reduce_like(torch.where(on, both * (f[k] - slow[k]), 0.0), rate)}
-        inner_state, inner_S = ({n: held for n, held in tree.items() if n != "slow"} for tree in (state, S))
+        inner_state, inner_S = ({n: of_slot for n, of_slot in tree.items() if n != "slow"} for tree in (state, S))
         pulled = self.inner.pullback_used(theta, inner_state, G, hyper, f_bar, inner_S, only(wanted, self.inner))
         B_j = {k: v + torch.where(first, slow_bar[k], 0.0) for k, v in pulled.B.items()}
         S_j = {**pulled.S, "slow": {k: torch.where(first, 0.0, v) for k, v in slow_bar.items()}}

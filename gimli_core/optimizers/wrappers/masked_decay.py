@@ -19,7 +19,7 @@ __all__ = ["MaskedDecay"]
 
 
 def matrices(name: str, tensor: Tensor) -> bool:
-    """The usual choice: no decay on biases, gains and other vectors."""
+    """The usual choice: no decay on biases, gains and other vectors. True for two dimensions and more in the shape."""
     return tensor.ndim >= 2
 
 

@@ -42,9 +42,9 @@ class Partition(Optimizer):
     def __post_init__(self) -> None:
         for part, (optimizer, patterns) in self.parts.items():
             if not isinstance(optimizer, Optimizer) or isinstance(patterns, str):
-                came = f"({type(optimizer).__name__}, {patterns!r})"
+                actual = f"({type(optimizer).__name__}, {patterns!r})"
                 raise unexpected(
-                    f"Partition[{part!r}]", "(an optimizer, a list of names or patterns)", came, "Give both."
+                    f"Partition[{part!r}]", "(an optimizer, a list of names or patterns)", actual, "Give both."
                 )
 
     def _names(self, method: str) -> tuple[str, ...]:
@@ -81,11 +81,11 @@ class Partition(Optimizer):
 
     def _split(self, theta: Mapping[str, Any]) -> list[tuple[str, Optimizer, list[str]]]:
         """[(part, optimizer, tensor names)]."""
-        found = [
+        parts = [
             (p, rule, [k for k in theta if any(fnmatchcase(k, w) for w in ws)]) for p, (rule, ws) in self.parts.items()
         ]
         for k in theta:
-            homes = [part for part, _, names in found if k in names]
+            homes = [part for part, _, names in parts if k in names]
             if len(homes) != 1:
                 raise unexpected(
                     f"Partition: {k!r}",
@@ -93,7 +93,7 @@ class Partition(Optimizer):
                     f"it in {listing(homes)}",
                     "Add it to a part's names or patterns, or make the patterns disjoint.",
                 )
-        return [(part, rule, names) for part, rule, names in found if names]
+        return [(part, rule, names) for part, rule, names in parts if names]
 
     def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
         split = self._split(dict.fromkeys(names))
@@ -116,28 +116,28 @@ class Partition(Optimizer):
         return state
 
     def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
-        found = {}
+        summed = {}
         for part, rule, names in self._split({k: next(iter(h.values())) for k, h in hyper.items()}):
             inner = rule.initial_state_pullback(
                 _share(S_0, names), _hyper(part, hyper, names), _of(part, dict.fromkeys(wanted))
             )
-            found.update({k: {f"{part}.{name}": a for name, a in A.items()} for k, A in inner.items()})
-        return found
+            summed.update({k: {f"{part}.{name}": a for name, a in A.items()} for k, A in inner.items()})
+        return summed
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         new_theta: Tensors = {}
         new_state: State = {}
         for part, rule, names in self._split(theta):
             mine = ({k: theta[k] for k in names}, _share(state, names), {k: G[k] for k in names if k in G})
-            moved, held = rule.step_used(*mine, _hyper(part, hyper, names, rule.seen()))
+            moved, new = rule.step_used(*mine, _hyper(part, hyper, names, rule.seen()))
             new_theta.update(moved)
-            _merge(new_state, held)
+            _merge(new_state, new)
         return {k: new_theta[k] for k in theta}, new_state
 
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        found = Pulled({}, {}, {}, {})
+        merged = Pulled({}, {}, {}, {})
         for part, rule, names in self._split(theta):
             one_theta, one_G, one_B = ({k: tensors[k] for k in names if k in tensors} for tensors in (theta, G, B))
             pulled = rule.pullback_used(
@@ -149,14 +149,14 @@ class Partition(Optimizer):
                 _share(S, names),
                 (*_of(part, dict.fromkeys(wanted)), *(n for n in wanted if n in rule.seen())),
             )
-            found.V.update(pulled.V)
-            found.B.update(pulled.B)
-            _merge(found.S, pulled.S)
+            merged.V.update(pulled.V)
+            merged.B.update(pulled.B)
+            _merge(merged.S, pulled.S)
             seen = rule.seen()  # by the same name in every part
-            found.A.update(
+            merged.A.update(
                 {k: {n if n in seen else f"{part}.{n}": a for n, a in A.items()} for k, A in pulled.A.items()}
             )
-        return found
+        return merged
 
 
 def _of(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,12 +171,14 @@ def _hyper(part: str, hyper: Hyper, names: list[str], seen: Collection[str] = ()
 
 def _share(state: State, names: list[str]) -> State:
     """What `names` hold of a state, without the slots that only other parts have."""
-    return {slot: held for slot, held in state_of(state, names).items() if not isinstance(held, Mapping) or held}
+    return {
+        slot: of_slot for slot, of_slot in state_of(state, names).items() if not isinstance(of_slot, Mapping) or of_slot
+    }
 
 
 def _merge(into: State, more: State) -> None:
-    for slot, held in more.items():
-        if isinstance(held, Mapping):
-            into.setdefault(slot, {}).update(held)
+    for slot, of_slot in more.items():
+        if isinstance(of_slot, Mapping):
+            into.setdefault(slot, {}).update(of_slot)
         else:
-            into[slot] = held
+            into[slot] = of_slot

@@ -67,8 +67,8 @@ def sam(train_loss: Loss, rho: float | Tensor = 0.05, *, adaptive: bool = False)
 
 
 def _gradient(loss: Tensor, of: Tensors) -> Tensors:
-    found = torch.autograd.grad(loss, list(of.values()), create_graph=True, allow_unused=True)
-    return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(of.items(), found, strict=True)}
+    gradients = torch.autograd.grad(loss, list(of.values()), create_graph=True, allow_unused=True)
+    return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(of.items(), gradients, strict=True)}
 
 
 def _flat_root(x: Tensor) -> Tensor:

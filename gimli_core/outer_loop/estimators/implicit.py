@@ -83,8 +83,8 @@ class Implicit:
         call = self._loop.call(self._loop.phi, drawn)
         if any(t.requires_grad for _, t in tensor_paths(call.phi_opt or {})):
             do = "Learn the rule's hyperparameters with gimli.Unrolled."
-            came = "tensors that require grad: their derivative is 0 at a fixed point"
-            raise unexpected("phi_opt", "numbers, for an implicit gradient", came, do)
+            actual = "tensors that require grad: their derivative is 0 at a fixed point"
+            raise unexpected("phi_opt", "numbers, for an implicit gradient", actual, do)
         if call.val_weights is not None:
             do = "Leave it out: there is only L_val(theta_star)."
             raise unexpected("val_weights", "None, for an implicit gradient", "weights", do)

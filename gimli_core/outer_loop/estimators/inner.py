@@ -18,8 +18,9 @@ from gimli_core.notation import Tensors
 from gimli_core.outer_loop.identity import plain
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient, Trajectory
-from gimli_core.runs.make_run import Wants, make_run
+from gimli_core.runs.make_run import make_run
 from gimli_core.runs.run import drain
+from gimli_core.runs.wants import Wants
 from gimli_core.unroll import gradient_at, tied_tensors
 
 __all__ = ["Inner", "InnerLoop", "accumulate", "check_phi", "estimated", "swept", "walked"]
@@ -88,9 +89,9 @@ class InnerLoop:
             A = torch.autograd.grad(tensors, list(leaves.values()), gradients, allow_unused=True)
         of_leaf = {name: a.detach() for name, a in zip(leaves, A, strict=bool(A)) if a is not None}
         if not of_leaf:
-            came = f"none that depends on {listing(leaves)}"
+            actual = f"none that depends on {listing(leaves)}"
             do = "Compute them from the phi that inner is handed, not from copies or detached tensors."
-            raise unexpected("inner(phi, drawn)", f"arguments that {what} has a gradient for", came, do)
+            raise unexpected("inner(phi, drawn)", f"arguments that {what} has a gradient for", actual, do)
         accumulate(self.phi, of_leaf)
         return replace(result, A=of_leaf)
 
@@ -127,8 +128,8 @@ def check_phi(argument: str, phi: Any) -> None:
     """Raise ArgumentError unless `phi` is a dict of leaves, one of which is to be learned."""
     expected, do = "a dict {name: tensor}", "For a module: dict(module.named_parameters())."
     if not isinstance(phi, Mapping) or not phi:
-        came = "an empty one" if isinstance(phi, Mapping) else type(phi).__name__
-        raise unexpected(argument, expected, came, do)
+        actual = "an empty one" if isinstance(phi, Mapping) else type(phi).__name__
+        raise unexpected(argument, expected, actual, do)
     for name, leaf in phi.items():
         if not isinstance(name, str) or not isinstance(leaf, Tensor):
             raise unexpected(f"{argument}[{name!r}]", expected, type(leaf).__name__, do)

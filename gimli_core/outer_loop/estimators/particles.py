@@ -75,7 +75,7 @@ def _state_of_all(states: Sequence[Any], T: int) -> State:
     of_slot = {slot: [unmarked(state)[slot] for state in states] for slot in first if slot not in COUNTS}
     counts = {slot: first[slot] for slot in first if slot in COUNTS}
     return counts | {
-        slot: {k: _stacked([held[k] for held in all_of], T, by_task) for k in all_of[0]}
+        slot: {k: _stacked([moments[k] for moments in all_of], T, by_task) for k in all_of[0]}
         for slot, all_of in of_slot.items()
     }
 

@@ -61,8 +61,8 @@ class Reptile:
         theta_0 = {k: v for k, v in unmarked_entries(call.theta_0).items() if k in form.trained}
         B_0: Tensors = {k: v.detach() - trajectory.theta_J[k] for k, v in theta_0.items()}
         if form.tasks is not None:
-            own = isinstance(call.theta_0, PerTask)
-            B_0 = {k: b * form.scale if own else b.sum(0) * form.scale for k, b in B_0.items()}
+            per_task = isinstance(call.theta_0, PerTask)
+            B_0 = {k: b * form.scale if per_task else b.sum(0) * form.scale for k, b in B_0.items()}
         result = estimated(trajectory, "Reptile: theta_0 - theta_J in the place of dL/dtheta_0", B_0=B_0)
         result = self._loop.finish(result, ((theta_0[k], b) for k, b in B_0.items()), "Reptile")
         missed = [name for name, leaf in self._loop.phi.items() if leaf.requires_grad and name not in result.A]

@@ -51,9 +51,9 @@ def check_window(problem: Problem, length: Any, stride: Any, steps: Any) -> None
         numbered = [f.__name__ for f in (problem.train_loss, problem.val_loss) if takes_j(f)]
         numbered += [type(problem.optimizer).__name__] * ("j" in problem.optimizer.seen())
         if numbered:
-            came = f"{numbered[0]}, for which j would count from the window's start"
+            actual = f"{numbered[0]}, for which j would count from the window's start"
             do = "Put the number into the batch."
-            raise unexpected("problem", "losses and a rule that do not take j", came, do)
+            raise unexpected("problem", "losses and a rule that do not take j", actual, do)
 
 
 def window(call: Call, start: Reached, length: int) -> Call:
@@ -72,11 +72,11 @@ def window(call: Call, start: Reached, length: int) -> Call:
         return part
     tasks = check_tasks(call.tasks)
     mark: Callable[[Any], Any] = per_task if tasks is not None else lambda value: value
-    given = unmarked(call.theta_0)
-    theta_0 = {k: start.theta.get(k, unmarked(v)) for k, v in given.items()}
+    entries = unmarked(call.theta_0)
+    theta_0 = {k: start.theta.get(k, unmarked(v)) for k, v in entries.items()}
     if tasks is not None and not isinstance(call.theta_0, PerTask):  # what is held constant, once a task
-        shared = {k: v for k, v in given.items() if k not in start.theta and not isinstance(v, PerTask)}
-        theta_0 |= {k: _held(v, tasks.count) for k, v in shared.items()}
+        shared = {k: v for k, v in entries.items() if k not in start.theta and not isinstance(v, PerTask)}
+        theta_0 |= {k: _frozen(v, tasks.count) for k, v in shared.items()}
     return replace(part, theta_0=mark(theta_0), state_0=mark(start.state))
 
 
@@ -85,7 +85,7 @@ def reached(trajectory: Trajectory, trained: tuple[str, ...], step: int) -> Reac
     return Reached(step, {k: trajectory.theta_J[k] for k in trained}, trajectory.state_J)
 
 
-def _held(value: torch.Tensor, count: int) -> nn.Parameter:
+def _frozen(value: torch.Tensor, count: int) -> nn.Parameter:
     return nn.Parameter(value.detach().expand(count, *value.shape), requires_grad=False)
 
 

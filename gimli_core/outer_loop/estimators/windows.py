@@ -88,12 +88,12 @@ class Windows:
     def __call__(self, drawn: Any) -> MetaGradient:
         """The next window of the inner loop."""
         start, device = self._start, next(iter(self._loop.phi.values())).device
-        whole = self._loop.call(self._loop.phi, drawn)
+        call = self._loop.call(self._loop.phi, drawn)
         after = None
         if self._carry < self._length:
             with leaving(device):  # the window's own steps draw the same
-                after = walked(replace(window(whole, start, self._carry), val_weights=None))
-        result, form, tied = swept(window(whole, start, self._length))
+                after = walked(replace(window(call, start, self._carry), val_weights=None))
+        result, form, tied = swept(window(call, start, self._length))
         label = f"Windows(length={self._length}, carry={self._carry}): L at step {start.step + self._length}"
         label += f", steps before {start.step} held constant" if start.step else ""
         notes = [result.approximation] * bool(result.approximation) + [label] * (self._length < self._steps)

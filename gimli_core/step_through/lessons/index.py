@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gimli_core.errors import unexpected
-from gimli_core.memory.whole_file import writing
+from gimli_core.memory.atomic_file import writing
 from gimli_core.step_through.lessons.lesson import Lesson
 from gimli_core.step_through.lessons.order import ORDER
 

@@ -25,7 +25,7 @@ from gimli_core.step_through.page.entries import entry, label
 from gimli_core.step_through.page.summaries import number, numbers
 from gimli_core.step_through.walk import Walk
 
-__all__ = ["Experiments", "Plane", "record_experiments"]
+__all__ = ["Experiments", "Plane", "record_experiments", "surroundings"]
 
 MOST_ENTRIES = 40  # of theta, in a path that is kept
 DRAWN_DIGITS = 4  # significant ones, of what is only drawn
@@ -69,8 +69,7 @@ def record_experiments(walk: Walk, experiments: Experiments) -> dict[str, Any]:
     call = replace(walk.call, resume=None, check=False)
     theta_0 = walk.inputs.values.theta_0
     places = {name: _Place.of(name, call) for name in experiments.vary}
-    modules = discover([call.problem.train_loss, call.problem.val_loss])
-    environment = Environment(modules, next(iter(theta_0.values())).device)
+    environment = surroundings(walk)
     half = max(1, walk.inputs.form.steps // 2)
     kept: dict[str, Any] = {"vary": [], "roads": {}, "kept_steps": half, "twin": experiments.twin}
     for name, values in experiments.vary.items():
@@ -101,6 +100,12 @@ def record_experiments(walk: Walk, experiments: Experiments) -> dict[str, Any]:
     return kept
 
 
+def surroundings(walk: Walk) -> Environment:
+    """The generators and buffers of a walk's problem, so that a further run can leave them as they were."""
+    modules = discover([walk.call.problem.train_loss, walk.call.problem.val_loss])
+    return Environment(modules, next(iter(walk.inputs.values.theta_0.values())).device)
+
+
 class _Place(NamedTuple):
     """One number among the meta-parameters."""
 
@@ -118,8 +123,8 @@ class _Place(NamedTuple):
         try:
             key, index = entry(name, phi_loss)
         except (ArgumentError, StopIteration):
-            known = [*phi_opt, *(label(k, 0, t) for k, t in phi_loss.items())]
-            do = f"Use one of {listing(known)}." if known else "Give phi_opt or phi_loss."
+            labels = [*phi_opt, *(label(k, 0, t) for k, t in phi_loss.items())]
+            do = f"Use one of {listing(labels)}." if labels else "Give phi_opt or phi_loss."
             raise unexpected("vary", "the name of one number among phi_opt or phi_loss", repr(name), do) from None
         return _Place("phi_loss", key, index, phi_loss[key].reshape(-1)[index].item(), f"phi_loss[{key!r}]")
 

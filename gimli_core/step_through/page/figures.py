@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gimli_core.errors import closest, listing, unexpected
-from gimli_core.memory.whole_file import writing
+from gimli_core.memory.atomic_file import writing
 from gimli_core.step_through.page.panels import MANY, figure_of, name_of, new_axes, panels, plain, signed_log
 from gimli_core.step_through.page.trace import Trace
 from gimli_core.step_through.page.worst_steps import growth_of_steps
@@ -105,9 +105,9 @@ def tensor_map(trace: Trace, quantity: str = "B", *, ax: Axes | None = None, wid
     """
     kept = trace.data["q"].get(quantity)
     if kept is None:
-        known = list(trace.data["q"])
-        do = f"Use one of them.{closest(quantity, known)}"
-        raise unexpected("quantity", f"one of {listing(known, len(known))}", repr(quantity), do)
+        quantities = list(trace.data["q"])
+        do = f"Use one of them.{closest(quantity, quantities)}"
+        raise unexpected("quantity", f"one of {listing(quantities, len(quantities))}", repr(quantity), do)
     names = [tensor["name"] for tensor in trace.data["tensors"]]
     norms = np.full((len(names), max(kept["cells"], default=0) + 1), np.nan)
     for j, cells in kept["cells"].items():
@@ -182,11 +182,11 @@ def memory(trace: Trace) -> Figure:
     above.set_ylabel("MiB")
     above.set_title("Memory over time")
     for kind, label, colour in (("point", "states stored", FORWARD), ("graph", "graphs kept", GRAPHS)):
-        held = np.zeros(len(seconds))
+        kept = np.zeros(len(seconds))
         for span in trace.data["held"]:
             if span[0] == kind:
-                held[span[2] : span[3]] += 1
-        below.step(seconds, held, where="post", label=label, color=colour)
+                kept[span[2] : span[3]] += 1
+        below.step(seconds, kept, where="post", label=label, color=colour)
     below.legend(frameon=False)
     below.set_ylabel("kept")
     below.set_xlabel("seconds in the engine")

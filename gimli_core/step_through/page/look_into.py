@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 from gimli_core.derivatives.first_order import hessian
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import Optimizer
+from gimli_core.step_through.page.summaries import number
 from gimli_core.step_through.walk import Moment
 
-__all__ = ["StepParts", "look_into"]
+__all__ = ["StepParts", "look_into", "steepest"]
 
 
 class StepParts(NamedTuple):
@@ -29,18 +31,18 @@ def look_into(moment: Moment, optimizer: Optimizer, slots: list[str], rows: int,
 
     Cost: two pullbacks; with `matrices` one Hessian and a pullback for each of the Jacobian's `rows`.
     """
-    given = moment.given
-    B, S = given["B"], given["S"]
-    no_B, no_S = {k: torch.zeros_like(v) for k, v in B.items()}, optimizer.zero_adjoint(given["s"])
+    used = moment.given
+    B, S = used["B"], used["S"]
+    no_B, no_S = {k: torch.zeros_like(v) for k, v in B.items()}, optimizer.zero_adjoint(used["s"])
 
     def pull(B: Tensors, S: State) -> tuple[Tensors, Tensors, State]:
-        pulled = optimizer.pullback(given["theta"], given["s"], given["G"], given["phi_opt"], B, S, ())
+        pulled = optimizer.pullback(used["theta"], used["s"], used["G"], used["phi_opt"], B, S, ())
         return pulled.V, pulled.B, pulled.S
 
     V_theta, V_state = pull(B, no_S)[0], pull(no_B, S)[0]
-    if not matrices or given["graph"] is None:
+    if not matrices or used["graph"] is None:
         return StepParts(V_theta, V_state, None, None)
-    H = hessian(given["graph"])
+    H = hessian(used["graph"])
     of_all: list[Tensor] = []
     for out, like in [("theta", no_B), *((slot, no_S[slot]) for slot in slots)]:
         for k, t in like.items():
@@ -54,6 +56,20 @@ def look_into(moment: Moment, optimizer: Optimizer, slots: list[str], rows: int,
                 if len(of_all) == rows:
                     break
     return StepParts(V_theta, V_state, H, torch.stack(of_all[:rows]))
+
+
+def steepest(rule: Tensors, G: Tensors) -> list[float | str]:
+    """Where a step follows its gradient furthest: [number of the tensor, entry in its flat form, O there, G there].
+
+    Args:
+        rule: O_j = dtheta'/dG, in the form of theta.
+        G: G_j, alike.
+    """
+    peaks = [torch.nan_to_num(t.detach(), nan=math.inf).abs().max() for t in rule.values()]
+    n = int(torch.stack([peak.double() for peak in peaks]).argmax())
+    of_O, of_G = (list(one.values())[n].detach().reshape(-1) for one in (rule, G))
+    k = int(torch.nan_to_num(of_O, nan=math.inf).abs().argmax())
+    return [n, k, number(of_O[k].item()), number(of_G[k].item())]
 
 
 def _flat(tensors: Tensors) -> Tensor:

@@ -41,6 +41,7 @@ SCRIPTS = (
     "widgets.js",
     "quantities.js",
     "panels.js",
+    "where_it_grows.js",
     "address.js",
     "printed.js",
     "main.js",

@@ -12,13 +12,13 @@ from gimli_core.errors import unexpected
 from gimli_core.notation import State, Tensors, slots
 from gimli_core.step_through.page.entries import entry, label, largest
 from gimli_core.step_through.page.facts import facts, resident_bytes
-from gimli_core.step_through.page.look_into import look_into
+from gimli_core.step_through.page.look_into import look_into, steepest
 from gimli_core.step_through.page.summaries import describe, gathered, norm, number, numbers, plan, total
 from gimli_core.step_through.walk import Moment, Walk
 
 __all__ = ["Recorder"]
 
-WHOLE_MATRIX = 40  # the largest side of a Hessian or Jacobian that is shown whole
+LARGEST_MATRIX = 40  # the largest side of a Hessian or Jacobian that is shown whole
 MATRIX_NUMBERS = 150_000  # of a whole page
 LEAF_ENTRIES = 16  # of one hyperparameter that are followed one by one
 MOST_STEPS = 20_000
@@ -42,11 +42,11 @@ class Recorder:
         ]
         self.shown = gathered(self.theta)
         self.detail = plan(self.shown, J, 9 + 2 * len(self.slots))
-        self.rows = n * (1 + len(self.slots)) if n * (1 + len(self.slots)) <= WHOLE_MATRIX else n
-        self.matrices = n <= WHOLE_MATRIX and (n * n + self.rows**2) * J <= MATRIX_NUMBERS
+        self.rows = n * (1 + len(self.slots)) if n * (1 + len(self.slots)) <= LARGEST_MATRIX else n
+        self.matrices = n <= LARGEST_MATRIX and (n * n + self.rows**2) * J <= MATRIX_NUMBERS
         self.accumulators: dict[str, Any] = {}
         self.pending: int | None = None  # the step whose increments the engine is about to add
-        self.held: dict[str, dict[int, int]] = {"point": {}, "graph": {}}  # the moment since which a step is kept
+        self.since: dict[str, dict[int, int]] = {"point": {}, "graph": {}}  # the moment since which a step is kept
         self.data = self._empty()
         self._put("theta", 0, self.theta)
         self._put_state("s", 0, inputs.values.state_0)
@@ -64,9 +64,11 @@ class Recorder:
             "hessian": [None] * J,
             "jacobian": [None] * J,
             "stretch": [None] * J,
+            "steepest": [None] * J,  # [tensor, entry, O there, G there] where |O_j| is largest
             "rows": self.rows,
             "follow": [{"label": label(k, i, self.theta[k]), "q": {}} for k, i in self.followed],
             "interventions": [],
+            "unchanged": None,  # the run without them, where there are any
             "error": None,
         }
 
@@ -117,8 +119,8 @@ class Recorder:
             f"after line {events['line'][-1]} of step {events['j'][-1]}" if events["line"] else "before the first line"
         )
         notes = "; ".join(getattr(error, "__notes__", ()))
-        for kind, known in self.held.items():
-            self.data["held"] += [[kind, j, since, len(events["line"])] for j, since in known.items()]
+        for kind, steps in self.since.items():
+            self.data["held"] += [[kind, j, since, len(events["line"])] for j, since in steps.items()]
         self.data["error"] = {
             "kind": type(error).__name__,
             "message": f"{error} {f'({notes})' if notes else ''}".strip(),
@@ -137,10 +139,10 @@ class Recorder:
             ("memory", resident_bytes(next(iter(self.theta.values())))),
         ):
             events[key].append(value)
-        for (kind, known), now in zip(self.held.items(), self.walk.held, strict=True):
-            for j in known.keys() - now:
-                self.data["held"].append([kind, j, known.pop(j), number_of_this])
-            known.update(dict.fromkeys(now - known.keys(), number_of_this))
+        for (kind, steps), now in zip(self.since.items(), self.walk.held, strict=True):
+            for j in steps.keys() - now:
+                self.data["held"].append([kind, j, steps.pop(j), number_of_this])
+            steps.update(dict.fromkeys(now - steps.keys(), number_of_this))
         self.data["interventions"] = [str(made) for made in self.walk.interventions]
 
     def _put(self, name: str, j: int, tensors: Tensors) -> None:
@@ -175,7 +177,9 @@ class Recorder:
     def _look_into(self, j: int, moment: Moment) -> None:
         """O_j, the two parts of V_j, and for a small problem the Hessian and the whole Jacobian."""
         parts = look_into(moment, self.walk.inputs.form.optimizer, self.slots, self.rows, self.matrices)
-        self._put("O", j, moment.O)
+        rule = moment.O
+        self._put("O", j, rule)
+        self.data["steepest"][j] = steepest(gathered(rule), gathered(moment.given["G"]))
         self._put("V_theta", j, parts.V_theta)
         if self.slots:
             self._put("V_state", j, parts.V_state)

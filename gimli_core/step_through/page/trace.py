@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from gimli_core.errors import unexpected
-from gimli_core.memory.whole_file import writing
+from gimli_core.memory.atomic_file import writing
 from gimli_core.results import MetaGradient
 from gimli_core.step_through.page.experiments import Experiments, record_experiments
 from gimli_core.step_through.page.page import page
 from gimli_core.step_through.page.recorder import Recorder
+from gimli_core.step_through.page.unchanged import record_unchanged
 from gimli_core.step_through.walk import Moment, Walk
 
-__all__ = ["Trace", "trace"]
+__all__ = ["Cell", "Trace", "trace"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,18 +42,61 @@ class Trace:
             file.write(text)
         return Path(path)
 
+    def cell(self, line: int = 14, j: int = 0, *, height: int = 520) -> Cell:
+        """One moment for one cell of a notebook: the stage alone, at this line of step j, `height` pixels high. Its
+        arrows lead on through the run.
+
+        Raises:
+            ArgumentError: a moment that was not recorded, a height that is no whole number from 200 on.
+
+        >>> import gimli_core as gimli
+        >>> gimli.lessons.quadratic().page().cell(line=14, j=4)
+        Cell('Rolling down a valley', line=14, j=4)
+        """
+        moments = list(zip(self.data["events"]["line"], self.data["events"]["j"], strict=True))
+        if (line, j) not in moments:
+            steps = sorted({step for other, step in moments if other == line})
+            lines = sorted({other for other, _ in moments})
+            expected = f"j from {steps[0]} to {steps[-1]} at line {line}" if steps else f"a line of {lines}"
+            raise unexpected("line, j", expected, f"line={line!r}, j={j!r}", "Name a moment of the run.")
+        if type(height) is not int or height < 200:
+            raise unexpected("height", "a whole number of pixels from 200 on", repr(height), "Give 520, say.")
+        return Cell(self, line, j, height)
+
     def _repr_html_(self) -> str:
         """For notebooks: the page in a frame of its own."""
-        return (
-            f'<iframe title="{html.escape(self.title, quote=True)}" sandbox="allow-scripts" '
-            f'style="width:100%;height:860px;border:1px solid #8884;border-radius:8px" '
-            f'srcdoc="{html.escape(self.html(), quote=True)}"></iframe>'
-        )
+        return _frame(self.title, self.html(), 860)
 
     def __repr__(self) -> str:
         data = self.data
         moments = len(data["events"]["line"])
         return f"Trace({self.title!r}, steps={data['steps']}, moments={moments}, {data['extent']})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Cell:
+    """One moment of a recorded run, as a notebook's cell shows it."""
+
+    trace: Trace
+    line: int
+    j: int
+    height: int  # pixels
+
+    def _repr_html_(self) -> str:
+        one = self.trace
+        opens = {"line": self.line, "j": self.j}
+        return _frame(one.title, page({"title": one.title, "notes": {}, **one.data, "opens": opens}), self.height)
+
+    def __repr__(self) -> str:
+        return f"Cell({self.trace.title!r}, line={self.line}, j={self.j})"
+
+
+def _frame(title: str, document: str, height: int) -> str:
+    return (
+        f'<iframe title="{html.escape(title, quote=True)}" sandbox="allow-scripts" '
+        f'style="width:100%;height:{height}px;border:1px solid #8884;border-radius:8px" '
+        f'srcdoc="{html.escape(document, quote=True)}"></iframe>'
+    )
 
 
 def trace(
@@ -71,7 +115,8 @@ def trace(
         title: the page's heading.
         follow: entries of theta to follow through the run of a large model, such as "fc.weight[3, 2]". Of a
             small one every entry can be followed.
-        intervene: called with each moment before it is kept; it may `change` values.
+        intervene: called with each moment before it is kept; it may `change` values. The same run without changes is
+            made first, and its numbers stand beside the changed ones.
         notes: a lesson's text; see `gimli_core.step_through.lessons`.
         experiments: what the reader may change: further runs, recorded beside this one. They run first, and leave
             generators and buffers as they were.
@@ -101,6 +146,7 @@ def trace(
     recorder = Recorder(walk, follow)
     if experiments is not None:
         recorder.data["experiments"] = record_experiments(walk, experiments)
+    unchanged = record_unchanged(walk) if intervene is not None else None
     failure = None
     try:
         for moment in walk:
@@ -110,6 +156,7 @@ def trace(
     except Exception as error:
         failure = error
         recorder.fail(error)
+    recorder.data["unchanged"] = unchanged if recorder.data["interventions"] else None
     recorder.data["extent"] = _extent(recorder.data, failure)
     reached_the_end = recorder.data["events"]["line"][-1:] == [16]
     result = walk.result if reached_the_end and failure is None else None

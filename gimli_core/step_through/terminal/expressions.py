@@ -121,16 +121,16 @@ def _parsed(text: str, mode: str) -> Any:
             raise ValueError(f"{len(text)} characters")
         return ast.parse(text.strip(), mode=mode)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        came = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise unexpected(f"expression {text[:80]!r}", "Python, such as norm(B) > 1e3", came, "Mend it.") from None
+        actual = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise unexpected(f"expression {text[:80]!r}", "Python, such as norm(B) > 1e3", actual, "Mend it.") from None
 
 
 def _check(node: ast.AST, text: str, inside: bool = False) -> None:
     """Go through what an expression is made of; `inside` brackets there may be strings, slices and several indices."""
 
-    def refuse(came: str, do: str) -> ArgumentError:
+    def refuse(actual: str, do: str) -> ArgumentError:
         expected = f"an expression over {', '.join(QUANTITIES)}, with {', '.join(TOOLS)}"
-        return unexpected(f"expression {text!r}", expected, came, do)
+        return unexpected(f"expression {text!r}", expected, actual, do)
 
     match node:
         case ast.Constant(value=bool() | int() | float()):
@@ -185,8 +185,8 @@ def _value_of(expression: ast.expr, text: str, names: Mapping[str, Any]) -> Any:
     except (
         Exception
     ) as error:  # of torch and of Python's numbers: a shape, a key, a division by zero, too little memory
-        known = f"an expression over {', '.join(names)}"
-        raise unexpected(text, known, first_line(error), "norm(B) is one.") from None
+        expected = f"an expression over {', '.join(names)}"
+        raise unexpected(text, expected, first_line(error), "norm(B) is one.") from None
 
 
 def _value(node: ast.expr | None, names: Mapping[str, Any]) -> Any:

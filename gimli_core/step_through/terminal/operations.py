@@ -34,11 +34,11 @@ def tensor_of(value: Any, what: str) -> Tensor:
 
 def bounded(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     """The operation, unless its result would be too large to be waited for: looked at before it is begun."""
-    given = [value for value in (left, right) if isinstance(value, Tensor)]
-    if given:
+    operands = [value for value in (left, right) if isinstance(value, Tensor)]
+    if operands:
         sizes = (value.to("meta") if isinstance(value, Tensor) else value for value in (left, right))
         elements = operation(*sizes).numel()
-        if elements > max(MOST_ELEMENTS, *(value.numel() for value in given)):
+        if elements > max(MOST_ELEMENTS, *(value.numel() for value in operands)):
             do = "Take entries of its parts."
             raise unexpected("a tensor", f"at most {MOST_ELEMENTS:,} elements", f"{elements:,}", do)
     elif isinstance(left, int) and isinstance(right, int):
@@ -53,10 +53,10 @@ def bounded(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
 def _leaves(values: tuple[Any, ...]) -> list[Any]:
     """Numbers and tensors in the arguments of a tool."""
     numbers = [value for value in values if isinstance(value, (int, float))]
-    found = [*numbers, *(t for t in tensors(values) if t.numel())]
-    if not found:
+    leaves = [*numbers, *(t for t in tensors(values) if t.numel())]
+    if not leaves:
         raise unexpected("a tool", "numbers or tensors", "none", "norm(B) is one.")
-    return found
+    return leaves
 
 
 def _norm(*values: Any) -> float:

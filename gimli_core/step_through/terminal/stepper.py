@@ -50,7 +50,7 @@ class Stepper:
         self._latest: Moment | None = None
         self._names: dict[str, Any] = {"theta": walk.inputs.values.theta_0, "s": walk.inputs.values.state_0}
         self._totals: dict[str, Any] = {}
-        self._held = 0
+        self._bytes = 0
         self._oldest = 0
 
     @property
@@ -147,13 +147,13 @@ class Stepper:
 
     def series(self, name: str, index: int) -> dict[str, dict[int, float]]:
         """One scalar parameter through the run so far: {quantity: {j: value}}."""
-        found = {"theta": {0: self.walk.inputs.values.theta_0[name].reshape(-1)[index].item()}}
+        series = {"theta": {0: self.walk.inputs.values.theta_0[name].reshape(-1)[index].item()}}
         for kept in self.passed[: self.at + 1]:
             for quantity in ("theta", "G", "V", "B"):
                 if quantity in kept.fresh and kept.names is not None and name in kept.names[quantity]:
                     j = kept.j + 1 if kept.line == 6 else kept.j
-                    found.setdefault(quantity, {})[j] = kept.names[quantity][name].reshape(-1)[index].item()
-        return found
+                    series.setdefault(quantity, {})[j] = kept.names[quantity][name].reshape(-1)[index].item()
+        return series
 
     def change(self, name: str, value: Any) -> None:
         """Intervene at the moment that came last; the cursor must stand there."""
@@ -220,11 +220,11 @@ class Stepper:
             tuple(shown),
         )
         self.passed.append(kept)
-        self._held += moment.bytes
-        while self._held > KEPT_BYTES and self._oldest < kept.number:
+        self._bytes += moment.bytes
+        while self._bytes > KEPT_BYTES and self._oldest < kept.number:
             old = self.passed[self._oldest]
             old.names = None
-            self._held -= old.bytes
+            self._bytes -= old.bytes
             self._oldest += 1
 
 

@@ -102,10 +102,10 @@ def screen(
     tail = []
     for text in stepper.watches:
         try:
-            came = value_text(stepper.evaluate(text))
+            actual = value_text(stepper.evaluate(text))
         except ValueError:
-            came = "not there yet"
-        tail.append(f"{style('36', 'watch')} {printable(text)} = {printable(came)}")
+            actual = "not there yet"
+        tail.append(f"{style('36', 'watch')} {printable(text)} = {printable(actual)}")
     for name, index, label in followed:
         for quantity, by_step in stepper.series(name, index).items():
             line = sparkline(list(by_step.values())) if style.unicode else ""
@@ -173,8 +173,8 @@ def _header(stepper: Stepper, style: Style, width: int) -> list[str]:
     colour = "35" if here.backward else "32"
     again = style("33", "  replay") if here.replay else ""
     title = f"line {here.line}  step {here.j} of {J}  {style(colour, direction)}{again}"
-    known = len(stepper.passed) - 1
-    where = f"moment {here.number + 1}" + (f" (back from {known + 1})" if here.number < known else "")
+    last = len(stepper.passed) - 1
+    where = f"moment {here.number + 1}" + (f" (back from {last + 1})" if here.number < last else "")
     lines = [style("1", title), style("2", f"{where}  {here.seconds * 1e6:.0f} µs  {here.bytes:,} bytes computed")]
     changed = stepper.walk.interventions
     if changed:

@@ -12,7 +12,7 @@ from gimli_core.environment import Environment, Snapshot, keeping_buffers
 from gimli_core.verification.oracles.plain_rules import Root
 from gimli_core.verification.oracles.plain_unroll import Rounding, Unroll
 from gimli_core.verification.question import Entries, Question, same_randomness
-from gimli_core.verification.tasks import joined, leaves_of, of_each, own_keys, scale_of
+from gimli_core.verification.tasks import joined, keys_by_task, leaves_of, of_each, scale_of
 
 __all__ = ["Totals", "autograd_gradient", "draws", "loss_value", "random_rounding"]
 
@@ -42,21 +42,21 @@ def loss_value(
     them. So must a difference: the first call with an empty list `buffers` fills it, later ones find the same.
     """
     buffers = [] if buffers is None else buffers
-    own, total = own_keys(question), 0.0
+    by_task, total = keys_by_task(question), 0.0
     for t, one in enumerate(of_each(question)):
         with same_randomness(environment):
-            unroll = Unroll(one, leaves_of(leaves, own, t), environment, graph=False, buffers=buffers)
+            unroll = Unroll(one, leaves_of(leaves, by_task, t), environment, graph=False, buffers=buffers)
             total += float(unroll.run().detach())
     return scale_of(question) * total
 
 
 def draws(question: Question, environment: Environment) -> bool:
     """Whether a batch or loss of an unroll draws random numbers (or changes buffers). Cost: 3F·J, of one task."""
-    one, own = of_each(question)[0], own_keys(question)
+    one, by_task = of_each(question)[0], keys_by_task(question)
     with same_randomness(environment):
-        found = environment.capture()
-        Unroll(one, leaves_of(question.entries(), own, 0), environment, graph=False).run()
-        return environment.moved(found)
+        snapshot = environment.capture()
+        Unroll(one, leaves_of(question.entries(), by_task, 0), environment, graph=False).run()
+        return environment.moved(snapshot)
 
 
 def random_rounding(dtype: torch.dtype, seed: int) -> Rounding:
@@ -88,13 +88,13 @@ def autograd_gradient(
     if question.tasks is None:
         return _of_one(question, environment, root, rounding)
     each = [_of_one(one, environment, root, rounding) for one in of_each(question)]
-    scale, own, J = scale_of(question), own_keys(question), question.steps
+    scale, by_task, J = scale_of(question), keys_by_task(question), question.steps
     forward, backward = each[0].forward, each[0].backward
-    shared = {key for key in backward if key[0] == "A_loss" and ("A_loss", *key[2:]) not in own}
+    shared = {key for key in backward if key[0] == "A_loss" and ("A_loss", *key[2:]) not in by_task}
     loss = scale * torch.stack([totals.loss for totals in each]).sum()
     return Totals(
         loss=loss,
-        gradient=joined([totals.gradient for totals in each], own, scale),
+        gradient=joined([totals.gradient for totals in each], by_task, scale),
         forward={**joined([totals.forward for totals in each], forward, 1.0), ("loss", J): loss},
         backward=joined([totals.backward for totals in each], backward.keys() - shared, scale),
     )
@@ -108,9 +108,9 @@ def _of_one(question: Question, environment: Environment, root: Root, rounding: 
         unroll = Unroll(question, leaves, environment, graph=True, root=root, rounding=rounding)
         L = unroll.run()
         inputs = {**leaves, **{("node", *path): node for path, node in unroll.nodes.items()}}
-        found = torch.autograd.grad(L, list(inputs.values()), allow_unused=True)
+        gradients = torch.autograd.grad(L, list(inputs.values()), allow_unused=True)
     derivatives = {
-        key: torch.zeros_like(x) if g is None else g for (key, x), g in zip(inputs.items(), found, strict=True)
+        key: torch.zeros_like(x) if g is None else g for (key, x), g in zip(inputs.items(), gradients, strict=True)
     }
     return Totals(
         loss=L.detach(),

@@ -23,7 +23,7 @@ from gimli_core.notation import State, Tensors, counts, slots
 from gimli_core.verification.oracles.plain_rules import Root, handed, initial_state, plain_step, values_at
 from gimli_core.verification.oracles.plain_unroll import inner_gradient
 from gimli_core.verification.question import Entries, Question, flatten, rebuild, same_randomness
-from gimli_core.verification.tasks import joined, of_each, own_keys, scale_of
+from gimli_core.verification.tasks import joined, keys_by_task, of_each, scale_of
 
 __all__ = ["LIMIT", "dense_chain"]
 
@@ -34,11 +34,11 @@ def dense_chain(question: Question, environment: Environment, *, root: Root = to
     """The meta-gradient, or None where z and x are too large. Cost: 9F·(|theta| + |s|)·J, of each task."""
     each: list[Entries] = []
     for one in of_each(question):
-        found = _of_one(one, environment, root)
-        if found is None:
+        totals = _of_one(one, environment, root)
+        if totals is None:
             return None
-        each.append(found)
-    return each[0] if question.tasks is None else joined(each, own_keys(question), scale_of(question))
+        each.append(totals)
+    return each[0] if question.tasks is None else joined(each, keys_by_task(question), scale_of(question))
 
 
 def _of_one(question: Question, environment: Environment, root: Root) -> Entries | None:
@@ -49,7 +49,7 @@ def _of_one(question: Question, environment: Environment, root: Root) -> Entries
     like_x, like_z = leaves, flatten([theta_0, slots(s_0)], ())
     if sum(v.numel() for v in (*like_x.values(), *like_z.values())) > LIMIT:
         return None
-    counted, frozen = {0: counts(s_0)}, split_frozen(question.theta_0)[1]
+    counted, frozen = {0: counts(s_0)}, split_frozen(question.call.theta_0)[1]
 
     def unpack_z(z: Tensor, j: int) -> tuple[Tensors, State]:
         theta, s = rebuild([theta_0, slots(s_0)], (), _split(z, like_z))

@@ -68,7 +68,7 @@ def finite_differences(question: Question, environment: Environment) -> dict[Key
         return loss_value(question, {**leaves, line.key: x + h * line.direction.to(x)}, environment, buffers)
 
     with np.errstate(invalid="ignore"):  # numpy would report the floating-point flags that torch's kernels leave raised
-        found = derivative(
+        estimate = derivative(
             np.vectorize(L, otypes=[float]),
             np.zeros(len(lines)),
             args=(np.arange(len(lines)),),
@@ -78,15 +78,15 @@ def finite_differences(question: Question, environment: Environment) -> dict[Key
             tolerances={"rtol": 1e-10},
         )
     # The smallest distance from x in the stencil of the last iteration; each L there is off by about eps |L|.
-    smallest = np.array([line.step for line in lines]) / 2.0 ** (found.nit - 1 + ORDER // 2 - 1)
-    uncertainty = np.maximum(found.error, 4 * eps * size / smallest)
+    smallest = np.array([line.step for line in lines]) / 2.0 ** (estimate.nit - 1 + ORDER // 2 - 1)
+    uncertainty = np.maximum(estimate.error, 4 * eps * size / smallest)
     slopes = {}
     for key in leaves:
         mine = [i for i, line in enumerate(lines) if line.key == key]
         if mine:
             slopes[key] = Slopes(
                 torch.stack([lines[i].direction.reshape(-1) for i in mine]),
-                torch.from_numpy(found.df[mine]),
+                torch.from_numpy(estimate.df[mine]),
                 torch.from_numpy(uncertainty[mine]),
             )
     return slopes
@@ -122,7 +122,7 @@ def _lines(question: Question, leaves: Entries, key: Key, number: int, eps: floa
 
 def _range(question: Question, key: Key) -> tuple[float, float]:
     """Where a hyperparameter may lie."""
-    fields = type(question.problem.optimizer).__dataclass_fields__
+    fields = type(question.call.problem.optimizer).__dataclass_fields__
     name = f"beta{key[2] + 1}" if key[:2] == ("A_opt", "betas") else key[1]
     if key[0] != "A_opt" or name not in fields:
         return float("-inf"), float("inf")

@@ -129,9 +129,9 @@ def handed(question: Question, hyper: Hyper, j: int, loss: Tensor) -> Hyper:
 def initial_state(question: Question, leaves: Entries, theta: Tensors) -> State:
     """s_0: the warm state, or what the rule starts from: zeros, but for STARTS and Adagrad's accumulator."""
     optimizer = question.optimizer
-    if question.state_0 is not None:
-        held = slots(question.state_0)
-        return {**counts(question.state_0), **rebuild(held, ("S_0",), leaves)}
+    if question.call.state_0 is not None:
+        moments = slots(question.call.state_0)
+        return {**counts(question.call.state_0), **rebuild(moments, ("S_0",), leaves)}
     hyper = values_at(question, leaves, theta, 0)
     if rule_of(optimizer) is None:
         return optimizer.initial_state(theta, hyper)
@@ -163,7 +163,7 @@ def _counts_steps(values: Mapping[str, Any], theta: Tensors, J: int) -> bool:
 
 def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hyper:
     """The hyperparameters that each tensor uses at step j, read off the shapes alone."""
-    optimizer, J = question.problem.optimizer, question.steps
+    optimizer, J = question.call.problem.optimizer, question.steps
     learned = expand_betas(rebuild(question.phi_opt, ("A_opt",), leaves))
     order = list(optimizer.groups or {})
     home = {k: n for k in theta for n in order if any(fnmatchcase(k, p) for p in (optimizer.groups or {})[n])}
@@ -172,8 +172,8 @@ def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hy
         value: Any, k: str, served: Collection[str], marked: Marked = UNMARKED, entry: str | None = None
     ) -> Tensor | None:
         marked, value = marked.inside(value)
-        own = entry is not None
-        if own and isinstance(value, Mapping):
+        of_root = entry is not None
+        if of_root and isinstance(value, Mapping):
             return read(value[entry], k, served, marked, "") if entry in value else None
         if isinstance(value, Mapping):
             by_group = bool(order) and set(value) <= set(order)
@@ -185,10 +185,10 @@ def values_at(question: Question, leaves: Entries, theta: Tensors, j: int) -> Hy
                 marked = marked._replace(by_step=True) if _shape(value[key])[:1] == (J,) else marked
             return read(value[key], k, served, marked)
         value = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
-        if own:
+        if of_root:
             value = value[j] if marked.by_step else value
-            whole: Tensor = value.to(torch.float64 if value.ndim == 0 else theta[k].dtype)
-            return whole
+            cast: Tensor = value.to(torch.float64 if value.ndim == 0 else theta[k].dtype)
+            return cast
         shapes = {tuple(theta[n].shape) for n in served}
         p = shapes.pop() if len(shapes) == 1 else ()  # one value an element, only where all elements are alike
         if marked.by_step or (value.shape != p and value.shape in ((J,), (J, *p), (J, len(order)))):

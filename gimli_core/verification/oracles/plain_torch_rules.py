@@ -133,8 +133,8 @@ def lamb(opt: Any, w: Tensor, s: Tensors, G: Tensor, h: Tensors, t: int, root: R
     if opt.norm_limit is not None:
         size = torch.minimum(size, torch.full_like(size, opt.norm_limit))
     length = root((u**2).sum())
-    known = (size > 0) & (length > 0)
-    ratio = torch.where(known, size / length.where(known, 1.0), 1.0)
+    positive = (size > 0) & (length > 0)
+    ratio = torch.where(positive, size / length.where(positive, 1.0), 1.0)
     return w - h["lr"] * ratio * u, {"exp_avg": m, **new}
 
 

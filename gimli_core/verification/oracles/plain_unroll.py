@@ -46,7 +46,7 @@ class Unroll:
     def run(self) -> Tensor:
         """L, the weighted sum of validation losses."""
         question, weights = self.question, self.question.weights()
-        frozen = split_frozen(question.theta_0)[1]
+        frozen = split_frozen(question.call.theta_0)[1]
         theta: Tensors = {key[1]: leaf for key, leaf in self.leaves.items() if key[0] == "B_0"}
         phi = question.phi_of(self.leaves)
         L: Any = 0.0
@@ -93,8 +93,8 @@ class Unroll:
         theta = {k: v.detach() + (started[k] - started[k].detach()) for k, v in theta.items()}
         first = initial_state(self.question, self.leaves, started)
         moved = {
-            slot: {k: v.detach() + (first[slot][k] - first[slot][k].detach()) for k, v in held.items()}
-            for slot, held in slots(s).items()
+            slot: {k: v.detach() + (first[slot][k] - first[slot][k].detach()) for k, v in of_slot.items()}
+            for slot, of_slot in slots(s).items()
         }
         return theta, {"step": s["step"], **moved}
 

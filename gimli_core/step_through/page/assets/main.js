@@ -14,10 +14,12 @@ function toLine(line) {
   const any = same >= 0 ? same : E.line.indexOf(line);
   if (any >= 0) show(any, true);
 }
+let scrolled = false; // whether the reader moved the formula: to set its place lays the page out, each time
 // The stage is drawn at once; the panels below it when the browser is free.
 function show(i, announce) {
   at = Math.max(0, Math.min(count - 1, i));
   const line = E.line[at], j = E.j[at];
+  if (scrolled) { scrolled = false; $("formula").scrollTop = 0; }
   $("slider").value = at;
   $("slider").setAttribute("aria-valuetext", place(at));
   $("where").textContent = `${place(at)}${E.replay[at] ? " · replay" : ""}`;
@@ -26,7 +28,6 @@ function show(i, announce) {
   $("meaning").replaceChildren(...typeset(MEANING[line] || ""));
   const [symbols, numbers] = formula(at);
   $("formula").replaceChildren(h("div", { class: "symbols" }, ...symbols), h("div", { class: "numbers" }, ...numbers));
-  $("formula").scrollTop = 0;
   drawStage();
   for (const li of $("algorithm").children) {
     if (Number(li.dataset.line) === line) li.setAttribute("aria-current", "step"); else li.removeAttribute("aria-current");
@@ -49,6 +50,7 @@ function drawStage() {
 let builtBelow = false;
 function buildBelow() {
   builtBelow = true;
+  drawWhereItGrows();
   drawGrowth();
   drawTerms();
   drawMemory();
@@ -81,7 +83,8 @@ function sameLine(direction) {
   for (let i = at + direction; i >= 0 && i < count; i += direction) if (E.line[i] === E.line[at] && backward(i) === backward(at)) return i;
   return direction > 0 ? count - 1 : 0;
 }
-function present(on) {
+function present(asked) {
+  const on = asked || Boolean(D.opens); // a notebook's cell has room for nothing else
   document.documentElement.classList.toggle("presentation", on);
   $("present").setAttribute("aria-pressed", String(on));
   layStage();
@@ -137,9 +140,11 @@ function begin() {
   listen();
   show(D.error ? count - 1 : 0, false);
   readAddress(location.hash);
+  if (D.opens) { document.documentElement.classList.add("cell"); present(true); show(findAny(D.opens.line, D.opens.j), false); } // one moment, for a notebook's cell
 }
 function listen() {
   const on = (id, event, act) => $(id).addEventListener(event, act);
+  on("formula", "scroll", () => { scrolled = true; });
   on("follow", "change", (e) => { followed = Number(e.target.value); drawFollow(); });
   on("entry", "change", (e) => { chosenEntry = Number(e.target.value); show(at, false); });
   on("tensor", "change", (e) => { chosen = Number(e.target.value); show(at, false); });

@@ -27,13 +27,19 @@ function drawGrowth() {
     const select = readable && entries > 1 ? h("label", { class: "small" }, "Entry ", h("select", { change: (e) => { k = Number(e.target.value); draw(); holder.at(at); } }, ...Array.from({ length: entries }, (_, n) => h("option", { value: n }, position(n, leaf.shape))))) : null;
     return h("figure", null, h("h3", null, `A of ${leafName(leaf)}`, readable || entries === 1 ? "" : " (norms)"), select, now, holder, h("details", null, h("summary", null, "Every term as a number"), numbers));
   });
+  if (D.unchanged) figures.unshift(besideUnchanged());
   $("growth").hidden = !figures.length || !D.events.line.includes(12);
   $("growth-body").replaceChildren(...figures);
+}
+// A run with an intervention, and the same run without it.
+function besideUnchanged() {
+  const end = (leaf) => (leaf.final ? (leaf.final.v && leaf.final.v.length === 1 ? leaf.final.v[0] : leaf.final.n) : null), rows = [["L_val", D.unchanged.val, D.val.loss], ...D.A.map((leaf) => [`${leaf.shape.reduce((a, b) => a * b, 1) === 1 ? "" : "norm of "}A of ${leafName(leaf)}`, D.unchanged.A[leaf.label], end(leaf)]), ["‖B_0‖", D.unchanged.B[0], norm("B", 0)]];
+  return h("figure", { "data-unchanged": "" }, h("h3", null, "Beside the run without the change"), h("table", { class: "sums", "aria-label": "The run without the change, and with it" }, h("thead", null, h("tr", null, ...["", "unchanged", "changed", "difference"].map((t, n) => h(n ? "th" : "td", { class: n ? "n" : null, scope: n ? "col" : null }, t)))), h("tbody", null, ...rows.map(([name, exact, now]) => h("tr", null, h("td", null, ...typeset(name)), h("td", { class: "n" }, fmt(exact)), h("td", { class: "n" }, fmt(now)), h("td", { class: "n" }, fmt(typeof exact === "number" && typeof now === "number" ? now - exact : null)))))));
 }
 function drawTerms() {
   const series = [["‖optimizer term‖", D.q.direct], ["‖curvature term‖", D.q.curvature]].filter(([, q]) => q).map(([label, q]) => [label, q.norm.slice(0, J)]);
   const B = D.q.B ? [["‖B_j‖", D.q.B.norm]] : [];
-  const all = [...series, ...B];
+  const exact = D.unchanged ? [["‖B_j‖ without the change", D.unchanged.B]] : [], all = [...series, ...B, ...exact];
   if (!series.length) { $("terms").replaceChildren(h("p", { class: "facts" }, "The run did not come to line 14.")); return; }
   const where = h("div");
   const chart = track(curves({ series: all, y: "norm", description: "Norms of the optimizer term, the curvature term and B by step" }));

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gimli_core.errors import ArgumentError
-from gimli_core.memory.whole_file import check_writable, writing
+from gimli_core.memory.atomic_file import check_writable, writing
 
 NO_PLACES = {
     "a NUL": "a\0b",

@@ -99,8 +99,8 @@ def _explained(argument: str, path: object) -> Iterator[None]:
     except (OSError, ValueError) as error:
         if isinstance(error, (ArgumentError, BrokenPipeError)):
             raise
-        came = f"{getattr(error, 'strerror', None) or error}"
-        came = came[:1].lower() + came[1:]
+        actual = f"{getattr(error, 'strerror', None) or error}"
+        actual = actual[:1].lower() + actual[1:]
         raise unexpected(
-            f"{argument} {str(path)!r}", "a file that can be written", came, "Give another path."
+            f"{argument} {str(path)!r}", "a file that can be written", actual, "Give another path."
         ) from None

@@ -14,41 +14,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["HeldWeights", "noting"]
+__all__ = ["ModuleWeights", "noting"]
 
 Entry = tuple[dict[str, Any], str, Tensor]  # where a module keeps its tensors, a name, what was there
 
 
-class HeldWeights:
+class ModuleWeights:
     """The entries of modules that were others while a loss was evaluated, first call by first call."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.later: list[Entry] = []  # what modules held in the last of several calls, where that is something else
 
-    @contextmanager
-    def in_place(self, *, later: bool = False) -> Iterator[None]:
+    def in_place(self, *, later: bool = False) -> AbstractContextManager[None]:
         """Modules hold again what they held; with `later` in their last calls."""
         entries = [*self.entries, *self.later] if later else self.entries
-        if not entries:
-            yield
-            return
-        now = [(home, name, home[name]) for home, name, _ in entries if name in home]
-        try:
-            for home, name, held in entries:
-                if name in home:
-                    home[name] = held
-            yield
-        finally:
-            for home, name, held in reversed(now):
-                home[name] = held
+        return _put(entries) if entries else nullcontext()
 
     def changes(self, first: tuple[Tensor | None, ...], derivative: Callable[[], tuple[Tensor | None, ...]]) -> bool:
         """Whether a derivative is another one where modules hold what they held last: then work was put off that reads
@@ -59,6 +47,20 @@ class HeldWeights:
         with self.in_place(later=True):
             second = derivative()
         return not all(map(_same, first, second))
+
+
+@contextmanager
+def _put(entries: list[Entry]) -> Iterator[None]:
+    """Within it, modules hold these entries."""
+    now = [(home, name, home[name]) for home, name, _ in entries if name in home]
+    try:
+        for home, name, tensor in entries:
+            if name in home:
+                home[name] = tensor
+        yield
+    finally:
+        for home, name, tensor in reversed(now):
+            home[name] = tensor
 
 
 def _transformed(tensor: Tensor | None) -> bool:
@@ -73,33 +75,35 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
     return torch.allclose(a, b, rtol=0.0 if a.device.type == "cpu" else 1e-4, atol=0.0, equal_nan=True)
 
 
-@contextmanager
-def noting() -> Iterator[HeldWeights]:
+class noting:
     """Note what modules hold when this thread calls them; complete once the block is left."""
-    held, thread = HeldWeights(), threading.get_ident()
-    met: dict[int, tuple[nn.Module, dict[str, Any], dict[str, Any]]] = {}
-    again: dict[tuple[int, str], Entry] = {}
 
-    def note(module: nn.Module, _: Any) -> None:
-        if threading.get_ident() != thread or any(map(_transformed, module._parameters.values())):
+    def __enter__(self) -> ModuleWeights:
+        self._weights, self._thread = ModuleWeights(), threading.get_ident()
+        self._met: dict[int, tuple[nn.Module, dict[str, Any], dict[str, Any]]] = {}
+        self._again: dict[tuple[int, str], Entry] = {}
+        self._handle = register_module_forward_pre_hook(self._note)
+        return self._weights
+
+    def _note(self, module: nn.Module, _: Any) -> None:
+        now = module._parameters
+        if not now or threading.get_ident() != self._thread or any(map(_transformed, now.values())):
             return
-        if id(module) not in met:
-            met[id(module)] = module, module._parameters, dict(module._parameters)
+        met = self._met.get(id(module))
+        if met is None:
+            self._met[id(module)] = module, now, dict(now)
             return
-        for name, tensor in met[id(module)][2].items():
-            other = module._parameters.get(name)
+        for name, tensor in met[2].items():
+            other = now.get(name)
             if other is not None and other is not tensor:
-                again[id(module), name] = module._parameters, name, other
+                self._again[id(module), name] = now, name, other
 
-    handle = register_module_forward_pre_hook(note)
-    try:
-        yield held
-    finally:
-        handle.remove()
-        held.entries = [
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+        self._weights.entries = [
             (home, name, tensor)
-            for _, home, then in met.values()
+            for _, home, then in self._met.values()
             for name, tensor in then.items()
             if tensor is not None and home.get(name) is not tensor
         ]
-        held.later = list(again.values())
+        self._weights.later = list(self._again.values())

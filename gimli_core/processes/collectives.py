@@ -1,0 +1,125 @@
+"""What ranks send each other: dicts of tensors as one flat buffer, trees and plain values. Each message is counted.
+
+Nothing here is differentiated: the sweep is explicit, and what it sums over ranks is linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import reduce
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from gimli_core.errors import ProcessError, first_line
+from gimli_core.processes import words
+from gimli_core.processes.flat_trees import flattened, rebuilt
+from gimli_core.processes.mesh import Ranks
+
+__all__ = ["Collective", "all_gathered", "counting", "everyones", "everyones_tree", "summed", "weighed"]
+
+Answer = TypeVar("Answer")
+Name = TypeVar("Name", bound=Hashable)
+
+
+class Collective(NamedTuple):
+    """One collective operation that this process took part in."""
+
+    operation: str  # "all_reduce", "all_gather" or "all_gather_object"
+    use: str  # of its ranks
+    what: str  # what was sent, and for which line
+    nbytes: int  # of what this rank put in
+
+
+_COUNTS: list[list[Collective]] = []
+
+
+@contextmanager
+def counting() -> Iterator[list[Collective]]:
+    """The collectives of this process from here on, in their order."""
+    collectives: list[Collective] = []
+    _COUNTS.append(collectives)
+    try:
+        yield collectives
+    finally:
+        _COUNTS.remove(collectives)
+
+
+def summed(ranks: Ranks, tensors: Mapping[Name, Tensor], what: str) -> dict[Name, Tensor]:
+    """Σ over the ranks of each tensor, of any shape: the same bits on all. One all_reduce of all tensors in a row."""
+    return weighed(ranks, tensors, what)[0] if tensors else {}
+
+
+def weighed(
+    ranks: Ranks, tensors: Mapping[Name, Tensor], what: str, *, weight: float = 1.0, beside: Sequence[float] = ()
+) -> tuple[dict[Name, Tensor], Tensor]:
+    """(Σ over the ranks of `weight` times each tensor, Σ of the numbers `beside`): the same bits on all ranks.
+
+    One all_reduce of all of them in a row, in float32 at least. A rank of weight 0 counts for nothing, nan included.
+    """
+    dtype = _common_dtype(tensors)
+    flats = [t.detach().reshape(-1).to(dtype) for t in tensors.values()]
+    device = flats[0].device if flats else torch.device("cpu")
+    flat = torch.cat([*flats, torch.tensor(beside, dtype=dtype, device=device)])
+    of_tensors = flat[: len(flat) - len(beside)]
+    if weight == 0:
+        of_tensors.zero_()
+    elif weight != 1:
+        of_tensors.mul_(weight)
+    _executed("all_reduce", ranks, what, flat.nbytes, lambda: distributed.all_reduce(flat, group=ranks.group))
+    parts = of_tensors.split([t.numel() for t in tensors.values()])
+    sums = {k: part.reshape(t.shape).to(t.dtype) for (k, t), part in zip(tensors.items(), parts, strict=True)}
+    return sums, flat[len(of_tensors) :]
+
+
+def all_gathered(ranks: Ranks, flat: Tensor, what: str) -> list[Tensor]:
+    """The tensors of all ranks, which are of one shape and dtype, in rank order. One all_gather."""
+    flat = flat.contiguous()
+    every = [torch.empty_like(flat) for _ in range(ranks.size)]
+    _executed("all_gather", ranks, what, flat.nbytes, lambda: distributed.all_gather(every, flat, group=ranks.group))
+    return every
+
+
+def everyones(ranks: Ranks, value: Any, what: str) -> list[Any]:
+    """The plain values of all ranks, in rank order: for what is sent once a call, since it is pickled."""
+    every: list[Any] = [None] * ranks.size
+    _executed(
+        "all_gather_object", ranks, what, 0, lambda: distributed.all_gather_object(every, value, group=ranks.group)
+    )
+    return every
+
+
+def everyones_tree(ranks: Ranks, tree: Any, device: torch.device, what: str) -> list[Any]:
+    """The trees of all ranks, in rank order, to the bit; they need not be of one form.
+
+    What is no tensor is pickled and goes ahead; the tensors follow in one all_gather of bytes, of the longest's length.
+    """
+    plain, flat = flattened(tree, device)
+    every = everyones(ranks, (plain, flat.numel()), what)
+    longest = max(length for _, length in every)
+    if longest == 0:
+        return [rebuilt(one, flat) for one, _ in every]
+    padded = torch.cat([flat, flat.new_zeros(longest - flat.numel())])
+    return [rebuilt(one, sent) for (one, _), sent in zip(every, all_gathered(ranks, padded, what), strict=True)]
+
+
+def _common_dtype(tensors: Mapping[Any, Tensor]) -> torch.dtype:
+    """That all can be summed in: float32 at least."""
+    return reduce(torch.promote_types, (t.dtype for t in tensors.values()), torch.float32)
+
+
+def _executed(operation: str, ranks: Ranks, what: str, nbytes: int, call: Callable[[], Answer]) -> Answer:
+    """Call, counted. Raises ProcessError where a rank does not take part."""
+    for collectives in _COUNTS:
+        collectives.append(Collective(operation, ranks.use, what, nbytes))
+    try:
+        return call()
+    except RuntimeError as error:
+        words.leave(ranks, f"was left without an answer too, at {what}")
+        raise ProcessError(
+            f"{what}: expected all {ranks.size} ranks of {ranks.use!r} to take part in {operation}; rank {ranks.rank} "
+            f"was left without an answer: {words.others(ranks)} ({first_line(error)}). "
+            "With resume= a run that is started again goes on."
+        ) from error

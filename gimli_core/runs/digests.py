@@ -1,0 +1,101 @@
+"""What two ranks must have been given alike, as digests by argument: values, and the code of the losses."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gimli_core.arguments.batches import check_batches, check_val_batch
+from gimli_core.arguments.call import Call
+from gimli_core.arguments.inputs import modules_of
+from gimli_core.meta_parameters.indexed import Indexed
+from gimli_core.meta_parameters.marks import Mark
+
+__all__ = ["digests"]
+
+VALUES = ("theta_0", "phi_opt", "phi_loss", "state_0", "val_weights")
+PLAIN = ("approximation", "second_order", "tasks", "check", "micro_batches", "until", "memory")
+
+
+def digests(call: Call, *, batches: bool) -> dict[str, str]:
+    """A digest for each argument; of the batches that of the first inner loss and the last outer one, if they are to be
+    alike. Of indexed entries, whose rows may be a rank's own, none; and none of values where `check=False`.
+
+    Cost: every tensor of the arguments is read once (about 1 s a GB).
+    """
+    problem, (batch, J) = call.problem, check_batches(call.train_batches, call.steps)
+    things = {name: getattr(call, name) for name in (*VALUES, *PLAIN)} | {"steps": J}
+    things |= {name: _code(getattr(problem, name)) for name in ("train_loss", "val_loss")}
+    things["optimizer"] = (type(problem.optimizer).__qualname__, problem.optimizer.hyperparameters())
+    things["modules"] = [_state(module, call.theta_0) for module in modules_of(problem)]
+    if batches:
+        things["train_batches"] = batch(0) if J else None
+        things["val_batch"] = check_val_batch(call.val_batch, J)(J)
+    return {name: _digest(thing, values=call.check) for name, thing in things.items()}
+
+
+def _state(module: nn.Module, theta_0: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the losses may read of a module: its buffers, and its parameters unless theta takes their place."""
+    parameters = dict(module.named_parameters())
+    return {**dict(module.named_buffers()), **({} if parameters.keys() & theta_0.keys() else parameters)}
+
+
+def _code(function: Any) -> Any:
+    """What a function does, without what it has closed over."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if code is None and callable(function) and not isinstance(function, type):
+        code = getattr(type(function).__call__, "__code__", None)
+    return _read(code) if code is not None else type(function).__qualname__
+
+
+def _read(code: CodeType) -> list[Any]:
+    constants = [
+        _read(c) if isinstance(c, CodeType) else sorted(map(repr, c)) if isinstance(c, frozenset) else repr(c)
+        for c in code.co_consts  # the order of a set is another in every process
+    ]
+    return [code.co_code.hex(), list(code.co_names), constants]
+
+
+def _digest(thing: Any, *, values: bool) -> str:
+    digest = hashlib.sha256()
+
+    def add(thing: Any) -> None:
+        if isinstance(thing, Tensor):
+            dense = thing.detach().cpu()
+            digest.update(f"{dense.dtype}{list(dense.shape)}".encode())
+            if values and dense.layout == torch.strided:
+                flat: Any = dense.contiguous().reshape(-1).view(torch.uint8).numpy()
+                digest.update(flat)
+        elif isinstance(thing, Indexed):
+            digest.update(b"indexed")
+        elif isinstance(thing, Mark):
+            digest.update(type(thing).__name__.encode())
+            add(thing.value)
+        elif isinstance(thing, Mapping):
+            for key, value in thing.items():
+                digest.update(repr(key).encode())
+                add(value)
+        elif isinstance(thing, (tuple, list)):
+            digest.update(f"{len(thing)}".encode())
+            for value in thing:
+                add(value)
+        elif isinstance(thing, (bool, int, float, str, type(None))):
+            digest.update(repr(thing).encode())
+        elif callable(thing):
+            add(_code(thing))
+        elif hasattr(thing, "__dict__"):
+            digest.update(type(thing).__qualname__.encode())
+            add({k: v for k, v in vars(thing).items() if not isinstance(v, nn.Module)})
+        else:
+            digest.update(type(thing).__qualname__.encode())
+
+    add(thing)
+    return digest.hexdigest()[:16]

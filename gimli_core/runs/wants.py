@@ -1,0 +1,25 @@
+"""What whoever asks for a run wants of it, besides the call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Wants"]
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What whoever asks for a run wants of it."""
+
+    tied: bool = False  # it is tied into autograd: no derivative may be missing
+    steps: bool = False  # to be told of every step
+    lines: bool = False  # to be told of every line, with tensors by name
+    changes: bool = False  # to change what the run goes on with: that is eager
+    forward_only: bool = False  # nobody goes backwards
+    weighed: bool = False  # `backward` is told how much each outer loss counts, if there are several: one sweep for all
+    one_number: str = ""  # who asks, if the meta-gradient of a vector would be too much for them
+
+    @property
+    def names(self) -> bool:
+        """Whether tensors must stay apart."""
+        return self.lines or self.changes

@@ -1,0 +1,35 @@
+"""The guide's pages run as printed, in order, and every link leads to something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.pages import ROOT, blocks, links, run_as_printed
+
+GUIDE = ROOT / "examples" / "guide"
+PAGES = sorted(page for page in GUIDE.rglob("*.md"))
+WITH_CODE = [page for page in PAGES if blocks(page, "python")]
+LONG: set[str] = set()
+
+
+def named(page: Path) -> str:
+    return page.relative_to(GUIDE).with_suffix("").as_posix()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.long] if named(page) in LONG else [], id=named(page)) for page in WITH_CODE],
+)
+def test_a_page_runs_as_printed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # what a page writes is gone afterwards
+    torch.set_default_dtype(torch.float32)
+    run_as_printed(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_to_something(page: Path) -> None:
+    targets = [target.partition("#")[0] for target in links(page)]
+    assert [target for target in targets if target and not (page.parent / target).exists()] == []

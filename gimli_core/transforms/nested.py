@@ -18,7 +18,7 @@ from gimli_core.problem import Problem
 from gimli_core.transforms.numbered import takes_j
 from gimli_core.transforms.proximal import ProximalLoss, proximal
 
-__all__ = ["NestedLoss", "Places", "nested", "unnested"]
+__all__ = ["NestedLoss", "Places", "flat_entries", "nested", "unnested"]
 
 Places = tuple[tuple[str | None, tuple[str, ...]], ...]  # (name in the flat dict, path); no name for an empty dict
 
@@ -71,6 +71,15 @@ def nested(flat: Any, places: Places) -> Any:
             inside = inside.setdefault(key, {})
         inside[path[-1]] = {} if name is None else flat[name]
     return tree
+
+
+def flat_entries(tree: Any, places: Places) -> Any:
+    """The entries of a tree in that structure by their names in the flat dict; what has no place there, by its path."""
+    if not places or not isinstance(tree, Mapping):
+        return tree
+    names = {path: name for name, path in places}
+    leaves = ((path, v) for path, v in _leaves(tree, (), by_task=False) if not isinstance(v, Mapping))
+    return {names.get(path) or ".".join(path): v for path, v in leaves}
 
 
 class NestedLoss:

@@ -94,7 +94,7 @@ def test_tasks_with_entries_of_their_own(chunk: int | None, whole: bool) -> None
     agree(found.A_loss, expected.A_loss)
 
 
-def test_verify_asks_with_the_loss_as_it_was_written() -> None:
+def test_verify_judges_results_and_claims_of_that_structure() -> None:
     report = gimli.verify(problem(), **rest(), phi_loss=NESTED)
     assert report.ok, str(report)
     truth = gimli.meta_gradient(problem(), **rest(), phi_loss=NESTED).A_loss

@@ -137,7 +137,7 @@ def plan(
     Raises:
         ArgumentError: fewer than 2 steps, for which every schedule costs the same; and what `meta_gradient` raises.
 
-    Cost: about 75F, once for a problem and its shapes, and the memory of one step with its graph.
+    Cost: about 85F, once for a problem and its shapes, and the memory of one step with its graph.
 
     >>> import torch, gimli_core as gimli
     >>> def loss(theta, phi, target):

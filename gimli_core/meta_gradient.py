@@ -38,7 +38,7 @@ def meta_gradient(
     *,
     steps: int | None = None,
     phi_opt: Mapping[str, Any] | None = None,
-    phi_loss: Mapping[str, Tensor] | None = None,
+    phi_loss: Mapping[str, Any] | None = None,
     state_0: State | None = None,
     val_weights: Sequence[float] | Tensor | None = None,
     memory: Schedule | None = None,
@@ -70,7 +70,7 @@ def meta_gradient(
         phi_opt: hyperparameters that are meta-parameters: `{"lr": value, …}`. A value is a number or
             tensor for all, `[J]` one a step, `{name: …}` one a tensor or (shaped like it) one an element,
             each also with a leading J; with optimizer groups `[groups]` or `{group: …}`.
-        phi_loss: `{name: tensor}`, handed to both losses.
+        phi_loss: `{name: tensor}`, handed to both losses; with dicts in it `A_loss` has the same structure.
         state_0: a warm optimizer state, in the form of `result.state_J`; a cold start by default.
         val_weights: w_j, J numbers for theta_1 … theta_J or J + 1 from theta_0 on.
         memory: a schedule of `gimli.memory`; by default `RetainGraphs(compact=False)`, the fastest, which leaves memory

@@ -29,6 +29,7 @@ from gimli_core.runs.make_run import make_run
 from gimli_core.runs.recorded import Recorded, check_derivatives
 from gimli_core.runs.run import Run, drain
 from gimli_core.runs.wants import Wants
+from gimli_core.transforms.nested import nested
 from gimli_core.transforms.proximal import without_centre
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
@@ -61,7 +62,7 @@ def unroll(
     *,
     steps: int | None = None,
     phi_opt: Mapping[str, Any] | None = None,
-    phi_loss: Mapping[str, Tensor] | None = None,
+    phi_loss: Mapping[str, Any] | None = None,
     state_0: State | None = None,
     val_weights: Sequence[float] | Tensor | None = None,
     memory: Schedule | None = None,
@@ -180,7 +181,7 @@ def tied_tensors(call: Call, form: Form) -> Iterator[tuple[tuple[Any, ...], Tens
     """(where its gradient stands in a result, tensor) for every tensor of a call that has a gradient. Of any shape."""
     results = {
         "A_opt": call.phi_opt or {},
-        "A_loss": without_centre(call.phi_loss) or {},
+        "A_loss": nested(without_centre(call.phi_loss), call.nested) or {},
         "B_0": {k: unmarked(call.theta_0)[k] for k in form.trained},
         "S_0": slots(unmarked(call.state_0) or {}),
         "val_losses": _from_the_end(call.val_weights),

@@ -20,6 +20,7 @@ from gimli_core.meta_parameters.marks import PerTask, plain_dicts, unmarked
 from gimli_core.notation import COUNTS, State
 from gimli_core.problem import Problem
 from gimli_core.processes.mesh import check_mesh
+from gimli_core.transforms.nested import Places, unnested
 from gimli_core.transforms.numbered import numbered, with_j
 from gimli_core.transforms.proximal import with_centre
 from gimli_core.transforms.shares import of_shares, share_of, shared, whole_batch
@@ -53,10 +54,15 @@ class Call:
     micro_batches: int | None = None
     mesh: Any = None  # a DeviceMesh, or what all processes are for
     among: int | None = None  # of how many tasks these are a part; all of them by default
+    nested: Places = ()  # where the entries of phi_loss stand in what the user gave, if that had dicts in it
 
     def __post_init__(self) -> None:
         for name in ("theta_0", "phi_opt", "phi_loss"):
             object.__setattr__(self, name, plain_dicts(getattr(self, name)))
+        problem, phi_loss, places = unnested(self.problem, self.phi_loss)
+        if places:
+            for name, value in (("problem", problem), ("phi_loss", phi_loss), ("nested", places)):
+                object.__setattr__(self, name, value)
         train_loss = getattr(self.problem, "train_loss", None)
         object.__setattr__(self, "phi_loss", with_centre(train_loss, self.theta_0, self.phi_loss))
 

@@ -20,6 +20,7 @@ from gimli_core.problem import Problem
 from gimli_core.processes.mesh import Mesh, Ranks
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
+from gimli_core.transforms.nested import Places
 
 __all__ = ["Form", "Values"]
 
@@ -45,6 +46,7 @@ class Form:
     trained: tuple[str, ...]
     in_parts: bool = False  # whether batches come as MicroBatches: then no graph is kept, but each part evaluated again
     transforms: tuple[Transform, ...] = ()
+    nested: Places = ()  # where the entries of phi_loss stand in what the user gave, if that had dicts in it
     mesh: Mesh | None = None  # the processes that share the run, if there are several
     journaled: bool = False  # whether the run writes what it stores to a directory, to go on from there
     recorded: bool = False  # whether autograd records the run, so that its results can be differentiated

@@ -108,6 +108,7 @@ def prepare(call: Call) -> Inputs:
         second_order=call.second_order,
         trained=tuple(trained),
         in_parts=in_parts(batch, J),
+        nested=call.nested,
     )
     values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, val_batch, weights, marked, rows)
     if T is None:

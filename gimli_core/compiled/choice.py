@@ -10,6 +10,7 @@ import torch
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.outer_losses import outer_losses
+from gimli_core.arguments.trial import trial
 from gimli_core.compiled.compiler.cut import Uncut
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.operations import is_small
@@ -137,7 +138,8 @@ def _compile(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
         return reason
     notice(f"compiling {what}, once for this problem and these shapes …")
     try:
-        outcome = compiled(inputs)
+        with inputs.environment.trial():
+            outcome = compiled(inputs)
     except Uncompiled as reason:
         notice(f"{what} not compiled: {reason}")
         return reason
@@ -147,16 +149,18 @@ def _compile(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
 
 def unfit(inputs: Inputs) -> Uncompiled | None:
     """Why a problem cannot be compiled, or some run of it: found out in eager mode, before anything is compiled."""
-    why = _with_aux(inputs)
-    if why is None and (missed := _missed(inputs)):
+    with trial(inputs) as tried:
+        why = _with_aux(tried)
+    with trial(inputs) as tried:
+        missed = _missed(tried) if why is None else []
+    if missed:
         why = f"train_loss does not use {listing(missed)} in some step, and it is then left alone"
     return None if why is None else Uncompiled(why)
 
 
 def _with_aux(inputs: Inputs) -> str | None:
     """Why a problem whose losses return (loss, aux) is not compiled. Cost 2F, once."""
-    environment, values, problem = inputs.environment, inputs.values, inputs.form.problem
-    before = environment.capture()
+    values, problem = inputs.values, inputs.form.problem
     theta = {**values.frozen, **values.theta_0}
     batches = {"train_loss": values.batch(0), "val_loss": values.last_val_batch}
     phi = {"train_loss": values.phi_at(0), "val_loss": values.phi_loss}
@@ -165,16 +169,13 @@ def _with_aux(inputs: Inputs) -> str | None:
             evaluate(getattr(problem, k), k, theta, phi[k], v, vector=k == "val_loss")[1] is not None
             for k, v in batches.items()
         ]
-    environment.restore(before)
     names = [name for name, returned in zip(batches, aux, strict=True) if returned]
     return f"{listing(names)} return (loss, aux), and what is compiled returns the loss alone" if names else None
 
 
 def _missed(inputs: Inputs) -> list[str]:
     """Tensors that some step would leave alone; a compiled step gives them a gradient of 0. Cost 3F a step, once."""
-    environment, values = inputs.environment, inputs.values
-    snapshot = environment.capture()
-    names: set[str] = set()
+    values, names = inputs.values, set[str]()
     try:
         for j in range(inputs.form.steps):
             G = gradient(
@@ -190,6 +191,4 @@ def _missed(inputs: Inputs) -> list[str]:
             names |= G.theta.keys() - with_path(inputs.form.optimizer, G.theta, G.unused).keys()
     except LeftAlone as left_alone:
         names |= set(left_alone.names)
-    finally:
-        environment.restore(snapshot)
     return sorted(names)

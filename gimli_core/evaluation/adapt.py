@@ -32,7 +32,7 @@ def adapt(
     *,
     steps: int | None = None,
     phi_opt: Mapping[str, Any] | None = None,
-    phi_loss: Mapping[str, Tensor] | None = None,
+    phi_loss: Mapping[str, Any] | None = None,
     state_0: State | None = None,
     tasks: int | Tasks | None = None,
     until: Until | Callable[..., Any] | None = None,

@@ -21,6 +21,7 @@ from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import State, Tensors
 from gimli_core.problem import Problem
 from gimli_core.results import Trajectory
+from gimli_core.transforms.nested import NestedLoss, unnested
 from gimli_core.transforms.numbered import called
 from gimli_core.transforms.over_tasks import LossOverTasks
 from gimli_core.transforms.tasks import Tasks, check_tasks, split_marked
@@ -76,7 +77,7 @@ def evaluate(
     *,
     steps: int | None = None,
     phi_opt: Mapping[str, Any] | None = None,
-    phi_loss: Mapping[str, Tensor] | None = None,
+    phi_loss: Mapping[str, Any] | None = None,
     state_0: State | None = None,
     tasks: int | Tasks | None = None,
     until: Until | Callable[..., Any] | None = None,
@@ -107,6 +108,9 @@ def evaluate(
     Evaluation(near 0.5 ± 0.57; 3 tasks)
     """
     metrics = _checked(metrics, problem)
+    problem, phi_loss, places = unnested(problem, phi_loss)
+    if places:
+        metrics = {name: NestedLoss(metric, places) for name, metric in metrics.items()}
     T = check_tasks(tasks)
     ended = adapt(
         problem,

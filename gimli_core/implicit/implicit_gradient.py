@@ -21,6 +21,7 @@ from gimli_core.notation import State, Tensors
 from gimli_core.problem import Problem
 from gimli_core.record import Ends, Outcome, Point
 from gimli_core.runs.outcome import finished, reduced
+from gimli_core.transforms.nested import nested
 from gimli_core.transforms.proximal import into_start
 from gimli_core.transforms.tasks import Tasks
 
@@ -33,7 +34,7 @@ def implicit_gradient(
     train_batch: Any,
     val_batch: Any,
     *,
-    phi_loss: Mapping[str, Tensor] | None = None,
+    phi_loss: Mapping[str, Any] | None = None,
     theta_0: Mapping[str, Tensor] | None = None,
     solver: Solver | None = None,
     damping: float = 0.0,
@@ -222,7 +223,8 @@ def _length(*trees: Tensors) -> float:
 def _error_bar(asked: Asked, error: Tensors, size: float) -> ErrorBar:
     length = _length(error)
     relative = length / size if size else (0.0 if length == 0 else math.inf)
-    return ErrorBar(*into_start(error, asked.B_0, curvature=True), relative)
+    A_loss, B_0 = into_start(error, asked.B_0, curvature=True)
+    return ErrorBar(nested(A_loss, asked.inputs.form.nested), B_0, relative)
 
 
 def _result(asked: Asked, here: FixedPoint, A_loss: Tensors, report: ImplicitReport) -> ImplicitGradient:

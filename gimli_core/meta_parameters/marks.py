@@ -156,10 +156,10 @@ def unmarked_entries(values: Any) -> Any:
 def plain_dicts(value: Any) -> Any:
     """`value` with every `nn.ParameterDict` in it, which is a module and no mapping, as a dict of its parameters."""
     if isinstance(value, nn.ParameterDict):
-        return dict(value.items())
+        return plain_dicts(dict(value.items()))
     if isinstance(value, Mark):
         plain = plain_dicts(value.value)
         return value if plain is value.value else replace(value, value=plain)
-    if isinstance(value, Mapping) and any(isinstance(v, (nn.ParameterDict, Mark)) for v in value.values()):
+    if isinstance(value, Mapping) and any(isinstance(v, (nn.ParameterDict, Mark, Mapping)) for v in value.values()):
         return {k: plain_dicts(v) for k, v in value.items()}
     return value

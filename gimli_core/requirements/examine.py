@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, prepare
+from gimli_core.arguments.trial import trial
 from gimli_core.derivatives.second_order import Choice
 from gimli_core.errors import RequirementError, notice
 from gimli_core.notation import State
@@ -35,7 +36,6 @@ from gimli_core.requirements.probes import (
     refuse_edited_batches,
     refuse_stray_tensors,
 )
-from gimli_core.requirements.trial import trial
 
 __all__ = ["Requirement", "Requirements", "check_requirements", "require"]
 
@@ -78,7 +78,7 @@ def check_requirements(
     *,
     steps: int | None = None,
     phi_opt: Mapping[str, Any] | None = None,
-    phi_loss: Mapping[str, Tensor] | None = None,
+    phi_loss: Mapping[str, Any] | None = None,
     state_0: State | None = None,
 ) -> Requirements:
     """Which of requirements I, II, IIIa and IIIb a problem meets, judged at theta_0 and the first batch.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
+from gimli_core.arguments.trial import trial
 from gimli_core.derivatives.evaluate import evaluate
 from gimli_core.derivatives.micro_batches import MicroBatches, each, together
 from gimli_core.errors import unexpected
-from gimli_core.requirements.trial import trial
 
 __all__ = ["part_by_part", "refuse_undecomposed"]
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gimli_core.arguments.inputs import Inputs
+from gimli_core.arguments.trial import copied, same, same_data, tensors_of, trial
 from gimli_core.derivatives.evaluate import evaluate
 from gimli_core.errors import ReplayError, RequirementError, unexpected
 from gimli_core.meta_parameters.marks import tensor_paths
-from gimli_core.requirements.trial import copied, same, same_data, tensors_of, trial
 
 __all__ = ["probe_replay", "refuse_edited_batches", "refuse_once_differentiable", "refuse_stray_tensors"]
 

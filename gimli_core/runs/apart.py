@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-from torch import Tensor
+from typing import TypeVar
 
 from gimli_core.arguments.call import Call
-from gimli_core.environment import Environment
-from gimli_core.runs.run import Events, Run
 from gimli_core.transforms.one_vector import LeftAlone
 
-__all__ = ["ApartIfNeeded", "apart_if_needed", "keep_apart"]
+__all__ = ["apart_if_needed", "keep_apart"]
 
 Made = TypeVar("Made")
 
@@ -30,26 +26,3 @@ def keep_apart(call: Call) -> None:
     """From now on the tensors of this problem stay apart."""
     call.problem.memo.by_name = True
     call.problem.memo.recalled.clear()
-
-
-class ApartIfNeeded:
-    """A run on one vector of all tensors, until a loss does not use one of them. Found out before anything is swept."""
-
-    def __init__(self, call: Call, run: Run, environment: Environment, make: Callable[[], Run]) -> None:
-        self._call, self._run, self._environment, self._make = call, run, environment, make
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._run, name)
-
-    def forward(self) -> Events:
-        snapshot = self._environment.capture()
-        try:
-            yield from self._run.forward()
-        except LeftAlone:
-            self._environment.restore(snapshot)
-            keep_apart(self._call)
-            self._run = self._make()
-            yield from self._run.forward()
-
-    def backward(self, along: Tensor | None = None) -> Events:
-        return self._run.backward(along)

@@ -22,6 +22,7 @@ from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.outcome import contracted
 from gimli_core.runs.run import Events, Run
 from gimli_core.runs.tasks_over_ranks import TasksOverRanks
+from gimli_core.transforms.nested import nested
 from gimli_core.transforms.tasks import check_tasks
 
 __all__ = ["Chunks"]
@@ -115,7 +116,7 @@ def joined(results: list[MetaGradient], call: Call) -> MetaGradient:
         train_aux=_join_aux(every("train_aux")),
         val_aux=_join_aux(every("val_aux")),
         A_opt=_join(every("A_opt"), False, call.phi_opt, at),
-        A_loss=_join(every("A_loss"), False, call.phi_loss, at),
+        A_loss=_join(every("A_loss"), False, nested(call.phi_loss, call.nested), at),
         B_0={k: _join([B[k] for B in every("B_0")], k in theta_per_task, at=at) for k in first.B_0},
         S_0=_join(every("S_0"), state_per_task, at=at),
     )

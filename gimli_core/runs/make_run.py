@@ -26,7 +26,8 @@ from gimli_core.processes.agreement import together
 from gimli_core.processes.mesh import check_mesh
 from gimli_core.requirements.examine import require
 from gimli_core.runs import compiled_run
-from gimli_core.runs.apart import ApartIfNeeded, apart_if_needed
+from gimli_core.runs.again import AgainIfNeeded
+from gimli_core.runs.apart import apart_if_needed, keep_apart
 from gimli_core.runs.chunks import Chunks
 from gimli_core.runs.clocked import Clocked
 from gimli_core.runs.compiled_run import CompiledRun
@@ -38,7 +39,7 @@ from gimli_core.runs.run import Run
 from gimli_core.runs.scheduled_run import ScheduledRun
 from gimli_core.runs.settling import Ahead, Rested, settled
 from gimli_core.runs.wants import Wants
-from gimli_core.transforms.one_vector import OneVector
+from gimli_core.transforms.one_vector import LeftAlone, OneVector
 from gimli_core.transforms.over_tasks import BuffersOfTasks
 from gimli_core.transforms.tasks import check_tasks
 
@@ -66,13 +67,18 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
         try:
             return _one(call, wants)
         except BuffersOfTasks:
-            call.problem.memo.buffers_of_tasks = True
-            notice("tasks run one at a time, each with buffers of its own, since a loss changes running statistics")
-            return make_run(_one_at_a_time(call), wants)
+            return _of_tasks_in_turn(call, wants)
     if call.resume is not None:
         actual, do = f"Tasks(chunk={call.tasks.chunk})", "Give one of chunk= and resume=."  # type: ignore[union-attr]
         raise unexpected("resume", "None where tasks are run in chunks", actual, do)
     return Chunks(call, parts, partial(_one, wants=replace(wants, weighed=False)))
+
+
+def _of_tasks_in_turn(call: Call, wants: Wants) -> Run:
+    """The run of tasks each of which has buffers of its own, once it is found out that a loss changes some."""
+    call.problem.memo.buffers_of_tasks = True
+    notice("tasks run one at a time, each with buffers of its own, since a loss changes running statistics")
+    return make_run(_one_at_a_time(call), wants)
 
 
 def _one_at_a_time(call: Call) -> Call:
@@ -131,8 +137,16 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
             run = Clocked(run, watched=wants.lines)
         if inputs.form.mesh is not None:
             return Told(run, inputs.form.mesh)
-        joined = any(isinstance(transform, OneVector) for transform in inputs.form.transforms)
-        return ApartIfNeeded(call, run, inputs.environment, partial(_prepared, call, wants, None)) if joined else run
+        if any(isinstance(transform, OneVector) for transform in inputs.form.transforms):
+            run = AgainIfNeeded(run, LeftAlone, by_name, inputs.environment)
+        if (inputs.form.tasks or 1) > 1:
+            run = AgainIfNeeded(run, BuffersOfTasks, partial(_of_tasks_in_turn, call, wants), inputs.environment)
+        made: Run = run
+        return made
+
+    def by_name() -> Run:
+        keep_apart(call)
+        return _prepared(call, wants, None)
 
     if wants.forward_only:
         return scheduled_by(EagerSteps())

@@ -15,6 +15,7 @@ from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.notation import Tensors
 from gimli_core.record import Ends, Outcome
 from gimli_core.results import MetaGradient, Trajectory
+from gimli_core.transforms.nested import nested
 from gimli_core.transforms.proximal import into_start
 
 __all__ = ["contracted", "finished", "losses_of", "outcome_of", "reduced", "stacked", "trajectory", "weighted"]
@@ -88,12 +89,14 @@ def trajectory(form: Form, frozen: Tensors, outcome: Outcome) -> Trajectory:
 
 
 def finished(form: Form, frozen: Tensors, hyper: Hyperparameters, outcome: Outcome) -> MetaGradient:
-    """The result (line 16): A_opt in the structure that phi_opt came in, the centre of a proximal loss in B_0."""
+    """The result (line 16): A_opt and A_loss in the structures that phi_opt and phi_loss came in, the centre of a
+    proximal loss in B_0.
+    """
     A_loss, B_0 = into_start(outcome.A_loss, outcome.ends.B, curvature=form.curvature)
     return MetaGradient(
         **vars(trajectory(form, frozen, outcome)),
         A_opt=hyper.join(outcome.A_opt),
-        A_loss=A_loss,
+        A_loss=nested(A_loss, form.nested),
         B_0=B_0,
         S_0=outcome.ends.S,
         recurrence=form.recurrence,

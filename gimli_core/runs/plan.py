@@ -119,7 +119,7 @@ def plan(
     *,
     steps: int | None = None,
     phi_opt: Mapping[str, Any] | None = None,
-    phi_loss: Mapping[str, Tensor] | None = None,
+    phi_loss: Mapping[str, Any] | None = None,
     state_0: State | None = None,
     val_weights: Sequence[float] | Tensor | None = None,
     approximation: Approximation | None = None,
@@ -147,7 +147,7 @@ def plan(
     Raises:
         ArgumentError: fewer than 2 steps, for which every schedule costs the same; and what `meta_gradient` raises.
 
-    Cost: about 75F, once for a problem and its shapes, and the memory of one step with its graph.
+    Cost: about 85F, once for a problem and its shapes, and the memory of one step with its graph.
 
     >>> import torch, gimli_core as gimli
     >>> def loss(theta, phi, target):

@@ -109,7 +109,7 @@ def compare(
     val_batch: Any,
     *,
     steps: Sequence[int] = (1, 3, 10, 30, 100),
-    phi_loss: Mapping[str, Tensor] | None = None,
+    phi_loss: Mapping[str, Any] | None = None,
     truncate: int = 5,
     solver: Solver | None = None,
     damping: float = 0.0,

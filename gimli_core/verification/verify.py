@@ -26,6 +26,7 @@ from gimli_core.runs.gathered import gathered
 from gimli_core.runs.make_run import make_run
 from gimli_core.runs.run import drain
 from gimli_core.runs.wants import Wants
+from gimli_core.transforms.nested import Places, flat_entries
 from gimli_core.transforms.tasks import Tasks, check_tasks
 from gimli_core.verification.against import against
 from gimli_core.verification.answers import asked_of_oracles
@@ -55,7 +56,7 @@ def verify(
     *,
     steps: int | None = None,
     phi_opt: Mapping[str, Any] | None = None,
-    phi_loss: Mapping[str, Tensor] | None = None,
+    phi_loss: Mapping[str, Any] | None = None,
     state_0: State | None = None,
     val_weights: Sequence[float] | Tensor | None = None,
     memory: Schedule | None = None,
@@ -164,13 +165,15 @@ def verify(
         raise unexpected(argument, "losses that are functions of their arguments", actual, do)
     rows = of_rows(asked, environment)
     entries = like_results({VAL_LOSS: torch.zeros(()), **asked.entries()}, rows)
+    if call.nested and isinstance(claimed, Mapping) and "A_loss" in claimed:
+        claimed = {**claimed, "A_loss": flat_entries(claimed["A_loss"], call.nested)}
     claims, truth = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")
 
     with same_randomness(environment):
         drain(run.forward())
         drain(run.backward())
     result = run.result()
-    of_result = _entries_of_result(result)
+    of_result = _entries_of_result(result, call.nested)
     engine = {key: of_result[key] for key in entries}
 
     question, notes = precise(rows[0], environment)
@@ -215,8 +218,9 @@ def _alone(call: Call, mesh: Mesh, form: Form) -> Call:
     return gathered(call, mesh.data, range(form.steps), [j for j, weighted in enumerate(form.weighted) if weighted])
 
 
-def _entries_of_result(result: MetaGradient) -> Entries:
-    entries = flatten({name: getattr(result, name) for name in RESULTS}, ())
+def _entries_of_result(result: MetaGradient, places: Places) -> Entries:
+    parts = {name: getattr(result, name) for name in RESULTS}
+    entries = flatten({**parts, "A_loss": flat_entries(parts["A_loss"], places)}, ())
     return {VAL_LOSS: result.val_loss, **{k: v.to_dense() if v.is_sparse else v for k, v in entries.items()}}
 
 
@@ -234,7 +238,9 @@ def _locate(
         return finding
     first = by_autograd[0]
     truth = {VAL_LOSS: bounds.reference.loss, **bounds.reference.gradient}[first.key]
-    difference = (of_row(_entries_of_result(run.result()), row)[first.key].to(truth) - truth).abs().max().item()
+    difference = (
+        (of_row(_entries_of_result(run.result(), call.nested), row)[first.key].to(truth) - truth).abs().max().item()
+    )
     if difference <= bounds.allowed(first.key):
         by = f"{first.name}: an eager run, line by line, has it right; what differs is how this one was run"
     else:

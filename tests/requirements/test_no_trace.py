@@ -207,3 +207,27 @@ def test_changes_in_place_that_no_one_else_sees_are_taken(case: str, memory: Any
         args = problem, {"w": torch.ones(2)}, batches_of(torch.tensor([0.5, 2.0])), None
         found.append(gimli.meta_gradient(*args, steps=2, memory=memory, check=check).B_0["w"])
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("compile", ["steps", "whole"])
+def test_a_look_before_compiling_leaves_none(compile: str) -> None:
+    """A loss that counts its calls, and returns aux, which is not compiled: the eager run begins as if never tried."""
+
+    def made() -> tuple[nn.Module, gimli.Problem, Tensors]:
+        net = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(net.weight)
+        net.calls = 0  # type: ignore[assignment]
+
+        def loss(theta: Tensors, phi: Any, batch: Tensor) -> Any:
+            net.calls += 1  # type: ignore[operator]
+            return functional_call(net, theta, batch).sum() / net.calls, {"calls": torch.tensor(float(net.calls))}  # type: ignore[arg-type]
+
+        problem = gimli.Problem(loss, lambda t, p, b: t["weight"].sum() ** 2, SGD(lr=0.1), modules=[net])
+        return net, problem, dict(net.named_parameters())
+
+    ends = []
+    for how in (compile, False):
+        net, problem, theta = made()
+        run = gimli.meta_gradient(problem, theta, [torch.ones(1)] * 3, None, compile=how)
+        ends.append((run.theta_J["weight"].item(), net.calls))
+    assert ends[0] == ends[1]

@@ -56,14 +56,38 @@ def test_every_task_has_statistics_of_its_own(tasks: Any, memory: Any) -> None:
     assert identical(dict(net.named_buffers()), before)
 
 
-def test_unroll_too_and_without_a_check_the_way_out_is_said() -> None:
+@pytest.mark.parametrize("memory", [None, gimli.memory.Checkpoint(1)], ids=["kept", "replayed"])
+def test_without_a_check_it_is_found_out_by_the_run(memory: Any) -> None:
+    net, problem, arguments = made()
+    before = {k: v.clone() for k, v in net.named_buffers()}
+    exact = gimli.meta_gradient(problem, **arguments, tasks=T)
+    _, fresh, _ = made()
+    found = gimli.meta_gradient(fresh, **arguments, tasks=T, memory=memory, check=False)
+    assert identical(found.B_0, exact.B_0)
+    net, fresh, arguments = made()
+    gimli.unroll(fresh, **arguments, tasks=T, check=False).backward()
+    torch.testing.assert_close({k: p.grad for k, p in net.named_parameters()}, exact.B_0, rtol=1e-12, atol=1e-14)
+    assert identical(dict(net.named_buffers()), before)
+
+
+def test_adapt_too() -> None:
+    net, problem, arguments = made()
+    before = {k: v.clone() for k, v in net.named_buffers()}
+    each = [
+        gimli.adapt(problem, **{k: v for k, v in of_task(arguments, t).items() if k != "val_batch"}) for t in range(T)
+    ]
+    for _ in range(2):
+        found = gimli.adapt(problem, arguments["theta_0"], arguments["train_batches"], tasks=T)
+        for k, v in found.theta_J.items():
+            torch.testing.assert_close(v, torch.stack([one.theta_J[k] for one in each]), rtol=1e-12, atol=1e-14)
+    assert identical(dict(net.named_buffers()), before)
+
+
+def test_unroll_too_and_verify_says_the_way_out() -> None:
     net, problem, arguments = made()
     exact = gimli.meta_gradient(problem, **arguments, tasks=T).B_0
     gimli.unroll(problem, **arguments, tasks=T).backward()
     torch.testing.assert_close({k: p.grad for k, p in net.named_parameters()}, exact, rtol=1e-12, atol=1e-14)
-    _, fresh, arguments = made()
-    with pytest.raises(ArgumentError, match=r"buffers of its own.*chunk=1"):
-        gimli.meta_gradient(fresh, **arguments, tasks=T, check=False)
     with pytest.raises(ArgumentError, match="Verify one task alone"):
         gimli.verify(problem, **arguments, tasks=T)
     gimli.verify(problem, **of_task(arguments, 1)).assert_ok()

@@ -28,7 +28,7 @@ __all__ = ["Budget", "choose", "estimate", "least"]
 class Budget(Schedule):
     """Keep the run's memory within `size`, and be as fast as that allows.
 
-    One step is measured first (about 75F, once for a problem and its shapes); then graphs of the last steps, states,
+    One step is measured first (about 85F, once for a problem and its shapes); then graphs of the last steps, states,
     gradients and replays are mixed so that the predicted time is least among all mixes whose peak fits. Measured is
     the first batch; a later one whose tensors are larger in any dimension is refused before its step runs. What torch
     imports at its first derivative (some 70 MiB, once for a process) is imported first and is not counted. Everything

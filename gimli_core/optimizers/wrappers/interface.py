@@ -7,7 +7,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gimli_core.errors import listing, unexpected
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from gimli_core.errors import ArgumentError, GimliError, explain, listing, unexpected
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.optimizers.numbers import pulled_as_vectors, stepped_as_vectors
@@ -20,7 +24,7 @@ class Wrapper(Optimizer):
     """Base of all wrappers. A subclass adds hyperparameters as fields, slots to `initial_state`, step and pullback.
 
     G may lack a tensor that the loss does not use. So step and pullback go through `inner.step_used` and
-    `inner.pullback_used`, and leave alone what is theirs of such a tensor.
+    `inner.pullback_used`, and leave alone what is theirs of such a tensor; a step that does not is refused.
 
     Args:
         inner: the optimizer that is wrapped; its groups are the wrapper's.
@@ -91,13 +95,41 @@ class Wrapper(Optimizer):
 
     @stepped_as_vectors
     def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-        return self.step(theta, state, G, hyper)
+        missed = set(self.moved_by_gradient(theta)) - G.keys()
+        if not missed:
+            return self.step(theta, state, G, hyper)
+        try:
+            new_theta, new_state = self.step(theta, state, G, hyper)
+        except KeyError as error:
+            if error.args[:1] and error.args[0] in missed:
+                raise self._forgot("step", missed) from error
+            raise
+        if any(k not in new_theta or not left_alone(theta[k], new_theta[k]) for k in missed):
+            raise self._forgot("step", missed)
+        return new_theta, new_state
 
     @pulled_as_vectors
     def pullback_used(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        return self.pullback(theta, state, G, hyper, B, S, wanted)
+        missed = set(self.moved_by_gradient(theta)) - G.keys()
+        try:
+            pulled = self.pullback(theta, state, G, hyper, B, S, wanted)
+        except KeyError as error:
+            if error.args[:1] and error.args[0] in missed:
+                raise self._forgot("pullback", missed) from error
+            raise
+        if any(k not in pulled.B for k in missed):
+            raise self._forgot("pullback", missed)
+        return pulled
+
+    def _forgot(self, method: str, missed: Collection[str]) -> GimliError:
+        expected = f"to leave alone what the loss does not use ({listing(sorted(missed))})"
+        came = "a change of it, or none of it" if method == "step" else "no adjoint of it"
+        do = (
+            f"Call self.inner.{method}_used(…) in place of self.inner.{method}(…), and pass by what G has no entry for."
+        )
+        return ArgumentError(explain(f"{type(self).__name__}.{method}", expected, came, do))
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         return self.inner.initial_state(theta, hyper)
@@ -131,6 +163,13 @@ class GradientWrapper(Wrapper):
         V, more_B, more_A = self._transform_pullback(theta, G, hyper, pulled.V, wanted)
         B_j = {k: v + more_B[k] if k in more_B else v for k, v in pulled.B.items()}
         return Pulled(V, B_j, pulled.S, added(pulled.A, more_A))
+
+
+def left_alone(before: Tensor, after: Tensor) -> bool:
+    """Whether a step has not changed a tensor, of any shape; taken for granted where nobody sees its values."""
+    if after is before or is_functorch_wrapped_tensor(after):
+        return True
+    return after.shape == before.shape and bool(torch.equal(after, before))
 
 
 def only(wanted: Collection[str], optimizer: Optimizer) -> tuple[str, ...]:

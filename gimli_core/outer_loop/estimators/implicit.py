@@ -16,6 +16,7 @@ from gimli_core.notation import Tensors
 from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, walked
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient
+from gimli_core.transforms.nested import nested
 from gimli_core.unroll import gradient_at, tied_tensors
 
 __all__ = ["Implicit"]
@@ -103,6 +104,7 @@ class Implicit:
             check=call.check,
             **self._options,
         )
+        result = replace(result, A_loss=nested(result.A_loss, call.nested))
         self._v = result.report.v if self._warm_start else None
         paths = tied_tensors(replace(call, phi_opt=None, state_0=None), form)
         tied = ((t, gradient_at(result, form.scale, path, t)) for path, t in paths)

@@ -74,6 +74,16 @@ class Event(NamedTuple):
     "theta" is theta_{j+1}; at line 14, "B" is B_j. The engine goes on with what it finds in `values` when
     it is resumed: a consumer that puts another tensor there intervenes. `given` is what the line used.
     `replay` tells a step that had been run before.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, target):
+    ...     return ((theta["w"] - target) ** 2).sum() / 2
+    >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
+    >>> theta_0, one = {"w": torch.zeros(2)}, torch.ones(2)
+    >>> seen = []
+    >>> _ = gimli.meta_gradient(problem, theta_0, [one], one, watch=seen.append)
+    >>> [(event.line, event.j) for event in seen]
+    [(5, 0), (6, 0), (8, 1), (9, 1), (11, 0), (12, 0), (13, 0), (14, 0)]
     """
 
     line: int

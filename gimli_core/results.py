@@ -22,6 +22,14 @@ class Trajectory:
     """Where the inner loop went. All tensors are detached.
 
     `torch.save` writes one, and `torch.load` reads it, also with `weights_only=True` once gimli_core is imported.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, target):
+    ...     return ((theta["w"] - target) ** 2).sum() / 2
+    >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
+    >>> theta_0, one = {"w": torch.zeros(2)}, torch.ones(2)
+    >>> gimli.adapt(problem, theta_0, [one, one]).train_losses
+    tensor([1.0000, 0.2500])
     """
 
     val_loss: Tensor  # [] or [k], L = Σ_j w_j L_val(theta_j), by default L_val(theta_J); over tasks their mean or sum
@@ -91,6 +99,15 @@ class MetaGradient(Trajectory):
     """What Algorithm 1 returns, by the paper's names and keyed as the inputs were.
 
     Of a vector of k outer losses every A_opt, A_loss, B_0 and S_0 has a leading k, a row for each.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, target):
+    ...     return ((theta["w"] - target) ** 2).sum() / 2
+    >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
+    >>> theta_0, one = {"w": torch.zeros(2)}, torch.ones(2)
+    >>> result = gimli.meta_gradient(problem, theta_0, [one, one], one)
+    >>> result.B_0["w"], result.theta_J["w"]                 # (1 - lr)^2J (theta_0 - 1)
+    (tensor([-0.0625, -0.0625]), tensor([0.7500, 0.7500]))
     """
 
     A_opt: dict[str, Any]  # dL/dphi_opt

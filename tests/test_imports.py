@@ -314,3 +314,9 @@ def tree(x: Tensors) -> Tensors:
 def _private(x: Tensor): ...
 '''
     assert silent(source) == ["Bare: no docstring", "norm: no shape", "mean: no docstring"]
+
+
+def test_every_public_function_and_class_has_an_example() -> None:
+    """Doctests run with the suite; here only that there is one."""
+    public = {name: getattr(gimli_core, name) for name in gimli_core.__all__}
+    assert [name for name, made in public.items() if callable(made) and ">>> " not in (made.__doc__ or "")] == []

@@ -59,6 +59,14 @@ class FirstOrder(Approximation):
     """Leave out line 14's curvature, V_j Hessian (in MAML: FOMAML). Line 13 stays for a phi_loss.
 
     Cost: without a phi_loss there is no second derivative, no graph, and a step takes 3F.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, target):
+    ...     return ((theta["w"] - target) ** 2).sum() / 2
+    >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
+    >>> theta_0, one = {"w": torch.zeros(2)}, torch.ones(2)
+    >>> gimli.meta_gradient(problem, theta_0, [one] * 2, one, approximation=gimli.FirstOrder()).B_0["w"]   # theta_J - 1
+    tensor([-0.2500, -0.2500])
     """
 
     def __init__(self) -> None:
@@ -76,6 +84,19 @@ class Truncated(Approximation):
 
     Raises:
         ArgumentError: a number below 1.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, target):
+    ...     return ((theta["w"] - target) ** 2).sum() / 2
+    >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
+    >>> theta_0, one = {"w": torch.zeros(2)}, torch.ones(2)
+    >>> [
+    ...     gimli.meta_gradient(
+    ...         problem, theta_0, [one] * 2, one, phi_opt={"lr": 0.5}, approximation=left_out
+    ...     ).A_opt["lr"]
+    ...     for left_out in (gimli.Truncated(1), None)
+    ... ]
+    [tensor(-0.2500, dtype=torch.float64), tensor(-0.5000, dtype=torch.float64)]
     """
 
     def __init__(self, steps: int) -> None:
@@ -86,7 +107,19 @@ class Truncated(Approximation):
 
 
 class ThetaOnly(Approximation):
-    """Lines 11-14 read without the optimizer's state: an ablation that shows what the paper's short form misses."""
+    """Lines 11-14 read without the optimizer's state: an ablation that shows what the paper's short form misses.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, target):
+    ...     return ((theta["w"] - target) ** 2).sum() / 2
+    >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.25, momentum=0.5))
+    >>> theta_0, one = {"w": torch.zeros(2)}, torch.ones(2)
+    >>> [
+    ...     gimli.meta_gradient(problem, theta_0, [one] * 2, one, approximation=left_out).B_0["w"]
+    ...     for left_out in (gimli.ThetaOnly(), None)
+    ... ]
+    [tensor([-0.2461, -0.2461]), tensor([-0.1914, -0.1914])]
+    """
 
     def __init__(self) -> None:
         super().__init__(theta_only=True)

@@ -34,7 +34,17 @@ NORMAL = 1.959964  # of a normal distribution 95 % lie within so many deviations
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Metrics of T tasks, after adaptation."""
+    """Metrics of T tasks, after adaptation.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, target):
+    ...     return ((theta["w"] - target) ** 2).sum() / 2
+    >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
+    >>> theta_0, one = {"w": torch.zeros(2)}, torch.ones(2)
+    >>> targets = torch.tensor([[1.0, 3.0], [0.0, 2.0]])                  # of two tasks
+    >>> gimli.evaluate(problem, theta_0, [targets], targets, tasks=2).metrics["loss"]
+    tensor([1.2500, 0.5000])
+    """
 
     metrics: dict[str, Tensor]  # [T] each
     trajectory: Trajectory  # where each task's inner loop went

@@ -34,7 +34,13 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class PullbackReport:
-    """Every block that was compared, and the first that is wrong."""
+    """Every block that was compared, and the first that is wrong.
+
+    >>> import gimli_core as gimli
+    >>> report = gimli.optimizers.check_pullback(gimli.optimizers.SGD(lr=0.1, momentum=0.9))
+    >>> report.ok, report.first_wrong
+    (True, None)
+    """
 
     optimizer: str
     entries: tuple[Entry, ...]

@@ -42,7 +42,16 @@ __all__ = ["Requirement", "Requirements", "check_requirements", "require"]
 
 @dataclass(frozen=True)
 class Requirements:
-    """The verdict on I, II, IIIa and IIIb."""
+    """The verdict on I, II, IIIa and IIIb.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, target):
+    ...     return ((theta["w"] - target) ** 2).sum() / 2
+    >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
+    >>> theta_0, one = {"w": torch.zeros(2)}, torch.ones(2)
+    >>> gimli.check_requirements(problem, theta_0, [one], one).ok
+    True
+    """
 
     entries: tuple[Requirement, ...]
 

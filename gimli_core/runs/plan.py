@@ -56,7 +56,17 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """Predicted peak and time of every kind of schedule; printing it gives a table and a picture."""
+    """Predicted peak and time of every kind of schedule; printing it gives a table and a picture.
+
+    >>> import torch, gimli_core as gimli
+    >>> def loss(theta, phi, target):
+    ...     return ((theta["w"] - target) ** 2).sum() / 2
+    >>> problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.5))
+    >>> theta_0, one = {"w": torch.zeros(2)}, torch.ones(2)
+    >>> p = gimli.plan(problem, theta_0, lambda j: one, one, steps=20)
+    >>> p.least == min(row.peak for row in p.rows)
+    True
+    """
 
     rows: tuple[Row, ...]
     costs: Costs

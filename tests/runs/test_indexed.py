@@ -196,7 +196,7 @@ def test_a_budget_counts_what_every_step_adds_to_the_sums(rows):
     a_step = rows * 8 * (8 + 8 * tokens)
     costs = measure(prepare(Given(*call, steps, phi_loss=phi)), makers(EagerSteps())[0])
     assert costs.growth == a_step
-    size = least(steps, costs)
+    size = int(1.03 * least(steps, costs))  # a graph's nodes differ a little from one measurement to the next
     with LiveBytes() as meter:
         gimli.meta_gradient(*call, phi_loss=phi, memory=Budget(size))
     assert steps * a_step < meter.peak <= size

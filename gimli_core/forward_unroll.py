@@ -13,6 +13,7 @@ from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.derivatives.over_parts import gradient_of_parts
 from gimli_core.derivatives.over_ranks import gradient_over_ranks
 from gimli_core.environment import keeping_buffers
+from gimli_core.errors import unexpected
 from gimli_core.optimizers.interface import with_path
 from gimli_core.optimizers.seen import seeing
 from gimli_core.record import Event, Point
@@ -36,6 +37,9 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
             with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
                 arguments = (form.problem.train_loss, "train_loss", theta, values.phi_at(j))
                 if isinstance(batch, MicroBatches):
+                    if not form.in_parts:
+                        actual, do = f"some at step {j}", "MicroBatches([batch]) is a batch in one part."
+                        raise unexpected("train_batches", "MicroBatches from step 0 on, or in no step", actual, do)
                     G_j = gradient_of_parts(*arguments, batch, frozen=values.frozen)
                 else:
                     G_j = gradient(*arguments, batch, frozen=values.frozen, keep_graph=True, recorded=form.recorded)

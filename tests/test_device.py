@@ -37,6 +37,11 @@ def test_all_is_right_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert torch.get_default_dtype() == torch.float64
 
 
+@pytest.mark.long
+def test_nothing_waits_whatever_the_optimizer() -> None:
+    assert not wrong(synchronisation.checks(Where(torch.device("cpu"), quick=False, data=DATA)))
+
+
 def test_a_wrong_number_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,7 +94,7 @@ def test_a_look_within_the_loops_is_found(monkeypatch: pytest.MonkeyPatch) -> No
         return step(self, theta, s, G, h, t)
 
     monkeypatch.setattr(SGD, "_step", looking)
-    told = synchronisation.waits(HERE, synchronisation.on(HERE, SGD(lr=0.1)), gimli.memory.RetainGraphs())
+    told = synchronisation.waits(HERE, synchronisation.on(HERE, SGD(lr=0.1)), gimli.memory.RetainGraphs(), lines=False)
     assert "_local_scalar_dense" in told
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.errors import unexpected
 
 __all__ = ["check_batches", "check_val_batch"]
@@ -75,6 +76,9 @@ def check_val_batch(val_batch: Any, steps: int) -> Callable[[int], Any]:
     A function is one by what it is (def, lambda, a method, functools.partial): another object that can be called may
     well be what val_loss is to get.
     """
+    if isinstance(val_batch, MicroBatches):
+        came, do = "MicroBatches", "Sum over its parts in val_loss, or return a number for each: [k]."
+        raise unexpected("val_batch", "a batch as val_loss is to get it", came, do)
     if inspect.isroutine(val_batch) or isinstance(val_batch, functools.partial):
         return told(val_batch, steps, "val_batch")
     return lambda j: val_batch

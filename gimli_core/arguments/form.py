@@ -98,9 +98,10 @@ class Form:
     def stores_parts(self) -> Ranks | None:
         """The ranks that are at the same (theta_j, s_j), if there are several: each stores a part of it.
 
-        A journal has whole points: ranks write theirs when it is time for each.
+        A journal has points as they are: each rank writes its own.
         """
-        return None if self.journaled else self.data
+        same = self.mesh is not None and not self.mesh.data_in_shards
+        return self.data if same and not self.journaled else None
 
     def zero_loss(self, theta: Tensors) -> Tensor:
         """A tensor like the inner loss."""

@@ -20,7 +20,6 @@ def check_sharded(call: Call, *, watched: bool) -> None:
     """Raise ArgumentError for what a run in shards cannot do. `watched`: someone looks at tensors on the way."""
     for argument, there, expected, actual, do in (
         ("tasks", call.tasks is not None, "None", repr(call.tasks), 'Whole tasks over processes are mesh="tasks".'),
-        ("resume", call.resume is not None, "None", repr(call.resume), "Leave it out, or run on one process."),
         ("until", call.until is not None, "None", repr(call.until), "Say how many steps."),
         (
             "watch",

@@ -126,6 +126,8 @@ def influence_scores(
     C = torch.zeros(n, n, dtype=flat.dtype, device=flat.device)
     for _, looked_up, batch in seen:
         C += curvature(looked_up, batch) / len(seen)
+    if not bool(torch.isfinite(C).all()):
+        raise unexpected("theta_J", "a point with finite second derivatives", "inf or nan", "Did training diverge?")
     e, U = torch.linalg.eigh((C + C.T) / 2)
     del C
     dL = jacrev(queries)(flat)  # [k, n]

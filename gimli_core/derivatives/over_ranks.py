@@ -163,8 +163,11 @@ def _summed(
     beside = [weight * divides, float(failed is not None), *(flags or ())]
     total, counts = weighed(ranks, tensors, what, weight=weight, beside=beside)
     device = counts.device
-    if failed is not None or (at_once(device) and bool(counts[1] > 0)):
-        _raise(ranks, failed, what)
+    if at_once(device):
+        if bool(counts[1] > 0):
+            _raise(ranks, failed, what)
+    elif failed is not None:  # the others do not look: a stall a step. They end with the group's timeout, and read why
+        raise failed
     denominator = torch.where(counts[0] > 0, counts[0], torch.ones_like(counts[0]))
     divided = {k: v / denominator.to(v.dtype) for k, v in total.items()}
     return _Sums(divided, counts[2:], weight / denominator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,12 @@ class Experiment:
         if options.network is not None and options.network not in NETWORKS:
             raise unexpected("--network", listing(NETWORKS), repr(options.network), "Choose one of them.")
         recipe = recipe or RECIPES[name]
+        drawings = data.images.shape[1] == 1
+        recipe = recipe if drawings else replace(recipe, **recipe.photographs)
         quick = data.name == "digits"
         self.name, self.recipe, self.options = name, recipe, options
         self.steps = options.steps or (recipe.quick_steps if quick else recipe.steps)
         split, parts = parts_of(data, options.split or data.split)
-        drawings = data.images.shape[1] == 1
         rotations = drawings if options.rotations is None else options.rotations
         in_test = rotations and not quick  # the digits' test is on the upright ones
         sources = {

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.utils import _pytree as pytree
 
 from gimli_core.errors import ProcessError, first_line
 from gimli_core.processes import words
@@ -62,7 +63,7 @@ def weighed(
     dtype = _common_dtype(tensors)
     flats = [t.detach().reshape(-1).to(dtype) for t in tensors.values()]
     device = flats[0].device if flats else torch.device("cpu")
-    flat = torch.cat([*flats, torch.tensor(beside, dtype=dtype, device=device)])
+    flat = torch.cat([*flats, _numbers(tuple(beside), dtype, device)])
     of_tensors = flat[: len(flat) - len(beside)]
     if weight == 0:
         of_tensors.zero_()
@@ -83,12 +84,22 @@ def all_gathered(ranks: Ranks, flat: Tensor, what: str) -> list[Tensor]:
 
 
 def everyones(ranks: Ranks, value: Any, what: str) -> list[Any]:
-    """The plain values of all ranks, in rank order: for what is sent once a call, since it is pickled."""
+    """The plain values of all ranks, in rank order: for what is sent once a call, since it is pickled.
+
+    A tensor in them that is a part of a larger one goes without the rest, which pickle would send too.
+    """
     every: list[Any] = [None] * ranks.size
+    value = pytree.tree_map_only(Tensor, _alone, value)
     _executed(
         "all_gather_object", ranks, what, 0, lambda: distributed.all_gather_object(every, value, group=ranks.group)
     )
     return every
+
+
+def _alone(x: Tensor) -> Tensor:
+    """The tensor, in a storage of its own size."""
+    dense = x.layout == torch.strided and not x.is_nested
+    return x.clone() if dense and x.untyped_storage().nbytes() > x.nbytes else x
 
 
 def everyones_tree(ranks: Ranks, tree: Any, device: torch.device, what: str) -> list[Any]:
@@ -103,6 +114,12 @@ def everyones_tree(ranks: Ranks, tree: Any, device: torch.device, what: str) -> 
         return [rebuilt(one, flat) for one, _ in every]
     padded = torch.cat([flat, flat.new_zeros(longest - flat.numel())])
     return [rebuilt(one, sent) for (one, _), sent in zip(every, all_gathered(ranks, padded, what), strict=True)]
+
+
+@lru_cache(maxsize=64)
+def _numbers(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of numbers, made once: to bring them to a device at every step would stall it."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _common_dtype(tensors: Mapping[Any, Tensor]) -> torch.dtype:

@@ -3,6 +3,7 @@
     "tasks"   each rank runs its share of a meta-batch
     "data"    each rank holds a part of every batch of one inner loop
     "shard"   each rank holds a part of theta, s, B and S
+    "data+shard"   both, by the same ranks
 
 A process group is the caller's: none is made here, and nothing is initialised.
 """
@@ -21,6 +22,7 @@ from gimli_core.errors import closest, listing, unexpected
 __all__ = ["USES", "Mesh", "Ranks", "check_device", "check_mesh", "tells"]
 
 USES = ("tasks", "data", "shard")
+BOTH = "data+shard"  # the same ranks for both
 
 _START = (
     "Start the program with `torchrun --nproc-per-node N program.py`, and let it begin with "
@@ -56,8 +58,14 @@ class Mesh:
     shard: Ranks | None = None
 
     def __iter__(self) -> Iterator[Ranks]:
-        """Those that there are, in the order of `USES`."""
-        return (ranks for ranks in (self.tasks, self.data, self.shard) if ranks is not None)
+        """Those that there are, in the order of `USES`; the same ones once."""
+        shard = None if self.data_in_shards else self.shard
+        return (ranks for ranks in (self.tasks, self.data, shard) if ranks is not None)
+
+    @property
+    def data_in_shards(self) -> bool:
+        """Whether the same ranks share batches and theta."""
+        return self.data is not None and self.shard is not None and self.data.group is self.shard.group
 
     @property
     def first(self) -> bool:
@@ -75,9 +83,9 @@ def check_mesh(mesh: Any) -> Mesh | None:
     """`mesh=` as the ranks of each use. Raises ArgumentError."""
     if mesh is None or isinstance(mesh, Mesh):
         return mesh
-    expected = f"a DeviceMesh whose dimensions are named {listing(USES)}, or one of these names"
+    expected = f"a DeviceMesh whose dimensions are named {listing((*USES, BOTH))}, or one of these names"
     if isinstance(mesh, str):
-        if mesh not in USES:
+        if mesh not in (*USES, BOTH):
             raise unexpected(
                 "mesh", expected, repr(mesh), f"A name says what all processes are for.{closest(mesh, USES)}"
             )
@@ -85,11 +93,11 @@ def check_mesh(mesh: Any) -> Mesh | None:
             raise unexpected("mesh", "a process group to take the ranks from", "none", _START)
         group = distributed.group.WORLD
         devices = frozenset(device.type for device in group._device_types)  # type: ignore[union-attr]
-        return Mesh(**{mesh: Ranks(mesh, group, distributed.get_rank(), distributed.get_world_size(), devices)})
+        return _mesh([(mesh, group, distributed.get_rank(), distributed.get_world_size())], devices)
     if not _is_device_mesh(mesh):
         raise unexpected("mesh", expected, type(mesh).__name__, 'For example mesh="tasks". ' + _START)
     names = mesh.mesh_dim_names or ()
-    unknown = [name for name in names if name not in USES]
+    unknown = [name for name in names if name not in (*USES, BOTH)]
     if unknown or not names:
         do = 'init_device_mesh("cpu", (2, 2), mesh_dim_names=("tasks", "data")).'
         actual = listing(unknown) if unknown else "a mesh whose dimensions have no names"
@@ -97,9 +105,17 @@ def check_mesh(mesh: Any) -> Mesh | None:
     if mesh.get_coordinate() is None:
         actual = f"rank {distributed.get_rank()}, which is outside it"
         raise unexpected("mesh", "a mesh that this process is part of", actual, "Call from the mesh's own ranks alone.")
-    devices = frozenset({mesh.device_type})
-    every = ((name, mesh.get_group(name), mesh.get_local_rank(name), mesh.size(i)) for i, name in enumerate(names))
-    return Mesh(**{name: Ranks(name, group, rank, size, devices) for name, group, rank, size in every})
+    if BOTH in names and {"data", "shard"} & set(names):
+        do = f"Name the dimensions after two of them, or one {BOTH!r}."
+        raise unexpected("mesh", f"no {listing(USES[1:])} beside {BOTH!r}", listing(names), do)
+    every = [(name, mesh.get_group(name), mesh.get_local_rank(name), mesh.size(i)) for i, name in enumerate(names)]
+    return _mesh(every, frozenset({mesh.device_type}))
+
+
+def _mesh(dimensions: list[tuple[str, Any, int, int]], devices: frozenset[str]) -> Mesh:
+    """The mesh of (name, group, rank, size) of each dimension."""
+    uses = {use: (group, rank, size) for name, group, rank, size in dimensions for use in name.split("+")}
+    return Mesh(**{use: Ranks(use, *those, devices) for use, those in uses.items()})
 
 
 def check_device(mesh: Mesh, device: torch.device) -> None:

@@ -10,6 +10,7 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.evaluate import differentiate, evaluate
 from gimli_core.derivatives.first_order import Graph, gradient
 from gimli_core.derivatives.second_order import BY_GRAPH, Choice, Products, choose, from_a_point, reverse_over_reverse
+from gimli_core.errors import unexpected
 from gimli_core.notation import Tensors
 from gimli_core.optimizers.seen import seeing
 from gimli_core.requirements.probes import refuse_once_differentiable
@@ -31,7 +32,13 @@ def requirement_I(inputs: Inputs) -> tuple[Requirement, frozenset[str]]:
         theta = {k: v.detach().requires_grad_() for k, v in inputs.values.theta_0.items()}
         phi = {k: v.detach().requires_grad_() for k, v in inputs.values.phi_loss.items()}
         val_loss, batch = inputs.form.problem.val_loss, inputs.values.last_val_batch
-        L, _ = evaluate(val_loss, "val_loss", {**inputs.values.frozen, **theta}, phi, batch, vector=True)
+        try:
+            L, _ = evaluate(val_loss, "val_loss", {**inputs.values.frozen, **theta}, phi, batch, vector=True)
+        except KeyError as error:
+            if error.args[:1] and error.args[0] in inputs.values.indexed:
+                actual, do = f"one that asks for {error.args[0]!r}", "Mark what train_loss alone uses."
+                raise unexpected("val_loss", "to leave indexed entries alone: it has no rows", actual, do) from error
+            raise
         gradients = differentiate(L, [*theta.values(), *phi.values()])
     explicit = frozenset(k for k, g in zip(phi, gradients[len(theta) :], strict=True) if g is not None)
     if any(g is not None for g in gradients[: len(theta)]):

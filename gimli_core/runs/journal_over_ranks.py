@@ -32,7 +32,7 @@ def of_rank(directory: Path, mesh: Sequence[Ranks]) -> Path:
     begun = {re.sub(r"-\d+-of", "-of", path) for path in there}
     if begun - {sizes}:
         came, do = (
-            f"{directory}, where {', '.join(sorted(begun))} have begun one",
+            f"{directory}, where {', '.join(sorted(begun))} began",
             "Start as many ranks, or begin anew.",
         )
         raise unexpected("resume", "a directory of this number of ranks, whose batches are cut alike", came, do)

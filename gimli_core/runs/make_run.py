@@ -162,7 +162,8 @@ def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
         inputs = replace(inputs, form=replace(inputs.form, mesh=mesh, journaled=call.resume is not None))
         if mesh.shard is None:
             return inputs
-        together([mesh.shard], "mesh", lambda: None, lambda: {"random numbers": random_numbers(inputs)})
+        if not mesh.data_in_shards:  # these evaluate the losses on one batch
+            together([mesh.shard], "mesh", lambda: None, lambda: {"random numbers": random_numbers(inputs)})
         return in_shards(inputs, mesh.shard)
     inputs = _required(prepare(call), call, schedule, wants)
     # A resumed run may be looked at otherwise than the one that was killed was: what that one wrote must fit.

@@ -19,6 +19,7 @@ UNCERTAINTIES = 10  # of an oracle's own that are granted
 class Verdict(Enum):
     OK = "ok"
     NOISE = "within the noise"  # of a low precision: agreement cannot be told more closely
+    BELOW = "less than the noise"  # of a low precision, which is all that can be told of an entry that small
     DISAGREES = "DISAGREES"
     UNDEFINED = "undefined here"  # the oracle is not finite
     INCONCLUSIVE = "inconclusive"  # the oracle's uncertainty is too large
@@ -85,7 +86,8 @@ def judge(
     Ten uncertainties are granted, since they are estimates. Where they, or what rounding alone does, exceed a percent
     both of the entry and of its natural `scale`, nothing can be said; nor can an oracle confirm an entry of which it
     cannot see a percent. In a `low` precision nothing is known to a percent: an entry then agrees within the noise, if
-    that does not exceed all of it.
+    that does not exceed all of it; one that is less than the noise is told so, where that is less than a percent of
+    its natural scale.
     """
     told = 1.0 if low else 0.01  # how much of an entry may be unknown
     value, expected = value.detach().to("cpu", torch.float64), expected.detach().to("cpu", torch.float64)
@@ -95,14 +97,16 @@ def judge(
         verdict = Verdict.UNDEFINED
     elif not math.isfinite(difference):
         verdict = Verdict.DISAGREES
-    elif bound > told * max(size, scale):
+    elif bound > max(told * size, 0.01 * scale):
         verdict = Verdict.INCONCLUSIVE
     elif difference > bound:
         verdict = Verdict.DISAGREES
     elif difference > allowed and UNCERTAINTIES * uncertainty > told * size:
         verdict = Verdict.INCONCLUSIVE
+    elif low:
+        verdict = Verdict.NOISE if bound <= size else Verdict.BELOW
     else:
-        verdict = Verdict.NOISE if low else Verdict.OK
+        verdict = Verdict.OK
 
     def relative(x: float) -> float:
         return 0.0 if x == 0 else x / size if size else math.inf

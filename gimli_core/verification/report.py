@@ -30,9 +30,8 @@ class Report:
     @property
     def unjudged(self) -> tuple[str, ...]:
         """Entries that no oracle could judge."""
-        judged = {
-            (c.subject, c.key) for c in self.checks if c.verdict in (Verdict.OK, Verdict.NOISE, Verdict.DISAGREES)
-        }
+        told = (Verdict.OK, Verdict.NOISE, Verdict.BELOW, Verdict.DISAGREES)
+        judged = {(c.subject, c.key) for c in self.checks if c.verdict in told}
         return tuple(dict.fromkeys(f"{c.subject} {c.name}" for c in self.checks if (c.subject, c.key) not in judged))
 
     @property
@@ -52,8 +51,10 @@ class Report:
         if self.unjudged:
             return f"not verified: no oracle could judge {printable(', '.join(self.unjudged))}"
         if self.noise:
-            noise = max(c.allowed for c in self.checks if c.verdict is Verdict.NOISE)
-            return f"agrees within the noise of {self.noise}: up to {noise:.1e} of an entry"
+            noise = max((c.allowed for c in self.checks if c.verdict is Verdict.NOISE), default=0.0)
+            below = dict.fromkeys(c.name for c in self.checks if c.verdict is Verdict.BELOW)
+            less = f"; less than it: {printable(', '.join(below))}" if below else ""
+            return f"agrees within the noise of {self.noise}: up to {noise:.1e} of an entry{less}"
         return f"ok: {self.entries} entries agree with {', '.join(dict.fromkeys(c.family for c in self.checks))}"
 
     def of(self, subject: str) -> Report:
@@ -133,6 +134,8 @@ class Report:
 HEADER = ("meta-parameter", "value or norm", "oracle", "its value", "rel. error", "uncertainty", "allowed", "verdict")
 STYLES = {
     Verdict.OK: "green",
+    Verdict.NOISE: "green",
+    Verdict.BELOW: "yellow",
     Verdict.DISAGREES: "bold red",
     Verdict.UNDEFINED: "yellow",
     Verdict.INCONCLUSIVE: "yellow",

@@ -281,6 +281,11 @@ def test_bad_trials(change: Call, match: str) -> None:
 
 def test_bad_baselines() -> None:
     made = call()
+    lost = {"a": torch.full((4,), float("nan"))}
+    with pytest.raises(ArgumentError, match="finite second derivatives"):
+        attribution.influence_scores(
+            made["problem"], lost, made["train_batches"], made["val_batch"], phi_loss=made["phi_loss"]
+        )
     batches = [{"x": torch.ones(1, 4), "y": torch.ones(1), "rows": torch.zeros(1, dtype=torch.long)}]
     rest = {"val_batch": made["val_batch"], "phi_loss": made["phi_loss"]}
     with pytest.raises(ArgumentError, match="damping"):

@@ -172,6 +172,14 @@ def test_only_the_library_s_own_processor_time_counts(monkeypatch: pytest.Monkey
     assert patience.eager_seconds == 4.0
 
 
+def test_where_nobody_watches_the_clock_is_read_at_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = iter(range(100))
+    monkeypatch.setattr(time, "thread_time", lambda: 10.0 * next(reads))
+    patience = Patience()
+    assert list(in_time.clocked(patience, iter(range(5)), watched=False)) == list(range(5))
+    assert patience.eager_seconds == patience.last_seconds == 10.0
+
+
 def test_the_user_s_time_between_unroll_and_backward_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "thread_time", lambda: clock[0])

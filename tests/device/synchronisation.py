@@ -16,8 +16,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gimli_core as gimli
+from gimli_core.arguments.call import Call
+from gimli_core.runs.make_run import Wants, make_run
+from gimli_core.runs.run import drain
 from tests.device.check import Check, Where
-from tests.problems import tanh_network
 
 STEPS = 6
 READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "item")
@@ -57,15 +59,26 @@ def checks(where: Where) -> Iterator[Check]:
     for name in names:
         for memory in memories[:2] if where.quick else memories:
             optimizer = getattr(gimli.optimizers, name)(**OPTIMIZERS[name])
-            told = waits(where, on(where, optimizer), memory)
-            yield Check(f"{name}, {memory}", not told, told or "nothing waits between the first step and the last")
+            for form in ("one vector", "by name"):
+                told = waits(where, on(where, optimizer), memory, lines=form == "by name")
+                said = told or "nothing waits between the first step and the last"
+                yield Check(f"{name}, {memory}, {form}", not told, said)
 
 
 def on(where: Where, optimizer: gimli.optimizers.Optimizer) -> dict[str, Any]:
     """A small network of two matrices, on the device."""
     torch.manual_seed(0)
-    made = tanh_network(optimizer, steps=STEPS)
-    return {k: v if k == "problem" else where.put(v) for k, v in made.items()}
+    theta_0 = {"w": torch.randn(3, 4), "v": torch.randn(4, 2)}
+    batches = [(torch.randn(6, 3), torch.randn(6, 2)) for _ in range(STEPS + 1)]
+    theta_0, batches, phi_loss = where.put((theta_0, batches, {"l2": torch.tensor(-2.0)}))
+    call = {"problem": gimli.Problem(two_matrices, two_matrices, optimizer), "theta_0": theta_0, "phi_loss": phi_loss}
+    return {**call, "train_batches": batches[:-1], "val_batch": batches[-1]}
+
+
+def two_matrices(theta: dict[str, torch.Tensor], phi: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
+    """Matrices alone: Muon takes nothing else."""
+    fit = torch.tanh(batch[0] @ theta["w"]) @ theta["v"] - batch[1]
+    return fit.square().mean() + phi["l2"].exp() * theta["w"].square().sum()
 
 
 @contextmanager
@@ -77,19 +90,26 @@ def as_on_a_device() -> Iterator[None]:
         yield
 
 
-def waits(where: Where, made: dict[str, Any], memory: Any) -> str:
+def run(made: dict[str, Any], memory: Any, watch: Callable[[gimli.Event], None] | None, *, lines: bool) -> None:
+    """A run, looked on; with `lines` tensors stay apart by name, else small ones are one vector, as users run it."""
+    asked = make_run(Call(**made, memory=memory, compile=False), Wants(lines=lines))
+    drain(asked.forward(), watch)
+    drain(asked.backward(), watch)
+
+
+def waits(where: Where, made: dict[str, Any], memory: Any, *, lines: bool) -> str:
     """What waited within the loops; "" if nothing did."""
-    gimli.meta_gradient(**made, memory=memory, compile=False)  # what is examined once
+    run(made, memory, None, lines=lines)  # what is examined once
     with ExitStack() as stack:
         if where.cuda:
             stack.callback(torch.cuda.set_sync_debug_mode, "default")
             watch = Within(lambda on: torch.cuda.set_sync_debug_mode("error" if on else "default"))
             try:
-                gimli.meta_gradient(**made, memory=memory, compile=False, watch=watch)
+                run(made, memory, watch, lines=lines)
             except RuntimeError as error:
                 return str(error).splitlines()[0]
             return ""
         reads = stack.enter_context(Reads())
         stack.enter_context(as_on_a_device())
-        gimli.meta_gradient(**made, memory=memory, compile=False, watch=Within(lambda on: setattr(reads, "on", on)))
+        run(made, memory, Within(lambda on: setattr(reads, "on", on)), lines=lines)
         return ", ".join(f"{count} × {name}" for name, count in reads.seen.items())

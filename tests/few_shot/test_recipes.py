@@ -182,3 +182,10 @@ def test_a_table_in_three_forms(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(json.dumps({"method": "maml"}))
     with pytest.raises(ArgumentError, match="expected a result of `gimli few-shot`"):
         read_outcome(tmp_path / "bad.json")
+
+
+def test_photographs_have_settings_of_their_own() -> None:
+    options = dataclasses.replace(SMALL, steps=None)
+    drawn, photographed = (Experiment("prototypical", made(24, channels=channels), options) for channels in (1, 3))
+    assert (drawn.steps, photographed.steps) == (RECIPES["prototypical"].steps, 1800)
+    assert photographed.protocol.train_way == 16  # all there are of the recipe's 20

@@ -34,7 +34,7 @@ def on_ranks(size: int, work: Callable[..., Any], *args: Any, directory: Path, t
     Args:
         work: a function at the top of a module: it is found by name.
         directory: where the processes meet; another for each call.
-        timeout: of the group, in seconds; a process that still runs three times as long after is killed.
+        timeout: of the group, in seconds. A process that still runs a minute later is killed.
 
     A forkserver that has torch loaded already starts them, so that a start takes a fraction of a second.
     """
@@ -46,7 +46,7 @@ def on_ranks(size: int, work: Callable[..., Any], *args: Any, directory: Path, t
     ]
     for process in processes:
         process.start()
-    end = time.monotonic() + 3 * timeout
+    end = time.monotonic() + timeout + 60
     for process in processes:
         process.join(max(0.1, end - time.monotonic()))
         if process.is_alive():

@@ -26,7 +26,8 @@ def each_kind_of_message() -> tuple[object, ...]:
         total, counts = weighed(ranks, tensors, "G_j", weight=2.0, beside=[1.0])
         every = all_gathered(ranks, torch.tensor([mine]), "shards")
         words = everyones(ranks, {"rank": ranks.rank}, "words")
-    return {**total, "counts": counts}, every, words, sent, mesh.first
+    part = everyones(ranks, {"of a set": torch.arange(1000.0)[:2]}, "a batch")[0]["of a set"]
+    return {**total, "counts": counts}, every, words, sent, mesh.first, (part, part.untyped_storage().nbytes())
 
 
 def disagreements() -> list[str]:
@@ -52,7 +53,7 @@ def disagreements() -> list[str]:
 
 
 def test_messages_have_all_ranks_values_in_rank_order_and_are_counted(tmp_path: Path) -> None:
-    for rank, (total, every, words, sent, first) in enumerate(
+    for rank, (total, every, words, sent, first, (part, nbytes)) in enumerate(
         results_on_ranks(3, each_kind_of_message, directory=tmp_path)
     ):
         assert torch.equal(total["a"], torch.full((2, 3), 12.0, dtype=torch.float32))
@@ -67,6 +68,7 @@ def test_messages_have_all_ranks_values_in_rank_order_and_are_counted(tmp_path: 
             Collective("all_gather_object", "data", "words", 0),
         ]
         assert first == (rank == 0)
+        assert (part.tolist(), nbytes) == ([0.0, 1.0], 16)
 
 
 def test_all_ranks_of_a_mesh_hear_of_what_one_has_otherwise(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def dies(how: str) -> str:
     def act() -> None:
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(30)
+        time.sleep(20)
 
     return what_is_raised(lambda: data_call(gimli.Problem(AtStep(1, 2, act), val_loss, SGD())))
 
@@ -137,7 +137,7 @@ def test_a_rank_that_is_killed_ends_the_others_with_the_step_and_its_number(tmp_
 
 @pytest.mark.long
 def test_a_rank_that_hangs_ends_the_others_after_the_groups_timeout(tmp_path: Path) -> None:
-    first, _, last = on_ranks(3, dies, "hang", directory=tmp_path, timeout=4.0)
+    first, _, last = on_ranks(3, dies, "hang", directory=tmp_path, timeout=5.0)
     for ended in (first, last):
         assert "at inner step j = 2 of 4" in ended.value
         assert "rank 1 says nothing: it has died, or hangs" in ended.value

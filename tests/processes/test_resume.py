@@ -4,76 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed
 
-import gimli_core as gimli
 from gimli_core.errors import ArgumentError
-from gimli_core.memory import Checkpoint
-from gimli_core.optimizers import Adam
-from gimli_core.runs import journal
-from tests.processes.cases import call, inner, mean_square, part_of, same_bits, val_loss
+from tests.processes.cases import same_bits
+from tests.processes.killed import of_data, of_tasks
 from tests.processes.launching import on_ranks, results_on_ranks
-
-J, T = 6, 4
-
-
-def kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Killing:
-    """A loss with dropout that ends its process at one evaluation."""
-
-    def __init__(self, evaluation: int | None) -> None:
-        self.left = -1 if evaluation is None else evaluation
-
-    def __call__(self, theta: Any, phi: Any, batch: Any) -> Tensor:
-        self.left -= 1
-        if self.left == 0:
-            kill()
-        return mean_square(theta, phi, batch, 0.5)
-
-
-def of_data(resume: str | None, seed: int, rank: int = 0, evaluation: int | None = None, when: str = "") -> Any:
-    """One call that notes all that it does; `rank` ends at an evaluation, or before or after a file is moved."""
-    mine, size = distributed.get_rank(), distributed.get_world_size()
-    journal.SECONDS = 0.0
-    torch.manual_seed(100 * seed + mine)
-    given = inner(J)
-    given = given._replace(
-        batches=[part_of(batch, mine, size) for batch in given.batches], val_batch=part_of(given.val_batch, mine, size)
-    )
-    if when and mine == rank:
-        replace, left = os.replace, [evaluation or 0]
-
-        def replace_or_die(source: Any, target: Any) -> None:
-            moved = str(target).endswith("progress") and str(source).endswith("progress-next")
-            left[0] -= moved
-            if moved and left[0] == 0 and when == "before":
-                kill()
-            replace(source, target)
-            if moved and left[0] == 0 and when == "after":
-                kill()
-
-        os.replace = replace_or_die  # type: ignore[assignment]
-    loss = Killing(evaluation if mine == rank and not when else None)
-    problem = gimli.Problem(loss, val_loss, Adam())
-    more = {"memory": Checkpoint(2), "mesh": "data", "check": False, "resume": resume}
-    return call(problem, given, {"lr": 0.05}, **more).state_dict()
-
-
-def of_tasks(resume: str | None, seed: int, rank: int = 0, evaluation: int | None = None) -> Any:
-    journal.SECONDS = 0.0
-    torch.manual_seed(seed)
-    loss = Killing(evaluation if distributed.get_rank() == rank else None)
-    problem = gimli.Problem(loss, val_loss, Adam())
-    more = {"memory": Checkpoint(1), "tasks": T, "mesh": "tasks", "check": False, "resume": resume}
-    return call(problem, inner(3, T), {"lr": 0.05}, **more).state_dict()
 
 
 @pytest.mark.parametrize(
@@ -122,3 +64,17 @@ def test_one_inner_loop_is_refused_by_another_number_of_ranks(tmp_path: Path) ->
     assert ended[0].exitcode == -signal.SIGKILL
     for told in results_on_ranks(1, other_number, str(tmp_path / "run"), directory=tmp_path / "1"):
         assert "where data-of-2 began. Start as many ranks" in told
+
+
+@pytest.mark.long
+def test_torchrun_restarts_a_killed_run_which_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    expected = results_on_ranks(2, of_data, None, 0, directory=tmp_path / "alone")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    program = ["-m", "tests.processes.restarted", str(tmp_path)]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *torchrun, *program], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        same_bits(torch.load(tmp_path / f"result-{rank}", weights_only=False), expected[rank])

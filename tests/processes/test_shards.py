@@ -19,9 +19,11 @@ from gimli_core.optimizers import LAMB, SGD, Adafactor, Adam, ClipNorm, Lookahea
 from gimli_core.processes.collectives import Collective, counting
 from gimli_core.processes.mesh import Ranks
 from gimli_core.processes.pieces import Pieces
+from gimli_core.runs import journal
 from gimli_core.transforms.rule_on_shards import by_element
 from tests.compare import agree
 from tests.problems import PROBLEMS, RULES, STARTS, Rule, arguments, network_with_dropout, tanh_network
+from tests.processes.cases import same_bits
 from tests.processes.launching import on_ranks, results_on_ranks
 
 RULE = {rule.name: rule for rule in RULES}
@@ -143,7 +145,6 @@ def refusals() -> list[str]:
     told = []
     for arguments_, more in (
         (made, {"tasks": 2}),
-        (made, {"resume": "somewhere"}),
         (made, {"until": lambda *_: False}),
         (made, {"watch": lambda event: None}),
         (other, {}),
@@ -166,12 +167,12 @@ def refusals() -> list[str]:
 
 def test_what_shards_cannot_do_is_refused_on_all_ranks_before_work(tmp_path: Path) -> None:
     first, second = results_on_ranks(2, refusals, directory=tmp_path)
-    for told, argument in zip(first, ("tasks", "resume", "until", "watch"), strict=False):
+    for told, argument in zip(first, ("tasks", "until", "watch"), strict=False):
         assert told.startswith(f"ArgumentError: {argument}: expected ")
         assert 'beside a mesh of "shard"' in told
-    assert first[4].startswith("ArgumentError: theta_0: expected the same on all ranks")
-    assert first[5].startswith("ProcessError: train_loss at inner step j = 1: expected the same on all ranks")
-    assert first[6].startswith("random numbers: expected the same on all ranks")
+    assert first[3].startswith("ArgumentError: theta_0: expected the same on all ranks")
+    assert first[4].startswith("ProcessError: train_loss at inner step j = 1: expected the same on all ranks")
+    assert first[5].startswith("random numbers: expected the same on all ranks")
     assert [told.split(";")[0] for told in second] == [told.split(";")[0] for told in first]
 
 
@@ -231,6 +232,36 @@ def test_verify_plan_and_unroll_take_shards(tmp_path: Path) -> None:
             point == stored == 8 * (3 * -(-n // 2) + 1)
         )  # the most of all ranks: theta, two slots, the count of steps
         torch.testing.assert_close(over, alone, rtol=1e-12, atol=1e-14)
+
+
+def resumed(directory: str | None, seed: int, rank: int = 0, evaluations: int = 0) -> dict[str, Any]:
+    """A call that notes all that it does, with dropout; `rank` is killed at so many evaluations of the inner loss."""
+    journal.SECONDS = 0.0
+    made, left = arguments(RULE["adam"], network_with_dropout, "cold"), [evaluations]
+    loss = made["problem"].train_loss
+
+    def killing(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        left[0] -= 1
+        if left[0] == 0 and distributed.get_rank() == rank:
+            os._exit(9)
+        return loss(theta, phi, batch)
+
+    made["problem"] = gimli.Problem(killing, made["problem"].val_loss, made["problem"].optimizer)
+    torch.manual_seed(seed)
+    return gimli.meta_gradient(**made, mesh="shard", memory=Checkpoint(2), check=False, resume=directory).state_dict()
+
+
+@pytest.mark.long
+def test_a_run_that_was_killed_goes_on_with_its_pieces(tmp_path: Path) -> None:
+    expected = results_on_ranks(2, resumed, None, 0, directory=tmp_path / "alone")
+    directory = tmp_path / "run"
+    for i, (rank, evaluations) in enumerate([(1, 3), (0, 4)]):
+        ended = on_ranks(2, resumed, str(directory), i, rank, evaluations, directory=tmp_path / str(i))
+        assert ended[rank].exitcode == 9
+        assert "ProcessError" in (ended[1 - rank].error or "")
+    for found in results_on_ranks(2, resumed, str(directory), 99, directory=tmp_path / "last"):
+        same_bits(found, expected[0])
+    assert not directory.exists()
 
 
 def one_dies() -> str:

@@ -87,6 +87,28 @@ def test_a_batch_over_ranks_and_theta_over_ranks_at_once(tmp_path: Path) -> None
             agree(gimli.MetaGradient(**found), expected, rtol=1e-12, atol=1e-14)
 
 
+def over_the_same() -> list[Any]:
+    """A batch and theta over the same ranks: by kept graphs, and by snapshots."""
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    given = inner(4)
+    given = given._replace(
+        batches=[part_of(batch, rank, size) for batch in given.batches], val_batch=part_of(given.val_batch, rank, size)
+    )
+    problem = gimli.Problem(mean_square, val_loss, Adam())
+    mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("data+shard",))
+    return [
+        call(problem, given, {"lr": 0.05}, memory=memory, mesh=over).state_dict()
+        for memory, over in ((None, "data+shard"), (Checkpoint(2), mesh))
+    ]
+
+
+def test_the_same_ranks_share_batches_and_theta(tmp_path: Path) -> None:
+    expected = call(gimli.Problem(mean_square, val_loss, Adam()), inner(4), {"lr": 0.05})
+    for results in results_on_ranks(2, over_the_same, directory=tmp_path):
+        for found in results:
+            agree(gimli.MetaGradient(**found), expected, rtol=1e-12, atol=1e-14)
+
+
 def budgets() -> tuple[int, int, int, int, list[dict[str, Any]]]:
     """(bytes of a point, of a stored one, snapshots that a budget buys on one process, and here; and two results)."""
     made = inner(30, examples=4)

@@ -250,6 +250,14 @@ def test_bad_rows_are_refused_before_any_work(rows, match):
     assert not called
 
 
+def test_a_val_loss_that_asks_for_an_indexed_entry_is_told():
+    marked, _ = pair(lambda theta, phi, batch: phi["of_each"].sum() * theta["w"].sum())
+    with pytest.raises(
+        ArgumentError, match="leave indexed entries alone: it has no rows; got one that asks for 'of_each'"
+    ):
+        gimli.meta_gradient(**marked)
+
+
 def test_bad_marks():
     for value in (torch.tensor(1.0), [1.0, 2.0]):
         with pytest.raises(ArgumentError, match=r"indexed\(value\)"):

@@ -217,6 +217,17 @@ def test_bad_calls(more, match):
         gimli.meta_gradient(**{**whole(), **more, **({"steps": 1} if "train_batches" in more else {})})
 
 
+def test_parts_in_some_steps_only_and_in_val_batch_are_refused():
+    call = whole()
+    first, *later = call["train_batches"]
+    in_part = gimli.MicroBatches([first])
+    with pytest.raises(ArgumentError, match=r"from step 0 on, or in no step; got some at step 1\."):
+        gimli.meta_gradient(**{**call, "train_batches": [first, in_part, *later[1:]]})
+    agree(gimli.meta_gradient(**{**call, "train_batches": [in_part, *later]}), gimli.meta_gradient(**call), rtol=1e-11)
+    with pytest.raises(ArgumentError, match="val_batch: expected a batch as val_loss is to get it; got MicroBatches"):
+        gimli.meta_gradient(**{**call, "val_batch": gimli.MicroBatches([call["val_batch"]])})
+
+
 def test_a_loss_that_does_not_decompose_is_refused_before_any_work():
     def spread(theta: Any, phi: Any, batch: Any) -> Tensor:
         return (batch[0] @ theta["w"]).std(0).sum() + phi["l2"] * theta["c"] ** 2

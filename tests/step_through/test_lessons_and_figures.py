@@ -102,6 +102,37 @@ def test_a_figure_goes_where_it_is_asked_to_go(tmp_path: Path) -> None:
 DRAWN = (figures.adjoints, figures.growth, figures.tensor_map)
 
 
+def test_signed_terms_are_stacked_on_their_side_of_zero() -> None:
+    trace = cached("momentum").page()
+    leaves = [leaf for leaf in trace.data["A"] if any(leaf["inc"])]
+    figure = Figure()
+    ax = figure.subplots()
+    assert figures.contributions(trace, stacked=True, ax=ax) is figure
+    J = trace.data["steps"]
+    for j in range(J):
+        terms = [leaf["inc"][j]["v"][0] for leaf in leaves]
+        bars = [ax.patches[n * J + j] for n in range(len(leaves))]
+        assert [bar.get_height() for bar in bars] == pytest.approx(terms)
+        tops = [bar.get_y() + bar.get_height() for bar in bars]
+        assert max([*tops, 0.0]) == pytest.approx(sum(t for t in terms if t > 0))
+        assert min([*tops, 0.0]) == pytest.approx(sum(t for t in terms if t < 0))
+    with pytest.raises(ArgumentError, match="one panel for one meta-parameter"):
+        figures.contributions(gimli.trace(gimli.step_through(**network())), ax=Figure().subplots())
+
+
+def test_figures_of_one_panel_draw_where_they_are_asked_to() -> None:
+    trace = cached("momentum").page()
+    for draw in (
+        lambda ax: figures.memory(trace, ax=ax),
+        lambda ax: figures.hyperparameters([{"lr": 0.1, "b": 1}], ax=ax),
+    ):
+        figure = Figure()
+        ax = figure.subplots()
+        assert draw(ax) is figure
+        assert figure.axes == [ax]
+        assert ax.lines
+
+
 def test_growth_and_the_worst_steps() -> None:
     trace = gimli.trace(gimli.step_through(**network()))
     B = {m.j: m.values["B"] for m in gimli.step_through(**network()) if m.line in (9, 14)}

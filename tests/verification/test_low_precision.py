@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 import gimli_core as gimli
 from gimli_core.memory import Checkpoint, RetainGraphs, StoreStates
 from gimli_core.optimizers import SGD
+from gimli_core.verification import Verdict
 from tests.compare import assert_same
 from tests.problems import tanh_loss
 
@@ -70,3 +73,29 @@ def test_what_is_off_by_more_than_the_noise_disagrees():
         report = gimli.verify(**call_of(half), claimed=claim, oracles=["autograd"])
         assert report.ok is agrees
         assert report.headline.startswith("agrees within" if agrees else "DISAGREES: claimed")
+
+
+def test_an_entry_that_is_less_than_the_noise_is_told_so():
+    """The rate's derivative is nearly 0 where the rate is best: no claim of that size can be judged."""
+
+    def loss(theta: Any, phi: Any, batch: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return ((batch[0] @ theta["w"]).float() - batch[1]).square().mean()
+
+    torch.manual_seed(0)
+    x = torch.randn(32, 3).float() * torch.tensor([1.0, 2.0, 3.0]).float()
+    batch = x, x @ torch.ones(3, 1).float() + torch.randn(32, 1).float()
+    problem = gimli.Problem(loss, lambda *arguments: loss(*arguments) + 30, SGD())
+    call: Call = {"theta_0": {"w": torch.zeros(3, 1).float()}, "train_batches": [batch], "val_batch": batch}
+
+    def slope(lr: float) -> float:
+        return gimli.meta_gradient(problem, **call, phi_opt={"lr": torch.tensor(lr)}).A_opt["lr"].item()
+
+    first, second = slope(0.0), slope(0.1)  # a parabola
+    call["phi_opt"] = {"lr": torch.tensor(0.1 * first / (first - second))}
+    right = gimli.meta_gradient(problem, **call).A_opt["lr"]
+    report = gimli.verify(problem, **call, oracles=["autograd"], claimed={"lr": 1.5 * right})
+    assert report.ok, str(report)
+    assert 'less than it: A_opt["lr"]' in report.headline
+    assert all(c.verdict is Verdict.BELOW for c in report.checks if c.name == 'A_opt["lr"]')
+    Console(file=io.StringIO(), width=160).print(report)

@@ -1,4 +1,4 @@
-"""Eight walks through Algorithm 1, each with a problem, a page and a verification.
+"""Nine walks through Algorithm 1, each with a problem, a page and a verification.
 
 lesson = gimli.lessons.momentum()
 lesson                      # in a notebook: the page
@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from gimli_core.step_through.lessons.adam import adam
+from gimli_core.step_through.lessons.checkpoints import checkpoints
 from gimli_core.step_through.lessons.copied import copied
 from gimli_core.step_through.lessons.example_weights import example_weights
 from gimli_core.step_through.lessons.exploding import exploding
@@ -25,6 +26,7 @@ __all__ = [
     "LESSONS",
     "Lesson",
     "adam",
+    "checkpoints",
     "copied",
     "example_weights",
     "exploding",
@@ -44,6 +46,7 @@ LESSONS = {
     "example_weights": example_weights,
     "copied": copied,
     "implicit_rate": implicit_rate,
+    "checkpoints": checkpoints,
 }
 
 

@@ -6,7 +6,17 @@ from typing import Any
 
 __all__ = ["ORDER", "place_of"]
 
-ORDER = ("quadratic", "momentum", "adam", "maml", "exploding", "example_weights", "copied", "implicit_rate")
+ORDER = (
+    "quadratic",
+    "momentum",
+    "adam",
+    "maml",
+    "exploding",
+    "example_weights",
+    "copied",
+    "implicit_rate",
+    "checkpoints",
+)
 
 
 def place_of(name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from matplotlib.figure import Figure
 
 from gimli_core.errors import closest, listing, unexpected
 from gimli_core.memory.atomic_file import writing
-from gimli_core.step_through.page.panels import MANY, figure_of, name_of, new_axes, panels, plain, signed_log
+from gimli_core.step_through.page.panels import MANY, SERIES, figure_of, new_axes, panels, plain
+from gimli_core.step_through.page.terms import contributions
 from gimli_core.step_through.page.trace import Trace
 from gimli_core.step_through.page.worst_steps import growth_of_steps
 
@@ -122,32 +124,13 @@ def tensor_map(trace: Trace, quantity: str = "B", *, ax: Axes | None = None, wid
     return figure_of(axes)
 
 
-def contributions(trace: Trace, *, width: float = 7) -> Figure:
-    """What each step added to every entry of A_opt and A_loss that is one number (of others, the norm)."""
-    leaves = [leaf for leaf in trace.data["A"] if any(leaf["inc"])]
-    if not leaves:
-        do = "Give phi_opt or phi_loss."
-        raise unexpected("contributions", "a run with meta-parameters that was swept", "none", do)
-    figure, every = panels(len(leaves), width)
-    for leaf, axes in zip(leaves, every, strict=True):
-        added = [
-            np.nan if inc is None else float(inc["v"][0] if len(inc.get("v", ())) == 1 else inc["n"])
-            for inc in leaf["inc"]
-        ]
-        axes.bar(range(len(added)), added, color=[CURVATURE if not v < 0 else GRAPHS for v in added])
-        axes.axhline(0, color="0.6", linewidth=0.8)
-        axes.set_ylabel(name_of(leaf), fontsize="small")
-        signed_log(axes, [abs(v) for v in added if v and np.isfinite(v)])
-    every[-1].set_xlabel("step j")
-    every[0].set_title("What each step adds to the meta-gradient")
-    return figure
-
-
-def hyperparameters(history: Sequence[Mapping[str, Any]]) -> Figure:
+def hyperparameters(history: Sequence[Mapping[str, Any]], *, ax: Axes | None = None, width: float = 7) -> Figure:
     """Hyperparameters over outer steps.
 
     Args:
         history: one dict `{name: number}` an outer step, as you changed them with each meta-gradient.
+        ax: where to draw all of them; by default a figure with a panel each.
+        width: of a new figure, in inches.
 
     >>> from gimli_core.step_through.page import figures
     >>> len(figures.hyperparameters([{"lr": 0.1}, {"lr": 0.2}]).axes)
@@ -157,40 +140,50 @@ def hyperparameters(history: Sequence[Mapping[str, Any]]) -> Figure:
     if not names:
         do = "Append a dict after each outer step."
         raise unexpected("history", "a list of dicts {name: number}", "an empty one", do)
-    figure, every = panels(len(names), 7)
-    for name, axes in zip(names, every, strict=True):
-        axes.plot([float(step[name]) for step in history], color=FORWARD, marker="." if len(history) < 60 else None)
-        axes.set_ylabel(plain(name))
+    figure, every = panels(len(names), width) if ax is None else (figure_of(ax), [ax] * len(names))
+    for name, axes, colour in zip(names, every, cycle(SERIES if ax is not None else (FORWARD,))):
+        values = [float(step[name]) for step in history]
+        axes.plot(values, color=colour, marker="." if len(history) < 60 else None, label=plain(name))
+        axes.set_ylabel("" if ax is not None and len(names) > 1 else plain(name))
+    if ax is not None and len(names) > 1:
+        ax.legend(frameon=False, fontsize="small")
     every[-1].set_xlabel("outer step")
     return figure
 
 
-def memory(trace: Trace) -> Figure:
-    """Memory of the process over time, its peak marked, above what the schedule holds."""
+def memory(trace: Trace, *, ax: Axes | None = None, width: float = 7) -> Figure:
+    """Memory of the process over time, its peak marked, above what the schedule holds; on `ax` the first alone."""
     events = trace.data["events"]
     seconds = np.cumsum(events["us"]) / 1e6
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
+    if ax is None:
+        figure = Figure(figsize=(width, width * 0.63), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True)
+    else:
+        figure, above, below = figure_of(ax), ax, None
     used = np.array(events["memory"]) / 2**20
     above.plot(seconds, used, color=BACKWARD)
     if used.size:
         peak = int(used.argmax())
         above.plot(seconds[peak], used[peak], "o", color=CURVATURE)
+        right = seconds[peak] > seconds[-1] / 2  # the words stay within the frame
         above.annotate(
-            f"peak {used[peak]:.0f} MiB", (seconds[peak], used[peak]), textcoords="offset points", xytext=(6, -12)
-        )
-    above.set_ylabel("MiB")
+            f"peak {used[peak]:.0f} MiB", (seconds[peak], used[peak]), textcoords="offset points",
+            xytext=(-6 if right else 6, -12), ha="right" if right else "left",
+        )  # fmt: skip
+    above.set_ylabel("memory of the process, MiB")
     above.set_title("Memory over time")
     for kind, label, colour in (("point", "states stored", FORWARD), ("graph", "graphs kept", GRAPHS)):
         kept = np.zeros(len(seconds))
         for span in trace.data["held"]:
             if span[0] == kind:
                 kept[span[2] : span[3]] += 1
-        below.step(seconds, kept, where="post", label=label, color=colour)
-    below.legend(frameon=False)
-    below.set_ylabel("kept")
-    below.set_xlabel("seconds in the engine")
-    for axes in (above, below):
+        if below is not None:
+            below.step(seconds, kept, where="post", label=label, color=colour)
+    if below is not None:
+        below.legend(frameon=False)
+        below.set_ylabel("kept")
+    (above if below is None else below).set_xlabel("seconds in the engine")
+    for axes in figure.axes if ax is None else [ax]:
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -202,6 +195,7 @@ def save_all(trace: Trace, directory: str | os.PathLike[str]) -> list[Path]:
         made["tensors"] = tensor_map(trace)
     if any(any(leaf["inc"]) for leaf in trace.data["A"]):
         made["contributions"] = contributions(trace)
+        made["stacked"] = contributions(trace, stacked=True)
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:

@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["MANY", "figure_of", "name_of", "new_axes", "panels", "plain", "signed_log"]
+__all__ = ["MANY", "SERIES", "figure_of", "name_of", "new_axes", "panels", "plain", "signed_log"]
 
+SERIES = ("#c4510f", "#1f63b8", "#0b7a75", "#7a3fb5", "#7d6200", "#47566b")
 MANY = 300  # the ratio of the largest to the smallest from which a scale is logarithmic
 
 

@@ -1,6 +1,6 @@
 """Scores of examples by the whole of training: time, memory, exactness, and whether they predict.
 
-    python -m tests.benchmarks.attribution                       # about ten minutes on one quiet core
+    python -m tests.benchmarks.attribution
     python -m tests.benchmarks.attribution --only queries parts --repeats 5 --no-compile
 
 query      one query, J = 20 and 100, against bergson's sqrt schedule

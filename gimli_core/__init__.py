@@ -14,7 +14,7 @@ from gimli_core.evaluation.evaluate import Evaluation, evaluate
 from gimli_core.meta_gradient import meta_gradient
 from gimli_core.meta_parameters.indexed import indexed
 from gimli_core.meta_parameters.marks import per_element, per_step, per_task
-from gimli_core.optimizers.check import PullbackReport
+from gimli_core.optimizers.pullback_report import PullbackReport
 from gimli_core.problem import Problem
 from gimli_core.record import Event
 from gimli_core.requirements.examine import Requirements, check_requirements

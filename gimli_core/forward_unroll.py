@@ -32,8 +32,8 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     theta = form.whole(point.theta, f"line 5, theta_j at inner step j = {j} of {form.steps}")
 
     def of_batch() -> tuple[Gradient, Any]:
+        batch = values.batch(j)
         try:
-            batch = values.batch(j)
             with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
                 arguments = (form.problem.train_loss, "train_loss", theta, values.phi_at(j))
                 if isinstance(batch, MicroBatches):

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an .npz, the folder of a published set, a folder of folders of images; scikit-learn's digits by default",
     )
     parser.add_argument("--kind", choices=list(KINDS), help="how to read --data; by default what it looks like")
-    parser.add_argument("--split", help="vinyals, ravi, cifar-fs, own or random; by default the data's own")
+    parser.add_argument("--split", help="vinyals, ravi, cifar-fs, own or random; by default the data's own, or random")
     parser.add_argument("--way", type=int, default=5, help="classes of a task (%(default)s)")
     parser.add_argument("--shot", type=int, default=1, help="images of each class that are shown (%(default)s)")
     parser.add_argument("--queries", type=int, default=5, help="images of each class that are asked (%(default)s)")

@@ -88,7 +88,8 @@ class Experiment:
         quick = data.name == "digits"
         self.name, self.recipe, self.options = name, recipe, options
         self.steps = options.steps or (recipe.quick_steps if quick else recipe.steps)
-        split, parts = parts_of(data, options.split or data.split)
+        without = data.split == "own" and data.parts is None  # as a plain folder of classes
+        split, parts = parts_of(data, options.split or ("random" if without else data.split))
         rotations = drawings if options.rotations is None else options.rotations
         in_test = rotations and not quick  # the digits' test is on the upright ones
         sources = {

@@ -189,3 +189,9 @@ def test_photographs_have_settings_of_their_own() -> None:
     drawn, photographed = (Experiment("prototypical", made(24, channels=channels), options) for channels in (1, 3))
     assert (drawn.steps, photographed.steps) == (RECIPES["prototypical"].steps, 1800)
     assert photographed.protocol.train_way == 16  # all there are of the recipe's 20
+
+
+def test_data_without_a_split_is_split_at_random() -> None:
+    plain_folder = dataclasses.replace(made(classes=25), parts=None)
+    options = Options(way=2, shot=1, steps=1)
+    assert Experiment("prototypical", plain_folder, options).protocol.split == "random"

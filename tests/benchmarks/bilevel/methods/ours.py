@@ -19,8 +19,8 @@ from tests.benchmarks.bilevel.methods import normal_cg
 from tests.benchmarks.bilevel.problem import Bilevel, Reached, Tensors, descended, outer_loop
 
 BUDGETS = {
-    "quadratics": "1MiB",
-    "logistic": "2MiB",
+    "quadratics": "3MiB",
+    "logistic": "4MiB",
     "cleaning": "16MiB",
     "omniglot": "32MiB",
 }  # by the problems' families

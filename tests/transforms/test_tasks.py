@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError
@@ -207,19 +206,6 @@ def test_each_task_draws_its_own_dropout() -> None:
     assert len(set(results[0].train_losses[0].tolist())) == T
     for other in results[1:]:
         assert torch.equal(other.B_0["w"], results[0].B_0["w"])
-
-
-def test_a_loss_that_moves_running_statistics_is_refused_where_nothing_is_tried_before() -> None:
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-
-    def normed(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
-        return functional_call(net, theta, (batch,)).square().mean()
-
-    x, before = torch.randn(T, 6, 3), net[1].running_mean.clone()
-    problem = gimli.Problem(normed, normed, SGD(lr=0.1))
-    with pytest.raises(ArgumentError, match=r"track_running_stats=False"):
-        gimli.meta_gradient(problem, dict(net.named_parameters()), [x], x, tasks=T, check=False)
-    assert torch.equal(net[1].running_mean, before)
 
 
 def call(**changed: Any) -> gimli.MetaGradient:

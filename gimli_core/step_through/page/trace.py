@@ -51,7 +51,7 @@ class Trace:
 
         >>> import gimli_core as gimli
         >>> gimli.lessons.quadratic().page().cell(line=14, j=4)
-        Cell('Rolling down a valley', line=14, j=4)
+        Cell('SGD on a quadratic, beside its closed form', line=14, j=4)
         """
         moments = list(zip(self.data["events"]["line"], self.data["events"]["j"], strict=True))
         if (line, j) not in moments:

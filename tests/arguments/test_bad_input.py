@@ -250,6 +250,23 @@ def test_jacobians_refuse(given: dict[str, Any], says: list[str]) -> None:
     assert all(part in str(caught.value) for part in says), str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["theta_0", "train_batches", "val_batch", "phi_loss", "phi_opt"])
+def test_tensors_made_in_inference_mode_are_refused(name: str) -> None:
+    def loss(theta: Any, phi: Any, target: Any) -> Any:
+        return phi["scale"] * (theta["w"] - target).square().sum()
+
+    def made() -> dict[str, Any]:
+        one = torch.ones(2)
+        phi = {"phi_loss": {"scale": torch.ones(())}, "phi_opt": {"lr": torch.tensor(0.1)}}
+        return {"theta_0": {"w": torch.zeros(2)}, "train_batches": [one, one], "val_batch": one, **phi}
+
+    with torch.inference_mode():
+        bad = made()[name]
+    problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.1))
+    with pytest.raises(ArgumentError, match=f"{name}: expected tensors made outside of torch.inference_mode"):
+        gimli.meta_gradient(problem, **{**made(), name: bad})
+
+
 def test_inference_mode_is_refused() -> None:
     with torch.inference_mode(), pytest.raises(ArgumentError, match=r"torch.inference_mode: expected it to be off"):
         gimli.meta_gradient(**arguments())

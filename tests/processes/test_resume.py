@@ -23,7 +23,7 @@ from tests.processes.launching import on_ranks, results_on_ranks
     [
         [(1, 5, ""), (0, 3, "before"), (1, 2, "after")],
         pytest.param(
-            [(r, n, when) for r in (0, 1) for n, when in ((1, "before"), (4, "after"), (9, ""), (13, ""))],
+            [(r, n, when) for r in (0, 1) for n, when in ((1, "before"), (2, "after"), (3, ""))],
             marks=pytest.mark.long,
         ),
     ],
@@ -69,7 +69,15 @@ def test_one_inner_loop_is_refused_by_another_number_of_ranks(tmp_path: Path) ->
 @pytest.mark.long
 def test_torchrun_restarts_a_killed_run_which_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     expected = results_on_ranks(2, of_data, None, 0, directory=tmp_path / "alone")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "4",
+    ]  # gloo may fail to connect anew
     program = ["-m", "tests.processes.restarted", str(tmp_path)]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -15,6 +15,7 @@ from torch import Tensor, distributed
 import gimli_core as gimli
 from gimli_core.errors import GimliError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, StoreStates
+from gimli_core.memory.meters import OBJECT
 from gimli_core.optimizers import LAMB, SGD, Adafactor, Adam, ClipNorm, Lookahead, MaskedDecay, Muon
 from gimli_core.processes.collectives import Collective, counting
 from gimli_core.processes.mesh import Ranks
@@ -82,7 +83,7 @@ def rules_over_whole_tensors() -> list[bool]:
         compared(made, memory=Checkpoint(2))
     torch.manual_seed(0)
     call = tanh_network(Muon(lr=0.05), steps=2)
-    matrices = {k: v if v.ndim == 2 else v.reshape(1, -1) for k, v in call["theta_0"].items()}
+    matrices = {k: v if v.ndim == 2 else v.reshape(-1, 1) for k, v in call["theta_0"].items()}
     compared({**call, "theta_0": matrices})
     return [by_element(rule) for rule in rules]
 
@@ -228,9 +229,8 @@ def test_verify_plan_and_unroll_take_shards(tmp_path: Path) -> None:
     n = sum(v.numel() for v in tanh_network(Adam())["theta_0"].values())
     for ok, point, stored, (alone, over) in (first, second):
         assert ok
-        assert (
-            point == stored == 8 * (3 * -(-n // 2) + 1)
-        )  # the most of all ranks: theta, two slots, the count of steps
+        # The most of all ranks: theta and two slots, of three tensors each, and the count of steps.
+        assert point == stored == 8 * (3 * -(-n // 2) + 1) + (3 * 3 + 1) * OBJECT
         torch.testing.assert_close(over, alone, rtol=1e-12, atol=1e-14)
 
 

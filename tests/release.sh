@@ -2,6 +2,7 @@
 # The release as a user gets it: sdist and wheel are built, and the wheel is tried in an empty environment, away from the sources.
 # `sh tests/release.sh [PYTHON]`; what is built stays in dist/.
 set -eu
+unset PYTHONPATH  # else pip may take the sources for what is installed
 cd "$(dirname "$0")/.."
 root=$PWD
 python=${1:-python3}
@@ -17,7 +18,6 @@ ls dist
 "$python" -m venv "$away/venv"
 "$away/venv/bin/pip" install -q -c constraints.txt "$(echo dist/gimli_core-*.whl)[demo]"
 cd "$away"
-unset PYTHONPATH
 "$away/venv/bin/python" - "$root" <<'PY'
 import importlib.metadata
 import sys

@@ -24,6 +24,7 @@ myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]
 html_theme = "furo"
 html_title = f"gimli_core {release}"
+GALLERY.mkdir(parents=True, exist_ok=True)  # before Sphinx asks whether it is there
 html_extra_path = [str(GALLERY)]
 html_copy_source = False
 html_show_sphinx = False

@@ -39,7 +39,7 @@ def test_what_is_freed_within_serves_what_comes_next() -> None:
     first, again, small_after, large_after, large_again, given_back = map(int, found.stdout.split())
     blocks = 8 * 48 * 2**20 // mmap.PAGESIZE
     assert first > 0.9 * blocks
-    assert again < blocks / 4  # holes between aligned blocks can cost one more
+    assert again <= blocks / 4  # two of eight: holes between aligned blocks cost one, and now and then one more
     assert small_after < 0.01 * blocks
     assert min(large_after, large_again) > 0.5 * blocks  # what is beyond that, in blocks above 32 MiB, is given back
     assert given_back > 0.9 * blocks

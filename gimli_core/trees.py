@@ -8,7 +8,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Outline", "cloned", "fits", "lies_alike", "nbytes", "outline", "tensors"]
+__all__ = ["Outline", "cloned", "fits", "lies_alike", "named_tensors", "nbytes", "outline", "tensors"]
+
+
+def named_tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested mappings, tuples and lists, in order, each with where it lies.
+
+    >>> [(name, t.item()) for name, t in named_tensors({"a": torch.tensor(1), "b": (torch.tensor(2), "x")}, "batch")]
+    [("batch['a']", 1), ("batch['b'][0]", 2)]
+    """
+    if isinstance(tree, Tensor):
+        yield name, tree
+    elif isinstance(tree, (Mapping, tuple, list)):
+        for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            yield from named_tensors(value, f"{name}[{key!r}]")
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
@@ -17,14 +30,7 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     >>> [t.item() for t in tensors({"a": torch.tensor(1), "b": (torch.tensor(2), "x")})]
     [1, 2]
     """
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from tensors(value)
-    elif isinstance(tree, (tuple, list)):
-        for value in tree:
-            yield from tensors(value)
+    return (tensor for _, tensor in named_tensors(tree))
 
 
 def nbytes(tree: Any) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from gimli_core.arguments.call import Call
+from gimli_core.arguments.theta import check_made
 from gimli_core.derivatives.second_order import ASKED
 from gimli_core.errors import check_switch, closest, listing, unexpected
 from gimli_core.problem import Problem
-from gimli_core.trees import tensors
+from gimli_core.trees import named_tensors
 
 __all__ = ["check_surroundings", "check_watching"]
 
@@ -31,10 +32,9 @@ def check_surroundings(call: Call) -> None:
         do = f"'auto' picks one.{closest(call.second_order, ASKED)}"
         raise unexpected("second_order", listing(ASKED), repr(call.second_order), do)
     check_switch("check", call.check)
-    for name in ("theta_0", "phi_loss", "phi_opt", "state_0", "train_batches", "val_batch"):
-        if any(t.is_inference() for t in tensors(getattr(call, name))):
-            actual, do = "one made inside of it, which has no derivatives", "Clone it outside: tensor.clone()."
-            raise unexpected(name, "tensors made outside of torch.inference_mode", actual, do)
+    for argument in ("theta_0", "phi_loss", "phi_opt", "state_0", "train_batches", "val_batch"):
+        for name, tensor in named_tensors(getattr(call, argument), argument):
+            check_made(name, tensor)
 
 
 def check_watching(watch: object, progress: object) -> None:

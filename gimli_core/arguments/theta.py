@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from gimli_core.derivatives.finite import finite
 from gimli_core.environment import split_frozen
@@ -17,7 +17,7 @@ from gimli_core.transforms.tasks import checked_per_task, split_marked
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-__all__ = ["check_tensor", "check_theta", "laid_out", "theta_by_task"]
+__all__ = ["check_made", "check_tensor", "check_theta", "laid_out", "theta_by_task"]
 
 
 def theta_by_task(theta_0: Any, tasks: int | None) -> tuple[frozenset[str], Any]:
@@ -84,6 +84,17 @@ def laid_out(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
     return trained, {k: v.detach() for k, v in theta_0.items()} if frozen else {}
 
 
+def check_made(argument: str, tensor: Tensor) -> None:
+    """Raise ArgumentError unless a tensor of any shape holds values, and can have derivatives."""
+    if is_lazy(tensor) or tensor.is_meta:  # a lazy parameter answers nothing else
+        actual = "a parameter that a lazy module has not made yet" if is_lazy(tensor) else "one on the meta device"
+        do = "Materialize it: run the module once, or .to_empty(device=...) and initialise it."
+        raise unexpected(argument, "a tensor that holds values", actual, do)
+    if tensor.is_inference():
+        actual, do = "one made inside of it, which has no derivatives", "Clone it outside: tensor.clone()."
+        raise unexpected(argument, "a tensor made outside of torch.inference_mode", actual, do)
+
+
 def check_tensor(argument: str, value: Any) -> None:
     """Raise ArgumentError unless `value` is a dense floating-point tensor, of any shape, that holds values."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
@@ -92,9 +103,6 @@ def check_tensor(argument: str, value: Any) -> None:
     if value.dtype not in DTYPES:
         actual = f"one of {value.dtype}, which has no arithmetic"
         raise unexpected(argument, f"a tensor of {listing(DTYPES)}", actual, "Convert it with .float().")
-    if value.is_meta or isinstance(value, UninitializedParameter):
-        actual = "one on the meta device" if value.is_meta else "a parameter that a lazy module has not made yet"
-        do = "Materialize it: run the module once, or .to_empty(device=...) and initialise it."
-        raise unexpected(argument, "a tensor that holds values", actual, do)
+    check_made(argument, value)
     if not finite(value):
         raise unexpected(argument, "finite values", "inf or nan", "Find out where it was computed.")

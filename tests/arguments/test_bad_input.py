@@ -250,6 +250,15 @@ def test_jacobians_refuse(given: dict[str, Any], says: list[str]) -> None:
     assert all(part in str(caught.value) for part in says), str(caught.value)
 
 
+@pytest.mark.parametrize("actual", ["a lazy module", "the meta device"])
+@pytest.mark.parametrize("name", ["theta_0", "train_batches", "val_batch", "phi_loss", "phi_opt", "state_0"])
+def test_tensors_without_values_are_refused_by_name(name: str, actual: str) -> None:
+    bad = nn.LazyLinear(2).weight if actual == "a lazy module" else W.to("meta")
+    place = {"train_batches": [bad, bad], "val_batch": bad}.get(name, {"w": bad})
+    with pytest.raises(ArgumentError, match=rf"{name}\S*: expected a tensor that holds values; got .* {actual}"):
+        gimli.meta_gradient(**arguments(**{name: place}))
+
+
 @pytest.mark.parametrize("name", ["theta_0", "train_batches", "val_batch", "phi_loss", "phi_opt"])
 def test_tensors_made_in_inference_mode_are_refused(name: str) -> None:
     def loss(theta: Any, phi: Any, target: Any) -> Any:
@@ -263,7 +272,7 @@ def test_tensors_made_in_inference_mode_are_refused(name: str) -> None:
     with torch.inference_mode():
         bad = made()[name]
     problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.1))
-    with pytest.raises(ArgumentError, match=f"{name}: expected tensors made outside of torch.inference_mode"):
+    with pytest.raises(ArgumentError, match=rf"{name}\S*: expected a tensor made outside of torch.inference_mode"):
         gimli.meta_gradient(problem, **{**made(), name: bad})
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +15,7 @@ from gimli_core.record import Ends, Outcome
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.transforms.nested import nested
 from gimli_core.transforms.proximal import into_start
+from gimli_core.trees import mapped, zipped
 
 __all__ = ["contracted", "finished", "losses_of", "outcome_of", "reduced", "stacked", "trajectory", "weighted"]
 
@@ -105,24 +104,17 @@ def finished(form: Form, frozen: Tensors, hyper: Hyperparameters, outcome: Outco
 
 def stacked(results: list[MetaGradient]) -> MetaGradient:
     """The results of k outer losses, which share all but their gradients, as one with a leading k."""
-    return replace(results[0], **{name: _each([vars(r)[name] for r in results], torch.stack) for name in ROWS})
+    return replace(
+        results[0],
+        **{name: zipped(lambda *of_each: torch.stack(of_each), *[vars(r)[name] for r in results]) for name in ROWS},
+    )
 
 
 def contracted(result: MetaGradient, along: Tensor) -> MetaGradient:
     """The gradient of `along · L` from those of each of k outer losses. `along` is [k]."""
 
-    def of(rows: list[Tensor]) -> Tensor:
-        summed: Tensor = torch.tensordot(along.to(rows[0]), rows[0], 1)
-        return summed
+    def summed(rows: Tensor) -> Tensor:
+        of_all: Tensor = torch.tensordot(along.to(rows), rows, 1)
+        return of_all
 
-    return replace(result, **{name: _each([vars(result)[name]], of) for name in ROWS})
-
-
-def _each(trees: list[Any], function: Callable[[list[Tensor]], Tensor]) -> Any:
-    """Trees of one form as one tree: at each place what `function` makes of their tensors there."""
-    first = trees[0]
-    if isinstance(first, Mapping):
-        return {k: _each([tree[k] for tree in trees], function) for k in first}
-    if isinstance(first, (tuple, list)):
-        return type(first)([_each(list(parts), function) for parts in zip(*trees, strict=True)])
-    return function(trees)
+    return replace(result, **{name: mapped(summed, vars(result)[name]) for name in ROWS})

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW
 from gimli_core.problem import Problem
+from gimli_core.trees import mapped
 
 __all__ = [
     "constant_gradient_adagrad",
@@ -218,9 +219,7 @@ def _elementwise(
     """The arguments of `verify` for a problem on one vector w."""
 
     def tensors(tree: Any) -> Any:
-        if isinstance(tree, dict):
-            return {name: tensors(branch) for name, branch in tree.items()}
-        return torch.from_numpy(tree) if isinstance(tree, np.ndarray) else tree
+        return mapped(lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, tree)
 
     return {
         "problem": problem,

@@ -38,7 +38,7 @@ from gimli_core.transforms.one_vector import LeftAlone, OneVector, one_vector
 from gimli_core.transforms.over_tasks import OverTasks
 from gimli_core.transforms.tasks import check_tasks, split_marked, stacked_state
 
-__all__ = ["Inputs", "as_one_vector", "in_parts", "modules_of", "prepare"]
+__all__ = ["Inputs", "as_one_vector", "in_parts", "kept_by", "modules_of", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +94,7 @@ def prepare(call: Call) -> Inputs:
     weights = check_weights(call.val_weights, J, left_out.first(J))
     modules = modules_of(problem)
     refuse_spread(modules, theta_0)
+    environment = Environment(modules, _anywhere(trained).device, kept_by(call))
     form = Form(
         problem=problem,
         optimizer=optimizer,
@@ -114,11 +115,11 @@ def prepare(call: Call) -> Inputs:
     if T is None:
         cold = optimizer.initial_state(trained, hyper.at(0))
         state_0 = cold if call.state_0 is None else check_state(call.state_0, cold, trained)
-        inputs = Inputs(form, replace(values, state_0=state_0), Environment(modules, _anywhere(trained).device))
+        inputs = Inputs(form, replace(values, state_0=state_0), environment)
     else:
         scale = 1 / (call.among or T) if tasks is not None and tasks.reduce == "mean" else 1.0
         form = replace(form, scale=scale)
-        inputs = Inputs(form, values, Environment(modules, _anywhere(trained).device))
+        inputs = Inputs(form, values, environment)
         inputs = _over_tasks(inputs, call.state_0, theta_per_task, phi_per_task, one, modules)
     return inputs
 
@@ -207,6 +208,11 @@ def as_one_vector(inputs: Inputs) -> Inputs:
 def modules_of(problem: Problem) -> Sequence[nn.Module]:
     """The modules whose buffers the losses may use."""
     return discover([problem.train_loss, problem.val_loss]) if problem.modules is None else problem.modules
+
+
+def kept_by(call: Call) -> tuple[Any, ...]:
+    """What a user wrote that may keep something of its own: the losses, and what gives batches."""
+    return call.problem.train_loss, call.problem.val_loss, call.train_batches, call.val_batch
 
 
 def _anywhere(theta: Tensors) -> Tensor:

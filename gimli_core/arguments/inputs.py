@@ -40,7 +40,7 @@ from gimli_core.transforms.one_vector import LeftAlone, OneVector, one_vector
 from gimli_core.transforms.over_tasks import OverTasks
 from gimli_core.transforms.tasks import Tasks, check_tasks, split_marked, stacked_state
 
-__all__ = ["Inputs", "as_one_vector", "in_parts", "modules_of", "prepare"]
+__all__ = ["Inputs", "as_one_vector", "in_parts", "kept_by", "modules_of", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +111,7 @@ def prepare(call: Call) -> Inputs:
     weights = check_weights(call.val_weights, J, left_out.first(J))
     modules = modules_of(problem)
     refuse_spread(modules, theta_0)
+    environment = Environment(modules, _anywhere(trained).device, kept_by(call))
     form = Form(
         problem=problem,
         optimizer=bound(problem.optimizer, call.phi_opt or {}),
@@ -128,7 +129,7 @@ def prepare(call: Call) -> Inputs:
         nested=call.nested,
     )
     values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, val_batch, weights, marked, rows)
-    inputs = Inputs(form, values, Environment(modules, _anywhere(trained).device))
+    inputs = Inputs(form, values, environment)
     if T is None:
         return _of_one(inputs, call.state_0)
     return _over_tasks(inputs, call.state_0, theta_per_task, phi_per_task, one, modules)
@@ -231,6 +232,11 @@ def as_one_vector(inputs: Inputs) -> Inputs:
 def modules_of(problem: Problem) -> Sequence[nn.Module]:
     """The modules whose buffers the losses may use."""
     return discover([problem.train_loss, problem.val_loss]) if problem.modules is None else problem.modules
+
+
+def kept_by(call: Call) -> tuple[Any, ...]:
+    """What a user wrote that may keep something of its own: the losses, and what gives batches."""
+    return call.problem.train_loss, call.problem.val_loss, call.train_batches, call.val_batch
 
 
 def _anywhere(theta: Tensors) -> Tensor:

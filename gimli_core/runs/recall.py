@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.form import Form, Values
-from gimli_core.arguments.inputs import Inputs, in_parts, modules_of
+from gimli_core.arguments.inputs import Inputs, in_parts, kept_by, modules_of
 from gimli_core.arguments.phi_loss import check_phi_loss
 from gimli_core.arguments.state import check_state
 from gimli_core.arguments.theta import check_theta, laid_out
@@ -136,7 +136,7 @@ def recalled(look: Look | None, call: Call) -> Inputs | None:
     values = Values(
         theta_0, trained, frozen, state_0, phi_loss, hyper, batch, val_batch, remembered.weights, cold=not form.warm
     )
-    return Inputs(form, values, Environment(modules_of(call.problem), anywhere.device))
+    return Inputs(form, values, Environment(modules_of(call.problem), anywhere.device, kept_by(call)))
 
 
 def remember_whole(look: Look | None, compiled: CompiledWhole, tensors: RunTensors, problem: Problem) -> None:

@@ -27,11 +27,6 @@ _TORCHS = frozenset(vars(nn.Module())) - {"training"}
 _DEPTH = 4  # functions and objects within each other, of a user's own
 _DATA = 256  # a longer list holds data: what is in it is not looked at
 _ROOM = 8 << 20  # bytes of tensors outside of modules that are copied: what is larger is data
-_GENERATORS: list[tuple[type, str, str]] = [
-    (torch.Generator, "get_state", "set_state"),
-    (np.random.RandomState, "get_state", "set_state"),
-    (random.Random, "getstate", "setstate"),
-]
 _LIBRARIES = sys.stdlib_module_names - {"types", "argparse"} | {"torch", "torchvision", "numpy", "scipy", "sklearn"}
 
 
@@ -230,9 +225,10 @@ def _generator(value: Any) -> Callable[[], None] | None:
     """What puts a random number generator back."""
     if isinstance(value, np.random.Generator):
         return functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
-    for kind, get, put in _GENERATORS:
-        if isinstance(value, kind) and not isinstance(value, random.SystemRandom):
-            return functools.partial(getattr(value, put), getattr(value, get)())
+    if isinstance(value, (torch.Generator, np.random.RandomState)):  # imported here, since numpy.random takes its time
+        return functools.partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+        return functools.partial(value.setstate, value.getstate())
     return None
 
 

@@ -58,7 +58,7 @@ class Trajectory:
         return replace(self, **{name: _moved(value, target, devices) for name, value in self.state_dict().items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """A matplotlib figure of the losses along the inner loop, saved at `path` if there is one. Needs matplotlib."""
+        """Every field by its name: nested dicts of tensors, which `torch.save` writes and `torch.load` reads."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def plot(self, path: str | Path | None = None) -> Any:

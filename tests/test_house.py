@@ -1,9 +1,12 @@
-"""How the house is built, read off the source: one recursion over trees of tensors."""
+"""How the house is built, read off the source: one recursion over trees of tensors, short lists of parameters, one
+place that makes a result."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
+from types import ModuleType
 
 import gimli_core
 
@@ -76,3 +79,57 @@ class Sum:
         return total(self)
 """
     assert recursive(planted) == {"halved", "listed", "of"}
+
+
+def long_lists(source: str, most: int = 8) -> set[str]:
+    """The functions of a file with more parameters than that, `self` aside; a constructor by its class's name."""
+    tree = ast.parse(source)
+    classes = {id(f): c.name for c in ast.walk(tree) if isinstance(c, ast.ClassDef) for f in c.body}
+    functions = [f for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    names = [
+        classes[id(f)] if f.name == "__init__" else f.name
+        for f in functions
+        if len([*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]) - (id(f) in classes) > most
+    ]
+    return set(names)
+
+
+def public_names() -> dict[str, object]:
+    """Every function and class that a user reaches by a public name."""
+    modules = [
+        gimli_core,
+        *(m for name in gimli_core.__all__ if isinstance(m := getattr(gimli_core, name), ModuleType)),
+    ]
+    modules += [importlib.import_module(f"gimli_core.{name}") for name in ("outer_loop", "inner_loop", "few_shot")]
+    named = {f"{m.__name__}.{name}": getattr(m, name) for m in modules for name in getattr(m, "__all__", ())}
+    return {name: made for name, made in named.items() if callable(made)}
+
+
+def test_only_what_is_public_has_more_than_eight_parameters() -> None:
+    public = {name.split(".")[-1] for name in public_names()}
+    public |= {base.__name__ for made in public_names().values() if isinstance(made, type) for base in made.__mro__}
+    more = {file: names for file, source in SOURCES.items() if (names := long_lists(source) - public)}
+    assert more == {}
+
+
+def test_a_long_list_of_parameters_is_found() -> None:
+    planted = "def f(a, b, c, d, e, f, g, h): ...\ndef step(a, b, c, d, e, f, g, *, h, i): ...\n"
+    planted += "class Rule:\n    def __init__(self, a, b, c, d, e, f, g, h, i): ...\n"
+    planted += "    def of(self, a, b, c, d, e, f, g, h): ..."
+    assert long_lists(planted) == {"step", "Rule"}
+
+
+def names_of(source: str, name: str) -> int:
+    """How often a file calls something by this name."""
+    calls = [n.func for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]
+    return sum(name in (getattr(f, "id", None), getattr(f, "attr", None)) for f in calls)
+
+
+def test_a_result_is_made_in_one_place() -> None:
+    assert {file for file, source in SOURCES.items() if names_of(source, "MetaGradient")} == {"runs/outcome.py"}
+
+
+def test_a_maker_of_results_is_found() -> None:
+    assert (
+        names_of("a = MetaGradient(1)\nb = results.MetaGradient(*x)\ndef f(x: MetaGradient): ...", "MetaGradient") == 2
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,18 @@ from gimli_core.transforms.nested import nested
 from gimli_core.transforms.proximal import into_start
 from gimli_core.trees import mapped, zipped
 
-__all__ = ["contracted", "finished", "losses_of", "outcome_of", "reduced", "stacked", "trajectory", "weighted"]
+__all__ = [
+    "contracted",
+    "estimated",
+    "finished",
+    "losses_of",
+    "of_state_dict",
+    "outcome_of",
+    "reduced",
+    "stacked",
+    "trajectory",
+    "weighted",
+]
 
 ROWS = ("A_opt", "A_loss", "B_0", "S_0")  # of a result, what each outer loss has its own of
 
@@ -100,6 +113,21 @@ def finished(form: Form, frozen: Tensors, hyper: Hyperparameters, outcome: Outco
         S_0=outcome.ends.S,
         recurrence=form.recurrence,
     )
+
+
+def estimated(
+    trajectory: Trajectory, approximation: str, *, B_0: Tensors | None = None, A: Tensors | None = None
+) -> MetaGradient:
+    """A result of a run that was not swept. `approximation` says what stands in the place of the gradient; B_0 and A
+    have the shapes of theta and phi.
+    """
+    parts = trajectory.state_dict() | {"approximation": approximation}
+    return MetaGradient(**parts, A_opt={}, A_loss={}, B_0=B_0 or {}, S_0={}, A=A or {})
+
+
+def of_state_dict(fields: Mapping[str, Any]) -> MetaGradient:
+    """The result of which `fields` is the `state_dict()`, such as another process sends."""
+    return MetaGradient(**fields)
 
 
 def stacked(results: list[MetaGradient]) -> MetaGradient:

@@ -156,7 +156,10 @@ def _evaluated(
     layout: Layout | None = getattr(loss_function, "layout", None)
     if layout is not None:
         loss_function, theta = loss_function.loss, layout.names(theta)  # type: ignore[attr-defined]
-    theta_leaf = {k: _leaf(v, True, recorded) for k, v in theta.items()}
+    if layout is not None and not recorded:  # views that are nobody else's
+        theta_leaf = {k: v.requires_grad_() for k, v in theta.items()}
+    else:
+        theta_leaf = {k: _leaf(v, True, recorded) for k, v in theta.items()}
     phi_leaf = {k: _leaf(v, of_phi, recorded) for k, v in phi_loss.items()}
     with noting() as weights:
         loss, aux = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch, vector=vector)

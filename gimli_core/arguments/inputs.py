@@ -111,7 +111,6 @@ def prepare(call: Call) -> Inputs:
     weights = check_weights(call.val_weights, J, left_out.first(J))
     modules = modules_of(problem)
     refuse_spread(modules, theta_0)
-    environment = Environment(modules, _anywhere(trained).device, kept_by(call))
     form = Form(
         problem=problem,
         optimizer=bound(problem.optimizer, call.phi_opt or {}),
@@ -129,7 +128,7 @@ def prepare(call: Call) -> Inputs:
         nested=call.nested,
     )
     values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, val_batch, weights, marked, rows)
-    inputs = Inputs(form, values, environment)
+    inputs = Inputs(form, values, Environment(modules, _anywhere(trained).device, kept_by(call)))
     if T is None:
         return _of_one(inputs, call.state_0)
     return _over_tasks(inputs, call.state_0, theta_per_task, phi_per_task, one, modules)

@@ -90,9 +90,8 @@ def refuse_stray_tensors(inputs: Inputs, values: Mapping[str, Tensor], *, tied: 
     """Raise if a tensor that requires grad has a part in L and is in none of the arguments. Cost 2F.
 
     Raises as well where a loss is not what it was before (in `values`, scalars or [T]): then trying it has left a
-    trace. Looked for in
-    the losses (at the first batch) and in the optimizer's own hyperparameters. Without `tied` a batch may require grad,
-    as a loss that differentiates in its coordinates asks for.
+    trace. Looked for in the losses (at the first batch) and in the optimizer's own hyperparameters. Without `tied` a
+    batch may require grad, as a loss that differentiates in its coordinates asks for.
     """
     lost = "whose gradient neither meta_gradient(...) nor unroll(...).backward() would give"
     for hyperparameter, value in inputs.form.problem.optimizer.hyperparameters().items():

@@ -28,7 +28,8 @@ QUICK = ["momentum"]  # the others are among the long tests
 LESSONS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in gimli.lessons.LESSONS]
 RECTANGLES = """ids => ids.map(id => { const b = document.getElementById(id).getBoundingClientRect();
     return [b.x, b.y, b.right, b.bottom].map(Math.round); })"""
-UNDER_A_BOX = """() => { const at = e => e.getBoundingClientRect(), rects = [...document.querySelectorAll('.box rect')].map(at);
+UNDER_A_BOX = """() => { const at = e => e.getBoundingClientRect();
+    const rects = [...document.querySelectorAll('#step .box rect')].map(at);
     return [...document.querySelectorAll('#step .label.lit text')].filter(e => e.textContent).filter(e => {
       const a = e.getBoundingClientRect(), y = (a.top + a.bottom) / 2;
       return rects.some(b => y > b.top && y < b.bottom

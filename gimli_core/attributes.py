@@ -226,8 +226,8 @@ def _generator(value: Any) -> Callable[[], None] | None:
     if isinstance(value, np.random.Generator):
         return functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
     if isinstance(value, (torch.Generator, np.random.RandomState)):  # imported here, since numpy.random takes its time
-        state: Any = value.get_state()
-        return functools.partial(value.set_state, state)
+        generator: Any = value
+        return functools.partial(generator.set_state, generator.get_state())
     if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
         return functools.partial(value.setstate, value.getstate())
     return None

@@ -208,10 +208,8 @@ def queries(table: Table, compiled: bool) -> None:
         pair = [f"ours, k calls{schedule}", f"ours{schedule}"]
         found = table.measured(f"{title}{schedule}", pair, **what)
         table.mark(f"{K} queries / {K} calls{schedule}", found.ratio(pair[1], pair[0]), "<= 0.65")
-        print(
-            f"    by counts, where a graph is kept (3F + 6F k) / 9F k = {(3 + 6 * K) / (9 * K):.2f}, where G_j is computed"
-        )
-        print(f"    again (6F + 6F k) / 12F k = {(6 + 6 * K) / (12 * K):.2f}")
+        kept, again = (3 + 6 * K) / (9 * K), (6 + 6 * K) / (12 * K)
+        print(f"    by counts {kept:.2f} where graphs are kept, {again:.2f} where G_j is computed again")
         if found.peaks and "compiled" not in schedule:
             of_one = peak_of(f"ours{schedule}", {**what, "queries": 1})
             table.mark(f"{K} queries / one: peak{schedule}", found.peaks[pair[1]] / of_one, "<= 1.5")

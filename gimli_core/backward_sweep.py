@@ -46,19 +46,9 @@ def validation_gradients(
     form, theta = inputs.form, inputs.form.whole(point.theta, f"lines 8-9, theta_{point.j}")
 
     def of_batch() -> tuple[Gradient, list[Gradient], Any]:
-        batch = inputs.values.val_batch(point.j)
-        L, each = gradients(
-            form.problem.val_loss,
-            "val_loss",
-            theta,
-            inputs.values.phi_loss,
-            batch,
-            frozen=inputs.values.frozen,
-            along=along,
-            rows=rows,
-            recorded=form.recorded,
-        )
-        return L, each, batch
+        outer = inputs.outer_loss(point.j)
+        L, each = gradients(outer, theta, along=along, rows=rows, recorded=form.recorded)
+        return L, each, outer.batch
 
     if form.data is None:
         L, each, _ = of_batch()
@@ -166,7 +156,7 @@ def _asked_of_loss(
     inputs: Inputs, point: Point, G_j: Gradient, V: Tensors, g: Tensor | None, curvature: bool, mixed: bool, keep: bool
 ) -> Products:
     """The products of the inner loss: from the graph of G_j if that was kept, and else from the point."""
-    form, values = inputs.form, inputs.values
+    form = inputs.form
     if form.keeps_graph:
         assert G_j.graph is not None
         return reverse_over_reverse.products(
@@ -174,15 +164,6 @@ def _asked_of_loss(
         )
     assert point.snapshot is not None
     inputs.environment.restore(point.snapshot)  # what the loss met when G_j was computed
-    batch = values.batch(point.j)
     mean = partial(products_of_parts, form.second_order) if form.in_parts else from_a_point(form.second_order)
-    return mean(
-        form.problem.train_loss,
-        form.whole(point.theta, f"lines 13-14, theta_j at inner step j = {point.j} of {form.steps}"),
-        values.phi_at(point.j),
-        batch,
-        V,
-        g,
-        frozen=values.frozen,
-        curvature=curvature,
-    )
+    theta = form.whole(point.theta, f"lines 13-14, theta_j at inner step j = {point.j} of {form.steps}")
+    return mean(inputs.inner_loss(point.j), theta, V, g, curvature=curvature)

@@ -15,7 +15,7 @@ SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for pat
 
 # Functions that name themselves, and what they go through, which is no tree of tensors. trees.py has the one that is.
 NO_TREE = {
-    "attributes.py": {"_visit": "objects, by their attributes"},
+    "attributes.py": {"visit": "objects, by their attributes"},
     "derivatives/evaluate.py": {"evaluate": "the parts of one batch"},
     "environment.py": {"visit": "functions and objects, to the modules that they hold"},
     "inner_loop/structure.py": {"_exchanged": "objects, by what they hold", "uncompiled": "a module within a module"},

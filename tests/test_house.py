@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
+import typing
 from pathlib import Path
 from types import ModuleType
 
@@ -133,3 +135,21 @@ def test_a_maker_of_results_is_found() -> None:
     assert (
         names_of("a = MetaGradient(1)\nb = results.MetaGradient(*x)\ndef f(x: MetaGradient): ...", "MetaGradient") == 2
     )
+
+
+def test_every_file_can_be_read_in_one_go() -> None:
+    """At most 250 lines, and a checked call is made in fewer than 40: a list of checks."""
+    assert {file: lines for file, source in SOURCES.items() if (lines := source.count("\n")) > 250} == {}
+    functions = ast.walk(ast.parse(SOURCES["arguments/inputs.py"]))
+    (prepare,) = [f for f in functions if isinstance(f, ast.FunctionDef) and f.name == "prepare"]
+    assert (prepare.end_lineno or 0) - prepare.lineno + 1 < 40
+
+
+def test_annotations_can_be_read() -> None:
+    """`typing.get_type_hints` of every public function, class and method; what imports nothing more costs nothing."""
+    for made in public_names().values():
+        typing.get_type_hints(made)
+        if isinstance(made, type):
+            methods = [m for name, m in vars(made).items() if inspect.isfunction(m) and not name.startswith("__")]
+            for method in methods:
+                typing.get_type_hints(method)

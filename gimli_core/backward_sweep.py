@@ -52,9 +52,8 @@ def validation_gradients(
 
     if form.data is None:
         L, each, _ = of_batch()
-    else:
-        L, each = validation_over_ranks(form.data, of_batch, f"lines 8-9, L_val at theta_{point.j}")
-    return L, [of_one._replace(theta=form.part(of_one.theta)) for of_one in each]
+        return L, [of_one._replace(theta=form.part(of_one.theta)) for of_one in each]
+    return validation_over_ranks(form.data, of_batch, f"lines 8-9, L_val at theta_{point.j}", form.pieces)
 
 
 def step(
@@ -120,7 +119,6 @@ def second_order_products(
     if form.second_derivatives:
         V = form.whole(V, f"lines 13-14, V_j at inner step j = {point.j} of {form.steps}")
         products = _products(inputs, point, G_j, V, g, curvature, mixed, keep_graph)
-        products = products._replace(curvature=form.part(products.curvature))
     else:
         zeros = {k: v.new_zeros(()).expand_as(v) for k, v in V.items()}
         products = Products(zeros, {}, False, frozenset(), None)
@@ -132,14 +130,15 @@ def second_order_products(
 def _products(
     inputs: Inputs, point: Point, G_j: Gradient, V: Tensors, g: Tensor | None, curvature: bool, mixed: bool, keep: bool
 ) -> Products:
-    """The products of the inner loss, of the parts that all ranks have."""
+    """The products of the inner loss, of the parts that all ranks have; V_j Hessian as the sweep goes on with it."""
     form, j = inputs.form, point.j
 
     def of_part() -> Products:
         return _asked_of_loss(inputs, point, G_j, V, g, curvature, mixed, keep)
 
     if form.data is None:
-        return of_part()
+        products = of_part()
+        return products._replace(curvature=form.part(products.curvature))
     assert G_j.share is not None
     return products_over_ranks(
         form.data,
@@ -149,6 +148,7 @@ def _products(
         inputs.values.phi_loss if mixed else {},
         G_j.loss if form.evaluates_again else None,
         f"lines 13-14, the products at inner step j = {j} of {form.steps}",
+        form.pieces,
     )
 
 

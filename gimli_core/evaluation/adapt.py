@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.surroundings import check_watching
@@ -22,9 +23,6 @@ from gimli_core.runs.run import drain
 from gimli_core.runs.wants import Wants
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
-
-if TYPE_CHECKING:  # asked for by name alone, and its module is only there where torch has processes
-    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["adapt"]
 

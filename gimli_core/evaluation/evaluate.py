@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from gimli_core.arguments.batches import check_val_batch
 from gimli_core.arguments.inputs import modules_of
@@ -26,9 +27,6 @@ from gimli_core.transforms.nested import NestedLoss, unnested
 from gimli_core.transforms.numbered import called
 from gimli_core.transforms.over_tasks import LossOverTasks
 from gimli_core.transforms.tasks import Tasks, check_tasks, split_marked
-
-if TYPE_CHECKING:  # asked for by name alone, and its module is only there where torch has processes
-    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Evaluation", "evaluate"]
 

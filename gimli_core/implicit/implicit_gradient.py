@@ -148,10 +148,10 @@ def _solved(asked: Asked, here: FixedPoint) -> ImplicitGradient:
     through_there, explicit_there = _parts(there, change.v)
     if change.bad is not None or not bool(change.converged.all()):  # nothing is known of the fixed point
         through_there = {k: torch.full_like(v, torch.inf) for k, v in through_there.items()}
-
     size = _length(through, explicit)
     rounding = torch.finfo(solution.v.dtype).eps * _kappa(solution).abs().nan_to_num(1.0).max()
     unsure = _scaled(here, here.mixed(solution.lacking))
+    moved = {k: (through_there[k] + explicit_there[k] - through[k] - explicit[k]).abs() for k in through}
     report = ImplicitReport(
         solver=repr(solver),
         damping=damping,
@@ -163,11 +163,7 @@ def _solved(asked: Asked, here: FixedPoint) -> ImplicitGradient:
         inner_gradient=_row(here, norm(here.vector(here.G.theta))),
         inner_step=_row(here, norm(there.vector(there.point.theta) - here.vector(here.point.theta))),
         solve=_error_bar(asked, {k: v.abs() + rounding * through[k].abs() for k, v in unsure.items()}, size),
-        inner=_error_bar(
-            asked,
-            {k: (through_there[k] + explicit_there[k] - through[k] - explicit[k]).abs() for k in through},
-            size,
-        ),
+        inner=_error_bar(asked, moved, size),
         v=here.tensors(solution.v),
     )
     refuse_unconverged_loop(report, asked.inner_tolerance)

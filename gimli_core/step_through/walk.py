@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
@@ -25,9 +26,6 @@ from gimli_core.runs.wants import Wants
 from gimli_core.step_through.interventions import CHANGEABLE, Intervention, merged
 from gimli_core.step_through.moment import Moment
 from gimli_core.transforms.tasks import Tasks
-
-if TYPE_CHECKING:  # asked for by name alone, and its module is only there where torch has processes
-    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Moment", "Walk", "step_through"]
 

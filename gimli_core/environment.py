@@ -24,6 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gimli_core.attributes import attributes_of, filled
 from gimli_core.notation import Tensors
+from gimli_core.trees import nodes
 
 __all__ = ["Environment", "Snapshot", "discover", "keeping_buffers", "split_frozen"]
 
@@ -218,9 +219,7 @@ def _numpy_state() -> tuple[Any, ...]:
 
 
 def _bytes_of_state(state: Any) -> int:
-    if isinstance(state, tuple):
-        return sys.getsizeof(state) + sum(map(_bytes_of_state, state))
-    return int(state.nbytes) if isinstance(state, Tensor) else sys.getsizeof(state)
+    return sum(int(x.nbytes) if isinstance(x, Tensor) else sys.getsizeof(x) for x in nodes(state))
 
 
 def _same(old: Any, new: Any) -> bool:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from gimli_core.arguments.call import Call
-from gimli_core.arguments.in_shards import check_sharded, in_shards, random_numbers
+from gimli_core.arguments.in_shards import check_sharded, in_shards, pays_in_shards, random_numbers
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.arguments.trial import looking
@@ -177,6 +177,8 @@ def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     mesh = check_mesh(call.mesh)
     if mesh is not None:
         inputs = begun_together(call, mesh, lambda: _required(prepare(call), call, schedule, wants))
+        if mesh.data is not None and mesh.shard is None and not wants.names and pays_in_shards(inputs):
+            mesh = replace(mesh, shard=replace(mesh.data, use="shard"))
         inputs = replace(inputs, form=replace(inputs.form, mesh=mesh, journaled=call.resume is not None))
         if mesh.shard is None:
             return inputs

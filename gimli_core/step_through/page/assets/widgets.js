@@ -89,7 +89,7 @@ const WIDGETS = {
     const table = h("div"), note = h("p", { class: "facts" });
     return { nodes: [table, note], draw() {
       const two = twoRoads(), nudge = changedNow.nudge;
-      if (!two) { table.replaceChildren(); note.textContent = twin.ok ? "Nudge a θ_j before the last one on the card before." : ""; return; }
+      if (!two) { table.replaceChildren(); note.replaceChildren(...typeset(twin.ok ? "First nudge a θ_j before the last, on the card before this one." : "")); return; }
       const shown_ = D.parameters <= 2 ? [0, 1].slice(0, D.parameters) : two.all.map((x, k) => k).sort((a, b) => Math.abs(two.all[b]) - Math.abs(two.all[a])).slice(0, 4).sort((a, b) => a - b), pick = (xs) => shown_.map((k) => xs[k]);
       const print = addingUp(pick(two.all), [pick(two.straight), pick(two.bent)]), ghostRun_ = ghost(), landed = ghostRun_ ? ghostRun_.path[nudge.j + 1].map((x, k) => x - value(flat("theta", nudge.j + 1)[k])) : null;
       const row = (name, xs, style, p = print) => h("tr", { class: style || null }, h("td", null, ...typeset(name)), ...pick(xs).map((x, i) => h("td", { class: "n" }, p(x, i))));

@@ -27,11 +27,6 @@ _TORCHS = frozenset(vars(nn.Module())) - {"training"}
 _DEPTH = 4  # functions and objects within each other, of a user's own
 _DATA = 256  # a longer list holds data: what is in it is not looked at
 _ROOM = 8 << 20  # bytes of tensors outside of modules that are copied: what is larger is data
-_GENERATORS: list[tuple[type, str, str]] = [
-    (torch.Generator, "get_state", "set_state"),
-    (np.random.RandomState, "get_state", "set_state"),
-    (random.Random, "getstate", "setstate"),
-]
 _LIBRARIES = sys.stdlib_module_names - {"types", "argparse"} | {"torch", "torchvision", "numpy", "scipy", "sklearn"}
 
 
@@ -51,10 +46,8 @@ def attributes_of(modules: Iterable[nn.Module], functions: Iterable[Any] = (), r
     (0, [], False)
     """
     kept = _Kept(room)
-    for module in modules:
-        kept.visit(module, 0)
-    for function in functions:
-        kept.visit(function, 0)
+    for value in (*modules, *functions):
+        kept.visit(value, 0)
     return kept.put_back
 
 
@@ -93,10 +86,8 @@ class _Kept:
         elif isinstance(value, (list, tuple, deque, dict, set)):
             if (put_back := _contents(value)) is not None:
                 self._restorers.append(put_back)
-            if isinstance(value, dict):
-                self._all(list(value.values()), depth)
-            elif len(value) <= _DATA:
-                self._all(list(value), depth)
+            if isinstance(value, dict) or len(value) <= _DATA:
+                self._all(list(value.values() if isinstance(value, dict) else value), depth)
         elif (put_back := _generator(value)) is not None:
             self._restorers.append(put_back)
         elif _is_users(type(value)):
@@ -205,11 +196,9 @@ def _put_entries(now: dict[str, Any], before: dict[str, Any], left_out: Collecti
 
 
 def _put_globals(now: dict[str, Any], before: dict[str, Any], names: Iterable[str]) -> None:
-    for name in names:
-        if name in before:
-            now[name] = before[name]
-        else:
-            now.pop(name, None)
+    now.update(before)
+    for name in set(names) - set(before):
+        now.pop(name, None)
 
 
 def _contents(value: Any) -> Callable[[], None] | None:
@@ -236,9 +225,11 @@ def _generator(value: Any) -> Callable[[], None] | None:
     """What puts a random number generator back."""
     if isinstance(value, np.random.Generator):
         return functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
-    for kind, get, put in _GENERATORS:
-        if isinstance(value, kind) and not isinstance(value, random.SystemRandom):
-            return functools.partial(getattr(value, put), getattr(value, get)())
+    if isinstance(value, (torch.Generator, np.random.RandomState)):  # imported here, since numpy.random takes its time
+        generator: Any = value
+        return functools.partial(generator.set_state, generator.get_state())
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+        return functools.partial(value.setstate, value.getstate())
     return None
 
 

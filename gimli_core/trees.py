@@ -213,7 +213,7 @@ class Length(int):
 
 def outline(tree: Any) -> list[Any]:
     """What a tree looks like: of each node an outline (a tensor), its names or its length, or the leaf itself."""
-    return [Outline(*_form(x), x.stride()) if isinstance(x, Tensor) else _look(x) for x in nodes(tree)]
+    return [Outline(x.shape, x.dtype, x.device, x.stride()) if isinstance(x, Tensor) else _look(x) for x in nodes(tree)]
 
 
 def fits(tree: Any, like: list[Any]) -> bool:
@@ -226,7 +226,7 @@ def fits(tree: Any, like: list[Any]) -> bool:
     for x in nodes(tree):
         look = next(expected, expected)  # of a tree with less in it: something that nothing is equal to
         if isinstance(x, Tensor):
-            if type(look) is not Outline or _form(x) != look[:3]:
+            if type(look) is not Outline or (x.shape, x.dtype, x.device) != look[:3]:
                 return False
         elif not _same(_look(x), look):
             return False
@@ -236,10 +236,6 @@ def fits(tree: Any, like: list[Any]) -> bool:
 def lies_alike(tree: Any, like: list[Any]) -> bool:
     """Whether the tensors of a tree that fits an outline have its strides too."""
     return all(x.stride() == look.stride for x, look in zip(nodes(tree), like, strict=True) if isinstance(x, Tensor))
-
-
-def _form(x: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
-    return x.shape, x.dtype, x.device
 
 
 def _look(x: Any) -> Any:

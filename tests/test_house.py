@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
+import typing
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +17,7 @@ SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for pat
 
 # Functions that name themselves, and what they go through, which is no tree of tensors. trees.py has the one that is.
 NO_TREE = {
-    "attributes.py": {"_visit": "objects, by their attributes"},
+    "attributes.py": {"visit": "objects, by their attributes"},
     "derivatives/evaluate.py": {"evaluate": "the parts of one batch"},
     "environment.py": {"visit": "functions and objects, to the modules that they hold"},
     "inner_loop/structure.py": {"_exchanged": "objects, by what they hold", "uncompiled": "a module within a module"},
@@ -133,3 +135,21 @@ def test_a_maker_of_results_is_found() -> None:
     assert (
         names_of("a = MetaGradient(1)\nb = results.MetaGradient(*x)\ndef f(x: MetaGradient): ...", "MetaGradient") == 2
     )
+
+
+def test_every_file_can_be_read_in_one_go() -> None:
+    """At most 250 lines, and a checked call is made in fewer than 40: a list of checks."""
+    assert {file: lines for file, source in SOURCES.items() if (lines := source.count("\n")) > 250} == {}
+    functions = ast.walk(ast.parse(SOURCES["arguments/inputs.py"]))
+    (prepare,) = [f for f in functions if isinstance(f, ast.FunctionDef) and f.name == "prepare"]
+    assert (prepare.end_lineno or 0) - prepare.lineno + 1 < 40
+
+
+def test_annotations_can_be_read() -> None:
+    """`typing.get_type_hints` of every public function, class and method; what imports nothing more costs nothing."""
+    for made in public_names().values():
+        typing.get_type_hints(made)
+        if isinstance(made, type):
+            methods = [m for name, m in vars(made).items() if inspect.isfunction(m) and not name.startswith("__")]
+            for method in methods:
+                typing.get_type_hints(method)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.derivatives.beside_loss import value_and_aux
+from gimli_core.derivatives.kernels import uncompiled
 from gimli_core.derivatives.micro_batches import MicroBatches, each, of_parts
 from gimli_core.errors import unexpected
 from gimli_core.notation import Loss, Tensors
@@ -47,7 +48,8 @@ def evaluate(
             [aux for _, (_, aux) in of_each], name
         )
     try:
-        loss, aux = value_and_aux(loss_function(theta, phi_loss, batch), name)
+        with uncompiled():
+            loss, aux = value_and_aux(loss_function(theta, phi_loss, batch), name)
     except Exception as error:
         error.add_note(f"in {name}")
         raise

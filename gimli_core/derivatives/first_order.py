@@ -125,7 +125,10 @@ def _evaluated(
     layout: Layout | None = getattr(function, "layout", None)
     if layout is not None:
         function, theta = function.loss, layout.names(theta)  # type: ignore[attr-defined]
-    theta_leaf = {k: _leaf(v, True, recorded) for k, v in theta.items()}
+    if layout is not None and not recorded:  # views that are nobody else's
+        theta_leaf = {k: v.requires_grad_() for k, v in theta.items()}
+    else:
+        theta_leaf = {k: _leaf(v, True, recorded) for k, v in theta.items()}
     phi_leaf = {k: _leaf(v, of_phi, recorded) for k, v in loss.phi_loss.items()}
     with noting() as weights:
         value, aux = evaluate(function, loss.name, {**loss.frozen, **theta_leaf}, phi_leaf, loss.batch, vector=vector)

@@ -40,7 +40,7 @@ def refuse_edits(inputs: Inputs) -> dict[str, Tensor]:
     """Raise if a loss changes theta, phi_loss or its batch in place, so that the next who reads them sees other data.
 
     It may do so with a batch that is made anew each time it is asked for, and in a way that changes nothing the second
-    time (as clamp_ does). Returns each loss, of theta_0 and the first batch. Cost 2F, or 4F.
+    time (as clamp_ does). Returns each loss, of theta_0 and the first batch: scalars, or [T]. Cost 2F, or 4F.
     """
     values: dict[str, Tensor] = {}
     for name in _losses(inputs):
@@ -89,9 +89,9 @@ def _refuse_changed(name: str, inputs: Inputs, tried: Inputs) -> None:
 def refuse_stray_tensors(inputs: Inputs, values: Mapping[str, Tensor], *, tied: bool) -> None:
     """Raise if a tensor that requires grad has a part in L and is in none of the arguments. Cost 2F.
 
-    Raises as well where a loss is not what it was before (in `values`): then trying it has left a trace. Looked for in
-    the losses (at the first batch) and in the optimizer's own hyperparameters. Without `tied` a batch may require grad,
-    as a loss that differentiates in its coordinates asks for.
+    Raises as well where a loss is not what it was before (in `values`, scalars or [T]): then trying it has left a
+    trace. Looked for in the losses (at the first batch) and in the optimizer's own hyperparameters. Without `tied` a
+    batch may require grad, as a loss that differentiates in its coordinates asks for.
     """
     lost = "whose gradient neither meta_gradient(...) nor unroll(...).backward() would give"
     for hyperparameter, value in inputs.form.problem.optimizer.hyperparameters().items():

@@ -208,6 +208,8 @@ def queries(table: Table, compiled: bool) -> None:
         pair = [f"ours, k calls{schedule}", f"ours{schedule}"]
         found = table.measured(f"{title}{schedule}", pair, **what)
         table.mark(f"{K} queries / {K} calls{schedule}", found.ratio(pair[1], pair[0]), "<= 0.65")
+        kept, again = (3 + 6 * K) / (9 * K), (6 + 6 * K) / (12 * K)
+        print(f"    by counts {kept:.2f} where graphs are kept, {again:.2f} where G_j is computed again")
         if found.peaks and "compiled" not in schedule:
             of_one = peak_of(f"ours{schedule}", {**what, "queries": 1})
             table.mark(f"{K} queries / one: peak{schedule}", found.peaks[pair[1]] / of_one, "<= 1.5")
@@ -230,6 +232,8 @@ def parts(table: Table, compiled: bool) -> None:
         print(f"    of which its derivatives alone, in plain torch: x {found.ratio(bound, 'derivatives alone'):.2f}")
         if table.peaks:
             table.mark(f"{title}: {PARTS} parts / whole: peak", found.peaks[in_parts] / found.peaks[whole], "<= 0.22")
+            of_step = [peak_of(way, {**what, "steps": 1}) for way in (in_parts, whole)]
+            print(f"    of one step alone, without stored points: x {of_step[0] / of_step[1]:.2f}")
 
 
 def weights(table: Table, compiled: bool) -> None:

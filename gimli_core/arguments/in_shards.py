@@ -10,10 +10,12 @@ import torch
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.errors import unexpected
+from gimli_core.optimizers.tensorwise import SMALL
 from gimli_core.processes.mesh import Ranks
+from gimli_core.transforms.rule_on_shards import by_element
 from gimli_core.transforms.shards import shards_of
 
-__all__ = ["check_sharded", "in_shards", "random_numbers"]
+__all__ = ["check_sharded", "in_shards", "pays_in_shards", "random_numbers"]
 
 
 def check_sharded(call: Call, *, watched: bool) -> None:
@@ -39,6 +41,15 @@ def random_numbers(inputs: Inputs) -> str:
     if inputs.device.type == "cuda":
         states.append(torch.cuda.get_rng_state(inputs.device))
     return hashlib.sha256(b"".join(state.numpy().tobytes() for state in states)).hexdigest()[:16]
+
+
+def pays_in_shards(inputs: Inputs) -> bool:
+    """Whether ranks that share a batch step quicker if each steps its piece of theta, than if each steps all of it.
+
+    As many bytes are sent in twice as many messages, which small tensors would wait for.
+    """
+    theta = inputs.values.theta_0.values()
+    return inputs.form.tasks is None and by_element(inputs.form.optimizer) and sum(v.numel() for v in theta) > SMALL
 
 
 def in_shards(inputs: Inputs, ranks: Ranks) -> Inputs:

@@ -20,6 +20,7 @@ from gimli_core.processes.mesh import Ranks
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
 from gimli_core.runs.finished_tasks import FinishedTasks
+from gimli_core.runs.outcome import of_state_dict
 
 __all__ = ["TasksOverRanks"]
 
@@ -87,4 +88,4 @@ class TasksOverRanks:
                 raise ProcessError(f"rank {rank} of {self._ranks.size} of 'tasks' raised {raised}")
         if self._kept is not None and self._ranks.rank == 0:
             self._kept.remove()
-        return [MetaGradient(**fields) for _, results in told for fields in results]
+        return [of_state_dict(fields) for _, results in told for fields in results]

@@ -16,14 +16,45 @@ are applied in turn, each to what the one before it made, and taken back in the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from gimli_core.notation import Hyper, Tensors
+from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.problem import Problem
 from gimli_core.record import Ends
 
-__all__ = ["Transform"]
+__all__ = ["RuleInAnotherForm", "Transform"]
+
+
+@dataclass(frozen=True, eq=False)
+class RuleInAnotherForm(Optimizer):
+    """Base of a rule in a transform's form: `rule`, which has checked itself, on tensors in that form.
+
+    What a loss does not use it lacks in that form too, so step and pullback go on as `rule` does without it: they call
+    `rule.step_used` and `rule.pullback_used`.
+    """
+
+    rule: Optimizer = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        pass
+
+    def seen(self) -> tuple[str, ...]:
+        return self.rule.seen()
+
+    def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
+        return self.rule.moved_by_gradient(names)
+
+    def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
+        return self.step(theta, state, G, hyper)
+
+    def pullback_used(
+        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
+    ) -> Pulled:
+        return self.pullback(theta, state, G, hyper, B, S, wanted)
 
 
 class Transform(ABC):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
@@ -39,9 +40,6 @@ from gimli_core.verification.precision import lowest_dtype, name_of, precise
 from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Question, flatten, label, same_randomness
 from gimli_core.verification.report import Report
 from gimli_core.verification.rows import key_of_row, like_results, of_row, of_rows
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["ORACLES", "verify"]
 

@@ -129,8 +129,9 @@ def test_nothing_covers_anything_at_any_scroll_position_on_a_phone(
     [(WIDE, "light"), (PHONE, "dark"), (WIDE, "dark"), (PHONE, "light"), (NARROW, "light")],
     ids=str,
 )
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "momentum" else pytest.mark.long) for n in
-                                  gimli.lessons.LESSONS])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "momentum" else pytest.mark.long) for n in gimli.lessons.LESSONS]
+)
 def test_axe_finds_nothing_serious(
     opened: Open, lesson_page: Pages, name: str, viewport: dict[str, int], scheme: str
 ) -> None:

@@ -5,7 +5,7 @@
 
 query      one query, J = 20 and 100, against bergson's sqrt schedule
 queries    k = 8 at once against 8 calls, and against bergson's 8 sweeps
-parts      a batch of 32 in 8 micro-batches against the whole batch
+parts      a batch of 32 in 8 micro-batches against the whole batch, at widths 64 and 128
 weights    N = 10^7 weights against 10^3
 exactness  float64 against autograd through the whole of training; k rows against k calls, to the bit
 lds        scikit-learn's digits, a tenth left out: rank correlation with retraining, influence functions beside it
@@ -13,7 +13,8 @@ lds        scikit-learn's digits, a tenth left out: rank correlation with retrai
 Times are processor seconds, of runs taken in turn (A B A B …) in one process, after one of each: other programs on the
 machine disturb them less than the clock on the wall. Ratios are medians over the pairs. A peak is resident memory above
 what the process held after a run of two steps, in a process of its own. Without bergson, its method stands in, written
-plainly in torch; the table says so.
+plainly in torch; the table says so. "Its derivatives alone" are what a way cannot do without, in plain torch, with no
+optimizer and no engine around them (plain.py). What the table must reach stands below it, beside what it reaches.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +41,7 @@ from tests.benchmarks.attribution.training import N, Training, training
 from tests.benchmarks.history import Run, add_history, noted
 from tests.benchmarks.measure import MIB, in_fresh_process, median_ratio, paired_times, peak_above_base
 
-Way = Callable[[Training], Tensor]
+Way = Callable[[Training], Any]
 STEPS, LONG, K, BATCH, PARTS = 20, 100, 8, 32, 8
 EXAMPLES, DAMPINGS = 500, (0.1, 1e-2, 1e-3)
 SHORT = 6  # steps where k sweeps, or large batches, are many steps in themselves
@@ -61,6 +64,12 @@ def one_by_one(memory: Callable[[int], Schedule] | None = None, **options: Any) 
     return run
 
 
+def _on_disk(work: Training) -> Tensor:
+    """Every state, as bergson keeps those that it keeps."""
+    with tempfile.TemporaryDirectory() as folder:
+        return by(lambda J: Checkpoint(2, Path(folder)))(work)  # type: ignore[no-any-return]
+
+
 def _problem(work: Training, query: int | None) -> gimli.Problem:
     """Made once, as a user does: what is known or compiled of a problem stays with it."""
     made: dict[int | None, gimli.Problem] = work.__dict__.setdefault("_problems", {})
@@ -75,6 +84,7 @@ WAYS: dict[str, Way] = {
     "ours, StoreStates": by(lambda J: StoreStates()),
     "ours, Checkpoint(sqrt J)": by(lambda J: Checkpoint(math.isqrt(J))),
     "ours, Checkpoint(sqrt J, gradients)": by(lambda J: Checkpoint(math.isqrt(J), gradients=True)),
+    "ours, states on disk": lambda work: _on_disk(work),
     "ours, compiled": by(compile=True),
     "ours, compiled, Checkpoint(sqrt J)": by(lambda J: Checkpoint(math.isqrt(J)), compile=True),
     "ours, k calls": one_by_one(),
@@ -83,27 +93,41 @@ WAYS: dict[str, Way] = {
     "ours, k calls, compiled": one_by_one(compile=True),
     "ours, 8 parts": by(lambda J: RetainGraphs(), micro_batches=PARTS),
     "ours, 8 parts, StoreStates": by(lambda J: StoreStates(), micro_batches=PARTS),
+    "derivatives alone": plain.derivatives_alone,
+    "derivatives alone, 8 parts": lambda work: plain.derivatives_alone(work, PARTS),
     "bergson": lambda work: peer.scores(work)(),
     "bergson, 8 parts": lambda work: peer.scores(work, PARTS)(),
 }
 
 
+class Measured(NamedTuple):
+    """Of the ways of one table: seconds of each, and bytes."""
+
+    seconds: dict[str, list[float]]
+    peaks: dict[str, int]
+
+    def ratio(self, way: str, to: str) -> float:
+        """Of their times, the median over the pairs."""
+        return median_ratio(self.seconds[way], self.seconds[to])
+
+
 class Table:
-    """Rows of ways: time a step, the ratio to one of them, peak."""
+    """Rows of ways: time a step, the ratio to one of them, peak; and what was to be reached, beside what was."""
 
     def __init__(self, history: Run, repeats: int, peaks: bool) -> None:
         self.history, self.repeats, self.peaks = history, repeats, peaks
+        self._marks: list[str] = []
 
-    def measured(self, title: str, ways: list[str], **what: Any) -> None:
-        """Measure ways on one training; the ratio is of the first one's time to each, and of each peak to its."""
+    def measured(self, title: str, ways: list[str], *, repeats: int | None = None, **what: Any) -> Measured:
+        """Measure ways on one training; the ratio is of each one's time to the first's, and of its peak likewise."""
         work = training(**what)
         print(f"\n{title}")
         runs = {name: (lambda way=WAYS[name]: way(work)) for name in ways}
-        seconds = paired_times(runs, self.repeats, time.process_time)
+        seconds = paired_times(runs, repeats or self.repeats, time.process_time)
         peaks = {name: peak_of(name, what) for name in ways} if self.peaks else {}
-        first = ways[0]
+        found, first = Measured(seconds, peaks), ways[0]
         for name in ways:
-            ratio = median_ratio(seconds[name], seconds[first])
+            ratio = found.ratio(name, first)
             line = f"  {name:36} {1e3 * statistics.median(seconds[name]) / work.steps:8.1f} ms a step   x {ratio:5.2f}"
             self.history.note(f"{title}/{name}/time", seconds[name], "s")
             self.history.note(f"{title}/{name}/time against {first}", ratio, "ratio")
@@ -111,6 +135,22 @@ class Table:
                 line += f"   peak {peaks[name] / MIB:7.1f} MiB   x {peaks[name] / peaks[first]:5.2f}"
                 self.history.note(f"{title}/{name}/peak", peaks[name], "bytes")
             print(line, flush=True)
+        return found
+
+    def mark(self, what: str, reached: float, asked: str) -> None:
+        """A line of what must be reached: `asked` is "<= 1.2" or ">= 2"."""
+        relation, bound = asked.split()
+        met = reached <= float(bound) if relation == "<=" else reached >= float(bound)
+        line = f"{what:76} {reached:8.3g}   asked {asked:9} {'reached' if met else 'MISSED'}"
+        print(f"  {line}", flush=True)
+        self._marks.append(line)
+        self.history.note(f"marks/{what}", reached, "ratio")
+
+    def summary(self) -> None:
+        """All marks again."""
+        print("\nall marks")
+        for line in self._marks:
+            print(f"  {line}")
 
 
 def peak_of(name: str, what: dict[str, Any]) -> int:
@@ -133,30 +173,67 @@ def peak(name: str, told: list[str]) -> int:
 
 
 def query(table: Table, compiled: bool) -> None:
+    eager = [
+        "ours",
+        "ours, StoreStates",
+        "ours, Checkpoint(sqrt J)",
+        "ours, Checkpoint(sqrt J, gradients)",
+        "ours, states on disk",
+    ]
+    more = ["ours, compiled", "ours, compiled, Checkpoint(sqrt J)"] if compiled else []
+    one_step = peak_of("ours, RetainGraphs", {"steps": 1, "eps_root": 1e-8}) if table.peaks else 0
     for J in (STEPS, LONG):
-        ways = [
-            "bergson",
-            "ours",
-            "ours, StoreStates",
-            "ours, Checkpoint(sqrt J)",
-            "ours, Checkpoint(sqrt J, gradients)",
-        ]
-        more = ["ours, compiled", "ours, compiled, Checkpoint(sqrt J)"] if compiled else []
-        table.measured(f"one query, J = {J}, batch 8", ways + more, steps=J, eps_root=1e-8)
-    print(f"  bergson keeps 1.4 MiB on disk besides for each of {2 * math.isqrt(LONG) - 1} states at J = {LONG}")
+        title = f"one query, J = {J}, batch 8"
+        repeats = min(table.repeats, 3) if J == LONG else None
+        found = table.measured(title, ["bergson", *eager, *more], repeats=repeats, steps=J, eps_root=1e-8)
+        for kind, ways, asked in (("eager", eager, ">= 2"), ("compiled", more, ">= 4")):
+            if table.peaks:
+                room = found.peaks["bergson"] + one_step
+                ways = [way for way in ways if found.peaks[way] <= room]
+            if ways:
+                best = max(ways, key=lambda way: found.ratio("bergson", way))
+                table.mark(f"J = {J}: bergson / {kind}, {_within(table)}: {best}", found.ratio("bergson", best), asked)
+            elif kind == "eager" or more:
+                table.mark(f"J = {J}: bergson / {kind}, {_within(table)}: none fits", 0.0, asked)
+    print(f"  bergson's states, 1.4 MiB each, are on disk: {2 * math.isqrt(LONG) - 1} of them at J = {LONG}")
+
+
+def _within(table: Table) -> str:
+    return "its memory + a step" if table.peaks else "of any memory"
 
 
 def queries(table: Table, compiled: bool) -> None:
     title, what = f"{K} queries, J = {SHORT}, batch 8", {"steps": SHORT, "queries": K, "eps_root": 1e-8}
     for schedule in (", RetainGraphs", ", StoreStates", *([", compiled"] if compiled else [])):
-        table.measured(f"{title}{schedule}", [f"ours, k calls{schedule}", f"ours{schedule}"], **what)
-    table.measured(f"{title}, against bergson", ["bergson", "ours", *(["ours, compiled"] if compiled else [])], **what)
+        pair = [f"ours, k calls{schedule}", f"ours{schedule}"]
+        found = table.measured(f"{title}{schedule}", pair, **what)
+        table.mark(f"{K} queries / {K} calls{schedule}", found.ratio(pair[1], pair[0]), "<= 0.65")
+        kept, again = (3 + 6 * K) / (9 * K), (6 + 6 * K) / (12 * K)
+        print(f"    by counts {kept:.2f} where graphs are kept, {again:.2f} where G_j is computed again")
+        if found.peaks and "compiled" not in schedule:
+            of_one = peak_of(f"ours{schedule}", {**what, "queries": 1})
+            table.mark(f"{K} queries / one: peak{schedule}", found.peaks[pair[1]] / of_one, "<= 1.5")
+    found = table.measured(
+        f"{title}, against bergson", ["bergson", "ours", *(["ours, compiled"] if compiled else [])], **what
+    )
+    table.mark(f"{K} queries: bergson / ours", found.ratio("bergson", "ours"), ">= 3.5")
 
 
 def parts(table: Table, compiled: bool) -> None:
-    ways = ["ours, StoreStates", "ours, 8 parts", "ours, 8 parts, StoreStates", "ours, RetainGraphs", "bergson"]
-    more = [] if "plainly" in peer.name() else ["bergson, 8 parts"]
-    table.measured(f"one query, J = {SHORT}, batch {BATCH}", ways + more, steps=SHORT, batch=BATCH, eps_root=1e-8)
+    whole, in_parts, bound = "ours, StoreStates", "ours, 8 parts", "derivatives alone, 8 parts"
+    for width in (64, 128):
+        ways = [whole, in_parts, "ours, 8 parts, StoreStates", "derivatives alone", bound]
+        if width == 64:
+            ways += ["ours, RetainGraphs", "bergson", *([] if "plainly" in peer.name() else ["bergson, 8 parts"])]
+        what = {"steps": SHORT, "batch": BATCH, "eps_root": 1e-8, "width": width}
+        title = f"one query, J = {SHORT}, batch {BATCH}, width {width}"
+        found = table.measured(title, ways, repeats=min(table.repeats, 3), **what)
+        table.mark(f"{title}: {PARTS} parts / whole: time", found.ratio(in_parts, whole), "<= 1.2")
+        print(f"    of which its derivatives alone, in plain torch: x {found.ratio(bound, 'derivatives alone'):.2f}")
+        if table.peaks:
+            table.mark(f"{title}: {PARTS} parts / whole: peak", found.peaks[in_parts] / found.peaks[whole], "<= 0.22")
+            of_step = [peak_of(way, {**what, "steps": 1}) for way in (in_parts, whole)]
+            print(f"    of one step alone, without stored points: x {of_step[0] / of_step[1]:.2f}")
 
 
 def weights(table: Table, compiled: bool) -> None:
@@ -173,7 +250,7 @@ def weights(table: Table, compiled: bool) -> None:
     small, large = (seconds[str(n)] for n in sizes)
     ratio, least = median_ratio(large, small), min(large) / min(small)
     print(f"\n10^7 weights against 10^3, J = {LONG}: time x {ratio:.3f} (of the least times {least:.3f})")
-    table.history.note("weights/time, 10^7 against 10^3", ratio, "ratio")
+    table.mark("10^7 weights / 10^3: time", ratio, "<= 1.05")
     table.history.note("weights/least time, 10^7 against 10^3", least, "ratio")
 
 
@@ -186,10 +263,12 @@ def exactness(table: Table, compiled: bool) -> None:
             error = ((values - right).norm() / right.norm()).item()
             print(f"\nfloat64, J = {STEPS}, eps_root = {eps_root:g}: {name} against autograd: {error:.1e}")
             table.history.note(f"exactness/{name}, eps_root {eps_root:g}", error, "relative error")
+            if name == "ours":
+                table.mark(f"float64, eps_root = {eps_root:g}: against autograd", error, "<= 1e-12")
     work = training(SHORT, queries=K)
     same = torch.equal(WAYS["ours"](work), WAYS["ours, k calls"](work))
     print(f"{K} rows have the bits of {K} calls: {same}")
-    table.history.note("exactness/rows that differ from calls", float(not same), "relative error")
+    table.mark(f"{K} rows that have not the bits of {K} calls", float(not same), "<= 0")
 
 
 def lds(table: Table, compiled: bool) -> None:
@@ -215,6 +294,8 @@ def lds(table: Table, compiled: bool) -> None:
         for name, found in methods.items():
             value, (low, high) = trial.lds(found).mean().item(), trial.interval(found)
             print(f"    {name:32} {value:.3f}   95 %: {low:.3f}, {high:.3f}", flush=True)
+            if name == "meta-gradient":
+                table.mark(f"LDS, seed {seed}", value, ">= 0.95")
             table.history.note(f"lds/seed {seed}/{name}", value, "ratio")
 
 
@@ -239,6 +320,7 @@ def main() -> None:
         table = Table(history, arguments.repeats, not arguments.no_peaks)
         for name in arguments.only:
             PARTS_OF_IT[name](table, not arguments.no_compile)
+        table.summary()
 
 
 if __name__ == "__main__":

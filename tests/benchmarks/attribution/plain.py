@@ -1,4 +1,5 @@
-"""Attribution in plain torch: the peer's method written plainly, and autograd through the whole of training."""
+"""Attribution in plain torch: the peer's method written plainly, autograd through the whole of training, and the bound
+of both, the derivatives that they cannot do without."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from tests.benchmarks.attribution.training import BETAS, DECAY, EPS, LR, N, Training
 
-__all__ = ["by_autograd", "by_stored_states"]
+__all__ = ["by_autograd", "by_stored_states", "derivatives_alone"]
 
 Tensors = dict[str, Tensor]
 State = tuple[Tensors, Tensors, Tensors]  # theta, m, v
@@ -87,3 +88,17 @@ def by_autograd(work: Training) -> Tensor:
         at = _step(work, at, w, j, traced=True)
     losses = work.losses(at[0], work.asked)
     return torch.stack([torch.autograd.grad(L, w, retain_graph=True)[0] for L in losses])
+
+
+def derivatives_alone(work: Training, parts: int = 1) -> None:
+    """What no engine that keeps no graph can save, and nothing besides: J gradients, and J gradients with a product of
+    second order, all at theta_0, each of a batch in `parts`. No optimizer, nothing added up. Cost: 12F a step."""
+    w = torch.ones(N, dtype=next(work.net.parameters()).dtype)
+    for j, second_order in [(j, second_order) for second_order in (False, True) for j in range(work.steps)]:
+        batch, theta = work.batch(j), {k: v.requires_grad_() for k, v in work.theta_0.items()}
+        for text, rows in zip(batch["text"].tensor_split(parts), batch["rows"].tensor_split(parts), strict=True):
+            w_of_part = w[rows].requires_grad_()
+            loss = work.train_loss(theta, {"w": w_of_part}, {"text": text})
+            G = torch.autograd.grad(loss, list(theta.values()), create_graph=second_order)
+            if second_order:
+                torch.autograd.grad(G, [*theta.values(), w_of_part], [torch.ones_like(g) for g in G])

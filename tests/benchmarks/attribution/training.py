@@ -1,4 +1,4 @@
-"""What is attributed: a transformer of two layers of 64 on Python's help texts, in J batches of AdamW.
+"""What is attributed: a transformer of two layers, of 64 or another width, on Python's help texts, in J AdamW steps.
 
     ell_j = mean over a batch of w_i · (mean loss of a character of window i),    w_i = 1
 
@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 import gimli_core as gimli
 from tests.benchmarks.models import Transformer
 
-N, WINDOW, WIDTH, SYMBOLS = 160, 64, 64, 128  # 120,704 parameters
+N, WINDOW, WIDTH, SYMBOLS = 160, 64, 64, 128  # 120,704 parameters at this width
 LR, BETAS, EPS, DECAY = 1e-3, (0.95, 0.975), 1e-8, 0.01
 
 
@@ -73,12 +73,17 @@ class Training:
 
 
 def training(
-    steps: int, batch: int = 8, queries: int = 1, eps_root: float = 0.0, dtype: torch.dtype = torch.float32
+    steps: int,
+    batch: int = 8,
+    queries: int = 1,
+    eps_root: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    width: int = WIDTH,
 ) -> Training:
     """The same for the same numbers."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = Transformer(WIDTH, SYMBOLS, WINDOW).to(dtype)
+        net = Transformer(width, SYMBOLS, WINDOW).to(dtype)
         rows = [torch.randperm(N)[:batch] for _ in range(steps)]
     text = torch.tensor([min(ord(c), SYMBOLS - 1) for c in "".join(topics.values())[: (N + queries) * WINDOW]])
     return Training(net, steps, text.reshape(-1, WINDOW), rows, queries, eps_root)

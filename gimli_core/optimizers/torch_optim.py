@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from glob import escape
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from glob import escape
 from typing import Any, NamedTuple
 
@@ -226,13 +226,9 @@ def _state(
         for k, of_name in torch_state.items()
     }
     most = max(done.values())  # a parameter without gradient has missed the others' steps
-    missed = {
-        k: torch.tensor(most - steps, dtype=torch.float64, device="cpu") for k, steps in done.items() if steps < most
-    }
-    state: State = {
-        "step": torch.tensor(most, dtype=torch.float64, device="cpu"),
-        **({"skipped": missed} if missed else {}),
-    }
+    count = partial(torch.tensor, dtype=torch.float64, device="cpu")
+    missed = {k: count(most - steps) for k, steps in done.items() if steps < most}
+    state: State = {"step": count(most), **({"skipped": missed} if missed else {})}
     for (_, options), ks in zip(built, members, strict=True):
         part = {k: theta[k].detach() for k in ks if k in theta}
         made = rule(**options)

@@ -57,6 +57,7 @@ def gradient_of_parts(
         losses.add({"loss": of_part.loss}, weight)
         unused = of_part.unused if unused is None else unused & of_part.unused
         aux.append(of_part.aux)
+        del of_part  # or the next part would be evaluated beside it
     assert unused is not None
     return Gradient(losses.total()["loss"], G.total(), {}, None, unused, of_parts(aux, name))
 
@@ -82,9 +83,11 @@ def products_of_parts(
     for weight, part in each(batch):
         if mean in ("auto", BY_GRAPH):
             G = gradient(loss_function, "train_loss", theta, phi_loss, part, frozen=frozen, keep_graph=True)
-            assert G.graph is not None
-            of_part = reverse_over_reverse.products(G.graph, V, g, curvature=curvature)._replace(loss=G.loss)
-            del G
+            graph, loss = G.graph, G.loss
+            assert graph is not None
+            del G  # a vector of the size of theta
+            of_part = reverse_over_reverse.products(graph, V, g, curvature=curvature)._replace(loss=loss)
+            del graph
         else:
             of_part = from_a_point(mean)(loss_function, theta, phi_loss, part, V, g, frozen=frozen, curvature=curvature)
         H.add(of_part.curvature, weight)
@@ -92,4 +95,5 @@ def products_of_parts(
         if of_part.loss is not None:
             losses.add({"loss": of_part.loss}, weight)
         linear, reached = linear and of_part.linear, reached | of_part.reached
+        del of_part  # or the next part would be evaluated beside it
     return Products(H.total(), mixed.total(), linear, reached, losses.total().get("loss"))

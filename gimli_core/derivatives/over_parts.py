@@ -48,6 +48,7 @@ def gradient_of_parts(loss: LossOfTheta, theta: Tensors) -> Gradient:
         losses.add({"loss": of_part.loss}, weight)
         unused = of_part.unused if unused is None else unused & of_part.unused
         aux.append(of_part.aux)
+        del of_part  # or the next part would be evaluated beside it
     assert unused is not None
     return Gradient(losses.total()["loss"], G.total(), {}, None, unused, of_parts(aux, loss.name))
 
@@ -65,9 +66,11 @@ def products_of_parts(
         of_one = inner._replace(batch=part)
         if mean in ("auto", BY_GRAPH):
             G = gradient(of_one, theta, keep_graph=True)
-            assert G.graph is not None
-            of_part = reverse_over_reverse.products(G.graph, V, g, curvature=curvature)._replace(loss=G.loss)
-            del G
+            graph, loss = G.graph, G.loss
+            assert graph is not None
+            del G  # a vector of the size of theta
+            of_part = reverse_over_reverse.products(graph, V, g, curvature=curvature)._replace(loss=loss)
+            del graph
         else:
             of_part = from_a_point(mean)(of_one, theta, V, g, curvature=curvature)
         H.add(of_part.curvature, weight)
@@ -75,4 +78,5 @@ def products_of_parts(
         if of_part.loss is not None:
             losses.add({"loss": of_part.loss}, weight)
         linear, reached = linear and of_part.linear, reached | of_part.reached
+        del of_part  # or the next part would be evaluated beside it
     return Products(H.total(), mixed.total(), linear, reached, losses.total().get("loss"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.trial import trial
@@ -36,7 +37,8 @@ def part_by_part(inputs: Inputs) -> Inputs:
 
 def refuse_undecomposed(inputs: Inputs, name: str = "train_loss", where: str = "micro-batches") -> None:
     """Raise unless a loss at theta_0 and its first batch is the weighted sum over its parts, where that can be told:
-    not where it draws random numbers, or where the parts cannot be joined. Cost 2F, in the memory of the whole.
+    not where it draws random numbers, or where the parts cannot be joined. Cost 2F; nothing is kept for a derivative,
+    so that a batch of which only parts fit may pass.
 
     Args:
         name: which loss; of the outer one at its last batch.
@@ -82,6 +84,17 @@ def _value(inputs: Inputs, name: str, batch: Any) -> Tensor:
     theta = {**values.frozen, **{k: v.detach().requires_grad_() for k, v in values.theta_0.items()}}
     loss_function = getattr(inputs.form.problem, name)
     phi_loss = values.phi_at(0) if name == "train_loss" else values.phi_loss
-    with torch.enable_grad():  # a loss may differentiate inside
-        loss, _ = evaluate(loss_function, name, theta, phi_loss, batch, vector=name == "val_loss")
-    return loss.detach()
+
+    def value() -> Tensor:
+        return evaluate(loss_function, name, theta, phi_loss, batch, vector=name == "val_loss")[0].detach()
+
+    with torch.enable_grad():
+        try:
+            with saved_tensors_hooks(lambda saved: None, _not_kept):
+                return value()
+        except RuntimeError:  # it differentiates inside, by torch.func or by what was saved
+            return value()
+
+
+def _not_kept(saved: None) -> Tensor:
+    raise RuntimeError("a tensor that was saved for a derivative has not been kept")

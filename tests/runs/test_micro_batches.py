@@ -251,6 +251,25 @@ def test_a_loss_that_does_not_decompose_is_refused_before_any_work():
         gimli.meta_gradient(**parted(whole(), [1, 5], [0.5, 0.5]))
 
 
+@pytest.mark.parametrize("inside", ["autograd", "torch.func"])
+def test_a_loss_that_differentiates_inside_is_tried_as_well(inside: str):
+    def at(w: Tensor, batch: Any) -> Tensor:
+        return (torch.tanh(batch[0] @ w) ** 2).sum()
+
+    def loss(theta: Any, phi: Any, batch: Any) -> Tensor:
+        if inside == "torch.func":
+            slope = torch.func.grad(at)(theta["w"], batch)
+        else:
+            (slope,) = torch.autograd.grad(at(theta["w"], batch), theta["w"], create_graph=True)
+        return tanh_loss(theta, phi, batch) + (slope * theta["w"]).sum() / len(batch[0])
+
+    call = {**whole(), "problem": gimli.Problem(loss, tanh_loss, Adam())}
+    agree(gimli.meta_gradient(**call, micro_batches=2), gimli.meta_gradient(**call), rtol=1e-11)
+    untried = {**call, "problem": gimli.Problem(loss, tanh_loss, Adam())}
+    with pytest.raises(ArgumentError, match="all parts together"):
+        gimli.meta_gradient(**parted(untried, [1, 5], [0.5, 0.5]))
+
+
 def test_statistics_of_batch_norm_are_refused():
     norm = nn.BatchNorm1d(3, affine=False)
 

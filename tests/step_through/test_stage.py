@@ -23,6 +23,7 @@ from tests.problems import failing, network
 from tests.step_through.pages import Open, Pages, lesson, settled
 
 WIDE, PHONE = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
+NARROW = {"width": 320, "height": 640}
 PARTS = ["map", "step", "strip", "now", "controls"]
 QUICK = ["momentum"]  # the others are among the long tests
 LESSONS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in gimli.lessons.LESSONS]
@@ -103,9 +104,13 @@ def test_what_an_arrow_carries_is_not_under_a_box(opened: Open, lesson_page: Pag
         assert page.evaluate(UNDER_A_BOX) == []
 
 
-def test_nothing_covers_anything_at_any_scroll_position_on_a_phone(opened: Open, lesson_page: Pages) -> None:
-    page = opened(lesson_page("momentum"), viewport=PHONE)
+@pytest.mark.parametrize("viewport", [PHONE, NARROW], ids=["phone", "narrow"])
+def test_nothing_covers_anything_at_any_scroll_position_on_a_phone(
+    opened: Open, lesson_page: Pages, viewport: dict[str, int]
+) -> None:
+    page = opened(lesson_page("momentum"), viewport=viewport)
     settled(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
     covered = page.evaluate(
         """() => { const all = () => [...document.querySelectorAll('.top, .panel, #cards, .more > *')]
              .filter(e => e.offsetParent).map(e => e.getBoundingClientRect());
@@ -120,7 +125,9 @@ def test_nothing_covers_anything_at_any_scroll_position_on_a_phone(opened: Open,
 
 
 @pytest.mark.parametrize(
-    ("viewport", "scheme"), [(WIDE, "light"), (PHONE, "dark"), (WIDE, "dark"), (PHONE, "light")], ids=str
+    ("viewport", "scheme"),
+    [(WIDE, "light"), (PHONE, "dark"), (WIDE, "dark"), (PHONE, "light"), (NARROW, "light")],
+    ids=str,
 )
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n == "momentum" else pytest.mark.long) for n in gimli.lessons.LESSONS]
@@ -129,7 +136,7 @@ def test_axe_finds_nothing_serious(
     opened: Open, lesson_page: Pages, name: str, viewport: dict[str, int], scheme: str
 ) -> None:
     if name == "momentum" and (viewport, scheme) in ((WIDE, "dark"), (PHONE, "light")):
-        pytest.skip("the other two combinations are enough for a quick run; the long lessons have all four")
+        pytest.skip("the other three combinations are enough for a quick run; the long lessons have all five")
     page = opened(lesson_page(name), viewport=viewport, color_scheme=scheme)
     for address in ("card=6&closed=curvature&line=11&j=1", "card=2&line=14&j=2"):
         go(page, address)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from gimli_core.memory import StoreStates
 from gimli_core.step_through.page.experiments import Experiments, Plane
 from gimli_core.step_through.page.summaries import MOST_TENSORS, numbers, plan
 from gimli_core.step_through.page.trace import Trace
+from tests.killing import killed_until_done
 from tests.problems import failing, network
 
 
@@ -212,6 +215,38 @@ def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
         traced(steps=1).save(tmp_path / "nowhere" / "page.html")
     with pytest.raises(ArgumentError, match="got a directory"):
         traced(steps=1).save(tmp_path)
+
+
+def test_a_full_disk_leaves_the_page_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, made = tmp_path / "page.html", traced(steps=1)
+    path.write_text("the page before", "utf-8")
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(ArgumentError, match="no space left on device"):
+            made.save(path)
+    assert path.read_text("utf-8") == "the page before"
+    assert list(tmp_path.iterdir()) == [path]
+    if Path("/dev/full").exists():  # a disk on which every write fails
+        with pytest.raises(ArgumentError, match="no space left on device"):
+            made.save("/dev/full")
+
+
+def test_a_kill_leaves_a_whole_page_or_none(tmp_path: Path) -> None:
+    path, made = tmp_path / "page.html", traced(steps=2)
+    whole = made.html()
+
+    def write() -> None:
+        for _ in range(3):
+            made.save(path)
+
+    for delay in (0.0, 0.002, 0.005, 0.01, 0.02):
+        killed_until_done(write, path, [delay])
+        assert path.read_text("utf-8") == whole
+        path.unlink()
 
 
 def test_an_entry_that_is_not_there() -> None:

@@ -12,7 +12,7 @@ function slider(one) {
   input.addEventListener("input", () => {
     const x = twin.ok ? Number(input.value) : stops[Number(input.value)];
     changedNow.nudge = null;
-    if (!twin.ok) changedNow.vary = {};
+    if (!twin.ok) changedNow.vary = byName();
     if (Math.abs(x - one.value) <= (twin.ok ? (high - low) / 1600 : 0)) delete changedNow.vary[one.name]; else changedNow.vary[one.name] = x;
     changed();
   });
@@ -39,11 +39,11 @@ const START_NUDGE = () => (X.plane ? 0.08 * Math.min(X.plane.x[1] - X.plane.x[0]
 function startNudge() {
   const delta = new Array(D.parameters).fill(0);
   delta[D.parameters === 2 ? 1 : 0] = -START_NUDGE();
-  changedNow.vary = {};
+  changedNow.vary = byName();
   changedNow.nudge = { j: nudgeStep(), delta };
 }
 function setNudge(j, delta) {
-  changedNow.vary = {}; // a nudge is one of the recorded run, whose prices the page knows
+  changedNow.vary = byName(); // a nudge is one of the recorded run, whose prices the page knows
   changedNow.nudge = { j, delta };
   changed();
 }

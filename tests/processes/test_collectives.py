@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import distributed
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import gimli_core as gimli
+from gimli_core import forward_unroll
+from gimli_core.derivatives import over_ranks
 from gimli_core.errors import ArgumentError, ProcessError
+from gimli_core.memory import StoreStates
+from gimli_core.optimizers import Adam
 from gimli_core.processes.agreement import together
 from gimli_core.processes.collectives import Collective, Weight, all_gathered, counting, everyones, weighed
 from gimli_core.processes.mesh import check_mesh
+from gimli_core.runs import losses
+from tests.processes.cases import call, inner, mean_square, val_loss
 from tests.processes.launching import results_on_ranks
 
 
@@ -89,3 +98,35 @@ def test_all_ranks_of_a_mesh_hear_of_what_one_has_otherwise(tmp_path: Path) -> N
 def test_a_mesh_that_is_none_says_how_to_make_one(mesh: object, says: str) -> None:
     with pytest.raises(ArgumentError, match=says):
         check_mesh(mesh)
+
+
+class Looks(TorchDispatchMode):
+    """Counts how often a tensor's number is asked for, each of which stalls an accelerator."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def looks() -> list[tuple[str, int, int]]:
+    """(mesh, looks in a run of 2 steps, of 5), where the engine believes that a look would stall the device."""
+    for module in (over_ranks, forward_unroll, losses):
+        module.at_once = lambda device: False  # type: ignore[attr-defined]
+    found = []
+    for mesh in ("data", "data+shard", "shard"):
+        counts = []
+        for steps in (2, 5):
+            problem, given = gimli.Problem(mean_square, val_loss, Adam()), inner(steps)
+            with Looks() as seen:
+                call(problem, given, {"lr": 0.05}, mesh=mesh, check=False, memory=StoreStates(), compile=False)
+            counts.append(seen.count)
+        found.append((mesh, *counts))
+    return found
+
+
+def test_no_step_looks_at_a_number_where_that_would_stall_the_device(tmp_path: Path) -> None:
+    for found in results_on_ranks(2, looks, directory=tmp_path):
+        for _, short, long in found:
+            assert 0 < short == long  # those of the ends

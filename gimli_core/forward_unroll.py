@@ -30,9 +30,9 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     theta = form.whole(point.theta, f"line 5, theta_j at inner step j = {j} of {form.steps}")
 
     def of_batch() -> tuple[Gradient, Any]:
+        inner = inputs.inner_loss(j)
         try:
             with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
-                inner = inputs.inner_loss(j)
                 if form.in_parts:
                     G_j = gradient_of_parts(inner, theta)
                 else:

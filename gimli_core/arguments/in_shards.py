@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 
 import torch
 
@@ -56,7 +55,5 @@ def in_shards(inputs: Inputs, ranks: Ranks) -> Inputs:
     """The inputs of this rank. All ranks ask for theirs."""
     form, values = inputs.form, inputs.values
     shards = shards_of(ranks, form.optimizer, values.theta_0, values.state_0, values.hyper.at(0))
-    form = replace(form, optimizer=shards.rule, transforms=(*form.transforms, shards))
     theta_0, state_0 = shards.theta(values.theta_0), shards.rule.part(values.state_0)
-    hyper = values.hyper.through(shards)
-    return replace(inputs, form=form, values=replace(values, theta_0=theta_0, state_0=state_0, hyper=hyper))
+    return inputs.through(shards, shards.rule, theta_0=theta_0, state_0=state_0, hyper=values.hyper.through(shards))

@@ -34,8 +34,10 @@ from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.meta_parameters.resolve import bound
 from gimli_core.notation import Tensors, slots
+from gimli_core.optimizers.interface import Optimizer
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 from gimli_core.problem import Problem
+from gimli_core.transforms.interface import Transform
 from gimli_core.transforms.one_vector import LeftAlone, OneVector, one_vector
 from gimli_core.transforms.over_tasks import OverTasks
 from gimli_core.transforms.tasks import Tasks, check_tasks, split_marked, stacked_state
@@ -72,6 +74,12 @@ class Inputs:
             actual, do = f"some at step {j}", "MicroBatches([batch]) is a batch in one part."
             raise unexpected("train_batches", "MicroBatches from step 0 on, or in no step", actual, do)
         return batch
+
+    def through(self, transform: Transform, optimizer: Optimizer, **values: Any) -> Inputs:
+        """The inputs in a transform's form, with the optimizer and the `Values` that have another one in it."""
+        form, problem = self.form, transform.problem(self.form.problem)
+        form = replace(form, problem=problem, optimizer=optimizer, transforms=(*form.transforms, transform))
+        return replace(self, form=form, values=replace(self.values, **values))
 
     def look_for_missed(self, j: int, G_j: Gradient) -> None:
         """Raise `LeftAlone` if tensors are one vector of which step j's loss does not use a part."""
@@ -186,13 +194,7 @@ def _over_tasks(
         cold = stacked_state(rule.initial_state(one, hyper.at(0)), T)
     if state_0 is not None:
         cold = check_state(state_0 if state_per_task else stacked_state(state_0, T), cold, one)
-    form = replace(
-        form,
-        problem=transform.problem(form.problem),
-        optimizer=optimizer,
-        transforms=(*form.transforms, transform),
-    )
-    return replace(inputs, form=form, values=replace(values, theta_0=theta_0, state_0=cold))
+    return inputs.through(transform, optimizer, theta_0=theta_0, state_0=cold)
 
 
 def as_one_vector(inputs: Inputs) -> Inputs:
@@ -217,15 +219,7 @@ def as_one_vector(inputs: Inputs) -> Inputs:
         if values.state_0.keys() != state_0.keys():
             return inputs  # it counts what some of the tensors have missed
         state_0 = vector.state(values.state_0)
-    form = replace(
-        form,
-        problem=vector.problem(form.problem),
-        optimizer=optimizer,
-        transforms=(*form.transforms, vector),
-    )
-    return replace(
-        inputs, form=form, values=replace(values, theta_0=theta_0, state_0=state_0, hyper=hyper, cold=not form.warm)
-    )
+    return inputs.through(vector, optimizer, theta_0=theta_0, state_0=state_0, hyper=hyper, cold=not form.warm)
 
 
 def modules_of(problem: Problem) -> Sequence[nn.Module]:

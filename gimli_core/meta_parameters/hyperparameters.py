@@ -114,7 +114,7 @@ class Hyperparameters:
             k: {name: used(leaf, at, k) for name, (leaf, at, _) in homes.items()} for k, homes in self._home.items()
         }
         if "j" in self._rule.seen():
-            number = torch.tensor(float(j), dtype=torch.float64)
+            number = torch.tensor(float(j), dtype=torch.float64, device="cpu")
             hyper = {k: {**per, "j": number} for k, per in hyper.items()}
         hyper = hyper if self._through is None else self._through(hyper)
         if self.constant:

@@ -65,7 +65,7 @@ def as_tensor(value: Any, label: str) -> Tensor:
             "Convert it.",
         )
     if isinstance(value, (int, float)):
-        return torch.tensor(float(value), dtype=torch.float64)
+        return torch.tensor(float(value), dtype=torch.float64, device="cpu")  # whatever the default is
     if not value.is_floating_point():
         raise unexpected(
             label,

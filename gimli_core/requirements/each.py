@@ -93,7 +93,10 @@ def _products(inputs: Inputs, mean: str, j: int, V: Tensors) -> Products:
 
 def _direction(inputs: Inputs) -> Tensors:
     """A direction that no symmetry of a loss makes a special one."""
-    return {k: torch.arange(1, v.numel() + 1).to(v).cos().reshape(v.shape) for k, v in inputs.values.theta_0.items()}
+    return {
+        k: torch.arange(1, v.numel() + 1, device=v.device).to(v).cos().reshape(v.shape)
+        for k, v in inputs.values.theta_0.items()
+    }
 
 
 def requirement_IIIa(inputs: Inputs) -> Requirement:

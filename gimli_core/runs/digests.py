@@ -31,6 +31,7 @@ def digests(call: Call, *, batches: bool) -> dict[str, str]:
     """
     problem, (batch, J) = call.problem, check_batches(call.train_batches, call.steps)
     things = {name: getattr(call, name) for name in (*VALUES, *PLAIN)} | {"steps": J}
+    things["resume"] = call.resume is not None
     things |= {name: _code(getattr(problem, name)) for name in ("train_loss", "val_loss")}
     things["optimizer"] = (type(problem.optimizer).__qualname__, problem.optimizer.hyperparameters())
     things["modules"] = [_state(module, call.theta_0) for module in modules_of(problem)]

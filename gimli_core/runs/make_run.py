@@ -17,6 +17,7 @@ from gimli_core.compiled.in_time import in_time
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, tensors_of_run
 from gimli_core.errors import notice, unexpected
+from gimli_core.memory.agreed import agreed_all
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.pilot import Maker
 from gimli_core.memory.schedules.actions import Schedule
@@ -177,7 +178,9 @@ def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     mesh = check_mesh(call.mesh)
     if mesh is not None:
         inputs = begun_together(call, mesh, lambda: _required(prepare(call), call, schedule, wants))
-        if mesh.data is not None and mesh.shard is None and not wants.names and pays_in_shards(inputs):
+        in_pieces = mesh.data is not None and mesh.shard is None and pays_in_shards(inputs)
+        if in_pieces and agreed_all(mesh, not wants.names):  # one rank alone may be watched
+            assert mesh.data is not None
             mesh = replace(mesh, shard=replace(mesh.data, use="shard"))
         inputs = replace(inputs, form=replace(inputs.form, mesh=mesh, journaled=call.resume is not None))
         if mesh.shard is None:

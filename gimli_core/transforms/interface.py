@@ -1,6 +1,6 @@
 """A transform: a problem in another form, and what a run of it computed put back.
 
-    problem            the same losses and the same rule, in the other form
+    problem            the same losses, in the other form
     theta              theta_0 (or any theta, G or B) into that form
     hyper              the hyperparameters of one step into that form
     names              theta in that form back to its tensors by name, of the form before
@@ -8,6 +8,17 @@
     part               what a derivative of these losses gives, in that form
     total              A_opt, of which a run in that form has only a part of a sum
     back               the ends of a run back: theta_J and s_J as they are, B_0 and S_0 as adjoints are
+
+Beside it stands the optimizer in that form, a `RuleInAnotherForm` where the problem's own does not do. What both are
+given and give are `Tensors` and `State` of notation.py, keyed as that form names them; the rule's increments of A stay
+`{tensor: {hyperparameter: adjoint}}` by the names before. With theta' = T(theta), the losses are ell(T^-1(theta')), and
+
+    theta'_{j+1} = T(opt(T^-1(theta'_j), s_j, G_j)),   B_0 = B'_0 dT(theta_0)/dtheta_0
+
+A run is put into a form before it begins (runs/make_run.py), by `inputs.through(transform, rule, theta_0=…, …)`, with
+the values that are others in it; what follows, every schedule and every compiled run, is the same. Tasks
+(over_tasks.py), one vector (one_vector.py) and pieces on ranks (shards.py) are put so; the shortest is in
+tests/transforms/test_new_form.py.
 
 All of them are pure functions of tensors, so that one may be compiled together with the run between them. Transforms
 are applied in turn, each to what the one before it made, and taken back in the opposite order.
@@ -62,7 +73,7 @@ class Transform(ABC):
 
     @abstractmethod
     def problem(self, problem: Problem) -> Problem:
-        """The problem in this form: its optimizer too."""
+        """The losses in this form; one problem for one form, or nothing that is compiled for it is found again."""
 
     @abstractmethod
     def theta(self, theta: Tensors) -> Tensors:

@@ -46,6 +46,7 @@ __all__ = ["ORACLES", "verify"]
 ORACLES = ("autograd", "finite_differences", "dense_chain")
 
 
+@torch.enable_grad()  # the oracles differentiate, whatever mode the caller is in
 def verify(
     problem: Problem,
     theta_0: Mapping[str, Tensor],
@@ -163,6 +164,9 @@ def verify(
         raise unexpected(argument, "losses that are functions of their arguments", actual, do)
     rows = of_rows(asked, environment)
     entries = like_results({VAL_LOSS: torch.zeros(()), **asked.entries()}, rows)
+    if not any(value.numel() for key, value in entries.items() if key != VAL_LOSS):
+        do = "An empty tensor has no derivative to hold against another."
+        raise unexpected("theta_0", "at least one number to differentiate by", "empty tensors alone", do)
     if call.nested and isinstance(claimed, Mapping) and "A_loss" in claimed:
         claimed = {**claimed, "A_loss": flat_entries(claimed["A_loss"], call.nested)}
     claims, truth = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")

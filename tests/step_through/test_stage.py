@@ -210,7 +210,9 @@ def test_a_nudge_is_what_the_engine_says(opened: Open, lesson_page: Pages, name:
     theta_0 = made.arguments["theta_0"]
     sizes, random = [t.numel() for t in theta_0.values()], np.random.default_rng(3)
     flat = 1e-3 * random.standard_normal(sum(sizes))
-    go(page, f"card=2&nudge=0,{','.join(map(repr, flat.tolist()))}&line=14&j=0")
+    tasks = made.arguments.get("tasks")  # whose page has an entry for each; what they share is nudged in all
+    shown = flat.tolist() * (1 if tasks is None else tasks.count)
+    go(page, f"card=2&nudge=0,{','.join(map(repr, shown))}&line=14&j=0")
     parts = torch.split(torch.tensor(flat), sizes)
     moved = {k: t + d.view(t.shape) for (k, t), d in zip(theta_0.items(), parts, strict=True)}
     expected = gimli.meta_gradient(**{**made.arguments, "theta_0": moved}, check=False).val_loss
@@ -222,6 +224,22 @@ def test_a_nudge_is_what_the_engine_says(opened: Open, lesson_page: Pages, name:
     if name != "exploding":  # the nudge of a chaotic run is another run
         assert float(said.get_attribute("data-moved")) == pytest.approx(float(expected - exact.val_loss), abs=1e-13)
     assert float(said.get_attribute("data-says")) == pytest.approx(priced, rel=1e-12)
+
+
+def test_a_slider_takes_no_key_but_those_that_move_it(opened: Open, lesson_page: Pages) -> None:
+    page = opened(lesson_page("quadratic"), viewport=WIDE)
+    page.locator(".page-card:visible input[data-vary=lr]").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.text_content("#where").startswith("Line 5 · step 0")
+    page.keyboard.press("]")
+    assert page.is_visible("#card2")
+    page.keyboard.press("]")
+    page.keyboard.press("]")
+    answer = page.locator(".page-card:visible input[type=text]")
+    answer.focus()
+    page.keyboard.type("[0.1] p")
+    assert answer.input_value() == "[0.1] p"
+    assert page.is_visible("#card4")
 
 
 def test_closed_roads_are_the_engines_approximations(opened: Open, lesson_page: Pages) -> None:

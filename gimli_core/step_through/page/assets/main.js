@@ -165,9 +165,11 @@ function listen() {
     ArrowRight: (e) => show(e.shiftKey ? sameLine(1) : at + 1, true), ArrowLeft: (e) => show(e.shiftKey ? sameLine(-1) : at - 1, true), Home: () => show(0, true), End: () => show(count - 1, true),
     " ": () => play(!timer), "[": () => openCard(cardAt - 1, true), "]": () => openCard(cardAt + 1, true), p: () => present(!document.documentElement.classList.contains("presentation")), Escape: () => { if (document.documentElement.classList.contains("presentation")) present(false); else unfold(false); },
   };
+  // A field takes every key, a slider those that move it, a box the space that ticks it; the rest is the page's.
+  const takes = (e) => e.target.type === "text" || (e.target.type === "checkbox" ? e.key === " " : /^(Arrow|Home$|End$)/.test(e.key) && !(e.target.id === "slider" && e.shiftKey));
   document.addEventListener("keydown", (e) => {
     const tag = e.target.tagName, act = keys[e.key] || keys[e.key.toLowerCase()];
-    if (!act || e.ctrlKey || e.metaKey || e.altKey || tag === "SELECT" || tag === "TEXTAREA" || (tag === "INPUT" && !(e.target.id === "slider" && e.shiftKey))) return;
+    if (!act || e.ctrlKey || e.metaKey || e.altKey || tag === "SELECT" || tag === "TEXTAREA" || (tag === "INPUT" && takes(e))) return;
     if (e.key === " " && (tag === "BUTTON" || tag === "SUMMARY")) return;
     e.preventDefault();
     act(e);

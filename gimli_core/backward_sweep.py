@@ -46,25 +46,14 @@ def validation_gradients(
     form, theta = inputs.form, inputs.form.whole(point.theta, f"lines 8-9, theta_{point.j}")
 
     def of_batch() -> tuple[Gradient, list[Gradient], Any]:
-        batch = inputs.values.val_batch(point.j)
-        L, each = gradients(
-            form.problem.val_loss,
-            "val_loss",
-            theta,
-            inputs.values.phi_loss,
-            batch,
-            frozen=inputs.values.frozen,
-            along=along,
-            rows=rows,
-            recorded=form.recorded,
-        )
-        return L, each, batch
+        outer = inputs.outer_loss(point.j)
+        L, each = gradients(outer, theta, along=along, rows=rows, recorded=form.recorded)
+        return L, each, outer.batch
 
     if form.data is None:
         L, each, _ = of_batch()
-    else:
-        L, each = validation_over_ranks(form.data, of_batch, f"lines 8-9, L_val at theta_{point.j}")
-    return L, [of_one._replace(theta=form.part(of_one.theta)) for of_one in each]
+        return L, [of_one._replace(theta=form.part(of_one.theta)) for of_one in each]
+    return validation_over_ranks(form.data, of_batch, f"lines 8-9, L_val at theta_{point.j}", form.pieces)
 
 
 def step(
@@ -130,7 +119,6 @@ def second_order_products(
     if form.second_derivatives:
         V = form.whole(V, f"lines 13-14, V_j at inner step j = {point.j} of {form.steps}")
         products = _products(inputs, point, G_j, V, g, curvature, mixed, keep_graph)
-        products = products._replace(curvature=form.part(products.curvature))
     else:
         zeros = {k: v.new_zeros(()).expand_as(v) for k, v in V.items()}
         products = Products(zeros, {}, False, frozenset(), None)
@@ -142,14 +130,15 @@ def second_order_products(
 def _products(
     inputs: Inputs, point: Point, G_j: Gradient, V: Tensors, g: Tensor | None, curvature: bool, mixed: bool, keep: bool
 ) -> Products:
-    """The products of the inner loss, of the parts that all ranks have."""
+    """The products of the inner loss, of the parts that all ranks have; V_j Hessian as the sweep goes on with it."""
     form, j = inputs.form, point.j
 
     def of_part() -> Products:
         return _asked_of_loss(inputs, point, G_j, V, g, curvature, mixed, keep)
 
     if form.data is None:
-        return of_part()
+        products = of_part()
+        return products._replace(curvature=form.part(products.curvature))
     assert G_j.share is not None
     return products_over_ranks(
         form.data,
@@ -159,6 +148,7 @@ def _products(
         inputs.values.phi_loss if mixed else {},
         G_j.loss if form.evaluates_again else None,
         f"lines 13-14, the products at inner step j = {j} of {form.steps}",
+        form.pieces,
     )
 
 
@@ -166,7 +156,7 @@ def _asked_of_loss(
     inputs: Inputs, point: Point, G_j: Gradient, V: Tensors, g: Tensor | None, curvature: bool, mixed: bool, keep: bool
 ) -> Products:
     """The products of the inner loss: from the graph of G_j if that was kept, and else from the point."""
-    form, values = inputs.form, inputs.values
+    form = inputs.form
     if form.keeps_graph:
         assert G_j.graph is not None
         return reverse_over_reverse.products(
@@ -174,15 +164,6 @@ def _asked_of_loss(
         )
     assert point.snapshot is not None
     inputs.environment.restore(point.snapshot)  # what the loss met when G_j was computed
-    batch = values.batch(point.j)
     mean = partial(products_of_parts, form.second_order) if form.in_parts else from_a_point(form.second_order)
-    return mean(
-        form.problem.train_loss,
-        form.whole(point.theta, f"lines 13-14, theta_j at inner step j = {point.j} of {form.steps}"),
-        values.phi_at(point.j),
-        batch,
-        V,
-        g,
-        frozen=values.frozen,
-        curvature=curvature,
-    )
+    theta = form.whole(point.theta, f"lines 13-14, theta_j at inner step j = {point.j} of {form.steps}")
+    return mean(inputs.inner_loss(point.j), theta, V, g, curvature=curvature)

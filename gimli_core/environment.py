@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from gimli_core.attributes import attributes_of
+from gimli_core.attributes import attributes_of, filled
 from gimli_core.notation import Tensors
+from gimli_core.trees import nodes
 
 __all__ = ["Environment", "Snapshot", "discover", "keeping_buffers", "split_frozen"]
 
@@ -51,7 +52,7 @@ def discover(functions: Iterable[Callable[..., Any]]) -> list[nn.Module]:
             visit([thing.__self__, thing.__func__], depth)
         elif inspect.isfunction(thing):
             visit(_globals_of(thing), depth + 1)
-            visit([c.cell_contents for c in thing.__closure__ or () if _filled(c)], depth + 1)
+            visit([c.cell_contents for c in thing.__closure__ or () if filled(c)], depth + 1)
             visit([*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()], depth + 1)
         elif isinstance(thing, Mapping):
             visit(list(thing.values()), depth + 1)
@@ -80,14 +81,6 @@ def _globals_of(function: types.FunctionType) -> list[Any]:
     return [*things, *(thing for thing in values if isinstance(thing, nn.Module))]
 
 
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
 class Snapshot(NamedTuple):
     """Random number generators and buffers at one moment. Unchanged parts are shared between snapshots."""
 
@@ -100,12 +93,14 @@ class Environment:
 
     Restores to the bit: torch's CPU generator, the current CUDA device's where CUDA is in use, NumPy's and
     Python's global generators, and every buffer of `modules`. A `torch.Generator` of the user's
-    own is not seen; the replay check says so when that matters.
+    own is not seen; the replay check says so when that matters. `functions` (losses, batches of j) may keep what they
+    like outside of modules, which a trial alone puts back.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
+    def __init__(self, modules: Sequence[nn.Module], device: torch.device, functions: Iterable[Any] = ()) -> None:
         self.device = device
         self.modules = tuple(modules)
+        self.functions = tuple(functions)
         self._homes: list[tuple[nn.Module, str, Tensor]] = []  # module, attribute, the tensor that was found there
         names = []
         for number, module in enumerate(modules):
@@ -166,8 +161,10 @@ class Environment:
 
     @contextmanager
     def trial(self) -> Iterator[None]:
-        """What is evaluated in here leaves no trace: not in generators and buffers, nor in the modules' attributes."""
-        snapshot, put_attributes_back = self.capture(), attributes_of(self.modules)
+        """What is evaluated in here leaves no trace: not in generators and buffers, nor in the modules' attributes or
+        what the functions keep.
+        """
+        snapshot, put_attributes_back = self.capture(), attributes_of(self.modules, self.functions)
         try:
             yield
         finally:
@@ -222,9 +219,7 @@ def _numpy_state() -> tuple[Any, ...]:
 
 
 def _bytes_of_state(state: Any) -> int:
-    if isinstance(state, tuple):
-        return sys.getsizeof(state) + sum(map(_bytes_of_state, state))
-    return int(state.nbytes) if isinstance(state, Tensor) else sys.getsizeof(state)
+    return sum(int(x.nbytes) if isinstance(x, Tensor) else sys.getsizeof(x) for x in nodes(state))
 
 
 def _same(old: Any, new: Any) -> bool:

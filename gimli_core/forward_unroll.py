@@ -9,11 +9,9 @@ from typing import Any
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.finite import at_once, check_finite
 from gimli_core.derivatives.first_order import Gradient, gradient
-from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.derivatives.over_parts import gradient_of_parts
 from gimli_core.derivatives.over_ranks import gradient_over_ranks
 from gimli_core.environment import keeping_buffers
-from gimli_core.errors import unexpected
 from gimli_core.optimizers.interface import with_path
 from gimli_core.optimizers.seen import seeing
 from gimli_core.record import Event, Point
@@ -28,35 +26,33 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     not to be kept: without it normalisations and other modules take another kernel, and theta_{j+1} would depend on
     the memory schedule in the last bits.
     """
-    form, values, j, buffers = inputs.form, inputs.values, point.j, inputs.environment.buffers
+    form, j, buffers = inputs.form, point.j, inputs.environment.buffers
     theta = form.whole(point.theta, f"line 5, theta_j at inner step j = {j} of {form.steps}")
 
     def of_batch() -> tuple[Gradient, Any]:
-        batch = values.batch(j)
+        inner = inputs.inner_loss(j)
         try:
             with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
-                arguments = (form.problem.train_loss, "train_loss", theta, values.phi_at(j))
-                if isinstance(batch, MicroBatches):
-                    if not form.in_parts:
-                        actual, do = f"some at step {j}", "MicroBatches([batch]) is a batch in one part."
-                        raise unexpected("train_batches", "MicroBatches from step 0 on, or in no step", actual, do)
-                    G_j = gradient_of_parts(*arguments, batch, frozen=values.frozen)
+                if form.in_parts:
+                    G_j = gradient_of_parts(inner, theta)
                 else:
-                    G_j = gradient(*arguments, batch, frozen=values.frozen, keep_graph=True, recorded=form.recorded)
+                    G_j = gradient(inner, theta, keep_graph=True, recorded=form.recorded)
         except Exception as error:
             error.add_note(f"at inner step j = {j} of {form.steps}")
             raise
         if at_once(inputs.device):
-            check_finite(j, theta, G_j, batch, form.names)
-        return G_j, batch
+            check_finite(j, theta, G_j, inner.batch, form.names)
+        return G_j, inner.batch
 
     if form.data is None:
         G_j, _ = of_batch()
+        G_j = G_j._replace(theta=form.part(G_j.theta))
     else:
         what = f"line 5, G_j at inner step j = {j} of {form.steps}"
-        G_j, _ = gradient_over_ranks(form.data, of_batch, theta, form.zero_loss(theta), tuple(form.names(theta)), what)
+        zero, names = form.zero_loss(theta), tuple(form.names(theta))
+        G_j, _ = gradient_over_ranks(form.data, of_batch, theta, zero, names, what, form.pieces)
     inputs.look_for_missed(j, G_j)
-    return G_j._replace(theta=form.part(G_j.theta), graph=G_j.graph if keep_graph else None)
+    return G_j._replace(graph=G_j.graph if keep_graph else None)
 
 
 def step(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
@@ -23,9 +24,6 @@ from gimli_core.runs.run import drain
 from gimli_core.runs.wants import Wants
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["meta_gradient"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.notation import COUNTS, State, Tensors
-from gimli_core.trees import tensors
+from gimli_core.trees import KeyPath, mapped_at, tensors
 
 __all__ = ["MetaGradient", "Trajectory"]
 
@@ -59,7 +58,7 @@ class Trajectory:
         return replace(self, **{name: _moved(value, target, devices) for name, value in self.state_dict().items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """A matplotlib figure of the losses along the inner loop, saved at `path` if there is one. Needs matplotlib."""
+        """Every field by its name: nested dicts of tensors, which `torch.save` writes and `torch.load` reads."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def plot(self, path: str | Path | None = None) -> Any:
@@ -149,16 +148,17 @@ def _norm(tree: Any) -> float:
     return float(square**0.5)
 
 
-def _moved(tree: Any, target: tuple[Any, ...], devices: list[Any], count: bool = False) -> Any:
+def _moved(tree: Any, target: tuple[Any, ...], devices: list[Any]) -> Any:
     """The tree elsewhere; what counts, and what is no floating-point tensor, in its own dtype."""
-    if isinstance(tree, Tensor):
-        wanted = devices if count or not tree.is_floating_point() else target
-        return tree.to(*wanted) if wanted else tree
-    if isinstance(tree, Mapping):
-        return {k: _moved(v, target, devices, count or k in COUNTS) for k, v in tree.items()}
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(_moved(v, target, devices, count) for v in tree)
-    return tree
+
+    def moved(path: KeyPath, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        counts = any(key in COUNTS for key in path)
+        wanted = devices if counts or not leaf.is_floating_point() else target
+        return leaf.to(*wanted) if wanted else leaf
+
+    return mapped_at(moved, tree)
 
 
 torch.serialization.add_safe_globals([Trajectory, MetaGradient])

@@ -1,36 +1,187 @@
-"""Nested dicts, tuples and lists of tensors: what is in them, and what they look like without values."""
+"""Nested dicts, tuples and lists of tensors: what is in them, and what they look like without values.
+
+What a tree is stands once, in `entries`; the one recursion over it is `folded`, and `nodes` is the one loop. Everything
+else that goes through a tree, here and in the rest of the package, is a line or two on one of these.
+
+A tree that a user may have built is taken apart as `entries` says. Where it must be the compiler's own order,
+`torch.utils._pytree` is asked, to which a mapping of a foreign kind is one leaf.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Outline", "cloned", "fits", "lies_alike", "named_tensors", "nbytes", "outline", "tensors"]
+__all__ = [
+    "KeyPath",
+    "Mark",
+    "Outline",
+    "bare",
+    "cloned",
+    "entries",
+    "fits",
+    "folded",
+    "leaves",
+    "lies_alike",
+    "mapped",
+    "mapped_at",
+    "named_tensors",
+    "nbytes",
+    "nodes",
+    "outline",
+    "path_text",
+    "rebuilt",
+    "tensors",
+    "unmarked_node",
+    "zipped",
+    "zipped_at",
+]
+
+KeyPath = tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """A value, and what its shape means; in a tree a node of one entry, whose key is the kind of the mark."""
+
+    value: Any
+
+
+def entries(tree: Any) -> Iterable[tuple[Any, Any]] | None:
+    """(key, value) of what stands directly in a mapping, an `nn.ParameterDict`, a tuple, a list or a mark; None of
+    anything else, which is a leaf, of whatever shape.
+    """
+    if isinstance(tree, Tensor):
+        return None
+    if isinstance(tree, (Mapping, nn.ParameterDict)):
+        return tree.items()
+    if isinstance(tree, (tuple, list)):
+        return enumerate(tree)
+    return ((type(tree), tree.value),) if isinstance(tree, Mark) else None
+
+
+def folded(
+    tree: Any,
+    leaf: Callable[[KeyPath, Any], Any],
+    node: Callable[[KeyPath, Any, dict[Any, Any]], Any],
+    path: KeyPath = (),
+) -> Any:
+    """What `node` makes of a tree and of what it and `leaf` made of its entries. Tensors may have any shape.
+
+    Args:
+        leaf: `(path, leaf) -> result`.
+        node: `(path, node, {key: result of its entry}) -> result`.
+
+    >>> folded({"a": 1, "b": (2, 3)}, lambda path, x: x, lambda path, tree, results: sum(results.values()))
+    6
+    """
+    inside = entries(tree)
+    if inside is None:
+        return leaf(path, tree)
+    return node(path, tree, {key: folded(value, leaf, node, (*path, key)) for key, value in inside})
+
+
+def rebuilt(path: KeyPath, tree: Any, results: dict[Any, Any]) -> Any:
+    """A node of the kind of `tree` with other entries: of any mapping a dict."""
+    if isinstance(tree, (tuple, list)):
+        kind: Any = type(tree)
+        return kind(*results.values()) if hasattr(kind, "_fields") else kind(results.values())
+    return replace(tree, value=results[type(tree)]) if isinstance(tree, Mark) else results
+
+
+def unmarked_node(path: KeyPath, tree: Any, results: dict[Any, Any]) -> Any:
+    """As `rebuilt`, without the marks."""
+    return results[type(tree)] if isinstance(tree, Mark) else rebuilt(path, tree, results)
+
+
+def mapped_at(function: Callable[[KeyPath, Any], Any], tree: Any, path: KeyPath = ()) -> Any:
+    """The tree with `function(path, leaf)` in the place of every leaf.
+
+    >>> mapped_at(lambda path, x: f"{x} at {path}", {"a": [1]})
+    {'a': ["1 at ('a', 0)"]}
+    """
+    return folded(tree, function, rebuilt, path)
+
+
+def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The tree with `function(leaf)` in the place of every leaf.
+
+    >>> mapped(lambda x: 2 * x, {"a": 1, "b": (2, [3])})
+    {'a': 2, 'b': (4, [6])}
+    """
+    return folded(tree, lambda _, x: function(x), rebuilt)
+
+
+def zipped(function: Callable[..., Any], *trees: Any) -> Any:
+    """One tree of several of one form: at each place what `function` makes of their leaves there.
+
+    >>> zipped(lambda a, b: a + b, {"x": 1, "y": (2,)}, {"y": (20,), "x": 10})
+    {'x': 11, 'y': (22,)}
+    """
+    return zipped_at(lambda _, *of_place: function(*of_place), *trees)
+
+
+def zipped_at(function: Callable[..., Any], *trees: Any) -> Any:
+    """As `zipped`, of `function(path, *leaves)`."""
+    others = [dict(leaves(tree)) for tree in trees[1:]]
+    return mapped_at(lambda path, x: function(path, x, *[of_path[path] for of_path in others]), trees[0])
+
+
+def leaves(tree: Any, path: KeyPath = ()) -> list[tuple[KeyPath, Any]]:
+    """(path, leaf) of every leaf, in order; what is empty has none.
+
+    >>> leaves({"a": 1, "b": (2, {})})
+    [(('a',), 1), (('b', 0), 2)]
+    """
+    all_of: list[tuple[KeyPath, Any]] = []
+    folded(tree, lambda path, x: all_of.append((path, x)), lambda *_: None, path)
+    return all_of
+
+
+def nodes(tree: Any) -> Iterator[Any]:
+    """The tree, and all that is in it, leaves and what is empty too, each before what it holds, in order."""
+    ahead = [tree]
+    while ahead:
+        yield (node := ahead.pop())
+        inside = entries(node)
+        if inside is not None:
+            ahead.extend([value for _, value in inside][::-1])
+
+
+def bare(path: KeyPath) -> KeyPath:
+    """The path without the marks on it."""
+    return tuple(key for key in path if not (isinstance(key, type) and issubclass(key, Mark)))
+
+
+def path_text(path: KeyPath, name: str = "") -> str:
+    """A path as one writes it in Python, marks left out.
+
+    >>> path_text(("a", 0), "batch")
+    "batch['a'][0]"
+    """
+    return name + "".join(f"[{key!r}]" for key in bare(path))
 
 
 def named_tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested mappings, tuples and lists, in order, each with where it lies.
+    """Every tensor in a tree, in order, each with where it lies.
 
     >>> [(name, t.item()) for name, t in named_tensors({"a": torch.tensor(1), "b": (torch.tensor(2), "x")}, "batch")]
     [("batch['a']", 1), ("batch['b'][0]", 2)]
     """
-    if isinstance(tree, Tensor):
-        yield name, tree
-    elif isinstance(tree, (Mapping, tuple, list)):
-        for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
-            yield from named_tensors(value, f"{name}[{key!r}]")
+    return ((path_text(path, name), leaf) for path, leaf in leaves(tree) if isinstance(leaf, Tensor))
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in nested mappings, tuples and lists, in order.
+    """Every tensor in a tree, in order.
 
     >>> [t.item() for t in tensors({"a": torch.tensor(1), "b": (torch.tensor(2), "x")})]
     [1, 2]
     """
-    return (tensor for _, tensor in named_tensors(tree))
+    return (node for node in nodes(tree) if isinstance(node, Tensor))
 
 
 def nbytes(tree: Any) -> int:
@@ -39,8 +190,8 @@ def nbytes(tree: Any) -> int:
 
 
 def cloned(tree: Any) -> Any:
-    """Nested dicts with a copy of every tensor."""
-    return tree.clone() if isinstance(tree, Tensor) else {name: cloned(value) for name, value in tree.items()}
+    """The tree with a copy of every tensor."""
+    return mapped(Tensor.clone, tree)
 
 
 class Outline(NamedTuple):
@@ -52,34 +203,47 @@ class Outline(NamedTuple):
     stride: tuple[int, ...]
 
 
-def outline(tree: Any) -> Any:
-    """The tree with an outline for every tensor."""
-    if isinstance(tree, Tensor):
-        return Outline(tree.shape, tree.dtype, tree.device, tree.stride())
-    if isinstance(tree, dict):
-        return {k: outline(v) for k, v in tree.items()}
-    return [outline(v) for v in tree] if isinstance(tree, (tuple, list)) else tree
+class Names(tuple[Any, ...]):
+    """The keys of a mapping, in order."""
 
 
-def fits(tree: Any, like: Any) -> bool:
+class Length(int):
+    """How many entries a tuple or a list has."""
+
+
+def outline(tree: Any) -> list[Any]:
+    """What a tree looks like: of each node an outline (a tensor), its names or its length, or the leaf itself."""
+    return [Outline(x.shape, x.dtype, x.device, x.stride()) if isinstance(x, Tensor) else _look(x) for x in nodes(tree)]
+
+
+def fits(tree: Any, like: list[Any]) -> bool:
     """Whether a tree has this outline, strides aside.
 
     >>> fits((torch.ones(2), 1), outline((torch.zeros(2), 1))), fits((torch.ones(2), 1), outline((torch.zeros(2), 2)))
     (True, False)
     """
-    if isinstance(tree, Tensor):
-        return isinstance(like, Outline) and (tree.shape, tree.dtype, tree.device) == like[:3]
-    if isinstance(tree, dict):
-        return isinstance(like, dict) and list(tree) == list(like) and all(fits(v, like[k]) for k, v in tree.items())
-    if isinstance(tree, (tuple, list)):
-        return type(like) is list and len(tree) == len(like) and all(map(fits, tree, like))
-    return tree is like or (isinstance(tree, (bool, int, float, str)) and type(tree) is type(like) and tree == like)
+    expected = iter(like)
+    for x in nodes(tree):
+        look = next(expected, expected)  # of a tree with less in it: something that nothing is equal to
+        if isinstance(x, Tensor):
+            if type(look) is not Outline or (x.shape, x.dtype, x.device) != look[:3]:
+                return False
+        elif not _same(_look(x), look):
+            return False
+    return next(expected, expected) is expected
 
 
-def lies_alike(tree: Any, like: Any) -> bool:
+def lies_alike(tree: Any, like: list[Any]) -> bool:
     """Whether the tensors of a tree that fits an outline have its strides too."""
-    if isinstance(tree, Tensor):
-        return bool(tree.stride() == like.stride)
-    if isinstance(tree, dict):
-        return all(lies_alike(v, like[k]) for k, v in tree.items())
-    return all(map(lies_alike, tree, like)) if isinstance(tree, (tuple, list)) else True
+    return all(x.stride() == look.stride for x, look in zip(nodes(tree), like, strict=True) if isinstance(x, Tensor))
+
+
+def _look(x: Any) -> Any:
+    """What is no tensor: a mapping by its names, a tuple or a list by its length, a leaf by itself."""
+    if isinstance(x, Mapping):
+        return Names(x)
+    return Length(len(x)) if isinstance(x, (tuple, list)) else x
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, (bool, int, float, str, Names)) and type(a) is type(b) and bool(a == b))

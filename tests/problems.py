@@ -263,9 +263,12 @@ def tanh_network(optimizer: Optimizer, tasks: int | None = None, steps: int = 4,
     return {
         "problem": gimli.Problem(tanh_loss, tanh_loss, optimizer),
         "theta_0": {"w": torch.randn(3, 4), "v": torch.randn(4), "c": torch.tensor(0.3)},
-        "train_batches": made[:-1], "val_batch": made[-1], "phi_loss": {"l2": torch.tensor(-2.0)},
-        **({} if tasks is None else {"tasks": tasks}), **more,
-    }  # fmt: skip
+        "train_batches": made[:-1],
+        "val_batch": made[-1],
+        "phi_loss": {"l2": torch.tensor(-2.0)},
+        **({} if tasks is None else {"tasks": tasks}),
+        **more,
+    }
 
 
 REPLAYED_STEPS = 9
@@ -290,11 +293,17 @@ def replayed(
 
     problem = gimli.Problem(loss, loss, rule or gimli.optimizers.Adam())
     result = gimli.meta_gradient(
-        problem, {k: v.detach() for k, v in net.named_parameters()}, lambda j: (x[j], y[j]), (x[-1], y[-1]),
+        problem,
+        {k: v.detach() for k, v in net.named_parameters()},
+        lambda j: (x[j], y[j]),
+        (x[-1], y[-1]),
         steps=steps,
-        phi_opt={"lr": torch.linspace(0.01, 0.02, steps)}, phi_loss={"l2": torch.tensor(0.01)}, memory=memory,
-        val_weights=val_weights, **options,
-    )  # fmt: skip
+        phi_opt={"lr": torch.linspace(0.01, 0.02, steps)},
+        phi_loss={"l2": torch.tensor(0.01)},
+        memory=memory,
+        val_weights=val_weights,
+        **options,
+    )
     flat = {"L": result.val_loss, "lr": result.A_opt["lr"], "l2": result.A_loss["l2"], "losses": result.train_losses}
     flat |= {f"B.{k}": v for k, v in result.B_0.items()} | {f"theta.{k}": v for k, v in result.theta_J.items()}
     flat |= {f"S.{slot}.{k}": v for slot, held in result.S_0.items() for k, v in held.items()}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks.compare import compared, main, report
+from tests.benchmarks.figures import PAGE, page, renewed
 from tests.benchmarks.history import Figure, Run, begun, misquoted, noted, published, quoted, read
 
 BENCHMARKS = Path(__file__).with_name("benchmarks")
@@ -118,7 +119,7 @@ def test_every_benchmark_writes_a_run() -> None:
     programs = [p for p in BENCHMARKS.rglob("*.py") if '__name__ == "__main__"' in p.read_text(encoding="utf-8")]
     assert len(programs) > 9
     for path in programs:
-        if path.stem == "compare":
+        if path.stem in ("compare", "figures"):  # these read runs
             continue
         calls = [
             node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
@@ -165,3 +166,32 @@ def test_the_texts_quote_what_was_measured(path: Path) -> None:
     assert misquoted(text, published()) == []
     marks = [mark for mark in text.split("<!-- ")[1:] if mark.split("/")[0] in published()]
     assert len(marks) == len(quoted(text))  # a mark behind something that is no number is quoted by none
+
+
+def test_the_page_of_figures_is_written_from_the_published_runs() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(published())
+
+
+def test_a_page_quotes_its_runs_rightly() -> None:
+    values = {
+        "s": 0.0123456,
+        "bytes": 12345678,
+        "ratio": 1.0,
+        "relative error": 3.3e-9,
+        "loss": 1234.5,
+        "gradients": 0.0,
+    }
+    figures = {f"row {i}/{unit}": Figure(unit, (value,)) for i in range(2) for unit, value in values.items()}
+    figures["row 2/s"] = Figure("s", (float("nan"),))
+    runs = {"made": run_with(**figures)}
+    text = page(runs)
+    assert len(quoted(text)) == 12
+    assert misquoted(text, runs) == []
+    assert "| row 0 | 0.012 s<!-- made/row 0/s --> | 11.8 MiB<!-- made/row 0/bytes --> | 1.00<!--" in text
+    assert text.splitlines()[-1] == "| row 2 | – | – | – | – | – | – |"
+
+
+def test_quoted_figures_are_renewed_to_the_digits_that_they_have() -> None:
+    text = "0.31 s<!-- made/t -->, 310 ms<!-- made/t -->, 9.9e-1<!-- made/e -->, 4 s, 0.1 s<!-- made/u -->"
+    said = "0.27 s<!-- made/t -->, 270 ms<!-- made/t -->, 1.3e-07<!-- made/e -->, 4 s, 0.1 s<!-- made/u -->"
+    assert renewed(text, QUOTABLE) == said

@@ -416,7 +416,7 @@ a_net, task = nn.BatchNorm1d(2), Task()
         (functools.wraps(takes)(closure_beside_a_global(a_net)), a_net),
         (a_net, a_net),
     ],
-)  # fmt: skip
+)
 def test_modules_are_found(loss: Any, net: nn.Module) -> None:
     assert any(found is net for found in discover([loss]))
 

@@ -58,8 +58,11 @@ def test_a_language_model_s_paragraphs_are_scored(tmp_path: Path) -> None:
 def test_imaml_s_synthetic_problem(tmp_path: Path) -> None:
     done = run("imaml_synthetic.py", "--outer-steps", "20", "--out", str(tmp_path / "imaml.svg"))
     assert done.returncode == 0, done.stderr
-    losses = [float(line.split("validation loss ")[1].split(",")[0]) for line in done.stdout.splitlines()
-              if line.startswith("outer step")]  # fmt: skip
+    losses = [
+        float(line.split("validation loss ")[1].split(",")[0])
+        for line in done.stdout.splitlines()
+        if line.startswith("outer step")
+    ]
     assert losses[-1] < losses[0] / 2
     assert "unrolled     100    0.0e+00" in done.stdout
     assert "error of the result:" in done.stdout

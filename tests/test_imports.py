@@ -37,11 +37,7 @@ LINE = {room: n for n, line in enumerate(LAYERS.split("\n")) for room in line.sp
 NOT_YET: set[tuple[str, str]] = set()
 
 ROOT = Path(gimli_core.__file__).parent
-CORE = [
-    room
-    for room in LINE
-    if LINE[room] < LINE["verification"] and room != "__init__"
-]  # fmt: skip
+CORE = [room for room in LINE if LINE[room] < LINE["verification"] and room != "__init__"]
 
 
 def files(root: Path) -> dict[str, Path]:

@@ -82,8 +82,15 @@ def test_three_loops() -> None:
     two = gimli.Problem(middle_loss, cubes, SGD())
 
     def of_two(theta: Tensors, phi: Tensors, batch: Any) -> Tensor:
-        L: Tensor = gimli.unroll(two, {"w": theta["u"]}, [None] * 2, None, phi_loss={"a": phi["a"]},
-                                 phi_opt={"lr": phi["rate"]}, derivatives=2)  # fmt: skip
+        L: Tensor = gimli.unroll(
+            two,
+            {"w": theta["u"]},
+            [None] * 2,
+            None,
+            phi_loss={"a": phi["a"]},
+            phi_opt={"lr": phi["rate"]},
+            derivatives=2,
+        )
         return L
 
     def square(theta: Tensors, phi: Tensors, batch: Any) -> Tensor:
@@ -141,11 +148,14 @@ def hessian_product(L: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 
 
 RECORDED = {
-    "sgd": (SGD(momentum=0.5), ("lr", "momentum")), "adam": (Adam(eps=1e-2), ("lr", "beta1", "beta2")),
-    "adamw": (AdamW(eps=1e-2), ("lr", "weight_decay")), "rmsprop": (RMSprop(eps=1e-2), ("lr", "alpha")),
-    "lion": (Lion(), ("lr",)), "derived": (PlainAdam(eps=1e-2), ("lr", "beta2")),
+    "sgd": (SGD(momentum=0.5), ("lr", "momentum")),
+    "adam": (Adam(eps=1e-2), ("lr", "beta1", "beta2")),
+    "adamw": (AdamW(eps=1e-2), ("lr", "weight_decay")),
+    "rmsprop": (RMSprop(eps=1e-2), ("lr", "alpha")),
+    "lion": (Lion(), ("lr",)),
+    "derived": (PlainAdam(eps=1e-2), ("lr", "beta2")),
     "clipped": (ClipNorm(SGD(), max_norm=0.5), ("lr", "max_norm")),
-}  # fmt: skip
+}
 VALUES = {"lr": 0.1, "momentum": 0.5, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.1, "alpha": 0.9, "max_norm": 0.5}
 
 
@@ -174,8 +184,14 @@ def test_every_rule_of_the_table_has_second_derivatives_or_none() -> None:
 
         def slope(lr: Tensor, rule: Any = rule, **more: Any) -> Tensor:
             phi_opt = {**{k: torch.tensor(v) for k, v in rule.learned.items()}, "lr": lr}
-            L = gimli.unroll(gimli.Problem(loss, loss, rule.optimizer), **made, phi_opt=phi_opt,
-                             phi_loss={"scale": torch.tensor(-0.5)}, check=False, **more)  # fmt: skip
+            L = gimli.unroll(
+                gimli.Problem(loss, loss, rule.optimizer),
+                **made,
+                phi_opt=phi_opt,
+                phi_loss={"scale": torch.tensor(-0.5)},
+                check=False,
+                **more,
+            )
             return torch.autograd.grad(L, lr, create_graph=True)[0]
 
         lr, h = torch.tensor(rule.learned["lr"], requires_grad=True), 1e-5
@@ -187,20 +203,33 @@ def test_every_rule_of_the_table_has_second_derivatives_or_none() -> None:
 def test_tasks_a_warm_state_and_losses_along_the_way() -> None:
     T = 3
     made = {**given(), "train_batches": list(torch.randn(3, T, 3)), "val_batch": torch.randn(T, 3)}
-    warm = gimli.adapt(gimli.Problem(loss, loss, SGD(lr=0.1, momentum=0.5)), made["theta_0"],
-                       [torch.randn(3)], phi_loss={"scale": torch.tensor(-0.5)}).state_J  # fmt: skip
+    warm = gimli.adapt(
+        gimli.Problem(loss, loss, SGD(lr=0.1, momentum=0.5)),
+        made["theta_0"],
+        [torch.randn(3)],
+        phi_loss={"scale": torch.tensor(-0.5)},
+    ).state_J
     buffers = {k: v.requires_grad_() for k, v in warm["momentum_buffer"].items()}
     lr, scale = torch.tensor(0.1, requires_grad=True), torch.tensor(-0.5, requires_grad=True)
     theta = {k: v.requires_grad_() for k, v in made["theta_0"].items()}
     inputs = [lr, scale, *theta.values(), *buffers.values()]
 
     def run(t: int | None) -> Tensor:
-        mine = made if t is None else {
-            **made, "train_batches": [x[t] for x in made["train_batches"]], "val_batch": made["val_batch"][t]
-        }  # fmt: skip
-        return gimli.unroll(gimli.Problem(loss, loss, SGD(momentum=0.5)), **mine, phi_opt={"lr": lr},
-                            phi_loss={"scale": scale}, state_0=warm, val_weights=[0.3, 0.0, 1.0],
-                            tasks=None if t is not None else gimli.Tasks(T, "sum"), derivatives=2)  # fmt: skip
+        mine = (
+            made
+            if t is None
+            else {**made, "train_batches": [x[t] for x in made["train_batches"]], "val_batch": made["val_batch"][t]}
+        )
+        return gimli.unroll(
+            gimli.Problem(loss, loss, SGD(momentum=0.5)),
+            **mine,
+            phi_opt={"lr": lr},
+            phi_loss={"scale": scale},
+            state_0=warm,
+            val_weights=[0.3, 0.0, 1.0],
+            tasks=None if t is not None else gimli.Tasks(T, "sum"),
+            derivatives=2,
+        )
 
     together, alone = hessian_product(run(None), inputs), [hessian_product(run(t), inputs) for t in range(T)]
     for i, found in enumerate(together):

@@ -22,9 +22,14 @@ def loss(theta: Tensors, phi: Tensors, batch: Tensor) -> Any:
 
 def result(**more: Any) -> gimli.MetaGradient:
     return gimli.meta_gradient(
-        gimli.Problem(loss, loss, Adam()), {"w": torch.randn(3)}, list(torch.randn(4, 3)), torch.randn(3),
-        phi_opt={"betas": (0.8, 0.9), "lr": {"w": 0.1}}, phi_loss={"scale": torch.tensor(0.7)}, **more,
-    )  # fmt: skip
+        gimli.Problem(loss, loss, Adam()),
+        {"w": torch.randn(3)},
+        list(torch.randn(4, 3)),
+        torch.randn(3),
+        phi_opt={"betas": (0.8, 0.9), "lr": {"w": 0.1}},
+        phi_loss={"scale": torch.tensor(0.7)},
+        **more,
+    )
 
 
 def assert_all_equal(one: gimli.MetaGradient, other: gimli.MetaGradient) -> None:
@@ -54,9 +59,14 @@ def test_to_moves_all_but_counts_and_integers() -> None:
 def test_a_saved_result_is_read_with_weights_only(tmp_path: Path, whole: bool, tasks: bool) -> None:
     made = result()
     if tasks:
-        made = gimli.meta_gradient(gimli.Problem(loss, loss, Adam(lr=0.1)), {"w": torch.randn(3)},
-                                   list(torch.randn(4, 2, 3)), torch.randn(2, 3), tasks=2,
-                                   phi_loss={"scale": torch.tensor(0.7)})  # fmt: skip
+        made = gimli.meta_gradient(
+            gimli.Problem(loss, loss, Adam(lr=0.1)),
+            {"w": torch.randn(3)},
+            list(torch.randn(4, 2, 3)),
+            torch.randn(2, 3),
+            tasks=2,
+            phi_loss={"scale": torch.tensor(0.7)},
+        )
     torch.save(made if whole else made.state_dict(), tmp_path / "result.pt")
     read = torch.load(tmp_path / "result.pt", weights_only=True)
     read = read if whole else gimli.MetaGradient(**read)
@@ -74,8 +84,13 @@ def test_its_line_has_numbers() -> None:
     assert "\n" not in line
     rough = result(approximation=gimli.FirstOrder())
     assert "(not the exact gradient)" in repr(rough)
-    ended = gimli.adapt(gimli.Problem(loss, loss, Adam(lr=0.1)), {"w": torch.randn(3)}, list(torch.randn(2, 2, 3)),
-                        tasks=2, phi_loss={"scale": torch.tensor(0.7)})  # fmt: skip
+    ended = gimli.adapt(
+        gimli.Problem(loss, loss, Adam(lr=0.1)),
+        {"w": torch.randn(3)},
+        list(torch.randn(2, 2, 3)),
+        tasks=2,
+        phi_loss={"scale": torch.tensor(0.7)},
+    )
     assert repr(ended).startswith("Trajectory(val_loss=nan, steps=2, tasks=2, last train_loss=")
 
 

@@ -20,11 +20,13 @@ def made(model: nn.Module) -> dict[str, Any]:
         return functional_call(model, theta, batch).square().mean() * phi["scale"]
 
     return {
-        "problem": gimli.Problem(loss, loss, SGD()), "theta_0": dict(model.named_parameters()),
-        "train_batches": list(torch.randn(3, 5, 2)), "val_batch": torch.randn(5, 2),
+        "problem": gimli.Problem(loss, loss, SGD()),
+        "theta_0": dict(model.named_parameters()),
+        "train_batches": list(torch.randn(3, 5, 2)),
+        "val_batch": torch.randn(5, 2),
         "phi_opt": {"lr": {"weight": torch.tensor(0.1, requires_grad=True), "bias": 0.1}},
         "phi_loss": {"scale": torch.tensor(0.7, requires_grad=True)},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("derivatives", [1, 2])

@@ -26,6 +26,7 @@ from gimli_core.transforms.proximal import with_centre
 from gimli_core.transforms.shares import of_shares, share_of, shared, whole_batch
 from gimli_core.transforms.sliced import of_slices, sliced
 from gimli_core.transforms.tasks import Tasks, check_tasks, checked_per_task, of_tasks
+from gimli_core.trees import KeyPath, mapped_at, path_text
 
 __all__ = ["Call"]
 
@@ -156,20 +157,17 @@ def in_parts(batch: Callable[[int], Any], cut: Callable[[Any], Any]) -> Callable
     return lambda j: cut(batch(j))
 
 
-def of_part(value: Any, label: str, count: int, first: int, last: int, inside: bool = False) -> Any:
+def of_part(value: Any, label: str, count: int, first: int, last: int) -> Any:
     """What of an argument belongs to the tasks [first, last): slices of what is marked `per_task`, all of the rest."""
-    inside = inside or isinstance(value, PerTask)
-    if unmarked(value) is not value:
-        return type(value)(of_part(value.value, label, count, first, last, inside))
-    if isinstance(value, Mapping):
-        return {k: of_part(v, f"{label}[{k!r}]", count, first, last, inside) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(of_part(v, f"{label}[{i}]", count, first, last, inside) for i, v in enumerate(value))
-    if not inside or not isinstance(value, Tensor):
-        return value
-    part = checked_per_task(label, value, count).detach()[first:last]
-    # An nn.Parameter says by what it is whether it is trained: a part of it is one too.
-    return nn.Parameter(part, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else part
+
+    def part(path: KeyPath, leaf: Any) -> Any:
+        if PerTask not in path or not isinstance(leaf, Tensor):
+            return leaf
+        sliced = checked_per_task(path_text(path, label), leaf, count).detach()[first:last]
+        # An nn.Parameter says by what it is whether it is trained: a part of it is one too.
+        return nn.Parameter(sliced, requires_grad=leaf.requires_grad) if isinstance(leaf, nn.Parameter) else sliced
+
+    return mapped_at(part, value)
 
 
 def _state_of_part(state_0: Any, count: int, first: int, last: int) -> Any:

@@ -18,9 +18,11 @@ from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
 from gimli_core.processes.mesh import Mesh, Ranks
+from gimli_core.processes.pieces import Pieces
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
 from gimli_core.transforms.nested import Places
+from gimli_core.transforms.shards import Shards
 
 __all__ = ["Form", "Values"]
 
@@ -95,6 +97,11 @@ class Form:
     def data(self) -> Ranks | None:
         """The ranks that each hold a part of every batch, if there are several."""
         return None if self.mesh is None else self.mesh.data
+
+    @cached_property
+    def pieces(self) -> Pieces | None:
+        """How theta is cut over ranks, if it is."""
+        return next((transform.pieces for transform in self.transforms if isinstance(transform, Shards)), None)
 
     @property
     def stores_parts(self) -> Ranks | None:

@@ -26,19 +26,23 @@ from gimli_core.arguments.surroundings import check_surroundings
 from gimli_core.arguments.theta import check_theta, theta_by_task
 from gimli_core.arguments.val_weights import check_weights
 from gimli_core.arguments.wrapped_modules import refuse_spread
+from gimli_core.derivatives.evaluate import LossOfTheta
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.environment import Environment, discover
+from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
 from gimli_core.meta_parameters.resolve import bound
 from gimli_core.notation import Tensors, slots
+from gimli_core.optimizers.interface import Optimizer
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 from gimli_core.problem import Problem
+from gimli_core.transforms.interface import Transform
 from gimli_core.transforms.one_vector import LeftAlone, OneVector, one_vector
 from gimli_core.transforms.over_tasks import OverTasks
-from gimli_core.transforms.tasks import check_tasks, split_marked, stacked_state
+from gimli_core.transforms.tasks import Tasks, check_tasks, split_marked, stacked_state
 
-__all__ = ["Inputs", "as_one_vector", "in_parts", "modules_of", "prepare"]
+__all__ = ["Inputs", "as_one_vector", "in_parts", "kept_by", "modules_of", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,29 @@ class Inputs:
     def device(self) -> torch.device:
         """Where theta lies."""
         return next(iter(self.values.theta_0.values())).device
+
+    def inner_loss(self, j: int) -> LossOfTheta:
+        """ell_j as a function of theta_j alone; batch_j is read here."""
+        values = self.values
+        return LossOfTheta(self.form.problem.train_loss, "train_loss", values.phi_at(j), self._batch(j), values.frozen)
+
+    def outer_loss(self, j: int) -> LossOfTheta:
+        """L_val as a function of theta_j alone; its batch is read here."""
+        values = self.values
+        return LossOfTheta(self.form.problem.val_loss, "val_loss", values.phi_loss, values.val_batch(j), values.frozen)
+
+    def _batch(self, j: int) -> Any:
+        batch = self.values.batch(j)
+        if isinstance(batch, MicroBatches) and not self.form.in_parts:
+            actual, do = f"some at step {j}", "MicroBatches([batch]) is a batch in one part."
+            raise unexpected("train_batches", "MicroBatches from step 0 on, or in no step", actual, do)
+        return batch
+
+    def through(self, transform: Transform, optimizer: Optimizer, **values: Any) -> Inputs:
+        """The inputs in a transform's form, with the optimizer and the `Values` that have another one in it."""
+        form, problem = self.form, transform.problem(self.form.problem)
+        form = replace(form, problem=problem, optimizer=optimizer, transforms=(*form.transforms, transform))
+        return replace(self, form=form, values=replace(self.values, **values))
 
     def look_for_missed(self, j: int, G_j: Gradient) -> None:
         """Raise `LeftAlone` if tensors are one vector of which step j's loss does not use a part."""
@@ -80,8 +107,7 @@ class Inputs:
 def prepare(call: Call) -> Inputs:
     """Check the arguments of `meta_gradient` and bring them into the form that is run. Raises ArgumentError."""
     check_surroundings(call)
-    left_out = check_approximation(call.approximation)
-    tasks = check_tasks(call.tasks)
+    left_out, tasks = check_approximation(call.approximation), check_tasks(call.tasks)
     T = None if tasks is None else tasks.count
     theta_per_task, theta_0 = theta_by_task(call.theta_0, T)
     trained, frozen = check_theta(theta_0)
@@ -90,20 +116,19 @@ def prepare(call: Call) -> Inputs:
     problem, batch, J, val_batch, rows = call.batches(marked)
     phi_per_task, phi_loss = check_phi_loss(call.phi_loss, trained, T)
     hyper = Hyperparameters(problem.optimizer, check_phi_opt(call.phi_opt), one, J, T)
-    optimizer = bound(problem.optimizer, call.phi_opt or {})
     weights = check_weights(call.val_weights, J, left_out.first(J))
     modules = modules_of(problem)
     refuse_spread(modules, theta_0)
     form = Form(
         problem=problem,
-        optimizer=optimizer,
+        optimizer=bound(problem.optimizer, call.phi_opt or {}),
         steps=J,
         weighted=tuple(w is not None for w in weights),
         warm=call.state_0 is not None,
         wanted=hyper.wanted,
         phi_loss=bool(phi_loss) or bool(marked),
         tasks=T,
-        scale=1.0,
+        scale=_scale(call, tasks),
         left_out=left_out,
         second_order=call.second_order,
         trained=tuple(trained),
@@ -111,16 +136,23 @@ def prepare(call: Call) -> Inputs:
         nested=call.nested,
     )
     values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, val_batch, weights, marked, rows)
+    inputs = Inputs(form, values, Environment(modules, _anywhere(trained).device, kept_by(call)))
     if T is None:
-        cold = optimizer.initial_state(trained, hyper.at(0))
-        state_0 = cold if call.state_0 is None else check_state(call.state_0, cold, trained)
-        inputs = Inputs(form, replace(values, state_0=state_0), Environment(modules, _anywhere(trained).device))
-    else:
-        scale = 1 / (call.among or T) if tasks is not None and tasks.reduce == "mean" else 1.0
-        form = replace(form, scale=scale)
-        inputs = Inputs(form, values, Environment(modules, _anywhere(trained).device))
-        inputs = _over_tasks(inputs, call.state_0, theta_per_task, phi_per_task, one, modules)
-    return inputs
+        return _of_one(inputs, call.state_0)
+    return _over_tasks(inputs, call.state_0, theta_per_task, phi_per_task, one, modules)
+
+
+def _scale(call: Call, tasks: Tasks | None) -> float:
+    """What L is times the sum over the tasks."""
+    return 1.0 if tasks is None or tasks.reduce != "mean" else 1 / (call.among or tasks.count)
+
+
+def _of_one(inputs: Inputs, state_0: Any) -> Inputs:
+    """The inputs of one inner loop, with its start."""
+    values = inputs.values
+    cold = inputs.form.optimizer.initial_state(values.theta_0, values.hyper.at(0))
+    started = cold if state_0 is None else check_state(state_0, cold, values.theta_0)
+    return replace(inputs, values=replace(values, state_0=started))
 
 
 def in_parts(batch: Callable[[int], Any], steps: int) -> bool:
@@ -162,13 +194,7 @@ def _over_tasks(
         cold = stacked_state(rule.initial_state(one, hyper.at(0)), T)
     if state_0 is not None:
         cold = check_state(state_0 if state_per_task else stacked_state(state_0, T), cold, one)
-    form = replace(
-        form,
-        problem=transform.problem(form.problem),
-        optimizer=optimizer,
-        transforms=(*form.transforms, transform),
-    )
-    return replace(inputs, form=form, values=replace(values, theta_0=theta_0, state_0=cold))
+    return inputs.through(transform, optimizer, theta_0=theta_0, state_0=cold)
 
 
 def as_one_vector(inputs: Inputs) -> Inputs:
@@ -193,20 +219,17 @@ def as_one_vector(inputs: Inputs) -> Inputs:
         if values.state_0.keys() != state_0.keys():
             return inputs  # it counts what some of the tensors have missed
         state_0 = vector.state(values.state_0)
-    form = replace(
-        form,
-        problem=vector.problem(form.problem),
-        optimizer=optimizer,
-        transforms=(*form.transforms, vector),
-    )
-    return replace(
-        inputs, form=form, values=replace(values, theta_0=theta_0, state_0=state_0, hyper=hyper, cold=not form.warm)
-    )
+    return inputs.through(vector, optimizer, theta_0=theta_0, state_0=state_0, hyper=hyper, cold=not form.warm)
 
 
 def modules_of(problem: Problem) -> Sequence[nn.Module]:
     """The modules whose buffers the losses may use."""
     return discover([problem.train_loss, problem.val_loss]) if problem.modules is None else problem.modules
+
+
+def kept_by(call: Call) -> tuple[Any, ...]:
+    """What a user wrote that may keep something of its own: the losses, and what gives batches."""
+    return call.problem.train_loss, call.problem.val_loss, call.train_batches, call.val_batch
 
 
 def _anywhere(theta: Tensors) -> Tensor:

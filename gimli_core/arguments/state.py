@@ -25,7 +25,7 @@ def check_state(state_0: Any, like: State, names: Collection[str]) -> State:
         for name, of_slot in more
         if name not in like
     }
-    state: State = _checked(state_0, {**like, **missed}, "state_0")
+    state = _checked(state_0, {**like, **missed})
     for name in missed:
         for k, count in state[name].items():
             _check_count(f"state_0[{name!r}][{k!r}]", count, most=state["step"])
@@ -41,26 +41,37 @@ def _check_count(path: str, count: Tensor, most: Tensor | None = None) -> None:
         raise unexpected(path, expected, f"{count.item():g}", "A result's state_J counts them.")
 
 
-def _checked(state_0: Any, like: Any, path: str) -> Any:
-    if isinstance(like, Tensor):
-        value = torch.as_tensor(state_0, dtype=like.dtype) if isinstance(state_0, (int, float)) else state_0
-        if not isinstance(value, Tensor) or value.shape != like.shape:
-            actual = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise unexpected(path, f"a tensor of shape {list(like.shape)}", actual, "Take it from a result's state_J.")
-        if not bool(torch.isfinite(value).all()):
-            raise unexpected(path, "finite values", "inf or nan", "Find out where it was computed.")
-        if value.ndim > 0 and value.device != like.device:
-            raise unexpected(
-                path,
-                f"a tensor on theta's device {like.device}",
-                f"one on {value.device}",
-                "Move it with .to(...).",
-            )
-        return value.detach().to(like.dtype)
-    if not isinstance(state_0, Mapping) or set(state_0) != set(like):
-        actual = listing(state_0) if isinstance(state_0, Mapping) else type(state_0).__name__
-        near = "".join(closest(k, like) for k in state_0 if k not in like) if isinstance(state_0, Mapping) else ""
+def _checked(state_0: Any, like: Mapping[str, Any]) -> State:
+    """The state with the slots of `like`, of each tensor's name within, and tensors of the same shapes."""
+    _check_names(state_0, like, "state_0")
+    state: State = {}
+    for slot, of_slot in like.items():
+        path = f"state_0[{slot!r}]"
+        if isinstance(of_slot, Tensor):
+            state[slot] = _checked_tensor(state_0[slot], of_slot, path)
+        else:
+            _check_names(state_0[slot], of_slot, path)
+            state[slot] = {k: _checked_tensor(state_0[slot][k], of_slot[k], f"{path}[{k!r}]") for k in of_slot}
+    return state
+
+
+def _check_names(entries: Any, like: Mapping[str, Any], path: str) -> None:
+    if not isinstance(entries, Mapping) or set(entries) != set(like):
+        actual = listing(entries) if isinstance(entries, Mapping) else type(entries).__name__
+        near = "".join(closest(k, like) for k in entries if k not in like) if isinstance(entries, Mapping) else ""
         raise unexpected(
             path, f"a dict with the keys {listing(like)}", actual, f"A result's state_J has this form.{near}"
         )
-    return {k: _checked(state_0[k], like[k], f"{path}[{k!r}]") for k in like}
+
+
+def _checked_tensor(value: Any, like: Tensor, path: str) -> Tensor:
+    value = torch.as_tensor(value, dtype=like.dtype) if isinstance(value, (int, float)) else value
+    if not isinstance(value, Tensor) or value.shape != like.shape:
+        actual = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise unexpected(path, f"a tensor of shape {list(like.shape)}", actual, "Take it from a result's state_J.")
+    if not bool(torch.isfinite(value).all()):
+        raise unexpected(path, "finite values", "inf or nan", "Find out where it was computed.")
+    if value.ndim > 0 and value.device != like.device:
+        expected = f"a tensor on theta's device {like.device}"
+        raise unexpected(path, expected, f"one on {value.device}", "Move it with .to(...).")
+    return value.detach().to(like.dtype)

@@ -12,9 +12,27 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs
+from gimli_core.environment import Environment
+from gimli_core.meta_parameters.marks import tensor_paths
 
-__all__ = ["copied", "same", "same_data", "tensors_of", "trial"]
+__all__ = ["copied", "looking", "same", "same_data", "tensors_of", "trial"]
+
+
+@contextmanager
+def looking(call: Call) -> Iterator[None]:
+    """Batches may be asked for in here, before the run, without a trace: a function of j may draw random numbers, or
+    keep something, and the run asks for the same batches again.
+    """
+    batches = [b for b in (call.train_batches, call.val_batch) if not isinstance(b, (list, tuple, range, Tensor))]
+    functions = [b for b in batches if callable(b) or hasattr(b, "__getitem__")]
+    if not functions:
+        yield
+        return
+    device = next((v.device for _, v in tensor_paths(call.theta_0)), torch.device("cpu"))
+    with Environment((), device, functions).trial():
+        yield
 
 
 @contextmanager

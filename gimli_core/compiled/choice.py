@@ -178,15 +178,7 @@ def _missed(inputs: Inputs) -> list[str]:
     values, names = inputs.values, set[str]()
     try:
         for j in range(inputs.form.steps):
-            G = gradient(
-                inputs.form.problem.train_loss,
-                "train_loss",
-                values.theta_0,
-                values.phi_at(j),
-                values.batch(j),
-                frozen=values.frozen,
-                keep_graph=True,
-            )
+            G = gradient(inputs.inner_loss(j), values.theta_0, keep_graph=True)
             inputs.look_for_missed(j, G)
             names |= G.theta.keys() - with_path(inputs.form.optimizer, G.theta, G.unused).keys()
     except LeftAlone as left_alone:

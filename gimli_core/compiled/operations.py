@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled.pure_steps import (
+    Along,
     sweep,
 )
 from gimli_core.compiled.steps import fixed_of
@@ -53,7 +54,7 @@ def operations_of_step(inputs: Inputs) -> int:
     B = {k: torch.zeros_like(v) for k, v in values.theta_0.items()}
     arguments = (values.theta_0, values.state_0, values.phi_loss, values.frozen, values.hyper.at(0), values.batch(0))
     with inputs.environment.trial(), torch.no_grad(), contextlib.suppress(Exception), mode:
-        sweep(fixed_of(inputs), *arguments, B, form.optimizer.zero_adjoint(values.state_0))
+        sweep(fixed_of(inputs), *arguments, Along(B, form.optimizer.zero_adjoint(values.state_0)))
     return mode.count
 
 

@@ -28,6 +28,7 @@ from gimli_core.optimizers.seen import adjoint_of_loss, asked, seeing
 
 __all__ = [
     "Advanced",
+    "Along",
     "Fixed",
     "Swept",
     "Validated",
@@ -61,6 +62,13 @@ class Advanced(NamedTuple):
     theta: Tensors  # theta_{j+1}
     s: State
     sound: Tensor  # not finite if the loss or G is not
+
+
+class Along(NamedTuple):
+    """B_{j+1} and S_{j+1}, along which a step is swept: of the shapes of theta and s."""
+
+    B: Tensors
+    S: State
 
 
 class Swept(NamedTuple):
@@ -133,13 +141,12 @@ def sweep(
     frozen: Tensors,
     hyper: Hyper,
     batch: Any,
-    B: Tensors,
-    S: State,
+    along: Along,
 ) -> Swept:
     """Lines 11-14, from the point alone."""
     G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
     hyper = seeing(fixed.optimizer, hyper, loss)
-    B_j, S_j, A_opt, A_loss = lines_11_to_14(fixed, theta, s, hyper, G, loss, pull, B, S)
+    B_j, S_j, A_opt, A_loss = lines_11_to_14(fixed, theta, s, hyper, G, loss, pull, along)
     return Swept(loss, B_j, S_j, A_opt, A_loss)
 
 
@@ -151,14 +158,13 @@ def both(
     frozen: Tensors,
     hyper: Hyper,
     batch: Any,
-    B: Tensors,
-    S: State,
+    along: Along,
 ) -> tuple[Advanced, Swept]:
     """Lines 5 and 6, and the same step's lines 11-14. What the next step takes comes in rows without gaps."""
     G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
     hyper = seeing(fixed.optimizer, hyper, loss)
     new_theta, new_s = fixed.optimizer.step(theta, s, G, hyper)
-    B_j, S_j, A_opt, A_loss = lines_11_to_14(fixed, theta, s, hyper, G, loss, pull, B, S)
+    B_j, S_j, A_opt, A_loss = lines_11_to_14(fixed, theta, s, hyper, G, loss, pull, along)
     new_theta, new_s, B_j, S_j = rows((new_theta, new_s, B_j, S_j))
     return Advanced(loss, G, new_theta, new_s, soundness((loss, G))), Swept(loss, B_j, S_j, A_opt, A_loss)
 
@@ -199,7 +205,7 @@ def linearised(
 
 
 def lines_11_to_14(
-    fixed: Fixed, theta: Tensors, s: State, hyper: Hyper, G: Tensors, loss: Tensor, pull: Pull, B: Tensors, S: State
+    fixed: Fixed, theta: Tensors, s: State, hyper: Hyper, G: Tensors, loss: Tensor, pull: Pull, along: Along
 ) -> tuple[Tensors, State, dict[str, Tensors], Tensors]:
     """(B_j, S_j, the increment of A_opt, the increment of A_loss).
 
@@ -207,7 +213,7 @@ def lines_11_to_14(
     phi_loss.
     """
     rule = fixed.optimizer
-    pulled = rule.pullback(theta, s, G, hyper, B, S, asked(rule, fixed.wanted))  # lines 11 and 12
+    pulled = rule.pullback(theta, s, G, hyper, *along, asked(rule, fixed.wanted))  # lines 11 and 12
     (V, direct, S_j, A), g = adjoint_of_loss(rule, pulled, loss)
     curvature, mixed = pull(V, g)  # line 13
     B_j: Tensors = tree_map(torch.add, direct, curvature)  # line 14

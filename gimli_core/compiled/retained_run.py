@@ -73,8 +73,8 @@ class CompiledRetained:
         B = rows(self._validate(inputs, values.last_val_batch, theta)[1][0].theta)
         S = rows(inputs.form.optimizer.zero_adjoint(s))
         inputs.environment.restore(snapshot)
-        arguments = (theta, s, *rest, hyper, batch, B, S)
-        self._early, self._late = taker(arguments[:-3]), taker((B, S))
+        arguments = (theta, s, *rest, hyper, batch, pure_steps.Along(B, S))
+        self._early, self._late = taker(arguments[:-2]), taker((B, S))
         function = bound(pure_steps.both, fixed)
         self._step = Halves(function, inputs.environment, arguments, len(self._late((B, S))), **options)
         self.seconds = self._validate.seconds + self._step.seconds
@@ -168,7 +168,7 @@ class CompiledRetained:
         """Lines 11-14."""
         if step.point is not None:
             with torch.no_grad():
-                again = pure_steps.sweep(self._fixed, *_arguments(inputs, j, *step.point), B, S)
+                again = pure_steps.sweep(self._fixed, *_arguments(inputs, j, *step.point), pure_steps.Along(B, S))
                 return again._replace(B=rows(again.B), S=rows(again.S))
         if any(x._version != version for x, version in step.read):
             raise RuntimeError(

@@ -16,7 +16,7 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled import pure_steps
 from gimli_core.compiled.compiler.split_function import Halves, Joined
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
-from gimli_core.compiled.pure_steps import Fixed, Swept, rows
+from gimli_core.compiled.pure_steps import Along, Fixed, Swept, rows
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.seen import seeing
 from gimli_core.record import Adjoint
@@ -31,7 +31,7 @@ class SharedSweep:
     Args:
         fixed: what it is compiled for.
         inputs: whose environment it may read.
-        arguments: of `pure_steps.sweep`: (theta, s, phi_loss, frozen, hyper, batch, B, S).
+        arguments: of `pure_steps.sweep`: (theta, s, phi_loss, frozen, hyper, batch, along).
         options: of the compiler.
 
     Raises:
@@ -41,8 +41,8 @@ class SharedSweep:
     def __init__(self, fixed: Fixed, inputs: Inputs, arguments: tuple[Any, ...], **options: Any) -> None:
         self._fixed = fixed
         self._batch = outline(arguments[5])
-        self._early, self._late = taker(arguments[:6]), taker(arguments[6:])
-        early, late = in_rows(self._early(arguments[:6])), in_rows(self._late(arguments[6:]))
+        self._early, self._late = taker(arguments[:6]), taker(tuple(arguments[6]))
+        early, late = in_rows(self._early(arguments[:6])), in_rows(self._late(arguments[6]))
 
         def sweep(*arguments: Any) -> Any:
             swept = pure_steps.sweep(fixed, *arguments)
@@ -73,7 +73,9 @@ class SharedSweep:
             G, pull, loss = pure_steps.linearised(self._fixed, theta, phi_loss, frozen, batch)
             hyper = seeing(self._fixed.optimizer, hyper, loss)
             for A in adjoints:
-                yield Swept(loss, *pure_steps.lines_11_to_14(self._fixed, theta, s, hyper, G, loss, pull, A.B, A.S))
+                yield Swept(
+                    loss, *pure_steps.lines_11_to_14(self._fixed, theta, s, hyper, G, loss, pull, Along(A.B, A.S))
+                )
 
 
 def in_rows(leaves: Sequence[Any]) -> list[Any]:

@@ -55,7 +55,7 @@ class CompiledSteps:
         B = self._validate(inputs, inputs.values.last_val_batch, theta)[1][0].theta
         S = inputs.form.optimizer.zero_adjoint(point.state)
         environment.restore(snapshot)
-        swept = (*arguments, B, S)
+        swept = (*arguments, pure_steps.Along(B, S))
         self._shared: SharedSweep | None = None
         if self._validate.outer_losses is not None:
             with contextlib.suppress(Uncut):  # where it is not cut, each outer loss has a sweep from the point
@@ -72,7 +72,7 @@ class CompiledSteps:
         self._advance.look(batch, *arguments)
         self._validate.look(inputs, point.theta)
         if self._shared is None:
-            self._sweep.look(batch, *arguments, point.theta, S)
+            self._sweep.look(batch, *arguments, pure_steps.Along(point.theta, S))
         else:
             self._shared.look(arguments, point.theta, S)
 
@@ -118,7 +118,7 @@ class CompiledSteps:
         for row, A in enumerate(adjoints):
             if met is not None and row:
                 inputs.environment.restore(met)
-            yield self._sweep(arguments[-1], *arguments, A.B, A.S)
+            yield self._sweep(arguments[-1], *arguments, pure_steps.Along(A.B, A.S))
 
     def validation(
         self, inputs: Inputs, point: Point, along: Tensor | None = None, *, rows: bool = True

@@ -17,6 +17,7 @@ from gimli_core.arguments.outer_losses import outer_losses
 from gimli_core.compiled.compiler.compiled_function import Kernel
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.pure_steps import (
+    Along,
     Fixed,
     Validated,
     added,
@@ -37,7 +38,7 @@ __all__ = ["CompiledWhole", "RunTensors", "WholeOutcome", "course_of", "tensors_
 class RunTensors(NamedTuple):
     """The tensors of a run; the last two are what may have another form in another call."""
 
-    theta_0: Tensors  # by name, before any transform
+    theta_0: Tensors  # by name, as it was given, before any transform
     state_0: State  # empty where the optimizer's own start is meant
     phi_loss: Tensors
     frozen: Tensors
@@ -78,10 +79,10 @@ class CompiledWhole:
             raise Uncompiled("val_loss returns a vector, of which each number has a sweep of its own")
         tensors, environment = tensors_of_run(inputs), inputs.environment
         function = bound(whole, fixed_of(inputs), course_of(inputs))
-        self._kernel = Kernel("the whole run", function, environment, tensors, tensors[-2:], **options_of(inputs))
+        self._kernel = Kernel("the whole run", function, environment, (tensors,), tensors[-2:], **options_of(inputs))
         self.seconds = self._kernel.seconds
         snapshot = environment.capture()
-        self._kernel(tensors[-2:], *tensors)
+        self._kernel(tensors[-2:], tensors)
         self._pure = not environment.names and not environment.moved(snapshot)
         environment.restore(snapshot)
 
@@ -93,16 +94,16 @@ class CompiledWhole:
     def look(self, inputs: Inputs) -> None:
         """Can a run be done with what was compiled, or compiled again? Raises Uncompiled."""
         tensors = tensors_of_run(inputs)
-        self._kernel.look(tensors[-2:], *tensors)
+        self._kernel.look(tensors[-2:], tensors)
 
     def __call__(self, tensors: RunTensors) -> WholeOutcome | None:
         """The outcome; None where it cannot run compiled, or something is not finite: an eager run names what broke."""
         self._kernel.begin()
-        return _sound(self._kernel.compiled(tensors[-2:], *tensors))
+        return _sound(self._kernel.compiled(tensors[-2:], tensors))
 
     def as_it_is(self, tensors: RunTensors) -> WholeOutcome | None:
         """The same, None also where something that the losses read is no longer as it was when they were compiled."""
-        return _sound(self._kernel.as_it_is(tensors[-2:], *tensors)) if self.pure else None
+        return _sound(self._kernel.as_it_is(tensors[-2:], tensors)) if self.pure else None
 
 
 def _sound(checked: tuple[WholeOutcome, Tensor] | None) -> WholeOutcome | None:
@@ -131,23 +132,12 @@ def tensors_of_run(inputs: Inputs) -> RunTensors:
     )
 
 
-def whole(
-    fixed: Fixed,
-    course: Course,
-    theta_0: Tensors,
-    state_0: State,
-    phi_loss: Tensors,
-    frozen: Tensors,
-    hypers: list[Hyper],
-    weights: Tensor,
-    batches: list[Any],
-    val_batches: list[Any],
-) -> tuple[WholeOutcome, Tensor]:
+def whole(fixed: Fixed, course: Course, tensors: RunTensors) -> tuple[WholeOutcome, Tensor]:
     """(lines 4-14, 1 if what came, the losses, theta_J and B_0 are finite and else 0).
 
-    theta_0 as it was given: the transforms are made in here, and taken back. `state_0` is empty where the optimizer's
-    own start is meant. `weights` [J + 1] are w_0 … w_J, used where `weighted`.
+    The transforms are made in here, and taken back. `weights` [J + 1] are w_0 … w_J, used where `weighted`.
     """
+    theta_0, state_0, phi_loss, frozen, hypers, weights, batches, val_batches = tensors
     optimizer, tasks, J = fixed.optimizer, course.tasks, len(batches)
     theta = theta_0
     for transform in course.transforms:
@@ -173,7 +163,7 @@ def whole(
     for j in range(J, -1, -1):
         if j < J:
             theta, s, hyper, G, loss, pull = kept[j]
-            B, S, A_j, mixed = lines_11_to_14(fixed, theta, s, hyper, G, loss, pull, B, S)
+            B, S, A_j, mixed = lines_11_to_14(fixed, theta, s, hyper, G, loss, pull, Along(B, S))
             A_opt.append(A_j)
             A_loss = {k: v + mixed[k] for k, v in A_loss.items()}
         if course.weighted[j]:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gimli_core.derivatives.beside_loss import value_and_aux
+from gimli_core.derivatives.kernels import uncompiled
 from gimli_core.derivatives.micro_batches import MicroBatches, each, of_parts
 from gimli_core.errors import unexpected
 from gimli_core.notation import Loss, Tensors
 
-__all__ = ["differentiate", "evaluate", "task_shape"]
+__all__ = ["LossOfTheta", "differentiate", "evaluate", "task_shape"]
+
+
+class LossOfTheta(NamedTuple):
+    """A loss as a function of theta alone: ell_j(·, phi_loss) of batch_j, or L_val, by the name in its errors.
+
+    All have whatever shapes `function` takes; `frozen` are the entries of theta that are held constant.
+    """
+
+    function: Loss
+    name: str
+    phi_loss: Tensors
+    batch: Any
+    frozen: Mapping[str, Tensor]
 
 
 def task_shape(loss_function: Loss) -> tuple[int, ...]:
@@ -33,7 +48,8 @@ def evaluate(
             [aux for _, (_, aux) in of_each], name
         )
     try:
-        loss, aux = value_and_aux(loss_function(theta, phi_loss, batch), name)
+        with uncompiled():
+            loss, aux = value_and_aux(loss_function(theta, phi_loss, batch), name)
     except Exception as error:
         error.add_note(f"in {name}")
         raise

@@ -9,18 +9,17 @@ Nothing in either differentiates an optimizer. Autograd is asked for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from gimli_core.derivatives.evaluate import differentiate, evaluate, task_shape
+from gimli_core.derivatives.evaluate import LossOfTheta, differentiate, evaluate, task_shape
 from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.derivatives.module_weights import ModuleWeights, noting
 from gimli_core.errors import unexpected
-from gimli_core.notation import Loss, Tensors
+from gimli_core.notation import Tensors
 
 __all__ = ["Gradient", "Graph", "gradient", "gradients", "hessian"]
 
@@ -64,16 +63,7 @@ class Gradient(NamedTuple):
 
 
 def gradient(
-    loss_function: Loss,
-    name: str,
-    theta: Tensors,
-    phi_loss: Tensors,
-    batch: Any,
-    *,
-    frozen: Mapping[str, Tensor] | None = None,
-    of_phi: bool = False,
-    keep_graph: bool = False,
-    recorded: bool = False,
+    loss: LossOfTheta, theta: Tensors, *, of_phi: bool = False, keep_graph: bool = False, recorded: bool = False
 ) -> Gradient:
     """The loss and its gradient with respect to theta (and to phi_loss, if `of_phi`). The loss is a scalar, or [T] or
     [k]; the gradient has the shapes of theta and phi_loss.
@@ -84,23 +74,12 @@ def gradient(
     long as what is returned, which is then attached to theta and phi_loss, and not only to the graph's own leaves.
     """
     with torch.enable_grad(), twice_differentiable() if keep_graph else nullcontext():
-        at = _evaluated(
-            loss_function, name, theta, phi_loss, batch, frozen, of_phi=of_phi or keep_graph, recorded=recorded
-        )
-        return _gradient(at, name, of_phi=of_phi, keep_graph=keep_graph, recorded=recorded)
+        at = _evaluated(loss, theta, of_phi=of_phi or keep_graph, recorded=recorded)
+        return _gradient(at, loss.name, of_phi=of_phi, keep_graph=keep_graph, recorded=recorded)
 
 
 def gradients(
-    loss_function: Loss,
-    name: str,
-    theta: Tensors,
-    phi_loss: Tensors,
-    batch: Any,
-    *,
-    frozen: Mapping[str, Tensor] | None = None,
-    along: Tensor | None = None,
-    rows: bool = True,
-    recorded: bool = False,
+    loss: LossOfTheta, theta: Tensors, *, along: Tensor | None = None, rows: bool = True, recorded: bool = False
 ) -> tuple[Gradient, list[Gradient]]:
     """A loss of one number or of k, and the gradient of each with respect to theta and phi_loss.
 
@@ -115,19 +94,17 @@ def gradients(
     Cost: F, and 2F for each gradient.
     """
     with torch.enable_grad():
-        at = _evaluated(
-            loss_function, name, theta, phi_loss, batch, frozen, of_phi=True, vector=True, recorded=recorded
-        )
-        loss = Gradient(at.loss if recorded else at.loss.detach(), {}, {}, None, aux=at.aux)
-        if loss.loss.shape == task_shape(loss_function):
-            return loss, [_gradient(at, name, of_phi=True, recorded=recorded)]
+        at = _evaluated(loss, theta, of_phi=True, vector=True, recorded=recorded)
+        L = Gradient(at.loss if recorded else at.loss.detach(), {}, {}, None, aux=at.aux)
+        if L.loss.shape == task_shape(loss.function):
+            return L, [_gradient(at, loss.name, of_phi=True, recorded=recorded)]
         if along is not None:
-            return loss, [_gradient(at, name, of_phi=True, along=along)]
+            return L, [_gradient(at, loss.name, of_phi=True, along=along)]
         if not rows:
-            return loss, []
+            return L, []
         units = torch.eye(at.loss.shape[-1], dtype=at.loss.dtype, device=at.loss.device)
         last = len(units) - 1
-        return loss, [_gradient(at, name, of_phi=True, along=e, retain=i < last) for i, e in enumerate(units)]
+        return L, [_gradient(at, loss.name, of_phi=True, along=e, retain=i < last) for i, e in enumerate(units)]
 
 
 class _Evaluated(NamedTuple):
@@ -142,25 +119,20 @@ class _Evaluated(NamedTuple):
 
 
 def _evaluated(
-    loss_function: Loss,
-    name: str,
-    theta: Tensors,
-    phi_loss: Tensors,
-    batch: Any,
-    frozen: Mapping[str, Tensor] | None,
-    *,
-    of_phi: bool,
-    vector: bool = False,
-    recorded: bool = False,
+    loss: LossOfTheta, theta: Tensors, *, of_phi: bool, vector: bool = False, recorded: bool = False
 ) -> _Evaluated:
-    layout: Layout | None = getattr(loss_function, "layout", None)
+    function = loss.function
+    layout: Layout | None = getattr(function, "layout", None)
     if layout is not None:
-        loss_function, theta = loss_function.loss, layout.names(theta)  # type: ignore[attr-defined]
-    theta_leaf = {k: _leaf(v, True, recorded) for k, v in theta.items()}
-    phi_leaf = {k: _leaf(v, of_phi, recorded) for k, v in phi_loss.items()}
+        function, theta = function.loss, layout.names(theta)  # type: ignore[attr-defined]
+    if layout is not None and not recorded:  # views that are nobody else's
+        theta_leaf = {k: v.requires_grad_() for k, v in theta.items()}
+    else:
+        theta_leaf = {k: _leaf(v, True, recorded) for k, v in theta.items()}
+    phi_leaf = {k: _leaf(v, of_phi, recorded) for k, v in loss.phi_loss.items()}
     with noting() as weights:
-        loss, aux = evaluate(loss_function, name, {**(frozen or {}), **theta_leaf}, phi_leaf, batch, vector=vector)
-    return _Evaluated(loss, theta_leaf, phi_leaf, weights, aux, layout)
+        value, aux = evaluate(function, loss.name, {**loss.frozen, **theta_leaf}, phi_leaf, loss.batch, vector=vector)
+    return _Evaluated(value, theta_leaf, phi_leaf, weights, aux, layout)
 
 
 def _gradient(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+import torch
 from torch.backends import cuda
 
-__all__ = ["FUSED", "twice_differentiable"]
+__all__ = ["FUSED", "twice_differentiable", "uncompiled"]
 
 # The switches of scaled dot-product attention; on a CPU they are obeyed as well.
 FUSED = (
@@ -31,3 +34,30 @@ def twice_differentiable() -> Iterator[None]:
         for enable in on:
             enable(True)
         cuda.enable_math_sdp(math)
+
+
+_lock = threading.Lock()
+_inside = 0  # of all threads: torch's stance is one for the process
+_stance = ExitStack()
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """What a loss has compiled by `torch.compile`, a model or a function, runs as it was written: the backward of what
+    is compiled has no derivative. Costs nothing where nothing was compiled in this process.
+    """
+    global _inside
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with _lock:
+        if _inside == 0:
+            _stance.enter_context(torch.compiler.set_stance("force_eager"))
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _stance.close()

@@ -13,7 +13,7 @@ all again: it is put back to the first of them, and `changes` tells whether that
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -63,9 +63,15 @@ def _put(entries: list[Entry]) -> Iterator[None]:
             home[name] = tensor
 
 
-def _transformed(tensor: Tensor | None) -> bool:
-    """Whether a tensor is a transform's own, such as vmap's, which nothing can be put back to once that is over."""
-    return tensor is not None and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
+
+def _transformed(tensors: Mapping[str, Tensor | None]) -> bool:
+    """Whether one of them is a transform's own, such as vmap's, which nothing can be put back to once that is over."""
+    for tensor in tensors.values():  # noqa: SIM110 - a generator takes twice the time, at every call of a module
+        if tensor is not None and _wrapped(tensor):
+            return True
+    return False
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
@@ -87,7 +93,7 @@ class noting:
 
     def _note(self, module: nn.Module, _: Any) -> None:
         now = module._parameters
-        if not now or threading.get_ident() != self._thread or any(map(_transformed, now.values())):
+        if not now or threading.get_ident() != self._thread or _transformed(now):
             return
         met = self._met.get(id(module))
         if met is None:

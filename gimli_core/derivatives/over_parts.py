@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
+from gimli_core.derivatives.evaluate import LossOfTheta
 from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.derivatives.kernels import twice_differentiable
-from gimli_core.derivatives.micro_batches import MicroBatches, each, of_parts
+from gimli_core.derivatives.micro_batches import each, of_parts
 from gimli_core.derivatives.second_order import BY_GRAPH, Products, from_a_point, reverse_over_reverse
-from gimli_core.notation import Loss, Tensors
+from gimli_core.notation import Tensors
 
 __all__ = ["gradient_of_parts", "products_of_parts"]
 
@@ -35,44 +34,27 @@ class _Sum:
         return {k: v.to(self._dtypes[k]) for k, v in self._total.items()}
 
 
-def gradient_of_parts(
-    loss_function: Loss,
-    name: str,
-    theta: Tensors,
-    phi_loss: Tensors,
-    batch: MicroBatches,
-    *,
-    frozen: Mapping[str, Tensor] | None = None,
-) -> Gradient:
+def gradient_of_parts(loss: LossOfTheta, theta: Tensors) -> Gradient:
     """G_j = Σ_i w_i grad ell of part i, in the shapes of theta. Cost 3F, in the memory of one part.
 
     No schedule keeps a graph of parts, so none is recorded; the kernels are those of the sweep all the same, which may
     draw other random numbers than those that it cannot take.
     """
     G, losses, unused, aux = _Sum(), _Sum(), None, []
-    for weight, part in each(batch):
+    for weight, part in each(loss.batch):
         with twice_differentiable():
-            of_part = gradient(loss_function, name, theta, phi_loss, part, frozen=frozen)
+            of_part = gradient(loss._replace(batch=part), theta)
         G.add(of_part.theta, weight)
         losses.add({"loss": of_part.loss}, weight)
         unused = of_part.unused if unused is None else unused & of_part.unused
         aux.append(of_part.aux)
         del of_part  # or the next part would be evaluated beside it
     assert unused is not None
-    return Gradient(losses.total()["loss"], G.total(), {}, None, unused, of_parts(aux, name))
+    return Gradient(losses.total()["loss"], G.total(), {}, None, unused, of_parts(aux, loss.name))
 
 
 def products_of_parts(
-    mean: str,
-    loss_function: Loss,
-    theta: Tensors,
-    phi_loss: Tensors,
-    batch: MicroBatches,
-    V: Tensors,
-    g: Tensor | None,
-    *,
-    frozen: Mapping[str, Tensor] | None = None,
-    curvature: bool = True,
+    mean: str, inner: LossOfTheta, theta: Tensors, V: Tensors, g: Tensor | None, *, curvature: bool = True
 ) -> Products:
     """V_j Hessian and V_j mixed, Σ_i w_i times those of part i. Cost 9F, in the memory of one part.
 
@@ -80,16 +62,17 @@ def products_of_parts(
     """
     H, mixed, losses = _Sum(), _Sum(), _Sum()
     linear, reached = True, frozenset[str]()
-    for weight, part in each(batch):
+    for weight, part in each(inner.batch):
+        of_one = inner._replace(batch=part)
         if mean in ("auto", BY_GRAPH):
-            G = gradient(loss_function, "train_loss", theta, phi_loss, part, frozen=frozen, keep_graph=True)
+            G = gradient(of_one, theta, keep_graph=True)
             graph, loss = G.graph, G.loss
             assert graph is not None
             del G  # a vector of the size of theta
             of_part = reverse_over_reverse.products(graph, V, g, curvature=curvature)._replace(loss=loss)
             del graph
         else:
-            of_part = from_a_point(mean)(loss_function, theta, phi_loss, part, V, g, frozen=frozen, curvature=curvature)
+            of_part = from_a_point(mean)(of_one, theta, V, g, curvature=curvature)
         H.add(of_part.curvature, weight)
         mixed.add(of_part.mixed, weight)
         if of_part.loss is not None:

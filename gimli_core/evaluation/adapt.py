@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from gimli_core.arguments.surroundings import check_watching
 from gimli_core.arguments.until import Until
 from gimli_core.notation import State, Tensors
 from gimli_core.problem import Problem
+from gimli_core.processes.mesh import tells
 from gimli_core.record import Event
 from gimli_core.results import Trajectory
 from gimli_core.runs.make_run import make_run
@@ -21,6 +22,9 @@ from gimli_core.runs.run import drain
 from gimli_core.runs.wants import Wants
 from gimli_core.transforms.tasks import Tasks
 from gimli_core.watchers.progress import Progress
+
+if TYPE_CHECKING:  # asked for by name alone, and its module is only there where torch has processes
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["adapt"]
 
@@ -38,6 +42,7 @@ def adapt(
     until: Until | Callable[..., Any] | None = None,
     watch: Callable[[Event], None] | None = None,
     progress: bool = False,
+    mesh: DeviceMesh | str | None = None,
 ) -> Trajectory:
     """theta_J after J inner steps, and nothing that a derivative would need: val_loss is not called.
 
@@ -76,10 +81,11 @@ def adapt(
         compile=False,
         check=False,
         until=until,
+        mesh=mesh,
     )
     with torch.no_grad():
         run = make_run(call, Wants(steps=progress, lines=watch is not None, forward_only=True))
-        drain(run.forward(), watch, Progress(run.steps) if progress else None)
+        drain(run.forward(), watch, Progress(run.steps) if progress and tells(mesh) else None)
         ended = run.trajectory()
     kept = {f.name: getattr(ended, f.name) for f in fields(Trajectory)}
     nan = {name: torch.full_like(kept[name], float("nan")) for name in ("val_loss", "val_losses")}

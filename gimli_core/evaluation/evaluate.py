@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,11 +20,15 @@ from gimli_core.evaluation.adapt import adapt
 from gimli_core.meta_parameters.marks import PerTask, unmarked
 from gimli_core.notation import State, Tensors
 from gimli_core.problem import Problem
+from gimli_core.processes.mesh import check_mesh
 from gimli_core.results import Trajectory
 from gimli_core.transforms.nested import NestedLoss, unnested
 from gimli_core.transforms.numbered import called
 from gimli_core.transforms.over_tasks import LossOverTasks
 from gimli_core.transforms.tasks import Tasks, check_tasks, split_marked
+
+if TYPE_CHECKING:  # asked for by name alone, and its module is only there where torch has processes
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -81,12 +85,14 @@ def evaluate(
     state_0: State | None = None,
     tasks: int | Tasks | None = None,
     until: Until | Callable[..., Any] | None = None,
+    mesh: DeviceMesh | str | None = None,
 ) -> Evaluation:
     """Adapt, then measure each task on its val_batch: per-task metrics, their mean and a 95 % interval.
 
     Args:
         metrics: `{name: function (theta, phi_loss, batch) -> number}`, each of one task, with theta_J whole; by default
             `{"loss": val_loss}`. They are vectorised over the tasks; one that cannot be is called for each in turn.
+        mesh: as for `meta_gradient`, but "data": a metric of parts need not be a mean. Every rank has all results.
         problem, theta_0, train_batches, val_batch and the others: as in `meta_gradient`.
 
     Returns:
@@ -108,6 +114,10 @@ def evaluate(
     Evaluation(near 0.5 ± 0.57; 3 tasks)
     """
     metrics = _checked(metrics, problem)
+    checked = check_mesh(mesh)
+    if checked is not None and checked.data is not None:
+        do = "Adapt with mesh=, and measure theta_J on every rank's part yourself."
+        raise unexpected("mesh", 'None, "tasks" or "shard" where metrics are asked for', "one of parts of batches", do)
     problem, phi_loss, places = unnested(problem, phi_loss)
     if places:
         metrics = {name: NestedLoss(metric, places) for name, metric in metrics.items()}
@@ -122,6 +132,7 @@ def evaluate(
         state_0=state_0,
         tasks=tasks,
         until=until,
+        mesh=checked,  # type: ignore[arg-type]
     )
     J = len(ended.train_losses)
     batch, phi = check_val_batch(val_batch, J)(J), _tensors(phi_loss)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from gimli_core.errors import unexpected
 from gimli_core.implicit.arguments import Asked, FixedPointCall, checked
 from gimli_core.implicit.conjugate_gradient import CG
 from gimli_core.implicit.fixed_point import FixedPoint, at_point
@@ -46,6 +47,7 @@ def implicit_gradient(
     second_order: str = "auto",
     tasks: int | Tasks | None = None,
     check: bool = True,
+    mesh: None = None,
 ) -> ImplicitGradient:
     """The derivative of L_val at the fixed point of an inner loop, by the implicit function theorem.
 
@@ -73,6 +75,7 @@ def implicit_gradient(
         state_star: the rule's state at theta_star, `result.state_J`, which `Neumann` uses; else one without momentum,
             after infinitely many steps.
         phi_opt: None. Where the loop rests does not depend on how it got there: the derivative is 0.
+        mesh: None. Tasks of a process by itself, and one all_reduce of their A_loss, are what processes can do here.
         second_order, tasks, check: as for `gimli.meta_gradient`; tasks are solved together, each to its own end.
 
     Returns:
@@ -99,6 +102,9 @@ def implicit_gradient(
     >>> result.A_loss["l2"]                                     # (w - target) · dw/dl2, dw/dl2 = -target / (1 + l2)²
     tensor(0.2500)
     """
+    if mesh is not None:
+        do = "Give each process tasks of its own, and sum their A_loss by torch.distributed.all_reduce."
+        raise unexpected("mesh", "None at a fixed point, which each process solves for by itself", repr(mesh), do)
     call = FixedPointCall(
         problem,
         theta_star,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gimli_core.errors import unexpected
+from gimli_core.errors import ArgumentError, unexpected
 from gimli_core.inner_loop.checks import check_device, check_mapping, check_optimizer
 from gimli_core.notation import Hyper
 from gimli_core.optimizers.derived import own_root
 from gimli_core.optimizers.interface import Optimizer
+from gimli_core.trees import KeyPath, folded, mapped, nodes, path_text, rebuilt
 
 __all__ = [
     "Override",
@@ -54,7 +55,7 @@ def get_trainable_opt_params(
 
     groups = opt.param_groups
     names = [n for n in groups[0] if n != "params" and all(_all_numbers(group.get(n)) for group in groups)]
-    return {name: [_mapped(group[name], trainable) for group in groups] for name in names}
+    return {name: [mapped(trainable, group[name]) for group in groups] for name in names}
 
 
 def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -> None:
@@ -164,38 +165,46 @@ def _expanded(value: Tensor, theta: Tensor, label: str) -> Tensor:
 
 
 def _all_numbers(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return bool(value) and all(_all_numbers(v) for v in value.values())
-    if isinstance(value, (list, tuple)):
-        return bool(value) and all(_all_numbers(v) for v in value)
-    return isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
-
-
-def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _mapped(v, function) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_mapped(v, function) for v in value)
-    return function(value)
-
-
-def _put_back(label: str, value: Any, target: Any) -> Any:
-    """`value` in the form that `target` has: numbers for numbers, tensors for tensors, the same containers."""
-    if isinstance(target, (list, tuple)) and isinstance(value, (list, tuple)) and len(value) == len(target):
-        return type(target)(
-            _put_back(f"{label}[{i}]", v, t) for i, (v, t) in enumerate(zip(value, target, strict=True))
-        )
-    if isinstance(target, Mapping) and isinstance(value, Mapping) and set(value) == set(target):
-        return {k: _put_back(f"{label}[{k!r}]", value[k], t) for k, t in target.items()}
-    if isinstance(target, Tensor) and isinstance(value, Tensor) and value.numel() == target.numel():
-        return value.detach().reshape(target.shape).to(target)
-    if isinstance(target, (int, float)) and isinstance(value, Tensor) and value.numel() == 1:
-        return value.item()
-    if isinstance(value, type(target)) and not isinstance(value, (Tensor, list, tuple, Mapping)):
-        return value
-    raise unexpected(
-        label,
-        f"a value in the form of {target!r}",
-        type(value).__name__,
-        "Take the form from get_trainable_opt_params.",
+    """Whether there are numbers in it, and nothing else."""
+    return all(
+        bool(x)
+        if isinstance(x, (Mapping, list, tuple))
+        else isinstance(x, (int, float, Tensor)) and not isinstance(x, bool)
+        for x in nodes(value)
     )
+
+
+def _put_back(label: str, values: Any, target: Any) -> Any:
+    """`values` in the form that `target` has: numbers for numbers, tensors for tensors, the same containers."""
+
+    def refuse(path: KeyPath, value: Any, like: Any) -> ArgumentError:
+        do = "Take the form from get_trainable_opt_params."
+        return unexpected(path_text(path, label), f"a value in the form of {like!r}", type(value).__name__, do)
+
+    def leaf(path: KeyPath, like: Any) -> Any:
+        value = _part(values, path)
+        if isinstance(like, Tensor) and isinstance(value, Tensor) and value.numel() == like.numel():
+            return value.detach().reshape(like.shape).to(like)
+        if isinstance(like, (int, float)) and isinstance(value, Tensor) and value.numel() == 1:
+            return value.item()
+        if isinstance(value, type(like)) and not isinstance(value, Tensor):
+            return value
+        raise refuse(path, value, like)
+
+    def node(path: KeyPath, like: Any, results: dict[Any, Any]) -> Any:
+        value = _part(values, path)
+        if not isinstance(value, Mapping if isinstance(like, Mapping) else (list, tuple)) or len(value) != len(like):
+            raise refuse(path, value, like)
+        return rebuilt(path, like, results)
+
+    return folded(target, leaf, node)
+
+
+def _part(values: Any, path: KeyPath) -> Any:
+    """What stands at a path; None where there is no such place."""
+    for key in path:
+        try:
+            values = values[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return values

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gimli_core.inner_loop.checks import check_device, check_switch
+from gimli_core.trees import leaves, mapped, nodes
 
 __all__ = ["flatten", "get_func_params"]
 
@@ -20,9 +20,9 @@ def flatten(x: Any) -> list[Any]:
     >>> inner_loop.utils.flatten({"lr": [0.1, 0.2], "betas": [(0.9, 0.99)]})
     [0.1, 0.2, 0.9, 0.99]
     """
-    if isinstance(x, (Mapping, list, tuple, set)):
-        return [leaf for item in (x.values() if isinstance(x, Mapping) else x) for leaf in flatten(item)]
-    return [x]
+    while any(isinstance(node, set) for node in nodes(x)):
+        x = mapped(lambda leaf: list(leaf) if isinstance(leaf, set) else leaf, x)
+    return [leaf for _, leaf in leaves(x)]
 
 
 def get_func_params(

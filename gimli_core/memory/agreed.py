@@ -14,7 +14,7 @@ __all__ = ["agreed_all", "agreed_bytes", "agreed_costs"]
 def agreed_all(mesh: Mesh | None, holds: bool) -> bool:
     """Whether something holds on all ranks."""
     for ranks in mesh or ():
-        holds = all(everyones(ranks, holds, "whether costs are known"))
+        holds = all(everyones(ranks, holds, "what all ranks must have"))
     return holds
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import StorageError
+from gimli_core.trees import KeyPath, folded, leaves
 
 __all__ = ["create", "damaged", "is_ours", "names_of_ours", "read_file", "unfinished", "write_file"]
 
@@ -185,19 +186,16 @@ def _bytes(t: Tensor) -> memoryview:
     return memoryview(flat)
 
 
-def _flat(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> tuple[list[Any], list[Any]]:
+def _flat(tree: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
     """(paths and tensors, paths of the empty dicts)."""
-    leaves: list[Any] = []
     empty: list[Any] = []
-    for name, value in tree.items():
-        if isinstance(value, Tensor):
-            leaves.append(((*above, name), value))
-        elif value:
-            inner, without = _flat(value, (*above, name))
-            leaves, empty = leaves + inner, empty + without
-        else:
-            empty.append([*above, name])
-    return leaves, empty
+
+    def node(path: KeyPath, _: Any, inside: dict[Any, Any]) -> None:
+        if path and not inside:
+            empty.append([*path])
+
+    folded(tree, lambda *_: None, node)
+    return leaves(tree), empty
 
 
 def _put(tree: dict[str, Any], names: list[str], value: Any) -> None:

@@ -138,13 +138,11 @@ def piloted(inputs: Inputs, run: Maker, compiled: bool) -> Piloted:
         moved.append(environment.bytes_moved(snapshot))
         environment.restore(snapshot)
 
-    try:
+    with environment.trial():
         once(timed, watched=False)  # first, so that what libraries allocate once is there already, and the heap in use
         with _uncollected():  # else what earlier work left could be freed, and be counted, in the midst of it
             once(counted, watched=True)
         once(metered, watched=not compiled)
-    finally:
-        environment.restore(snapshot)
     seconds = [min(pair) for pair in zip(timed.seconds, counted.seconds, strict=True)]
     return Piloted(metered.notes, counted.notes, seconds, sum(occupations) // len(occupations), moved[0])
 
@@ -170,10 +168,6 @@ def _drain(execution: Run) -> None:
 def counted(inputs: Inputs, run: Maker) -> int:
     """Bytes that a run with one snapshot takes at its highest, by making it once; and `PIECES`."""
     meter = LiveBytes()
-    snapshot = inputs.environment.capture()
-    try:
-        with meter:
-            _drain(run(inputs, Checkpoint(1)))
-    finally:
-        inputs.environment.restore(snapshot)
+    with inputs.environment.trial(), meter:
+        _drain(run(inputs, Checkpoint(1)))
     return meter.peak + (PIECES if separates() else 0)

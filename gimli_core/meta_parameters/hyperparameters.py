@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import listing, unexpected
-from gimli_core.meta_parameters.leaf import Leaf, leaves_of
+from gimli_core.meta_parameters.leaf import Leaf
 from gimli_core.meta_parameters.marks import unmarked
 from gimli_core.meta_parameters.readings import Layout
 from gimli_core.meta_parameters.resolve import check_name, expand_betas, resolve, resolve_groups
 from gimli_core.notation import Hyper, Tensors
 from gimli_core.optimizers.derived import own_root
 from gimli_core.optimizers.interface import Optimizer
+from gimli_core.trees import folded, leaves, unmarked_node
 
 __all__ = ["Hyperparameters"]
 
@@ -75,13 +76,13 @@ class Hyperparameters:
             if v is not None  # phi_opt's to give
         ]
         learned = [resolve(layout, optimizer, n, v, f"phi_opt[{n!r}]") for n, v in meta.items()]
-        self.leaves = [leaf for leaves in learned for leaf in leaves]
+        self.leaves = [leaf for group in learned for leaf in group]
         self.wanted = tuple(dict.fromkeys(leaf.hyperparameter for leaf in self.leaves))
         split = {name for name, value in meta.items() if isinstance(unmarked(value), Mapping) and unmarked(value)}
         # Later entries win: a phi_opt that covers some tensors leaves the others to the optimizer's own value.
         self._home: dict[str, dict[str, tuple[Leaf, int, int | None]]] = {k: {} for k in theta}
-        for leaves, learning in ((fixed, False), (learned, True)):
-            for number, leaf in enumerate(leaf for group in leaves for leaf in group):
+        for groups, learning in ((fixed, False), (learned, True)):
+            for number, leaf in enumerate(leaf for group in groups for leaf in group):
                 for position, k in enumerate(leaf.serves):
                     self._home[k][leaf.hyperparameter] = (leaf, position, number if learning else None)
         self._cached: Hyper | None = None
@@ -113,7 +114,7 @@ class Hyperparameters:
             k: {name: used(leaf, at, k) for name, (leaf, at, _) in homes.items()} for k, homes in self._home.items()
         }
         if "j" in self._rule.seen():
-            number = torch.tensor(float(j), dtype=torch.float64)
+            number = torch.tensor(float(j), dtype=torch.float64, device="cpu")
             hyper = {k: {**per, "j": number} for k, per in hyper.items()}
         hyper = hyper if self._through is None else self._through(hyper)
         if self.constant:
@@ -134,14 +135,14 @@ class Hyperparameters:
 
     def renewed(self, phi_opt: Mapping[str, Any]) -> Hyperparameters:
         """The same for a phi_opt of the same form with other values. Raises ArgumentError as the constructor does."""
-        values = (leaf for value in expand_betas(phi_opt).values() for leaf in leaves_of(value))
+        values = (leaf for _, leaf in leaves(expand_betas(phi_opt)))
         other = self._of([leaf.renewed(self._rule, v, self.theta) for leaf, v in zip(self.leaves, values, strict=True)])
         other.phi_opt = {name: dict(v) if isinstance(v, Mapping) else v for name, v in phi_opt.items()}
         return other
 
     def attached(self, phi_opt: Mapping[str, Any]) -> Hyperparameters:
         """The same of the same phi_opt, whose tensors keep what made them: what is done with them is recorded."""
-        values = (leaf for value in expand_betas(phi_opt).values() for leaf in leaves_of(value))
+        values = (leaf for _, leaf in leaves(expand_betas(phi_opt)))
         return self._of(
             [
                 leaf._replace(value=v) if isinstance(v, Tensor) else leaf
@@ -186,12 +187,7 @@ class Hyperparameters:
         remaining = iter(A_opt)
 
         def fill(value: Any) -> Any:
-            value = unmarked(value)
-            if isinstance(value, Mapping):
-                return {key: fill(v) for key, v in value.items()}
-            if isinstance(value, (tuple, list)):
-                return type(value)([fill(v) for v in value])
-            return next(remaining)
+            return folded(value, lambda *_: next(remaining), unmarked_node)
 
         return {name: fill(value) for name, value in self.phi_opt.items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +9,10 @@ from torch import Tensor
 
 from gimli_core.derivatives.finite import finite
 from gimli_core.errors import unexpected
-from gimli_core.meta_parameters.marks import unmarked
 from gimli_core.notation import Tensors
 from gimli_core.optimizers.interface import Optimizer
 
-__all__ = ["Leaf", "as_tensor", "check_values", "leaves_of"]
+__all__ = ["Leaf", "as_tensor", "check_values"]
 
 
 class Leaf(NamedTuple):
@@ -67,7 +65,7 @@ def as_tensor(value: Any, label: str) -> Tensor:
             "Convert it.",
         )
     if isinstance(value, (int, float)):
-        return torch.tensor(float(value), dtype=torch.float64)
+        return torch.tensor(float(value), dtype=torch.float64, device="cpu")  # whatever the default is
     if not value.is_floating_point():
         raise unexpected(
             label,
@@ -90,13 +88,3 @@ def check_values(rule: Optimizer, name: str, value: Tensor, label: str, theta: T
         used = value.to(theta.dtype) if rounds else value
         for extreme in (used.min().item(), used.max().item()):
             rule.check_range(name, extreme, f"{label}, rounded to {theta.dtype}" if rounds else label)
-
-
-def leaves_of(value: Any) -> Iterator[Any]:
-    """The numbers and tensors of one hyperparameter, in the order of their leaves."""
-    value = unmarked(value)
-    if isinstance(value, Mapping):
-        for entry in value.values():
-            yield from leaves_of(entry)
-    else:
-        yield value

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from gimli_core.trees import Mark, bare, leaves, mapped, nodes
 
 __all__ = [
     "Mark",
@@ -24,13 +25,6 @@ __all__ = [
     "unmarked",
     "unmarked_entries",
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class Mark:
-    """A value, and what its shape means."""
-
-    value: Any
 
 
 class PerStep(Mark):
@@ -110,20 +104,12 @@ def unmarked(value: Any) -> Any:
     return value
 
 
-def tensor_paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+def tensor_paths(tree: Any) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
     """(path, tensor) for every tensor in nested dicts and pairs, such as a phi_opt; `look_up` follows a path.
 
     Of any shapes.
     """
-    tree = plain_dicts(unmarked(tree))
-    if isinstance(tree, Tensor):
-        yield path, tree
-    elif isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from tensor_paths(value, (*path, key))
-    elif isinstance(tree, (tuple, list)):
-        for key, value in enumerate(tree):
-            yield from tensor_paths(value, (*path, key))
+    return ((bare(path), leaf) for path, leaf in leaves(tree) if isinstance(leaf, Tensor))
 
 
 def detached(tree: Any) -> Any:
@@ -131,13 +117,7 @@ def detached(tree: Any) -> Any:
 
     An `nn.Parameter` that has none already stays what it is: by that it is held constant.
     """
-    if isinstance(tree, Mark):
-        return type(tree)(detached(tree.value))
-    if isinstance(tree, Mapping):
-        return {key: detached(value) for key, value in tree.items()}
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(detached(value) for value in tree)
-    return tree.detach() if isinstance(tree, Tensor) and tree.requires_grad else tree
+    return mapped(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) and leaf.requires_grad else leaf, tree)
 
 
 def look_up(tree: Any, path: tuple[Any, ...]) -> Any:
@@ -155,11 +135,5 @@ def unmarked_entries(values: Any) -> Any:
 
 def plain_dicts(value: Any) -> Any:
     """`value` with every `nn.ParameterDict` in it, which is a module and no mapping, as a dict of its parameters."""
-    if isinstance(value, nn.ParameterDict):
-        return plain_dicts(dict(value.items()))
-    if isinstance(value, Mark):
-        plain = plain_dicts(value.value)
-        return value if plain is value.value else replace(value, value=plain)
-    if isinstance(value, Mapping) and any(isinstance(v, (nn.ParameterDict, Mark, Mapping)) for v in value.values()):
-        return {k: plain_dicts(v) for k, v in value.items()}
-    return value
+    inside = any(isinstance(node, nn.ParameterDict) for node in nodes(value))
+    return mapped(lambda leaf: leaf, value) if inside else value

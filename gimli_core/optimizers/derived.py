@@ -139,7 +139,7 @@ class DerivedOptimizer(Optimizer):
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         zeros = {slot: {k: torch.zeros_like(v) for k, v in theta.items()} for slot in self.slots()}
-        return {"step": torch.zeros((), dtype=torch.float64), **zeros}
+        return {"step": torch.zeros((), dtype=torch.float64, device="cpu"), **zeros}
 
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]

@@ -156,7 +156,7 @@ class Optimizer(ABC):
         bound = copy.copy(self)
         for name, value in values.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            object.__setattr__(bound, name, torch.tensor(value, dtype=torch.float64) if number else value)
+            object.__setattr__(bound, name, torch.tensor(value, dtype=torch.float64, device="cpu") if number else value)
         return bound
 
     def uses(self, name: str) -> bool:

@@ -45,7 +45,7 @@ class TensorwiseOptimizer(Optimizer):
     ) -> tuple[Tensor, Tensor, Tensors, Thunks]: ...
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
-        state: State = {"step": torch.zeros((), dtype=torch.float64)}
+        state: State = {"step": torch.zeros((), dtype=torch.float64, device="cpu")}
         for slot in self.slots():
             first = {k: self._initial(slot, v, hyper[k]) for k, v in theta.items()}
             state[slot] = {k: v for k, v in first.items() if v is not None}

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gimli_core.trees import KeyPath, Mark, folded, leaves
+
 __all__ = ["difference", "identity_of", "plain"]
 
 
@@ -39,28 +41,45 @@ def plain(value: Any) -> Any:
     >>> plain({"lr": 0.1, "foreach": None, "weights": torch.ones(2, 3)})
     {'lr': 0.1, 'foreach': None, 'weights': 'tensor [2, 3]'}
     """
-    if isinstance(value, (int, float, str, bool, type(None))):
-        return value
-    if isinstance(value, Tensor):
-        return value.item() if value.ndim == 0 else f"tensor {list(value.shape)}"
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
-    return {"kind": type(value).__qualname__, **{f.name: plain(getattr(value, f.name)) for f in fields if f.repr}}
+    return folded(value, lambda _, leaf: _plain_leaf(leaf), _plain_node)
 
 
-def difference(old: Any, new: Any, place: str = "") -> tuple[str, Any, Any]:
-    """(where two trees of plain values differ first, what is there in either); ("", None, None) if nowhere."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        pairs = [(str(k), old.get(k), new.get(k)) for k in dict.fromkeys([*old, *new])]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(str(i), *pair) for i, pair in enumerate(zip(old, new, strict=True))]
-    else:
-        return (place, old, new) if json.dumps(old) != json.dumps(new) else ("", None, None)
-    for key, a, b in pairs:
-        different = difference(a, b, f"{place}.{key}" if place else key)
-        if different[0]:
-            return different
+def _plain_node(path: KeyPath, tree: Any, results: dict[Any, Any]) -> Any:
+    if isinstance(tree, Mark):
+        return {"kind": type(tree).__qualname__, "value": results[type(tree)]}
+    return list(results.values()) if isinstance(tree, (list, tuple)) else {str(k): v for k, v in results.items()}
+
+
+def _plain_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, (int, float, str, bool, type(None))):
+        return leaf
+    if isinstance(leaf, Tensor):
+        return leaf.item() if leaf.ndim == 0 else f"tensor {list(leaf.shape)}"
+    fields = dataclasses.fields(leaf) if dataclasses.is_dataclass(leaf) else ()
+    return {"kind": type(leaf).__qualname__, **plain({f.name: getattr(leaf, f.name) for f in fields if f.repr})}
+
+
+def difference(old: Any, new: Any) -> tuple[str, Any, Any]:
+    """(where two trees of plain values differ first, what is there in either); ("", None, None) if nowhere.
+
+    >>> difference({"lr": [0.1, 0.2], "steps": 3}, {"lr": [0.1, 0.3], "steps": 3})
+    ('lr.1', 0.2, 0.3)
+    """
+    before, after = dict(leaves(old)), dict(leaves(new))
+    for path in dict.fromkeys([*before, *after]):
+        if json.dumps(before.get(path)) != json.dumps(after.get(path)):
+            return _parted(old, new, path)
     return "", None, None
+
+
+def _parted(old: Any, new: Any, path: KeyPath) -> tuple[str, Any, Any]:
+    """(the first place on the way where the two are no longer dicts, or lists of one length, what is there)."""
+    for depth, key in enumerate(path):
+        if (
+            type(old) is not type(new)
+            or not isinstance(old, (dict, list))
+            or (type(old) is list and len(old) != len(new))
+        ):
+            return ".".join(map(str, path[:depth])), old, new
+        old, new = (part.get(key) if isinstance(part, dict) else part[key] for part in (old, new))
+    return ".".join(map(str, path)), old, new

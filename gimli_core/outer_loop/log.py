@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gimli_core.errors import StorageError
+from gimli_core.trees import leaves
 
 __all__ = ["Log", "Record", "numbers_in"]
 
@@ -93,15 +94,10 @@ class Log:
         return records
 
 
-def numbers_in(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+def numbers_in(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """(name, number) of everything in a record but its step; `evaluation/accuracy` for what is inside."""
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from numbers_in(value, f"{above}{name}/")
-        elif isinstance(value, list):
-            yield from numbers_in({str(i): v for i, v in enumerate(value)}, f"{above}{name}/")
-        elif value is not None and name != "step":
-            yield above + name, float(value)
+    numbers = ((path, value) for path, value in leaves(record) if value is not None and path[-1] != "step")
+    return (("/".join(map(str, path)), float(value)) for path, value in numbers)
 
 
 def _board(directory: Path | None, step: int) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,7 +19,21 @@ from gimli_core.processes import words
 from gimli_core.processes.flat_trees import flattened, rebuilt
 from gimli_core.processes.mesh import Ranks
 
-__all__ = ["Collective", "all_gathered", "counting", "everyones", "everyones_tree", "summed", "weighed"]
+__all__ = [
+    "Collective",
+    "Weighed",
+    "Weight",
+    "all_gathered",
+    "common_dtype",
+    "counting",
+    "divisor",
+    "everyones",
+    "everyones_tree",
+    "exchanged",
+    "numbers",
+    "summed",
+    "weighed",
+]
 
 Answer = TypeVar("Answer")
 Name = TypeVar("Name", bound=Hashable)
@@ -28,7 +42,7 @@ Name = TypeVar("Name", bound=Hashable)
 class Collective(NamedTuple):
     """One collective operation that this process took part in."""
 
-    operation: str  # "all_reduce", "all_gather" or "all_gather_object"
+    operation: str  # "all_reduce", "all_gather", "all_to_all" or "all_gather_object"
     use: str  # of its ranks
     what: str  # what was sent, and for which line
     nbytes: int  # of what this rank put in
@@ -50,37 +64,75 @@ def counting() -> Iterator[list[Collective]]:
 
 def summed(ranks: Ranks, tensors: Mapping[Name, Tensor], what: str) -> dict[Name, Tensor]:
     """Σ over the ranks of each tensor, of any shape: the same bits on all. One all_reduce of all tensors in a row."""
-    return weighed(ranks, tensors, what)[0] if tensors else {}
+    return weighed(ranks, tensors, what).sums if tensors else {}
+
+
+class Weight(NamedTuple):
+    """What a rank's numbers count for in a sum."""
+
+    value: float  # w_r; 0: for nothing, nan included
+    divides: bool = False  # whether the sum is divided by the sum of such
+
+
+ONE = Weight(1.0)
+
+
+class Weighed(NamedTuple):
+    """Σ_r w_r x_r, over Σ_r w_r of the ranks whose weight divides, if there are some."""
+
+    sums: dict[Any, Tensor]
+    counts: Tensor  # Σ of the numbers that went beside them
+    factor: Tensor  # by which this rank's tensors entered
 
 
 def weighed(
-    ranks: Ranks, tensors: Mapping[Name, Tensor], what: str, *, weight: float = 1.0, beside: Sequence[float] = ()
-) -> tuple[dict[Name, Tensor], Tensor]:
-    """(Σ over the ranks of `weight` times each tensor, Σ of the numbers `beside`): the same bits on all ranks.
+    ranks: Ranks, tensors: Mapping[Name, Tensor], what: str, weight: Weight = ONE, beside: Sequence[float] = ()
+) -> Weighed:
+    """Each tensor summed by weight, and the numbers `beside`: the same bits on all ranks.
 
-    One all_reduce of all of them in a row, in float32 at least. A rank of weight 0 counts for nothing, nan included.
+    One all_reduce of all of them in a row, in float32 at least.
     """
-    dtype = _common_dtype(tensors)
+    dtype = common_dtype(tensors)
     flats = [t.detach().reshape(-1).to(dtype) for t in tensors.values()]
     device = flats[0].device if flats else torch.device("cpu")
-    flat = torch.cat([*flats, _numbers(tuple(beside), dtype, device)])
-    of_tensors = flat[: len(flat) - len(beside)]
-    if weight == 0:
+    flat = torch.cat([*flats, numbers((weight.value * weight.divides, *beside), dtype, device)])
+    of_tensors = flat[: len(flat) - 1 - len(beside)]
+    if weight.value == 0:
         of_tensors.zero_()
-    elif weight != 1:
-        of_tensors.mul_(weight)
+    elif weight.value != 1:
+        of_tensors.mul_(weight.value)
     _executed("all_reduce", ranks, what, flat.nbytes, lambda: distributed.all_reduce(flat, group=ranks.group))
+    denominator = divisor(flat[len(of_tensors)])
+    of_tensors.div_(denominator)
     parts = of_tensors.split([t.numel() for t in tensors.values()])
     sums = {k: part.reshape(t.shape).to(t.dtype) for (k, t), part in zip(tensors.items(), parts, strict=True)}
-    return sums, flat[len(of_tensors) :]
+    return Weighed(sums, flat[len(of_tensors) + 1 :], weight.value / denominator)
 
 
-def all_gathered(ranks: Ranks, flat: Tensor, what: str) -> list[Tensor]:
-    """The tensors of all ranks, which are of one shape and dtype, in rank order. One all_gather."""
-    flat = flat.contiguous()
-    every = [torch.empty_like(flat) for _ in range(ranks.size)]
-    _executed("all_gather", ranks, what, flat.nbytes, lambda: distributed.all_gather(every, flat, group=ranks.group))
+def divisor(total: Tensor) -> Tensor:
+    """Σ_r w_r, a scalar; 1 where no rank's weight divides."""
+    return torch.where(total > 0, total, torch.ones_like(total))
+
+
+def exchanged(ranks: Ranks, chunks: Tensor, what: str) -> Tensor:
+    """Of the chunks `[W, c]` of every rank the one that is this rank's, in the order of the ranks, [W, c].
+
+    One all_to_all. What is then summed here has the bytes of a reduce_scatter, gloo's own of which is an all_reduce;
+    and ranks that sum the same numbers have the same bits, whatever the transport.
+    """
+    every = torch.empty_like(chunks)
+    call = partial(distributed.all_to_all_single, every, chunks, group=ranks.group)
+    _executed("all_to_all", ranks, what, chunks.nbytes, call)
     return every
+
+
+def all_gathered(ranks: Ranks, flat: Tensor, what: str) -> Tensor:
+    """The tensors `[n]` of all ranks, which are of one shape and dtype, in rank order, [W, n]. One all_gather."""
+    flat = flat.contiguous()
+    every = flat.new_empty(ranks.size * flat.numel())
+    call = partial(distributed.all_gather_single, every, flat, group=ranks.group)
+    _executed("all_gather", ranks, what, flat.nbytes, call)
+    return every.view(ranks.size, -1)
 
 
 def everyones(ranks: Ranks, value: Any, what: str) -> list[Any]:
@@ -117,13 +169,13 @@ def everyones_tree(ranks: Ranks, tree: Any, device: torch.device, what: str) -> 
 
 
 @lru_cache(maxsize=64)
-def _numbers(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of numbers, made once: to bring them to a device at every step would stall it."""
+def numbers(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of numbers, [n], made once: to bring them to a device at every step would stall it."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
-def _common_dtype(tensors: Mapping[Any, Tensor]) -> torch.dtype:
-    """That all can be summed in: float32 at least."""
+def common_dtype(tensors: Mapping[Any, Tensor]) -> torch.dtype:
+    """That all tensors, of any shape, can be summed in: float32 at least."""
     return reduce(torch.promote_types, (t.dtype for t in tensors.values()), torch.float32)
 
 

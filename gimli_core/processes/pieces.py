@@ -1,22 +1,35 @@
 """Tensors cut into W pieces, one a rank, and put together again.
 
 All tensors of one dtype stand in a row, of which rank r holds the r-th W-th: a piece `[n]` of each tensor, which may be
-empty. So all ranks hold the same number of bytes, to one element, and one message brings all of a dtype together.
+empty. A W-th is rounded up, so the last ranks may hold less: then what is gathered is the row itself, and no copy is
+made to take the tensors out of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from gimli_core.notation import Tensors
-from gimli_core.processes.collectives import all_gathered
+from gimli_core.processes.collectives import (
+    Weighed,
+    Weight,
+    all_gathered,
+    common_dtype,
+    divisor,
+    exchanged,
+    numbers,
+    weighed,
+)
 from gimli_core.processes.mesh import Ranks
 
 __all__ = ["Pieces"]
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +51,9 @@ class Pieces:
         cuts, W = {}, self.ranks.size
         for dtype in dict.fromkeys(self.dtypes.values()):
             sizes = {k: shape.numel() for k, shape in self.shapes.items() if self.dtypes[k] == dtype}
-            row, first = sum(sizes.values()), 0
+            most, first = -(-sum(sizes.values()) // W), 0
             for k, size in sizes.items():
-                cuts[k] = tuple(min(max(r * row // W - first, 0), size) for r in range(W + 1))
+                cuts[k] = tuple(min(max(r * most - first, 0), size) for r in range(W + 1))
                 first += size
         object.__setattr__(self, "cuts", cuts)
 
@@ -65,7 +78,8 @@ class Pieces:
         return tensor
 
     def whole(self, pieces: Tensors, what: str) -> Tensors:
-        """The tensors of which all ranks have the pieces, with the bits that were cut. One all_gather a dtype."""
+        """The tensors of which all ranks have the pieces, with the bits that were cut; of one dtype they are views of
+        one row. One all_gather a dtype."""
         return self.wholes([pieces], what)[0]
 
     def wholes(self, trees: Sequence[Tensors], what: str) -> list[Tensors]:
@@ -78,15 +92,70 @@ class Pieces:
             tensors.update(zip(alike, gathered, strict=True))
         return [{k: tensors[i, k] for k in tree} for i, tree in enumerate(trees)]
 
+    def summed(
+        self,
+        tensors: Mapping[tuple[int, str], Tensor],
+        shared: Mapping[Name, Tensor],
+        what: str,
+        weight: Weight,
+        beside: Sequence[float],
+    ) -> Weighed:
+        """`weighed`, of which this rank gets its piece of each of `tensors`, by number and name, and all of `shared`.
+
+        One all_to_all. What is shared goes in each of its W chunks, or, if it is as much as half of a chunk, by an
+        all_reduce.
+        """
+        names = [k for _, k in tensors]
+        sizes = self._sizes(names)
+        most, apart = max(map(sum, sizes)), dict[Name, Tensor]()
+        if 2 * sum(v.numel() for v in shared.values()) > most:
+            shared, apart = {}, dict(shared)
+        dtype, device = common_dtype({**tensors, **shared}), next(iter(tensors.values())).device
+        flats = [v.detach().reshape(-1) for v in tensors.values()]
+        words = numbers((weight.value, weight.value * weight.divides, *beside), dtype, device)
+        behind = [*(v.detach().reshape(-1) for v in shared.values()), words]
+        row: list[Tensor] = []
+        for r, each in enumerate(sizes):
+            row += [flat[self.cuts[k][r] : self.cuts[k][r + 1]] for k, flat in zip(names, flats, strict=True)]
+            row += [numbers((0.0,) * (most - sum(each)), dtype, device), *behind]
+        chunks = torch.cat([part.to(dtype) for part in row]).view(len(sizes), -1)
+        if weight.value == 0:
+            chunks[:, : -len(words)] = 0
+        every = exchanged(self.ranks, chunks, what)
+        of_tensors, said = every[:, : -len(words)], every[:, -len(words) :]
+        factors = said[:, 0] / divisor(said[:, 1].sum())
+        total = of_tensors[0] * factors[0]
+        for of_rank, factor in zip(of_tensors[1:], factors[1:], strict=True):
+            total.addcmul_(of_rank, factor)
+        mine = sizes[self.ranks.rank]
+        parts = total.split([*mine, most - sum(mine), *map(len, behind[:-1])])
+        sums: dict[Any, Tensor] = {at: part.to(v.dtype) for (at, v), part in zip(tensors.items(), parts, strict=False)}
+        for (name, v), part in zip(shared.items(), parts[len(mine) + 1 :], strict=True):
+            sums[name] = part.reshape(v.shape).to(v.dtype)
+        if apart:
+            sums |= weighed(self.ranks, apart, what, weight).sums
+        return Weighed(sums, said[:, 2:].sum(0), factors[self.ranks.rank])
+
+    def _sizes(self, names: Sequence[str]) -> list[list[int]]:
+        """Of the pieces of these tensors, by rank."""
+        return [[self.cuts[k][r + 1] - self.cuts[k][r] for k in names] for r in range(self.ranks.size)]
+
     def _gathered(self, names: Sequence[str], pieces: Sequence[Tensor], what: str) -> list[Tensor]:
         """Tensors of one dtype. Each rank sends a buffer of the same size, as collectives ask for."""
-        sizes = [[self.cuts[k][r + 1] - self.cuts[k][r] for k in names] for r in range(self.ranks.size)]
+        sizes = self._sizes(names)
         most = max(map(sum, sizes))
-        mine = torch.cat([piece.detach().reshape(-1) for piece in pieces])
-        padded = mine if len(mine) == most else torch.cat([mine, mine.new_zeros(most - len(mine))])
-        every = all_gathered(self.ranks, padded, what)
+        padding = pieces[0].new_zeros(most - sum(sizes[self.ranks.rank]))
+        every = all_gathered(self.ranks, torch.cat([*(piece.detach().reshape(-1) for piece in pieces), padding]), what)
+        if self._is_row(names):
+            counts = [self.shapes[k].numel() for k in names]
+            row = every.view(-1)[: sum(counts)].split(counts)
+            return [part.view(self.shapes[k]) for k, part in zip(names, row, strict=True)]
         parts = [buffer[: sum(each)].split(each) for buffer, each in zip(every, sizes, strict=True)]
         return [_joined([part[i] for part in parts]).view(self.shapes[k]) for i, k in enumerate(names)]
+
+    def _is_row(self, names: Sequence[str]) -> bool:
+        """Whether these are all tensors of one row, in its order."""
+        return [k for k in self.shapes if self.dtypes[k] == self.dtypes[names[0]]] == list(names)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -79,15 +79,7 @@ def requirement_II(inputs: Inputs) -> tuple[Requirement, Choice]:
 
 def _recorded(inputs: Inputs, j: int) -> Graph:
     """The gradient of the inner loss at theta_0 and batch j, with its graph. Cost 3F."""
-    G = gradient(
-        inputs.form.problem.train_loss,
-        "train_loss",
-        inputs.values.theta_0,
-        inputs.values.phi_at(j),
-        inputs.values.batch(j),
-        frozen=inputs.values.frozen,
-        keep_graph=True,
-    )
+    G = gradient(inputs.inner_loss(j), inputs.values.theta_0, keep_graph=True)
     assert G.graph is not None
     return G.graph
 
@@ -96,19 +88,15 @@ def _products(inputs: Inputs, mean: str, j: int, V: Tensors) -> Products:
     """The second-order products at theta_0 and batch j. Cost 9F."""
     if mean == BY_GRAPH:
         return reverse_over_reverse.products(_recorded(inputs, j), V)
-    return from_a_point(mean)(
-        inputs.form.problem.train_loss,
-        inputs.values.theta_0,
-        inputs.values.phi_at(j),
-        inputs.values.batch(j),
-        V,
-        frozen=inputs.values.frozen,
-    )
+    return from_a_point(mean)(inputs.inner_loss(j), inputs.values.theta_0, V)
 
 
 def _direction(inputs: Inputs) -> Tensors:
     """A direction that no symmetry of a loss makes a special one."""
-    return {k: torch.arange(1, v.numel() + 1).to(v).cos().reshape(v.shape) for k, v in inputs.values.theta_0.items()}
+    return {
+        k: torch.arange(1, v.numel() + 1, device=v.device).to(v).cos().reshape(v.shape)
+        for k, v in inputs.values.theta_0.items()
+    }
 
 
 def requirement_IIIa(inputs: Inputs) -> Requirement:

@@ -33,7 +33,7 @@ from gimli_core.requirements.each import (
 from gimli_core.requirements.parts import part_by_part, refuse_undecomposed
 from gimli_core.requirements.probes import (
     probe_replay,
-    refuse_edited_batches,
+    refuse_edits,
     refuse_stray_tensors,
 )
 
@@ -134,8 +134,8 @@ def examine(inputs: Inputs) -> tuple[Requirements, Choice | None]:
 def require(inputs: Inputs, *, replays: bool, tied: bool = False) -> Inputs:
     """Raise unless the requirements hold; once per problem and shapes. Returns the inputs with means that work.
 
-    With `replays`, the inner loss must also be replayable. The losses must leave their batches as they are, and not
-    reach tensors whose gradient would be missing; when `tied` into autograd, that of a batch would be missing too.
+    With `replays`, the inner loss must also be replayable. The losses must leave what they are called with as it is,
+    and not reach tensors whose gradient would be missing; when `tied` into autograd, a batch's would be missing too.
     """
     seen = inputs.form.problem.memo.examined
     shapes = tuple((k, v.shape) for k, v in (*inputs.values.theta_0.items(), *inputs.values.phi_loss.items()))
@@ -151,10 +151,10 @@ def require(inputs: Inputs, *, replays: bool, tied: bool = False) -> Inputs:
     if choice is not None and choice.mean is not None:
         inputs = _by(inputs, choice.mean)
         _tell(inputs.form.problem, choice)
-    refuse_edited_batches(tried)
+    values = refuse_edits(tried)
     if (replays or inputs.form.evaluates_again) and inputs.form.steps > 0:
         probe_replay(tried)
-    refuse_stray_tensors(tried, tied=tied)
+    refuse_stray_tensors(tried, values, tied=tied)
     seen[signature] = inputs.form.second_order
     return inputs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from gimli_core.derivatives.evaluate import evaluate
 from gimli_core.errors import ReplayError, RequirementError, unexpected
 from gimli_core.meta_parameters.marks import tensor_paths
 
-__all__ = ["probe_replay", "refuse_edited_batches", "refuse_once_differentiable", "refuse_stray_tensors"]
+__all__ = ["probe_replay", "refuse_edits", "refuse_once_differentiable", "refuse_stray_tensors"]
 
 
 def probe_replay(inputs: Inputs) -> None:
@@ -35,33 +36,62 @@ def probe_replay(inputs: Inputs) -> None:
         )
 
 
-def refuse_edited_batches(inputs: Inputs) -> None:
-    """Raise if a loss changes its batch in place, so that the next who reads the batch sees other data. Cost 2F, or 4F.
+def refuse_edits(inputs: Inputs) -> dict[str, Tensor]:
+    """Raise if a loss changes theta, phi_loss or its batch in place, so that the next who reads them sees other data.
 
-    A loss may do so with a batch that is made anew each time it is asked for, and in a way that changes nothing the
-    second time (as clamp_ does).
+    It may do so with a batch that is made anew each time it is asked for, and in a way that changes nothing the second
+    time (as clamp_ does). Returns each loss, of theta_0 and the first batch: scalars, or [T]. Cost 2F, or 4F.
     """
+    values: dict[str, Tensor] = {}
     for name in _losses(inputs):
-        before = _first_batch(inputs, name)
+        before = _first_batch_again(inputs, name)
         with trial(inputs) as tried:
             batch = _first_batch(tried, name)
-            first = _value(tried, name, batch)
-            if not any(t._version for t in tensors_of(batch)) or same_data(batch, before) or not _shared(inputs, name):
-                continue
+            values[name] = _value(tried, name, batch)
+            _refuse_changed(name, inputs, tried)
+            changed = any(t._version for t in tensors_of(batch)) and not same_data(batch, before)
             once = copied(batch)
+        if not changed or not _shared(inputs, name):
+            continue
         with trial(inputs) as tried:
-            if same(first, _value(tried, name, batch)) and same_data(batch, once):
+            if same(values[name], _value(tried, name, batch)) and same_data(batch, once):
                 continue
         expected, actual = "to leave its batch as it is", "one that it changed in place"
         do = "A step may be evaluated again, and would see other data: let it change a copy, batch.clone()."
         raise unexpected(name, expected, actual, do)
+    return values
 
 
-def refuse_stray_tensors(inputs: Inputs, *, tied: bool) -> None:
+def _first_batch_again(inputs: Inputs, name: str) -> Any:
+    """The first batch of a loss; raise if it is another one when it is asked for twice."""
+    with trial(inputs) as tried:
+        one = _first_batch(tried, name)
+    with trial(inputs) as tried:
+        other = _first_batch(tried, name)
+    if len(tensors_of(one)) != len(tensors_of(other)) or not same_data(one, other):
+        argument = "val_batch" if name == "val_loss" else "train_batches"
+        do = "A step may ask again, and batches are looked at before the run: read what an iterator gives into a list."
+        raise unexpected(argument, "a function of j that gives the same batch for the same j", "another one", do)
+    return one
+
+
+def _refuse_changed(name: str, inputs: Inputs, tried: Inputs) -> None:
+    """Raise if a loss has changed its copies of what it was called with."""
+    for argument in ("theta_0", "frozen", "phi_loss"):
+        before, now = getattr(inputs.values, argument), getattr(tried.values, argument)
+        changed = [k for k, v in before.items() if not same(v, now[k])]
+        if changed:
+            expected, actual = "to leave theta and phi_loss as they are", f"{changed[0]!r} changed in place"
+            do = "What is differentiated is a step from theta_j as it was: let it change a copy, .clone()."
+            raise unexpected(name, expected, actual, do)
+
+
+def refuse_stray_tensors(inputs: Inputs, values: Mapping[str, Tensor], *, tied: bool) -> None:
     """Raise if a tensor that requires grad has a part in L and is in none of the arguments. Cost 2F.
 
-    Looked for in the losses (at the first batch) and in the optimizer's own hyperparameters. Without `tied` a batch
-    may require grad, as a loss that differentiates in its coordinates asks for.
+    Raises as well where a loss is not what it was before (in `values`, scalars or [T]): then trying it has left a
+    trace. Looked for in the losses (at the first batch) and in the optimizer's own hyperparameters. Without `tied` a
+    batch may require grad, as a loss that differentiates in its coordinates asks for.
     """
     lost = "whose gradient neither meta_gradient(...) nor unroll(...).backward() would give"
     for hyperparameter, value in inputs.form.problem.optimizer.hyperparameters().items():
@@ -73,9 +103,10 @@ def refuse_stray_tensors(inputs: Inputs, *, tied: bool) -> None:
     for name in _losses(inputs):
         with trial(inputs) as tried:
             batch = _first_batch(tried, name)
-        stray = _outer_leaves(inputs, name, batch)
+        stray, value = _outer_leaves(inputs, name, batch)
+        _refuse_traces(name, values[name], value)
         if stray:  # or made by the loss itself, as the points at which it differentiates: then others the next time
-            again = _outer_leaves(inputs, name, batch)
+            again, _ = _outer_leaves(inputs, name, batch)
             stray = [t for t in stray if any(t is other for other in again)]
         if not tied:
             stray = [t for t in stray if all(t is not part for part in tensors_of(batch))]
@@ -86,6 +117,17 @@ def refuse_stray_tensors(inputs: Inputs, *, tied: bool) -> None:
                 f"tensor(s) that require grad (of shape {shapes}), {lost}. "
                 "Detach them, pass them in theta_0 or phi_loss, or go on with check=False, which holds them constant."
             )
+
+
+def _refuse_traces(name: str, first: Tensor, second: Tensor) -> None:
+    """Raise if what a loss keeps has not all been put back. Not for what rounding alone may change."""
+    if not torch.allclose(first, second, rtol=torch.finfo(first.dtype).eps ** 0.5, atol=0, equal_nan=True):
+        raise ReplayError(
+            f"{name}: expected the same value twice from the same theta, batch and random state, since it is tried "
+            f"before the run; got {first.tolist()!r}, then {second.tolist()!r}. It keeps something that cannot be put "
+            "back, such as an iterator's place, or draws from the system's entropy: keep a list and a number, or go on "
+            "with check=False, which tries nothing."
+        )
 
 
 def _losses(inputs: Inputs) -> list[str]:
@@ -120,13 +162,13 @@ def _value(inputs: Inputs, name: str, batch: Any) -> Tensor:
     return _at(inputs, name, batch)[0].detach()
 
 
-def _outer_leaves(inputs: Inputs, name: str, batch: Any) -> list[Tensor]:
-    """The leaves that autograd would reach from a loss, but for theta and phi_loss."""
+def _outer_leaves(inputs: Inputs, name: str, batch: Any) -> tuple[list[Tensor], Tensor]:
+    """The leaves that autograd would reach from a loss, but for theta and phi_loss; and the loss."""
     with trial(inputs) as tried:
         loss, leaves = _at(tried, name, batch)
         arguments = set(map(id, leaves))
         reached = {id(n.variable): n.variable for n in nodes_of(loss) if hasattr(n, "variable")}
-        return [leaf for key, leaf in reached.items() if key not in arguments]
+        return [leaf for key, leaf in reached.items() if key not in arguments], loss.detach()
 
 
 # Every function that `once_differentiable` wraps shares this code.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.theta import theta_by_task
 from gimli_core.errors import unexpected
-from gimli_core.meta_parameters.marks import PerTask, unmarked
+from gimli_core.meta_parameters.marks import PerTask
 from gimli_core.notation import COUNTS
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient, Trajectory
@@ -24,6 +24,7 @@ from gimli_core.runs.run import Events, Run
 from gimli_core.runs.tasks_over_ranks import TasksOverRanks
 from gimli_core.transforms.nested import nested
 from gimli_core.transforms.tasks import check_tasks
+from gimli_core.trees import KeyPath, bare, leaves, zipped_at
 
 __all__ = ["Chunks"]
 
@@ -156,15 +157,10 @@ def _join(parts: list[Any], by_task: bool, marked: Any = None, at: int = 0) -> A
 
     `at` is the dimension of the tasks.
     """
-    by_task = by_task or isinstance(marked, PerTask)
-    while marked is not None and unmarked(marked) is not marked:
-        marked = marked.value
-        by_task = by_task or isinstance(marked, PerTask)
-    first = parts[0]
-    if isinstance(first, Mapping):
-        entry = marked if isinstance(marked, Mapping) else {}
-        return {k: _join([part[k] for part in parts], by_task, entry.get(k), at) for k in first}
-    if isinstance(first, (tuple, list)):
-        beside = marked or [None] * len(first)
-        return type(first)(_join([part[i] for part in parts], by_task, beside[i], at) for i in range(len(first)))
-    return torch.cat(parts, at) if by_task else torch.stack(parts).sum(0)
+    of_tasks = {bare(path) for path, _ in leaves(marked) if PerTask in path}
+
+    def joined(path: KeyPath, *of_place: Tensor) -> Tensor:
+        in_a_row = by_task or path in of_tasks
+        return torch.cat(of_place, at) if in_a_row else torch.stack(of_place).sum(0)
+
+    return zipped_at(joined, *parts)

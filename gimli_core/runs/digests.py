@@ -15,7 +15,7 @@ from gimli_core.arguments.batches import check_batches, check_val_batch
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import modules_of
 from gimli_core.meta_parameters.indexed import Indexed
-from gimli_core.meta_parameters.marks import Mark
+from gimli_core.trees import KeyPath, Mark, folded, nodes, rebuilt
 
 __all__ = ["digests"]
 
@@ -31,6 +31,7 @@ def digests(call: Call, *, batches: bool) -> dict[str, str]:
     """
     problem, (batch, J) = call.problem, check_batches(call.train_batches, call.steps)
     things = {name: getattr(call, name) for name in (*VALUES, *PLAIN)} | {"steps": J}
+    things["resume"] = call.resume is not None
     things |= {name: _code(getattr(problem, name)) for name in ("train_loss", "val_loss")}
     things["optimizer"] = (type(problem.optimizer).__qualname__, problem.optimizer.hyperparameters())
     things["modules"] = [_state(module, call.theta_0) for module in modules_of(problem)]
@@ -64,38 +65,32 @@ def _read(code: CodeType) -> list[Any]:
     return [code.co_code.hex(), list(code.co_names), constants]
 
 
+def _told_node(path: KeyPath, tree: Any, results: dict[Any, Any]) -> Any:
+    return "indexed" if isinstance(tree, Indexed) else rebuilt(path, tree, results)
+
+
 def _digest(thing: Any, *, values: bool) -> str:
     digest = hashlib.sha256()
 
     def add(thing: Any) -> None:
-        if isinstance(thing, Tensor):
-            dense = thing.detach().cpu()
-            digest.update(f"{dense.dtype}{list(dense.shape)}".encode())
-            if values and dense.layout == torch.strided:
-                flat: Any = dense.contiguous().reshape(-1).view(torch.uint8).numpy()
-                digest.update(flat)
-        elif isinstance(thing, Indexed):
-            digest.update(b"indexed")
-        elif isinstance(thing, Mark):
-            digest.update(type(thing).__name__.encode())
-            add(thing.value)
-        elif isinstance(thing, Mapping):
-            for key, value in thing.items():
-                digest.update(repr(key).encode())
-                add(value)
-        elif isinstance(thing, (tuple, list)):
-            digest.update(f"{len(thing)}".encode())
-            for value in thing:
-                add(value)
-        elif isinstance(thing, (bool, int, float, str, type(None))):
-            digest.update(repr(thing).encode())
-        elif callable(thing):
-            add(_code(thing))
-        elif hasattr(thing, "__dict__"):
-            digest.update(type(thing).__qualname__.encode())
-            add({k: v for k, v in vars(thing).items() if not isinstance(v, nn.Module)})
-        else:
-            digest.update(type(thing).__qualname__.encode())
+        for x in nodes(folded(thing, lambda _, leaf: leaf, _told_node)):
+            if isinstance(x, Tensor):
+                dense = x.detach().cpu()
+                digest.update(f"{dense.dtype}{list(dense.shape)}".encode())
+                if values and dense.layout == torch.strided:
+                    flat: Any = dense.contiguous().reshape(-1).view(torch.uint8).numpy()
+                    digest.update(flat)
+            elif isinstance(x, Mark):
+                digest.update(type(x).__name__.encode())
+            elif isinstance(x, (Mapping, tuple, list)):
+                digest.update(repr(list(x) if isinstance(x, Mapping) else len(x)).encode())
+            elif isinstance(x, (bool, int, float, str, type(None))):
+                digest.update(repr(x).encode())
+            elif callable(x):
+                add(_code(x))
+            else:
+                digest.update(type(x).__qualname__.encode())
+                add({k: v for k, v in getattr(x, "__dict__", {}).items() if not isinstance(v, nn.Module)})
 
     add(thing)
     return digest.hexdigest()[:16]

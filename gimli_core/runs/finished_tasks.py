@@ -29,13 +29,14 @@ class FinishedTasks:
     Args:
         directory: shared by all ranks.
         digest: of the call.
+        root: the directory that the user named, if ranks that run a chunk together each have one of their own in it.
 
     Raises:
         ArgumentError: a directory that cannot be made.
     """
 
-    def __init__(self, directory: Path, digest: str) -> None:
-        self.directory, self._digest = directory, digest
+    def __init__(self, directory: Path, digest: str, root: Path | None = None) -> None:
+        self.directory, self._digest, self._root = directory, digest, root or directory
         try:
             directory.mkdir(0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -71,6 +72,7 @@ class FinishedTasks:
             shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.directory.rmdir()
+            self._root.rmdir()
 
     def _write(self, name: str, value: Any) -> None:
         path = self.directory / name

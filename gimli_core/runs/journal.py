@@ -151,9 +151,14 @@ class Journal:
             raise damaged(path or self.directory / "progress", f"{type(error).__name__}: {error}", REMEDY) from error
 
     def finish(self) -> None:
-        """Remove the run's files, and the directory if a run made it and nothing else is in it."""
+        """Remove the run's files, and the directory if a run made it and nothing else is in it.
+
+        Of several ranks none removes anything before all have come to the end: one that is killed on its way there
+        would otherwise begin anew, and all with it.
+        """
         if os.getpid() != self._process:
             return
+        any_of(self._mesh, False)
         for path in (self.directory / "progress", *map(self._file, self._there)):
             _unlink(path)
         if self._made:

@@ -7,15 +7,17 @@ from functools import partial
 from typing import Any
 
 from gimli_core.arguments.call import Call
-from gimli_core.arguments.in_shards import check_sharded, in_shards, random_numbers
+from gimli_core.arguments.in_shards import check_sharded, in_shards, pays_in_shards, random_numbers
 from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.arguments.outer_losses import refuse_vector
+from gimli_core.arguments.trial import looking
 from gimli_core.arguments.until import check_until
 from gimli_core.compiled.choice import check_compile, compiled_for, options
 from gimli_core.compiled.in_time import in_time
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, tensors_of_run
 from gimli_core.errors import notice, unexpected
+from gimli_core.memory.agreed import agreed_all
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.pilot import Maker
 from gimli_core.memory.schedules.actions import Schedule
@@ -120,10 +122,11 @@ def _of_steps(call: Call, wants: Wants) -> Run:
 
 def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     schedule, free = schedule_of_call(call), call.memory is None and call.resume is None
-    inputs = recalled(look, call)
-    if inputs is None:
-        inputs = checked(call, schedule, wants)
-        remember(look, inputs, call.problem)
+    with looking(call):
+        inputs = recalled(look, call)
+        if inputs is None:
+            inputs = checked(call, schedule, wants)
+            remember(look, inputs, call.problem)
 
     if wants.one_number:
         refuse_vector(inputs, wants.one_number)
@@ -132,7 +135,8 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
 
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
-        run: Any = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
+        with looking(call):
+            run: Any = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
         if compile == "auto" and steps.eager and not run.schedule.compact:
             run = Clocked(run, watched=wants.lines)
         if inputs.form.mesh is not None:
@@ -153,7 +157,8 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     kinds = partial(
         options, inputs, compile, unscheduled=free, watched=wants.steps or wants.lines, weighed=wants.weighed
     )
-    compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds())
+    with looking(call):
+        compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds())
     form, values = inputs.form, inputs.values
     if compiled is None or isinstance(compiled, CompiledSteps):
         return scheduled_by(compiled or EagerSteps(), call.resume)
@@ -173,6 +178,10 @@ def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
     mesh = check_mesh(call.mesh)
     if mesh is not None:
         inputs = begun_together(call, mesh, lambda: _required(prepare(call), call, schedule, wants))
+        in_pieces = mesh.data is not None and mesh.shard is None and pays_in_shards(inputs)
+        if in_pieces and agreed_all(mesh, not wants.names):  # one rank alone may be watched
+            assert mesh.data is not None
+            mesh = replace(mesh, shard=replace(mesh.data, use="shard"))
         inputs = replace(inputs, form=replace(inputs.form, mesh=mesh, journaled=call.resume is not None))
         if mesh.shard is None:
             return inputs

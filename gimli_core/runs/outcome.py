@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,20 @@ from gimli_core.record import Ends, Outcome
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.transforms.nested import nested
 from gimli_core.transforms.proximal import into_start
+from gimli_core.trees import mapped, zipped
 
-__all__ = ["contracted", "finished", "losses_of", "outcome_of", "reduced", "stacked", "trajectory", "weighted"]
+__all__ = [
+    "contracted",
+    "estimated",
+    "finished",
+    "losses_of",
+    "of_state_dict",
+    "outcome_of",
+    "reduced",
+    "stacked",
+    "trajectory",
+    "weighted",
+]
 
 ROWS = ("A_opt", "A_loss", "B_0", "S_0")  # of a result, what each outer loss has its own of
 
@@ -103,26 +115,34 @@ def finished(form: Form, frozen: Tensors, hyper: Hyperparameters, outcome: Outco
     )
 
 
+def estimated(
+    trajectory: Trajectory, approximation: str, *, B_0: Tensors | None = None, A: Tensors | None = None
+) -> MetaGradient:
+    """A result of a run that was not swept. `approximation` says what stands in the place of the gradient; B_0 and A
+    have the shapes of theta and phi.
+    """
+    parts = trajectory.state_dict() | {"approximation": approximation}
+    return MetaGradient(**parts, A_opt={}, A_loss={}, B_0=B_0 or {}, S_0={}, A=A or {})
+
+
+def of_state_dict(fields: Mapping[str, Any]) -> MetaGradient:
+    """The result of which `fields` is the `state_dict()`, such as another process sends."""
+    return MetaGradient(**fields)
+
+
 def stacked(results: list[MetaGradient]) -> MetaGradient:
     """The results of k outer losses, which share all but their gradients, as one with a leading k."""
-    return replace(results[0], **{name: _each([vars(r)[name] for r in results], torch.stack) for name in ROWS})
+    return replace(
+        results[0],
+        **{name: zipped(lambda *of_each: torch.stack(of_each), *[vars(r)[name] for r in results]) for name in ROWS},
+    )
 
 
 def contracted(result: MetaGradient, along: Tensor) -> MetaGradient:
     """The gradient of `along · L` from those of each of k outer losses. `along` is [k]."""
 
-    def of(rows: list[Tensor]) -> Tensor:
-        summed: Tensor = torch.tensordot(along.to(rows[0]), rows[0], 1)
-        return summed
+    def summed(rows: Tensor) -> Tensor:
+        of_all: Tensor = torch.tensordot(along.to(rows), rows, 1)
+        return of_all
 
-    return replace(result, **{name: _each([vars(result)[name]], of) for name in ROWS})
-
-
-def _each(trees: list[Any], function: Callable[[list[Tensor]], Tensor]) -> Any:
-    """Trees of one form as one tree: at each place what `function` makes of their tensors there."""
-    first = trees[0]
-    if isinstance(first, Mapping):
-        return {k: _each([tree[k] for tree in trees], function) for k in first}
-    if isinstance(first, (tuple, list)):
-        return type(first)([_each(list(parts), function) for parts in zip(*trees, strict=True)])
-    return function(trees)
+    return replace(result, **{name: mapped(summed, vars(result)[name]) for name in ROWS})

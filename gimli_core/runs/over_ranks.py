@@ -24,7 +24,9 @@ from gimli_core.runs.chunks import Chunks
 from gimli_core.runs.digests import digests
 from gimli_core.runs.finished_tasks import FinishedTasks
 from gimli_core.runs.gathered import gathered
+from gimli_core.runs.journal_over_ranks import of_rank
 from gimli_core.runs.run import Events, Run
+from gimli_core.runs.shared_directory import check_shared
 from gimli_core.runs.tasks_over_ranks import TasksOverRanks
 from gimli_core.transforms.tasks import check_tasks
 
@@ -36,12 +38,15 @@ def over_ranks(call: Call, mesh: Mesh, run: Callable[[Call], Run]) -> Run:
 
     Raises on all ranks, or on none.
     """
-    return together(
+    chunks = together(
         mesh,
         "mesh",
         lambda: _chunks(call, mesh, run),
         lambda: digests(call, batches=mesh.data is None and mesh.shard is None),
     )
+    if call.resume is not None and mesh.tasks is not None:  # another rank may go on with what one has begun
+        check_shared(mesh.tasks, "resume", directory_of("resume", call.resume))
+    return chunks
 
 
 class Told:
@@ -104,9 +109,6 @@ def chunks_of(call: Call, mesh: Mesh) -> list[Call]:
     if tasks is None:
         expected, do = 'tasks=T beside a mesh of "tasks"', 'One inner loop over processes is mesh="data".'
         raise unexpected("tasks", expected, "None", do)
-    if call.resume is not None and (mesh.data or mesh.shard):
-        do = 'Beside mesh="tasks" or mesh="data" alone a run that is killed can go on.'
-        raise unexpected("resume", "None where a mesh has several dimensions", repr(call.resume), do)
     # Eager runs and those that an "auto" would change over to, sooner on one rank than on another, differ in last bits.
     compile = False if call.compile == "auto" else call.compile
     alone = replace(mesh, tasks=None) if mesh.data or mesh.shard else None
@@ -117,11 +119,12 @@ def _chunks(call: Call, mesh: Mesh, run: Callable[[Call], Run]) -> Run:
     """The run of all tasks, of which this rank runs its share."""
     parts = chunks_of(call, mesh)
     assert mesh.tasks is not None
-    kept = None
+    kept, within = None, [ranks for ranks in mesh if ranks is not mesh.tasks]
     if call.resume is not None:
         digest = hashlib.sha256(repr(sorted(digests(call, batches=True).items())).encode()).hexdigest()
-        kept = FinishedTasks(directory_of("resume", call.resume), digest)
+        directory = directory_of("resume", call.resume)
+        kept = FinishedTasks(of_rank(directory, within), digest, root=directory)
         parts = [replace(part, resume=kept.journal(i)) for i, part in enumerate(parts)]
     device = next((t.device for _, t in tensor_paths(call.theta_0)), torch.device("cpu"))
     check_device(mesh, device)
-    return Chunks(call, parts, run, TasksOverRanks(mesh.tasks, device, kept))
+    return Chunks(call, parts, run, TasksOverRanks(mesh.tasks, device, kept, within))

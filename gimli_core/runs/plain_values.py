@@ -20,6 +20,7 @@ from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.checkpoint import Checkpoint
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.memory.schedules.store_states import StoreStates
+from gimli_core.trees import mapped, nodes
 
 __all__ = ["ILL_FITTING", "describe", "fingerprint", "fits", "plain_snapshot", "schedule_of", "snapshot_of"]
 
@@ -78,9 +79,8 @@ def snapshot_of(buffers: dict[str, Tensor], generators: list[Any], environment: 
 
 def fits(tree: Any, like: Any) -> bool:
     """Whether nested dicts have the same names, and tensors of the same shapes."""
-    if isinstance(tree, Tensor) or isinstance(like, Tensor):
-        return isinstance(tree, Tensor) and isinstance(like, Tensor) and tree.shape == like.shape
-    return tree.keys() == like.keys() and all(fits(tree[name], value) for name, value in like.items())
+    form, expected = (mapped(lambda t: t.shape, part) for part in (tree, like))
+    return bool(form == expected)
 
 
 def fingerprint(inputs: Inputs) -> str:
@@ -88,19 +88,15 @@ def fingerprint(inputs: Inputs) -> str:
     digest = hashlib.sha256()
 
     def add(thing: Any) -> None:
-        if isinstance(thing, Tensor):
-            dense = thing.detach().cpu().contiguous()
-            digest.update(f"{dense.dtype}{list(dense.shape)}".encode())
-            digest.update(dense.reshape(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(thing, dict):
-            for key, value in thing.items():
-                add(str(key))
-                add(value)
-        elif isinstance(thing, (tuple, list)):
-            for value in thing:
-                add(value)
-        else:
-            digest.update(repr(thing).encode() if isinstance(thing, (int, float, str, bool, type(None))) else b"?")
+        for x in nodes(thing):
+            if isinstance(x, Tensor):
+                dense = x.detach().cpu().contiguous()
+                digest.update(f"{dense.dtype}{list(dense.shape)}".encode())
+                digest.update(dense.reshape(-1).view(torch.uint8).numpy().tobytes())
+            elif isinstance(x, (dict, tuple, list)):
+                digest.update(repr(list(map(str, x)) if isinstance(x, dict) else len(x)).encode())
+            else:
+                digest.update(repr(x).encode() if isinstance(x, (int, float, str, bool, type(None))) else b"?")
 
     form, values = inputs.form, inputs.values
     add(

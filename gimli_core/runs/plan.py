@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
@@ -30,9 +31,6 @@ from gimli_core.runs.make_run import checked, makers
 from gimli_core.runs.over_ranks import chunks_of
 from gimli_core.runs.wants import Wants
 from gimli_core.transforms.tasks import Tasks
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Plan", "Row", "plan"]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.form import Form, Values
-from gimli_core.arguments.inputs import Inputs, in_parts, modules_of
+from gimli_core.arguments.inputs import Inputs, in_parts, kept_by, modules_of
 from gimli_core.arguments.phi_loss import check_phi_loss
 from gimli_core.arguments.state import check_state
 from gimli_core.arguments.theta import check_theta, laid_out
@@ -29,6 +29,7 @@ from gimli_core.notation import State, Tensors
 from gimli_core.problem import Problem
 from gimli_core.transforms.one_vector import OneVector
 from gimli_core.transforms.tasks import Tasks, stacked_state
+from gimli_core.trees import nodes
 
 __all__ = ["Recalled", "look_of", "recalled", "recalled_whole", "remember", "remember_whole"]
 
@@ -78,22 +79,32 @@ def look_of(call: Call, *more: bool | str) -> Look | None:
 
 def outlines(value: Any) -> Look | None:
     """The outlines of tensors and numbers in nested dicts; None for anything else."""
-    if type(value) in (Tensor, nn.Parameter):
-        return type(value), value.requires_grad, value.shape, value.dtype, value.device, value.layout
-    if type(value) in (int, float):
-        return (float,)
-    if type(value) is not dict:
-        return None
-    entries = [(k, outlines(v)) for k, v in value.items()]
-    return None if any(entry is None for _, entry in entries) else (dict, *entries)
+    looks: list[Any] = []
+    for x in nodes(value):
+        if type(x) in (Tensor, nn.Parameter):
+            looks.append((type(x), x.requires_grad, x.shape, x.dtype, x.device, x.layout))
+        elif type(x) is dict:
+            looks.append((dict, *x))
+        elif type(x) in (int, float):
+            looks.append(float)
+        else:
+            return None
+    return tuple(looks)
 
 
 def plain(value: Any) -> Look | None:
     """A number, a string, an object of such or a dict or list of them, each with its type, since True is not 1 here."""
-    if type(value) in (dict, list, tuple):
-        entries = [(k, plain(v)) for k, v in (value.items() if type(value) is dict else enumerate(value))]
-        return None if any(entry is None for _, entry in entries) else (type(value), *entries)
-    return (type(value), value) if type(value) in PLAIN or isinstance(value, Approximation) else None
+    looks: list[Any] = []
+    for x in nodes(value):
+        if type(x) is dict:
+            looks.append((dict, *x))
+        elif type(x) in (list, tuple):
+            looks.append((type(x), len(x)))
+        elif type(x) in PLAIN or isinstance(x, Approximation):
+            looks.append((type(x), x))
+        else:
+            return None
+    return tuple(looks)
 
 
 def remember(look: Look | None, inputs: Inputs, problem: Problem) -> None:
@@ -125,7 +136,7 @@ def recalled(look: Look | None, call: Call) -> Inputs | None:
     values = Values(
         theta_0, trained, frozen, state_0, phi_loss, hyper, batch, val_batch, remembered.weights, cold=not form.warm
     )
-    return Inputs(form, values, Environment(modules_of(call.problem), anywhere.device))
+    return Inputs(form, values, Environment(modules_of(call.problem), anywhere.device, kept_by(call)))
 
 
 def remember_whole(look: Look | None, compiled: CompiledWhole, tensors: RunTensors, problem: Problem) -> None:

@@ -32,9 +32,15 @@ class Run(Protocol):
 
 
 def drain(events: Events, *watching: Callable[[Event], None] | None) -> None:
-    """Run to the end; each event is shown to those who watch, and then let go."""
+    """Run to the end; each event is shown to those who watch, and then let go. What one of them raises is raised within
+    the run too: it then lets go of what it has, and other ranks hear of it."""
     for event in events:
-        for watch in watching:
-            if watch is not None:
-                watch(event)
+        try:
+            for watch in watching:
+                if watch is not None:
+                    watch(event)
+        except Exception as error:
+            del event
+            events.throw(error)
+            raise
         del event

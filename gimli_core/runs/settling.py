@@ -8,6 +8,7 @@ one ends.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -62,11 +63,9 @@ def settled(call: Call, until: Until, forwards: Callable[[Call], Ahead]) -> tupl
 def _steps_taken(run: Ahead, until: Until) -> Tensor:
     """J, of shape [] or [T]."""
     J, environment = run.form.steps, run.environment
-    snapshot = environment.capture()
     taken: Tensor | None = None
     before, loss, size = None, None, None
-    events = run.forward()
-    try:
+    with environment.trial(), closing(run.forward()) as events:
         for event in events:
             if event.line != 5:
                 continue
@@ -77,9 +76,6 @@ def _steps_taken(run: Ahead, until: Until) -> Tensor:
             before, size = loss, norm(G, loss.ndim)
             if bool((taken < J).all()):
                 break
-    finally:
-        events.close()
-        environment.restore(snapshot)
     if taken is None:
         return torch.tensor(J)
     if until.strict and not bool((taken < J).all()):

@@ -7,7 +7,7 @@ order of the tasks: a result has the same bits for any number of ranks, and on e
 from __future__ import annotations
 
 import random
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from gimli_core.processes.mesh import Ranks
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
 from gimli_core.runs.finished_tasks import FinishedTasks
+from gimli_core.runs.journal_over_ranks import any_of
+from gimli_core.runs.outcome import of_state_dict
 
 __all__ = ["TasksOverRanks"]
 
@@ -27,10 +29,19 @@ WHAT = "the results of the tasks"
 
 
 class TasksOverRanks:
-    """Which chunks this rank runs, with which random numbers, and how it comes by the results of the others."""
+    """Which chunks this rank runs, with which random numbers, and how it comes by the results of the others.
 
-    def __init__(self, ranks: Ranks, device: torch.device, kept: FinishedTasks | None = None) -> None:
-        self._ranks, self._device, self._kept = ranks, device, kept
+    `within`: the dimensions of the ranks that run a chunk together.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        device: torch.device,
+        kept: FinishedTasks | None = None,
+        within: Sequence[Ranks] = (),
+    ) -> None:
+        self._ranks, self._device, self._kept, self._within = ranks, device, kept, within
         self._seed = 0
 
     def share(self, count: int) -> range:
@@ -42,6 +53,8 @@ class TasksOverRanks:
         """Chunk i begins: its result, if an earlier run has it; else the global generators are put where they are for
         it on whichever rank runs it."""
         through = None if self._kept is None else self._kept.result(i)
+        if self._kept is not None and any_of(self._within, through is None):
+            through = None  # those that run it together do so all, or none
         if through is None:
             number = int(np.random.SeedSequence([self._seed, i]).generate_state(1, np.uint64)[0] >> 1)
             torch.manual_seed(number)
@@ -87,4 +100,4 @@ class TasksOverRanks:
                 raise ProcessError(f"rank {rank} of {self._ranks.size} of 'tasks' raised {raised}")
         if self._kept is not None and self._ranks.rank == 0:
             self._kept.remove()
-        return [MetaGradient(**fields) for _, results in told for fields in results]
+        return [of_state_dict(fields) for _, results in told for fields in results]

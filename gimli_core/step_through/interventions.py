@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gimli_core.errors import listing, unexpected
+from gimli_core.trees import KeyPath, folded, path_text, rebuilt
 
 __all__ = ["CHANGEABLE", "Intervention", "merged"]
 
@@ -28,14 +29,32 @@ class Intervention(NamedTuple):
 
 def merged(old: Any, new: Any, path: str) -> Any:
     """`old` with the entries of `new` in their places; the forms must agree."""
-    if isinstance(old, Mapping):
-        if not isinstance(new, Mapping) or not set(new) <= set(old):
-            actual = listing(new) if isinstance(new, Mapping) else type(new).__name__
-            raise unexpected(
-                path, f"a dict with keys among {listing(old)}", actual, "Name only the entries that change."
-            )
-        return {k: merged(v, new[k], f"{path}[{k!r}]") if k in new else v for k, v in old.items()}
-    value = torch.as_tensor(new, dtype=old.dtype, device=old.device).detach()
-    if value.shape != old.shape:
-        raise unexpected(path, f"shape {list(old.shape)}", str(list(value.shape)), "Give a value for every element.")
-    return value.clone()
+
+    def leaf(at: KeyPath, value: Any) -> Any:
+        there, part = _entry(new, at)
+        if not there:
+            return value
+        changed = torch.as_tensor(part, dtype=value.dtype, device=value.device).detach()
+        if changed.shape != value.shape:
+            do, expected = "Give a value for every element.", f"shape {list(value.shape)}"
+            raise unexpected(path_text(at, path), expected, str(list(changed.shape)), do)
+        return changed.clone()
+
+    def node(at: KeyPath, tree: Any, results: dict[Any, Any]) -> Any:
+        there, part = _entry(new, at)
+        if there and (not isinstance(part, Mapping) or not set(part) <= set(tree)):
+            actual = listing(part) if isinstance(part, Mapping) else type(part).__name__
+            do = "Name only the entries that change."
+            raise unexpected(path_text(at, path), f"a dict with keys among {listing(tree)}", actual, do)
+        return rebuilt(at, tree, results)
+
+    return folded(old, leaf, node)
+
+
+def _entry(tree: Any, path: KeyPath) -> tuple[bool, Any]:
+    """(whether there is such an entry in nested mappings, what it is)."""
+    for key in path:
+        if not isinstance(tree, Mapping) or key not in tree:
+            return False, None
+        tree = tree[key]
+    return True, tree

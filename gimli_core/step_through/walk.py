@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from gimli_core.errors import closest, listing, unexpected
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.notation import State
 from gimli_core.problem import Problem
+from gimli_core.processes.mesh import Mesh, check_mesh
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
 from gimli_core.runs.make_run import make_run, schedule_of_call
@@ -24,6 +25,9 @@ from gimli_core.runs.wants import Wants
 from gimli_core.step_through.interventions import CHANGEABLE, Intervention, merged
 from gimli_core.step_through.moment import Moment
 from gimli_core.transforms.tasks import Tasks
+
+if TYPE_CHECKING:  # asked for by name alone, and its module is only there where torch has processes
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Moment", "Walk", "step_through"]
 
@@ -143,13 +147,14 @@ def step_through(
     resume: str | Path | None = None,
     check: bool = True,
     micro_batches: int | None = None,
+    mesh: DeviceMesh | str | None = None,
 ) -> Walk:
     """Algorithm 1 line by line, as the engine runs it: an iterator with one `Moment` a line.
 
     Lines 5 and 6 come for each step forwards, 8 and 9 once (9 again for losses along the way), 11 to 14 for
     each step backwards, 16 at the end. A schedule's replayed steps come again, marked `replay`.
 
-    Args: as in `meta_gradient`.
+    Args: as in `meta_gradient`; with `mesh="data"` all ranks take the same steps, and make the same changes.
 
     Returns:
         Walk: an iterator. Leave it whenever you like; `walk.close()` puts buffers back at once. At the end
@@ -189,5 +194,15 @@ def step_through(
             resume,
             check,
             micro_batches=micro_batches,
+            mesh=_in_step(mesh),
         )
     )
+
+
+def _in_step(mesh: DeviceMesh | str | None) -> Mesh | None:
+    """The mesh of a walk. Raises ArgumentError for one whose ranks are not at the same line with the same tensors."""
+    checked = check_mesh(mesh)
+    if checked is not None and (checked.tasks is not None or checked.shard is not None):
+        do = "Step through one process, or through its own tasks on each."
+        raise unexpected("mesh", 'None or "data" where a run is stepped through', "another use of the ranks", do)
+    return checked

@@ -8,7 +8,7 @@ What runs sees names alone. A name that is there already, "net.weight" beside {"
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gimli_core.errors import unexpected
@@ -17,6 +17,7 @@ from gimli_core.notation import Loss, Tensors
 from gimli_core.problem import Problem
 from gimli_core.transforms.numbered import takes_j
 from gimli_core.transforms.proximal import ProximalLoss, proximal
+from gimli_core.trees import KeyPath, bare, folded, path_text
 
 __all__ = ["NestedLoss", "Places", "flat_entries", "nested", "unnested"]
 
@@ -31,7 +32,7 @@ def unnested(problem: Any, phi_loss: Any) -> tuple[Any, Any, Places]:
     entries = unmarked(phi_loss)
     if not isinstance(entries, Mapping) or not any(isinstance(unmarked(v), Mapping) for v in entries.values()):
         return problem, phi_loss, ()
-    leaves = list(_leaves(phi_loss, (), by_task=False))
+    leaves = _leaves(phi_loss)
     taken = {path[0] for path, _ in leaves if len(path) == 1}
     flat: dict[str, Any] = {}
     places: list[tuple[str | None, tuple[str, ...]]] = []
@@ -45,19 +46,23 @@ def unnested(problem: Any, phi_loss: Any) -> tuple[Any, Any, Places]:
     return _for_flat(problem, tuple(places)), flat, tuple(places)
 
 
-def _leaves(value: Any, path: tuple[str, ...], *, by_task: bool) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(path, tensor or whatever stands there) of every entry; dicts alone where they are empty."""
-    inside = unmarked(value)
-    if not isinstance(inside, Mapping):
-        yield path, per_task(unmarked(value)) if by_task else value
-        return
-    if not inside:
-        yield path, {}
-    for key, entry in inside.items():
-        if not isinstance(key, str):
-            where = "".join(f"[{k!r}]" for k in path)
-            raise unexpected(f"phi_loss{where}", "names that are strings", f"the key {key!r}", "Rename it.")
-        yield from _leaves(entry, (*path, key), by_task=by_task or isinstance(value, PerTask))
+def _leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """(path, tensor or whatever stands there, with its marks) of every entry; dicts alone where they are empty."""
+
+    def node(path: KeyPath, part: Any, results: dict[Any, Any]) -> Any:
+        if not isinstance(unmarked(part), Mapping):
+            return [(bare(path), part)]  # a list, to be refused, or a marked tensor
+        if isinstance(part, PerTask):
+            of_dict = results[type(part)]
+            return [(p, v if isinstance(v, Mapping) else per_task(unmarked(v))) for p, v in of_dict]
+        for key in part if isinstance(part, Mapping) else ():
+            if not isinstance(key, str):
+                expected, actual = "names that are strings", f"the key {key!r}"
+                raise unexpected(path_text(path, "phi_loss"), expected, actual, "Rename it.")
+        return [entry for of_key in results.values() for entry in of_key] or [(bare(path), {})]
+
+    every: list[tuple[tuple[str, ...], Any]] = folded(tree, lambda path, leaf: [(bare(path), leaf)], node)
+    return every
 
 
 def nested(flat: Any, places: Places) -> Any:
@@ -78,7 +83,7 @@ def flat_entries(tree: Any, places: Places) -> Any:
     if not places or not isinstance(tree, Mapping):
         return tree
     names = {path: name for name, path in places}
-    leaves = ((path, v) for path, v in _leaves(tree, (), by_task=False) if not isinstance(v, Mapping))
+    leaves = ((path, v) for path, v in _leaves(tree) if not isinstance(v, Mapping))
     return {names.get(path) or ".".join(path): v for path, v in leaves}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gimli_core.notation import COUNTS, Hyper, Loss, State, Tensors, slots
 from gimli_core.optimizers.interface import Optimizer, Pulled
-from gimli_core.optimizers.tensorwise import SMALL, ElementwiseOptimizer, reduce_like
+from gimli_core.optimizers.tensorwise import SMALL, ElementwiseOptimizer
 from gimli_core.problem import Problem
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
@@ -56,6 +56,8 @@ class OneVector(Transform):
     name: str = field(init=False)  # under which the vector stands in theta
     lead: tuple[int, ...] = field(init=False)
     sizes: list[int] = field(init=False)
+    flat: tuple[int, ...] = field(init=False)  # the shape of a tensor's part of the vector, of any length
+    with_lead: list[tuple[int, ...]] = field(init=False)  # the shapes, with the tasks' dimension in front
 
     def __post_init__(self) -> None:
         name = "all tensors"
@@ -64,6 +66,8 @@ class OneVector(Transform):
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "lead", () if self.tasks is None else (self.tasks,))
         object.__setattr__(self, "sizes", [shape.numel() for shape in self.shapes.values()])
+        object.__setattr__(self, "flat", (*self.lead, -1))
+        object.__setattr__(self, "with_lead", [(*self.lead, *shape) for shape in self.shapes.values()])
 
     def problem(self, problem: Problem) -> Problem:
         """Made once a problem and layout, so that what is compiled for it is found again."""
@@ -79,18 +83,15 @@ class OneVector(Transform):
         return _RuleOnVector(rule=rule, layout=self)
 
     def theta(self, theta: Tensors) -> Tensors:
-        return {self.name: torch.cat([theta[k].reshape((*self.lead, -1)) for k in self.shapes], -1)}
+        flat = self.flat
+        return {self.name: torch.cat([theta[k].reshape(flat) for k in self.shapes], -1)}
 
     def names(self, theta: Tensors) -> Tensors:
         """Views of the vector, by name. `[n]`, or with the tasks' dimension in front where it still has that."""
         vector = theta[self.name]
-        lead = vector.shape[:-1]
-        return {
-            k: part.view((*lead, *shape))
-            for (k, shape), part in zip(
-                self.shapes.items(), torch.split_with_sizes(vector, self.sizes, -1), strict=True
-            )
-        }
+        shapes = self.with_lead if vector.ndim > 1 else self.shapes.values()
+        parts = zip(self.shapes, shapes, vector.split_with_sizes(self.sizes, -1), strict=True)
+        return {k: part.view(shape) for k, shape, part in parts}
 
     def hyper(self, hyper: Hyper) -> Hyper:
         """One number for all as it is, one an element in a vector too."""
@@ -122,19 +123,18 @@ class OneVector(Transform):
         """A state `{slot: {name: tensor}}` as one of vectors."""
         return {slot: of_slot if slot in COUNTS else self.theta(of_slot) for slot, of_slot in by_name.items()}
 
-    def by_tensor(self, A: Tensors, h: Tensors) -> dict[str, Tensors]:
+    def by_tensor(self, A: Tensors) -> dict[str, Tensors]:
         """Increments of the vector by tensor, each summed as its own: in what order changes the last bits."""
         increments: dict[str, Tensors] = {k: {} for k in self.shapes}
         for name, increment in A.items():
+            wide = torch.promote_types(increment.dtype, torch.float32)
             for (k, shape), part in zip(
-                self.shapes.items(), torch.split_with_sizes(increment, self.sizes, -1), strict=True
+                self.shapes.items(), increment.contiguous().split_with_sizes(self.sizes, -1), strict=True
             ):
                 if name not in self.scalars:
                     increments[k][name] = part.reshape((*self.lead, *shape))
-                elif self.tasks is None:
-                    increments[k][name] = reduce_like(part, h[name])
                 else:
-                    increments[k][name] = part.sum(-1, dtype=torch.promote_types(part.dtype, torch.float32))
+                    increments[k][name] = part.sum(-1, dtype=wide)
         return increments
 
 
@@ -192,7 +192,7 @@ class _RuleOnVector(Optimizer):
         k = self.layout.name
         s, S_k = ({slot: of_slot[k] for slot, of_slot in slots(tree).items()} for tree in (state, S))
         V, B_j, S_j, thunks = self.rule._pullback(theta[k], s, G[k], hyper[k], state["step"] + 1, B[k], S_k)
-        A = self.layout.by_tensor({name: thunks[name]() for name in wanted if name in thunks}, hyper[k])
+        A = self.layout.by_tensor({name: thunks[name]() for name in wanted if name in thunks})
         return Pulled({k: V}, {k: B_j}, {slot: {k: S_j[slot]} for slot in S}, A)
 
 

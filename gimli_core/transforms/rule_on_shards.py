@@ -18,6 +18,7 @@ from gimli_core.optimizers.wrappers.masked_decay import MaskedDecay
 from gimli_core.optimizers.wrappers.partition import Partition
 from gimli_core.processes.collectives import summed
 from gimli_core.processes.pieces import Pieces
+from gimli_core.transforms.interface import RuleInAnotherForm
 
 __all__ = ["RuleByGathering", "RuleOnPieces", "RuleOnShards", "by_element", "rule_on_shards"]
 
@@ -36,8 +37,9 @@ def by_element(optimizer: Optimizer) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class RuleOnShards(Optimizer):
-    """`rule` on pieces. Slots like theta are cut as it is; what else a state has, each rank has.
+class RuleOnShards(RuleInAnotherForm):
+    """`rule` on pieces. Slots like theta are cut as it is; what else a state has, each rank has. Whether a tensor is
+    used is known of all of it: G lacks the same tensors on every rank.
 
     Args:
         rule: any optimizer.
@@ -45,18 +47,8 @@ class RuleOnShards(Optimizer):
         cut: of each slot the tensors that are.
     """
 
-    rule: Optimizer = field(kw_only=True)
     pieces: Pieces = field(kw_only=True)
     cut: Mapping[str, Collection[str]] = field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        pass  # the rule has checked itself
-
-    def seen(self) -> tuple[str, ...]:
-        return self.rule.seen()
-
-    def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
-        return self.rule.moved_by_gradient(names)
 
     @abstractmethod
     def hyper(self, hyper: Hyper) -> Hyper:
@@ -85,15 +77,6 @@ class RuleOnShards(Optimizer):
             slot: {**slots(state)[slot], **tree} for slot, tree in zip(trees, gathered[len(beside) :], strict=True)
         }
         return {**counts(state), **slots_of}, gathered[: len(beside)]
-
-    # Whether a tensor is used is known of all of it: G lacks the same tensors on every rank.
-    def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-        return self.step(theta, state, G, hyper)
-
-    def pullback_used(
-        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
-    ) -> Pulled:
-        return self.pullback(theta, state, G, hyper, B, S, wanted)
 
 
 class RuleOnPieces(RuleOnShards):

@@ -9,13 +9,14 @@ import torch
 from torch.func import vmap
 
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
-from gimli_core.optimizers.interface import Optimizer, Pulled
+from gimli_core.optimizers.interface import Pulled
+from gimli_core.transforms.interface import RuleInAnotherForm
 
 __all__ = ["RuleOverTasks"]
 
 
 @dataclass(frozen=True, eq=False)
-class RuleOverTasks(Optimizer):
+class RuleOverTasks(RuleInAnotherForm):
     """`rule` on tensors `[T, …]`; every task keeps its own state, and shares the count of steps.
 
     Increments of A have a leading T too: who shares a hyperparameter sums them.
@@ -25,14 +26,7 @@ class RuleOverTasks(Optimizer):
         by_task: `{tensor: {hyperparameter: whether its value has a leading T}}`.
     """
 
-    rule: Optimizer = field(kw_only=True)
     by_task: dict[str, dict[str, bool]] = field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        pass  # the rule has checked itself
-
-    def seen(self) -> tuple[str, ...]:
-        return self.rule.seen()
 
     def _dims(self, hyper: Hyper) -> dict[str, dict[str, int | None]]:
         """Which values of a step have a leading T: those said to, and a loss that the rule sees."""
@@ -54,17 +48,6 @@ class RuleOverTasks(Optimizer):
             return {}  # no state, nothing to vectorise over
         A: dict[str, Tensors] = vmap(one, in_dims=(0, self._dims(hyper)))(S_0, hyper)
         return A
-
-    def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
-        return self.rule.moved_by_gradient(names)
-
-    def step_used(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-        return self.step(theta, state, G, hyper)
-
-    def pullback_used(
-        self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
-    ) -> Pulled:
-        return self.pullback(theta, state, G, hyper, B, S, wanted)
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         counted: State = {}

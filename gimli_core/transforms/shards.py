@@ -28,6 +28,7 @@ from gimli_core.processes.pieces import Pieces
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
 from gimli_core.transforms.rule_on_shards import RuleOnShards, rule_on_shards
+from gimli_core.trees import cloned
 
 __all__ = ["Shards", "shards_of"]
 
@@ -68,11 +69,11 @@ class Shards(Transform):
         return list(summed(self.pieces.ranks, by_number, "A_opt").values())
 
     def back(self, ends: Ends) -> Ends:
-        whole = self.pieces.whole
+        whole = self.pieces.whole  # views of one row, which would hold each other
         return Ends(
-            whole(ends.theta_J, "theta_J"),
+            cloned(whole(ends.theta_J, "theta_J")),
             self.rule.whole(ends.s_J, "s_J")[0],
-            whole(ends.B, "B_0"),
+            cloned(whole(ends.B, "B_0")),
             self.rule.whole_adjoint(ends.S),
         )
 

@@ -11,7 +11,6 @@ each task's gradient in its own slice, and what the tasks share gets the sum ove
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -23,6 +22,7 @@ from torch.utils import _pytree as pytree
 from gimli_core.errors import listing, unexpected
 from gimli_core.meta_parameters.marks import PerTask
 from gimli_core.notation import COUNTS, State, Tensors
+from gimli_core.trees import mapped
 
 __all__ = [
     "Tasks",
@@ -137,4 +137,4 @@ def stacked_state(state: State, count: int) -> State:
 
 def summed(tree: Any) -> Any:
     """Nested dicts of tensors `[T, …]`, summed over the tasks."""
-    return {k: summed(v) for k, v in tree.items()} if isinstance(tree, Mapping) else torch.sum(tree, 0)
+    return mapped(lambda v: torch.sum(v, 0), tree)

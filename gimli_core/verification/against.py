@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from gimli_core.verification.bounds import Bounds
-from gimli_core.verification.check import Check, judge
+from gimli_core.verification.check import Check, ErrorBounds, judge
 from gimli_core.verification.oracles.finite_differences import Slopes
 from gimli_core.verification.question import Key
 
@@ -29,10 +29,7 @@ def against(truths: Mapping[str, Answers], subject: str, key: Key, value: Tensor
                 oracle if count == value.numel() else f"{oracle}, {count} directions",
                 truth.of(value),
                 truth.values,
-                uncertainty=truth.uncertainty.max().item(),
-                allowed=allowed * longest,
-                scale=scale * longest,
-                low=bounds.low,
+                ErrorBounds(truth.uncertainty.max().item(), allowed * longest, scale * longest, bounds.low),
             )
         elif truth is not None:
             uncertainty = 0.0 if bounds.low or oracle in ("closed form", "engine") else bounds.moved[key]
@@ -42,8 +39,5 @@ def against(truths: Mapping[str, Answers], subject: str, key: Key, value: Tensor
                 oracle,
                 value,
                 truth,
-                uncertainty=uncertainty,
-                allowed=allowed,
-                scale=scale,
-                low=bounds.low,
+                ErrorBounds(uncertainty, allowed, scale, bounds.low),
             )

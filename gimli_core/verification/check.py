@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gimli_core.verification.question import Key, label
 
-__all__ = ["Check", "Verdict", "judge"]
+__all__ = ["Check", "ErrorBounds", "Verdict", "judge"]
 
 UNCERTAINTIES = 10  # of an oracle's own that are granted
 
@@ -69,19 +69,24 @@ class Check(NamedTuple):
         return f"{value} where {expected} (relative error {self.error:.1e})"
 
 
+class ErrorBounds(NamedTuple):
+    """How far apart a value and what an oracle says of it may be: absolute bounds of an element's error."""
+
+    uncertainty: float  # of the oracle
+    allowed: float  # what rounding alone does
+    scale: float  # the natural size of the entry
+    low: bool = False  # whether the precision is so low that nothing is known to a percent
+
+
 def judge(
     subject: str,
     key: Key,
     oracle: str,
     value: Tensor,
     expected: Tensor,
-    *,
-    uncertainty: float,
-    allowed: float,
-    scale: float,
-    low: bool = False,
+    error: ErrorBounds,
 ) -> Check:
-    """Compare elementwise; `uncertainty` and `allowed` are absolute bounds of an element's error.
+    """Compare elementwise.
 
     Ten uncertainties are granted, since they are estimates. Where they, or what rounding alone does, exceed a percent
     both of the entry and of its natural `scale`, nothing can be said; nor can an oracle confirm an entry of which it
@@ -89,6 +94,7 @@ def judge(
     that does not exceed all of it; one that is less than the noise is told so, where that is less than a percent of
     its natural scale.
     """
+    uncertainty, allowed, scale, low = error
     told = 1.0 if low else 0.01  # how much of an entry may be unknown
     value, expected = value.detach().to("cpu", torch.float64), expected.detach().to("cpu", torch.float64)
     size, difference = _largest(expected), _largest(value - expected)

@@ -20,13 +20,14 @@ from gimli_core.arguments.call import Call
 from gimli_core.derivatives.micro_batches import each
 from gimli_core.environment import Environment, discover, split_frozen
 from gimli_core.meta_parameters.indexed import Indexed
-from gimli_core.meta_parameters.marks import Mark, unmarked, unmarked_entries
+from gimli_core.meta_parameters.marks import unmarked, unmarked_entries
 from gimli_core.meta_parameters.resolve import bound
 from gimli_core.notation import Tensors, slots
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.transforms.numbered import called
 from gimli_core.transforms.proximal import centre_of, without_centre
 from gimli_core.transforms.tasks import Tasks, check_tasks
+from gimli_core.trees import bare, folded, leaves, mapped, rebuilt, unmarked_node
 
 __all__ = ["RESULTS", "VAL_LOSS", "Entries", "Key", "Question", "flatten", "label", "rebuild", "same_randomness"]
 
@@ -159,25 +160,21 @@ def _value(returned: Any) -> Tensor:
 
 def flatten(tree: Any, path: Key) -> Entries:
     """The leaves of nested dicts, tuples and lists, keyed by their paths."""
-    if isinstance(tree, Mark):
-        return flatten(tree.value, path)
-    if isinstance(tree, (Mapping, tuple, list)):
-        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-        return {key: leaf for name, branch in items for key, leaf in flatten(branch, (*path, name)).items()}
-    return {path: torch.as_tensor(tree, dtype=None if isinstance(tree, Tensor) else torch.float64)}
+    return {
+        (*path, *bare(at)): torch.as_tensor(leaf, dtype=None if isinstance(leaf, Tensor) else torch.float64)
+        for at, leaf in leaves(tree)
+    }
 
 
-def rebuild(tree: Any, path: Key, leaves: Mapping[Key, Tensor]) -> Any:
-    """`tree` with every leaf replaced by the entry of its path."""
-    if isinstance(tree, Indexed):
-        return rebuild(tree.value, path, leaves)
-    if isinstance(tree, Mark):
-        return type(tree)(rebuild(tree.value, path, leaves))
-    if isinstance(tree, Mapping):
-        return {name: rebuild(branch, (*path, name), leaves) for name, branch in tree.items()}
-    if isinstance(tree, (tuple, list)):
-        return [rebuild(branch, (*path, i), leaves) for i, branch in enumerate(tree)]
-    return leaves[path]
+def rebuild(tree: Any, path: Key, entries: Mapping[Key, Tensor]) -> Any:
+    """`tree` with every leaf replaced by the entry of its path; what is indexed without its mark."""
+
+    def node(at: Key, part: Any, results: dict[Any, Any]) -> Any:
+        if isinstance(part, (tuple, list)):
+            return list(results.values())
+        return unmarked_node(at, part, results) if isinstance(part, Indexed) else rebuilt(at, part, results)
+
+    return folded(tree, lambda at, _: entries[(*path, *bare(at))], node)
 
 
 def label(key: Key) -> str:
@@ -196,16 +193,9 @@ def same_randomness(environment: Environment) -> Iterator[None]:
 
 
 def _double(tree: Any) -> Any:
-    if isinstance(tree, torch.nn.Parameter):
-        return torch.nn.Parameter(tree.detach().double(), requires_grad=tree.requires_grad)
-    if isinstance(tree, Tensor):
-        return tree.double() if tree.is_floating_point() else tree
-    if isinstance(tree, Mark):
-        return replace(tree, value=_double(tree.value))
-    if isinstance(tree, Mapping):
-        return {name: _double(branch) for name, branch in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*map(_double, tree))
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(map(_double, tree))
-    return tree
+    def double(leaf: Any) -> Any:
+        if isinstance(leaf, torch.nn.Parameter):
+            return torch.nn.Parameter(leaf.detach().double(), requires_grad=leaf.requires_grad)
+        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return mapped(double, tree)

@@ -8,7 +8,7 @@ The slices are taken here anew: nothing of the engine's way to run tasks enters.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.batches import check_val_batch
-from gimli_core.meta_parameters.marks import Mark, PerTask
+from gimli_core.meta_parameters.marks import PerTask
 from gimli_core.notation import COUNTS
-from gimli_core.verification.question import RESULTS, Entries, Key, Question, flatten
+from gimli_core.trees import bare, folded, leaves, rebuilt
+from gimli_core.verification.question import RESULTS, Entries, Key, Question
 
 __all__ = ["joined", "keys_by_task", "leaves_of", "of_each", "scale_of"]
 
@@ -71,30 +72,22 @@ def keys_by_task(question: Question) -> frozenset[Key]:
 
 
 def _marked_by_task(tree: Any, path: Key) -> list[Key]:
-    if isinstance(tree, PerTask):
-        return list(flatten(tree.value, path))
-    if isinstance(tree, Mark):
-        return _marked_by_task(tree.value, path)
-    if isinstance(tree, (Mapping, tuple, list)):
-        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-        return [key for name, branch in items for key in _marked_by_task(branch, (*path, name))]
-    return []
+    return [(*path, *bare(at)) for at, _ in leaves(tree) if PerTask in at]
 
 
-def _part(value: Any, t: int, inside: bool = False) -> Any:
+def _part(value: Any, t: int) -> Any:
     """What task t has of an argument: its slice of what is marked, without that mark; all of the rest."""
-    if isinstance(value, PerTask):
-        return _part(value.value, t, inside=True)
-    if isinstance(value, Mark):
-        return type(value)(_part(value.value, t, inside))
-    if isinstance(value, Mapping):
-        return {k: v if k in COUNTS else _part(v, t, inside) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_part(v, t, inside) for v in value)
-    if not (inside and isinstance(value, Tensor)):
-        return value
-    # Whether an nn.Parameter requires grad says whether it is trained.
-    return nn.Parameter(value.detach()[t], value.requires_grad) if isinstance(value, nn.Parameter) else value[t]
+
+    def leaf(path: Key, x: Any) -> Any:
+        if PerTask not in path or not isinstance(x, Tensor) or any(key in COUNTS for key in path):
+            return x
+        # Whether an nn.Parameter requires grad says whether it is trained.
+        return nn.Parameter(x.detach()[t], x.requires_grad) if isinstance(x, nn.Parameter) else x[t]
+
+    def node(path: Key, part: Any, results: dict[Any, Any]) -> Any:
+        return results[PerTask] if isinstance(part, PerTask) else rebuilt(path, part, results)
+
+    return folded(value, leaf, node)
 
 
 def _of_batch(batch: Any, t: int) -> Any:

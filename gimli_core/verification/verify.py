@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
@@ -40,14 +41,12 @@ from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Questio
 from gimli_core.verification.report import Report
 from gimli_core.verification.rows import key_of_row, like_results, of_row, of_rows
 
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
 __all__ = ["ORACLES", "verify"]
 
 ORACLES = ("autograd", "finite_differences", "dense_chain")
 
 
+@torch.enable_grad()  # the oracles differentiate, whatever mode the caller is in
 def verify(
     problem: Problem,
     theta_0: Mapping[str, Tensor],
@@ -165,6 +164,9 @@ def verify(
         raise unexpected(argument, "losses that are functions of their arguments", actual, do)
     rows = of_rows(asked, environment)
     entries = like_results({VAL_LOSS: torch.zeros(()), **asked.entries()}, rows)
+    if not any(value.numel() for key, value in entries.items() if key != VAL_LOSS):
+        do = "An empty tensor has no derivative to hold against another."
+        raise unexpected("theta_0", "at least one number to differentiate by", "empty tensors alone", do)
     if call.nested and isinstance(claimed, Mapping) and "A_loss" in claimed:
         claimed = {**claimed, "A_loss": flat_entries(claimed["A_loss"], call.nested)}
     claims, truth = entries_of(claimed, entries, "claimed"), entries_of(closed_form, entries, "closed_form")

@@ -37,8 +37,10 @@ def ran(**changed: Any) -> Any:
 
     arguments: dict[str, Any] = {
         "problem": gimli.Problem(counted, counted, changed.pop("optimizer", SGD(lr=0.1))),
-        "theta_0": {"w": torch.ones(2)}, "train_batches": [torch.zeros(2)] * 3, "val_batch": torch.zeros(2),
-    }  # fmt: skip
+        "theta_0": {"w": torch.ones(2)},
+        "train_batches": [torch.zeros(2)] * 3,
+        "val_batch": torch.zeros(2),
+    }
     try:
         return gimli.meta_gradient(**{**arguments, **changed})
     finally:

@@ -20,9 +20,11 @@ def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor
 def given() -> dict[str, Any]:
     return {
         "theta_0": {"w": torch.tensor([0.5, -1.0]), "v": torch.tensor([0.3, 0.2, 0.1])},
-        "train_batches": [None] * 3, "val_batch": None,
-        "phi_loss": {"scale": torch.tensor(0.1)}, "phi_opt": {"lr": torch.tensor(0.1)},
-    }  # fmt: skip
+        "train_batches": [None] * 3,
+        "val_batch": None,
+        "phi_loss": {"scale": torch.tensor(0.1)},
+        "phi_opt": {"lr": torch.tensor(0.1)},
+    }
 
 
 def as_parameters(values: dict[str, Tensor]) -> nn.ParameterDict:

@@ -45,8 +45,9 @@ def given(train_loss: Any, val_loss: Any, rule: Any = None) -> dict[str, Any]:
         "theta_0": {"a": torch.randn(5), "b": torch.tensor(0.3)},
         "train_batches": batches[:J],
         "val_batch": lambda j: batches[J + j],
-        "phi_opt": {"lr": 0.1}, "phi_loss": {"scale": torch.tensor(0.8)},
-    }  # fmt: skip
+        "phi_opt": {"lr": 0.1},
+        "phi_loss": {"scale": torch.tensor(0.8)},
+    }
 
 
 def of_task(made: dict[str, Any], t: int) -> dict[str, Any]:
@@ -66,10 +67,14 @@ def test_a_loss_may_take_j_as_if_it_were_part_of_the_batch() -> None:
 
     batches = list(zip(made["train_batches"], WEIGHTS, strict=False))
     expected = gimli.meta_gradient(
-        gimli.Problem(by_batch, by_batch, SGD(momentum=0.5)), made["theta_0"], batches,
+        gimli.Problem(by_batch, by_batch, SGD(momentum=0.5)),
+        made["theta_0"],
+        batches,
         lambda j: (made["val_batch"](j), WEIGHTS[j]),
-        phi_opt=made["phi_opt"], phi_loss=made["phi_loss"], val_weights=LAST_TWO,
-    )  # fmt: skip
+        phi_opt=made["phi_opt"],
+        phi_loss=made["phi_loss"],
+        val_weights=LAST_TWO,
+    )
     agree(found, expected, rtol=1e-13)
     gimli.verify(**made, val_weights=LAST_TWO).assert_ok()
 

@@ -36,10 +36,12 @@ def call(optimizer: Any = None, loss: Any = queries) -> Call:
     x, y = torch.randn(N, 4), torch.randn(N)
     rows = [torch.randperm(N)[:6] for _ in range(J)]
     return {
-        "problem": gimli.Problem(weighted, loss, optimizer or Adam(lr=0.05)), "theta_0": {"a": torch.randn(4) / 2},
+        "problem": gimli.Problem(weighted, loss, optimizer or Adam(lr=0.05)),
+        "theta_0": {"a": torch.randn(4) / 2},
         "train_batches": [{"x": x[r], "y": y[r], "rows": r} for r in rows],
-        "val_batch": (torch.randn(K, 4), torch.randn(K)), "phi_loss": {"w": gimli.indexed(1 + torch.rand(N))},
-    }  # fmt: skip
+        "val_batch": (torch.randn(K, 4), torch.randn(K)),
+        "phi_loss": {"w": gimli.indexed(1 + torch.rand(N))},
+    }
 
 
 def test_scores_are_the_slope_of_retraining() -> None:

@@ -147,8 +147,10 @@ def main() -> None:
         found = Measured(*json.loads(in_fresh_process("tests.benchmarks.budget", *options)))
         ratio = "" if reference is None else f"{found.peak / reference:.3f}"
         close = "" if found.predicted is None else f"{found.predicted / found.peak:.2f}"
-        print(f"{steps:>6} {name:22}{found.peak / MIB:9.0f}{ratio:>7}{close:>11}{found.seconds:9.2f}{found.cpu:8.2f}",
-              flush=True)  # fmt: skip
+        print(
+            f"{steps:>6} {name:22}{found.peak / MIB:9.0f}{ratio:>7}{close:>11}{found.seconds:9.2f}{found.cpu:8.2f}",
+            flush=True,
+        )
         found.note(run, f"{label or name}/J = {steps}")
         return found
 
@@ -194,9 +196,12 @@ def long_runs(line: Callable[..., Measured], lengths: list[int]) -> None:
         found = line(f"Budget({size})", J, None, "--flush-denormals", label="256 MiB")
         beside = states[short]
         states_ms = 1e3 * beside.seconds / short
-        print(f"{verdict(found)}\n{'':7}{1e3 * found.seconds / J:.1f} ms a step, "
-              f"{1e3 * found.seconds / J / states_ms:.2f} times StoreStates' {states_ms:.1f} "
-              f"(processor time {found.cpu / J / (beside.cpu / short):.2f})", flush=True)  # fmt: skip
+        print(
+            f"{verdict(found)}\n{'':7}{1e3 * found.seconds / J:.1f} ms a step, "
+            f"{1e3 * found.seconds / J / states_ms:.2f} times StoreStates' {states_ms:.1f} "
+            f"(processor time {found.cpu / J / (beside.cpu / short):.2f})",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -80,8 +80,12 @@ def report(a: Run, b: Run, changes: list[Change], everything: bool) -> list[str]
     for what, x, y in (("machine", a.machine, b.machine), ("arguments", a.arguments, b.arguments)):
         apart = [f"{k} {x.get(k)} → {y.get(k)}" for k in {**x, **y} if x.get(k) != y.get(k)]
         lines += [f"another {what}: {', '.join(apart)}"] if apart else []
-    lines += [f"only in {run.time}: {name}" for run, other in ((a, b), (b, a)) for name in run.figures
-              if name not in other.figures]  # fmt: skip
+    lines += [
+        f"only in {run.time}: {name}"
+        for run, other in ((a, b), (b, a))
+        for name in run.figures
+        if name not in other.figures
+    ]
     shown = [c for c in changes if everything or c.verdict != "same"]
     width = max((len(c.name) for c in shown), default=0)
     for c in shown:

@@ -53,7 +53,10 @@ def synthetic(
     B_0 = strength * torch.linalg.solve(H, torch.einsum("tmn,tm->tn", x_val, away) / m).mean(0)
     problem = gimli.proximal(gimli.Problem(squares, squares, gimli.optimizers.SGD(lr=lr, momentum=momentum)), strength)
     arguments = {
-        "problem": problem, "theta_0": {"w": theta_0}, "train_batch": (x, y), "val_batch": (x_val, y_val),
+        "problem": problem,
+        "theta_0": {"w": theta_0},
+        "train_batch": (x, y),
+        "val_batch": (x_val, y_val),
         "tasks": tasks,
-    }  # fmt: skip
+    }
     return Synthetic(arguments, B_0, minima)

@@ -99,9 +99,13 @@ class Work:
     def arguments(self) -> dict[str, Any]:
         batches: Callable[[int], Any] = lambda j: self.pool[j % 3]  # noqa: E731
         return {
-            "problem": self.problem, "theta_0": self.theta_0, "train_batches": batches, "val_batch": self.pool[3],
-            "steps": self.steps, "phi_opt": {"lr": self.lr},
-        }  # fmt: skip
+            "problem": self.problem,
+            "theta_0": self.theta_0,
+            "train_batches": batches,
+            "val_batch": self.pool[3],
+            "steps": self.steps,
+            "phi_opt": {"lr": self.lr},
+        }
 
     def engine(self, memory: gimli.memory.Schedule, compile: bool = False) -> dict[str, Tensor]:
         found: dict[str, Tensor] = gimli.meta_gradient(**self.arguments(), memory=memory, compile=compile).A_opt["lr"]

@@ -13,9 +13,15 @@ from tests.optimizers.cases import Case, start
 STEPS = 6
 CENTRE = 0.3
 TORCHOPT = {
-    "SGD": "MetaSGD", "Adam": "MetaAdam", "AdamW": "MetaAdamW", "Adamax": "MetaAdaMax", "Adadelta": "MetaAdadelta",
-    "Adagrad": "MetaAdaGrad", "RMSprop": "MetaRMSProp", "RAdam": "MetaRAdam",
-}  # fmt: skip
+    "SGD": "MetaSGD",
+    "Adam": "MetaAdam",
+    "AdamW": "MetaAdamW",
+    "Adamax": "MetaAdaMax",
+    "Adadelta": "MetaAdadelta",
+    "Adagrad": "MetaAdaGrad",
+    "RMSprop": "MetaRMSProp",
+    "RAdam": "MetaRAdam",
+}
 
 
 class Weights(nn.Module):

@@ -174,9 +174,15 @@ def warm(engine: str) -> Step:
 
     def ours() -> float:
         value, end = gimli.unroll(
-            problem, now["theta"], [train] * steps, val, phi_opt={"lr": log_lr.exp()}, state_0=now["s"],
-            with_trajectory=True, compile=COMPILE[engine],
-        )  # fmt: skip
+            problem,
+            now["theta"],
+            [train] * steps,
+            val,
+            phi_opt={"lr": log_lr.exp()},
+            state_0=now["s"],
+            with_trajectory=True,
+            compile=COMPILE[engine],
+        )
         now.update(theta=end.theta_J, s=end.state_J)
         return descended(value, optimizer)
 

@@ -6,11 +6,12 @@ MLP 784-512-512-10, batch 128, Adam, per-tensor learning rates and L2, in float3
 gloo processes of this machine with one thread each.
 
 - Messages and bytes are counted, of one run of J steps, over its steps: those of the ends are listed apart. Bytes are
-  what a rank puts in; of an all_reduce a ring sends about twice as much, of an all_gather W - 1 times.
+  what a rank puts in; of an all_reduce a ring sends about twice as much, of an all_gather W - 1 times, of an
+  all_to_all (W - 1) / W: all_gather and all_to_all together are as much on the wire as one all_reduce.
 - Peaks are resident bytes above what the process held before, by stored states; a state is theta_j and s_j.
 - Times are pairs, A B A B: one process alone, and two that share its work. `of the time` is one process's seconds over
   twice those of two: 1 is perfect. `of the work` is its processor time over that of the two together, which other
-  programs on the machine do not touch.
+  programs on the machine touch less: they still empty its caches, more so for who waits for another.
 """
 
 from __future__ import annotations

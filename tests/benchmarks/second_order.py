@@ -49,9 +49,14 @@ def arguments(model: str, steps: int, data: Path) -> dict:
         return (RMSWork(steps) if model == "transformer-rms" else Work(model, steps)).arguments()
     work = Workload(steps, data)
     return {
-        "problem": work.problem, "theta_0": work.theta_0, "train_batches": work.batch, "val_batch": work.val,
-        "steps": steps, "phi_opt": {"lr": work.lr}, "phi_loss": work.log_l2,
-    }  # fmt: skip
+        "problem": work.problem,
+        "theta_0": work.theta_0,
+        "train_batches": work.batch,
+        "val_batch": work.val,
+        "steps": steps,
+        "phi_opt": {"lr": work.lr},
+        "phi_loss": work.log_l2,
+    }
 
 
 def runner(given: dict, mean: str, schedule: str) -> Callable[[], dict[str, Tensor]]:

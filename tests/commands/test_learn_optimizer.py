@@ -20,8 +20,21 @@ def test_it_trains_judges_draws_and_saves(
 ) -> None:
     monkeypatch.setattr(learn_optimizer, "JUDGED", 2)
     out, saved = tmp_path / "curves.png", tmp_path / "net.pt"
-    code = main(["learn-optimizer", "--rule", "mlp", "--windows", "2", "--episode", "20", "--out", str(out),
-                 "--save", str(saved)])  # fmt: skip
+    code = main(
+        [
+            "learn-optimizer",
+            "--rule",
+            "mlp",
+            "--windows",
+            "2",
+            "--episode",
+            "20",
+            "--out",
+            str(out),
+            "--save",
+            str(saved),
+        ]
+    )
     told = capsys.readouterr().out
     assert code == 0
     assert "Adam, tuned by as many inner steps (40): the best of 2 rates" in told

@@ -63,7 +63,7 @@ CASES = {
     "no name": ({}, ":", "got another form"),
     "a NUL": ({}, "mi\0ne:build", "got another form"),
     "an escape sequence": ({}, "\x1b[2J:build", "got another form"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -132,9 +132,13 @@ def test_code_that_leaves_while_a_run_is_shown(way: str, module: Path) -> None:
     path = os.pathsep.join([str(Path(command_line.__file__).parents[2]), *sys.path])
     done = subprocess.run(
         [sys.executable, "-c", program, way, "mine:build", *COMMANDS[way][1:]],
-        capture_output=True, text=True, cwd=module.parent, stdin=subprocess.DEVNULL, check=False,
+        capture_output=True,
+        text=True,
+        cwd=module.parent,
+        stdin=subprocess.DEVNULL,
+        check=False,
         env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
+    )
     assert done.returncode == 2
     assert "sys.exit(0)" in done.stderr
 

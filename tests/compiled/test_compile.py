@@ -214,9 +214,11 @@ def test_a_tensor_that_comes_twice_in_the_first_batch_may_come_once_in_the_other
 
     x, y = torch.randn(2, 6)
     made: dict[str, Any] = {
-        "problem": gimli.Problem(fit, fit, SGD(lr=0.1)), "theta_0": {"w": torch.ones(())},
-        "train_batches": [(x, x), (x, y), (y, x)], "val_batch": (x, y),
-    }  # fmt: skip
+        "problem": gimli.Problem(fit, fit, SGD(lr=0.1)),
+        "theta_0": {"w": torch.ones(())},
+        "train_batches": [(x, x), (x, y), (y, x)],
+        "val_batch": (x, y),
+    }
     eager = gimli.meta_gradient(**made, compile=False)
     agree(gimli.meta_gradient(**made, compile="steps"), eager)
     agree(gimli.meta_gradient(**made, compile="steps", memory=StoreStates()), eager)
@@ -229,9 +231,11 @@ def test_a_network_that_is_not_trained_may_change_between_calls() -> None:
         return (x @ theta["w"] - teacher(x).squeeze(-1)).square().mean()
 
     made: dict[str, Any] = {
-        "problem": gimli.Problem(distil, distil, SGD(lr=0.1)), "theta_0": {"w": torch.ones(3)},
-        "train_batches": list(torch.randn(4, 6, 3)), "val_batch": torch.randn(6, 3),
-    }  # fmt: skip
+        "problem": gimli.Problem(distil, distil, SGD(lr=0.1)),
+        "theta_0": {"w": torch.ones(3)},
+        "train_batches": list(torch.randn(4, 6, 3)),
+        "val_batch": torch.randn(6, 3),
+    }
     for number in range(3):
         agree(gimli.meta_gradient(**made, compile="steps"), gimli.meta_gradient(**made, compile=False))
         with torch.no_grad():
@@ -256,9 +260,12 @@ def test_what_is_handed_on_may_lie_as_the_compiler_likes(
 
     x = torch.randn(T, 4, 1, 12, 12, dtype=torch.float32)
     made: dict[str, Any] = {
-        "problem": gimli.Problem(fit, fit, SGD(lr=0.1)), "theta_0": dict(net.named_parameters()),
-        "train_batches": [x, x], "val_batch": x, "tasks": T,
-    }  # fmt: skip
+        "problem": gimli.Problem(fit, fit, SGD(lr=0.1)),
+        "theta_0": dict(net.named_parameters()),
+        "train_batches": [x, x],
+        "val_batch": x,
+        "tasks": T,
+    }
     found, eager = gimli.meta_gradient(**made, compile="steps"), gimli.meta_gradient(**made, compile=False)
     agree(found, eager, rtol=1e-3, atol=1e-6)  # float32: another layout sums in another order
     assert "not compiled" not in said(caplog)
@@ -342,9 +349,11 @@ def test_random_numbers_are_the_same() -> None:
 
     x = torch.ones(20, 3)
     made: dict[str, Any] = {
-        "problem": gimli.Problem(noisy, noisy, SGD(lr=0.1)), "theta_0": {"w": torch.ones(3), "c": torch.ones(())},
-        "train_batches": [x] * 4, "val_batch": x,
-    }  # fmt: skip
+        "problem": gimli.Problem(noisy, noisy, SGD(lr=0.1)),
+        "theta_0": {"w": torch.ones(3), "c": torch.ones(())},
+        "train_batches": [x] * 4,
+        "val_batch": x,
+    }
     torch.manual_seed(0)
     eager = gimli.meta_gradient(**made, compile=False)
     for memory in (None, RetainGraphs(), StoreStates(), Checkpoint(1)):
@@ -405,9 +414,12 @@ def test_where_compiled_and_eager_differ_it_says_what_to_do(
     monkeypatch.setattr(trial, "as_close", lambda *of_a_trial: False)
     with pytest.raises(trial.Uncompiled, match=r"differ by 3\.48 times what rounding can explain\. If the same"):
         trial.beside_eager(
-            torch.sin, Environment([], torch.device("cpu")), (torch.ones(3),), lambda module, inputs: module,
+            torch.sin,
+            Environment([], torch.device("cpu")),
+            (torch.ones(3),),
+            lambda module, inputs: module,
             lambda compiled, flat, eager: compiled(*flat),
-        )  # fmt: skip
+        )
 
 
 def test_an_operation_that_will_not_compile_runs_eagerly_with_one_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -28,9 +28,13 @@ from tests.device import contract, memory, precision, schedules, speed, synchron
 from tests.device.check import Check, Where
 
 SECTIONS = {
-    "contract": contract.checks, "schedules": schedules.checks, "budgets": memory.checks,
-    "waiting": synchronisation.checks, "bfloat16": precision.checks, "tasks": tasks.checks,
-}  # fmt: skip
+    "contract": contract.checks,
+    "schedules": schedules.checks,
+    "budgets": memory.checks,
+    "waiting": synchronisation.checks,
+    "bfloat16": precision.checks,
+    "tasks": tasks.checks,
+}
 
 
 def section(name: str, checks: Iterable[Check], run: Run) -> list[str]:

@@ -20,12 +20,16 @@ def checks(where: Where) -> Iterator[Check]:
     rules = [rule for rule in RULES if not where.quick or rule.name in QUICK]
     for problem in PROBLEMS:
         for start in STARTS:
-            yield summary(f"float64, {problem.__name__}, {start} start", {
-                rule.name: in_double(where, rule, problem, start) for rule in rules
-            }, 1e-11)  # fmt: skip
-        yield summary(f"float32, {problem.__name__}, of the bound", {
-            rule.name: in_single(where, rule, problem) for rule in rules
-        }, 1.0)  # fmt: skip
+            yield summary(
+                f"float64, {problem.__name__}, {start} start",
+                {rule.name: in_double(where, rule, problem, start) for rule in rules},
+                1e-11,
+            )
+        yield summary(
+            f"float32, {problem.__name__}, of the bound",
+            {rule.name: in_single(where, rule, problem) for rule in rules},
+            1.0,
+        )
 
 
 def summary(name: str, errors: dict[str, float], allowed: float) -> Check:

@@ -31,10 +31,13 @@ def arguments(where: Where) -> dict[str, Any]:
 
     x, y, theta_0 = where.put((x, y, theta_0))
     return {
-        "problem": gimli.Problem(loss, loss, gimli.optimizers.Adam()), "theta_0": theta_0,
-        "train_batches": lambda j: (x[j % 3], y[j % 3]), "val_batch": (x[3], y[3]), "steps": STEPS,
+        "problem": gimli.Problem(loss, loss, gimli.optimizers.Adam()),
+        "theta_0": theta_0,
+        "train_batches": lambda j: (x[j % 3], y[j % 3]),
+        "val_batch": (x[3], y[3]),
+        "steps": STEPS,
         "phi_opt": {"lr": {k: torch.tensor(1e-3) for k in theta_0}},
-    }  # fmt: skip
+    }
 
 
 def peak(where: Where, run: Callable[[], Any]) -> tuple[Any, int]:

@@ -20,9 +20,20 @@ def checks(where: Where, seconds: float) -> Iterator[Check]:
             yield Check(name, True, f"{needs} is not here")
             continue
         command = [
-            sys.executable, "-m", "tests.benchmarks.speed", "--device", where.device.type, "--only", name, "--repeats",
-            "3", "--data", str(where.data), "--json", str(FOLDER / f"device-{where.device.type}-{name}.json"),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "tests.benchmarks.speed",
+            "--device",
+            where.device.type,
+            "--only",
+            name,
+            "--repeats",
+            "3",
+            "--data",
+            str(where.data),
+            "--json",
+            str(FOLDER / f"device-{where.device.type}-{name}.json"),
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=most, check=False)
         except subprocess.TimeoutExpired:

@@ -33,8 +33,10 @@ def given() -> dict[str, Any]:
     return {
         "problem": gimli.Problem(loss, loss, Adam(lr=0.1)),
         "theta_0": {"w": torch.randn(3, 4), "v": torch.randn(4), "fixed": nn.Parameter(torch.randn(4), False)},
-        "train_batches": batches[:-1], "val_batch": batches[-1], "phi_loss": {"scale": torch.tensor(0.9)},
-    }  # fmt: skip
+        "train_batches": batches[:-1],
+        "val_batch": batches[-1],
+        "phi_loss": {"scale": torch.tensor(0.9)},
+    }
 
 
 def forwards(made: dict[str, Any]) -> dict[str, Any]:
@@ -102,8 +104,11 @@ def test_a_metric_that_vmap_cannot_do_is_called_for_each_task() -> None:
 
 def test_without_tasks_there_is_one_and_no_interval() -> None:
     made = given()
-    one = {**made, "train_batches": [(x[0], y[0]) for x, y in made["train_batches"]],
-           "val_batch": tuple(v[0] for v in made["val_batch"])}  # fmt: skip
+    one = {
+        **made,
+        "train_batches": [(x[0], y[0]) for x, y in made["train_batches"]],
+        "val_batch": tuple(v[0] for v in made["val_batch"]),
+    }
     found = gimli.evaluate(**one)
     assert found.metrics["loss"].shape == (1,)
     assert math.isclose(found.mean["loss"], gimli.meta_gradient(**one).val_loss.item(), rel_tol=1e-13)

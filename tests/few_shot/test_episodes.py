@@ -17,9 +17,13 @@ from tests.few_shot.problems import episodes, made
 
 @settings(max_examples=40)
 @given(
-    way=st.integers(2, 6), shot=st.integers(1, 3), queries=st.integers(1, 3), balanced=st.booleans(),
-    number=st.integers(0, 10**6), seed=st.integers(0, 10**6),
-)  # fmt: skip
+    way=st.integers(2, 6),
+    shot=st.integers(1, 3),
+    queries=st.integers(1, 3),
+    balanced=st.booleans(),
+    number=st.integers(0, 10**6),
+    seed=st.integers(0, 10**6),
+)
 def test_a_task_has_distinct_classes_and_no_row_twice(
     way: int, shot: int, queries: int, balanced: bool, number: int, seed: int
 ) -> None:

@@ -119,10 +119,14 @@ def test_maml_plus_plus(per_step_norm: bool, number: int) -> None:
     rates, norm = by_name(method.log_lr), by_name(method.norm)
     assert set(norm) == ({"1.weight", "1.bias"} if per_step_norm else set())
     expected = written_out(
-        method, drawn, lambda k, j: rates[k][j].exp(), adapts=lambda k: k not in norm,
+        method,
+        drawn,
+        lambda k, j: rates[k][j].exp(),
+        adapts=lambda k: k not in norm,
         weights=lambda theta, j: {**theta, **{k: v[j] for k, v in norm.items()}},
-        val_weights=tuple(multi_step_weights(3, number, 10)), first_order=number < 2,
-    )  # fmt: skip
+        val_weights=tuple(multi_step_weights(3, number, 10)),
+        first_order=number < 2,
+    )
     assert_agrees_but_unused(method, drawn, expected)
 
 

@@ -14,10 +14,14 @@ from gimli_core.few_shot.networks import NETWORKS, conv4, densenet_bc, strided_c
 from gimli_core.few_shot.networks.parts import PIXEL_AT, Bfloat16
 
 SMALL: dict[str, dict[str, Any]] = {
-    "conv4": {"filters": 4}, "strided-conv4": {"filters": 4}, "vgg": {"filters": 4},
-    "resnet-4": {"widths": (4, 4, 4, 4)}, "resnet-8": {"widths": (4, 4, 4, 4)}, "resnet-12": {"widths": (4, 4, 4, 4)},
+    "conv4": {"filters": 4},
+    "strided-conv4": {"filters": 4},
+    "vgg": {"filters": 4},
+    "resnet-4": {"widths": (4, 4, 4, 4)},
+    "resnet-8": {"widths": (4, 4, 4, 4)},
+    "resnet-12": {"widths": (4, 4, 4, 4)},
     "densenet-8": {"growth": 4},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -32,9 +36,16 @@ def test_outputs_have_their_shapes(name: str, channels: int, size: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "layers"),
-    [("conv4", 4), ("strided-conv4", 4), ("vgg", 4), ("resnet-4", 4), ("resnet-8", 8), ("resnet-12", 12),
-     ("densenet-8", 8)],
-)  # fmt: skip
+    [
+        ("conv4", 4),
+        ("strided-conv4", 4),
+        ("vgg", 4),
+        ("resnet-4", 4),
+        ("resnet-8", 8),
+        ("resnet-12", 12),
+        ("densenet-8", 8),
+    ],
+)
 def test_as_many_convolutions_as_the_name_says(name: str, layers: int) -> None:
     network = NETWORKS[name](1, 28, outputs=5, **SMALL[name])
     sizes = [module.kernel_size for module in network.modules() if isinstance(module, nn.Conv2d)]

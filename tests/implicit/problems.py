@@ -48,9 +48,12 @@ def ridge(n: int = 6, seed: int = 0, spread: float = 1.0, rule: Optimizer | None
     w = torch.linalg.solve(H, x.T @ y / len(y))
     v = torch.linalg.solve(H, x_val.T @ (x_val @ w - y_val) / len(y_val))
     arguments = {
-        "problem": gimli.Problem(ridge_loss, fit, rule or SGD(lr=0.1)), "theta_star": {"w": w},
-        "train_batch": (x, y), "val_batch": (x_val, y_val), "phi_loss": {"log_l2": log_l2},
-    }  # fmt: skip
+        "problem": gimli.Problem(ridge_loss, fit, rule or SGD(lr=0.1)),
+        "theta_star": {"w": w},
+        "train_batch": (x, y),
+        "val_batch": (x_val, y_val),
+        "phi_loss": {"log_l2": log_l2},
+    }
     return Ridge(arguments, -v * log_l2.exp() * w + 0.01, v, H)
 
 
@@ -67,17 +70,23 @@ def ridges(T: int, spread: float = 1.0) -> tuple[dict[str, Any], list[Ridge]]:
         w = torch.linalg.solve(H, x.T @ y / len(y))
         v = torch.linalg.solve(H, x_val.T @ (x_val @ w - y_val) / len(y_val))
         arguments = {
-            **one.arguments, "theta_star": {"w": w}, "train_batch": (x, y), "phi_loss": {"log_l2": log_l2},
-        }  # fmt: skip
+            **one.arguments,
+            "theta_star": {"w": w},
+            "train_batch": (x, y),
+            "phi_loss": {"log_l2": log_l2},
+        }
         alone.append(Ridge(arguments, -v * log_l2.exp() * w + 0.01, v, H))
 
     def stacked(name: str) -> Batch:
         return tuple(torch.stack(parts) for parts in zip(*(one.arguments[name] for one in alone), strict=True))
 
     arguments = {
-        **each[0].arguments, "theta_star": {"w": torch.stack([one.arguments["theta_star"]["w"] for one in alone])},
-        "train_batch": stacked("train_batch"), "val_batch": stacked("val_batch"), "tasks": T,
-    }  # fmt: skip
+        **each[0].arguments,
+        "theta_star": {"w": torch.stack([one.arguments["theta_star"]["w"] for one in alone])},
+        "train_batch": stacked("train_batch"),
+        "val_batch": stacked("val_batch"),
+        "tasks": T,
+    }
     return arguments, alone
 
 
@@ -103,8 +112,10 @@ def network(rule: Optimizer | None = None) -> dict[str, Any]:
     return {
         "problem": gimli.Problem(network_loss, network_fit, rule or SGD(lr=0.1)),
         "theta_star": minimum(lambda theta: network_loss(theta, phi, batch), theta),
-        "train_batch": batch, "val_batch": val, "phi_loss": phi,
-    }  # fmt: skip
+        "train_batch": batch,
+        "val_batch": val,
+        "phi_loss": phi,
+    }
 
 
 def minimum(loss: Any, theta: dict[str, Tensor]) -> dict[str, Tensor]:

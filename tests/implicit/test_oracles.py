@@ -29,8 +29,9 @@ def test_ridge_in_closed_form(solver: Solver) -> None:
     assert result.A_opt == {}
     assert result.S_0 == {}
     assert torch.equal(result.B_0["w"], torch.zeros(6))  # where the loop began is forgotten
-    assert torch.equal(result.val_loss, fit({"w": result.theta_J["w"]}, made.arguments["phi_loss"],
-                                            made.arguments["val_batch"]))  # fmt: skip
+    assert torch.equal(
+        result.val_loss, fit({"w": result.theta_J["w"]}, made.arguments["phi_loss"], made.arguments["val_batch"])
+    )
 
 
 @pytest.mark.parametrize("solver", EXACT, ids=lambda s: type(s).__name__)
@@ -117,11 +118,16 @@ def test_a_constant_strength_and_no_phi_loss() -> None:
 
 BETAS = (0.8, 0.8)  # a state that is at rest after few steps
 RULES = [
-    SGD(lr=0.3), SGD(lr=0.2, momentum=0.7), SGD(lr=0.2, momentum=0.5, dampening=0.3),
-    SGD(lr=0.2, momentum=0.6, nesterov=True), SGD(lr=0.2, weight_decay=0.1), Adam(lr=0.1, betas=BETAS, eps=0.3),
-    AdamW(lr=0.1, betas=BETAS, eps=0.3, weight_decay=0.2), RMSprop(lr=0.1, alpha=0.8, eps=0.3),
+    SGD(lr=0.3),
+    SGD(lr=0.2, momentum=0.7),
+    SGD(lr=0.2, momentum=0.5, dampening=0.3),
+    SGD(lr=0.2, momentum=0.6, nesterov=True),
+    SGD(lr=0.2, weight_decay=0.1),
+    Adam(lr=0.1, betas=BETAS, eps=0.3),
+    AdamW(lr=0.1, betas=BETAS, eps=0.3, weight_decay=0.2),
+    RMSprop(lr=0.1, alpha=0.8, eps=0.3),
     NAdam(lr=0.1, betas=BETAS, eps=0.3, momentum_decay=0.0),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -134,9 +140,13 @@ def test_k_terms_are_the_last_k_steps_of_a_run_that_has_converged(rule: Any) -> 
     for k in (1, 7):
         run = gimli.meta_gradient(*call, **options, approximation=gimli.Truncated(k))
         terms = gimli.implicit_gradient(
-            **arguments, train_batch=batch, theta_star=run.theta_J, state_star=run.state_J, solver=Neumann(k),
+            **arguments,
+            train_batch=batch,
+            theta_star=run.theta_J,
+            state_star=run.state_J,
+            solver=Neumann(k),
             inner_tolerance=float("inf"),
-        )  # fmt: skip
+        )
         assert distance(terms.A_loss["log_l2"], run.A_loss["log_l2"]) < 1e-9
         assert terms.approximation == f"Neumann: {k} terms"
 

@@ -131,11 +131,12 @@ def test_damping_is_added_to_the_hessian(solver: Solver) -> None:
 def test_in_float32_the_defaults_ask_for_no_more_than_it_has(solver: Solver) -> None:
     exact, made = gimli.implicit_gradient(**network(), solver=Dense()), network()
     single = {
-        **made, "theta_star": {k: v.float() for k, v in made["theta_star"].items()},
+        **made,
+        "theta_star": {k: v.float() for k, v in made["theta_star"].items()},
         "train_batch": tuple(v.float() for v in made["train_batch"]),
         "val_batch": tuple(v.float() for v in made["val_batch"]),
         "phi_loss": {k: v.float() for k, v in made["phi_loss"].items()},
-    }  # fmt: skip
+    }
     result = gimli.implicit_gradient(**single, solver=solver)
     for k, A in result.A_loss.items():
         assert A.dtype == torch.float32
@@ -225,9 +226,11 @@ def saddle_problem(c: list[float]) -> dict[str, Any]:
 
     return {
         "problem": gimli.Problem(saddle, val, SGD(lr=0.1)),
-        "theta_star": {"a": torch.zeros(3), "b": torch.ones(2)}, "train_batch": torch.ones(2), "val_batch": None,
+        "theta_star": {"a": torch.zeros(3), "b": torch.ones(2)},
+        "train_batch": torch.ones(2),
+        "val_batch": None,
         "phi_loss": {"c": torch.tensor(c)},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("solver", [CG(), MINRES(), Dense()], ids=lambda s: type(s).__name__)
@@ -259,9 +262,12 @@ def test_the_task_is_named() -> None:
     made = saddle_problem([1.0, 0.5, 3.0])
     c = torch.tensor([[1.0, 0.5, 3.0], [1.0, 2.0, 3.0], [1.0, -0.5, 3.0]])
     made |= {
-        "theta_star": {"a": torch.zeros(3, 3), "b": torch.ones(3, 2)}, "train_batch": torch.ones(3, 2),
-        "val_batch": torch.zeros(3), "phi_loss": {"c": gimli.per_task(c)}, "tasks": 3,
-    }  # fmt: skip
+        "theta_star": {"a": torch.zeros(3, 3), "b": torch.ones(3, 2)},
+        "train_batch": torch.ones(3, 2),
+        "val_batch": torch.zeros(3),
+        "phi_loss": {"c": gimli.per_task(c)},
+        "tasks": 3,
+    }
     with pytest.raises(NegativeCurvatureError, match="theta_star, task 2: ") as caught:
         gimli.implicit_gradient(**made)
     assert caught.value.direction["a"].shape == (3,)
@@ -320,7 +326,7 @@ def bad_batch(_: Any) -> dict[str, Any]:
         ({"preconditioner": {"w": torch.ones(6)}, "solver": MINRES()}, ArgumentError, r"preconditioner: .*CG as"),
         ({"second_order": "third"}, ArgumentError, r"second_order"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(changed: dict[str, Any], kind: type[GimliError], message: str) -> None:
     with pytest.raises(kind, match=message):
         gimli.implicit_gradient(**{**ridge().arguments, **changed})

@@ -63,8 +63,10 @@ def learned_hyperparameters(higher: Any) -> Numbers:
     model = net()
     opt = torch.optim.SGD(
         [{"params": model[0].parameters()}, {"params": [*model[2].parameters(), *model[3].parameters()], "lr": 0.02}],
-        lr=0.1, momentum=0.5, weight_decay=0.01,
-    )  # fmt: skip
+        lr=0.1,
+        momentum=0.5,
+        weight_decay=0.01,
+    )
     override = higher.optim.get_trainable_opt_params(opt)
     override = {name: override[name] for name in ("lr", "momentum", "weight_decay")}
     meta_opt = torch.optim.SGD([v for values in override.values() for v in values], lr=1e-3)

@@ -47,9 +47,11 @@ def given(rule: Any) -> dict[str, Any]:
     return {
         "problem": gimli.Problem(loss, loss, rule),
         "theta_0": {"w": torch.randn(3, 4), "v": torch.randn(4), "c": torch.tensor(0.3)},
-        "train_batches": made[:-1], "val_batch": made[-1],
-        "phi_opt": {"net": rule.parameters(seed=1)}, "phi_loss": {"l2": torch.tensor(-2.0)},
-    }  # fmt: skip
+        "train_batches": made[:-1],
+        "val_batch": made[-1],
+        "phi_opt": {"net": rule.parameters(seed=1)},
+        "phi_loss": {"l2": torch.tensor(-2.0)},
+    }
 
 
 def of_task(made: dict[str, Any], t: int) -> dict[str, Any]:
@@ -75,8 +77,10 @@ def test_verified_by_differences_too() -> None:
     few = {"net": {k: v for k, v in made["phi_opt"]["net"].items() if k.endswith("b")}}
     rest = {k: v for k, v in made["phi_opt"]["net"].items() if not k.endswith("b")}
     made["problem"] = gimli.Problem(loss, loss, MetaLSTM(hidden=3, net={**rest, **few["net"]}))
-    report = gimli.verify(**{**made, "phi_opt": few, "steps": 2, "train_batches": made["train_batches"][:2]},
-                          oracles=("autograd", "finite_differences"))  # fmt: skip
+    report = gimli.verify(
+        **{**made, "phi_opt": few, "steps": 2, "train_batches": made["train_batches"][:2]},
+        oracles=("autograd", "finite_differences"),
+    )
     report.assert_ok()
 
 
@@ -132,8 +136,9 @@ def test_the_cells_are_those_of_torch(hidden: int) -> None:
 def test_the_preprocessing_is_as_published() -> None:
     x = torch.tensor([2.0, -0.3, math.exp(-10) * 1.001, -math.exp(-10) * 0.5, 0.0], requires_grad=True)
     size, sign = log_and_sign(x)
-    torch.testing.assert_close(size.detach(), torch.tensor([math.log(2) / 10, math.log(0.3) / 10,
-                                                            (-10 + math.log(1.001)) / 10, -1.0, -1.0]))  # fmt: skip
+    torch.testing.assert_close(
+        size.detach(), torch.tensor([math.log(2) / 10, math.log(0.3) / 10, (-10 + math.log(1.001)) / 10, -1.0, -1.0])
+    )
     torch.testing.assert_close(sign.detach(), torch.tensor([1.0, -1.0, 1.0, -0.5, 0.0]))
     (slope,) = torch.autograd.grad((size + sign).sum(), x)
     assert torch.isfinite(slope).all()
@@ -171,8 +176,13 @@ def test_zero_gradients_have_finite_meta_gradients() -> None:
         return (theta["w"][:2] ** 2).sum() + 0 * theta["w"].sum()
 
     for rule in RULES.values():
-        result = gimli.meta_gradient(gimli.Problem(half, half, rule), {"w": torch.randn(4)}, [None] * 4, None,
-                                     phi_opt={"net": rule.parameters(seed=0)})  # fmt: skip
+        result = gimli.meta_gradient(
+            gimli.Problem(half, half, rule),
+            {"w": torch.randn(4)},
+            [None] * 4,
+            None,
+            phi_opt={"net": rule.parameters(seed=0)},
+        )
         assert all(torch.isfinite(A).all() for A in result.A_opt["net"].values())
 
 
@@ -226,7 +236,12 @@ def test_a_learned_optimizer_learns() -> None:
 
 
 def test_sizes_are_whole_numbers() -> None:
-    for made in (lambda: CoordinatewiseLSTM(hidden=0), lambda: MetaLSTM(hidden=2.5), lambda: MLPRule(hidden=True),
-                 lambda: CoordinatewiseLSTM(layers=0), lambda: LearnedLoss(0)):  # fmt: skip
+    for made in (
+        lambda: CoordinatewiseLSTM(hidden=0),
+        lambda: MetaLSTM(hidden=2.5),
+        lambda: MLPRule(hidden=True),
+        lambda: CoordinatewiseLSTM(layers=0),
+        lambda: LearnedLoss(0),
+    ):
         with pytest.raises(ArgumentError, match="a whole number >= 1"):
             made()

@@ -33,10 +33,24 @@ from tests.problems import needs_compiler
 EAGER = makers(EagerSteps())[0]
 
 COSTS = Costs(
-    start=0, point=30, step=2, gradient=10, record=50, end=30, run=Act(20, 4.0), run_graph=Act(60, 4.0),
-    run_kept=Act(15, 1.0), validate=Act(40, 3.0), sweep=Act(50, 6.0), sweep_point=Act(60, 10.0), holes=0, room=0,
-    fresh=0.0, write=0.5, read=0.5,
-)  # fmt: skip
+    start=0,
+    point=30,
+    step=2,
+    gradient=10,
+    record=50,
+    end=30,
+    run=Act(20, 4.0),
+    run_graph=Act(60, 4.0),
+    run_kept=Act(15, 1.0),
+    validate=Act(40, 3.0),
+    sweep=Act(50, 6.0),
+    sweep_point=Act(60, 10.0),
+    holes=0,
+    room=0,
+    fresh=0.0,
+    write=0.5,
+    read=0.5,
+)
 
 
 @pytest.mark.parametrize(

@@ -86,10 +86,16 @@ def test_a_rule_with_a_slot_without_entries_runs_from_disk(shape, tmp_path):
 
     problem = gimli.Problem(loss, loss, gimli.optimizers.Adafactor(lr=0.1))
     found, expected = (
-        gimli.meta_gradient(problem, {"w": torch.ones(shape)}, [torch.zeros(shape)] * 5, torch.zeros(shape),
-                            phi_opt={"lr": 0.1}, memory=memory)
+        gimli.meta_gradient(
+            problem,
+            {"w": torch.ones(shape)},
+            [torch.zeros(shape)] * 5,
+            torch.zeros(shape),
+            phi_opt={"lr": 0.1},
+            memory=memory,
+        )
         for memory in (Checkpoint(1, tmp_path), None)
-    )  # fmt: skip
+    )
     assert torch.equal(found.A_opt["lr"], expected.A_opt["lr"])
     assert torch.equal(found.B_0["w"], expected.B_0["w"])
 

@@ -62,10 +62,16 @@ def run(rule, dtype, copies, watch):
         return ((batch[0] * theta["w"] - batch[1]).square() + 1).sqrt().sum()
 
     return gimli.meta_gradient(
-        gimli.Problem(loss, loss, optimizer), {"w": start}, lambda j: (a[j % 996], b[j % 996]), (a[996], b[996]),
-        steps=STEPS, phi_opt={"lr": {"w": torch.full_like(start, rate)}}, memory=gimli.memory.StoreStates(),
-        watch=watch, check=False,
-    )  # fmt: skip
+        gimli.Problem(loss, loss, optimizer),
+        {"w": start},
+        lambda j: (a[j % 996], b[j % 996]),
+        (a[996], b[996]),
+        steps=STEPS,
+        phi_opt={"lr": {"w": torch.full_like(start, rate)}},
+        memory=gimli.memory.StoreStates(),
+        watch=watch,
+        check=False,
+    )
 
 
 def quantities(result):

@@ -19,8 +19,10 @@ from gimli_core.memory.storage import Storage
 from gimli_core.record import Point
 from tests.problems import replayed
 
-TREE = {"theta": {"w": torch.arange(6.0).reshape(2, 3), "h": torch.ones(3, dtype=torch.bfloat16)},
-        "state": {"step": torch.tensor(3.0), "m": {"w": torch.zeros(0, 2)}}}  # fmt: skip
+TREE = {
+    "theta": {"w": torch.arange(6.0).reshape(2, 3), "h": torch.ones(3, dtype=torch.bfloat16)},
+    "state": {"step": torch.tensor(3.0), "m": {"w": torch.zeros(0, 2)}},
+}
 
 
 def test_round_trip(tmp_path):

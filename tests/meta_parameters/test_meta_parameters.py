@@ -77,7 +77,7 @@ FORMS: dict[str, tuple[Callable[[], Any], Read]] = {
         lambda: {"body.b": rates()},
         lambda v, j, k: v[k] if k in v else torch.tensor(0.07),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -203,7 +203,7 @@ TWO = {"a": torch.zeros(3), "b": torch.zeros(3)}
         (W, {"lr": torch.tensor([0.1, float("inf")])}, 2, ["phi_opt['lr']", "finite"]),
         (W, [("lr", 0.1)], 2, ["phi_opt", "a dict", "list"]),
     ],
-)  # fmt: skip
+)
 def test_refused(theta_0: Any, phi_opt: Any, steps: int, says: list[str]) -> None:
     with pytest.raises(ArgumentError) as caught:
         run(theta_0, SGD(), phi_opt, steps)

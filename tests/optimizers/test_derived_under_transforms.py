@@ -51,9 +51,11 @@ def given(rule: DerivedOptimizer, phi_opt: dict[str, Any]) -> dict[str, Any]:
     return {
         "problem": gimli.Problem(loss, loss, rule),
         "theta_0": {"w": torch.randn(3, 4), "v": torch.randn(4), "c": torch.tensor(0.3)},
-        "train_batches": made[:-1], "val_batch": made[-1],
-        "phi_opt": phi_opt, "phi_loss": {"l2": torch.tensor(-2.0)},
-    }  # fmt: skip
+        "train_batches": made[:-1],
+        "val_batch": made[-1],
+        "phi_opt": phi_opt,
+        "phi_loss": {"l2": torch.tensor(-2.0)},
+    }
 
 
 def of_one_task(made: dict[str, Any], t: int, **more: Any) -> gimli.MetaGradient:

@@ -68,9 +68,11 @@ def given(rule: Any, **more: Any) -> dict[str, Any]:
     return {
         "problem": gimli.Problem(loss, loss, rule),
         "theta_0": {"w": torch.randn(3, 4), "v": torch.randn(4), "c": torch.tensor(0.3)},
-        "train_batches": made[:-1], "val_batch": made[-1],
-        "phi_opt": {"lr": 0.2, "momentum": 0.6}, "phi_loss": {"l2": torch.tensor(-2.0)},
-    } | more  # fmt: skip
+        "train_batches": made[:-1],
+        "val_batch": made[-1],
+        "phi_opt": {"lr": 0.2, "momentum": 0.6},
+        "phi_loss": {"l2": torch.tensor(-2.0)},
+    } | more
 
 
 def of_task(made: dict[str, Any], t: int) -> dict[str, Any]:

@@ -172,12 +172,13 @@ EXACT: dict[str, tuple[Optimizer, Any, dict[str, float]]] = {
     "accumulate": (Accumulate(Adam(lr=0.1), every=2), wells, {"lr": 0.1, "beta1": 0.8, "eps": 1e-3}),
     "ema": (EMA(SGD(lr=0.1)), wells, {"lr": 0.1, "ema_decay": 0.8}),
     "partition": (
-        Partition({"m": (Adam(eps=1e-3), ["w"]), "v": (SGD(), ["b"])}), wells,
+        Partition({"m": (Adam(eps=1e-3), ["w"]), "v": (SGD(), ["b"])}),
+        wells,
         {"m.lr": 0.1, "m.eps": 1e-3, "v.lr": 0.05, "v.momentum": 0.5},
     ),
     "sam": (SGD(lr=0.1), sam(wells), {"lr": 0.1}),
     "adaptive-sam": (SGD(lr=0.1), sam(wells, adaptive=True), {"lr": 0.1}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("rule", "train", "phi_opt"), EXACT.values(), ids=EXACT.keys())

@@ -110,9 +110,11 @@ def test_one_run_of_all_is_each_run_alone(chunk):
         rate = gimli.per_step(phi["log_lr"].exp() * torch.linspace(1.0, 0.5, 3, dtype=torch.float64))
         frozen = torch.nn.Parameter(torch.ones(1, dtype=torch.float64), requires_grad=False)
         return {
-            "theta_0": {"c": frozen, "w": phi["w"]}, "train_batches": stacked, "val_batch": stacked[-1],
+            "theta_0": {"c": frozen, "w": phi["w"]},
+            "train_batches": stacked,
+            "val_batch": stacked[-1],
             "phi_opt": {"lr": rate, "beta1": 0.8, "beta2": gimli.per_task(torch.tensor([0.9, 0.99]))},
-        }  # fmt: skip
+        }
 
     estimator = gimli.ES(
         problem(), leaves(), inner, sigma={"w": 0.1, "log_lr": 0.2}, pairs=pairs, steps=3, tasks=T, chunk=chunk, seed=4
@@ -144,8 +146,9 @@ def test_batches_may_depend_on_phi():
     def inner(phi, drawn):
         return {
             "theta_0": {"w": torch.zeros(2, dtype=torch.float64)},
-            "train_batches": [phi["target"]] * 2, "val_batch": TARGETS[0],
-        }  # fmt: skip
+            "train_batches": [phi["target"]] * 2,
+            "val_batch": TARGETS[0],
+        }
 
     phi = {"target": torch.zeros(2, dtype=torch.float64, requires_grad=True)}
     estimator = gimli.ES(problem(gimli.optimizers.SGD(lr=0.4)), phi, inner, sigma=1e-4, pairs=400, steps=2)

@@ -20,7 +20,7 @@ from tests.outer_loop.problems import (
     problem,
     same,
     sampler,
-)  # fmt: skip
+)
 
 
 def test_the_loop_is_a_plain_for_around_unroll():

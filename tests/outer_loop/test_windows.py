@@ -38,9 +38,13 @@ def test_each_window_is_a_truncated_unroll(rule, carry, inner):
         lr = call["phi_opt"]["lr"]
         lr = gimli.per_step(lr.value[:end]) if inner is rates else lr
         expected = gimli.meta_gradient(
-            problem(rule), call["theta_0"], **batches, steps=end, phi_opt={"lr": lr},
+            problem(rule),
+            call["theta_0"],
+            **batches,
+            steps=end,
+            phi_opt={"lr": lr},
             approximation=gimli.Truncated(LENGTH),
-        )  # fmt: skip
+        )
         torch.testing.assert_close(found.val_loss, expected.val_loss, rtol=1e-14, atol=0)
         torch.testing.assert_close(found.theta_J, expected.theta_J, rtol=1e-14, atol=0)
         gradient = expected.A_opt["lr"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.device_mesh import init_device_mesh
 
 import gimli_core as gimli
 from gimli_core.memory import Checkpoint
@@ -15,7 +16,7 @@ from gimli_core.optimizers import Adam
 from gimli_core.runs import journal
 from tests.processes.cases import call, inner, mean_square, part_of, val_loss
 
-__all__ = ["of_data", "of_tasks"]
+__all__ = ["of_both", "of_data", "of_tasks"]
 
 J, T = 6, 4
 
@@ -46,7 +47,9 @@ def of_data(resume: str | None, seed: int, rank: int = 0, evaluation: int | None
     given = given._replace(
         batches=[part_of(batch, mine, size) for batch in given.batches], val_batch=part_of(given.val_batch, mine, size)
     )
-    if when and mine == rank:
+    if when == "end" and mine == rank:
+        journal.Journal.finish = lambda self: kill()  # type: ignore[method-assign]
+    elif when and mine == rank:
         replace, left = os.replace, [evaluation or 0]
 
         def replace_or_die(source: Any, target: Any) -> None:
@@ -72,3 +75,19 @@ def of_tasks(resume: str | None, seed: int, rank: int = 0, evaluation: int | Non
     problem = gimli.Problem(loss, val_loss, Adam())
     more = {"memory": Checkpoint(1), "tasks": T, "mesh": "tasks", "check": False, "resume": resume}
     return call(problem, inner(3, T), {"lr": 0.05}, **more).state_dict()
+
+
+def of_both(resume: str | None, seed: int, rank: int = 0, evaluation: int | None = None) -> Any:
+    """Tasks over pairs of ranks, each of which has half of every task's batch."""
+    journal.SECONDS = 0.0
+    mesh = init_device_mesh("cpu", (distributed.get_world_size() // 2, 2), mesh_dim_names=("tasks", "data"))
+    half = mesh.get_local_rank("data")
+    torch.manual_seed(100 * seed + half)
+    given = inner(3, T)
+    given = given._replace(
+        batches=[part_of(batch, half, 2, 1) for batch in given.batches], val_batch=part_of(given.val_batch, half, 2, 1)
+    )
+    loss = Killing(evaluation if distributed.get_rank() == rank else None)
+    problem = gimli.Problem(loss, val_loss, Adam())
+    more = {"memory": Checkpoint(1), "tasks": T, "mesh": mesh, "check": False, "resume": resume}
+    return call(problem, given, {"lr": 0.05}, **more).state_dict()

@@ -10,7 +10,7 @@ from torch import distributed
 
 from gimli_core.errors import ArgumentError, ProcessError
 from gimli_core.processes.agreement import together
-from gimli_core.processes.collectives import Collective, all_gathered, counting, everyones, weighed
+from gimli_core.processes.collectives import Collective, Weight, all_gathered, counting, everyones, weighed
 from gimli_core.processes.mesh import check_mesh
 from tests.processes.launching import results_on_ranks
 
@@ -23,7 +23,7 @@ def each_kind_of_message() -> tuple[object, ...]:
     mine = float(ranks.rank + 1)
     tensors = {"a": torch.full((2, 3), mine, dtype=torch.float32), "b": torch.tensor(mine)}
     with counting() as sent:
-        total, counts = weighed(ranks, tensors, "G_j", weight=2.0, beside=[1.0])
+        total, counts, _ = weighed(ranks, tensors, "G_j", Weight(2.0), [1.0])
         every = all_gathered(ranks, torch.tensor([mine]), "shards")
         words = everyones(ranks, {"rank": ranks.rank}, "words")
     part = everyones(ranks, {"of a set": torch.arange(1000.0)[:2]}, "a batch")[0]["of a set"]
@@ -63,7 +63,7 @@ def test_messages_have_all_ranks_values_in_rank_order_and_are_counted(tmp_path: 
         assert [float(one) for one in every] == [1.0, 2.0, 3.0]
         assert words == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert sent == [
-            Collective("all_reduce", "data", "G_j", 8 * 8),
+            Collective("all_reduce", "data", "G_j", 8 * 9),
             Collective("all_gather", "data", "shards", 8),
             Collective("all_gather_object", "data", "words", 0),
         ]

@@ -219,3 +219,47 @@ def test_verify_plan_and_budget_are_of_all_ranks(tmp_path: Path) -> None:
     for found in (first, other):
         same_bits(found["budget"], first["again"])
         same_bits(found["again"], first["again"])
+
+
+def large(steps: int) -> Inner:
+    """Of so many numbers that each rank steps its piece of them."""
+    wide, g = 33000, torch.Generator().manual_seed(1)
+    theta_0 = {"a": torch.randn(3, wide, generator=g), "b": torch.randn(wide, 1, generator=g) / wide}
+    theta_0["a"] /= 10
+    return inner(steps)._replace(theta_0=theta_0)
+
+
+SLOW = {"lr": 1e-4, "momentum": 0.5}  # so that rounding is not made more of by the inner loop itself
+
+
+def in_pieces() -> list[Any]:
+    rule = RULES[0][0]
+    problem, found = gimli.Problem(mean_square, val_loss, rule), list[Any]()
+    for more in (
+        {},
+        {"memory": Checkpoint(1)},
+        {"until": lambda j, loss, theta, G: j == 2},
+        {"watch": lambda event: 0},
+    ):
+        with counting() as sent:
+            result = call(problem, parts(large(3)), SLOW, mesh="data", check=False, **more)
+        found.append((result.state_dict(), [m for m in sent if m.operation != "all_gather_object"]))
+    watched = {"watch": lambda event: None} if distributed.get_rank() == 0 else {}
+    found.append((call(problem, parts(large(3)), SLOW, mesh="data", check=False, **watched).state_dict(), []))
+    return found
+
+
+def test_ranks_step_their_piece_of_a_large_theta(tmp_path: Path) -> None:
+    """As many bytes as two all_reduces a step, and no rule is repeated; whoever watches tensors sees them whole."""
+    expected = call(gimli.Problem(mean_square, val_loss, RULES[0][0]), large(3), SLOW).state_dict()
+    n = sum(v.nbytes for v in expected["theta_J"].values())
+    for found in results_on_ranks(2, in_pieces, directory=tmp_path):
+        for i in (0, 1, 3, 4):
+            close(found[i][0], expected)
+        same_bits(found[1][0], found[0][0])
+        assert found[2][0]["train_losses"].shape == (2,)
+        of_steps = [m for m in found[0][1] if "inner step" in m.what]
+        assert [m.operation for m in of_steps] == ["all_gather", "all_to_all"] * 6
+        assert {m.nbytes - n // 2 for m in of_steps[::2]} == {0}
+        assert all(0 < m.nbytes - n < 200 for m in of_steps[1::2])
+        assert {m.operation for m in found[3][1] if "inner step" in m.what} == {"all_reduce"}

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
-from gimli_core.errors import ArgumentError
+from gimli_core.errors import ArgumentError, ProcessError
 from tests.processes.cases import same_bits
-from tests.processes.killed import of_data, of_tasks
+from tests.processes.killed import of_both, of_data, of_tasks
 from tests.processes.launching import on_ranks, results_on_ranks
 
 
@@ -51,6 +52,45 @@ def test_tasks_go_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     for found in results_on_ranks(2, of_tasks, str(directory), 99, directory=tmp_path / "last"):
         same_bits(found, expected[0])
     assert not directory.exists()
+
+
+def test_none_forgets_what_it_reached_before_all_have_come_to_the_end(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    ended = on_ranks(2, of_data, str(directory), 0, 1, None, "end", directory=tmp_path / "0")
+    assert ended[1].exitcode == -signal.SIGKILL
+    assert "ProcessError: resume: expected all 2 ranks" in (ended[0].error or "")
+    assert all((directory / f"data-{rank}-of-2" / "progress").exists() for rank in range(2))
+    expected = results_on_ranks(2, of_data, None, 0, directory=tmp_path / "alone")
+    for rank, found in enumerate(results_on_ranks(2, of_data, str(directory), 99, directory=tmp_path / "last")):
+        same_bits(found, expected[rank])
+
+
+@pytest.mark.long
+def test_tasks_of_which_each_is_shared_go_on_too(tmp_path: Path) -> None:
+    expected = results_on_ranks(4, of_both, None, 0, directory=tmp_path / "alone")
+    directory = tmp_path / "run"
+    ended = on_ranks(4, of_both, str(directory), 0, 1, 8, directory=tmp_path / "0")
+    assert ended[1].exitcode == -signal.SIGKILL
+    assert {"data-0-of-2", "data-1-of-2"} == {path.name for path in directory.iterdir()}
+    ended = on_ranks(2, of_both, str(directory), 1, 0, 2, directory=tmp_path / "1")  # one pair goes on with all
+    assert ended[0].exitcode == -signal.SIGKILL
+    for rank, found in enumerate(results_on_ranks(4, of_both, str(directory), 99, directory=tmp_path / "last")):
+        same_bits(found, expected[rank])
+    assert not directory.exists()
+
+
+def unshared(directory: str) -> str:
+    with pytest.raises((ArgumentError, ProcessError)) as raised:
+        of_tasks(f"{directory}/{distributed.get_rank()}", 0)
+    return str(raised.value)
+
+
+def test_a_directory_that_ranks_do_not_share_is_refused_on_all_of_them(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    first, second = results_on_ranks(2, unshared, str(tmp_path / "run"), directory=tmp_path / "ranks")
+    assert "resume: expected a directory that all ranks share" in second
+    assert "rank 1 of 'tasks' raised ArgumentError: resume: expected a directory that all ranks share" in first
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def other_number(resume: str) -> str:

@@ -76,8 +76,13 @@ def tied() -> dict[str, Any]:
     phi = {"log_lr": torch.tensor(-3.0).requires_grad_()}
 
     def of(phi: Any, drawn: Any) -> dict[str, Any]:
-        return {"theta_0": given.theta_0, "train_batches": given.batches, "val_batch": given.val_batch,
-                "phi_opt": {"lr": phi["log_lr"].exp()}, "phi_loss": given.phi_loss}  # fmt: skip
+        return {
+            "theta_0": given.theta_0,
+            "train_batches": given.batches,
+            "val_batch": given.val_batch,
+            "phi_opt": {"lr": phi["log_lr"].exp()},
+            "phi_loss": given.phi_loss,
+        }
 
     estimated = gimli.Unrolled(problem, phi, of, **more)(None)
     vector = gimli.Problem(mean_square, lambda *a: torch.stack([val_loss(*a), 2 * val_loss(*a)]), rule)

@@ -68,9 +68,15 @@ class Keeping(nn.Module):
 
 
 KEPT = [
-    "number of a submodule", "list", "deque", "new tensor", "tensor in place", "tensor in place, through data",
-    "tensor in a dict", "new attribute",
-]  # fmt: skip
+    "number of a submodule",
+    "list",
+    "deque",
+    "new tensor",
+    "tensor in place",
+    "tensor in place, through data",
+    "tensor in a dict",
+    "new attribute",
+]
 
 
 @pytest.mark.parametrize("check", [True, False])

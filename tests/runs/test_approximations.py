@@ -185,9 +185,14 @@ def test_truncating_beyond_the_start_changes_nothing(k: int) -> None:
 
 
 SCHEDULES: list[Schedule] = [
-    RetainGraphs(), StoreStates(), Checkpoint(1), Checkpoint(2, graphs=2), Checkpoint(1, gradients=True),
-    Checkpoint(2, DISK, disk_snapshots=1, graphs=2, gradients=True), Budget("1GB"),
-]  # fmt: skip
+    RetainGraphs(),
+    StoreStates(),
+    Checkpoint(1),
+    Checkpoint(2, graphs=2),
+    Checkpoint(1, gradients=True),
+    Checkpoint(2, DISK, disk_snapshots=1, graphs=2, gradients=True),
+    Budget("1GB"),
+]
 
 
 @every_rule
@@ -241,7 +246,7 @@ def test_first_order_without_phi_loss_needs_no_second_derivative() -> None:
     def once(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
         return torch.nn.functional.ctc_loss(
             theta["w"].log_softmax(-1), torch.tensor([[1, 2]]), torch.tensor([6]), torch.tensor([2]), reduction="sum"
-        )  # fmt: skip
+        )
 
     problem = gimli.Problem(once, lambda theta, phi, batch: theta["w"].square().sum(), SGD(lr=0.1))
     made = {"theta_0": {"w": torch.randn(6, 1, 4)}, "train_batches": [None] * 2, "val_batch": None}
@@ -252,8 +257,10 @@ def test_first_order_without_phi_loss_needs_no_second_derivative() -> None:
     with pytest.raises(RequirementError, match="requirement II fails"):
         gimli.meta_gradient(
             gimli.Problem(lambda theta, phi, batch: phi["c"] * once(theta, phi, batch), problem.val_loss, SGD(lr=0.1)),
-            **made, approximation=gimli.FirstOrder(), phi_loss={"c": 0.5},
-        )  # fmt: skip
+            **made,
+            approximation=gimli.FirstOrder(),
+            phi_loss={"c": 0.5},
+        )
 
 
 def test_first_order_takes_one_evaluation_a_step() -> None:

@@ -54,9 +54,12 @@ def pair(loss: Any = val_loss, optimizer: Any = None, **more: Any) -> tuple[Call
     batches[1]["rows"] = torch.tensor([2, 5, 2])  # one that comes twice
     w, l2 = torch.rand(N, 2), torch.tensor(-2.0)
     made = {
-        "theta_0": {"w": torch.randn(4, 2)}, "train_batches": batches,
-        "val_batch": {"x": torch.randn(5, 4), "y": torch.randn(5, 2)}, "phi_opt": {"lr": torch.tensor(0.1)}, **more,
-    }  # fmt: skip
+        "theta_0": {"w": torch.randn(4, 2)},
+        "train_batches": batches,
+        "val_batch": {"x": torch.randn(5, 4), "y": torch.randn(5, 2)},
+        "phi_opt": {"lr": torch.tensor(0.1)},
+        **more,
+    }
     rule = optimizer or Adam()
     one = {"problem": gimli.Problem(weighted, loss, rule), "phi_loss": {"of_each": gimli.indexed(w), "l2": l2}}
     return {**made, **one}, {**made, "problem": gimli.Problem(dense, loss, rule), "phi_loss": {"of_each": w, "l2": l2}}

@@ -84,8 +84,10 @@ def test_a_loss_that_is_a_sum_and_one_with_a_denominator_of_its_own():
         counts = [[(y[:2] > 0).sum().item(), (y[2:] > 0).sum().item()] for _, y in call["train_batches"]]
         assert all(min(c) > 0 for c in counts)
         weights = [[1, 1] if loss is summed else [c / sum(cs) for c in cs] for cs in counts]
-        batches = [parted({**call, "train_batches": [b]}, [2, 4], w)["train_batches"][0]
-                   for b, w in zip(call["train_batches"], weights, strict=True)]  # fmt: skip
+        batches = [
+            parted({**call, "train_batches": [b]}, [2, 4], w)["train_batches"][0]
+            for b, w in zip(call["train_batches"], weights, strict=True)
+        ]
         agree(gimli.meta_gradient(**{**call, "problem": problem, "train_batches": batches}), expected, rtol=1e-10)
 
 
@@ -141,9 +143,12 @@ def test_no_second_graph_lives():
         return torch.tanh(torch.tanh(batch @ theta["w"]) @ theta["w"].t()).square().mean()
 
     call = {
-        "problem": gimli.Problem(loss, loss, SGD(lr=0.1)), "theta_0": {"w": w}, "train_batches": torch.randn(3, 512, 8),
-        "val_batch": torch.randn(4, 8), "check": False,
-    }  # fmt: skip
+        "problem": gimli.Problem(loss, loss, SGD(lr=0.1)),
+        "theta_0": {"w": w},
+        "train_batches": torch.randn(3, 512, 8),
+        "val_batch": torch.randn(4, 8),
+        "check": False,
+    }
     peaks = {}
     for n in (1, 8):
         for memory in (RetainGraphs(), StoreStates()):
@@ -157,8 +162,12 @@ def test_no_second_graph_lives():
 
 def test_a_budget_and_a_killed_run(tmp_path):
     call = whole()
-    agree(gimli.meta_gradient(**call, micro_batches=3, memory=Budget("1GB"), resume=tmp_path / "run"),
-          gimli.meta_gradient(**call, micro_batches=3), rtol=0, atol=0)  # fmt: skip
+    agree(
+        gimli.meta_gradient(**call, micro_batches=3, memory=Budget("1GB"), resume=tmp_path / "run"),
+        gimli.meta_gradient(**call, micro_batches=3),
+        rtol=0,
+        atol=0,
+    )
 
 
 def test_it_is_not_compiled_and_says_so(caplog):

@@ -111,10 +111,12 @@ def normalised(k: int) -> Call:
     return {
         "problem": gimli.Problem(loss, several(loss, k), gimli.optimizers.Adam()),
         "theta_0": {n: v.detach() for n, v in net.named_parameters()},
-        "train_batches": list(zip(x[:4], y[:4], strict=True)), "val_batch": (x[4], y[4]),
-        "phi_opt": {"lr": torch.linspace(0.01, 0.02, 4)}, "phi_loss": {"l2": torch.tensor(0.01)},
+        "train_batches": list(zip(x[:4], y[:4], strict=True)),
+        "val_batch": (x[4], y[4]),
+        "phi_opt": {"lr": torch.linspace(0.01, 0.02, 4)},
+        "phi_loss": {"l2": torch.tensor(0.01)},
         "val_weights": [0.0, 0.5, 0.0, 1.0],
-    }  # fmt: skip
+    }
 
 
 def checkpointed(k: int) -> Call:
@@ -367,9 +369,12 @@ def test_a_budget_counts_every_outer_loss():
     def call_of(k: int) -> Call:
         problem = gimli.Problem(train_loss, several(train_loss, k), gimli.optimizers.Adam(lr=0.01))
         return {
-            "problem": problem, "theta_0": {"w": w}, "train_batches": torch.randn(steps, 60, 8),
-            "val_batch": torch.randn(60, 8), "phi_loss": {"c": torch.tensor(0.1)},
-        }  # fmt: skip
+            "problem": problem,
+            "theta_0": {"w": w},
+            "train_batches": torch.randn(steps, 60, 8),
+            "val_batch": torch.randn(60, 8),
+            "phi_loss": {"c": torch.tensor(0.1)},
+        }
 
     predicted = {}
     for k in (1, 6):

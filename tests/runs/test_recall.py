@@ -34,9 +34,14 @@ def given(seed: int, tasks: int | None = T, **more: Any) -> dict[str, Any]:
     ]
     theta_0 = {"w": torch.randn(3, 4, generator=generator), "v": torch.randn(4, generator=generator)}
     return {
-        "theta_0": theta_0, "train_batches": made[:-1], "val_batch": made[-1], "phi_opt": {"lr": 0.05},
-        "phi_loss": {"l2": torch.randn((), generator=generator)}, **({"tasks": tasks} if tasks else {}), **more,
-    }  # fmt: skip
+        "theta_0": theta_0,
+        "train_batches": made[:-1],
+        "val_batch": made[-1],
+        "phi_opt": {"lr": 0.05},
+        "phi_loss": {"l2": torch.randn((), generator=generator)},
+        **({"tasks": tasks} if tasks else {}),
+        **more,
+    }
 
 
 @pytest.fixture

@@ -29,9 +29,12 @@ def given(rule: Any = None, tasks: bool = False) -> dict[str, Any]:
     return {
         "problem": gimli.Problem(loss, loss, rule or SGD(momentum=0.3)),
         "theta_0": {"w": torch.linspace(-1, 1, 4), "c": torch.tensor(0.5)},
-        "train_batches": lambda j: scale, "val_batch": scale + 0.1, "steps": J,
-        "phi_opt": {"lr": 0.3}, "phi_loss": {"l2": torch.tensor(-2.0)},
-    }  # fmt: skip
+        "train_batches": lambda j: scale,
+        "val_batch": scale + 0.1,
+        "steps": J,
+        "phi_opt": {"lr": 0.3},
+        "phi_loss": {"l2": torch.tensor(-2.0)},
+    }
 
 
 UNTILS = {
@@ -46,8 +49,14 @@ def steps_by_hand(made: dict[str, Any], until: Any) -> int:
     """J, by asking after every step of the whole run."""
     theta, before = None, None
     for j in range(J):
-        steps = gimli.adapt(made["problem"], made["theta_0"], made["train_batches"], steps=j, phi_opt=made["phi_opt"],
-                            phi_loss=made["phi_loss"])  # fmt: skip
+        steps = gimli.adapt(
+            made["problem"],
+            made["theta_0"],
+            made["train_batches"],
+            steps=j,
+            phi_opt=made["phi_opt"],
+            phi_loss=made["phi_loss"],
+        )
         theta = {k: v.clone().requires_grad_() for k, v in steps.theta_J.items()}
         value = loss(theta, made["phi_loss"], made["train_batches"](j))
         G = dict(zip(theta, torch.autograd.grad(value, list(theta.values())), strict=True))
@@ -95,10 +104,11 @@ def test_each_task_ends_by_itself(rule: Any, chunk: int | None) -> None:
     together = gimli.meta_gradient(**made, until=until, tasks=gimli.Tasks(T, "sum", chunk))
     scale = made["train_batches"](0)
     alone = [
-        gimli.meta_gradient(**{**made, "train_batches": lambda j, t=t: scale[t], "val_batch": made["val_batch"][t]},
-                            until=until)
+        gimli.meta_gradient(
+            **{**made, "train_batches": lambda j, t=t: scale[t], "val_batch": made["val_batch"][t]}, until=until
+        )
         for t in range(T)
-    ]  # fmt: skip
+    ]
     taken = [len(one.train_losses) for one in alone]
     assert len(set(taken)) > 1
     assert together.task_steps.tolist() == taken
@@ -109,8 +119,11 @@ def test_each_task_ends_by_itself(rule: Any, chunk: int | None) -> None:
         torch.testing.assert_close(together.theta_J["w"][t], one.theta_J["w"], rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(together.train_losses[: taken[t], t], one.train_losses, rtol=1e-12, atol=1e-14)
         assert together.train_losses[taken[t] :, t].isnan().all()
-    through = gimli.unroll(**{**made, "phi_opt": {"lr": (lr := torch.tensor(0.3, requires_grad=True))}}, until=until,
-                           tasks=gimli.Tasks(T, "sum", chunk))  # fmt: skip
+    through = gimli.unroll(
+        **{**made, "phi_opt": {"lr": (lr := torch.tensor(0.3, requires_grad=True))}},
+        until=until,
+        tasks=gimli.Tasks(T, "sum", chunk),
+    )
     through.backward()
     torch.testing.assert_close(lr.grad, together.A_opt["lr"], rtol=1e-12, atol=0)
 

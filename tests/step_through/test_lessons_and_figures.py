@@ -26,8 +26,10 @@ def test_a_lesson_agrees_with_its_oracle(name: str) -> None:
     assert len(lesson.verification) >= 4
     lesson.verification.assert_ok()
     assert str(lesson.verification).count("agrees") == len(lesson.verification)
-    assert all(0 < check.tolerance < 1e-6 * max(1.0, abs(check.oracle)) or "Taylor" in check.name or check.engine == 0
-               for check in lesson.verification)  # fmt: skip
+    assert all(
+        0 < check.tolerance < 1e-6 * max(1.0, abs(check.oracle)) or "Taylor" in check.name or check.engine == 0
+        for check in lesson.verification
+    )
     assert lesson._repr_html_().startswith("<iframe")
     places = [place for part in lesson.sections for place in part["go"]]
     moments = {(m.line, m.j) for m in lesson.walk()}
@@ -178,8 +180,10 @@ def test_a_map_of_tensors_and_steps() -> None:
 
 
 def test_an_ablation_stands_beside_the_exact_run() -> None:
-    exact, rough = (gimli.trace(gimli.step_through(**network(), approximation=a), title=t)
-                    for a, t in ((None, "exact"), (gimli.FirstOrder(), "first order")))  # fmt: skip
+    exact, rough = (
+        gimli.trace(gimli.step_through(**network(), approximation=a), title=t)
+        for a, t in ((None, "exact"), (gimli.FirstOrder(), "first order"))
+    )
     lines = figures.adjoints(rough, beside=exact).axes[0].lines
     assert list(lines[-1].get_ydata()) == [float(exact.data["q"]["B"]["norm"][j]) for j in range(5)]
     assert "exact" in str(lines[-1].get_label())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import gimli_core as gimli
 from gimli_core.memory import StoreStates
+from gimli_core.step_through.page.experiments import Experiments
 from gimli_core.step_through.page.trace import Trace
 from gimli_core.step_through.page.worst_steps import worst_steps
 from tests.problems import failing, network
@@ -271,6 +272,47 @@ def test_names_with_markup_are_text(opened: Open, tmp_path: Path) -> None:
     page.keyboard.press("End")
     for key in ("phi_loss", "phi_opt"):
         assert key not in page.text_content("#formula")
+
+
+@pytest.mark.parametrize("names", [("__proto__", "constructor"), ("x" * 600, "a\nb"), ("w[0]", "B_0")])
+def test_names_that_mean_something_elsewhere_are_text(opened: Open, tmp_path: Path, names: tuple[str, str]) -> None:
+    page = opened(gimli.trace(gimli.step_through(**network(names=names))).save(tmp_path / "page.html"))
+    settled(page)
+    assert page.locator("#follow option").all_text_contents() == [*(f"{names[0]}[{i}]" for i in range(3)), names[1]]
+    page.keyboard.press("End")
+    settled(page)
+    assert all(name in page.text_content("#quantities") for name in names)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_meta_parameter_called_proto_can_be_moved(opened: Open, tmp_path: Path) -> None:
+    name, slope = "__proto__", torch.tensor([1.0, -0.5])
+
+    def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        return (theta["w"] ** 2).sum() / 2 + phi[name] * (slope @ theta["w"])
+
+    def val_loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        return (theta["w"] ** 2).sum() / 2
+
+    problem, theta_0 = gimli.Problem(loss, val_loss, gimli.optimizers.SGD(lr=0.1)), {"w": torch.tensor([1.0, 2.0])}
+
+    def called(x: float) -> dict[str, Any]:
+        phi_loss = {name: torch.tensor(x)}
+        return {"train_batches": lambda j: None, "val_batch": None, "steps": 3, "phi_loss": phi_loss}
+
+    unit = [[1.0, 0.0], [0.0, 1.0]]
+    twin = {
+        "loss": {"kind": "quadratic", "H": unit, "linear": {name: slope.tolist()}},
+        "val": {"kind": "quadratic", "H": unit},
+        "phi": {name: [0.3]},
+    }
+    walk = gimli.step_through(problem, theta_0, **called(0.3))
+    made = gimli.trace(walk, experiments=Experiments(vary={name: [0.1, 0.3, 0.9]}, twin=twin))
+    page = opened(made.save(tmp_path / "page.html"), f"#card=1&set.{name}=0.7")
+    said = page.locator(".page-card:visible .said[data-val]")
+    expected = gimli.meta_gradient(problem, theta_0, **called(0.7))
+    assert float(said.get_attribute("data-val")) == pytest.approx(expected.val_loss.item(), rel=1e-12)
+    assert float(said.get_attribute("data-slope")) == pytest.approx(expected.A_loss[name].item(), rel=1e-12)
 
 
 def test_markup_in_an_error_is_text(opened: Open, tmp_path: Path) -> None:

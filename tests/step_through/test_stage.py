@@ -23,11 +23,19 @@ from tests.problems import failing, network
 from tests.step_through.pages import Open, Pages, lesson, settled
 
 WIDE, PHONE = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
+NARROW = {"width": 320, "height": 640}
 PARTS = ["map", "step", "strip", "now", "controls"]
 QUICK = ["momentum"]  # the others are among the long tests
 LESSONS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in gimli.lessons.LESSONS]
 RECTANGLES = """ids => ids.map(id => { const b = document.getElementById(id).getBoundingClientRect();
     return [b.x, b.y, b.right, b.bottom].map(Math.round); })"""
+UNDER_A_BOX = """() => { const at = e => e.getBoundingClientRect();
+    const rects = [...document.querySelectorAll('#step .box rect')].map(at);
+    return [...document.querySelectorAll('#step .label.lit text')].filter(e => e.textContent).filter(e => {
+      const a = e.getBoundingClientRect(), y = (a.top + a.bottom) / 2;
+      return rects.some(b => y > b.top && y < b.bottom
+        && Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2);
+    }).map(e => e.textContent); }"""
 
 
 def go(page: Any, address: str) -> None:
@@ -67,9 +75,42 @@ def test_the_stage_fills_the_first_screen_and_never_moves(
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
 
 
-def test_nothing_covers_anything_at_any_scroll_position_on_a_phone(opened: Open, lesson_page: Pages) -> None:
-    page = opened(lesson_page("momentum"), viewport=PHONE)
+@pytest.mark.parametrize("name", LESSONS)
+def test_the_line_is_shown_whole_on_a_laptop(opened: Open, lesson_page: Pages, name: str) -> None:
+    page = opened(lesson_page(name), viewport=WIDE)
+    cut = page.evaluate(
+        """() => { const slider = document.getElementById('slider'), f = document.getElementById('formula'), cut = {};
+           for (let i = 0; i <= Number(slider.max); i++) { slider.value = i; slider.dispatchEvent(new Event('input'));
+             if (f.scrollHeight > f.clientHeight + 1 || f.scrollWidth > f.clientWidth + 1)
+               cut[document.getElementById('where').textContent.split(' · ')[0]] = true; }
+           return Object.keys(cut); }"""
+    )
+    assert cut == (["Line 11"] if name == "adam" else [])  # Adam's line 11, with both moments, scrolls in its place
+
+
+def test_the_whole_path_stands_on_the_map_from_the_start(opened: Open, lesson_page: Pages) -> None:
+    page = opened(lesson_page("quadratic"), viewport=WIDE)
+    assert page.locator("#map .rest").get_attribute("d").count("L") == 8
+    assert page.locator("#map title", has_text="where the run ends").count() == 1
+    page.keyboard.press("End")
+    assert page.locator("#map .rest").count() == 0
+
+
+@pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
+def test_what_an_arrow_carries_is_not_under_a_box(opened: Open, lesson_page: Pages, viewport: dict[str, int]) -> None:
+    page = opened(lesson_page("momentum"), viewport=viewport)
+    for address in ("line=11&j=4", "line=14&j=4"):
+        go(page, address)
+        assert page.evaluate(UNDER_A_BOX) == []
+
+
+@pytest.mark.parametrize("viewport", [PHONE, NARROW], ids=["phone", "narrow"])
+def test_nothing_covers_anything_at_any_scroll_position_on_a_phone(
+    opened: Open, lesson_page: Pages, viewport: dict[str, int]
+) -> None:
+    page = opened(lesson_page("momentum"), viewport=viewport)
     settled(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
     covered = page.evaluate(
         """() => { const all = () => [...document.querySelectorAll('.top, .panel, #cards, .more > *')]
              .filter(e => e.offsetParent).map(e => e.getBoundingClientRect());
@@ -84,15 +125,18 @@ def test_nothing_covers_anything_at_any_scroll_position_on_a_phone(opened: Open,
 
 
 @pytest.mark.parametrize(
-    ("viewport", "scheme"), [(WIDE, "light"), (PHONE, "dark"), (WIDE, "dark"), (PHONE, "light")], ids=str
+    ("viewport", "scheme"),
+    [(WIDE, "light"), (PHONE, "dark"), (WIDE, "dark"), (PHONE, "light"), (NARROW, "light")],
+    ids=str,
 )
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "momentum" else pytest.mark.long) for n in
-                                  gimli.lessons.LESSONS])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "momentum" else pytest.mark.long) for n in gimli.lessons.LESSONS]
+)
 def test_axe_finds_nothing_serious(
     opened: Open, lesson_page: Pages, name: str, viewport: dict[str, int], scheme: str
 ) -> None:
     if name == "momentum" and (viewport, scheme) in ((WIDE, "dark"), (PHONE, "light")):
-        pytest.skip("the other two combinations are enough for a quick run; the long lessons have all four")
+        pytest.skip("the other three combinations are enough for a quick run; the long lessons have all five")
     page = opened(lesson_page(name), viewport=viewport, color_scheme=scheme)
     for address in ("card=6&closed=curvature&line=11&j=1", "card=2&line=14&j=2"):
         go(page, address)

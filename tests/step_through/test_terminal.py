@@ -294,8 +294,11 @@ def test_all_lessons_from_the_command(
 
 def test_figures_from_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["trace", "quadratic", "--out", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures")])
-    names = {f"{name}.{kind}" for name in ("adjoints", "contributions", "growth", "memory", "stacked", "tensors")
-             for kind in ("png", "pdf")}  # fmt: skip
+    names = {
+        f"{name}.{kind}"
+        for name in ("adjoints", "contributions", "growth", "memory", "stacked", "tensors")
+        for kind in ("png", "pdf")
+    }
     assert {p.name for p in (tmp_path / "figures").iterdir()} == names
 
 

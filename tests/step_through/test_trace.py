@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ from torch import Tensor, nn
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError
 from gimli_core.memory import StoreStates
+from gimli_core.step_through.page.experiments import Experiments, Plane
 from gimli_core.step_through.page.summaries import MOST_TENSORS, numbers, plan
 from gimli_core.step_through.page.trace import Trace
+from tests.killing import killed_until_done
 from tests.problems import failing, network
 
 
@@ -213,6 +217,38 @@ def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
         traced(steps=1).save(tmp_path)
 
 
+def test_a_full_disk_leaves_the_page_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, made = tmp_path / "page.html", traced(steps=1)
+    path.write_text("the page before", "utf-8")
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(ArgumentError, match="no space left on device"):
+            made.save(path)
+    assert path.read_text("utf-8") == "the page before"
+    assert list(tmp_path.iterdir()) == [path]
+    if Path("/dev/full").exists():  # a disk on which every write fails
+        with pytest.raises(ArgumentError, match="no space left on device"):
+            made.save("/dev/full")
+
+
+def test_a_kill_leaves_a_whole_page_or_none(tmp_path: Path) -> None:
+    path, made = tmp_path / "page.html", traced(steps=2)
+    whole = made.html()
+
+    def write() -> None:
+        for _ in range(3):
+            made.save(path)
+
+    for delay in (0.0, 0.002, 0.005, 0.01, 0.02):
+        killed_until_done(write, path, [delay])
+        assert path.read_text("utf-8") == whole
+        path.unlink()
+
+
 def test_an_entry_that_is_not_there() -> None:
     for text, message in (
         ("v[0]", "Use one of 'w', 'b'"),
@@ -315,3 +351,39 @@ def test_lessons_can_be_imported() -> None:
     imported = importlib.import_module("gimli_core.lessons")
     assert imported is gimli.lessons
     assert imported.LESSONS
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_a_walk_over_tasks_is_shown_as_any_other(reduce: str) -> None:
+    h, c = torch.tensor([3.0, 1.0]), torch.tensor([1.2, -0.5])
+
+    def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        return (batch[0] * (theta["w"] - batch[1]) ** 2).sum() / 2
+
+    arguments: dict[str, Any] = {
+        "problem": gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.1)),
+        "theta_0": {"w": torch.tensor([0.4])},
+        "train_batches": lambda j: (h, c),
+        "val_batch": (h, c + 0.3),
+        "steps": 4,
+        "phi_opt": {"lr": 0.1},
+        "tasks": gimli.Tasks(2, reduce=reduce),
+    }
+    plane = Plane((0.0, 1.0), (0.0, 1.0), columns=3, rows=3)
+    made = gimli.trace(gimli.step_through(**arguments), experiments=Experiments(vary={"lr": [0.2]}, plane=plane))
+    data, result = made.data, gimli.meta_gradient(**arguments)
+    assert (data["extent"], data["optimizer"], data["rule"], data["tasks"]) == ("complete", "SGD", "sgd", 2)
+    assert data["A"][0]["final"]["v"] == [result.A_opt["lr"].item()]
+    assert sum(data["q"]["B"]["cells"][0][0]["v"]) == pytest.approx(result.B_0["w"].item(), rel=1e-12)
+    scale = 1.0 if reduce == "sum" else 0.5
+    losses = [scale * float((h * (theta - c) ** 2).sum()) / 2 for theta in _thetas(data)]
+    assert data["loss"] == pytest.approx(losses[:-1], rel=1e-12)
+    corner = scale * float((h * (torch.ones(2) - c) ** 2).sum()) / 2
+    assert data["experiments"]["plane"]["ell"][-1] == pytest.approx(corner, rel=1e-3)
+    moved = gimli.meta_gradient(**{**arguments, "phi_opt": {"lr": 0.2}})
+    assert data["experiments"]["vary"][0]["val"] == [moved.val_loss.item()]
+
+
+def _thetas(data: dict[str, Any]) -> list[Tensor]:
+    cells = data["q"]["theta"]["cells"]
+    return [torch.tensor(cells[j][0]["v"]) for j in range(data["steps"] + 1)]

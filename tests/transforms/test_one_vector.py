@@ -44,9 +44,13 @@ def test_any_name_is_a_name(names: tuple[str, str]) -> None:
         return ((theta[names[0]] @ theta[names[1]] - batch).square()).sum() * phi["scale"]
 
     same(
-        problem=gimli.Problem(loss, loss, Adam(lr=0.1)), theta_0={names[0]: torch.rand(2, 3), names[1]: torch.rand(3)},
-        train_batches=torch.rand(4, 2), val_batch=torch.rand(2), phi_opt={"lr": 0.1}, phi_loss={"scale": 0.5},
-    )  # fmt: skip
+        problem=gimli.Problem(loss, loss, Adam(lr=0.1)),
+        theta_0={names[0]: torch.rand(2, 3), names[1]: torch.rand(3)},
+        train_batches=torch.rand(4, 2),
+        val_batch=torch.rand(2),
+        phi_opt={"lr": 0.1},
+        phi_loss={"scale": 0.5},
+    )
 
 
 def test_frozen_entries_keep_their_place_in_the_order() -> None:
@@ -96,9 +100,10 @@ def test_a_tensor_that_a_later_step_leaves_alone() -> None:
         return sum(((v - torch.rand(2)) ** 2).sum() for v in used)  # type: ignore[return-value]
 
     made: dict[str, Any] = {
-        "theta_0": {"a": torch.rand(2), "b": torch.rand(2)}, "train_batches": ["both", "a", "both"],
+        "theta_0": {"a": torch.rand(2), "b": torch.rand(2)},
+        "train_batches": ["both", "a", "both"],
         "val_batch": "both",
-    }  # fmt: skip
+    }
     torch.manual_seed(3)
     found = gimli.meta_gradient(gimli.Problem(loss, loss, SGD(lr=0.1, momentum=0.9)), **made)
     torch.manual_seed(3)

@@ -58,10 +58,12 @@ def test_tasks_in_chunks_and_from_starts_of_their_own() -> None:
     every = gimli.meta_gradient(**{**arguments, "theta_0": gimli.per_task(starts)})
     for t in range(4):
         alone = {
-            **arguments, "tasks": None, "theta_0": {k: v[t] for k, v in starts.items()},
+            **arguments,
+            "tasks": None,
+            "theta_0": {k: v[t] for k, v in starts.items()},
             "train_batches": [(x[t], y[t]) for x, y in arguments["train_batches"]],
             "val_batch": tuple(part[t] for part in arguments["val_batch"]),
-        }  # fmt: skip
+        }
         one = gimli.meta_gradient(**alone)
         for k, B in one.B_0.items():
             torch.testing.assert_close(every.B_0[k][t], B / 4, rtol=1e-10, atol=1e-13)

@@ -79,9 +79,14 @@ def test_every_rule_over_tasks_equals_the_loop(rule: Rule) -> None:
     phi_loss = {"m": torch.tensor(1.2), "l2": torch.tensor(-2.0)}
     problem = gimli.Problem(loss, loss, rule.optimizer)
     given = {
-        "problem": problem, "theta_0": theta_0(), "train_batches": batches(J), "val_batch": batches(1)[0],
-        "phi_opt": {k: torch.tensor(v) for k, v in rule.learned.items()}, "phi_loss": phi_loss, "val_weights": WEIGHTS,
-    }  # fmt: skip
+        "problem": problem,
+        "theta_0": theta_0(),
+        "train_batches": batches(J),
+        "val_batch": batches(1)[0],
+        "phi_opt": {k: torch.tensor(v) for k, v in rule.learned.items()},
+        "phi_loss": phi_loss,
+        "val_weights": WEIGHTS,
+    }
     alone, together = by_loop(given), gimli.meta_gradient(**given, tasks=T)
     agree(together.task_val_losses, torch.stack([r.val_loss for r in alone]))
     agree(together.train_losses, torch.stack([r.train_losses for r in alone], 1))
@@ -106,12 +111,19 @@ def test_what_each_task_has_of_its_own(schedule: Schedule, reduce: str, chunk: i
         **{slot: {k: torch.rand_like(v) for k, v in start.items()} for slot in ("exp_avg", "exp_avg_sq")},
     }
     given = {
-        "problem": gimli.Problem(loss, loss, Adam(lr=0.05)), "theta_0": gimli.per_task(start),
-        "train_batches": batches(J), "val_batch": batches(1)[0], "val_weights": WEIGHTS, "memory": schedule,
-        "phi_opt": {"lr": gimli.per_task(gimli.per_step(rates)), "beta1": {"w": gimli.per_task(torch.rand(T)),
-                    "v": torch.tensor(0.8), "c": torch.tensor(0.9)}},
-        "phi_loss": {"m": gimli.per_task(torch.rand(T)), "l2": torch.tensor(-2.0)}, "state_0": gimli.per_task(state_0),
-    }  # fmt: skip
+        "problem": gimli.Problem(loss, loss, Adam(lr=0.05)),
+        "theta_0": gimli.per_task(start),
+        "train_batches": batches(J),
+        "val_batch": batches(1)[0],
+        "val_weights": WEIGHTS,
+        "memory": schedule,
+        "phi_opt": {
+            "lr": gimli.per_task(gimli.per_step(rates)),
+            "beta1": {"w": gimli.per_task(torch.rand(T)), "v": torch.tensor(0.8), "c": torch.tensor(0.9)},
+        },
+        "phi_loss": {"m": gimli.per_task(torch.rand(T)), "l2": torch.tensor(-2.0)},
+        "state_0": gimli.per_task(state_0),
+    }
     alone, together = by_loop(given), gimli.meta_gradient(**given, tasks=gimli.Tasks(T, reduce, chunk))
     scale = 1 / T if reduce == "mean" else 1.0
     agree(together.A_opt["lr"], torch.stack([r.A_opt["lr"] for r in alone]) * scale)
@@ -130,9 +142,13 @@ def test_what_each_task_has_of_its_own(schedule: Schedule, reduce: str, chunk: i
 def test_rules_that_couple_tensors_do_not_couple_tasks(wrap: Callable[[Any], Any]) -> None:
     phi_loss = {"m": torch.tensor(1.2), "l2": torch.tensor(-2.0)}
     given = {
-        "problem": gimli.Problem(loss, loss, wrap(SGD(lr=0.1))), "theta_0": theta_0(), "train_batches": batches(J),
-        "val_batch": batches(1)[0], "phi_opt": {"lr": torch.tensor(0.1)}, "phi_loss": phi_loss,
-    }  # fmt: skip
+        "problem": gimli.Problem(loss, loss, wrap(SGD(lr=0.1))),
+        "theta_0": theta_0(),
+        "train_batches": batches(J),
+        "val_batch": batches(1)[0],
+        "phi_opt": {"lr": torch.tensor(0.1)},
+        "phi_loss": phi_loss,
+    }
     alone, together = by_loop(given), gimli.meta_gradient(**given, tasks=gimli.Tasks(T, "sum"))
     agree(together.A_opt["lr"], shared([r.A_opt["lr"] for r in alone], "sum"))
     for k in together.B_0:
@@ -146,16 +162,20 @@ def test_unroll_carries_the_gradients_of_tasks_on(chunk: int | None) -> None:
     weights = torch.tensor(WEIGHTS, requires_grad=True)
     start = {k: v.requires_grad_() for k, v in theta_0().items()}
     given = {
-        "problem": gimli.Problem(loss, loss, SGD()), "train_batches": batches(J), "val_batch": batches(1)[0],
-    }  # fmt: skip
+        "problem": gimli.Problem(loss, loss, SGD()),
+        "train_batches": batches(J),
+        "val_batch": batches(1)[0],
+    }
     made = {"theta_0": start, "phi_loss": {"m": torch.tensor(1.0), "l2": l2}, "val_weights": weights}
     gimli.unroll(**given, **made, phi_opt={"lr": gimli.per_task(rates)}, tasks=gimli.Tasks(T, chunk=chunk)).backward()
     leaves = [rates, l2, weights, *start.values()]
     found = [leaf.grad.clone() for leaf in leaves]
     total = torch.zeros(())
     for t in range(T):
-        own = {"train_batches": [tuple(x[t] for x in b) for b in given["train_batches"]],
-               "val_batch": tuple(x[t] for x in given["val_batch"])}  # fmt: skip
+        own = {
+            "train_batches": [tuple(x[t] for x in b) for b in given["train_batches"]],
+            "val_batch": tuple(x[t] for x in given["val_batch"]),
+        }
         total = total + gimli.unroll(**{**given, **own}, **made, phi_opt={"lr": rates[t]}) / T
     for a, b in zip(found, torch.autograd.grad(total, leaves), strict=True):
         agree(a, b)
@@ -165,9 +185,12 @@ def test_frozen_entries_are_shared() -> None:
     start = {k: nn.Parameter(v, requires_grad=k != "w") for k, v in theta_0().items()}
     phi_loss = {"m": torch.tensor(1.2), "l2": torch.tensor(-2.0)}
     given = {
-        "problem": gimli.Problem(loss, loss, SGD(lr=0.1)), "theta_0": start, "train_batches": batches(J),
-        "val_batch": batches(1)[0], "phi_loss": phi_loss,
-    }  # fmt: skip
+        "problem": gimli.Problem(loss, loss, SGD(lr=0.1)),
+        "theta_0": start,
+        "train_batches": batches(J),
+        "val_batch": batches(1)[0],
+        "phi_loss": phi_loss,
+    }
     alone = by_loop(given)
     for chunk in (None, 1):
         together = gimli.meta_gradient(**given, tasks=gimli.Tasks(T, chunk=chunk))
@@ -185,8 +208,11 @@ def test_a_loss_that_vmap_refuses_runs_task_by_task(kind: str, caplog: pytest.Lo
     phi_loss = {"m": torch.tensor(1.2), "l2": torch.tensor(-2.0)}
     given = {
         "problem": gimli.Problem(branches if kind == "branch" else sam(loss, rho=0.1), loss, SGD(lr=0.1)),
-        "theta_0": theta_0(), "train_batches": batches(J), "val_batch": batches(1)[0], "phi_loss": phi_loss,
-    }  # fmt: skip
+        "theta_0": theta_0(),
+        "train_batches": batches(J),
+        "val_batch": batches(1)[0],
+        "phi_loss": phi_loss,
+    }
     alone, together = by_loop(given), gimli.meta_gradient(**given, tasks=T)
     assert [r.message for r in caplog.records if "train_loss runs one task after the other" in r.message]
     for k in together.B_0:
@@ -210,9 +236,13 @@ def test_each_task_draws_its_own_dropout() -> None:
 
 def call(**changed: Any) -> gimli.MetaGradient:
     given: dict[str, Any] = {
-        "problem": gimli.Problem(loss, loss, SGD(lr=0.1)), "theta_0": theta_0(), "train_batches": batches(J),
-        "val_batch": batches(1)[0], "phi_loss": {"m": torch.tensor(1.2), "l2": torch.tensor(-2.0)}, "tasks": T,
-    }  # fmt: skip
+        "problem": gimli.Problem(loss, loss, SGD(lr=0.1)),
+        "theta_0": theta_0(),
+        "train_batches": batches(J),
+        "val_batch": batches(1)[0],
+        "phi_loss": {"m": torch.tensor(1.2), "l2": torch.tensor(-2.0)},
+        "tasks": T,
+    }
     return gimli.meta_gradient(**{**given, **changed})
 
 
@@ -233,7 +263,7 @@ CHUNKS = gimli.Tasks(3, chunk=2)
         ({"phi_opt": {"lr": gimli.per_task(torch.ones(2))}}, r"phi_opt\['lr'\]: expected a leading dimension of 3"),
         ({"phi_loss": {"m": gimli.per_task(torch.ones(2)), "l2": torch.ones(())}}, r"phi_loss\['m'\]: expected"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ArgumentError, match=said):
         call(**changed)

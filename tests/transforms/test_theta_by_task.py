@@ -27,9 +27,12 @@ def given() -> dict[str, Any]:
     theta_0 = {"body": torch.randn(2), "head": gimli.per_task(torch.randn(T, 2)), "mask": gimli.per_task(mask)}
     batches = [torch.randn(T) for _ in range(4)]
     return {
-        "theta_0": {**theta_0, "gain": gain}, "train_batches": batches[:3], "val_batch": batches[3],
-        "phi_loss": {"decay": torch.tensor(0.2)}, "phi_opt": {"lr": torch.tensor(0.1)},
-    }  # fmt: skip
+        "theta_0": {**theta_0, "gain": gain},
+        "train_batches": batches[:3],
+        "val_batch": batches[3],
+        "phi_loss": {"decay": torch.tensor(0.2)},
+        "phi_opt": {"lr": torch.tensor(0.1)},
+    }
 
 
 def of_task(t: int) -> dict[str, Any]:
@@ -49,8 +52,11 @@ def test_what_is_shared_is_summed_and_what_is_not_stays_apart(rule: gimli.optimi
         result = gimli.meta_gradient(problem, **given(), tasks=tasks)
         torch.testing.assert_close(result.B_0, {"body": shared, "head": apart}, rtol=1e-12, atol=1e-14)
         assert {k: tuple(v.shape) for k, v in result.theta_J.items()} == {
-            "body": (T, 2), "head": (T, 2), "mask": (T, 2), "gain": ()
-        }  # fmt: skip
+            "body": (T, 2),
+            "head": (T, 2),
+            "mask": (T, 2),
+            "gain": (),
+        }
 
 
 @pytest.mark.parametrize("memory", [gimli.memory.StoreStates(), gimli.memory.Checkpoint(1)])

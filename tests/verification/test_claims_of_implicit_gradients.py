@@ -35,8 +35,11 @@ def question() -> dict[str, Any]:
     return {
         "problem": gimli.Problem(quadratic, to_target, gimli.optimizers.SGD(lr=0.8)),
         "theta_0": {"w": torch.linalg.solve(H, c) + 0.1},
-        "train_batches": lambda j: (H + H.T) / 2, "val_batch": target, "steps": 70, "phi_loss": {"c": c},
-    }  # fmt: skip
+        "train_batches": lambda j: (H + H.T) / 2,
+        "val_batch": target,
+        "steps": 70,
+        "phi_loss": {"c": c},
+    }
 
 
 def conjugate_gradients(H: Tensor, b: Tensor, scale: float) -> Tensor:

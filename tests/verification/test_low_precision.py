@@ -29,10 +29,13 @@ def call_of(loss: Any) -> Call:
     torch.manual_seed(0)
     made = [(torch.randn(6, 3).float(), torch.randn(6).float()) for _ in range(4)]
     return {
-        "problem": gimli.Problem(loss, tanh_loss, SGD(momentum=0.9)), "phi_opt": {"lr": torch.tensor(0.05)},
+        "problem": gimli.Problem(loss, tanh_loss, SGD(momentum=0.9)),
+        "phi_opt": {"lr": torch.tensor(0.05)},
         "theta_0": {"w": torch.randn(3, 4).float(), "v": torch.randn(4).float(), "c": torch.tensor(0.3).float()},
-        "train_batches": made[:-1], "val_batch": made[-1], "phi_loss": {"l2": torch.tensor(-2.0).float()},
-    }  # fmt: skip
+        "train_batches": made[:-1],
+        "val_batch": made[-1],
+        "phi_loss": {"l2": torch.tensor(-2.0).float()},
+    }
 
 
 @pytest.mark.parametrize("memory", [StoreStates(), Checkpoint(1), Checkpoint(1, gradients=True)], ids=str)

@@ -45,11 +45,13 @@ def of_tasks(own: str = "", optimizer: Any = None, **more: Any) -> dict[str, Any
     return {
         "problem": gimli.Problem(loss, loss, optimizer or SGD(momentum=0.9)),
         "theta_0": gimli.per_task(theta_0) if "theta_0" in mine else theta_0,
-        "train_batches": made[:-1], "val_batch": made[-1],
+        "train_batches": made[:-1],
+        "val_batch": made[-1],
         "phi_opt": {"lr": rate},
         "phi_loss": {"m": factor, "l2": torch.tensor(-2.0)},
-        "tasks": T, **more,
-    }  # fmt: skip
+        "tasks": T,
+        **more,
+    }
 
 
 OWN = [" ".join(names) for names in product(("", "theta_0"), ("", "phi_opt"), ("", "phi_loss"))]
@@ -74,8 +76,13 @@ def test_tasks_whatever_they_share(own: str, run: dict[str, Any]) -> None:
 def test_tasks_from_a_warm_state(own: bool) -> None:
     lead = (T,) if own else ()
     slots = {"exp_avg": 0.1, "exp_avg_sq": 0.3}
-    state = {"step": 2, **{k: {n: c * (1 + torch.rand(*lead, *shape)) for n, shape in (("w", (2, 3)), ("v", (3,)))}
-                           for k, c in slots.items()}}  # fmt: skip
+    state = {
+        "step": 2,
+        **{
+            k: {n: c * (1 + torch.rand(*lead, *shape)) for n, shape in (("w", (2, 3)), ("v", (3,)))}
+            for k, c in slots.items()
+        },
+    }
     more = {"phi_opt": {"lr": {"w": gimli.per_task(torch.rand(T, J) / 5), "v": 0.1}, "betas": (0.8, 0.9)}}
     made = of_tasks(optimizer=Adam(), state_0=gimli.per_task(state) if own else state, **more)
     report = verify(**made)
@@ -102,8 +109,10 @@ def test_tasks_in_single_precision() -> None:
         return type(tree)(map(single, tree)) if isinstance(tree, (list, tuple)) else tree
 
     made = of_tasks("phi_opt")
-    report = verify(**{k: single(v) if k in ("theta_0", "train_batches", "val_batch", "phi_loss") else v
-                       for k, v in made.items()}, oracles=())  # fmt: skip
+    report = verify(
+        **{k: single(v) if k in ("theta_0", "train_batches", "val_batch", "phi_loss") else v for k, v in made.items()},
+        oracles=(),
+    )
     report.assert_ok()
     assert any("oracles in float64" in note for note in report.notes)
 

@@ -198,9 +198,12 @@ def test_ill_conditioned_problem_gets_a_stated_bound() -> None:
         return (theta["w"] ** 4 / 4 - theta["w"] ** 2 / 2).sum()
 
     made: dict[str, Any] = {
-        "problem": gimli.Problem(quartic, quartic, SGD()), "theta_0": {"w": torch.tensor([0.3, 0.7])},
-        "train_batches": lambda j: None, "val_batch": None, "phi_opt": {"lr": 1.8},
-    }  # fmt: skip
+        "problem": gimli.Problem(quartic, quartic, SGD()),
+        "theta_0": {"w": torch.tensor([0.3, 0.7])},
+        "train_batches": lambda j: None,
+        "val_batch": None,
+        "phi_opt": {"lr": 1.8},
+    }
     report = verify(**made, steps=25)
     report.assert_ok()
     (rate,) = (c for c in report.checks if c.key == ("A_opt", "lr") and c.oracle == "autograd")
@@ -302,8 +305,12 @@ def test_random_numbers_and_buffers_are_left_alone(schedule: Any) -> None:
     network = made["problem"].modules[0]
 
     def world() -> list[Any]:
-        return [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate(),  # noqa: NPY002
-                {k: b.tolist() for k, b in network.named_buffers()}]  # fmt: skip
+        return [
+            torch.get_rng_state().tolist(),
+            np.random.get_state()[1].tolist(),  # noqa: NPY002
+            random.getstate(),
+            {k: b.tolist() for k, b in network.named_buffers()},
+        ]
 
     before = world()
     verify(**made, memory=schedule).assert_ok()
@@ -328,9 +335,13 @@ def test_statistics_that_move() -> None:
         return torch.func.functional_call(net.eval(), theta, batch * theta["1.weight"]).square().mean()
 
     report = verify(
-        gimli.Problem(train_loss, val_loss, SGD(lr=0.1)), dict(net.named_parameters()), [x, 2 * x], x,
-        phi_opt={"lr": 0.1}, val_weights=[0.2, 0.3, 0.5],
-    )  # fmt: skip
+        gimli.Problem(train_loss, val_loss, SGD(lr=0.1)),
+        dict(net.named_parameters()),
+        [x, 2 * x],
+        x,
+        phi_opt={"lr": 0.1},
+        val_weights=[0.2, 0.3, 0.5],
+    )
     report.assert_ok()
     assert {c.family for c in report.checks} == {"autograd", "finite differences", "dense chain"}
     assert any("buffers of modules move" in note for note in report.notes)
@@ -453,9 +464,14 @@ def test_claims_that_are_nearly_right() -> None:
         return (theta["w"] @ A).sin().square().sum()
 
     made = {
-        "problem": gimli.Problem(loss, loss, Adam(lr=0.1)), "theta_0": {"w": torch.tensor([[1.0, 2.0], [3.0, 5.0]])},
-        "train_batches": lambda j: None, "val_batch": None, "steps": 2, "phi_opt": {"lr": 0.1}, "oracles": (),
-    }  # fmt: skip
+        "problem": gimli.Problem(loss, loss, Adam(lr=0.1)),
+        "theta_0": {"w": torch.tensor([[1.0, 2.0], [3.0, 5.0]])},
+        "train_batches": lambda j: None,
+        "val_batch": None,
+        "steps": 2,
+        "phi_opt": {"lr": 0.1},
+        "oracles": (),
+    }
     right = gimli.meta_gradient(**{k: v for k, v in made.items() if k != "oracles"}).B_0["w"]
     off = right.clone()
     off[0, 1] *= 1 + 1e-6

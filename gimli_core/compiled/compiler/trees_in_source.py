@@ -6,21 +6,37 @@ expression, as `collections.namedtuple` does for its fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from torch.utils import _pytree as pytree
+
+from gimli_core.trees import KeyPath, folded
 
 __all__ = ["builder", "taker"]
 
 
 def taker(tree: Any) -> Callable[[Any], list[Any]]:
-    """A function that lists the leaves of trees like this one, in order.
+    """A function that lists the leaves of trees like this one, in pytree's order.
 
     >>> taker({"a": 1, "b": (2, [3])})({"a": "x", "b": ("y", ["z"])})
     ['x', 'y', 'z']
     """
-    keys: dict[str, Any] = {}
-    function: Callable[[Any], list[Any]] = eval(f"lambda tree: [{', '.join(paths(tree, 'tree', keys))}]", keys)
+    names: dict[str, Any] = {}
+    reached = [_reached(path, names) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+    function: Callable[[Any], list[Any]] = eval(f"lambda tree: [{', '.join(reached)}]", names)
     return function
+
+
+def _reached(path: Sequence[Any], names: dict[str, Any]) -> str:
+    """The expression that reaches the leaf at one of pytree's paths."""
+    source = "tree"
+    for key in path:
+        if isinstance(key, pytree.GetAttrKey):  # of a named tuple
+            source += f".{key.name}"
+        else:
+            source += f"[{key_in_source(key.idx if isinstance(key, pytree.SequenceKey) else key.key, names)}]"
+    return source
 
 
 def key_in_source(key: Any, keys: dict[str, Any]) -> str:
@@ -34,16 +50,6 @@ def key_in_source(key: Any, keys: dict[str, Any]) -> str:
     return name
 
 
-def paths(tree: Any, at: str, keys: dict[str, Any]) -> Iterator[str]:
-    """The expressions that reach the leaves."""
-    entries = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (tuple, list)) else None
-    if entries is None:
-        yield at
-        return
-    for key, value in entries:
-        yield from paths(value, f"{at}[{key_in_source(key, keys)}]", keys)
-
-
 def builder(tree: Any) -> Callable[[Sequence[Any]], Any]:
     """A function that puts leaves, in order, into a tree like this one.
 
@@ -53,18 +59,15 @@ def builder(tree: Any) -> Callable[[Sequence[Any]], Any]:
     kinds: dict[str, Any] = {}
     count = iter(range(10**9))
 
-    def written(part: Any) -> str:
+    def written(path: KeyPath, part: Any, results: dict[Any, str]) -> str:
         if isinstance(part, dict):
-            return (
-                "{" + ", ".join(f"{key_in_source(key, kinds)}: {written(value)}" for key, value in part.items()) + "}"
-            )
-        inner = "".join(f"{written(value)}, " for value in part) if isinstance(part, (tuple, list)) else ""
-        if isinstance(part, tuple) and hasattr(part, "_fields"):
-            kinds[f"kind{len(kinds)}"] = type(part)
-            return f"kind{len(kinds) - 1}({inner})"
-        if isinstance(part, (tuple, list)):
-            return f"({inner})" if isinstance(part, tuple) else f"[{inner}]"
-        return f"leaves[{next(count)}]"
+            return "{" + "".join(f"{key_in_source(key, kinds)}: {text}, " for key, text in results.items()) + "}"
+        inner = "".join(f"{text}, " for text in results.values())
+        if hasattr(part, "_fields"):
+            kinds[name := f"kind{len(kinds)}"] = type(part)
+            return f"{name}({inner})"
+        return f"({inner})" if isinstance(part, tuple) else f"[{inner}]"
 
-    function: Callable[[Sequence[Any]], Any] = eval(f"lambda leaves: {written(tree)}", kinds)
+    source = folded(tree, lambda path, leaf: f"leaves[{next(count)}]", written)
+    function: Callable[[Sequence[Any]], Any] = eval(f"lambda leaves: {source}", kinds)
     return function

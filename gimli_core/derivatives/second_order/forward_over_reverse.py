@@ -10,31 +10,20 @@ Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from gimli_core.derivatives.evaluate import differentiate, evaluate
+from gimli_core.derivatives.evaluate import LossOfTheta, differentiate, evaluate
 from gimli_core.derivatives.module_weights import noting
 from gimli_core.derivatives.second_order.dual import duals, made_dual, tangent
 from gimli_core.derivatives.second_order.products import Products, collect
-from gimli_core.notation import Loss, Tensors
+from gimli_core.notation import Tensors
 
 __all__ = ["products"]
 
 
 def products(
-    loss_function: Loss,
-    theta: Tensors,
-    phi_loss: Tensors,
-    batch: Any,
-    V: Tensors,
-    g: Tensor | None = None,
-    *,
-    frozen: Mapping[str, Tensor] | None = None,
-    curvature: bool = True,
+    inner: LossOfTheta, theta: Tensors, V: Tensors, g: Tensor | None = None, *, curvature: bool = True
 ) -> Products:
     """Both products in one pass; without `curvature` zeros for that one, at the same cost. V has the shapes of theta, g
     is a scalar, or [T]; the products have the shapes of theta and phi_loss.
@@ -42,11 +31,13 @@ def products(
     Cost: 9F; keeps nothing between line 5 and here, and for its time the activations of the loss, twice.
     """
     with duals(theta, V) as theta_dual:
-        phi_leaf = {k: v.detach().requires_grad_() for k, v in phi_loss.items()}
+        phi_leaf = {k: v.detach().requires_grad_() for k, v in inner.phi_loss.items()}
         with noting() as weights:
-            loss, _ = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
+            loss, _ = evaluate(inner.function, inner.name, {**inner.frozen, **theta_dual}, phi_leaf, inner.batch)
         with weights.in_place():
             weighed = loss if g is None else loss * made_dual(torch.ones_like(loss), g)
             G = differentiate(weighed, [*theta_dual.values(), *phi_leaf.values()])
         tangents = [None if g is None else tangent(g) for g in G]
-        return collect(theta, phi_loss, tangents if curvature else [None] * len(theta) + tangents[len(theta) :], loss)
+        return collect(
+            theta, inner.phi_loss, tangents if curvature else [None] * len(theta) + tangents[len(theta) :], loss
+        )

@@ -14,32 +14,23 @@ and deviation for constants when they are differentiated in turn: this mean is t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gimli_core.derivatives.evaluate import differentiate, evaluate
+from gimli_core.derivatives.evaluate import LossOfTheta, differentiate, evaluate
 from gimli_core.derivatives.module_weights import noting
 from gimli_core.derivatives.second_order.dual import duals, tangent
 from gimli_core.derivatives.second_order.products import Products, collect
-from gimli_core.notation import Loss, Tensors
+from gimli_core.notation import Tensors
 
 __all__ = ["products"]
 
 
 def products(
-    loss_function: Loss,
-    theta: Tensors,
-    phi_loss: Tensors,
-    batch: Any,
-    V: Tensors,
-    g: Tensor | None = None,
-    *,
-    frozen: Mapping[str, Tensor] | None = None,
-    curvature: bool = True,
+    inner: LossOfTheta, theta: Tensors, V: Tensors, g: Tensor | None = None, *, curvature: bool = True
 ) -> Products:
     """Both products in one pass; without `curvature` only the mixed one, and zeros for the other. V has the shapes of
     theta, g is a scalar, or [T]; the products have the shapes of theta and phi_loss.
@@ -47,9 +38,9 @@ def products(
     Cost: 9F; keeps nothing between line 5 and here, and for its time the activations of the loss, twice.
     """
     with duals(theta, V) as theta_dual:
-        phi_leaf = {k: v.detach().requires_grad_() for k, v in phi_loss.items()}
+        phi_leaf = {k: v.detach().requires_grad_() for k, v in inner.phi_loss.items()}
         with noting() as weights, _OutOfPlace():
-            loss, _ = evaluate(loss_function, "train_loss", {**(frozen or {}), **theta_dual}, phi_leaf, batch)
+            loss, _ = evaluate(inner.function, inner.name, {**inner.frozen, **theta_dual}, phi_leaf, inner.batch)
         along_V = tangent(loss)
         if g is not None:
             along_g = g * forward_ad.unpack_dual(loss).primal
@@ -57,7 +48,7 @@ def products(
         asked = [*(theta_dual.values() if curvature else ()), *phi_leaf.values()]
         with weights.in_place():
             by_input = (None,) * len(asked) if along_V is None else differentiate(along_V, asked)
-        return collect(theta, phi_loss, (*(() if curvature else (None,) * len(theta)), *by_input), loss)
+        return collect(theta, inner.phi_loss, (*(() if curvature else (None,) * len(theta)), *by_input), loss)
 
 
 class _OutOfPlace(TorchDispatchMode):

@@ -11,6 +11,7 @@ from torch import Tensor
 from gimli_core.errors import unexpected
 from gimli_core.notation import Tensors, Thunks
 from gimli_core.optimizers.interface import hyperparameter
+from gimli_core.optimizers.rules.parts import as_numbers, root_of_number
 from gimli_core.optimizers.rules.singular import sqrt_slope
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 
@@ -22,8 +23,8 @@ class _Moments(NamedTuple):
     m: Tensor  # m', the first moment
     v: Tensor  # v', the second moment
     x: Tensor  # v', or its running maximum under amsgrad
-    c1: Tensor  # bias corrections 1 - beta^t
-    c2: Tensor
+    c1: Any  # bias corrections 1 - beta^t, numbers
+    c2: Any
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -103,18 +104,21 @@ class Adam(ElementwiseOptimizer):
     def slots(self) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq") + (("max_exp_avg_sq",) if self.amsgrad else ())
 
-    def _moments(self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor) -> _Moments:
+    def _moments(self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Any], t: Any) -> _Moments:
+        """`h` and `t` as `as_numbers` gives them."""
         g = -G if self.maximize else G
         if self.uses("weight_decay") and not self.decoupled:
             g = g + h["weight_decay"] * theta
         # torch.optim's own order of operations, so that forward results agree to the last bits. In-place
         # operations below act on fresh tensors only: a buffer saved is memory that need not be touched.
-        m = torch.lerp(s["exp_avg"], g, (1 - h["beta1"]).to(g))
+        rest = 1 - h["beta1"]
+        m = torch.lerp(s["exp_avg"], g, rest.to(g) if isinstance(rest, Tensor) else rest)
         v = torch.addcmul(s["exp_avg_sq"] * h["beta2"], g * (1 - h["beta2"]), g)
         x = torch.maximum(s["max_exp_avg_sq"], v) if self.amsgrad else v
         return _Moments(g, m, v, x, 1 - h["beta1"] ** t, 1 - h["beta2"] ** t)
 
     def _step(self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor) -> tuple[Tensor, Tensors]:
+        h, t = as_numbers(h, t)
         _, m, v, x, c1, c2 = self._moments(theta, s, G, h, t)
         if self.uses("weight_decay") and self.decoupled:
             theta = theta * (1 - h["lr"] * h["weight_decay"])
@@ -125,23 +129,25 @@ class Adam(ElementwiseOptimizer):
         if self.uses("eps_root"):
             d = (x / c2 + h["eps_root"]).sqrt() + h["eps"]
         else:
-            d = (x.sqrt() / c2.sqrt()).add_(h["eps"])
+            d = (x.sqrt() / root_of_number(c2)).add_(h["eps"])
         return torch.addcdiv(theta, m * -(h["lr"] / c1), d), new
 
     def _pullback(
         self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor, B: Tensor, S: Tensors
     ) -> tuple[Tensor, Tensor, Tensors, Thunks]:
+        h, t = as_numbers(h, t)
         g, m, v, x, c1, c2 = self._moments(theta, s, G, h, t)
         by_root = self.uses("eps_root")
         root = (x / c2 + h["eps_root"]).sqrt() if by_root else x.sqrt()
-        d = root + h["eps"] if by_root else (root / c2.sqrt()).add_(h["eps"])
+        correction = c2 if by_root else root_of_number(c2)
+        d = root + h["eps"] if by_root else (root / correction).add_(h["eps"])
         lr, beta1, beta2, decay = h["lr"], h["beta1"], h["beta2"], h["weight_decay"]
         decays, rate = self.uses("weight_decay"), lr / c1
         q = B / d
         u = q * m  # B times the normalised update m'/d
         m_bar = S["exp_avg"] - q * rate
         w = u / d  # d_bar = rate·w
-        slope = sqrt_slope(root).mul_(rate / (c2 if by_root else c2.sqrt()))  # ∂d/∂x, times the rate
+        slope = sqrt_slope(root).mul_(rate / correction)  # ∂d/∂x, times the rate
         S_j: Tensors = {}
         if self.amsgrad:
             x_bar = w * slope + S["max_exp_avg_sq"]

@@ -11,7 +11,40 @@ from gimli_core.notation import Tensors, Thunks
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.optimizers.rules.singular import sqrt_slope
 
-__all__ = ["CorrectedRoot", "MomentsPullback", "WeightDecay", "corrected_root", "moments", "moments_pullback"]
+__all__ = [
+    "CorrectedRoot",
+    "MomentsPullback",
+    "WeightDecay",
+    "as_numbers",
+    "corrected_root",
+    "moments",
+    "moments_pullback",
+    "root_of_number",
+]
+
+
+def as_numbers(h: dict[str, Tensor], t: Tensor) -> tuple[dict[str, Any], Any]:
+    """(h, t) with Python's floats in the place of tensors that are one number in float64, where nothing looks on.
+
+    What a rule does with numbers alone (1 - beta, beta^t, lr / c1) are a dozen operations a step, each as dear as one
+    on a small vector, and a fiftieth of that in Python. The bits are those of torch's own operations (but for the root:
+    `root_of_number`). A step that is traced, vectorised over tasks or differentiated keeps its tensors.
+    """
+    looked_at = torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0
+    if torch.compiler.is_compiling() or looked_at:
+        return h, t
+    return {name: _as_number(value) for name, value in h.items()}, _as_number(t)
+
+
+def _as_number(x: Tensor) -> Any:
+    if type(x) is not Tensor or x.ndim or x.requires_grad or x.dtype is not torch.float64 or not x.is_cpu:
+        return x
+    return x.item()
+
+
+def root_of_number(x: Any) -> Any:
+    """sqrt(x) of a number as of a scalar tensor: torch's root is not always the nearest number, as Python's is."""
+    return torch.tensor(x, dtype=torch.float64).sqrt().item() if isinstance(x, float) else x.sqrt()
 
 
 class WeightDecay(Optimizer):

@@ -66,7 +66,7 @@ class ClipNorm(GradientWrapper):
 
     def _parts(self, G: Tensors, hyper: Hyper) -> tuple[Tensor, Tensor, Tensor]:
         """(n + 1e-6, whether it is clipped, c)."""
-        norms = torch.stack([torch.linalg.vector_norm(g, self.norm_type) for g in G.values()])
+        norms = torch.stack([torch.linalg.vector_norm(g, self.norm_type) for g in _filled(G)])
         n = torch.linalg.vector_norm(norms, self.norm_type) + 1e-6
         c = next(iter(hyper.values()))["max_norm"] / n
         return n, c < 1, torch.where(c < 1, c, 1.0)
@@ -78,7 +78,7 @@ class ClipNorm(GradientWrapper):
     def _norm_slope(self, G: Tensors, n: Tensor) -> Tensors:
         """dn / dG."""
         if self.norm_type == float("inf"):
-            top = torch.stack([g.abs().max() for g in G.values()]).max()
+            top = torch.stack([g.abs().max() for g in _filled(G)]).max()
             ties = {k: (g.abs() == top).to(g) * g.sign() for k, g in G.items()}
             count = torch.stack([tie.abs().sum() for tie in ties.values()]).sum()
             return {k: tie / count for k, tie in ties.items()}
@@ -95,3 +95,8 @@ class ClipNorm(GradientWrapper):
         first = next(iter(G))  # one number for all tensors: its adjoint is noted once
         A = {first: {"max_norm": torch.where(clipped, along / n, 0.0)}} if "max_norm" in wanted else {}
         return V, {}, A
+
+
+def _filled(G: Tensors) -> list[Tensor]:
+    """The gradients that hold a number, or all of them: the norm of none has no value where it is a maximum."""
+    return [g for g in G.values() if g.numel()] or [next(iter(G.values())).new_zeros(1)]

@@ -12,12 +12,13 @@ from torch import Tensor
 from gimli_core.errors import unexpected
 from gimli_core.notation import Tensors
 from gimli_core.outer_loop.checks import check_number
-from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, accumulate, estimated, walked
+from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, accumulate, walked
 from gimli_core.outer_loop.estimators.particles import as_tasks
 from gimli_core.outer_loop.estimators.window import Reached, check_window, reached, window
 from gimli_core.outer_loop.randomness import NOISE, check_seed, generator_at
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient
+from gimli_core.runs.outcome import estimated
 
 __all__ = ["EvolutionStrategy"]
 

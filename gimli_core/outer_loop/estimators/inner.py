@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from gimli_core.runs.run import drain
 from gimli_core.runs.wants import Wants
 from gimli_core.unroll import gradient_at, tied_tensors
 
-__all__ = ["Inner", "InnerLoop", "accumulate", "check_phi", "estimated", "swept", "walked"]
+__all__ = ["Inner", "InnerLoop", "accumulate", "check_phi", "swept", "walked"]
 
 Inner = Callable[[Mapping[str, Tensor], Any], Mapping[str, Any]]
 
@@ -114,14 +114,6 @@ def swept(call: Call) -> tuple[MetaGradient, Form, list[tuple[Tensor, Tensor]]]:
     drain(run.backward())
     result, form = run.result(), run.form
     return result, form, [(t, gradient_at(result, form.scale, path, t)) for path, t in tied_tensors(call, form)]
-
-
-def estimated(
-    trajectory: Trajectory, approximation: str, *, B_0: Tensors | None = None, A: Tensors | None = None
-) -> MetaGradient:
-    """A result of a run that was not swept. `approximation` says what stands in the place of the gradient."""
-    parts = {f.name: getattr(trajectory, f.name) for f in fields(Trajectory)} | {"approximation": approximation}
-    return MetaGradient(**parts, A_opt={}, A_loss={}, B_0=B_0 or {}, S_0={}, A=A or {})
 
 
 def check_phi(argument: str, phi: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch.utils import _pytree as pytree
 from gimli_core.arguments.batches import check_batches, check_val_batch
 from gimli_core.arguments.call import Call
 from gimli_core.errors import unexpected
-from gimli_core.meta_parameters.marks import Mark, PerTask, per_task, unmarked
+from gimli_core.meta_parameters.marks import PerTask, per_task, unmarked
 from gimli_core.notation import COUNTS, State
 from gimli_core.transforms.tasks import Tasks, check_tasks
+from gimli_core.trees import KeyPath, zipped_at
 
 __all__ = ["as_tasks"]
 
@@ -80,23 +81,21 @@ def _state_of_all(states: Sequence[Any], T: int) -> State:
     }
 
 
-def _of_all(values: Sequence[Any], T: int, by_task: bool = False) -> Any:
+def _of_all(values: Sequence[Any], T: int) -> Any:
     """A tree of hyperparameters or of phi_loss, with what differs between the calls marked `per_task`."""
-    first = values[0]
-    if isinstance(first, Mark):
-        inner = _of_all([value.value for value in values], T, by_task or isinstance(first, PerTask))
-        return type(first)(inner)
-    if isinstance(first, Mapping):
-        return {k: _of_all([value[k] for value in values], T, by_task) for k in first}
-    if isinstance(first, (tuple, list)):
-        return type(first)(_of_all(of_each, T, by_task) for of_each in zip(*values, strict=True))
-    if isinstance(first, Tensor):
-        if by_task:
-            return _stacked(values, T, by_task)
-        return first.detach() if all(value is first for value in values) else per_task(_stacked(values, T, by_task))
-    if isinstance(first, (int, float)) and any(value != first for value in values):
-        return per_task(torch.tensor([float(value) for value in values], dtype=torch.float64).repeat_interleave(T))
-    return first
+
+    def joined(path: KeyPath, *of_place: Any) -> Any:
+        first = of_place[0]
+        if isinstance(first, Tensor):
+            if PerTask in path:
+                return _stacked(of_place, T, by_task=True)
+            same = all(value is first for value in of_place)
+            return first.detach() if same else per_task(_stacked(of_place, T, by_task=False))
+        if isinstance(first, (int, float)) and any(value != first for value in of_place):
+            return per_task(torch.tensor([float(v) for v in of_place], dtype=torch.float64).repeat_interleave(T))
+        return first
+
+    return zipped_at(joined, *values)
 
 
 def _batch_of_all(batches: Sequence[Any], T: int, by_task: bool) -> Any:

@@ -10,9 +10,10 @@ from torch import Tensor
 from gimli_core.errors import listing, unexpected
 from gimli_core.meta_parameters.marks import PerTask, unmarked_entries
 from gimli_core.notation import Tensors
-from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, estimated, walked
+from gimli_core.outer_loop.estimators.inner import Inner, InnerLoop, walked
 from gimli_core.problem import Problem
 from gimli_core.results import MetaGradient
+from gimli_core.runs.outcome import estimated
 
 __all__ = ["Reptile"]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 from gimli_core.arguments.batches import check_batches, check_val_batch
 from gimli_core.arguments.call import Call
 from gimli_core.errors import unexpected
-from gimli_core.meta_parameters.marks import Mark, PerStep, PerTask, per_task, unmarked
+from gimli_core.meta_parameters.marks import PerStep, PerTask, per_task, unmarked
 from gimli_core.notation import State, Tensors
 from gimli_core.outer_loop.checks import check_number
 from gimli_core.problem import Problem
@@ -21,6 +20,7 @@ from gimli_core.results import Trajectory
 from gimli_core.transforms.numbered import takes_j
 from gimli_core.transforms.proximal import ProximalLoss
 from gimli_core.transforms.tasks import check_tasks
+from gimli_core.trees import KeyPath, mapped_at
 
 __all__ = ["Reached", "check_window", "reached", "window"]
 
@@ -91,17 +91,10 @@ def _frozen(value: torch.Tensor, count: int) -> nn.Parameter:
 
 def _steps_of(value: Any, first: int, length: int) -> Any:
     """What of hyperparameters belongs to some steps: slices of what is marked `per_step`, all of the rest."""
-    return _mapped(value, partial(_slice, first=first, length=length), of_step=False, by_task=False)
 
+    def of_steps(path: KeyPath, leaf: Any) -> Any:
+        if PerStep not in path:
+            return leaf
+        return leaf[:, first : first + length] if PerTask in path else leaf[first : first + length]
 
-def _slice(value: Any, by_task: bool, *, first: int, length: int) -> Any:
-    return value[:, first : first + length] if by_task else value[first : first + length]
-
-
-def _mapped(value: Any, cut: Callable[[Any, bool], Any], *, of_step: bool, by_task: bool) -> Any:
-    if isinstance(value, Mark):
-        of_step, by_task = of_step or isinstance(value, PerStep), by_task or isinstance(value, PerTask)
-        return type(value)(_mapped(value.value, cut, of_step=of_step, by_task=by_task))
-    if isinstance(value, Mapping):
-        return {k: _mapped(v, cut, of_step=of_step, by_task=by_task) for k, v in value.items()}
-    return cut(value, by_task) if of_step else value
+    return mapped_at(of_steps, value)

@@ -1,4 +1,4 @@
-"""Nine walks through Algorithm 1, each with a problem, a page and a verification.
+"""Ten walks through Algorithm 1, each with a problem, a page and a verification.
 
 lesson = gimli.lessons.momentum()
 lesson                      # in a notebook: the page
@@ -21,6 +21,7 @@ from gimli_core.step_through.lessons.lesson import Lesson
 from gimli_core.step_through.lessons.maml import maml
 from gimli_core.step_through.lessons.momentum import momentum
 from gimli_core.step_through.lessons.quadratic import quadratic
+from gimli_core.step_through.lessons.tasks import tasks
 
 __all__ = [
     "LESSONS",
@@ -35,6 +36,7 @@ __all__ = [
     "momentum",
     "quadratic",
     "save_all",
+    "tasks",
 ]
 
 LESSONS = {
@@ -47,6 +49,7 @@ LESSONS = {
     "copied": copied,
     "implicit_rate": implicit_rate,
     "checkpoints": checkpoints,
+    "tasks": tasks,
 }
 
 

@@ -16,6 +16,7 @@ ORDER = (
     "copied",
     "implicit_rate",
     "checkpoints",
+    "tasks",
 )
 
 

@@ -98,8 +98,8 @@ def quadratic() -> Lesson:
                 why=(
                     "All eight terms are the same number. Why?",
                     """Step j's term is −(θ_J − t)·M^(J−1−j)·H·M^j·θ_0 with M = I − lr·H. M is made of H alone, so the
-                    two commute, and the powers of M before and after H join to M^(J−1) for every j. Here, and only
-                    here, no step matters more than another.""",
+                    two commute, and the powers of M before and after H join to M^(J−1) for every j. On a quadratic,
+                    under SGD, no step matters more than another.""",
                 ),
             ),
             section(

@@ -93,7 +93,7 @@ def record_experiments(walk: Walk, experiments: Experiments) -> dict[str, Any]:
             kept["roads"][names] = _without(replace(call, approximation=approximation), theta_0)
     with environment.trial(), suppress(Exception):
         if experiments.plane is not None:
-            kept["plane"] = _plane(call, theta_0, walk.inputs.values.phi_loss, experiments.plane)
+            kept["plane"] = _plane(walk, experiments.plane)
     with environment.trial(), suppress(Exception):
         if experiments.fit is not None:
             kept["fit"] = [dict(experiments.fit(theta)) for theta in _trajectory(call)]
@@ -194,8 +194,10 @@ def _trajectory(call: Call) -> list[Tensors]:
     return [walk.inputs.values.theta_0] + [m.values["theta"] for m in walk if m.line == 6 and not m.replay]
 
 
-def _plane(call: Call, theta_0: Tensors, phi_loss: Tensors, plane: Plane) -> dict[str, Any]:
-    """l_0 and L_val on a grid, all other entries as in theta_0."""
+def _plane(walk: Walk, plane: Plane) -> dict[str, Any]:
+    """l_0 and L_val on a grid, all other entries as in theta_0; of several tasks what is made of their losses."""
+    call, form, values = walk.call, walk.inputs.form, walk.inputs.values
+    theta_0, phi_loss = values.theta_0, values.phi_loss
     names = [label(k, i, t) for k, t in theta_0.items() for i in range(t.numel())]
     chosen = [names.index(text) if text else n for n, text in enumerate(plane.entries)]
     places = [entry(names[n], theta_0) for n in chosen]
@@ -207,8 +209,8 @@ def _plane(call: Call, theta_0: Tensors, phi_loss: Tensors, plane: Plane) -> dic
                 theta = {k: t.clone() for k, t in theta_0.items()}
                 for (key, index), at in zip(places, (x, y), strict=True):
                     theta[key].view(-1)[index] = float(at)
-                ell.append(_rounded(call.problem.train_loss(theta, phi_loss, batch).item()))
-                val.append(_rounded(call.problem.val_loss(theta, phi_loss, call.val_batch).item()))
+                ell.append(_rounded(form.scale * form.problem.train_loss(theta, phi_loss, batch).sum().item()))
+                val.append(_rounded(form.scale * form.problem.val_loss(theta, phi_loss, call.val_batch).sum().item()))
     return {
         "x": list(plane.x),
         "y": list(plane.y),

@@ -16,6 +16,7 @@ from gimli_core.optimizers.rules.adam import Adam
 from gimli_core.optimizers.rules.sgd import SGD
 from gimli_core.step_through.page.summaries import number
 from gimli_core.step_through.walk import Walk
+from gimli_core.transforms.rule_over_tasks import RuleOverTasks
 
 __all__ = ["facts", "resident_bytes"]
 
@@ -25,15 +26,18 @@ MOST_LEAVES = 24  # hyperparameters of each kind
 def facts(walk: Walk, shown: Tensors) -> dict[str, Any]:
     """The part of a page's data that stands before the run; `shown` are the tensors that it tells apart."""
     inputs, J = walk.inputs, walk.inputs.form.steps
-    theta = inputs.values.theta_0
+    theta, rule = inputs.values.theta_0, inputs.form.optimizer
+    if isinstance(rule, RuleOverTasks):
+        rule = rule.rule
     leaves = [("A_opt", leaf.label, leaf.value) for leaf in inputs.values.hyper.leaves[:MOST_LEAVES]]
     leaves += [("A_loss", f"phi_loss[{k!r}]", v) for k, v in [*inputs.values.phi_loss.items()][:MOST_LEAVES]]
     return {
         "steps": J,
         "parameters": sum(t.numel() for t in theta.values()),
         "dtype": str(next(iter(theta.values())).dtype).removeprefix("torch."),
-        "optimizer": type(inputs.form.optimizer).__name__,
-        "rule": _plain_rule(inputs.form.optimizer),
+        "optimizer": type(rule).__name__,
+        "rule": _plain_rule(rule),
+        "tasks": inputs.form.tasks,
         "hyper": _hyper_values(inputs.values.hyper.at(0)),
         "schedule": repr(walk.schedule),
         "recurrence": inputs.form.recurrence,

@@ -167,9 +167,12 @@ def memory(trace: Trace, *, ax: Axes | None = None, width: float = 7) -> Figure:
         above.plot(seconds[peak], used[peak], "o", color=CURVATURE)
         right = seconds[peak] > seconds[-1] / 2  # the words stay within the frame
         above.annotate(
-            f"peak {used[peak]:.0f} MiB", (seconds[peak], used[peak]), textcoords="offset points",
-            xytext=(-6 if right else 6, -12), ha="right" if right else "left",
-        )  # fmt: skip
+            f"peak {used[peak]:.0f} MiB",
+            (seconds[peak], used[peak]),
+            textcoords="offset points",
+            xytext=(-6 if right else 6, -12),
+            ha="right" if right else "left",
+        )
     above.set_ylabel("memory of the process, MiB")
     above.set_title("Memory over time")
     for kind, label, colour in (("point", "states stored", FORWARD), ("graph", "graphs kept", GRAPHS)):

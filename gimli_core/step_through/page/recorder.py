@@ -83,7 +83,7 @@ class Recorder:
             case 5 if not moment.replay:
                 losses = self.data["loss"]
                 losses += [None] * (j - len(losses))  # of steps that had been taken before
-                losses.append(number(values["loss"].item()))
+                losses.append(number(values["loss"].sum().item() * self.walk.inputs.form.scale))  # of all tasks
                 self._put("G", j, values["G"])
             case 6 if not moment.replay:
                 self._put("theta", j + 1, values["theta"])

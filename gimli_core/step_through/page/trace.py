@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gimli_core.errors import unexpected
 from gimli_core.memory.atomic_file import writing
 from gimli_core.results import MetaGradient
@@ -152,7 +154,8 @@ def trace(
         for moment in walk:
             if intervene is not None:
                 intervene(moment)
-            recorder.see(moment)
+            with torch.enable_grad():  # the recorder asks for Hessians, whatever mode the caller is in
+                recorder.see(moment)
     except Exception as error:
         failure = error
         recorder.fail(error)

@@ -15,9 +15,8 @@ __all__ = ["at", "fill"]
 
 def fill(tree: Any, keys: Sequence[Any], value: Any) -> None:
     """Put `value` at `keys` in a tree of tensors: keys of mappings first, then indices into each tensor."""
-    if isinstance(tree, Mapping) and keys:
-        fill(entry_of(tree, keys[0]), keys[1:], value)
-        return
+    while isinstance(tree, Mapping) and keys:
+        tree, keys = entry_of(tree, keys[0]), keys[1:]
     for t in tensors(tree):
         place = t
         for key in keys:  # each gives a view, which is written through

@@ -18,7 +18,7 @@ from gimli_core.step_through.terminal.breakpoints import check_break
 from gimli_core.step_through.terminal.expressions import checked, evaluate, quantities_in
 from gimli_core.step_through.terminal.kept import Kept
 from gimli_core.step_through.walk import Moment, Walk
-from gimli_core.trees import tensors
+from gimli_core.trees import cloned, tensors
 
 __all__ = ["Stepper"]
 
@@ -199,8 +199,8 @@ class Stepper:
             names["growth"] = _growth(names["B_next"], names["B"])
         if self._totals and moment.line != 16:
             inputs = self.walk.inputs
-            names["A_opt"] = _copied(inputs.values.hyper.join(self._totals["A_opt"]))
-            names["A_loss"] = _copied(self._totals["A_loss"])
+            names["A_opt"] = cloned(inputs.values.hyper.join(self._totals["A_opt"]))
+            names["A_loss"] = cloned(self._totals["A_loss"])
         self._names = names
         if "s" in values:  # its step counter is no quantity of the algorithm
             values["s"] = slots(values["s"])
@@ -232,12 +232,3 @@ def _growth(B_next: Mapping[str, Tensor], B: Mapping[str, Tensor]) -> float:
     """‖B_j‖/‖B_{j+1}‖; infinite, or not a number, where B_{j+1} is 0."""
     before, after = (total([norm_of(t) for t in tree.values()]) for tree in (B_next, B))
     return after / before if before else after * float("inf")
-
-
-def _copied(tree: Any) -> Any:
-    """The accumulators as they are now; the engine adds to them in place."""
-    if isinstance(tree, Tensor):
-        return tree.clone()
-    if isinstance(tree, Mapping):
-        return {k: _copied(v) for k, v in tree.items()}
-    return type(tree)([_copied(v) for v in tree])

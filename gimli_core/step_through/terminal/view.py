@@ -18,6 +18,7 @@ from gimli_core.notation import slots
 from gimli_core.step_through.lessons.lesson import Lesson
 from gimli_core.step_through.page.algorithm import LINES, MEANING
 from gimli_core.step_through.terminal.stepper import Stepper
+from gimli_core.trees import KeyPath, folded, leaves
 
 __all__ = ["Style", "exact_text", "introduction", "row", "screen", "sparkline", "tensor_text", "value_text"]
 
@@ -147,15 +148,20 @@ def tensor_text(t: Tensor, width: int, most: int = 6) -> str:
 
 def exact_text(value: Any) -> str:
     """A value with every entry to its last digit: the shortest number that reads back as the same."""
-    if isinstance(value, Tensor):
-        t = value.detach().cpu()
-        t = t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
-        return np.array2string(t.numpy(), threshold=sys.maxsize, floatmode="unique", separator=", ")
-    if isinstance(value, Mapping):
-        return "\n".join(f"{printable(str(key))}:\n{exact_text(part)}" for key, part in value.items())
-    if isinstance(value, (list, tuple)):
-        return "\n".join(exact_text(part) for part in value)
-    return repr(value)
+    return str(folded(value, lambda _, leaf: _exact_leaf(leaf), _exact_node))
+
+
+def _exact_leaf(leaf: Any) -> str:
+    if not isinstance(leaf, Tensor):
+        return repr(leaf)
+    t = leaf.detach().cpu()
+    t = t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+    return np.array2string(t.numpy(), threshold=sys.maxsize, floatmode="unique", separator=", ")
+
+
+def _exact_node(path: KeyPath, tree: Any, texts: dict[Any, str]) -> str:
+    named = isinstance(tree, Mapping)
+    return "\n".join(f"{printable(str(key))}:\n{text}" if named else text for key, text in texts.items())
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -224,12 +230,10 @@ def _values(stepper: Stepper, style: Style, width: int) -> list[str]:
     return lines
 
 
-def _leaves(tree: Any, width: int, path: str = "") -> list[str]:
-    if isinstance(tree, Tensor):
-        return [f"{printable(path):14} {tensor_text(tree, width)}"] if path else [tensor_text(tree, width)]
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-    lines = [line for key, value in items for line in _leaves(value, width, f"{path}.{key}" if path else str(key))]
-    return lines if path or len(lines) <= 12 else [*lines[:12], f"… and {len(lines) - 12} more (print NAME shows all)"]
+def _leaves(tree: Any, width: int) -> list[str]:
+    named = [(printable(".".join(map(str, path))), tensor_text(t, width)) for path, t in leaves(tree)]
+    lines = [f"{name:14} {text}" if name else text for name, text in named]
+    return lines if len(lines) <= 12 else [*lines[:12], f"… and {len(lines) - 12} more (print NAME shows all)"]
 
 
 def _cut(line: str, width: int) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gimli_core.optimizers import SGD, Adagrad, Adam, AdamW
 from gimli_core.problem import Problem
+from gimli_core.trees import mapped
 
 __all__ = [
     "constant_gradient_adagrad",
@@ -60,9 +61,11 @@ def quadratic_sgd() -> dict[str, Any]:
         g,
         {"lr": lr},
         {"log_h": np.log(h), "c": CENTRE},
-        A_opt={"lr": (-h * d_r).sum()},
-        A_loss={"log_h": -lr * h * d_r, "c": g * (1 - r**J)},
-        w=g * r**J,
+        {
+            "A_opt": {"lr": (-h * d_r).sum()},
+            "A_loss": {"log_h": -lr * h * d_r, "c": g * (1 - r**J)},
+            "B_0": {"w": g * r**J},
+        },
     )
 
 
@@ -79,9 +82,11 @@ def quadratic_per_step() -> dict[str, Any]:
         g,
         {"lr": lr},
         {"log_h": np.log(h), "c": CENTRE},
-        A_opt={"lr": -others @ (h * g * e)},
-        A_loss={"log_h": -(lr @ others) * h * g * e, "c": g * (1 - R)},
-        w=g * R,
+        {
+            "A_opt": {"lr": -others @ (h * g * e)},
+            "A_loss": {"log_h": -(lr @ others) * h * g * e, "c": g * (1 - R)},
+            "B_0": {"w": g * R},
+        },
     )
 
 
@@ -110,9 +115,11 @@ def quadratic_momentum() -> dict[str, Any]:
         g,
         {"lr": lr, "momentum": mu},
         {"log_h": np.log(h), "c": CENTRE},
-        A_opt={"lr": g @ d_lr, "momentum": g @ d_mu},
-        A_loss={"log_h": g * d_h * h, "c": g * (1 - by_e)},
-        w=g * by_e,
+        {
+            "A_opt": {"lr": g @ d_lr, "momentum": g @ d_mu},
+            "A_loss": {"log_h": g * d_h * h, "c": g * (1 - by_e)},
+            "B_0": {"w": g * by_e},
+        },
     )
     case["state_0"] = {"step": 5, "momentum_buffer": {"w": torch.from_numpy(b)}}
     case["closed_form"]["S_0"] = {"momentum_buffer": {"w": torch.from_numpy(-g * lr * mu * p)}}
@@ -147,14 +154,16 @@ def constant_gradient_adamw() -> dict[str, Any]:
         g,
         {"lr": lr, "betas": (0.8, 0.9), "eps": eps, "weight_decay": decay},
         {"g": s},
-        A_opt={
-            "lr": -decay * d_r.sum(),
-            "betas": (0.0, 0.0),
-            "eps": -(d_u * s / d**2).sum(),
-            "weight_decay": (-lr * d_r + g * (1 - r**J) * u / decay**2).sum(),
+        {
+            "A_opt": {
+                "lr": -decay * d_r.sum(),
+                "betas": (0.0, 0.0),
+                "eps": -(d_u * s / d**2).sum(),
+                "weight_decay": (-lr * d_r + g * (1 - r**J) * u / decay**2).sum(),
+            },
+            "A_loss": {"g": d_u * eps / d**2},
+            "B_0": {"w": g * r**J},
         },
-        A_loss={"g": d_u * eps / d**2},
-        w=g * r**J,
     )
 
 
@@ -175,14 +184,16 @@ def constant_gradient_adagrad() -> dict[str, Any]:
         g,
         {"lr": lr, "lr_decay": decay, "initial_accumulator_value": x, "eps": eps},
         {"g": s},
-        A_opt={
-            "lr": -(g * step).sum(),
-            "lr_decay": (g * lr * step * (t - 1) / slowed).sum(),
-            "initial_accumulator_value": (g * d_d / (2 * root)).sum(),
-            "eps": (g * d_d).sum(),
+        {
+            "A_opt": {
+                "lr": -(g * step).sum(),
+                "lr_decay": (g * lr * step * (t - 1) / slowed).sum(),
+                "initial_accumulator_value": (g * d_d / (2 * root)).sum(),
+                "eps": (g * d_d).sum(),
+            },
+            "A_loss": {"g": (g * (d_d * t * s / root - lr / slowed / d)).sum(axis=0)},
+            "B_0": {"w": g},
         },
-        A_loss={"g": (g * (d_d * t * s / root - lr / slowed / d)).sum(axis=0)},
-        w=g,
     )
 
 
@@ -196,9 +207,11 @@ def zero_gradient_adam() -> dict[str, Any]:
         g,
         {"lr": lr, "betas": (0.9, 0.99), "eps": eps},
         {"log_h": np.log(h), "c": CENTRE},
-        A_opt={"lr": 0.0, "betas": (0.0, 0.0), "eps": 0.0},
-        A_loss={"log_h": 0 * g, "c": -g * O_0 * h},
-        w=g * (1 + O_0 * h),
+        {
+            "A_opt": {"lr": 0.0, "betas": (0.0, 0.0), "eps": 0.0},
+            "A_loss": {"log_h": 0 * g, "c": -g * O_0 * h},
+            "B_0": {"w": g * (1 + O_0 * h)},
+        },
         w_0=CENTRE,
     )
 
@@ -209,18 +222,13 @@ def _elementwise(
     g: Array,
     phi_opt: dict[str, Any],
     phi_loss: dict[str, Array],
-    *,
-    A_opt: dict[str, Any],
-    A_loss: dict[str, Array],
-    w: Array,
+    closed_form: dict[str, Any],
     w_0: Array = W_0,
 ) -> dict[str, Any]:
     """The arguments of `verify` for a problem on one vector w."""
 
     def tensors(tree: Any) -> Any:
-        if isinstance(tree, dict):
-            return {name: tensors(branch) for name, branch in tree.items()}
-        return torch.from_numpy(tree) if isinstance(tree, np.ndarray) else tree
+        return mapped(lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, tree)
 
     return {
         "problem": problem,
@@ -230,10 +238,5 @@ def _elementwise(
         "steps": J,
         "phi_opt": tensors(phi_opt),
         "phi_loss": tensors(phi_loss),
-        "closed_form": {
-            "val_loss": g @ g / 2,
-            "A_opt": tensors(A_opt),
-            "A_loss": tensors(A_loss),
-            "B_0": {"w": torch.from_numpy(w)},
-        },
+        "closed_form": {"val_loss": g @ g / 2, **tensors(closed_form)},
     }

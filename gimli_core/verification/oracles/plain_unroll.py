@@ -18,6 +18,7 @@ from torch import Tensor
 from gimli_core.environment import Environment, Snapshot, split_frozen
 from gimli_core.errors import unexpected
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
+from gimli_core.trees import KeyPath, mapped, mapped_at
 from gimli_core.verification.oracles.plain_rules import Root, handed, initial_state, plain_step, values_at
 from gimli_core.verification.question import Entries, Question, flatten, same_randomness
 
@@ -122,24 +123,18 @@ class Unroll:
         if not self.graph:
             return tree
 
-        def visit(branch: Any, path: tuple[Any, ...]) -> Any:
-            if isinstance(branch, dict):
-                return {name: visit(below, (*path, name)) for name, below in branch.items()}
-            if not branch.requires_grad:
+        def node(path: KeyPath, leaf: Tensor) -> Tensor:
+            if not leaf.requires_grad:
                 if learned_only:
-                    return branch
-                branch = branch.detach().requires_grad_()
-            self.nodes[path] = branch.view_as(branch)
+                    return leaf
+                leaf = leaf.detach().requires_grad_()
+            self.nodes[path] = leaf.view_as(leaf)
             return self.nodes[path]
 
-        return visit(tree, (symbol, j))
+        return mapped_at(node, tree, (symbol, j))
 
     def _rounded(self, tree: Any) -> Any:
-        if self.rounding is None:
-            return tree
-        if isinstance(tree, dict):
-            return {name: self._rounded(branch) for name, branch in tree.items()}
-        return self.rounding(tree)
+        return tree if self.rounding is None else mapped(self.rounding, tree)
 
     def _rounded_finely(self, values: Hyper) -> Hyper:
         """Hyperparameters moved by one unit of float64, in which the engine computes 1 - beta^t and its like."""

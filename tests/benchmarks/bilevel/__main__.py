@@ -12,8 +12,9 @@ Per problem and method, over the seeds median and [least, largest]:
     seconds           processor time of an outer step on one thread, the methods in turn (A B A B …)
     MiB               peak of an outer step, each in a process of its own
 
-Every method has the same inner steps, start and outer optimizer, and linear solvers have the same iterations. What a
-method does before its first result (ours checks a problem, and measures it for a budget) is not in its seconds.
+Every method has the same inner steps, start and outer optimizer, and linear solvers have the same iterations, but for
+ours, which goes on until its system is solved, or refuses. What a method does before its first result (ours checks a
+problem, and measures it for a budget) is not in its seconds.
 Adam's rate for phi was chosen from 0.03 … 3 by the unrolled gradient's outer loss, once for all problems of a kind
 (quadratics 0.3, hyper-cleaning 1, logistic regression 1, Omniglot 0.03), whatever the noise, network or data set;
 SOBA's, as a share of it for all problems, from 1/3, 1/10 and 1/30.

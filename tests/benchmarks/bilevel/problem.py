@@ -59,9 +59,12 @@ class Bilevel:
     def to(self, dtype: torch.dtype) -> Bilevel:
         """The same in another precision; whole numbers stay."""
         return replace(
-            self, phi_0=cast(self.phi_0, dtype), train=cast(self.train, dtype), val=cast(self.val, dtype),
+            self,
+            phi_0=cast(self.phi_0, dtype),
+            train=cast(self.train, dtype),
+            val=cast(self.val, dtype),
             start=lambda phi: cast(self.start(phi), dtype),
-        )  # fmt: skip
+        )
 
 
 def cast(tree: Any, dtype: torch.dtype) -> Any:

@@ -71,9 +71,12 @@ def transformer(theta: Named, x: jax.Array) -> jax.Array:
 
 
 NETS: dict[str, Callable[[Named, Any], Any]] = {
-    "mlp_relu": partial(mlp, jax.nn.relu), "mlp_tanh": partial(mlp, jnp.tanh), "mlp_named": mlp_named,
-    "conv": conv, "transformer": transformer,
-}  # fmt: skip
+    "mlp_relu": partial(mlp, jax.nn.relu),
+    "mlp_tanh": partial(mlp, jnp.tanh),
+    "mlp_named": mlp_named,
+    "conv": conv,
+    "transformer": transformer,
+}
 
 
 def mse(out: jax.Array, y: jax.Array) -> jax.Array:

@@ -93,9 +93,7 @@ OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, 
 
 
 def sinusoid_net(width: int, activation: type[nn.Module]) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(1, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, 1)
-    )  # fmt: skip
+    return nn.Sequential(nn.Linear(1, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, 1))
 
 
 def sinusoids(tasks: int, points: int) -> Batch:
@@ -109,18 +107,36 @@ def sinusoid(data: Path, steps: int = 5, tasks: int = 25, width: int = 40) -> Wo
     """The regression of the MAML paper (Finn et al. 2017)."""
     x, y = sinusoids(tasks, 20)
     return Workload(
-        "sinusoid", sinusoid_net(width, nn.ReLU), "mlp_relu", "mse", "sgd", 0.01, steps, tasks,
-        (x[None, :, :10], y[None, :, :10]), (x[:, 10:], y[:, 10:]), ("theta_0",),
-    )  # fmt: skip
+        "sinusoid",
+        sinusoid_net(width, nn.ReLU),
+        "mlp_relu",
+        "mse",
+        "sgd",
+        0.01,
+        steps,
+        tasks,
+        (x[None, :, :10], y[None, :, :10]),
+        (x[:, 10:], y[:, 10:]),
+        ("theta_0",),
+    )
 
 
 def tiny(data: Path, steps: int = 50, width: int = 40) -> Workload:
     """One small problem alone. Its units are tanh: a dead ReLU has G = 0, where autograd through Adam gives nan."""
     x, y = sinusoids(1, 20)
     return Workload(
-        "tiny", sinusoid_net(width, nn.Tanh), "mlp_tanh", "mse", "adam", torch.tensor(1e-2), steps, None,
-        (x[:, :10], y[:, :10]), (x[0, 10:], y[0, 10:]), ("theta_0", "lr"),
-    )  # fmt: skip
+        "tiny",
+        sinusoid_net(width, nn.Tanh),
+        "mlp_tanh",
+        "mse",
+        "adam",
+        torch.tensor(1e-2),
+        steps,
+        None,
+        (x[:, :10], y[:, :10]),
+        (x[0, 10:], y[0, 10:]),
+        ("theta_0", "lr"),
+    )
 
 
 class Mnist(nn.Module):
@@ -140,9 +156,19 @@ def mnist(data: Path, steps: int = 50, width: int = 512) -> Workload:
     held = mnist_mlp.Workload(steps, data / "mnist.npz", sizes=(784, width, width, 10))
     x, y = zip(*(held.batch(j) for j in range(steps)), strict=True)
     return Workload(
-        "mnist", Mnist(held.theta_0), "mlp_named", "cross_entropy", "adam", held.lr, steps, None,
-        (torch.stack(x), torch.stack(y)), held.val, ("lr", "phi_loss"), held.log_l2,
-    )  # fmt: skip
+        "mnist",
+        Mnist(held.theta_0),
+        "mlp_named",
+        "cross_entropy",
+        "adam",
+        held.lr,
+        steps,
+        None,
+        (torch.stack(x), torch.stack(y)),
+        held.val,
+        ("lr", "phi_loss"),
+        held.log_l2,
+    )
 
 
 class MeanOverSpace(nn.Module):
@@ -192,9 +218,18 @@ def omniglot(data: Path, steps: int = 5, tasks: int = 8, width: int = 64) -> Wor
 
     train = joined(x[:, :, :shots])[None], joined(y[:, :, :shots])[None]
     return Workload(
-        "omniglot", omniglot_net(width, ways), "conv", "cross_entropy", "sgd", 0.4, steps, tasks,
-        train, (joined(x[:, :, shots:]), joined(y[:, :, shots:])), ("theta_0",),
-    )  # fmt: skip
+        "omniglot",
+        omniglot_net(width, ways),
+        "conv",
+        "cross_entropy",
+        "sgd",
+        0.4,
+        steps,
+        tasks,
+        train,
+        (joined(x[:, :, shots:]), joined(y[:, :, shots:])),
+        ("theta_0",),
+    )
 
 
 def letters(symbols: int) -> Tensor:
@@ -221,9 +256,18 @@ def transformer(data: Path, steps: int = 20, width: int = WIDTH, context: int = 
     net = Transformer(width, symbols, context)
     lr = {k: torch.tensor(1e-3) for k, _ in net.named_parameters()}
     return Workload(
-        "transformer", net, "transformer", "cross_entropy", "adamw", lr, steps, None,
-        (x[:-1], y[:-1]), (x[-1], y[-1]), ("lr",),
-    )  # fmt: skip
+        "transformer",
+        net,
+        "transformer",
+        "cross_entropy",
+        "adamw",
+        lr,
+        steps,
+        None,
+        (x[:-1], y[:-1]),
+        (x[-1], y[-1]),
+        ("lr",),
+    )
 
 
 BUILDERS: dict[str, Callable[..., Workload]] = {f.__name__: f for f in (sinusoid, omniglot, mnist, transformer, tiny)}

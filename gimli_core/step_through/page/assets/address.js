@@ -27,14 +27,14 @@ function readAddress(hash) {
   clearTimeout(writing);
   const whole = (name) => (/^\d{1,6}$/.test(asked.get(name) || "") ? Number(asked.get(name)) : null);
   if (whole("card") !== null && whole("card") >= 1) openCard(whole("card") - 1, false);
-  changedNow.vary = {};
+  changedNow.vary = byName();
   for (const one of X.vary) {
     const text = asked.get(`set.${one.name}`), x = text === null || text === "" ? NaN : Number(text);
     if (Number.isFinite(x)) changedNow.vary[one.name] = Math.max(stopsOf(one)[0], Math.min(stopsOf(one).at(-1), x));
   }
   const nudge = (asked.get("nudge") || "").split(",").map(Number);
   changedNow.nudge = twin.ok && nudge.length === D.parameters + 1 && nudge.every(Number.isFinite) && Number.isInteger(nudge[0]) && nudge[0] >= 0 && nudge[0] <= J ? { j: nudge[0], delta: nudge.slice(1) } : null;
-  if (changedNow.nudge) changedNow.vary = {};
+  if (changedNow.nudge) changedNow.vary = byName();
   const closed = (asked.get("closed") || "").split(",");
   for (const key of ROADS) changedNow.closed[key] = closed.includes(key) && (key !== "state" || D.slots.length > 0);
   changed();

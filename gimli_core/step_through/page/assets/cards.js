@@ -52,7 +52,7 @@ function openCard(n, sets) {
   if (sets) {
     if (["nudge", "roads", "close"].includes(kind) && twin.ok && !changedNow.nudge && kind !== "close") startNudge();
     if (kind !== "close" && anyClosed(changedNow.closed)) for (const k of Object.keys(changedNow.closed)) changedNow.closed[k] = false;
-    if (["turn", "back", "say"].includes(kind) && isChanged()) { changedNow.vary = {}; changedNow.nudge = null; }
+    if (["turn", "back", "say"].includes(kind) && isChanged()) { changedNow.vary = byName(); changedNow.nudge = null; }
     changed();
     const place_ = sections[cardAt].go.length && kind !== "nudge" && kind !== "roads" ? sections[cardAt].go[0].slice(1) : SETS[kind] ? SETS[kind]() : null, to = place_ ? findAny(...place_) : -1;
     if (to >= 0) show(to, false);

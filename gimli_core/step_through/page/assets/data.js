@@ -1,6 +1,7 @@
 // What the run kept, and small helpers. Text enters the page through textContent alone.
 const D = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
+const byName = () => Object.create(null); // names are the user's, "__proto__" among them
 const J = D.steps;
 const E = D.events;
 const SVG = "http://www.w3.org/2000/svg";

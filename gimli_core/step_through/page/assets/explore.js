@@ -1,5 +1,5 @@
 // What the reader has changed, and the run that follows from it: by the twin, or the nearest recorded run of the engine.
-const changedNow = { vary: {}, nudge: null, closed: { curvature: false, state: false, early: false } };
+const changedNow = { vary: byName(), nudge: null, closed: { curvature: false, state: false, early: false } };
 const varied = (name) => X.vary.find((one) => one.name === name);
 const isChanged = () => Object.keys(changedNow.vary).length > 0 || changedNow.nudge !== null;
 const nearest = (one, x) => one.at.reduce((best, v, k) => (one.val[k] !== null && (best < 0 || Math.abs(v - x) < Math.abs(one.at[best] - x)) ? k : best), -1);
@@ -45,7 +45,7 @@ function changed() {
   for (const one of listeners) one();
 }
 function putBack() {
-  changedNow.vary = {};
+  changedNow.vary = byName();
   changedNow.nudge = null;
   changed();
 }

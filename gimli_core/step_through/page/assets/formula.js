@@ -29,7 +29,7 @@ const FORMULAS = {
     if (H && v && v.length <= 2) numbers.push(plain(vector(small("curvature", j)), "=", vector(v), matrix(H, v.length)));
     return [own(14, j) || generic, [...numbers, ...each(slotTerms("S", j))]];
   },
-  16: () => [[plain(sub("A", "opt"), ",", sub("A", "loss"), ",", sub("B", 0), ",", sub("S", 0))], [...D.A.slice(0, 8).map((leaf) => plain(named(leaf), "=", amount(leaf.final))), ...each([[sub("B", 0), "B", 0]])]],
+  16: () => [[plain(sub("A", "opt"), ",", sub("A", "loss"), ",", sub("B", 0), ",", sub("S", 0))], [...D.A.slice(0, 8).map((leaf) => plain(named(leaf), "=", amount(leaf.final))), ...each([[sub("B", 0), "B", 0]]), ...(D.tasks ? [plain(word("a price for each task; what they share gets the sum"))] : [])]],
 };
 // A after = A before + this step's term, for each meta-parameter.
 function added(kind, j) {

@@ -97,7 +97,7 @@ function layStage() {
 }
 function header() {
   const hyper = Object.entries(D.hyper).filter(([, x]) => x !== 0).map(([k, x]) => `${k} = ${fmt(x)}`).join(", ");
-  $("facts").textContent = `${J} steps of ${D.optimizer}${hyper ? ` (${hyper})` : ""} on ${D.parameters.toLocaleString("en")} parameters in ${D.count.tensors.toLocaleString("en")} ${D.count.tensors === 1 ? "tensor" : "tensors"}, ${D.dtype}${D.recurrence === "augmented" ? "" : `, recurrence ${D.recurrence}`}`;
+  $("facts").textContent = `${J} steps of ${D.optimizer}${hyper ? ` (${hyper})` : ""} on ${D.parameters.toLocaleString("en")} parameters in ${D.count.tensors.toLocaleString("en")} ${D.count.tensors === 1 ? "tensor" : "tensors"}${D.tasks ? `, ${D.tasks} tasks` : ""}, ${D.dtype}${D.recurrence === "augmented" ? "" : `, recurrence ${D.recurrence}`}`;
   const said = [];
   if (D.error) said.push(`The run ended ${D.error.after}: ${D.error.kind}: ${D.error.message}`);
   if (D.extent !== "complete") said.push(`Not the whole run: ${D.extent}.`);

@@ -72,8 +72,9 @@ function planeMap() {
   return function draw(i) {
     const [w, h_] = sizeOf(holder);
     if (drawn !== `${w} ${h_}`) { lay(); drawn = `${w} ${h_}`; }
-    const shownTo = backward(i) ? J : pointAt(i), k = pointAt(i), here = path[k], parts = [], run = ghost();
+    const shownTo = backward(i) ? J : pointAt(i), ahead = path.slice(shownTo).filter(Boolean).map(clip), k = pointAt(i), here = path[k], parts = [], run = ghost();
     const points = path.slice(0, shownTo + 1).filter(Boolean).map(clip);
+    if (ahead.length > 1) parts.push(s("path", { class: "rest", d: pathLine(ahead, X_, Y_) }, s("title", null, "the steps that follow")), s("circle", { cx: X_(ahead.at(-1)[0]), cy: Y_(ahead.at(-1)[1]), r: 3.5, fill: "none", stroke: "var(--forward)", "stroke-width": 1.5 }, s("title", null, `θ${subscript(J)}, where the run ends`)));
     parts.push(s("path", { class: "path", d: pathLine(points, X_, Y_) }), ...points.map((p, j) => s("circle", { cx: X_(p[0]), cy: Y_(p[1]), r: j === k ? 6 : 3, fill: j === k ? "var(--mark-edge)" : "var(--forward)" }, s("title", null, `θ${subscript(j)} = ${vectorText(flat("theta", j))}`))));
     if (run && run.path) parts.push(s("path", { class: "ghost", d: pathLine(run.path.map((p) => clip([p[kx], p[ky]])), X_, Y_) }), ...run.path.map((p) => clip([p[kx], p[ky]])).map((p) => s("circle", { cx: X_(p[0]), cy: Y_(p[1]), r: 2.4, fill: "var(--positive)" })));
     const B = backward(i) ? (E.line[i] > 9 && E.line[i] < 14 ? flat("B", E.j[i] + 1) : flat("B", k)) : null;

@@ -23,7 +23,7 @@ const OWN = {
     11: (j) => [
       plain(sub("V", j), "=", "(", "1", "−", beta(1), ")", raised("m", j), "+", "2", "(", "1", "−", beta(2), ")", sub("G", j), raised("v", j)), ...bars(j)],
     12: (j) => [plain(sub("A", "lr"), "+=", "−", sub("B", j + 1), "·", corrected("m", 1, j), "/", denominator(j))],
-    14: (j) => [plain(sub("B", j), "=", sub("B", j + 1), "+", sub("V", j), "·", hessianOf(j)), plain(m("msubsup", mi("S"), m("mn", String(j)), mi("m")), "=", beta(1), raised("m", j)), plain(m("msubsup", mi("S"), m("mn", String(j)), mi("v")), "=", beta(2), raised("v", j)), ...bars(j)],
+    14: (j) => [plain(sub("B", j), "=", sub("B", j + 1), "+", sub("V", j), "·", hessianOf(j)), plain(m("msubsup", mi("S"), m("mn", String(j)), mi("m")), "=", beta(1), raised("m", j)), plain(m("msubsup", mi("S"), m("mn", String(j)), mi("v")), "=", beta(2), raised("v", j))],
   },
   adagrad: {
     6: (j) => [plain(sub("x", j + 1), "=", sub("x", j), "+", m("msubsup", mi("G"), m("mn", String(j)), m("mn", "2"))), plain(theta(j + 1), "=", theta(j), "−", rate(j), "·", over(sub("G", j), plain(root(sub("x", j + 1)), "+", eps())))],
@@ -33,7 +33,7 @@ const OWN = {
   },
 };
 const raised = (letter, j) => m("mover", sub(letter, j + 1), mo("‾"));
-// What reaches Adam's moments of step j + 1: their own adjoints, and B through the step.
+// What reaches Adam's moments of step j + 1: their own adjoints, and B through the step. Line 11 shows it.
 const bars = (j) => [
   plain(raised("m", j), "=", m("msubsup", mi("S"), m("mn", String(j + 1)), mi("m")), "−", over([lr()], [plain("(", "1", "−", m("msubsup", mi("β"), m("mn", "1"), t_(j)), ")", denominator(j))]), sub("B", j + 1)),
   plain(raised("v", j), "=", m("msubsup", mi("S"), m("mn", String(j + 1)), mi("v")), "+", lr(), "·", corrected("m", 1, j), "·", over(sub("B", j + 1), m("msup", denominator(j), m("mn", "2"))), "·", partial(denominator(j), sub("v", j + 1)))];
@@ -51,7 +51,7 @@ function ownStep(j) {
   }
   if (D.rule === "adam") {
     const first = at("s.exp_avg", j + 1), second = at("s.exp_avg_sq", j + 1), d = second.map((v) => Math.sqrt(v / (1 - h_.beta2 ** (j + 1))) + h_.eps);
-    return [...each([[sub("m", j + 1), "s.exp_avg", j + 1], [sub("v", j + 1), "s.exp_avg_sq", j + 1]]), plain(denominator(j), "=", vector(d)), plain(vector(to), "=", vector(from), "−", mn(h_.lr), "·", vector(first), "/", "(", mn(1 - h_.beta1 ** (j + 1)), "·", vector(d), ")")];
+    return [...each([[sub("m", j + 1), "s.exp_avg", j + 1], [sub("v", j + 1), "s.exp_avg_sq", j + 1]]), plain(denominator(j), "=", vector(d)), plain(vector(to), "=", vector(from), "−", mn(h_.lr), "·", vector(first), "/", "(", mn(1 - h_.beta1 ** (j + 1)), "·", denominator(j), ")")];
   }
   const x = at("s.sum", j + 1);
   return [...each([[sub("x", j + 1), "s.sum", j + 1]]), plain(vector(to), "=", vector(from), "−", mn(h_.lr / (1 + j * (h_.lr_decay || 0))), "·", vector(G), "/", vector(x.map((v) => Math.sqrt(v) + h_.eps)))];

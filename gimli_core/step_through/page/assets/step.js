@@ -10,7 +10,7 @@ const direct = D.rule ? "1" : "∂θ′/∂θ", followed_ = D.rule === "sgd" ? "
 const STEP_EDGES = [
   { from: "theta", to: "next", factor: direct, at: 0.5, dy: 14, name: "direct", lines: [6, 14], says: "The straight road: θ_j arrives at θ_j₊₁ as it is. Backwards, what B_j₊₁ pays for it arrives at once." },
   { from: "theta", to: "G", factor: "∇²ℓ", at: 0.42, dy: -7, name: "curvature", lines: [5, 14], says: "Moving θ_j turns the slope G_j by the Hessian ∇²ℓ. Backwards this is the curvature term V_j·∇²ℓ of line 14." },
-  { from: "G", to: "next", factor: followed_, at: 0.5, dy: -9, name: "through", lines: [6, 11], says: "The step follows the slope by O_j. Backwards line 11: V_j is what B_j₊₁ pays for the slope." },
+  { from: "G", to: "next", factor: followed_, at: 0.62, dy: 1, name: "through", lines: [6, 11], says: "The step follows the slope by O_j. Backwards line 11: V_j is what B_j₊₁ pays for the slope." },
   { from: "G", to: "snext", factor: "∂s′/∂G", at: 0.3, dy: 6, name: "into", lines: [6, 11], state: true, says: "The optimizer remembers the slope. Backwards S_j₊₁ pays for it, the second part of V_j." },
   { from: "s", to: "snext", factor: "∂s′/∂s", at: 0.5, dy: 12, name: "keep", lines: [6, 14], state: true, says: "What the optimizer keeps of its memory. Backwards it is how S_j₊₁ reaches S_j." },
   { from: "s", to: "next", factor: "", at: 0.3, dy: -2, name: "use", lines: [6, 14], state: true, says: "The memory moves θ. Backwards this is how S appears at all, although S_J = 0." },
@@ -50,19 +50,20 @@ function drawStep(i) {
   const flatBoxes = H < (D.slots.length ? 215 : 165) * em(), bw = Math.min(flatBoxes ? 170 * em() : 148 * em(), W * (flatBoxes ? 0.42 : 0.345)), bh = (flatBoxes ? 21 : 40) * em(), tight = D.slots.length ? 1 : flatBoxes ? 1.1 : 1.12;
   const centre = (name) => { const [fx, fy] = STEP_BOXES[name]; return [Math.max(bw / 2 + 2, Math.min(W - bw / 2 - 2, fx * W)), Math.min(H - bh / 2 - 2, Math.max(bh / 2 + 2, fy * H * tight))]; };
   const indexed = (symbol) => symbol.replace("_j₊₁", subscript(j + 1)).replace("_j", subscript(j));
+  const labels = []; // over all arrows, under the boxes
   const parts = STEP_EDGES.map((e) => {
     const [x1, y1] = centre(e.from), [x2, y2] = centre(e.to), angle = Math.atan2(y2 - y1, x2 - x1), cos = Math.cos(angle), sin = Math.sin(angle);
     const reach = Math.min(Math.abs((bw / 2 + 3) / (cos || 1e-9)), Math.abs((bh / 2 + 3) / (sin || 1e-9)));
     let [ax, ay, bx, by] = [x1 + reach * cos, y1 + reach * sin, x2 - reach * cos, y2 - reach * sin];
     if (back) [ax, ay, bx, by] = [bx, by, ax, ay]; // the same arrow, turned round
     const turn_ = Math.atan2(by - ay, bx - ax), wing = (side) => `${(bx - 8 * Math.cos(turn_ + side)).toFixed(1)} ${(by - 8 * Math.sin(turn_ + side)).toFixed(1)}`;
-    const along = back ? 1 - e.at : e.at, tx = ax + along * (bx - ax), ty = ay + along * (by - ay), number = edge[e.name];
+    const along = flatBoxes && !e.state ? 0.5 : back ? 1 - e.at : e.at, tx = ax + along * (bx - ax), ty = ay + along * (by - ay), number = edge[e.name];
     const lit = (LIT[line] || []).includes(e.name) && e.lines.includes(line), closed = Object.entries(CLOSES).some(([k, names]) => changedNow.closed[k] && names.includes(e.name));
     const words = e.says.replaceAll("_j₊₁", subscript(j + 1)).replaceAll("_j", subscript(j));
     const say = () => { pickedEdge = e.name; $("edge").replaceChildren(h("b", null, `${indexed(BACK_SYMBOLS[back ? e.to : e.from] === undefined ? "" : STEP_BOXES[e.from][2])} → ${indexed(STEP_BOXES[e.to][2])}${e.factor ? `, factor ${e.factor}` : ""}${number ? `, now ${number}` : ""}: `), ...typeset(words)); };
     const node = s("g", { class: `edge-line${lit ? " lit" : ""}${closed ? " closed" : ""}`, role: "button", tabindex: 0, "data-edge": e.name, "aria-label": `Arrow from ${STEP_BOXES[e.from][2]} to ${STEP_BOXES[e.to][2]}: ${words}`, click: say, focus: say, keydown: (event) => { if (event.key === "Enter") say(); } },
-      s("path", { class: "grip", d: `M${ax} ${ay}L${bx} ${by}` }), s("path", { d: `M${ax.toFixed(1)} ${ay.toFixed(1)}L${bx.toFixed(1)} ${by.toFixed(1)}M${wing(0.45)}L${bx.toFixed(1)} ${by.toFixed(1)}L${wing(-0.45)}` }),
-      s("text", { x: tx, y: ty + (flatBoxes && e.name === "direct" ? 19 * em() : flatBoxes && e.name === "curvature" ? 10 * em() : e.dy), "text-anchor": e.name === "into" ? "end" : "middle" }, (flatBoxes && e.state) || (e.name === "into" && !lit) ? "" : (e.state || e.name === "through") && !lit ? e.factor : number || e.factor));
+      s("path", { class: "grip", d: `M${ax} ${ay}L${bx} ${by}` }), s("path", { d: `M${ax.toFixed(1)} ${ay.toFixed(1)}L${bx.toFixed(1)} ${by.toFixed(1)}M${wing(0.45)}L${bx.toFixed(1)} ${by.toFixed(1)}L${wing(-0.45)}` }));
+    labels.push(s("g", { class: `edge-line label${lit ? " lit" : ""}`, "aria-hidden": "true" }, s("text", { x: tx, y: ty + (!flatBoxes ? e.dy : e.name === "direct" ? 19 * em() : 4), "text-anchor": e.name === "into" ? "end" : "middle" }, (flatBoxes && e.state) || (e.name === "into" && !lit) ? "" : (e.state || e.name === "through") && !lit ? e.factor : number || e.factor)));
     if (pickedEdge === e.name) say();
     return node;
   });
@@ -74,7 +75,7 @@ function drawStep(i) {
         : [s("text", { class: "symbol", x, y: y - bh / 2 + bh * 0.42, "text-anchor": "middle" }, ...svgSymbols(indexed(symbol))), s("text", { class: "number", x, y: y + bh * 0.36, "text-anchor": "middle" }, box[k] || "·")]));
   });
   const active = document.activeElement, keep = active && holder.contains(active) ? active.dataset.edge : null;
-  holder.replaceChildren(NS(s("svg", { role: "group", "aria-label": `Step ${j}, read ${back ? "backwards: the boxes hold prices" : "forwards"}` }, ...parts, ...boxes), W, H));
+  holder.replaceChildren(NS(s("svg", { role: "group", "aria-label": `Step ${j}, read ${back ? "backwards: the boxes hold prices" : "forwards"}` }, ...parts, ...labels, ...boxes), W, H));
   $("step-title").textContent = `Step ${j}, read ${back ? "backwards ←" : "forwards →"}`;
   if (!pickedEdge) $("edge").textContent = "Tap an arrow: what it carries, and where from.";
   if (keep) { const again = holder.querySelector(`[data-edge="${keep}"]`); if (again) again.focus({ preventScroll: true }); }

@@ -11,7 +11,7 @@ const twin = (() => {
   const settingsOf = (changed = {}) => {
     const all = { hyper: { ...hyper }, phi: Object.fromEntries(Object.entries(phi).map(([k, v]) => [k, [...v]])) };
     for (const one of X.vary) {
-      if (changed[one.name] === undefined) continue;
+      if (!Object.hasOwn(changed, one.name)) continue;
       if (one.label.startsWith("phi_opt")) all.hyper[one.name] = changed[one.name]; else all.phi[leafName(one)][one.index] = changed[one.name];
     }
     return all;
@@ -34,7 +34,7 @@ const twin = (() => {
   function sweep(r, closed = {}) {
     const none = Object.fromEntries(rule.slots.map((k) => [k, start.map(() => 0)])), last = closed.early ? Math.max(0, J - X.kept_steps) : 0;
     let B = val.gradient(r.thetas[J], r.settings.phi), S = none;
-    const Bs = [], Ss = [], A = {};
+    const Bs = [], Ss = [], A = byName();
     const add = (name, k, x) => { const sum = (A[name] = A[name] || []); sum[k] = (sum[k] || 0) + x; };
     Bs[J] = B; Ss[J] = S;
     for (let j = J - 1; j >= last; j--) {

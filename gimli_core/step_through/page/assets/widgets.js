@@ -12,7 +12,7 @@ function slider(one) {
   input.addEventListener("input", () => {
     const x = twin.ok ? Number(input.value) : stops[Number(input.value)];
     changedNow.nudge = null;
-    if (!twin.ok) changedNow.vary = {};
+    if (!twin.ok) changedNow.vary = byName();
     if (Math.abs(x - one.value) <= (twin.ok ? (high - low) / 1600 : 0)) delete changedNow.vary[one.name]; else changedNow.vary[one.name] = x;
     changed();
   });
@@ -39,11 +39,11 @@ const START_NUDGE = () => (X.plane ? 0.08 * Math.min(X.plane.x[1] - X.plane.x[0]
 function startNudge() {
   const delta = new Array(D.parameters).fill(0);
   delta[D.parameters === 2 ? 1 : 0] = -START_NUDGE();
-  changedNow.vary = {};
+  changedNow.vary = byName();
   changedNow.nudge = { j: nudgeStep(), delta };
 }
 function setNudge(j, delta) {
-  changedNow.vary = {}; // a nudge is one of the recorded run, whose prices the page knows
+  changedNow.vary = byName(); // a nudge is one of the recorded run, whose prices the page knows
   changedNow.nudge = { j, delta };
   changed();
 }
@@ -89,7 +89,7 @@ const WIDGETS = {
     const table = h("div"), note = h("p", { class: "facts" });
     return { nodes: [table, note], draw() {
       const two = twoRoads(), nudge = changedNow.nudge;
-      if (!two) { table.replaceChildren(); note.textContent = twin.ok ? "Nudge a θ_j before the last one on the card before." : ""; return; }
+      if (!two) { table.replaceChildren(); note.replaceChildren(...typeset(twin.ok ? "First nudge a θ_j before the last, on the card before this one." : "")); return; }
       const shown_ = D.parameters <= 2 ? [0, 1].slice(0, D.parameters) : two.all.map((x, k) => k).sort((a, b) => Math.abs(two.all[b]) - Math.abs(two.all[a])).slice(0, 4).sort((a, b) => a - b), pick = (xs) => shown_.map((k) => xs[k]);
       const print = addingUp(pick(two.all), [pick(two.straight), pick(two.bent)]), ghostRun_ = ghost(), landed = ghostRun_ ? ghostRun_.path[nudge.j + 1].map((x, k) => x - value(flat("theta", nudge.j + 1)[k])) : null;
       const row = (name, xs, style, p = print) => h("tr", { class: style || null }, h("td", null, ...typeset(name)), ...pick(xs).map((x, i) => h("td", { class: "n" }, p(x, i))));

@@ -52,7 +52,17 @@ def hyper_cleaning(
         return data[0][rows], data[1][rows], rows
 
     return Bilevel(
-        f"cleaning {net} {noise}", train_loss, val_loss, {"weights": torch.zeros(count)}, lambda phi: theta_0,
-        (x[:count], labels, slice(None)), (x[count:], y[count:], slice(None)), steps, lr=LR, outer_lr=1.0,
-        convex=net == "linear", parts=PARTS, part=part,
-    ).to(torch.float32)  # fmt: skip
+        f"cleaning {net} {noise}",
+        train_loss,
+        val_loss,
+        {"weights": torch.zeros(count)},
+        lambda phi: theta_0,
+        (x[:count], labels, slice(None)),
+        (x[count:], y[count:], slice(None)),
+        steps,
+        lr=LR,
+        outer_lr=1.0,
+        convex=net == "linear",
+        parts=PARTS,
+        part=part,
+    ).to(torch.float32)

@@ -35,7 +35,15 @@ def logistic(name: str, seed: int, steps: int = 100) -> Bilevel:
         return val_loss(theta, phi, batch) + penalty + 0.01 * (theta["b"] ** 2).sum() / 2
 
     return Bilevel(
-        f"logistic {name}", train_loss, val_loss, {"log_l2": torch.full((features,), -2.0)},
+        f"logistic {name}",
+        train_loss,
+        val_loss,
+        {"log_l2": torch.full((features,), -2.0)},
         lambda phi: {"w": torch.zeros(features, classes), "b": torch.zeros(classes)},
-        (x[:half], y[:half]), (x[half:], y[half:]), steps, lr=0.3, outer_lr=1.0, convex=True,
-    ).to(torch.float32)  # fmt: skip
+        (x[:half], y[:half]),
+        (x[half:], y[half:]),
+        steps,
+        lr=0.3,
+        outer_lr=1.0,
+        convex=True,
+    ).to(torch.float32)

@@ -36,6 +36,15 @@ def omniglot(seed: int, data: Path, tasks: int = 4, width: int = 8, steps: int =
 
     x, y = work.train
     return Bilevel(
-        "omniglot", train_loss, val_loss, work.theta_0, start, (x[0], y[0]), work.val, steps,
-        lr=0.4, outer_lr=0.03, convex=False,
-    ).to(torch.float32)  # fmt: skip
+        "omniglot",
+        train_loss,
+        val_loss,
+        work.theta_0,
+        start,
+        (x[0], y[0]),
+        work.val,
+        steps,
+        lr=0.4,
+        outer_lr=0.03,
+        convex=False,
+    ).to(torch.float32)

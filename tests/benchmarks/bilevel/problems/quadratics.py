@@ -39,6 +39,16 @@ def quadratics(seed: int, size: int = SIZE, steps: int = 100) -> Bilevel:
         return {"x": B.T @ torch.linalg.solve(A, away) + DECAY * x}
 
     return Bilevel(
-        "quadratics", train_loss, val_loss, {"x": phi}, lambda phi: {"w": torch.zeros(size, 1, dtype=torch.float64)},
-        (A, B, c), t, steps, lr=1.0, outer_lr=0.3, convex=True, closed_form=closed_form,
-    ).to(torch.float32)  # fmt: skip
+        "quadratics",
+        train_loss,
+        val_loss,
+        {"x": phi},
+        lambda phi: {"w": torch.zeros(size, 1, dtype=torch.float64)},
+        (A, B, c),
+        t,
+        steps,
+        lr=1.0,
+        outer_lr=0.3,
+        convex=True,
+        closed_form=closed_form,
+    ).to(torch.float32)

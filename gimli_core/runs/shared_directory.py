@@ -1,0 +1,46 @@
+"""Whether ranks share a directory: found out before work, by a file that the first of them writes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from pathlib import Path
+
+from gimli_core.errors import unexpected
+from gimli_core.processes.agreement import together
+from gimli_core.processes.collectives import everyones
+from gimli_core.processes.mesh import Ranks
+
+__all__ = ["check_shared"]
+
+SECONDS = 2.0  # that a file system of several hosts may take to show what another host wrote
+
+
+def check_shared(ranks: Ranks, argument: str, directory: Path) -> None:
+    """Raise ArgumentError on all ranks unless each of them sees what the first writes to the directory, which is there
+    on each; where nothing else is in it, it then goes."""
+    path = directory / everyones(ranks, f"seen-by-all-{secrets.token_hex(8)}", argument)[0]
+    try:
+        together([ranks], argument, lambda: path.touch(0o600) if ranks.rank == 0 else None)
+        together([ranks], argument, lambda: _see(path, ranks, argument))
+    except Exception:
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+        raise
+    if ranks.rank == 0:
+        path.unlink(missing_ok=True)
+
+
+def _see(path: Path, ranks: Ranks, argument: str) -> None:
+    end = time.monotonic() + SECONDS
+    while not path.exists():
+        if time.monotonic() > end:
+            came = f"{path.parent}, where rank {ranks.rank} does not see what rank 0 writes"
+            do = "Name one on a file system that all hosts mount."
+            raise unexpected(argument, "a directory that all ranks share", came, do)
+        time.sleep(0.05)
+        with contextlib.suppress(OSError):
+            os.scandir(path.parent).close()  # looked at anew

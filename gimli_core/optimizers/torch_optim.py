@@ -226,13 +226,8 @@ def _state(
         for k, of_name in torch_state.items()
     }
     most = max(done.values())  # a parameter without gradient has missed the others' steps
-    missed = {
-        k: torch.tensor(most - steps, dtype=torch.float64, device="cpu") for k, steps in done.items() if steps < most
-    }
-    state: State = {
-        "step": torch.tensor(most, dtype=torch.float64, device="cpu"),
-        **({"skipped": missed} if missed else {}),
-    }
+    missed = {k: _count(most - steps) for k, steps in done.items() if steps < most}
+    state: State = {"step": _count(most), **({"skipped": missed} if missed else {})}
     for (_, options), ks in zip(built, members, strict=True):
         part = {k: theta[k].detach() for k in ks if k in theta}
         made = rule(**options)
@@ -249,3 +244,7 @@ def _state(
             if k not in state[slot] and not factored:
                 state[slot][k] = torch.zeros_like(v.detach())
     return state
+
+
+def _count(steps: float) -> Tensor:
+    return torch.tensor(steps, dtype=torch.float64, device="cpu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -121,7 +121,7 @@ def estimated(
     """A result of a run that was not swept. `approximation` says what stands in the place of the gradient; B_0 and A
     have the shapes of theta and phi.
     """
-    parts = trajectory.state_dict() | {"approximation": approximation}
+    parts = {f.name: getattr(trajectory, f.name) for f in fields(Trajectory)} | {"approximation": approximation}
     return MetaGradient(**parts, A_opt={}, A_loss={}, B_0=B_0 or {}, S_0={}, A=A or {})
 
 

@@ -197,8 +197,8 @@ def test_a_fault_on_one_vector(tasks: int | None, monkeypatch: pytest.MonkeyPatc
     """The default run is on one vector of all small tensors, which the search line by line is not."""
     right = OneVector.by_tensor
 
-    def wrong(self: OneVector, A: Any, h: Any) -> Any:
-        return {k: {name: 1.001 * v for name, v in by.items()} for k, by in right(self, A, h).items()}
+    def wrong(self: OneVector, A: Any) -> Any:
+        return {k: {name: 1.001 * v for name, v in by.items()} for k, by in right(self, A).items()}
 
     made = of_tasks() if tasks else network()
     verify(**made, oracles=()).assert_ok()

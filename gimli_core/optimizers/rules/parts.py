@@ -44,7 +44,7 @@ def _as_number(x: Tensor) -> Any:
 
 def root_of_number(x: Any) -> Any:
     """sqrt(x) of a number as of a scalar tensor: torch's root is not always the nearest number, as Python's is."""
-    return torch.tensor(x, dtype=torch.float64).sqrt().item() if isinstance(x, float) else x.sqrt()
+    return torch.tensor(x, dtype=torch.float64, device="cpu").sqrt().item() if isinstance(x, float) else x.sqrt()
 
 
 class WeightDecay(Optimizer):

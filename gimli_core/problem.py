@@ -100,7 +100,7 @@ class Memo:
     forms: dict[Any, Problem] = field(default_factory=dict)  # the problem in other forms, by transform
     numbered: tuple[Problem | None, bool, bool] | None = None  # whose losses find j in their batch, which of them do
     examined: dict[Any, Any] = field(default_factory=dict)  # what the requirements' test found, for names and shapes
-    buffers_of_tasks: bool = False  # whether its losses change buffers, so that tasks are run one at a time
+    tasks_apart: bool = False  # whether a loss changes buffers or puts work off, so that tasks are run one at a time
     told: set[str] = field(default_factory=set)  # notices that were given
     costs: list[tuple[Any, Any]] = field(default_factory=list)  # measured costs, for an outline
     outer_losses: list[tuple[Any, int | None]] = field(default_factory=list)  # how many val_loss returns, by outline

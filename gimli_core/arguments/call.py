@@ -148,7 +148,7 @@ class Call:
             tasks=replace(tasks, count=last - first, chunk=None),
             train_batches=batch,
             val_batch=val_batch,
-            among=T,
+            among=self.among or T,
         )
 
 

@@ -24,7 +24,9 @@ from gimli_core.transforms.interface import Transform
 from gimli_core.transforms.nested import Places
 from gimli_core.transforms.shards import Shards
 
-__all__ = ["Form", "Values"]
+__all__ = ["Form", "Parts", "Values"]
+
+Parts = tuple[tuple[float, str], ...]  # of the first batch: the weight of each part, and its outline
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +48,7 @@ class Form:
     left_out: Approximation
     second_order: str  # the means of second-order products; `require` puts one that works in its place
     trained: tuple[str, ...]
-    in_parts: bool = False  # whether batches come as MicroBatches: then no graph is kept, but each part evaluated again
+    in_parts: Parts = ()  # of batches that come as MicroBatches: then no graph is kept, but each part evaluated again
     transforms: tuple[Transform, ...] = ()
     nested: Places = ()  # where the entries of phi_loss stand in what the user gave, if that had dicts in it
     mesh: Mesh | None = None  # the processes that share the run, if there are several

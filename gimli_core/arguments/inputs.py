@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gimli_core.arguments.approximation import check_approximation
 from gimli_core.arguments.call import Call
-from gimli_core.arguments.form import Form, Values
+from gimli_core.arguments.form import Form, Parts, Values
 from gimli_core.arguments.phi_loss import check_phi_loss, indexed_entries
 from gimli_core.arguments.phi_opt import check_phi_opt
 from gimli_core.arguments.state import check_state
@@ -28,7 +28,7 @@ from gimli_core.arguments.val_weights import check_weights
 from gimli_core.arguments.wrapped_modules import refuse_spread
 from gimli_core.derivatives.evaluate import LossOfTheta
 from gimli_core.derivatives.first_order import Gradient
-from gimli_core.derivatives.micro_batches import MicroBatches
+from gimli_core.derivatives.micro_batches import MicroBatches, each
 from gimli_core.environment import Environment, discover
 from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
@@ -41,6 +41,7 @@ from gimli_core.transforms.interface import Transform
 from gimli_core.transforms.one_vector import LeftAlone, OneVector, one_vector
 from gimli_core.transforms.over_tasks import OverTasks
 from gimli_core.transforms.tasks import Tasks, check_tasks, split_marked, stacked_state
+from gimli_core.trees import outline
 
 __all__ = ["Inputs", "as_one_vector", "in_parts", "kept_by", "modules_of", "prepare"]
 
@@ -155,12 +156,15 @@ def _of_one(inputs: Inputs, state_0: Any) -> Inputs:
     return replace(inputs, values=replace(values, state_0=started))
 
 
-def in_parts(batch: Callable[[int], Any], steps: int) -> bool:
-    """Whether batches come in parts, as the first one does."""
+def in_parts(batch: Callable[[int], Any], steps: int) -> Parts:
+    """The first batch's parts, their weights and outlines; none where batches do not come in parts."""
     try:
-        return steps > 0 and isinstance(batch(0), MicroBatches)
+        first = batch(0) if steps > 0 else None
     except Exception:  # the run fails there as well, and says at which step
-        return False
+        return ()
+    return (
+        tuple((weight, repr(outline(part))) for weight, part in each(first)) if isinstance(first, MicroBatches) else ()
+    )
 
 
 def _over_tasks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from glob import escape
 from typing import Any, NamedTuple
 
@@ -226,9 +226,8 @@ def _state(
         for k, of_name in torch_state.items()
     }
     most = max(done.values())  # a parameter without gradient has missed the others' steps
-    count = partial(torch.tensor, dtype=torch.float64, device="cpu")
-    missed = {k: count(most - steps) for k, steps in done.items() if steps < most}
-    state: State = {"step": count(most), **({"skipped": missed} if missed else {})}
+    missed = {k: _count(most - steps) for k, steps in done.items() if steps < most}
+    state: State = {"step": _count(most), **({"skipped": missed} if missed else {})}
     for (_, options), ks in zip(built, members, strict=True):
         part = {k: theta[k].detach() for k in ks if k in theta}
         made = rule(**options)
@@ -245,3 +244,7 @@ def _state(
             if k not in state[slot] and not factored:
                 state[slot][k] = torch.zeros_like(v.detach())
     return state
+
+
+def _count(steps: float) -> Tensor:
+    return torch.tensor(steps, dtype=torch.float64, device="cpu")

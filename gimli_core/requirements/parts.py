@@ -31,7 +31,7 @@ def part_by_part(inputs: Inputs) -> Inputs:
 
     of_step = values.rows
     rows = None if of_step is None else lambda i: of_step(i // count)
-    form = replace(inputs.form, steps=count * inputs.form.steps, in_parts=False)
+    form = replace(inputs.form, steps=count * inputs.form.steps, in_parts=())
     return replace(inputs, form=form, values=replace(values, batch=batch, rows=rows))
 
 

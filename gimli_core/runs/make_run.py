@@ -42,7 +42,7 @@ from gimli_core.runs.scheduled_run import ScheduledRun
 from gimli_core.runs.settling import Ahead, Rested, settled
 from gimli_core.runs.wants import Wants
 from gimli_core.transforms.one_vector import LeftAlone, OneVector
-from gimli_core.transforms.over_tasks import BuffersOfTasks
+from gimli_core.transforms.over_tasks import TasksApart
 from gimli_core.transforms.tasks import check_tasks
 
 __all__ = ["checked", "make_run", "makers", "schedule_of_call", "scheduled"]
@@ -62,24 +62,21 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
             together(mesh, "mesh", partial(check_sharded, call, watched=wants.names))
         if mesh.tasks is not None:
             return over_ranks(call, mesh, partial(_one, wants=replace(wants, weighed=False)))
-    if getattr(call.problem, "memo", None) is not None and call.problem.memo.buffers_of_tasks:
+    if getattr(call.problem, "memo", None) is not None and call.problem.memo.tasks_apart:
         call = _one_at_a_time(call)
     parts = call.parts()
     if len(parts) == 1:
-        try:
-            return _one(call, wants)
-        except BuffersOfTasks:
-            return _of_tasks_in_turn(call, wants)
+        return _one(call, wants)
     if call.resume is not None:
         actual, do = f"Tasks(chunk={call.tasks.chunk})", "Give one of chunk= and resume=."  # type: ignore[union-attr]
         raise unexpected("resume", "None where tasks are run in chunks", actual, do)
     return Chunks(call, parts, partial(_one, wants=replace(wants, weighed=False)))
 
 
-def _of_tasks_in_turn(call: Call, wants: Wants) -> Run:
-    """The run of tasks each of which has buffers of its own, once it is found out that a loss changes some."""
-    call.problem.memo.buffers_of_tasks = True
-    notice("tasks run one at a time, each with buffers of its own, since a loss changes running statistics")
+def _of_tasks_in_turn(call: Call, wants: Wants, apart: Any) -> Run:
+    """The run of tasks each by itself, once it is found out that they can only be run so."""
+    call.problem.memo.tasks_apart = True
+    notice(f"tasks run one at a time: {apart.why}")
     return make_run(_one_at_a_time(call), wants)
 
 
@@ -90,6 +87,13 @@ def _one_at_a_time(call: Call) -> Call:
 
 def _one(call: Call, wants: Wants) -> Run:
     """The run of one chunk of tasks, or of one inner loop."""
+    try:
+        return _at_once(call, wants)
+    except TasksApart as apart:
+        return _of_tasks_in_turn(call, wants, apart)
+
+
+def _at_once(call: Call, wants: Wants) -> Run:
     until = check_until(call.until, call.val_weights)
     if until is None:
         return _of_steps(call, wants)
@@ -144,11 +148,11 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
         if any(isinstance(transform, OneVector) for transform in inputs.form.transforms):
             run = AgainIfNeeded(run, LeftAlone, by_name, inputs.environment)
         if (inputs.form.tasks or 1) > 1:
-            run = AgainIfNeeded(run, BuffersOfTasks, partial(_of_tasks_in_turn, call, wants), inputs.environment)
+            run = AgainIfNeeded(run, TasksApart, partial(_of_tasks_in_turn, call, wants), inputs.environment)
         made: Run = run
         return made
 
-    def by_name() -> Run:
+    def by_name(_: object) -> Run:
         keep_apart(call)
         return _prepared(call, wants, None)
 

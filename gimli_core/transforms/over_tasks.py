@@ -23,11 +23,19 @@ from gimli_core.transforms.numbered import Numbered
 from gimli_core.transforms.rule_over_tasks import RuleOverTasks
 from gimli_core.transforms.tasks import by_task, summed
 
-__all__ = ["BuffersOfTasks", "LossOverTasks", "OverTasks"]
+__all__ = ["LossOverTasks", "OverTasks", "TasksApart"]
+
+PUT_OFF = "work put off until backward, such as a checkpoint, cannot be vectorised"
 
 
-class BuffersOfTasks(ArgumentError):
-    """A loss changes buffers, so that tasks can only be run one at a time, each with buffers of its own."""
+class TasksApart(ArgumentError):
+    """Tasks can only be run one at a time: a loss changes buffers, and each needs its own, or puts work off until
+    backward, which meets a module's weights as one task has them.
+    """
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +90,8 @@ class OverTasks(Transform):
 class LossOverTasks:
     """`loss` for T tasks: from theta `[T, …]`, batch `[T, …]` to `[T]` values; of k outer losses to `[T, k]`.
 
-    Vectorised by `vmap`; where that cannot be (a branch on values, autograd inside the loss, work put off until
-    backward), one task after the other, to the same result.
+    Vectorised by `vmap`; where that cannot be (a branch on values, autograd inside the loss), one task after the
+    other, to the same result.
 
     Args:
         loss: of one task.
@@ -95,7 +103,7 @@ class LossOverTasks:
 
     Raises:
         ArgumentError: at a call: a batch without the leading dimension, a loss that is not one number a task.
-        BuffersOfTasks: a loss that changes a buffer.
+        TasksApart: a loss that changes a buffer, or puts work off until backward.
     """
 
     def __init__(
@@ -125,6 +133,9 @@ class LossOverTasks:
                     raise
                 torch.set_rng_state(generator)
                 _put_back(before)  # BatchNorm counts its batches before vmap refuses the rest
+                if str(error) == PUT_OFF and self.shape != (1,):
+                    do = "Run one task at a time: tasks=gimli.Tasks(T, chunk=1)."
+                    raise TasksApart(explain(self.name, "a loss that vmap can take", PUT_OFF, do), PUT_OFF) from error
                 self._in_turn(theta, phi_loss, batch)  # where this fails too, the loss itself is at fault
                 self._one_by_one = True
                 torch.set_rng_state(generator)
@@ -170,7 +181,8 @@ class LossOverTasks:
                 "Run one task at a time, tasks=gimli.Tasks(T, chunk=1), or normalise by batch statistics alone: "
                 "BatchNorm(track_running_stats=False), or eval() before the call."
             )
-            raise BuffersOfTasks(explain(self.name, expected, "one that changes running statistics", do))
+            why = "a loss changes running statistics: each has buffers of its own"
+            raise TasksApart(explain(self.name, expected, "one that changes running statistics", do), why)
         return losses
 
     def _copies(self) -> list[tuple[Tensor, Tensor]]:
@@ -198,7 +210,7 @@ def _nothing_put_off() -> AbstractContextManager[Any]:
     """
     if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
         return nullcontext()
-    return disable_saved_tensors_hooks("work put off until backward, such as a checkpoint, cannot be vectorised")
+    return disable_saved_tensors_hooks(PUT_OFF)
 
 
 def _said_once(by_task: Any) -> Any:

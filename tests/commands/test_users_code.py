@@ -125,9 +125,8 @@ def test_nothing_checked_is_not_ok(
 
 @pytest.mark.parametrize("way", ["trace", "step"])
 def test_code_that_leaves_while_a_run_is_shown(way: str, module: Path) -> None:
-    """In a process of its own, since its exit code is what counts."""
-    leaves = "calls.append(0); len(calls) > 4 and sys.exit(0)"
-    written(module, {"in_loss": leaves, "at_import": "calls = []"})
+    """At the second step. In a process of its own, since its exit code is what counts."""
+    written(module, {"in_loss": "theta['w'].abs().sum() > 0 and sys.exit(0)"})
     program = "import sys; from gimli_core.commands.command_line import main; sys.exit(main())"
     path = os.pathsep.join([str(Path(command_line.__file__).parents[2]), *sys.path])
     done = subprocess.run(

@@ -251,6 +251,17 @@ def test_a_loss_that_does_not_decompose_is_refused_before_any_work():
         gimli.meta_gradient(**parted(whole(), [1, 5], [0.5, 0.5]))
 
 
+def test_other_weights_or_sizes_on_a_problem_that_has_run_are_tried_anew():
+    call = whole()
+    for sizes, weights in (([3, 3], [0.5, 0.5]), ([2, 4], None)):
+        gimli.meta_gradient(**parted(call, sizes, weights))
+    for sizes, weights in (([2, 4], [0.5, 0.5]), ([3, 3], [0.25, 0.75])):
+        with pytest.raises(ArgumentError, match="all parts together"):
+            gimli.meta_gradient(**parted(call, sizes, weights))
+        with pytest.raises(ArgumentError, match="all parts together"):
+            gimli.unroll(**parted(call, sizes, weights))
+
+
 @pytest.mark.parametrize("inside", ["autograd", "torch.func"])
 def test_a_loss_that_differentiates_inside_is_tried_as_well(inside: str):
     def at(w: Tensor, batch: Any) -> Tensor:

@@ -126,8 +126,8 @@ def _refuse_traces(name: str, first: Tensor, second: Tensor) -> None:
         raise ReplayError(
             f"{name}: expected the same value twice from the same theta, batch and random state, since it is tried "
             f"before the run; got {first.tolist()!r}, then {second.tolist()!r}. It keeps something that cannot be put "
-            "back, such as an iterator's place, draws from the system's entropy, or another thread draws from the global "
-            "generators: keep a list and a number, give each thread a process, or go on with check=False, "
+            "back, such as an iterator's place, draws from the system's entropy, or another thread draws from the "
+            "global generators: keep a list and a number, give each thread a process, or go on with check=False, "
             "which tries nothing."
         )
 

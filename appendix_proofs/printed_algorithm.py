@@ -34,9 +34,15 @@ STATELESS = "the rule has no state, or θ is the augmented state"
 PRINTED = (
     Printed(
         "Section 2.5, the stop-gradient",
-        "for all f: ⟦f(x)⟧_stop(x) = f(x) and ∇_x ⟦f(x)⟧_stop(x) = 0",
+        "⟦-⟧_stop(x): ∀f [(⟦f(x)⟧_stop(x) = f(x)) ∧ (∇_x ⟦f(x)⟧_stop(x) = 0)]",
         "holds if",
         "it acts on expressions; no function of x does both",
+    ),
+    Printed(
+        "Algorithm 1, lines 1, 4, 10 and 18",
+        "for i = 0 to I-1; for j = 0 to J-1; for j' = J-1 to 0; return φ_{τ+I}",
+        "definition",
+        "I updates of φ, each from the same θ_t over the same ℓ_t, …, ℓ_{t+J-1}",
     ),
     Printed("Algorithm 1, line 2", "φ_opt, φ_loss ← split(φ_{τ+i})", "holds if", "no meta-parameter is in both parts"),
     Printed(
@@ -51,27 +57,28 @@ PRINTED = (
     ),
     Printed(
         "Algorithm 1, line 8",
-        "A_opt ← 0, A_loss ← 0",
+        "A_opt ← zerosLike(φ_opt); A_loss ← zerosLike(φ_loss)",
         "holds if",
         "L_val does not depend on φ; else A_loss ← ∂L_val/∂φ_loss",
     ),
     Printed("Algorithm 1, line 9", "B_J ← ∇_{θ'_J} L_val(θ'_J)", "holds", "with a state, S_J = 0"),
-    Printed("Algorithm 1, line 11", "O ← ∇_G opt'(θ', φ_opt, G)", "definition"),
+    Printed("Algorithm 1, line 11", "O_{j'} ← ∇_{G_{j'}} opt'_{j'}(θ'_{j'}, φ_opt, G_{j'})", "definition"),
     Printed(
         "Algorithm 1, line 12",
-        "A_opt ← A_opt + B_{j'+1}·(∇_{φ_opt} opt'(⟦θ'⟧_stop, φ_opt, ⟦G⟧_stop))",
+        "A_opt ← A_opt + B_{j'+1}·(∇_{φ_opt} opt'_{j'}(⟦θ'_{j'}⟧_stop(φ_opt), φ_opt, ⟦G_{j'}⟧_stop(φ_opt)))",
         "holds if",
         STATELESS,
     ),
     Printed(
         "Algorithm 1, line 13",
-        "A_loss ← A_loss + B_{j'+1}·O·(∇_{φ_loss} ∇_{θ'} ℓ(⟦θ'⟧_stop, φ_loss))",
+        "A_loss ← A_loss + B_{j'+1}·O_{j'}·(∇_{φ_loss} ∇_{θ'_{j'}} ℓ_{t+j'}(⟦θ'_{j'}⟧_stop(φ_loss), φ_loss))",
         "holds if",
         STATELESS,
     ),
     Printed(
         "Algorithm 1, line 14",
-        "B_{j'} ← B_{j'+1}·((∇_{θ_{j'}} opt'(θ'_{j'}, φ_opt, ⟦G⟧_stop(θ_{j'}))) + O·(∇²_{θ'_{j'}} ℓ))",
+        "B_{j'} ← B_{j'+1}·((∇_{θ_{j'}} opt'_{j'}(θ'_{j'}, φ_opt, ⟦G_{j'}⟧_stop(θ_{j'}))) "
+        "+ O_{j'}·(∇²_{θ'_{j'}} ℓ_{t+j'}(θ'_{j'}, φ_loss)))",
         "misprint",
         f"θ'_{{j'}} for θ_{{j'}} under ∇ and stop; with that it holds if {STATELESS}",
     ),
@@ -79,7 +86,7 @@ PRINTED = (
         "Algorithm 1, line 16",
         "φ_{τ+i+1} ← metaopt(φ_{τ+i}, join(A_opt, A_loss))",
         "holds if",
-        "no meta-parameter is in both parts; else join adds",
+        "no meta-parameter is in both parts, else join adds; metaopt is metaopt_{τ+i} of Equation 5",
     ),
 )
 

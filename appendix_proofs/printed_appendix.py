@@ -4,7 +4,8 @@ Below d… are total derivatives by φ, and Σ is Σ G_i² over the gradients so
 quotient and chain rules, done right; what needs a condition is Σ.
 
 Theorem 1 (A.1). Both lines hold, for any α(φ), θ_t(φ) and G_t(θ_t, φ): ∇_φ G_t is the total derivative M_t + H_t·∇_φ
-θ_t. A constant α has the derivative 0, which is what the printed else-branch says.
+θ_t. A constant α has the derivative 0, which is what the printed else-branch says. An α that is computed from φ, as
+α = e^φ, is not in φ, and its term G_t·α stays.
 
 Theorem 2 (A.2, by φ). The line holds where Σ > 0, with every G_i a function of φ: the sum in its last term is the
 state's path, so this line, unlike the next, is exact over all steps.
@@ -40,39 +41,51 @@ POSITIVE = "Σ > 0"
 PRINTED = (
     Printed(
         "Appendix A.1, by φ",
-        "∇_φ θ_{t+1} = ∇_φ[θ_t - α·G_t] = ∇_φ θ_t - G_t·∇_φ α - α·∇_φ G_t",
+        "∇_φ θ_{t+1} = ∇_φ SGD(θ_t, G_t) = ∇_φ[θ_t - α·G_t] = ∇_φ θ_t - G_t·∇_φ α - α·∇_φ G_t",
         "holds",
         "∇_φ G_t is total",
     ),
-    Printed("Appendix A.1, the case α ⊄ φ", "G_t·∇_φ α = 0", "holds", "a constant's derivative"),
+    Printed(
+        "Appendix A.1, the case α ⊄ φ",
+        "∇_φ α is defined iff α ⊆ φ, else G_t·∇_φ α = 0",
+        "holds if",
+        "α is not computed from φ either, as α = e^φ is: else its term stays",
+    ),
     Printed(
         "Appendix A.1, by θ_t",
-        "∇_{θ_t} θ_{t+1} = ∇_{θ_t} θ_t - α·∇_{θ_t} G_t = 1 - α·∇²_{θ_t} ℓ_t(θ_t, φ)",
+        "∇_{θ_t} θ_{t+1} = ∇_{θ_t} SGD(θ_t, G_t) = ∇_{θ_t}[θ_t - α·G_t] = ∇_{θ_t} θ_t - α·∇_{θ_t} G_t "
+        "= 1 - α·∇²_{θ_t} ℓ_t(θ_t, φ)",
         "holds",
         "1 is the identity matrix",
     ),
     Printed(
         "Appendix A.2, the rule",
-        "Adagrad(θ_t, G_t) = θ_t - η·G_t/√(Σ_{i=1..t} G_i²)",
+        "Adagrad(θ_t, G_t) = θ_t - (η/√(Σ_{i=1..t} G_i²))·G_t",
         "misprint",
         "Σ_{i=0..t} by the indices of Equations 2 and 3; and it has no eps: it is not defined where Σ = 0",
     ),
     Printed(
         "Appendix A.2, by φ",
-        "∇_φ θ_{t+1} = ∇_φ θ_t - η·∇_φ G_t/√Σ - G_t·∇_φ η/√Σ + η·G_t·(Σ_i G_i·∇_φ G_i)/Σ^(3/2)",
+        "∇_φ θ_{t+1} = ∇_φ Adagrad(θ_t, G_t) = ∇_φ θ_t - η·∇_φ G_t/√Σ - G_t·∇_φ η/√Σ "
+        "+ η·G_t·(Σ_{i=1..t} G_i·∇_φ G_i)/Σ^(3/2)",
         "holds if",
         f"{POSITIVE}, and every G_i is a function of φ",
     ),
-    Printed("Appendix A.2, the case η ⊄ φ", "G_t·∇_φ η/√Σ = 0", "holds if", POSITIVE),
+    Printed(
+        "Appendix A.2, the case η ⊄ φ",
+        "∇_φ η is defined iff η ⊆ φ, else G_t·∇_φ η/√Σ = 0",
+        "holds if",
+        f"{POSITIVE}, and η is not computed from φ either",
+    ),
     Printed(
         "Appendix A.2, by θ_t, first form",
-        "∇_{θ_t} θ_{t+1} = ∇_{θ_t} θ_t - η·∇_{θ_t} G_t/√Σ + η·G_t²·∇_{θ_t} G_t/Σ^(3/2)",
+        "∇_{θ_t} θ_{t+1} = ∇_{θ_t} Adagrad(θ_t, G_t) = ∇_{θ_t} θ_t - η·∇_{θ_t} G_t/√Σ + η·G_t²·∇_{θ_t} G_t/Σ^(3/2)",
         "holds if",
         f"{POSITIVE}; of the G_i only G_t is a function of θ_t. It is one step's: over several, the state Σ counts too",
     ),
     Printed(
         "Appendix A.2, by θ_t, last form",
-        "∇_{θ_t} θ_{t+1} = 1 - η·∇²_{θ_t} ℓ_t/√Σ + η·G_t²·∇²_{θ_t} ℓ_t/Σ^(3/2)",
+        "∇_{θ_t} θ_{t+1} = 1 - η·∇²_{θ_t} ℓ_t(θ_t, φ)/√Σ + η·G_t²·∇²_{θ_t} ℓ_t(θ_t, φ)/Σ^(3/2)",
         "holds if",
         "as the first form; for θ in R^n the factors scale the rows of ∇²ℓ",
     ),
@@ -124,6 +137,8 @@ def prove_by_phi(proved: Statements) -> None:
             f"Appendix A.1, by φ: {name}, θ_t(φ), G_t(θ_t, φ)", sp.diff(at - alpha * g, phi).doit(), claim.doit()
         )
     proved.equal("Appendix A.1, the case α ⊄ φ: the term is 0", G * sp.diff(constant, phi), 0)
+    computed = sp.exp(phi)
+    proved.equal("Appendix A.1, the case α ⊄ φ: of α = e^φ it is G·α", G * sp.diff(computed, phi), G * computed)
     proved.equal("Appendix A.2, the case η ⊄ φ: the term is 0", G * sp.diff(lr, phi) / sp.sqrt(x), 0)
     for t in (1, 2, 3):
         gradients = [sp.Function(f"G_{i}")(phi) for i in range(t)]

@@ -9,9 +9,10 @@ of a gradient, so second derivatives of L_val. For L_val = θ it is 0, and for L
 θ'_{j'+1}: line 14.
 
 Theorem 3 (footnote 2). It asks for the state where that is a function of earlier parameters, in the derivative by
-these. That is too narrow: a state that is a function of φ_opt alone must be in ∇_φ as well. For u' = μ·u, u_0 = 1, θ'
-= θ - u'·G(θ) after two steps the lines with θ alone miss -μ·G_1 of ∇_μ θ_2. (NAdam's product of momenta is such a
-state.)
+these. That is too narrow: the state must be in ∇_φ as well. One that is a function of φ_opt alone, as NAdam's product
+of momenta: for u' = μ·u, u_0 = 1, θ' = θ - u'·G(θ) after two steps the lines with θ alone miss -μ·G_1 of ∇_μ θ_2. And
+one that is a function of φ_loss through the earlier gradients: for SGD with momentum, where the state counts in the
+derivative by θ alone, ∇_{φ_loss} θ_2 lacks -lr·μ·M_0.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ from sympy import Expr, Matrix
 
 from appendix_proofs.augmented_state import h, momentum_steps
 from appendix_proofs.printed import Chain, Printed, lam, phi
-from appendix_proofs.printed_algorithm import line_12, line_14, swept
-from appendix_proofs.symbolic import Statements, lr, momentum, run
+from appendix_proofs.printed_algorithm import line_12, line_13, line_14, swept
+from appendix_proofs.symbolic import Statements, lr, momentum, run, smooth
 
 PRINTED = (
     Printed(
+        "Section 2.5, after Algorithm 1, what is preserved",
+        "G_0, …, G_{J-1} and θ'_0, …, θ'_J",
+        "definition",
+        "with a state, s_0, …, s_{J-1} as well",
+    ),
+    Printed(
         "Section 2.5, after Algorithm 1, A",
-        "by the end A_opt = ∇_{φ_opt} L_val(θ'_J), A_loss = ∇_{φ_loss} L_val(θ'_J)",
+        "the accumulators contain ∇_{φ_opt} L_val(θ'_J) and ∇_{φ_loss} L_val(θ'_J) by the end of the loop",
         "holds if",
         "the conditions of lines 2 to 14 hold",
     ),
@@ -39,9 +46,11 @@ PRINTED = (
     ),
     Printed(
         "Section 2.4, footnote 2",
-        "a state that is a function of earlier parameters is included in the derivatives by these",
-        "fails",
-        "a state that is a function of φ is included too, in the derivatives by φ",
+        "a state that is a function of previous values of the parameters is included in the gradients of the "
+        "meta-loss with regard to those parameters",
+        "holds if",
+        "it is read as needed; it is not enough: a state that is a function of φ is included too, "
+        "in the derivatives by φ_opt and φ_loss",
     ),
 )
 
@@ -90,6 +99,18 @@ def prove_footnote(proved: Statements) -> None:
         f"{where}: too narrow: u' = μ·u, θ' = θ - u'·G, J = 2: θ alone misses -μ·G_1 of ∇_μ θ_2",
         missed,
         -mu * G(theta_1),
+    )
+    g_0, g_1 = (smooth(f"G_{j}", sp.Function(f"H_{j}"), sp.Function(f"M_{j}")) for j in (0, 1))
+    b_1 = g_0(theta_0, lam)  # the buffers of SGD with momentum
+    theta_1 = theta_0 - lr * b_1
+    theta_2 = theta_1 - lr * (momentum * b_1 + g_1(theta_1, lam))
+    M_0, M_1 = sp.Function("M_0")(theta_0, lam), sp.Function("M_1")(theta_1, lam)
+    onward = 1 - lr * sp.Function("H_1")(theta_1, lam)  # ∇_(θ_1) θ_2; b_1 itself is not a function of θ_1
+    by_parameters = line_13(line_13(0, 1, -lr, M_1), onward, -lr, M_0)
+    proved.equal(
+        f"{where}: too narrow: momentum, J = 2, the state held in ∇_(φ_loss): it lacks -lr·μ·M_0",
+        sp.diff(theta_2, lam) - by_parameters,
+        -lr * momentum * M_0,
     )
 
 

@@ -2,6 +2,9 @@
 
 Notation: G_t = ∇_θ ℓ_t, M_t = ∇_φ ∇_θ ℓ_t, H_t = ∇²ℓ_t. What fails with each requirement is in requirements.py.
 
+Theorem 0 (III). "Either or both" is right of each part of φ by itself: ∇_{φ_opt} L_val has no M_t in it, so IIIb is not
+asked for it, and ∇_{φ_loss} L_val no ∂opt/∂φ_opt. A φ that has both parts needs both.
+
 Theorem 1. That ∇_{θ_i} θ_{i+1} exists needs more than requirement II: H_i must exist too, and i must run from t on,
 that is from 0 for θ_0 where [1, T] is printed. For SGD on ℓ = (2/3)·|θ - φ|^(3/2) the requirements I and II and every
 first derivative of L_train and L_val hold at θ_0 = φ, and neither ∇_{θ_0} θ_1 nor ∇_φ L_val exists.
@@ -9,7 +12,13 @@ first derivative of L_train and L_val hold at θ_0 = φ, and neither ∇_{θ_0} 
 Theorem 2 (IIIb). The derivative in its parenthesis, ∇_{φ_loss} ℓ, is the wrong one: it is neither enough nor needed
 for ∇_{φ_loss} G. The correction is ∇_{φ_loss} ∇_θ ℓ, as Section 2.4 itself has it further down and line 13 uses it.
 There, that ℓ = f(φ·θ) meets IIIb holds for f with a second derivative; and for MAML's φ = θ_0, ∇_φ G_0 is the Hessian
-H_0, whose existence is what is needed: it may well be 0 (L_val then reaches θ_0 through B alone).
+H_0, whose existence is what is needed: it may well be 0 (L_val then reaches θ_0 through B alone). At later steps
+∇_φ G_t = H_t·∇_φ θ_t, so that H_t is enough, but not needed: one SGD step with lr·h = 1 on h·θ²/2 ends at 0 for every
+θ_0, where ℓ_1 = (2/3)·|θ|^(3/2) has no Hessian, and G_1 = 0 is a constant.
+
+Theorem 3 (II for SGD and Adagrad). Appendix A differentiates by φ and θ_t; II asks for θ and G. By G SGD has -α and
+Adagrad -η/√Σ + η·G²/Σ^(3/2), where Σ > 0. Where Σ = 0, which a first gradient of 0 gives, Adagrad as printed is not
+defined, and it tends to η on one side and to -η on the other.
 """
 
 from __future__ import annotations
@@ -17,9 +26,11 @@ from __future__ import annotations
 import sympy as sp
 from sympy import Matrix
 
-from appendix_proofs.printed import Chain, Printed, phi
+from appendix_proofs.printed import Chain, Printed, lam, phi
+from appendix_proofs.printed_appendix import adagrad
+from appendix_proofs.printed_training import sgd
 from appendix_proofs.requirements import one_sided
-from appendix_proofs.symbolic import Statements, lr, run, theta
+from appendix_proofs.symbolic import G, Statements, lr, positive, run, theta, x
 
 PRINTED = (
     Printed(
@@ -39,8 +50,14 @@ PRINTED = (
         begins="II ",
     ),
     Printed(
+        "Section 2.4, requirement III",
+        "IIIa or IIIb or both",
+        "holds if",
+        "φ has one part only; of two parts each needs its own",
+    ),
+    Printed(
         "Section 2.4, requirement IIIa",
-        "opt_t is a differentiable function of φ_opt",
+        "there are continuous α ⊆ φ_opt, and opt_t is a differentiable function of φ_opt",
         "holds if",
         "it is read as needed; a derivative may exist and be 0",
         proof="requirements",
@@ -48,9 +65,9 @@ PRINTED = (
     ),
     Printed(
         "Section 2.4, requirement IIIb",
-        "G_t is a function of φ_loss, i.e. ∇_{φ_loss} ℓ_train(θ, φ_loss) exists",
+        "for one or more t G_t is a function of φ_loss, i.e. ∇_{φ_loss} ℓ(θ, φ_loss) exists",
         "misprint",
-        "∇_{φ_loss} ∇_θ ℓ_train(θ, φ_loss) exists, as further down in 2.4; the printed is neither enough nor needed",
+        "∇_{φ_loss} ∇_θ ℓ(θ, φ_loss) exists, as further down in 2.4; the printed is neither enough nor needed",
     ),
     Printed(
         "Section 2.4, the claim after III",
@@ -65,16 +82,23 @@ PRINTED = (
         "for all i ∈ [t, T], so from 0 for θ_0; and by requirement II together with the existence of ∇²ℓ_i",
     ),
     Printed(
+        "Section 2.4, when II holds",
+        "II holds for SGD and for Adagrad, proved in Appendix A",
+        "holds if",
+        "Adagrad's Σ > 0; the derivatives by G, not in Appendix A, are -α and -η/√Σ + η·G_t²/Σ^(3/2)",
+    ),
+    Printed(
         "Section 2.4, when IIIb holds",
-        "∇_{θ_t} ℓ_t exists and is differentiable in φ; usually so where φ multiplies θ_t",
+        "∇_{θ_t} ℓ_t(θ_t, φ_loss) exists and is differentiable in φ; usually so where φ multiplies θ_t",
         "holds if",
         "ℓ has a second derivative in the product φ·θ_t",
     ),
     Printed(
         "Section 2.4, when IIIb holds, MAML",
-        "for φ = θ_0 it is that the Hessian of ℓ exists",
-        "holds",
-        "the Hessian may well be 0, against the parenthesis in Section 3.1",
+        "for φ = θ_0 it is equivalent to the existence of the Hessian of ℓ with regard to θ",
+        "holds if",
+        "t = 0; at later steps it is enough, and not needed where θ_t does not move with θ_0. "
+        "The Hessian may well be 0, against the parenthesis in Section 3.1",
     ),
 )
 
@@ -120,6 +144,39 @@ def prove_existence(proved: Statements) -> None:
     proved.equal(f"{when}: ℓ = φ·l(θ) has ∇_φ ∇_θ ℓ = l'", sp.diff(phi * l, theta, phi), sp.diff(l, theta))
 
 
+def prove_either(proved: Statements) -> None:
+    """Theorem 0."""
+    where = "Section 2.4, requirement III"
+    for T in (0, 1):
+        chain = Chain(range(T + 1))
+        by_opt, by_loss = chain.total([phi])[0], chain.total([lam])[0]
+        opt_slopes = [step.phi[0].func for step in chain.local]
+        mixed = [step.M[0].func for step in chain.local]
+        proved.holds(
+            f"{where}: T = {T}: ∇_(φ_opt) L_val has ∂opt/∂φ_opt of every step, and no M",
+            all(by_opt.has(f) for f in opt_slopes) and not by_opt.has(*mixed),
+        )
+        proved.holds(
+            f"{where}: T = {T}: ∇_(φ_loss) L_val has M of every step, and no ∂opt/∂φ_opt",
+            all(by_loss.has(f) for f in mixed) and not by_loss.has(*opt_slopes),
+        )
+
+
+def prove_rules(proved: Statements) -> None:
+    """Theorem 3."""
+    where, (g,) = "Section 2.4, when II holds", positive("g")
+    step = sgd(theta, lr, G)
+    proved.equal(f"{where}: SGD by θ is 1", sp.diff(step, theta), 1)
+    proved.equal(f"{where}: SGD by G is -α", sp.diff(step, G), -lr)
+    total = x + G**2  # x: the squares of the earlier gradients
+    step = adagrad(theta, lr, G, total)
+    claim = -lr / sp.sqrt(total) + lr * G**2 / total ** sp.Rational(3, 2)
+    proved.equal(f"{where}: Adagrad, Σ > 0, by θ is 1", sp.diff(step, theta), 1)
+    proved.equal(f"{where}: Adagrad, Σ > 0, by G is -η/√Σ + η·G²/Σ^(3/2)", sp.diff(step, G), claim)
+    jump = [sp.limit(adagrad(0, lr, sign * g, g**2), g, 0) for sign in (1, -1)]
+    proved.holds(f"{where}: Adagrad's first step has no limit at G = 0: -η and η", jump == [-lr, lr])
+
+
 def prove_maml(proved: Statements) -> None:
     """Theorem 2, φ = θ_0."""
     where = "Section 2.4, when IIIb holds, MAML"
@@ -132,12 +189,24 @@ def prove_maml(proved: Statements) -> None:
     for _ in range(3):
         moved = moved - lr * slope  # ℓ = slope·θ
     proved.equal(f"{where}: of a linear ℓ, H = 0, SGD, dθ_3/dθ_0 = 1", sp.diff(moved, start), 1)
+    whole = Chain(range(2))
+    by_start, onward = (sp.diff(each, whole.start[0]) for each in (whole.G[1][0], whole.points[1][0]))
+    proved.equal(f"{where}: ∇_φ G_1 = H_1·∇_φ θ_1", by_start, whole.local[1].H[0] * onward)
+    (u,) = positive("u")
+    theta_1 = sgd(start, 1 / u, u * start)  # h = u, lr = 1/u
+    G_1 = sp.sign(theta) * sp.sqrt(sp.Abs(theta))
+    slopes = one_sided(G_1, theta, sp.Integer(0))
+    case = "ℓ_0 = h·θ²/2, lr·h = 1, ℓ_1 = (2/3)·|θ|^(3/2)"
+    proved.holds(f"{where}: {case}: at θ_1 = 0 there is no Hessian, its quotient is ∞", slopes == (sp.oo,) * 2)
+    proved.equal(f"{where}: {case}: and G_1 = 0 whatever θ_0 is", G_1.subs(theta, theta_1), 0)
 
 
 def prove() -> list[str]:
-    """Prove both theorems; return their statements."""
+    """Prove the theorems; return their statements."""
     proved = Statements()
+    prove_either(proved)
     prove_existence(proved)
+    prove_rules(proved)
     prove_maml(proved)
     return proved
 

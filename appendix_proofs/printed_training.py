@@ -30,7 +30,11 @@ from appendix_proofs.printed import Chain, Printed, lam, phi
 from appendix_proofs.symbolic import G, Statements, lr, momentum, positive, real, run, theta, weight_decay
 
 PRINTED = (
-    Printed("Section 2.1, Equation 1 and footnote 1", "θ* = argmin(θ; L_train(θ, φ))", "definition"),
+    Printed(
+        "Section 2.1, Equation 1 and footnote 1",
+        "θ* = argmin(θ; L_train(θ, φ)), argmin(x; E) := argmin_x E",
+        "definition",
+    ),
     Printed(
         "Section 2.2, Equation 2",
         "θ_{t+1} = opt_t(θ_t, φ_opt, G_t), G_t = ∇_{θ_t} ℓ_t(θ_t, φ_loss)",
@@ -39,16 +43,18 @@ PRINTED = (
     ),
     Printed(
         "Section 2.2, SGD",
-        "opt_t(θ_t, φ_opt, G_t) := θ_t - φ_opt·G_t",
+        "opt_t(θ_t, φ_opt, G_t) := θ_t - φ_opt·G_t, G_t = ∇_{θ_t} ℓ_t(θ_t, φ_loss)",
         "holds",
         "it is the shipped SGD without options",
     ),
     Printed(
         "Section 2.2, Equation 3",
-        "θ* ≈ opt_T(P_T, φ_opt, ∇ℓ_T(P_T, φ_loss)), P_T = opt_{T-1}(P_{T-1}, φ_opt, ∇ℓ_{T-1}(P_{T-1}, φ_loss)), …, "
-        "P_1 = opt_0(θ_0, φ_opt, ∇ℓ_0(θ_0, φ_loss))",
+        "θ* ≈ opt_T(θ_T, φ_opt, G_T) = opt_T(P_T, φ_opt, ∇_{θ_T} ℓ_T(P_T, φ_loss)), "
+        "P_T = opt_{T-1}(θ_{T-1}, φ_opt, G_{T-1}) "
+        "= opt_{T-1}(P_{T-1}, φ_opt, ∇_{θ_{T-1}} ℓ_{T-1}(P_{T-1}, φ_loss)), …, "
+        "P_1 = opt_0(θ_0, φ_opt, G_0) = opt_0(θ_0, φ_opt, ∇_{θ_0} ℓ_0(θ_0, φ_loss))",
         "holds if",
-        "it is read as values; its derivatives need the state among the arguments (footnote 2)",
+        "it is read as values, ∇_{θ_t} at P_t; its derivatives need the state among the arguments (footnote 2)",
     ),
     Printed(
         "Section 2.3, Equation 4",
@@ -58,7 +64,9 @@ PRINTED = (
     ),
     Printed(
         "Section 2.3, Equation 5",
-        "φ_{τ+1} = metaopt_τ(φ_τ, M_τ), M_τ = ∇_{φ_τ} L_val(θ*) = ∇_{φ_τ} L_val(opt_T(P_T, φ_opt, G_T))",
+        "φ_{τ+1} = metaopt_τ(φ_τ, M_τ), M_τ = ∇_{φ_τ} L_val(θ*), "
+        "= metaopt_τ(φ_τ, ∇_{φ_τ} L_val(opt_T(P_T, φ_opt, G_T))), "
+        "P_T = opt_{T-1}(P_{T-1}, φ_opt, ∇_{θ_{T-1}} ℓ_{T-1}(P_{T-1}, φ_loss)), …, P_1 = opt_0(θ_0, φ_opt, G_0)",
         "holds if",
         "θ* stands for θ_{T+1} (as ≈ in Equation 3), and G_T is differentiated as a function of P_T and φ_loss",
     ),

@@ -32,7 +32,8 @@ def probe_replay(inputs: Inputs) -> None:
             "train_loss: expected the same value twice from the same theta, batch and random state, since a step is "
             f"evaluated again here, for the memory schedule or for second_order; got {first.tolist()!r}, then "
             f"{second.tolist()!r}. Draw random numbers from torch's global generator (or numpy's, or Python's), "
-            "return the same batch for one j, or use memory=RetainGraphs() and second_order='reverse_over_reverse'."
+            "let no other thread draw from it meanwhile, return the same batch for one j, or use memory=RetainGraphs() "
+            "and second_order='reverse_over_reverse'."
         )
 
 
@@ -125,8 +126,9 @@ def _refuse_traces(name: str, first: Tensor, second: Tensor) -> None:
         raise ReplayError(
             f"{name}: expected the same value twice from the same theta, batch and random state, since it is tried "
             f"before the run; got {first.tolist()!r}, then {second.tolist()!r}. It keeps something that cannot be put "
-            "back, such as an iterator's place, or draws from the system's entropy: keep a list and a number, or go on "
-            "with check=False, which tries nothing."
+            "back, such as an iterator's place, draws from the system's entropy, or another thread draws from the "
+            "global generators: keep a list and a number, give each thread a process, or go on with check=False, "
+            "which tries nothing."
         )
 
 

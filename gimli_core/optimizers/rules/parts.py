@@ -33,7 +33,9 @@ def as_numbers(h: dict[str, Tensor], t: Tensor) -> tuple[dict[str, Any], Any]:
     looked_at = torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0
     if torch.compiler.is_compiling() or looked_at:
         return h, t
-    return {name: _as_number(value) for name, value in h.items()}, _as_number(t)
+    numbers = {name: _as_number(value) for name, value in h.items()}
+    # beta^t of a tensor and a number is another operation in torch, with other bits, for some small t.
+    return numbers, t if any(isinstance(value, Tensor) for value in numbers.values()) else _as_number(t)
 
 
 def _as_number(x: Tensor) -> Any:

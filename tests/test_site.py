@@ -12,7 +12,6 @@ from urllib.parse import unquote, urldefrag
 import pytest
 
 import gimli_core as gimli
-from tests.browser import FLAGS, chromium_path
 from tests.pages import ROOT
 
 SITE = ROOT / "build" / "site"
@@ -54,7 +53,7 @@ def broken(pages: dict[Path, Targets]) -> set[tuple[str, str]]:
 
 
 @pytest.mark.long
-def test_the_site(tmp_path: Path) -> None:
+def test_the_site(request: pytest.FixtureRequest) -> None:
     build = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "examples/guide", str(SITE)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(build, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
@@ -70,18 +69,14 @@ def test_the_site(tmp_path: Path) -> None:
     asked = []
     if os.environ.get("GIMLI_NO_BROWSER") == "1":
         return
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
-        page = browser.new_page(viewport={"width": 390, "height": 800})
-        page.on("request", lambda request: request.url.startswith("file:") or asked.append(request.url))
-        page.goto((SITE / "search.html").as_uri() + "?q=budget")
-        page.locator("#search-results li a").first.wait_for(timeout=20_000)
-        for path in sorted(pages):
-            if "lessons" not in path.parts:
-                page.goto(path.as_uri())
-                wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-                assert wide <= 1, f"{path.relative_to(SITE)} is {wide} px too wide for a phone"
-        browser.close()
+    page = request.getfixturevalue("browser").new_page(viewport={"width": 390, "height": 800})
+    page.on("request", lambda request: request.url.startswith("file:") or asked.append(request.url))
+    page.goto((SITE / "search.html").as_uri() + "?q=budget")
+    page.locator("#search-results li a").first.wait_for(timeout=20_000)
+    for path in sorted(pages):
+        if "lessons" not in path.parts:
+            page.goto(path.as_uri())
+            wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert wide <= 1, f"{path.relative_to(SITE)} is {wide} px too wide for a phone"
+    page.close()
     assert asked == []

@@ -1,4 +1,4 @@
-"""A real Chromium for the pages, and small problems to walk through."""
+"""Pages of lessons, and how they are opened."""
 
 from __future__ import annotations
 
@@ -8,19 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser import FLAGS, chromium_path
 from tests.step_through.pages import Pages, lesson
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    path = chromium_path()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="session")

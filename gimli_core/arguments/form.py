@@ -26,7 +26,7 @@ from gimli_core.transforms.shards import Shards
 
 __all__ = ["Form", "Parts", "Values"]
 
-Parts = tuple[tuple[float, str], ...]  # of the first batch: the weight of each part, and its outline
+Parts = tuple[tuple[float, tuple[torch.Size, ...]], ...]  # the weight and the tensors' shapes of each part of a batch
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,7 @@ from gimli_core.transforms.interface import Transform
 from gimli_core.transforms.one_vector import LeftAlone, OneVector, one_vector
 from gimli_core.transforms.over_tasks import OverTasks
 from gimli_core.transforms.tasks import Tasks, check_tasks, split_marked, stacked_state
-from gimli_core.trees import outline
+from gimli_core.trees import tensors
 
 __all__ = ["Inputs", "as_one_vector", "in_parts", "kept_by", "modules_of", "prepare"]
 
@@ -157,14 +157,14 @@ def _of_one(inputs: Inputs, state_0: Any) -> Inputs:
 
 
 def in_parts(batch: Callable[[int], Any], steps: int) -> Parts:
-    """The first batch's parts, their weights and outlines; none where batches do not come in parts."""
+    """Of the first batch's parts the weights and their tensors' shapes; none where batches do not come in parts."""
     try:
         first = batch(0) if steps > 0 else None
     except Exception:  # the run fails there as well, and says at which step
         return ()
-    return (
-        tuple((weight, repr(outline(part))) for weight, part in each(first)) if isinstance(first, MicroBatches) else ()
-    )
+    if not isinstance(first, MicroBatches):
+        return ()
+    return tuple((weight, tuple(t.shape for t in tensors(part))) for weight, part in each(first))
 
 
 def _over_tasks(

@@ -251,6 +251,22 @@ def test_a_loss_that_does_not_decompose_is_refused_before_any_work():
         gimli.meta_gradient(**parted(whole(), [1, 5], [0.5, 0.5]))
 
 
+def test_parts_that_hold_an_object_made_anew_are_tried_once():
+    class Labels:
+        """Without an equality or a printed form of its own."""
+
+    def loss(theta: Any, phi: Any, batch: Any) -> Tensor:
+        return ((batch[0] @ theta["w"]) ** 2).mean()
+
+    call = whole()
+    made = {**call, "problem": gimli.Problem(loss, lambda theta, phi, batch: loss(theta, phi, batch[0]), Adam())}
+    made = {**made, "theta_0": {"w": call["theta_0"]["w"]}, "phi_loss": None, "val_batch": (call["train_batches"][0],)}
+    for _ in range(3):
+        parts = [(part, Labels()) for part in call["train_batches"][0][0].split(3)]
+        gimli.meta_gradient(**{**made, "train_batches": [gimli.MicroBatches(parts, [0.5, 0.5])]})
+    assert len(made["problem"].memo.examined) == 1
+
+
 def test_other_weights_or_sizes_on_a_problem_that_has_run_are_tried_anew():
     call = whole()
     for sizes, weights in (([3, 3], [0.5, 0.5]), ([2, 4], None)):

@@ -85,7 +85,7 @@ def pulled(
         retain: whether the graph is needed once more.
     """
     retain_graph = retain or create_graph
-    return _engine(  # type: ignore[no-any-return]
+    return _engine(
         tuple(outputs),
         tuple(cotangents),
         retain_graph,

@@ -45,7 +45,8 @@ def products(
     by_input: tuple[Tensor | None, ...] = (None,) * len(asked)
     if pairs:
         with graph.weights.in_place():
-            by_input = pulled(*zip(*pairs, strict=True), asked, create_graph=recorded, retain=keep)
+            outputs, cotangents = zip(*pairs, strict=True)
+            by_input = pulled(outputs, cotangents, asked, create_graph=recorded, retain=keep)
     before, after = (None,) * (0 if curvature else n), (None,) * (0 if mixed else len(inputs) - n)
     both = collect(graph.theta, graph.phi_loss, (*before, *by_input, *after), None, recorded)
     return both if layout is None else both._replace(curvature=layout.theta(both.curvature))

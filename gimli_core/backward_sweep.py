@@ -27,7 +27,7 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient, gradients
 from gimli_core.derivatives.over_parts import products_of_parts
 from gimli_core.derivatives.over_ranks import products_over_ranks, validation_over_ranks
-from gimli_core.derivatives.second_order import Products, from_a_point, reverse_over_reverse
+from gimli_core.derivatives.second_order import Products, from_a_point, no_gaps, reverse_over_reverse
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import with_path
 from gimli_core.optimizers.seen import adjoint_of_loss, asked, seeing, times
@@ -134,7 +134,8 @@ def _products(
     form, j = inputs.form, point.j
 
     def of_part() -> Products:
-        return _asked_of_loss(inputs, point, G_j, V, g, curvature, mixed, keep)
+        with no_gaps(form.second_order, j):
+            return _asked_of_loss(inputs, point, G_j, V, g, curvature, mixed, keep)
 
     if form.data is None:
         products = of_part()

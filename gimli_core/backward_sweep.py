@@ -51,7 +51,8 @@ def validation_gradients(
         return L, each, outer.batch
 
     if form.data is None:
-        L, each, _ = of_batch()
+        with inputs.environment.alone():
+            L, each, _ = of_batch()
         return L, [of_one._replace(theta=form.part(of_one.theta)) for of_one in each]
     return validation_over_ranks(form.data, of_batch, f"lines 8-9, L_val at theta_{point.j}", form.pieces)
 
@@ -134,7 +135,7 @@ def _products(
     form, j = inputs.form, point.j
 
     def of_part() -> Products:
-        with no_gaps(form.second_order, j):
+        with no_gaps(form.second_order, j), inputs.environment.alone():
             return _asked_of_loss(inputs, point, G_j, V, g, curvature, mixed, keep)
 
     if form.data is None:

@@ -21,7 +21,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.random  # which NumPy else imports at the first look at its numbers, in the midst of a run
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks

@@ -34,7 +34,7 @@ class Budget(Schedule):
 
     What counts on a processor is what the process occupies, as the system tells it. So the nodes of a graph and
     Python's objects count, some 40 KB a kept step, which are more than all the tensors of a network of a few hundred
-    numbers; and so do the libraries that the first run of a process loads: about 12 MiB of torch's code, 35 more for
+    numbers; and so do the libraries that the first run of a process loads: about 15 MiB of torch's code, 35 more for
     means of second order, and losses, that use `torch.func`. A process that has run the like before has them.
 
     Args:

@@ -22,10 +22,10 @@ from gimli_core.compiled.choice import KINDS, Compiled, Kind, compiled_for, may_
 from gimli_core.compiled.compiler.compiled_function import as_compiled
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.errors import first_line, notice
-from gimli_core.problem import Patience
+from gimli_core.problem import Memo, Patience
 from gimli_core.trees import fits, outline
 
-__all__ = ["AUTO_SECONDS", "GIVE_UP", "WAIT", "clocked", "in_time"]
+__all__ = ["AUTO_SECONDS", "GIVE_UP", "WAIT", "clocked", "in_time", "too_early"]
 
 AUTO_SECONDS = 30.0  # of processor time in eager runs of one problem: about what compiling takes
 GIVE_UP = 1200.0  # seconds after which a fork is ended: most take a minute, and four beside a run that is all over
@@ -81,8 +81,7 @@ def in_time(inputs: Inputs, options: Callable[[], Sequence[Kind]]) -> Compiled |
     """What of these kinds is compiled already, for `compile="auto"`; None for eager steps. Starts, or ends, a fork."""
     memo = inputs.form.problem.memo
     patience = memo.patience
-    nothing_to_do = not memo.compiled and patience.attempt is None and patience.eager_seconds < AUTO_SECONDS
-    if patience.refused or nothing_to_do or not (kinds := options()):
+    if too_early(memo) or not (kinds := options()):
         return None
     if memo.compiled:
         for kind in kinds:
@@ -98,6 +97,13 @@ def in_time(inputs: Inputs, options: Callable[[], Sequence[Kind]]) -> Compiled |
         return _look_after(patience, inputs)
     finally:
         _ONE_FORK.release()
+
+
+def too_early(memo: Memo) -> bool:
+    """Whether `in_time` has nothing to hand out and nothing to start, whatever the inputs are."""
+    patience = memo.patience
+    waiting = not memo.compiled and patience.attempt is None and patience.eager_seconds < AUTO_SECONDS
+    return patience.refused or waiting
 
 
 def _as_it_was(compiled: Compiled, inputs: Inputs) -> Compiled | None:

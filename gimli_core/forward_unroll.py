@@ -27,7 +27,7 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     the memory schedule in the last bits.
     """
     form, j, buffers = inputs.form, point.j, inputs.environment.buffers
-    theta = form.whole(point.theta, f"line 5, theta_j at inner step j = {j} of {form.steps}")
+    theta = form.gathered(point.theta, f"line 5, theta_j at inner step j = {j} of {form.steps}")
 
     def of_batch() -> tuple[Gradient, Any]:
         inner = inputs.inner_loss(j)

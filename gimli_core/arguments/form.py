@@ -132,10 +132,10 @@ class Form:
             theta = transform.names(theta)
         return theta
 
-    def whole(self, theta: Tensors, what: str) -> Tensors:
+    def gathered(self, theta: Tensors, what: str) -> Tensors:
         """theta or V of a run as the losses are handed it; `what` says which, and of which line."""
         for transform in reversed(self.transforms):
-            theta = transform.whole(theta, what)
+            theta = transform.gathered(theta, what)
         return theta
 
     def part(self, G: Tensors) -> Tensors:

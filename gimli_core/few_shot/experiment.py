@@ -137,11 +137,11 @@ class Experiment:
         names = [name for name, part in zip(data.names, parts.tolist(), strict=True) if part == PARTS.index(which)]
         small = [name for name, count in zip(names, counts, strict=True) if count < shot + queries]
         if small:
-            came = f"{counts[names.index(small[0])]} in {small[0]!r}" + (
+            actual = f"{counts[names.index(small[0])]} in {small[0]!r}" + (
                 f", and {len(small) - 1} more" * bool(small[1:])
             )
             do = "Leave small classes out, or ask for fewer shots or queries."
-            raise unexpected("--data", f"{shot + queries} images of each class, shot + queries", came, do)
+            raise unexpected("--data", f"{shot + queries} images of each class, shot + queries", actual, do)
         if turned:
             images, labels = with_rotations(images, labels)
         if training and options.train_way is None:

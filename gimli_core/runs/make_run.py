@@ -120,7 +120,7 @@ def _of_steps(call: Call, wants: Wants) -> Run:
         taken_over = recall.recalled_whole(look, call)
         if taken_over is not None:
             compiled, form, hyper, tensors = taken_over
-            compute = partial(compiled_run.whole, compiled, form, hyper, tensors, None)
+            compute = partial(compiled_run.whole_run, compiled, form, hyper, tensors, None)
             return CompiledRun(form, hyper, tensors.frozen, compute, lambda: _prepared(call, wants, look))
     return apart_if_needed(call, lambda: _prepared(call, wants, look))
 
@@ -173,7 +173,7 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     if isinstance(compiled, CompiledWhole):
         tensors = tensors_of_run(inputs)
         recall.remember_whole(look, compiled, tensors, call.problem)
-        compute = partial(compiled_run.whole, compiled, form, values.hyper, tensors, inputs.environment)
+        compute = partial(compiled_run.whole_run, compiled, form, values.hyper, tensors, inputs.environment)
         vector = False
     else:
         compute = partial(compiled_run.retained, compiled, inputs)

@@ -57,7 +57,7 @@ class Recalled(NamedTuple):
     form: Form
     hyper: Hyperparameters
     weights: tuple[float | None, ...]
-    whole: tuple[CompiledWhole, Tensor] | None = None  # a compiled run that touches nothing, and its weights
+    compiled: tuple[CompiledWhole, Tensor] | None = None  # a compiled run that touches nothing, and its weights
 
 
 def look_of(call: Call, *more: bool | str) -> Look | None:
@@ -193,15 +193,15 @@ def remember_whole(look: Look | None, compiled: CompiledWhole, tensors: RunTenso
     """Keep what a compiled run of the same look can take over; only after `remember`, and if it touches nothing."""
     remembered = _remembered(look, problem)
     if remembered is not None and compiled.pure:
-        problem.memo.recalled[look] = remembered._replace(whole=(compiled, tensors.weights))
+        problem.memo.recalled[look] = remembered._replace(compiled=(compiled, tensors.weights))
 
 
 def recalled_whole(look: Look | None, call: Call) -> tuple[CompiledWhole, Form, Hyperparameters, RunTensors] | None:
     """A compiled run of the remembered look. Whether theta_0 and phi_loss are finite is told by the run itself."""
     remembered = _remembered(look, call.problem)
-    if remembered is None or remembered.whole is None:
+    if remembered is None or remembered.compiled is None:
         return None
-    compiled, weights = remembered.whole
+    compiled, weights = remembered.compiled
     theta_0, phi_loss = call.theta_0, call.phi_loss or {}
     _, batch, steps, val_batch, _ = call.batches()
     if steps != remembered.form.steps or len(set(map(id, theta_0.values()))) != len(theta_0):

@@ -105,6 +105,11 @@ class Form:
         """How theta is cut over ranks, if it is."""
         return next((transform.pieces for transform in self.transforms if isinstance(transform, Shards)), None)
 
+    @cached_property
+    def _cut(self) -> tuple[Transform, ...]:
+        """The transforms in whose form the losses are handed something else than what the run goes on with."""
+        return tuple(transform for transform in self.transforms if isinstance(transform, Shards))
+
     @property
     def stores_parts(self) -> Ranks | None:
         """The ranks that are at the same (theta_j, s_j), if there are several: each stores a part of it.
@@ -134,13 +139,13 @@ class Form:
 
     def whole(self, theta: Tensors, what: str) -> Tensors:
         """theta or V of a run as the losses are handed it; `what` says which, and of which line."""
-        for transform in reversed(self.transforms):
+        for transform in self._cut[::-1]:
             theta = transform.whole(theta, what)
         return theta
 
     def part(self, G: Tensors) -> Tensors:
         """What a derivative of the losses gives, as the run goes on with it."""
-        for transform in self.transforms:
+        for transform in self._cut:
             G = transform.part(G)
         return G
 

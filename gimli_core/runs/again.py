@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -20,15 +20,14 @@ class AgainIfNeeded:
 
     Args:
         run: as it is tried first.
-        why: what it raises where it does not fit.
-        again: makes the run that does, from what was raised.
+        again: for each of what it raises where it does not fit, what makes the run that does, from what was raised.
         environment: which that one finds as the first did.
     """
 
     def __init__(
-        self, run: Run, why: type[Exception], again: Callable[[Exception], Run], environment: Environment
+        self, run: Run, again: Mapping[type[Exception], Callable[[Exception], Run]], environment: Environment
     ) -> None:
-        self._run, self._why, self._again, self._environment = run, why, again, environment
+        self._run, self._again, self._environment = run, again, environment
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._run, name)
@@ -37,9 +36,9 @@ class AgainIfNeeded:
         found = self._environment.capture()
         try:
             yield from self._run.forward()
-        except self._why as error:
+        except tuple(self._again) as error:
             self._environment.restore(found)
-            self._run = self._again(error)
+            self._run = self._again[type(error)](error)
             yield from self._run.forward()
 
     def backward(self, along: Tensor | None = None) -> Events:

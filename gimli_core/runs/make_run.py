@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from gimli_core.memory.agreed import agreed_all
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.pilot import Maker
 from gimli_core.memory.schedules.actions import Schedule
+from gimli_core.memory.schedules.budget import Budget
 from gimli_core.memory.schedules.forward_only import ForwardOnly
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.memory.settle import settle
@@ -126,30 +128,35 @@ def _of_steps(call: Call, wants: Wants) -> Run:
 
 def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     schedule, free = schedule_of_call(call), call.memory is None and call.resume is None
+    compile = False if wants.changes else call.compile
+    compiled = None
     with looking(call):
         inputs = recalled(look, call)
         if inputs is None:
             inputs = checked(call, schedule, wants)
             remember(look, inputs, call.problem)
-
-    if wants.one_number:
-        refuse_vector(inputs, wants.one_number)
-
-    compile = False if wants.changes else call.compile
+        if wants.one_number:
+            refuse_vector(inputs, wants.one_number)
+        if not wants.forward_only:
+            watched = wants.steps or wants.lines
+            kinds = partial(options, inputs, compile, unscheduled=free, watched=watched, weighed=wants.weighed)
+            compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds())
 
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
-        with looking(call):
+        asks = isinstance(settled, Budget) or resume is not None  # for batches, before the run
+        with looking(call) if asks else nullcontext():
             run: Any = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
         if compile == "auto" and steps.eager and not run.schedule.compact:
             run = Clocked(run, watched=wants.lines)
         if inputs.form.mesh is not None:
             return Told(run, inputs.form.mesh)
+        again: dict[type[Exception], Any] = {}
         if any(isinstance(transform, OneVector) for transform in inputs.form.transforms):
-            run = AgainIfNeeded(run, LeftAlone, by_name, inputs.environment)
+            again[LeftAlone] = by_name
         if (inputs.form.tasks or 1) > 1:
-            run = AgainIfNeeded(run, TasksApart, partial(_of_tasks_in_turn, call, wants), inputs.environment)
-        made: Run = run
+            again[TasksApart] = partial(_of_tasks_in_turn, call, wants)
+        made: Run = AgainIfNeeded(run, again, inputs.environment) if again else run
         return made
 
     def by_name(_: object) -> Run:
@@ -158,11 +165,6 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
 
     if wants.forward_only:
         return scheduled_by(EagerSteps())
-    kinds = partial(
-        options, inputs, compile, unscheduled=free, watched=wants.steps or wants.lines, weighed=wants.weighed
-    )
-    with looking(call):
-        compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds())
     form, values = inputs.form, inputs.values
     if compiled is None or isinstance(compiled, CompiledSteps):
         return scheduled_by(compiled or EagerSteps(), call.resume)

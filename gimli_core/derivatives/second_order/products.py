@@ -42,7 +42,7 @@ def collect(
     return Products(
         by_name(theta, of_theta),
         by_name(phi_loss, of_phi),
-        of_theta.count(None) == n,
+        all(p is None for p in of_theta),
         frozenset([k for k, p in zip(phi_loss, of_phi, strict=True) if p is not None]),
         None if loss is None else loss.detach(),
     )

@@ -87,7 +87,8 @@ def step(
     computed = Event(12, j, {"A_opt": pulled.A}, replay)  # line 12
     yield computed
     A_opt = computed.values["A_opt"]
-    curvature, mixed, *_, again = second_order_products(inputs, point, G_j, V, g, keep_graph=keep_graph)
+    on = j > form.first or form.learned_start  # else nobody asks for B_j
+    curvature, mixed, *_, again = second_order_products(inputs, point, G_j, V, g, curvature=on, keep_graph=keep_graph)
     computed = Event(13, j, {"A_loss": mixed}, replay)  # line 13
     yield computed
     A_loss = computed.values["A_loss"]
@@ -116,7 +117,7 @@ def second_order_products(
     """
     form = inputs.form
     curvature = curvature and form.curvature
-    if form.second_derivatives:
+    if curvature or (mixed and form.phi_loss):
         V = form.gathered(V, f"lines 13-14, V_j at inner step j = {point.j} of {form.steps}")
         products = _products(inputs, point, G_j, V, g, curvature, mixed, keep_graph)
     else:

@@ -143,8 +143,12 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
 
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
-        with looking(call) if isinstance(settled, Budget) or resume is not None else nullcontext():
-            run: Any = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
+        asks = isinstance(settled, Budget) or resume is not None  # for batches, before the run
+        run_of = inputs
+        if steps.eager and not (wants.start or wants.lines or resume is not None or inputs.form.mesh is not None):
+            run_of = replace(inputs, form=replace(inputs.form, learned_start=False))
+        with looking(call) if asks else nullcontext():
+            run: Any = scheduled(run_of, settled, steps, resume, weighed=wants.weighed)
         if compile == "auto" and steps.eager and not run.schedule.compact:
             run = Clocked(run, watched=wants.lines)
         if inputs.form.mesh is not None:

@@ -45,7 +45,8 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
         return G_j, inner.batch
 
     if form.data is None:
-        G_j, _ = of_batch()
+        with inputs.environment.alone():
+            G_j, _ = of_batch()
         if form.pieces is not None:
             G_j = G_j._replace(theta=form.part(G_j.theta))
     else:

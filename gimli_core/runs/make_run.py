@@ -25,7 +25,7 @@ from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.budget import Budget
 from gimli_core.memory.schedules.forward_only import ForwardOnly
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
-from gimli_core.memory.settle import settle
+from gimli_core.memory.settle import begun, settle
 from gimli_core.processes.agreement import together
 from gimli_core.processes.mesh import check_mesh
 from gimli_core.requirements.examine import require
@@ -54,6 +54,7 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     wants = wants or Wants()
     check_compile(call.compile)
     schedule_of_call(call)
+    call = replace(call, memory=begun(call.memory))
     if call.resume is not None:
         directory_of("resume", call.resume)
     mesh = check_mesh(call.mesh)

@@ -43,7 +43,7 @@ def validation_gradients(
 
     `along` and `rows` as in `gradients`. Cost F, and 2F for each gradient.
     """
-    form, theta = inputs.form, inputs.form.whole(point.theta, f"lines 8-9, theta_{point.j}")
+    form, theta = inputs.form, inputs.form.gathered(point.theta, f"lines 8-9, theta_{point.j}")
 
     def of_batch() -> tuple[Gradient, list[Gradient], Any]:
         outer = inputs.outer_loss(point.j)
@@ -88,7 +88,8 @@ def step(
     computed = Event(12, j, {"A_opt": pulled.A}, replay)  # line 12
     yield computed
     A_opt = computed.values["A_opt"]
-    curvature, mixed, *_, again = second_order_products(inputs, point, G_j, V, g, keep_graph=keep_graph)
+    on = j > form.first or form.learned_start  # else nobody asks for B_j
+    curvature, mixed, *_, again = second_order_products(inputs, point, G_j, V, g, curvature=on, keep_graph=keep_graph)
     computed = Event(13, j, {"A_loss": mixed}, replay)  # line 13
     yield computed
     A_loss = computed.values["A_loss"]
@@ -117,8 +118,8 @@ def second_order_products(
     """
     form = inputs.form
     curvature = curvature and form.curvature
-    if form.second_derivatives:
-        V = form.whole(V, f"lines 13-14, V_j at inner step j = {point.j} of {form.steps}")
+    if curvature or (mixed and form.phi_loss):
+        V = form.gathered(V, f"lines 13-14, V_j at inner step j = {point.j} of {form.steps}")
         products = _products(inputs, point, G_j, V, g, curvature, mixed, keep_graph)
     else:
         zeros = {k: v.new_zeros(()).expand_as(v) for k, v in V.items()}
@@ -167,5 +168,5 @@ def _asked_of_loss(
     assert point.snapshot is not None
     inputs.environment.restore(point.snapshot)  # what the loss met when G_j was computed
     mean = partial(products_of_parts, form.second_order) if form.in_parts else from_a_point(form.second_order)
-    theta = form.whole(point.theta, f"lines 13-14, theta_j at inner step j = {point.j} of {form.steps}")
+    theta = form.gathered(point.theta, f"lines 13-14, theta_j at inner step j = {point.j} of {form.steps}")
     return mean(inputs.inner_loss(point.j), theta, V, g, curvature=curvature)

@@ -145,11 +145,11 @@ class Environment:
         pairs = zip((*now.generators, *now.buffers), (*snapshot.generators, *snapshot.buffers), strict=True)
         return any(new is not old for new, old in pairs)
 
-    def bytes_moved(self, found: Snapshot) -> tuple[int, int]:
-        """Bytes of a snapshot that are its own: of generators that have moved since `found`, and of buffers."""
-        now = self.capture(found)
-        generators = [new for new, old in zip(now.generators, found.generators, strict=True) if new is not old]
-        buffers = [new for new, old in zip(now.buffers, found.buffers, strict=True) if new is not old]
+    def bytes_moved(self, before: Snapshot) -> tuple[int, int]:
+        """Bytes of a snapshot that are its own: of generators that have moved since `before`, and of buffers."""
+        now = self.capture(before)
+        generators = [new for new, old in zip(now.generators, before.generators, strict=True) if new is not old]
+        buffers = [new for new, old in zip(now.buffers, before.buffers, strict=True) if new is not old]
         return sum(map(_bytes_of_state, generators)), sum(b.nbytes for b in buffers)
 
     def capture(self, previous: Snapshot | None = None) -> Snapshot:

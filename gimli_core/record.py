@@ -90,7 +90,7 @@ class Event(NamedTuple):
     j: int
     values: dict[str, Any]
     replay: bool = False
-    given: Mapping[str, Any] = MappingProxyType({})
+    inputs: Mapping[str, Any] = MappingProxyType({})
     row: int = 0  # of which outer loss, where val_loss returns a vector; lines 9 and 11-14 come for each
     rows: int = 1  # how many there are
 

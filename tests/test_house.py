@@ -121,6 +121,33 @@ def test_a_long_list_of_parameters_is_found() -> None:
     assert long_lists(planted) == {"step", "Rule"}
 
 
+ALL_PURPOSE = {"found", "held", "own", "whole", "given", "came", "known"}
+
+
+def all_purpose(source: str) -> set[str]:
+    """The nouns that say nothing, among the names that a file gives: of variables, arguments, functions and fields."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            names.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add(node.asname or node.name)
+    return {name for name in names if name.strip("_") in ALL_PURPOSE}
+
+
+def test_names_are_nouns_of_the_field() -> None:
+    assert not {f"{file}: {', '.join(sorted(n))}" for file, text in SOURCES.items() if (n := all_purpose(text))}
+
+
+def test_an_all_purpose_name_is_found() -> None:
+    source = "def whole(x, given):\n    self._held, y = x\n    for found in y: pass\nfrom a import own\nx.known"
+    assert all_purpose(source) == {"whole", "given", "_held", "found", "own"}
+
+
 def names_of(source: str, name: str) -> int:
     """How often a file calls something by this name."""
     calls = [n.func for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]

@@ -77,8 +77,8 @@ def check_val_batch(val_batch: Any, steps: int) -> Callable[[int], Any]:
     well be what val_loss is to get.
     """
     if isinstance(val_batch, MicroBatches):
-        came, do = "MicroBatches", "Sum over its parts in val_loss, or return a number for each: [k]."
-        raise unexpected("val_batch", "a batch as val_loss is to get it", came, do)
+        actual, do = "MicroBatches", "Sum over its parts in val_loss, or return a number for each: [k]."
+        raise unexpected("val_batch", "a batch as val_loss is to get it", actual, do)
     if inspect.isroutine(val_batch) or isinstance(val_batch, functools.partial):
         return told(val_batch, steps, "val_batch")
     return lambda j: val_batch

@@ -43,7 +43,7 @@ from gimli_core.transforms.over_tasks import OverTasks
 from gimli_core.transforms.tasks import Tasks, check_tasks, split_marked, stacked_state
 from gimli_core.trees import tensors
 
-__all__ = ["Inputs", "as_one_vector", "in_parts", "kept_by", "modules_of", "prepare"]
+__all__ = ["Inputs", "as_one_vector", "in_parts", "kept_by", "modules_of", "parts_of", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,14 +157,19 @@ def _of_one(inputs: Inputs, state_0: Any) -> Inputs:
 
 
 def in_parts(batch: Callable[[int], Any], steps: int) -> Parts:
-    """Of the first batch's parts the weights and their tensors' shapes; none where batches do not come in parts."""
+    """`parts_of` the first batch; none where there is none, or it cannot be had."""
     try:
         first = batch(0) if steps > 0 else None
     except Exception:  # the run fails there as well, and says at which step
         return ()
-    if not isinstance(first, MicroBatches):
+    return parts_of(first)
+
+
+def parts_of(batch: Any) -> Parts:
+    """Of a batch's parts the weights and their tensors' shapes; none where it does not come in parts."""
+    if not isinstance(batch, MicroBatches):
         return ()
-    return tuple((weight, tuple(t.shape for t in tensors(part))) for weight, part in each(first))
+    return tuple((weight, tuple(t.shape for t in tensors(part))) for weight, part in each(batch))
 
 
 def _over_tasks(

@@ -20,7 +20,7 @@ LOOKS = 8  # that are remembered of a problem
 
 def outer_value(inputs: Inputs, theta: Tensors, batch: Any) -> Gradient:
     """L_val and its aux, without a gradient: [], or [k]; with tasks [T], or [T, k]. Cost F."""
-    values, theta = inputs.values, inputs.form.whole(theta, "lines 8-9, theta_j")
+    values, theta = inputs.values, inputs.form.gathered(theta, "lines 8-9, theta_j")
     with torch.enable_grad():  # without it some modules take another path, and the last bits change
         leaves = {**values.frozen, **{k: v.detach().requires_grad_() for k, v in theta.items()}}
         loss, aux = evaluate(inputs.form.problem.val_loss, "val_loss", leaves, values.phi_loss, batch, vector=True)

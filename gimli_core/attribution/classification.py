@@ -37,7 +37,7 @@ class Setting(NamedTuple):
     theta_0: Tensors
     batches: list[dict[str, Tensor]]  # [J]
     phi_loss: dict[str, Any]
-    whole: dict[str, Tensor]  # all N examples as one batch
+    full_batch: dict[str, Tensor]  # all N examples as one batch
 
 
 def plant(y: Tensor, classes: int, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -117,10 +117,10 @@ def influence_scores(
         if outputs is None or output_loss is None:
             return hessian(lambda vector: train(vector, looked_up, batch), flat)
         of_batch = lambda vector: outputs(tensors(vector), batch)  # noqa: E731
-        halves, whole = output_loss(of_batch(flat), looked_up, batch), train(flat, looked_up, batch)
-        if halves.shape != whole.shape or not torch.allclose(halves, whole, rtol=1e-4):
-            came, do = f"{halves.tolist()} where train_loss gives {whole.tolist()}", "Split train_loss itself."
-            raise unexpected("output_loss(outputs)", "the value of train_loss", came, do)
+        composed, direct = output_loss(of_batch(flat), looked_up, batch), train(flat, looked_up, batch)
+        if composed.shape != direct.shape or not torch.allclose(composed, direct, rtol=1e-4):
+            actual, do = f"{composed.tolist()} where train_loss gives {direct.tolist()}", "Split train_loss itself."
+            raise unexpected("output_loss(outputs)", "the value of train_loss", actual, do)
         return gauss_newton(of_batch, lambda f: output_loss(f, looked_up, batch), flat)
 
     C = torch.zeros(n, n, dtype=flat.dtype, device=flat.device)

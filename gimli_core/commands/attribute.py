@@ -150,7 +150,7 @@ def _scored(
         baseline = influence_scores(
             made.problem,
             theta_J,
-            [made.whole],
+            [made.full_batch],
             queries,
             phi_loss=made.phi_loss,
             damping=DAMPINGS,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gimli_core import optimizers
-from gimli_core.commands.source import own, users_code
+from gimli_core.commands.source import users_arguments, users_code
 from gimli_core.errors import listing, unexpected
 from gimli_core.problem import Problem
 from gimli_core.runs.plan import plan
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         do = "The function says all but --compile."
         raise unexpected("gimli plan", "MODULE:FUNCTION or a perceptron's sizes", listing(sizes), do)
     if arguments.problem:
-        asked = own(arguments.problem, plan, "gimli.plan")
+        asked = users_arguments(arguments.problem, plan, "gimli.plan")
         asked["compile"] = arguments.compile or asked.get("compile", False)
         with users_code(arguments.problem):
             made = plan(**asked)

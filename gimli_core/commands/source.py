@@ -21,7 +21,7 @@ from gimli_core.memory import RetainGraphs, Schedule, StoreStates
 from gimli_core.step_through.lessons import LESSONS, Lesson
 from gimli_core.step_through.walk import step_through
 
-__all__ = ["SCHEDULES", "arguments_of", "find", "own", "users_code"]
+__all__ = ["SCHEDULES", "arguments_of", "find", "users_arguments", "users_code"]
 
 SCHEDULES: dict[str, type[Schedule]] = {"retain": RetainGraphs, "store": StoreStates}
 HERE = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def find(name: str) -> Lesson | dict[str, Any]:
     if name in LESSONS:
         return LESSONS[name]()
     if ":" in name:
-        return own(name, step_through, "gimli.step_through")
+        return users_arguments(name, step_through, "gimli.step_through")
     raise unexpected(
         f"source {name!r}",
         f"a lesson ({', '.join(LESSONS)}) or MODULE:FUNCTION",
@@ -49,7 +49,7 @@ def arguments_of(source: Lesson | dict[str, Any], memory: str | None) -> dict[st
     return arguments
 
 
-def own(target: str, takes: Callable[..., object], public: str) -> dict[str, Any]:
+def users_arguments(target: str, takes: Callable[..., object], public: str) -> dict[str, Any]:
     """The arguments of `takes`, which users know as `public`, that MODULE:FUNCTION returns.
 
     The directory in which the command was given comes onto the path, as under `python -m`.

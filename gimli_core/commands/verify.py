@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gimli_core.commands.source import own, users_code
+from gimli_core.commands.source import users_arguments, users_code
 from gimli_core.errors import closest, printable, unexpected
 from gimli_core.memory.atomic_file import check_writable, writing
 from gimli_core.step_through.page.trace import trace
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     with torch.random.fork_rng():
         for name in names:
             torch.manual_seed(0)
-            asked = own(name, verify, "gimli.verify") if arguments.problem else _bundled(name)
+            asked = users_arguments(name, verify, "gimli.verify") if arguments.problem else _bundled(name)
             with users_code(f"source {name!r}"):
                 reports[name] = report = verify(**asked)
             if show and not in_full:

@@ -22,10 +22,10 @@ from gimli_core.compiled.choice import KINDS, Compiled, Kind, compiled_for, may_
 from gimli_core.compiled.compiler.compiled_function import as_compiled
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.errors import first_line, notice
-from gimli_core.problem import Patience
+from gimli_core.problem import Memo, Patience
 from gimli_core.trees import fits, outline
 
-__all__ = ["AUTO_SECONDS", "GIVE_UP", "WAIT", "clocked", "in_time"]
+__all__ = ["AUTO_SECONDS", "GIVE_UP", "WAIT", "clocked", "in_time", "too_early"]
 
 AUTO_SECONDS = 30.0  # of processor time in eager runs of one problem: about what compiling takes
 GIVE_UP = 1200.0  # seconds after which a fork is ended: most take a minute, and four beside a run that is all over
@@ -81,8 +81,7 @@ def in_time(inputs: Inputs, options: Callable[[], Sequence[Kind]]) -> Compiled |
     """What of these kinds is compiled already, for `compile="auto"`; None for eager steps. Starts, or ends, a fork."""
     memo = inputs.form.problem.memo
     patience = memo.patience
-    nothing_to_do = not memo.compiled and patience.attempt is None and patience.eager_seconds < AUTO_SECONDS
-    if patience.refused or nothing_to_do or not (kinds := options()):
+    if too_early(memo) or not (kinds := options()):
         return None
     if memo.compiled:
         for kind in kinds:
@@ -98,6 +97,13 @@ def in_time(inputs: Inputs, options: Callable[[], Sequence[Kind]]) -> Compiled |
         return _look_after(patience, inputs)
     finally:
         _ONE_FORK.release()
+
+
+def too_early(memo: Memo) -> bool:
+    """Whether `in_time` has nothing to hand out and nothing to start, whatever the inputs are."""
+    patience = memo.patience
+    waiting = not memo.compiled and patience.attempt is None and patience.eager_seconds < AUTO_SECONDS
+    return patience.refused or waiting
 
 
 def _as_it_was(compiled: Compiled, inputs: Inputs) -> Compiled | None:
@@ -117,9 +123,9 @@ def _begin(patience: Patience, inputs: Inputs, kinds: Sequence[Kind]) -> None:
     if _under_way:
         return
     patience.eager_seconds = 0.0
-    refusal = can_fork(inputs.device) or unfit(inputs)
+    refusal: object = can_fork(inputs.device)
     if refusal is None:
-        apart = _with_batches(inputs, inputs.form.steps if kinds[0][0] == "whole" else 1)
+        apart = _with_batches(inputs)
         allowed = max(WAIT, patience.last_seconds)
         try:
             beside = Beside(lambda: compiled_twice(apart, kinds, allowed), GIVE_UP)
@@ -133,10 +139,10 @@ def _begin(patience: Patience, inputs: Inputs, kinds: Sequence[Kind]) -> None:
     _refuse(patience, refusal)
 
 
-def _with_batches(inputs: Inputs, steps: int) -> Inputs:
-    """The inputs with the batches of the first steps, and all to validate by, looked up: a fork reads no files."""
+def _with_batches(inputs: Inputs) -> Inputs:
+    """The inputs with all batches looked up: a fork reads no files."""
     values = inputs.values
-    batches = [values.batch(j) for j in range(steps)]
+    batches = [values.batch(j) for j in range(inputs.form.steps)]
     val_batches = {j: values.val_batch(j) for j, weighted in enumerate(inputs.form.weighted) if weighted}
     return replace(inputs, values=replace(values, batch=batches.__getitem__, val_batch=val_batches.__getitem__))
 
@@ -169,6 +175,8 @@ def compiled_twice(inputs: Inputs, kinds: Sequence[Kind], allowed: float) -> str
 
     Raises Uncompiled, with the reason.
     """
+    if (why := unfit(inputs)) is not None:
+        raise why
     start = time.process_time()
     importlib.import_module("torch._inductor.compile_fx")
     from torch._dynamo.utils import counters

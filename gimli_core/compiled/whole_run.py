@@ -32,7 +32,7 @@ from gimli_core.optimizers.seen import seeing
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
 
-__all__ = ["CompiledWhole", "RunTensors", "WholeOutcome", "course_of", "tensors_of_run", "whole"]
+__all__ = ["CompiledWhole", "RunTensors", "WholeOutcome", "course_of", "run_at_once", "tensors_of_run"]
 
 
 class RunTensors(NamedTuple):
@@ -78,7 +78,7 @@ class CompiledWhole:
         if outer_losses(inputs) is not None:
             raise Uncompiled("val_loss returns a vector, of which each number has a sweep of its own")
         tensors, environment = tensors_of_run(inputs), inputs.environment
-        function = bound(whole, fixed_of(inputs), course_of(inputs))
+        function = bound(run_at_once, fixed_of(inputs), course_of(inputs))
         self._kernel = Kernel("the whole run", function, environment, (tensors,), tensors[-2:], **options_of(inputs))
         self.seconds = self._kernel.seconds
         snapshot = environment.capture()
@@ -111,7 +111,7 @@ def _sound(checked: tuple[WholeOutcome, Tensor] | None) -> WholeOutcome | None:
 
 
 def course_of(inputs: Inputs) -> Course:
-    """What `whole` is compiled for."""
+    """What `run_at_once` is compiled for."""
     form = inputs.form
     return Course(form.weighted, form.transforms, form.tasks, form.scale, form.warm)
 
@@ -132,7 +132,7 @@ def tensors_of_run(inputs: Inputs) -> RunTensors:
     )
 
 
-def whole(fixed: Fixed, course: Course, tensors: RunTensors) -> tuple[WholeOutcome, Tensor]:
+def run_at_once(fixed: Fixed, course: Course, tensors: RunTensors) -> tuple[WholeOutcome, Tensor]:
     """(lines 4-14, 1 if what came, the losses, theta_J and B_0 are finite and else 0).
 
     The transforms are made in here, and taken back. `weights` [J + 1] are w_0 … w_J, used where `weighted`.

@@ -13,8 +13,8 @@ all again: it is put back to the first of them, and `changes` tells whether that
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class ModuleWeights:
     def in_place(self, *, later: bool = False) -> AbstractContextManager[None]:
         """Modules hold again what they held; with `later` in their last calls."""
         entries = [*self.entries, *self.later] if later else self.entries
-        return _put(entries) if entries else nullcontext()
+        return _Put(entries) if entries else nullcontext()
 
     def changes(self, first: tuple[Tensor | None, ...], derivative: Callable[[], tuple[Tensor | None, ...]]) -> bool:
         """Whether a derivative is another one where modules hold what they held last: then work was put off that reads
@@ -49,17 +49,22 @@ class ModuleWeights:
         return not all(map(_same, first, second))
 
 
-@contextmanager
-def _put(entries: list[Entry]) -> Iterator[None]:
-    """Within it, modules hold these entries."""
-    now = [(home, name, home[name]) for home, name, _ in entries if name in home]
-    try:
-        for home, name, tensor in entries:
+class _Put:
+    """Within it, modules hold these entries. A class, at half the time of a generator: two a step stand around it."""
+
+    __slots__ = ("_before", "_entries")
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self._entries = entries
+
+    def __enter__(self) -> None:
+        self._before = [(home, name, home[name]) for home, name, _ in self._entries if name in home]
+        for home, name, tensor in self._entries:
             if name in home:
                 home[name] = tensor
-        yield
-    finally:
-        for home, name, tensor in reversed(now):
+
+    def __exit__(self, *_: object) -> None:
+        for home, name, tensor in reversed(self._before):
             home[name] = tensor
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -137,11 +136,11 @@ class Experiment:
         names = [name for name, part in zip(data.names, parts.tolist(), strict=True) if part == PARTS.index(which)]
         small = [name for name, count in zip(names, counts, strict=True) if count < shot + queries]
         if small:
-            came = f"{counts[names.index(small[0])]} in {small[0]!r}" + (
+            actual = f"{counts[names.index(small[0])]} in {small[0]!r}" + (
                 f", and {len(small) - 1} more" * bool(small[1:])
             )
             do = "Leave small classes out, or ask for fewer shots or queries."
-            raise unexpected("--data", f"{shot + queries} images of each class, shot + queries", came, do)
+            raise unexpected("--data", f"{shot + queries} images of each class, shot + queries", actual, do)
         if turned:
             images, labels = with_rotations(images, labels)
         if training and options.train_way is None:
@@ -162,11 +161,8 @@ class Experiment:
         recipe, options = self.recipe, self.options
         rate = options.rate or recipe.rate
         learned = [leaf for leaf in self.method.parameters() if leaf.requires_grad]
-        kind = torch.optim.SGD if recipe.optimizer == "sgd" else torch.optim.Adam
-        optimizer = kind(learned, lr=rate)
-        scheduler: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        if recipe.schedule == "linear":
-            scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.steps)
+        optimizer = torch.optim.Adam(learned, lr=rate)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         return OuterLoop(
             Estimator(self.method, f"seed {options.seed}: {self.protocol}"),
             self.training,

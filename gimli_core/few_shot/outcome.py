@@ -38,23 +38,23 @@ class Outcome:
 
     def save(self, path: Path) -> None:
         """As JSON; whole or not at all."""
-        held = {**asdict(self), "accuracy": self.accuracy._asdict()}
+        fields = {**asdict(self), "accuracy": self.accuracy._asdict()}
         with writing("--out", path) as file:
-            file.write(json.dumps(held, indent=1).encode())
+            file.write(json.dumps(fields, indent=1).encode())
 
 
 def read_outcome(path: Path) -> Outcome:
     """What `save` wrote. Raises ArgumentError."""
     try:
-        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return Outcome(
-            held["method"],
-            Evaluation(**held["accuracy"]),
-            held["paper"],
-            Protocol(**held["protocol"]),
-            tuple(held["differences"]),
-            tuple(held["by_instance"]),
-            tuple(held.get("baselines", ())),
+            fields["method"],
+            Evaluation(**fields["accuracy"]),
+            fields["paper"],
+            Protocol(**fields["protocol"]),
+            tuple(fields["differences"]),
+            tuple(fields["by_instance"]),
+            tuple(fields.get("baselines", ())),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise unexpected(str(path), "a result of `gimli few-shot`", str(error), "Remove it.") from None

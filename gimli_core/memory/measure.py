@@ -141,10 +141,10 @@ def costs_of(
     means = (form.second_order, form.curvature, form.warm, form.first > 0, weighted, seen, weighed, over)
     accumulators = [leaf.value for leaf in values.hyper.leaves]
     wanted = (inputs.signature(), accumulators, means, str(disk), torch.get_num_threads())
-    known = next((costs for like, costs in remembered if fits(wanted, like)), None)
-    if agreed_all(form.mesh, known is not None):
-        assert known is not None
-        return known
+    measured_before = next((costs for like, costs in remembered if fits(wanted, like)), None)
+    if agreed_all(form.mesh, measured_before is not None):
+        assert measured_before is not None
+        return measured_before
     if disk is None:
         run = compiled if seen and compiled is not None else eager
         costs = measure(inputs, run, compiled=seen, weighed=weighed)

@@ -31,10 +31,10 @@ class PointsOverRanks:
         self._cut[point.j] = pieces, structure
         return point._replace(theta=pieces.cut(tensors), state={})
 
-    def whole(self, point: Point) -> Point:
+    def gathered(self, point: Point) -> Point:
         """The point of which every rank has a part. All ranks ask for it."""
         pieces, structure = self._cut[point.j]
-        leaves = pieces.whole(point.theta, f"the stored state of step {point.j}").values()
+        leaves = pieces.gathered(point.theta, f"the stored state of step {point.j}").values()
         theta, state = pytree.tree_unflatten(list(leaves), structure)
         return point._replace(theta=theta, state=state)
 

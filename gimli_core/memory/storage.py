@@ -54,7 +54,7 @@ class Storage:
         if point is None:
             tree, _ = read_file(self._file(j), {"j": j})
             point = self._on_disk[j]._replace(theta=tree["theta"], state=tree["state"])
-        return point if self._over is None or j == 0 else self._over.whole(point)
+        return point if self._over is None or j == 0 else self._over.gathered(point)
 
     def drop(self, j: int) -> None:
         """Forget the stored point j."""

@@ -18,7 +18,7 @@ class Entry(NamedTuple):
     tensor: str
     error: float  # largest difference, relative to the block's largest entry
     where: tuple[int, ...]
-    came: float
+    actual: float
     expected: float
     oracle: str  # "autograd", or "finite differences" where autograd is not finite
 
@@ -65,6 +65,6 @@ class PullbackReport:
         at = f"[{', '.join(map(str, wrong.where))}]" if wrong.where else ""
         return (
             f"{self.optimizer}.pullback: d {wrong.output}' / d {wrong.input} of {wrong.tensor!r}{at}: "
-            f"expected {wrong.expected!r} ({wrong.oracle}); got {wrong.came!r}. It is the first of "
+            f"expected {wrong.expected!r} ({wrong.oracle}); got {wrong.actual!r}. It is the first of "
             f"{sum(not e.error <= self.tolerance for e in self.entries)} wrong blocks."
         )

@@ -77,12 +77,12 @@ class Pieces:
         self.piece(k, tensor).copy_(piece)
         return tensor
 
-    def whole(self, pieces: Tensors, what: str) -> Tensors:
+    def gathered(self, pieces: Tensors, what: str) -> Tensors:
         """The tensors of which all ranks have the pieces, with the bits that were cut; of one dtype they are views of
         one row. One all_gather a dtype."""
-        return self.wholes([pieces], what)[0]
+        return self.all_gathered([pieces], what)[0]
 
-    def wholes(self, trees: Sequence[Tensors], what: str) -> list[Tensors]:
+    def all_gathered(self, trees: Sequence[Tensors], what: str) -> list[Tensors]:
         """`whole` of several dicts, together in one all_gather a dtype."""
         places = [(i, k) for i, tree in enumerate(trees) for k in tree]
         tensors: dict[tuple[int, str], Tensor] = {}

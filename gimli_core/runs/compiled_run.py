@@ -20,7 +20,7 @@ from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.outcome import finished, outcome_of, stacked, trajectory
 from gimli_core.runs.run import Events, Run
 
-__all__ = ["CompiledRun", "Compute", "retained", "whole"]
+__all__ = ["CompiledRun", "Compute", "retained", "whole_run"]
 
 Compute = Generator[Event, None, list[Outcome] | None]
 
@@ -106,7 +106,7 @@ def retained(compiled: CompiledRetained, inputs: Inputs) -> Compute:
     return outcomes
 
 
-def whole(
+def whole_run(
     compiled: CompiledWhole, form: Form, hyper: Hyperparameters, tensors: RunTensors, environment: Environment | None
 ) -> Compute:
     """The whole run as one function, told at its end. Without an environment it surely changes nothing."""

@@ -125,7 +125,7 @@ class Execution:
         inputs, J = self.inputs, self.form.steps
         point = self.working.marked() if self.weighed else self.working.at
         self.end = (point.theta, point.state, inputs.environment.copies())
-        check_end(self.form.whole(point.theta, "theta_J, before L_val"), self.losses.train, self.form.names)
+        check_end(self.form.gathered(point.theta, "theta_J, before L_val"), self.losses.train, self.form.names)
         validation = None
         if self.form.weighted[J]:
             of_L, validation = self.by.validation(inputs, point, rows=not self.weighed)

@@ -40,8 +40,8 @@ class FinishedTasks:
         try:
             directory.mkdir(0o700, parents=True, exist_ok=True)
         except OSError as error:
-            came = f"{directory}: {error.strerror}"
-            raise unexpected("resume", "a directory that can be written to", came, "Name another.") from error
+            actual = f"{directory}: {error.strerror}"
+            raise unexpected("resume", "a directory that can be written to", actual, "Name another.") from error
 
     def journal(self, chunk: int) -> Path:
         """The directory of the journal of a chunk."""
@@ -90,6 +90,6 @@ class FinishedTasks:
             return None
         there = torch.load(path, weights_only=True)
         if there["digest"] != self._digest:
-            came = f"{self.directory}, which holds a run of another problem, or with other values"
-            raise unexpected("resume", "a directory of this problem", came, "Name another directory.")
+            actual = f"{self.directory}, which holds a run of another problem, or with other values"
+            raise unexpected("resume", "a directory of this problem", actual, "Name another directory.")
         return there["value"]

@@ -33,8 +33,8 @@ def gathered(call: Call, ranks: Ranks, inner: Iterable[int], outer: Iterable[int
     Cost: these batches, on every rank; two all_gather_object.
     """
     if indexed_entries(call.phi_loss, None if call.tasks is None else 1):
-        came, do = "indexed entries", "Judge the call of one process."
-        raise unexpected("phi_loss", "entries that all ranks share, where all parts are needed on one", came, do)
+        actual, do = "indexed entries", "Judge the call of one process."
+        raise unexpected("phi_loss", "entries that all ranks share, where all parts are needed on one", actual, do)
     dim = 0 if call.tasks is None else 1
     batch, J = check_batches(call.train_batches, call.steps)
     val_batch = check_val_batch(call.val_batch, J)
@@ -63,8 +63,8 @@ def _joined(parts: list[Part], dim: int) -> MicroBatches:
             continue
         inside = batch if isinstance(batch, MicroBatches) else MicroBatches([batch], [1.0])
         shares = inside.weights or [share_of(piece, dim)[0] for piece in inside.parts]
-        whole = sum(shares) if inside.weights is None else 1.0
+        sum_of_shares = sum(shares) if inside.weights is None else 1.0
         pieces += inside.parts
-        weights += [weight / total * share / whole for share in shares]
+        weights += [weight / total * share / sum_of_shares for share in shares]
     # Weights of the denominators that the ranks say, which MicroBatches itself would not take from a user.
     return MicroBatches(pieces)._replace(weights=tuple(weights))

@@ -31,11 +31,11 @@ def of_rank(directory: Path, mesh: Sequence[Ranks]) -> Path:
     there = [path.name for path in directory.iterdir() if RANK.fullmatch(path.name)] if directory.is_dir() else []
     begun = {re.sub(r"-\d+-of", "-of", path) for path in there}
     if begun - {sizes}:
-        came, do = (
+        actual, do = (
             f"{directory}, where {', '.join(sorted(begun))} began",
             "Start as many ranks, or begin anew.",
         )
-        raise unexpected("resume", "a directory of this number of ranks, whose batches are cut alike", came, do)
+        raise unexpected("resume", "a directory of this number of ranks, whose batches are cut alike", actual, do)
     return directory / name
 
 

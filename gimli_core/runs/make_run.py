@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.arguments.trial import looking
 from gimli_core.arguments.until import check_until
 from gimli_core.compiled.choice import check_compile, compiled_for, options
-from gimli_core.compiled.in_time import in_time
+from gimli_core.compiled.in_time import in_time, too_early
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, tensors_of_run
 from gimli_core.errors import notice, unexpected
@@ -21,13 +22,14 @@ from gimli_core.memory.agreed import agreed_all
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.pilot import Maker
 from gimli_core.memory.schedules.actions import Schedule
+from gimli_core.memory.schedules.budget import Budget
 from gimli_core.memory.schedules.forward_only import ForwardOnly
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.memory.settle import begun, settle
 from gimli_core.processes.agreement import together
 from gimli_core.processes.mesh import check_mesh
 from gimli_core.requirements.examine import require
-from gimli_core.runs import compiled_run
+from gimli_core.runs import compiled_run, recall
 from gimli_core.runs.again import AgainIfNeeded
 from gimli_core.runs.apart import apart_if_needed, keep_apart
 from gimli_core.runs.chunks import Chunks
@@ -36,7 +38,6 @@ from gimli_core.runs.compiled_run import CompiledRun
 from gimli_core.runs.eager_steps import EagerSteps, Steps
 from gimli_core.runs.journal import Journal
 from gimli_core.runs.over_ranks import Told, begun_together, over_ranks
-from gimli_core.runs.recall import look_of, recalled, recalled_whole, remember, remember_whole
 from gimli_core.runs.run import Run
 from gimli_core.runs.scheduled_run import ScheduledRun
 from gimli_core.runs.settling import Ahead, Rested, settled
@@ -115,67 +116,75 @@ def _of_steps(call: Call, wants: Wants) -> Run:
     """The run of so many steps."""
     schedule, free = schedule_of_call(call), call.memory is None and call.resume is None
     alone = not (wants.names or wants.forward_only or call.resume is not None)  # only the result is wanted
-    look = look_of(call, schedule.replays, wants.tied, wants.steps) if alone else None
+    look = recall.look_of(call, schedule.replays, wants.tied, wants.steps) if alone else None
     if free and alone:
-        recall = recalled_whole(look, call)
-        if recall is not None:
-            compiled, form, hyper, tensors = recall
-            compute = partial(compiled_run.whole, compiled, form, hyper, tensors, None)
+        taken_over = recall.recalled_whole(look, call)
+        if taken_over is not None:
+            compiled, form, hyper, tensors = taken_over
+            compute = partial(compiled_run.whole_run, compiled, form, hyper, tensors, None)
             return CompiledRun(form, hyper, tensors.frozen, compute, lambda: _prepared(call, wants, look))
     return apart_if_needed(call, lambda: _prepared(call, wants, look))
 
 
 def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     schedule, free = schedule_of_call(call), call.memory is None and call.resume is None
-    with looking(call):
-        inputs = recalled(look, call)
-        if inputs is None:
-            inputs = checked(call, schedule, wants)
-            remember(look, inputs, call.problem)
-
-    if wants.one_number:
-        refuse_vector(inputs, wants.one_number)
-
     compile = False if wants.changes else call.compile
+    inputs, compiled = recall.recalled(look, call), None
+    if inputs is None or _asks(inputs, schedule, compile, wants):
+        with looking(call):
+            if inputs is None or not recall.as_before(inputs):
+                inputs = checked(call, schedule, wants)
+                recall.remember(look, inputs, call.problem)
+            if wants.one_number:
+                refuse_vector(inputs, wants.one_number)
+            if not wants.forward_only:
+                watched = wants.steps or wants.lines
+                kinds = partial(options, inputs, compile, unscheduled=free, watched=watched, weighed=wants.weighed)
+                compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds())
 
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
-        with looking(call):
-            run: Any = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
+        with looking(call) if isinstance(settled, Budget) or resume is not None else nullcontext():  # asks for batches
+            run_of = wants.of(inputs) if steps.eager and resume is None else inputs
+            run: Any = scheduled(run_of, settled, steps, resume, weighed=wants.weighed)
         if compile == "auto" and steps.eager and not run.schedule.compact:
             run = Clocked(run, watched=wants.lines)
         if inputs.form.mesh is not None:
             return Told(run, inputs.form.mesh)
+        ways: dict[type[Exception], Any] = {recall.OtherParts: anew} if look is not None else {}
         if any(isinstance(transform, OneVector) for transform in inputs.form.transforms):
-            run = AgainIfNeeded(run, LeftAlone, by_name, inputs.environment)
+            ways[LeftAlone] = by_name
         if (inputs.form.tasks or 1) > 1:
-            run = AgainIfNeeded(run, TasksApart, partial(_of_tasks_in_turn, call, wants), inputs.environment)
-        made: Run = run
+            ways[TasksApart] = partial(_of_tasks_in_turn, call, wants)
+        made: Run = AgainIfNeeded(run, ways, inputs.environment) if ways else run
         return made
+
+    def anew(_: object) -> Run:
+        recall.forget(look, call.problem)
+        return _prepared(call, wants, look)
 
     def by_name(_: object) -> Run:
         keep_apart(call)
         return _prepared(call, wants, None)
 
-    if wants.forward_only:
-        return scheduled_by(EagerSteps())
-    kinds = partial(
-        options, inputs, compile, unscheduled=free, watched=wants.steps or wants.lines, weighed=wants.weighed
-    )
-    with looking(call):
-        compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds())
     form, values = inputs.form, inputs.values
     if compiled is None or isinstance(compiled, CompiledSteps):
-        return scheduled_by(compiled or EagerSteps(), call.resume)
+        return scheduled_by(compiled or EagerSteps(), None if wants.forward_only else call.resume)
     if isinstance(compiled, CompiledWhole):
         tensors = tensors_of_run(inputs)
-        remember_whole(look, compiled, tensors, call.problem)
-        compute = partial(compiled_run.whole, compiled, form, values.hyper, tensors, inputs.environment)
+        recall.remember_whole(look, compiled, tensors, call.problem)
+        compute = partial(compiled_run.whole_run, compiled, form, values.hyper, tensors, inputs.environment)
         vector = False
     else:
         compute = partial(compiled_run.retained, compiled, inputs)
         vector = compiled.outer_losses is not None
     return CompiledRun(form, values.hyper, values.frozen, compute, partial(scheduled_by, EagerSteps()), vector=vector)
+
+
+def _asks(inputs: Inputs, schedule: Schedule, compile: bool | str, wants: Wants) -> bool:
+    """Whether batches are asked for before the first step: by a budget that measures, by what is compiled."""
+    compiles = not too_early(inputs.form.problem.memo) if compile == "auto" else bool(compile)
+    return compiles or isinstance(schedule, Budget) or bool(wants.one_number)
 
 
 def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.form import Form, Values
-from gimli_core.arguments.inputs import Inputs, in_parts, kept_by, modules_of
+from gimli_core.arguments.inputs import Inputs, kept_by, modules_of, parts_of
 from gimli_core.arguments.phi_loss import check_phi_loss
 from gimli_core.arguments.state import check_state
 from gimli_core.arguments.theta import check_theta, laid_out
@@ -31,7 +31,17 @@ from gimli_core.transforms.one_vector import OneVector
 from gimli_core.transforms.tasks import Tasks, stacked_state
 from gimli_core.trees import nodes
 
-__all__ = ["Recalled", "look_of", "recalled", "recalled_whole", "remember", "remember_whole"]
+__all__ = [
+    "OtherParts",
+    "Recalled",
+    "as_before",
+    "forget",
+    "look_of",
+    "recalled",
+    "recalled_whole",
+    "remember",
+    "remember_whole",
+]
 
 TENSORS = ("theta_0", "phi_loss", "phi_opt", "state_0")  # whose values may be others
 FREE = ("problem", "train_batches", "val_batch", "memory", "resume")  # of which a look says nothing
@@ -47,7 +57,7 @@ class Recalled(NamedTuple):
     form: Form
     hyper: Hyperparameters
     weights: tuple[float | None, ...]
-    whole: tuple[CompiledWhole, Tensor] | None = None  # a compiled run that touches nothing, and its weights
+    compiled: tuple[CompiledWhole, Tensor] | None = None  # a compiled run that touches nothing, and its weights
 
 
 def look_of(call: Call, *more: bool | str) -> Look | None:
@@ -107,6 +117,26 @@ def plain(value: Any) -> Look | None:
     return tuple(looks)
 
 
+class OtherParts(Exception):
+    """The first batch comes in other parts than the form that was taken over was checked for."""
+
+
+def forget(look: Look | None, problem: Problem) -> None:
+    """A call of this look takes over nothing, until one is remembered again."""
+    problem.memo.recalled.pop(look, None)
+
+
+def as_before(inputs: Inputs) -> bool:
+    """Whether the first batch is in the parts that the inputs are made for; for what asks for batches before a run."""
+    try:
+        inputs.values.batch(0)
+    except OtherParts:
+        return False
+    except Exception:  # the run fails there as well, and says at which step
+        return True
+    return True
+
+
 def remember(look: Look | None, inputs: Inputs, problem: Problem) -> None:
     """Keep what a call of the same look can take over, if theta is small and the optimizer holds no tensor."""
     fixed = all(plain(value) for value in problem.optimizer.hyperparameters().values())
@@ -120,21 +150,41 @@ def remember(look: Look | None, inputs: Inputs, problem: Problem) -> None:
 
 
 def recalled(look: Look | None, call: Call) -> Inputs | None:
-    """The inputs of a call of the remembered look. Raises what `prepare` raises where tensors are at fault."""
+    """The inputs of a call of the remembered look. Raises what `prepare` raises where tensors are at fault.
+
+    No batch is asked for: a function of j may draw random numbers or keep something, and to put all that back takes
+    longer than the rest of this. Where the first one does not fit, the run says so when it comes to it (`OtherParts`).
+    """
     remembered = _remembered(look, call.problem)
     if remembered is None:
         return None
     form = remembered.form
     _, batch, steps, val_batch, _ = call.batches()
-    if steps != form.steps or in_parts(batch, steps) != form.in_parts:
+    if steps != form.steps:
         return None
+
+    def batch_as_before(j: int) -> Any:
+        of_step = batch(j)
+        if j == 0 and parts_of(of_step) != form.in_parts:
+            raise OtherParts
+        return of_step
+
     trained, frozen = check_theta(call.theta_0)
     anywhere = next(iter(trained.values()))
     _, phi_loss = check_phi_loss(call.phi_loss, trained, form.tasks)
     hyper = _renewed(remembered.hyper, call.phi_opt)
     theta_0, state_0 = _started(form, call, trained, hyper)
     values = Values(
-        theta_0, trained, frozen, state_0, phi_loss, hyper, batch, val_batch, remembered.weights, cold=not form.warm
+        theta_0,
+        trained,
+        frozen,
+        state_0,
+        phi_loss,
+        hyper,
+        batch_as_before,
+        val_batch,
+        remembered.weights,
+        cold=not form.warm,
     )
     return Inputs(form, values, Environment(modules_of(call.problem), anywhere.device, kept_by(call)))
 
@@ -143,15 +193,15 @@ def remember_whole(look: Look | None, compiled: CompiledWhole, tensors: RunTenso
     """Keep what a compiled run of the same look can take over; only after `remember`, and if it touches nothing."""
     remembered = _remembered(look, problem)
     if remembered is not None and compiled.pure:
-        problem.memo.recalled[look] = remembered._replace(whole=(compiled, tensors.weights))
+        problem.memo.recalled[look] = remembered._replace(compiled=(compiled, tensors.weights))
 
 
 def recalled_whole(look: Look | None, call: Call) -> tuple[CompiledWhole, Form, Hyperparameters, RunTensors] | None:
     """A compiled run of the remembered look. Whether theta_0 and phi_loss are finite is told by the run itself."""
     remembered = _remembered(look, call.problem)
-    if remembered is None or remembered.whole is None:
+    if remembered is None or remembered.compiled is None:
         return None
-    compiled, weights = remembered.whole
+    compiled, weights = remembered.compiled
     theta_0, phi_loss = call.theta_0, call.phi_loss or {}
     _, batch, steps, val_batch, _ = call.batches()
     if steps != remembered.form.steps or len(set(map(id, theta_0.values()))) != len(theta_0):

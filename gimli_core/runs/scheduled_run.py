@@ -69,8 +69,8 @@ class ScheduledRun:
     def forward(self) -> Events:
         """Lines 4-9: up to L_val and B_J."""
         environment = self.inputs.environment
-        whole = self._replays or self._journal is not None
-        before = environment.capture() if whole else environment.capture_buffers()
+        with_generators = self._replays or self._journal is not None
+        before = environment.capture() if with_generators else environment.capture_buffers()
         self.reached.working.begin(self._by.begin(self.inputs), before)
         try:
             with self._memory():
@@ -99,8 +99,8 @@ class ScheduledRun:
         """
         environment = self.inputs.environment
         weighed = self.reached.weighed and self.reached.vector
-        whole = self._replays or self._resumed or weighed
-        before = self.reached.working.captured() if whole else environment.capture_buffers()
+        with_generators = self._replays or self._resumed or weighed
+        before = self.reached.working.captured() if with_generators else environment.capture_buffers()
         try:
             with self._memory():
                 if self._resumed and self.reached.working.at.snapshot is not None:
@@ -116,7 +116,7 @@ class ScheduledRun:
             raise
         finally:
             self.reached.stored.close()
-            if whole:
+            if with_generators:
                 environment.restore(before)
             else:
                 environment.restore_buffers(before)

@@ -69,7 +69,7 @@ def _steps_taken(run: Ahead, until: Until) -> Tensor:
         for event in events:
             if event.line != 5:
                 continue
-            loss, G, theta = event.values["loss"], event.values["G"], event.given["theta"]
+            loss, G, theta = event.values["loss"], event.values["G"], event.inputs["theta"]
             reached = until.holds(event.j, loss, before, theta, G)
             taken = torch.full_like(reached, J, dtype=torch.int64) if taken is None else taken
             taken = torch.where(reached & (taken == J), event.j, taken)

@@ -38,9 +38,9 @@ def _see(path: Path, ranks: Ranks, argument: str) -> None:
     end = time.monotonic() + SECONDS
     while not path.exists():
         if time.monotonic() > end:
-            came = f"{path.parent}, where rank {ranks.rank} does not see what rank 0 writes"
+            actual = f"{path.parent}, where rank {ranks.rank} does not see what rank 0 writes"
             do = "Name one on a file system that all hosts mount."
-            raise unexpected(argument, "a directory that all ranks share", came, do)
+            raise unexpected(argument, "a directory that all ranks share", actual, do)
         time.sleep(0.05)
         with contextlib.suppress(OSError):
             os.scandir(path.parent).close()  # looked at anew

@@ -31,7 +31,7 @@ class Moment:
     line: int
     j: int
     values: dict[str, Any]
-    given: Mapping[str, Any]
+    inputs: Mapping[str, Any]
     replay: bool  # the step had been run before: the memory schedule runs it again
     seconds: float  # what the engine took to come here from the line before
     interventions: tuple[Intervention, ...]  # all that were made before this moment; it may follow from them
@@ -48,7 +48,7 @@ class Moment:
         """O_j = dtheta'/dG at line 11: its diagonal, which is all of it for an elementwise rule. Cost: one pullback."""
         if self.line != 11:
             raise unexpected("O", "a moment at line 11", f"one at line {self.line}", "O_j belongs to line 11.")
-        used, ones = self.given, {k: torch.ones_like(v) for k, v in self.given["B"].items()}
+        used, ones = self.inputs, {k: torch.ones_like(v) for k, v in self.inputs["B"].items()}
         none = self._optimizer.zero_adjoint(used["s"])
         return self._optimizer.pullback(used["theta"], used["s"], used["G"], used["phi_opt"], ones, none, ()).V
 

@@ -51,10 +51,10 @@ class Walk(Iterator[Moment]):
         return f"Walk({type(form.optimizer).__name__}, steps={form.steps}, {where}{after})"
 
     @property
-    def held(self) -> tuple[Collection[int], Collection[int]]:
+    def in_memory(self) -> tuple[Collection[int], Collection[int]]:
         """What memory holds now: the steps whose point is stored, and those whose graph is kept."""
-        held: tuple[Collection[int], Collection[int]] = self.run.in_memory  # type: ignore[attr-defined]
-        return held
+        steps: tuple[Collection[int], Collection[int]] = self.run.in_memory  # type: ignore[attr-defined]
+        return steps
 
     @property
     def inputs(self) -> Inputs:
@@ -86,7 +86,7 @@ class Walk(Iterator[Moment]):
             event.line,
             event.j,
             event.values,
-            event.given,
+            event.inputs,
             event.replay,
             seconds,
             self.interventions,

@@ -87,7 +87,7 @@ class Transform(ABC):
         """theta of this form as it was before."""
         return theta
 
-    def whole(self, theta: Tensors, what: str) -> Tensors:
+    def gathered(self, theta: Tensors, what: str) -> Tensors:
         """theta of this form, or V, as the losses are handed it. `what` it is, and where, for messages."""
         return theta
 

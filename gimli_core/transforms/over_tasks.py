@@ -155,7 +155,7 @@ class LossOverTasks:
     def _dims(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> tuple[Any, ...]:
         """`_which` for `vmap`: 0 or None for all of an argument, which it reads faster than a tree."""
         if self._shared or self._phi_by_task or isinstance(batch, Numbered):
-            return tuple(_said_once(own) for own in self._which(theta, phi_loss, batch))
+            return tuple(_said_once(dims) for dims in self._which(theta, phi_loss, batch))
         mine = [by_task(leaf, self.shape[0], self.name) for leaf in pytree.tree_leaves(batch)]
         if all(mine):
             return 0, None, 0 if mine else None

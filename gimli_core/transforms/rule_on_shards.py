@@ -66,13 +66,13 @@ class RuleOnShards(RuleInAnotherForm):
         }
         return {**counts(state), **pieces}
 
-    def whole(self, state: State, what: str, *beside: Tensors) -> tuple[State, list[Tensors]]:
+    def gathered(self, state: State, what: str, *beside: Tensors) -> tuple[State, list[Tensors]]:
         """(the state of which all ranks have parts, and what is gathered with it)."""
         trees = {
             slot: {k: tensors[k] for k in tensors if k in self.cut.get(slot, ())}
             for slot, tensors in slots(state).items()
         }
-        (*gathered,) = self.pieces.wholes([*beside, *trees.values()], what)
+        (*gathered,) = self.pieces.all_gathered([*beside, *trees.values()], what)
         slots_of = {
             slot: {**slots(state)[slot], **tree} for slot, tree in zip(trees, gathered[len(beside) :], strict=True)
         }
@@ -89,7 +89,7 @@ class RuleOnPieces(RuleOnShards):
         return {k: {n: v if v.ndim == 0 else self.pieces.piece(k, v) for n, v in h.items()} for k, h in hyper.items()}
 
     def whole_adjoint(self, S: State) -> State:
-        S, _ = self.whole(S, "S_0")
+        S, _ = self.gathered(S, "S_0")
         numbers = {
             f"{slot}/{k}": v for slot, of_slot in S.items() for k, v in of_slot.items() if k not in self.cut[slot]
         }
@@ -130,25 +130,25 @@ class RuleByGathering(RuleOnShards):
         return hyper
 
     def whole_adjoint(self, S: State) -> State:
-        return self.whole(S, "S_0")[0]
+        return self.gathered(S, "S_0")[0]
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
-        return self.part(self.rule.initial_state(self.pieces.whole(theta, "theta_0"), hyper))
+        return self.part(self.rule.initial_state(self.pieces.gathered(theta, "theta_0"), hyper))
 
     def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
         return self._once(self.rule.initial_state_pullback(self.whole_adjoint(S_0), hyper, wanted))
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-        s, (whole, G) = self.whole(state, "theta, s and G for the rule", theta, G)
-        whole, s = self.rule.step_used(whole, s, G, hyper)
-        return _cloned(self.pieces.cut(whole)), self.part(s)
+        s, (theta, G) = self.gathered(state, "theta, s and G for the rule", theta, G)
+        theta, s = self.rule.step_used(theta, s, G, hyper)
+        return _cloned(self.pieces.cut(theta)), self.part(s)
 
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        s, (whole, G) = self.whole(state, "theta, s and G for the pullback", theta, G)
-        S, (B,) = self.whole(S, "B and S for the pullback", B)
-        pulled = self.rule.pullback_used(whole, s, G, hyper, B, S, wanted)
+        s, (theta, G) = self.gathered(state, "theta, s and G for the pullback", theta, G)
+        S, (B,) = self.gathered(S, "B and S for the pullback", B)
+        pulled = self.rule.pullback_used(theta, s, G, hyper, B, S, wanted)
         V, B_j = _cloned(self.pieces.cut(pulled.V)), _cloned(self.pieces.cut(pulled.B))
         return Pulled(V, B_j, self.part(pulled.S), self._once(pulled.A))
 

@@ -1,9 +1,9 @@
 """theta, s, B and S cut over ranks, one W-th each: no rank holds them whole between two lines.
 
-    G_j                = part( grad ell(whole(theta_j)) )              # line 5
+    G_j                = part( grad ell(gathered(theta_j)) )              # line 5
     theta', s'         = opt(theta_j, s_j, phi_opt, G_j)               # line 6, on pieces
     V_j, A_opt, B, S   = the pullback, on pieces                       # lines 11 and 12
-    B_j               += part( whole(V_j) Hessian ell(whole(theta_j)) )  # line 14; line 13 is alike on all ranks
+    B_j               += part( gathered(V_j) Hessian ell(gathered(theta_j)) )  # line 14; line 13 is alike on all ranks
 
 `whole` gathers the pieces, `part` cuts. Every rank evaluates the losses on the same batch, so nothing needs to be
 summed but A_opt, once, at the end. What is gathered is gathered before a derivative is asked for, and what comes out
@@ -55,8 +55,8 @@ class Shards(Transform):
     def theta(self, theta: Tensors) -> Tensors:
         return self.pieces.cut(theta)
 
-    def whole(self, theta: Tensors, what: str) -> Tensors:
-        return self.pieces.whole(theta, what)
+    def gathered(self, theta: Tensors, what: str) -> Tensors:
+        return self.pieces.gathered(theta, what)
 
     def part(self, G: Tensors) -> Tensors:
         return {k: piece.clone() for k, piece in self.pieces.cut(G).items()}  # so that the whole can go
@@ -69,11 +69,11 @@ class Shards(Transform):
         return list(summed(self.pieces.ranks, by_number, "A_opt").values())
 
     def back(self, ends: Ends) -> Ends:
-        whole = self.pieces.whole  # views of one row, which would hold each other
+        gathered = self.pieces.gathered  # views of one row, which would hold each other
         return Ends(
-            cloned(whole(ends.theta_J, "theta_J")),
-            self.rule.whole(ends.s_J, "s_J")[0],
-            cloned(whole(ends.B, "B_0")),
+            cloned(gathered(ends.theta_J, "theta_J")),
+            self.rule.gathered(ends.s_J, "s_J")[0],
+            cloned(gathered(ends.B, "B_0")),
             self.rule.whole_adjoint(ends.S),
         )
 

@@ -28,9 +28,9 @@ def like_results(entries: Entries, rows: list[Question]) -> Entries:
     return {key: value.expand(len(rows), *value.shape) for key, value in entries.items()}
 
 
-def of_row(found: Entries, row: int | None) -> Entries:
+def of_row(entries: Entries, row: int | None) -> Entries:
     """The derivatives of one outer loss."""
-    return found if row is None else {key: value[row] for key, value in found.items()}
+    return entries if row is None else {key: value[row] for key, value in entries.items()}
 
 
 def key_of_row(key: Key, row: int | None) -> Key:

@@ -92,4 +92,4 @@ def test_batches_pass_each_example_once_an_epoch(N: int, steps: int) -> None:
     assert [len(b["rows"]) for b in made.batches] == [n] * steps
     rows: list[Tensor] = [b["rows"] for b in made.batches[: N // n]]
     assert len(torch.cat(rows).unique()) == n * (N // n)
-    assert torch.equal(made.batches[-1]["x"], made.whole["x"][made.batches[-1]["rows"]])
+    assert torch.equal(made.batches[-1]["x"], made.full_batch["x"][made.batches[-1]["rows"]])

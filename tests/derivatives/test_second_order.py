@@ -307,7 +307,7 @@ def test_means_without_a_graph_keep_none() -> None:
 
     def graphs(mean: str) -> list[Any]:
         kept: list[Any] = []
-        gimli.meta_gradient(**made, second_order=mean, watch=lambda e: kept.append(e.given.get("graph")))
+        gimli.meta_gradient(**made, second_order=mean, watch=lambda e: kept.append(e.inputs.get("graph")))
         return [graph for graph in kept if graph is not None]
 
     assert len(graphs(REVERSE)) == 2

@@ -239,7 +239,7 @@ def test_first_order_without_phi_loss_needs_no_second_derivative() -> None:
     seen: list[Any] = []
     made = arguments("adam", with_phi=False)
     gimli.meta_gradient(
-        **made, approximation=gimli.FirstOrder(), watch=lambda event: seen.append(event.given.get("graph"))
+        **made, approximation=gimli.FirstOrder(), watch=lambda event: seen.append(event.inputs.get("graph"))
     )
     assert [graph for graph in seen if graph is not None] == []
 

@@ -261,6 +261,37 @@ def test_calls_of_two_lengths_may_take_turns(prepared: list[Any]) -> None:
     assert sum(call.problem is problem for call in prepared) == 2
 
 
+def test_a_function_of_j_is_asked_by_the_run_alone(prepared: list[Any]) -> None:
+    """What it keeps would have to be put back otherwise, at every call."""
+    made, asked = given(0), []
+    batches = made["train_batches"]
+    call = {**made, "train_batches": lambda j: (asked.append(j), batches[j])[1], "steps": J, "compile": False}
+    problem = gimli.Problem(loss, loss, Adam())
+    gimli.meta_gradient(problem, **call)
+    prepared.clear()
+    asked.clear()
+    gimli.meta_gradient(problem, **call)
+    assert asked == list(range(J))
+    assert not prepared
+
+
+@pytest.mark.parametrize("memory", [None, gimli.memory.StoreStates(), gimli.memory.Budget("64MiB")], ids=str)
+@pytest.mark.parametrize("compile", [False, "auto"])
+def test_other_parts_from_a_function_of_j_are_seen(memory: Any, compile: Any, prepared: list[Any]) -> None:
+    """Whole batches, parts, other parts and whole ones again: each as on a new problem, and prepared anew."""
+    made, problem = given(0, None), gimli.Problem(loss, loss, Adam())
+    for at in ([], [2], [3], []):
+        batches = [
+            gimli.MicroBatches(list(zip(x.tensor_split(at), y.tensor_split(at), strict=True))) if at else (x, y)
+            for x, y in made["train_batches"]
+        ]
+        call = {**made, "train_batches": batches.__getitem__, "steps": J, "memory": memory, "compile": compile}
+        prepared.clear()
+        result = gimli.meta_gradient(problem, **call)
+        assert len(prepared) == 1
+        assert_same(result, gimli.meta_gradient(gimli.Problem(loss, loss, Adam()), **call))
+
+
 def test_unroll_takes_over_too(prepared: list[Any]) -> None:
     problem = gimli.Problem(loss, loss, Adam())
     for seed in (0, 1):

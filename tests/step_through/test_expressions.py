@@ -161,7 +161,7 @@ def test_the_names_are_those_of_a_run() -> None:
     one = Stepper(gimli.step_through(**network()))
     seen: set[str] = set()
     while one.next():
-        seen |= set(one.known())
+        seen |= set(one.quantities())
     assert seen == set(QUANTITIES)
 
 

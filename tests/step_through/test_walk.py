@@ -58,7 +58,7 @@ def test_the_quantities_obey_the_recurrence() -> None:
         if m.line == 9:
             B, S = m.values["B"], m.values["S"]
         if m.line == 11:
-            pulled = optimizer.pullback(m.given["theta"], m.given["s"], m.given["G"], m.given["phi_opt"], B, S, ())
+            pulled = optimizer.pullback(m.inputs["theta"], m.inputs["s"], m.inputs["G"], m.inputs["phi_opt"], B, S, ())
             assert same(m.values["V"], pulled.V)
         if m.line == 12:
             lr += sum(by_name["lr"].item() for by_name in m.values["A_opt"].values())
@@ -200,7 +200,7 @@ def test_O_is_the_optimizers_jacobian() -> None:
     walk = gimli.step_through(**network())
     for m in walk:
         if m.line == 11:
-            given = (m.given[k] for k in ("theta", "s", "G", "phi_opt"))
+            given = (m.inputs[k] for k in ("theta", "s", "G", "phi_opt"))
             assert same(m.O, walk.inputs.form.optimizer.jacobians(*given)["theta"]["G"])  # type: ignore[attr-defined]
         else:
             with pytest.raises(ArgumentError, match="a moment at line 11"):

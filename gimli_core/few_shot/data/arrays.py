@@ -52,9 +52,9 @@ def read_npz(path: Path) -> LabelledImages:
             actual = f"{split} of shape {list(arrays[split].shape)}"
             raise data_error(path, "a split [classes] of 0, 1 and 2", actual, "One part a class.")
         parts = torch.tensor(arrays[split].astype(np.int64))
-    known = {"vinyals_split": "vinyals"}.get(split or "", "own")
+    split_name = {"vinyals_split": "vinyals"}.get(split or "", "own")
     images = torch.from_numpy(as_bytes(path, x))
-    return LabelledImages(path.stem, images, torch.from_numpy(labels), tuple(map(str, names)), parts, known)
+    return LabelledImages(path.stem, images, torch.from_numpy(labels), tuple(map(str, names)), parts, split_name)
 
 
 def as_bytes(path: Path, x: NDArray[Any]) -> NDArray[np.uint8]:

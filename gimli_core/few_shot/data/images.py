@@ -74,8 +74,8 @@ def parts_of(data: LabelledImages, split: str, seed: int = 0) -> tuple[str, Tens
     if split in ("own", "ravi"):
         do = "Give the published csv files or the folders train, val and test; or --split random."
         raise unexpected("split", f"data that brings its split {split!r}", "none", do)
-    known = ("vinyals", "cifar-fs", "ravi", "own", "random")
-    raise unexpected("split", listing(known), repr(split), "Choose one of them.")
+    splits = ("vinyals", "cifar-fs", "ravi", "own", "random")
+    raise unexpected("split", listing(splits), repr(split), "Choose one of them.")
 
 
 def data_error(path: Path, expected: str, actual: str, do: str) -> ArgumentError:

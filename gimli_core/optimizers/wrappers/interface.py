@@ -37,7 +37,7 @@ class Wrapper(Optimizer):
                 type(self.inner).__name__,
                 "For a torch.optim instance use gimli.optimizers.from_torch(...).optimizer.",
             )
-        clash = set(self.own()) & set(self.inner.continuous())
+        clash = set(self.of_wrapper()) & set(self.inner.continuous())
         if clash:
             raise unexpected(
                 f"{type(self).__name__}(inner)",
@@ -47,17 +47,17 @@ class Wrapper(Optimizer):
             )
         if self.groups is None:
             object.__setattr__(self, "groups", self.inner.groups)
-        for name in self.own():
+        for name in self.of_wrapper():
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self.check_range(name, value, f"{type(self).__name__}({name}=…)")
 
-    def own(self) -> tuple[str, ...]:
+    def of_wrapper(self) -> tuple[str, ...]:
         """Names of the wrapper's own continuous hyperparameters."""
         return super().continuous()
 
     def continuous(self) -> tuple[str, ...]:
-        return (*self.own(), *self.inner.continuous())
+        return (*self.of_wrapper(), *self.inner.continuous())
 
     def seen(self) -> tuple[str, ...]:
         return self.inner.seen()
@@ -69,22 +69,22 @@ class Wrapper(Optimizer):
         return self.inner.whole_tensor()
 
     def check_range(self, name: str, value: float, argument: str) -> None:
-        if name in self.own():
+        if name in self.of_wrapper():
             super().check_range(name, value, argument)
         else:
             self.inner.check_range(name, value, argument)
 
     def hyperparameters(self) -> dict[str, Any]:
-        return {**{name: getattr(self, name) for name in self.own()}, **self.inner.hyperparameters()}
+        return {**{name: getattr(self, name) for name in self.of_wrapper()}, **self.inner.hyperparameters()}
 
     def bind(self, values: Mapping[str, Any]) -> Optimizer:
-        bound = super().bind({name: v for name, v in values.items() if name in self.own()})
-        inner = self.inner.bind({name: v for name, v in values.items() if name not in self.own()})
+        bound = super().bind({name: v for name, v in values.items() if name in self.of_wrapper()})
+        inner = self.inner.bind({name: v for name, v in values.items() if name not in self.of_wrapper()})
         object.__setattr__(bound, "inner", inner)
         return bound
 
     def uses(self, name: str) -> bool:
-        return super().uses(name) if name in self.own() else self.inner.uses(name)
+        return super().uses(name) if name in self.of_wrapper() else self.inner.uses(name)
 
     def moved_by_gradient(self, names: Collection[str]) -> Collection[str]:
         return self.inner.moved_by_gradient(names)
@@ -122,11 +122,11 @@ class Wrapper(Optimizer):
 
     def _forgot(self, method: str, missed: Collection[str]) -> GimliError:
         expected = f"to leave alone what the loss does not use ({listing(sorted(missed))})"
-        came = "none of it" if method == "step" else "no adjoint of it"
+        actual = "none of it" if method == "step" else "no adjoint of it"
         do = (
             f"Call self.inner.{method}_used(…) in place of self.inner.{method}(…), and pass by what G has no entry for."
         )
-        return ArgumentError(explain(f"{type(self).__name__}.{method}", expected, came, do))
+        return ArgumentError(explain(f"{type(self).__name__}.{method}", expected, actual, do))
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         return self.inner.initial_state(theta, hyper)

@@ -31,7 +31,7 @@ def look_into(moment: Moment, optimizer: Optimizer, slots: list[str], rows: int,
 
     Cost: two pullbacks; with `matrices` one Hessian and a pullback for each of the Jacobian's `rows`.
     """
-    used = moment.given
+    used = moment.inputs
     B, S = used["B"], used["S"]
     no_B, no_S = {k: torch.zeros_like(v) for k, v in B.items()}, optimizer.zero_adjoint(used["s"])
 

@@ -139,7 +139,7 @@ class Recorder:
             ("memory", resident_bytes(next(iter(self.theta.values())))),
         ):
             events[key].append(value)
-        for (kind, steps), now in zip(self.since.items(), self.walk.held, strict=True):
+        for (kind, steps), now in zip(self.since.items(), self.walk.in_memory, strict=True):
             for j in steps.keys() - now:
                 self.data["held"].append([kind, j, steps.pop(j), number_of_this])
             steps.update(dict.fromkeys(now - steps.keys(), number_of_this))
@@ -179,7 +179,7 @@ class Recorder:
         parts = look_into(moment, self.walk.inputs.form.optimizer, self.slots, self.rows, self.matrices)
         rule = moment.O
         self._put("O", j, rule)
-        self.data["steepest"][j] = steepest(gathered(rule), gathered(moment.given["G"]))
+        self.data["steepest"][j] = steepest(gathered(rule), gathered(moment.inputs["G"]))
         self._put("V_theta", j, parts.V_theta)
         if self.slots:
             self._put("V_state", j, parts.V_state)

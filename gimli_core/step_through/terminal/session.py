@@ -147,7 +147,7 @@ class Session:
 
     def change(self, rest: str) -> None:
         """change NAME[KEY]…[i] = EXPR: a copy of the quantity with that entry changed, or all its entries."""
-        name, keys, value = assignment(rest, self.stepper.known())
+        name, keys, value = assignment(rest, self.stepper.quantities())
         old, before = self.stepper.evaluate(name), self.stepper.here.norms.get(name, math.nan)
         if not any(True for _ in tensors(old)):
             do = "A value is changed at the line that computes it."

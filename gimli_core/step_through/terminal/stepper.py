@@ -132,9 +132,9 @@ class Stepper:
 
     def evaluate(self, text: str) -> Any:
         """The value of an expression here."""
-        return evaluate(text, self.known())
+        return evaluate(text, self.quantities())
 
-    def known(self) -> dict[str, Any]:
+    def quantities(self) -> dict[str, Any]:
         """Every quantity that is known here."""
         if self.here.names is None:
             raise unexpected(

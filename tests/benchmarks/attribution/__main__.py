@@ -283,7 +283,7 @@ def lds(table: Table, compiled: bool) -> None:
         _, asked = hard_queries(theta_J, splits.test.x, splits.test.y, splits.val.x, splits.val.y)
         given = (made.problem, made.theta_0, made.batches, asked)
         halves = {"outputs": outputs, "output_loss": output_loss}
-        at_end = (made.problem, theta_J, [made.whole], asked)
+        at_end = (made.problem, theta_J, [made.full_batch], asked)
         newton = influence_scores(*at_end, **call, damping=DAMPINGS, **halves)
         absolute = influence_scores(*at_end, **call, damping=DAMPINGS)
         methods = {"meta-gradient": scores(*given, **call)}

@@ -1,4 +1,4 @@
-"""A call in a cold process imports nothing of torch: what torch would import at its first derivative and its first counted
+"""A call in a cold process imports nothing of torch: what it would import at its first derivative and its first counted
 operation is 70 MiB and two seconds.
 """
 

@@ -27,7 +27,7 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient, gradients
 from gimli_core.derivatives.over_parts import products_of_parts
 from gimli_core.derivatives.over_ranks import products_over_ranks, validation_over_ranks
-from gimli_core.derivatives.second_order import Products, from_a_point, reverse_over_reverse
+from gimli_core.derivatives.second_order import Products, from_a_point, no_gaps, reverse_over_reverse
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import with_path
 from gimli_core.optimizers.seen import adjoint_of_loss, asked, seeing, times
@@ -51,7 +51,8 @@ def validation_gradients(
         return L, each, outer.batch
 
     if form.data is None:
-        L, each, _ = of_batch()
+        with inputs.environment.alone():
+            L, each, _ = of_batch()
         return L, [of_one._replace(theta=form.part(of_one.theta)) for of_one in each]
     return validation_over_ranks(form.data, of_batch, f"lines 8-9, L_val at theta_{point.j}", form.pieces)
 
@@ -87,7 +88,8 @@ def step(
     computed = Event(12, j, {"A_opt": pulled.A}, replay)  # line 12
     yield computed
     A_opt = computed.values["A_opt"]
-    curvature, mixed, *_, again = second_order_products(inputs, point, G_j, V, g, keep_graph=keep_graph)
+    on = j > form.first or form.learned_start  # else nobody asks for B_j
+    curvature, mixed, *_, again = second_order_products(inputs, point, G_j, V, g, curvature=on, keep_graph=keep_graph)
     computed = Event(13, j, {"A_loss": mixed}, replay)  # line 13
     yield computed
     A_loss = computed.values["A_loss"]
@@ -116,7 +118,7 @@ def second_order_products(
     """
     form = inputs.form
     curvature = curvature and form.curvature
-    if form.second_derivatives:
+    if curvature or (mixed and form.phi_loss):
         V = form.gathered(V, f"lines 13-14, V_j at inner step j = {point.j} of {form.steps}")
         products = _products(inputs, point, G_j, V, g, curvature, mixed, keep_graph)
     else:
@@ -134,7 +136,8 @@ def _products(
     form, j = inputs.form, point.j
 
     def of_part() -> Products:
-        return _asked_of_loss(inputs, point, G_j, V, g, curvature, mixed, keep)
+        with no_gaps(form.second_order, j), inputs.environment.alone():
+            return _asked_of_loss(inputs, point, G_j, V, g, curvature, mixed, keep)
 
     if form.data is None:
         products = of_part()

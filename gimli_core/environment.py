@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import random
 import sys
+import threading
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.random  # which NumPy else imports at the first look at its numbers, in the midst of a run
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -88,6 +92,11 @@ class Snapshot(NamedTuple):
     buffers: tuple[Tensor, ...]
 
 
+# For each module the lock of those who call it, for as long as an environment of it lives.
+_TURNS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+_MAKING = threading.Lock()
+
+
 class Environment:
     """What a loss may read besides its arguments: global random number generators and module buffers.
 
@@ -111,6 +120,16 @@ class Environment:
                         names.append(".".join(part for part in (path, key) if part))
                         names[-1] = f"{number}:{names[-1]}" if number else names[-1]
         self.names = tuple(names)
+        with _MAKING:  # in one order everywhere, so that no two threads wait for each other
+            self._turns = [_TURNS.setdefault(id(m), threading.RLock()) for m in sorted(self.modules, key=id)]
+        self._process = os.getpid()
+
+    def alone(self) -> AbstractContextManager[Any]:
+        """No other thread's run calls these modules in here: `functional_call` swaps weights of what all share."""
+        turns = ExitStack()
+        for turn in self._turns if os.getpid() == self._process else ():  # a fork has others' locks, without them
+            turns.enter_context(turn)
+        return turns
 
     @property
     def buffers(self) -> tuple[Tensor, ...]:
@@ -164,12 +183,13 @@ class Environment:
         """What is evaluated in here leaves no trace: not in generators and buffers, nor in the modules' attributes or
         what the functions keep.
         """
-        snapshot, put_attributes_back = self.capture(), attributes_of(self.modules, self.functions)
-        try:
-            yield
-        finally:
-            self.restore(snapshot)
-            put_attributes_back()
+        with self.alone():
+            snapshot, put_attributes_back = self.capture(), attributes_of(self.modules, self.functions)
+            try:
+                yield
+            finally:
+                self.restore(snapshot)
+                put_attributes_back()
 
     def restore_buffers(self, snapshot: Snapshot) -> None:
         """Put only the buffers back."""

@@ -45,14 +45,17 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
         return G_j, inner.batch
 
     if form.data is None:
-        G_j, _ = of_batch()
-        G_j = G_j._replace(theta=form.part(G_j.theta))
+        with inputs.environment.alone():
+            G_j, _ = of_batch()
+        if form.pieces is not None:
+            G_j = G_j._replace(theta=form.part(G_j.theta))
     else:
         what = f"line 5, G_j at inner step j = {j} of {form.steps}"
         zero, names = form.zero_loss(theta), tuple(form.names(theta))
         G_j, _ = gradient_over_ranks(form.data, of_batch, theta, zero, names, what, form.pieces)
-    inputs.look_for_missed(j, G_j)
-    return G_j._replace(graph=G_j.graph if keep_graph else None)
+    if G_j.unused:
+        inputs.look_for_missed(j, G_j)
+    return G_j if keep_graph else G_j._replace(graph=None)
 
 
 def step(

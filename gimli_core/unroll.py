@@ -48,7 +48,6 @@ _ANOTHER = (
     "gimli.meta_gradient, which returns the gradient of each."
 )
 
-
 WRT = ("phi_opt", "phi_loss", "theta_0", "state_0", "val_weights")
 
 
@@ -155,7 +154,10 @@ def unroll(
     again = None
     if derivatives == 2 and needed:
         again = Recorded(call, next(iter(unmarked_entries(theta_0).values())))
-    wants = Wants(tied=True, steps=progress, lines=watch is not None, forward_only=not needed, weighed=needed)
+    start = any(t.requires_grad for _, t in tensor_paths(theta_0))
+    wants = Wants(
+        tied=True, steps=progress, lines=watch is not None, forward_only=not needed, weighed=needed, start=start
+    )
     run = make_run(call, wants)
     watching = (watch, Progress(run.steps) if progress and tells(mesh) else None)
     if not needed:

@@ -54,6 +54,7 @@ class Form:
     mesh: Mesh | None = None  # the processes that share the run, if there are several
     journaled: bool = False  # whether the run writes what it stores to a directory, to go on from there
     recorded: bool = False  # whether autograd records the run, so that its results can be differentiated
+    learned_start: bool = True  # whether B_0 is asked for; else the last step swept has no V_j Hessian
 
     @cached_property
     def first(self) -> int:

@@ -123,9 +123,9 @@ def _begin(patience: Patience, inputs: Inputs, kinds: Sequence[Kind]) -> None:
     if _under_way:
         return
     patience.eager_seconds = 0.0
-    refusal = can_fork(inputs.device) or unfit(inputs)
+    refusal: object = can_fork(inputs.device)
     if refusal is None:
-        apart = _with_batches(inputs, inputs.form.steps if kinds[0][0] == "whole" else 1)
+        apart = _with_batches(inputs)
         allowed = max(WAIT, patience.last_seconds)
         try:
             beside = Beside(lambda: compiled_twice(apart, kinds, allowed), GIVE_UP)
@@ -139,10 +139,10 @@ def _begin(patience: Patience, inputs: Inputs, kinds: Sequence[Kind]) -> None:
     _refuse(patience, refusal)
 
 
-def _with_batches(inputs: Inputs, steps: int) -> Inputs:
-    """The inputs with the batches of the first steps, and all to validate by, looked up: a fork reads no files."""
+def _with_batches(inputs: Inputs) -> Inputs:
+    """The inputs with all batches looked up: a fork reads no files."""
     values = inputs.values
-    batches = [values.batch(j) for j in range(steps)]
+    batches = [values.batch(j) for j in range(inputs.form.steps)]
     val_batches = {j: values.val_batch(j) for j, weighted in enumerate(inputs.form.weighted) if weighted}
     return replace(inputs, values=replace(values, batch=batches.__getitem__, val_batch=val_batches.__getitem__))
 
@@ -175,6 +175,8 @@ def compiled_twice(inputs: Inputs, kinds: Sequence[Kind], allowed: float) -> str
 
     Raises Uncompiled, with the reason.
     """
+    if (why := unfit(inputs)) is not None:
+        raise why
     start = time.process_time()
     importlib.import_module("torch._inductor.compile_fx")
     from torch._dynamo.utils import counters

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -162,11 +161,8 @@ class Experiment:
         recipe, options = self.recipe, self.options
         rate = options.rate or recipe.rate
         learned = [leaf for leaf in self.method.parameters() if leaf.requires_grad]
-        kind = torch.optim.SGD if recipe.optimizer == "sgd" else torch.optim.Adam
-        optimizer = kind(learned, lr=rate)
-        scheduler: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        if recipe.schedule == "linear":
-            scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.steps)
+        optimizer = torch.optim.Adam(learned, lr=rate)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         return OuterLoop(
             Estimator(self.method, f"seed {options.seed}: {self.protocol}"),
             self.training,

@@ -26,6 +26,7 @@ from gimli_core.few_shot.model_based.mann import Mann
 from gimli_core.few_shot.model_based.metanet import MetaNet
 from gimli_core.few_shot.networks import NETWORKS
 from gimli_core.few_shot.networks.parts import Bfloat16
+from gimli_core.optimizers import SGD
 
 __all__ = ["RECIPES", "Recipe", "Setting"]
 
@@ -95,8 +96,7 @@ class Recipe:
         train_way, train_shot: None for those of the test.
         steps: outer steps; `quick_steps` on the digits.
         filters, quick_filters: of the network, and on the digits.
-        rate: of the outer Adam; `optimizer="sgd"` for SGD.
-        schedule: of the rate, "cosine" or "linear", down to 0 at the end.
+        rate: of the outer Adam, down to 0 at the end by a cosine.
         clip: the largest norm of an outer gradient.
         bfloat16: in the embedding's convolutions, of images that are large enough.
         photographs: what differs on images with colours.
@@ -115,8 +115,6 @@ class Recipe:
     filters: int = 64
     quick_filters: int = 32
     rate: float = 1e-3
-    optimizer: str = "adam"
-    schedule: str = "cosine"
     clip: float | None = None
     bfloat16: bool = False
     photographs: Mapping[str, Any] = field(default_factory=dict)
@@ -165,19 +163,18 @@ METRIC = Recipe(
 RECIPES: Mapping[str, Recipe] = {
     "maml": GRADIENT,
     "fomaml": replace(GRADIENT, make=_adapting(Fomaml)),
+    # With MAML's inner rate and an outer Adam 200 steps teach what 2500 do of the paper's inner Adam and outer SGD.
     "reptile": Recipe(
-        lambda s: Reptile(s.learner(), lr=2e-3, steps=5, test_steps=50),
+        lambda s: Reptile(s.learner(), SGD(lr=0.1 if s.colour else 0.4), steps=5, test_steps=20),
         "strided-conv4",
         "batch",
-        lambda s: "5 steps in training, 50 in the test",
+        lambda s: "5 steps of SGD in training, 20 in the test; the outer optimizer is Adam",
         tasks=5,
         queries=1,
         train_shot=9,
-        steps=3000,
+        steps=12000,
         filters=32,
-        rate=1.0,
-        optimizer="sgd",
-        schedule="linear",
+        rate=6e-3,
         quick_steps=60,
         quick_filters=8,
     ),

@@ -21,7 +21,7 @@ from gimli_core.inner_loop.checks import (
 )
 from gimli_core.inner_loop.options import Override, value_for_group
 from gimli_core.inner_loop.patch import FunctionalModule
-from gimli_core.inner_loop.rules import rule_of
+from gimli_core.inner_loop.rules import Rules
 from gimli_core.inner_loop.update import Forms, TensorState, update
 
 __all__ = ["DifferentiableOptimizer", "GradCallback"]
@@ -64,6 +64,7 @@ class DifferentiableOptimizer:
         self._track = track_higher_grads
         self._closed = False
         self._forms: Forms = {}
+        self._rules = Rules()
         self.param_groups: list[dict[str, Any]] = []
         self.state: list[list[TensorState]] = []  # of each group's parameters; empty before the first step
         self._members: list[list[int]] = []  # of each group, as positions among the reference parameters
@@ -202,7 +203,7 @@ class DifferentiableOptimizer:
             G = {str(k): g for k, g in enumerate(grads) if g is not None}
             theta = {k: group["params"][int(k)] for k in G}
             states = {k: self.state[i][int(k)] for k in G}
-            rule = rule_of(self._kind, group)
+            rule = self._rules.of(self._kind, i, group)
             theta, states = update(rule, theta, G, states, self._forms, f"group {i}", self._track)
             for k, p in theta.items():
                 group["params"][int(k)], self.state[i][int(k)] = p, states[k]

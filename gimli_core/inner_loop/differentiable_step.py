@@ -9,6 +9,9 @@ loss: V flows into it, and comes out as V times the Hessian and V times the mixe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -33,14 +36,26 @@ def differentiable_step(
     Cost: the step; backwards one pullback. Keeps theta, state and G.
     """
     learned = {id(h): h for per in hyper.values() for h in per.values() if h.requires_grad}  # each once
-    place = {k: {n: list(learned).index(id(h)) for n, h in per.items() if id(h) in learned} for k, per in hyper.items()}
-    fixed = {k: {n: h for n, h in per.items() if id(h) not in learned} for k, per in hyper.items()}
+    place, fixed = _NOTHING_LEARNED, hyper
+    if learned:
+        at = {number: i for i, number in enumerate(learned)}
+        place = {k: {n: at[id(h)] for n, h in per.items() if id(h) in at} for k, per in hyper.items()}
+        fixed = {k: {n: h for n, h in per.items() if id(h) not in at} for k, per in hyper.items()}
     moments = {slot: tuple(of_slot) for slot, of_slot in slots(state).items()}
     plan = _Plan(rule, tuple(theta), moments, state["step"], fixed, place)
     tensors = (*theta.values(), *(G[k] for k in theta), *plan.in_order(state), *learned.values())
     outputs = _Step.apply(plan, *tensors)
     n = len(theta)
     return dict(zip(theta, outputs[:n], strict=True)), {"step": state["step"] + 1, **plan.by_slot(outputs[n:])}
+
+
+_NOTHING_LEARNED: Mapping[str, dict[str, int]] = MappingProxyType({})
+
+
+def _as_it_is(x: Tensor) -> AbstractContextManager[Any]:
+    """Without autocast, which would round what an optimizer holds."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 class _Plan(NamedTuple):
@@ -51,7 +66,7 @@ class _Plan(NamedTuple):
     slots: dict[str, tuple[str, ...]]  # which tensors have an entry in each slot
     t: Tensor  # the finished steps
     fixed: Hyper  # hyperparameters that do not require grad
-    place: dict[str, dict[str, int]]  # the others, as positions among the last tensors
+    place: Mapping[str, dict[str, int]]  # the others, as positions among the last tensors; empty if there are none
 
     def arguments(self, tensors: tuple[Tensor, ...]) -> tuple[Tensors, State, Tensors, Hyper]:
         """theta, s, G, phi_opt."""
@@ -59,6 +74,8 @@ class _Plan(NamedTuple):
         theta = dict(zip(self.names, tensors[:n], strict=True))
         G = dict(zip(self.names, tensors[n : 2 * n], strict=True))
         state = {"step": self.t, **self.by_slot(tensors[2 * n : m])}
+        if not self.place:
+            return theta, state, G, self.fixed
         hyper = {k: self.fixed[k] | {name: tensors[m + i] for name, i in self.place[k].items()} for k in self.names}
         return theta, state, G, hyper
 
@@ -83,7 +100,7 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, plan: _Plan, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.plan = plan
         ctx.save_for_backward(*tensors)
-        with torch.autocast(tensors[0].device.type, enabled=False):
+        with _as_it_is(tensors[0]):
             theta, s = plan.rule.step(*plan.arguments(tensors))  # line 6
         # .data, since autograd would take a rule's reshapes for views that belong together.
         return tuple(x.data for x in (*(theta[k] for k in plan.names), *plan.in_order(s)))
@@ -95,7 +112,7 @@ class _Step(torch.autograd.Function):
         n = len(plan.names)
         B, S = dict(zip(plan.names, arriving[:n], strict=True)), plan.by_slot(arriving[n:])
         twice = torch.is_grad_enabled() and type(plan.rule) in TWICE
-        with torch.set_grad_enabled(twice), torch.autocast(tensors[0].device.type, enabled=False):
+        with torch.set_grad_enabled(twice), _as_it_is(tensors[0]):
             wanted = {name for places in plan.place.values() for name in places}
             pulled = plan.rule.pullback(*plan.arguments(tensors), B, S, wanted)  # lines 11, 12, 14
             A: list[Tensor | None] = [None] * (len(tensors) - plan.before_learned())

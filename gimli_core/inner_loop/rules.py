@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from gimli_core.errors import listing, unexpected
 from gimli_core.optimizers import Optimizer
 from gimli_core.optimizers.torch_optim import REGISTERED, Convert, options_of
 
-__all__ = ["REGISTRY", "register_optim", "registered", "rule_of"]
+__all__ = ["REGISTRY", "Rules", "register_optim", "registered", "rule_of"]
 
 Maker = Callable[..., Optimizer]
 
@@ -27,6 +28,8 @@ def _made(convert: Convert) -> Maker:
 # An Optimizer class takes a group's options by name; a function takes the whole group; a subclass of
 # DifferentiableOptimizer does all by itself. Looked up by exact class: a subclass may step differently.
 REGISTRY: dict[type[torch.optim.Optimizer], Any] = {kind: _made(convert) for kind, convert in REGISTERED.items()}
+
+_OURS = frozenset(REGISTRY.values())
 
 
 def register_optim(optim_type: type[torch.optim.Optimizer], diff_optim_type: Any) -> None:
@@ -89,3 +92,32 @@ def rule_of(optim_type: type[torch.optim.Optimizer], group: Mapping[str, Any]) -
         do = "A step() of existing code is handed gradients alone: use it with gimli.unroll or gimli.meta_gradient."
         raise unexpected("optimizer", "a rule of theta, its state, G and its hyperparameters", actual, do)
     return rule
+
+
+class Rules:
+    """The rules of an optimizer's groups, each made anew where an option is another object than at the step before.
+
+    A function that a user has registered is asked at every step, and so is what holds options that may change in place.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[list[Any], Optimizer]] = {}
+
+    def of(self, optim_type: type[torch.optim.Optimizer], i: int, group: Mapping[str, Any]) -> Optimizer:
+        """`rule_of` group i."""
+        options = [optim_type, *(x for name, value in group.items() if name != "params" for x in (name, *_flat(value)))]
+        before, rule = self._made.get(i, ([], None))
+        if rule is not None and len(options) == len(before) and all(map(operator.is_, options, before)):
+            return rule
+        rule = rule_of(optim_type, group)
+        if REGISTRY[optim_type] in _OURS and all(isinstance(x, _STAYS) for x in options[1:]):
+            self._made[i] = options, rule
+        return rule
+
+
+_STAYS = (bool, int, float, str, type(None), torch.Tensor)
+
+
+def _flat(value: Any) -> tuple[Any, ...]:
+    """A pair, such as betas, as its entries."""
+    return value if type(value) is tuple else (value,)

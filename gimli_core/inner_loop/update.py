@@ -68,8 +68,8 @@ def _in_form(
         }
     present = [slot for slot in form if of_tensor.get(slot) is not None]
     # torch.optim's SGD counts no steps: a momentum buffer tells that there has been one.
-    finished = float(of_tensor.get("step", bool(present)))
-    if finished == 0 or (form and not present):
+    finished = of_tensor.get("step", bool(present))
+    if float(finished) == 0 or (form and not present):
         return _cold(rule, k, theta, hyper)
     if len(present) < len(form):
         raise unexpected(
@@ -78,9 +78,9 @@ def _in_form(
             listing(present),
             "Set such options before the first step, or start from an optimizer without state.",
         )
-    return {"step": torch.tensor(float(finished), dtype=torch.float64)} | {
-        n: of_tensor[n].to(dtype) for n, dtype in form.items()
-    }
+    if not (isinstance(finished, Tensor) and finished.dtype == torch.float64 and finished.is_cpu):
+        finished = torch.tensor(float(finished), dtype=torch.float64)
+    return {"step": finished} | {n: of_tensor[n].to(dtype) for n, dtype in form.items()}
 
 
 def _cold(rule: Optimizer, k: str, theta: Tensor, hyper: dict[str, Tensor]) -> TensorState:

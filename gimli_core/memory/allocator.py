@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib
 import mmap
 import os
 import resource
@@ -38,6 +37,7 @@ __all__ = [
     "LOW",
     "fresh_seconds",
     "give_back",
+    "held",
     "in_use",
     "keeper",
     "long_lived",
@@ -46,7 +46,6 @@ __all__ = [
     "reusing",
     "separates",
     "trimmed",
-    "warm",
 ]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
@@ -164,24 +163,30 @@ def trimmed() -> int:
     return resident()
 
 
-@functools.cache
-def warm() -> None:
-    """Import what torch itself imports at its first derivative and its first counted operation: once for the process.
-
-    A hundred MiB of modules are not a run's: a budget begins above them.
-    """
-    for name in ("numpy.random", "torch.fx.experimental.symbolic_shapes", "torch._dynamo"):
-        importlib.import_module(name)
-
-
 def resident() -> int:
     """Bytes of memory that this process occupies, without files such as the libraries' code."""
+    pages, of_files = _pages()
+    return (pages - of_files) * resource.getpagesize()
+
+
+def held() -> int:
+    """Bytes that this process occupies with its libraries' code, once free holes are given back; 0 elsewhere than on
+    Linux with glibc.
+    """
+    if not separates():
+        return 0
+    trimmed()
+    return _pages()[0] * resource.getpagesize()
+
+
+def _pages() -> tuple[int, int]:
+    """Pages of memory that this process occupies, and how many of them are of files."""
     file = os.open("/proc/self/statm", os.O_RDONLY)  # without a buffer, which would be counted by `in_use`
     try:
         _, pages, of_files, *_ = os.read(file, 128).split()
     finally:
         os.close(file)
-    return (int(pages) - int(of_files)) * resource.getpagesize()
+    return int(pages), int(of_files)
 
 
 class _Blocks(ctypes.Structure):

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from gimli_core.derivatives.operations import Operations
 from gimli_core.memory.allocator import LOW, in_use, occupied
 from gimli_core.trees import tensors
 
@@ -44,7 +44,7 @@ class Meter(AbstractContextManager[Any], Protocol):
         """It ends."""
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(Operations):
     """Bytes of the tensors that were made since it was entered and still live, looked at after every operation: their
     numbers, and `OBJECT` for what a tensor is besides.
 
@@ -57,9 +57,9 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._large = self._before = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        arguments = {t.untyped_storage()._cdata for t in strided((args, kwargs or {}))}
-        out = func(*args, **(kwargs or {}))
+    def operation(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        arguments = {t.untyped_storage()._cdata for t in strided((args, kwargs))}
+        out = function(*args, **kwargs)
         for t in strided(out):
             storage = t.untyped_storage()
             if storage._cdata not in arguments and storage._cdata not in self._made:

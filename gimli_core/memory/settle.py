@@ -7,16 +7,35 @@ from collections.abc import Callable
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.errors import unexpected
 from gimli_core.memory.agreed import agreed_bytes
-from gimli_core.memory.allocator import keeper, warm
+from gimli_core.memory.allocator import held, keeper
 from gimli_core.memory.batch_sizes import no_larger_batches
 from gimli_core.memory.measure import costs_of
-from gimli_core.memory.pilot import Maker, counted
+from gimli_core.memory.pilot import PIECES, Maker, counted
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.budget import Budget, choose, estimate
 from gimli_core.memory.schedules.checkpoint import Checkpoint
 from gimli_core.memory.schedules.sizes import show_size
 
-__all__ = ["settle"]
+__all__ = ["begun", "settle"]
+
+
+def begun(schedule: Schedule | None) -> Schedule | None:
+    """The schedule of a call that comes now: a budget counts from what the process occupies at this moment."""
+    fresh = isinstance(schedule, Budget) and schedule.before is None
+    return schedule.above(held()) if fresh and isinstance(schedule, Budget) else schedule
+
+
+def _loaded(budget: Budget, inputs: Inputs) -> int:
+    """Bytes that the process occupies for good since the call came: what the checks and the pilot, which do all that a
+    run does, have loaded and remembered. Of a processor alone: elsewhere a budget is the device's.
+
+    Half of the bytes that any run leaves free are for what a call moves in a process that has run the like before, so
+    that a budget which `plan` found to do does.
+    """
+    if budget.before is None or inputs.device.type != "cpu":
+        return 0
+    loaded = held() - budget.before
+    return agreed_bytes(inputs.form.mesh, loaded if loaded > PIECES // 2 else 0)
 
 
 def settle(
@@ -38,16 +57,16 @@ def settle(
         return schedule, inputs, lambda: None
     steps = inputs.form.steps - inputs.form.first
     if steps < 2:  # nothing to choose
-        need = agreed_bytes(inputs.form.mesh, counted(inputs, eager))
+        need = agreed_bytes(inputs.form.mesh, counted(inputs, eager)) + _loaded(schedule, inputs)
         if need > schedule.bytes:
             remedy = "With so few steps no other schedule takes less; a smaller batch does."
             actual, expected = show_size(schedule.bytes), f"at least {need} bytes for {steps} steps"
             raise unexpected(f"Budget({schedule.size!r})", expected, actual, remedy)
         return Checkpoint(1), inputs, lambda: None
-    warm()
-    keep = keeper()
     costs = costs_of(inputs, eager, compiled, schedule.disk, weighed=weighed)
-    chosen = choose(schedule, steps, costs)
+    once = _loaded(schedule, inputs)
+    keep = keeper()
+    chosen = choose(schedule, steps, costs._replace(start=costs.start + once, once=once))
     # What an action frees the next one takes again: given back in between, the kernel would have to clear it each time.
     # So free holes stay, until an action that finds none of them of use, and leaves holes of its own in a third of the
     # room, could come near the peak.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -53,9 +53,10 @@ class TensorwiseOptimizer(Optimizer):
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         new_theta: Tensors = {}
-        new_state: State = {**counts(state), "step": state["step"] + 1} | {slot: {} for slot in self.slots()}
+        steps, slots = state["step"] + 1, self.slots()
+        new_state: State = {**counts(state), "step": steps} | {slot: {} for slot in slots}
         for k, theta_k in theta.items():
-            t, s_k = this_step(state, k), self.state_of_tensor(state, k, theta_k)
+            t, s_k = this_step(state, k, steps), self.state_of_tensor(slots, state, k, theta_k)
             new, s = self._step(lifted(theta_k), s_k, lifted(G[k]), hyper[k], t)
             new_theta[k] = shaped(new, theta_k)
             for slot, value in s.items():
@@ -65,10 +66,11 @@ class TensorwiseOptimizer(Optimizer):
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        pulled = Pulled({}, {}, {slot: {} for slot in self.slots()}, {})
+        steps, slots = state["step"] + 1, self.slots()
+        pulled = Pulled({}, {}, {slot: {} for slot in slots}, {})
         for k, theta_k in theta.items():
-            s, S_k = self.state_of_tensor(state, k, theta_k), self.state_of_tensor(S, k, theta_k)
-            t, G_k, B_k = this_step(state, k), lifted(G[k]), lifted(B[k])
+            s, S_k = (self.state_of_tensor(slots, of, k, theta_k) for of in (state, S))
+            t, G_k, B_k = this_step(state, k, steps), lifted(G[k]), lifted(B[k])
             V, B_k, S_k, thunks = self._pullback(lifted(theta_k), s, G_k, hyper[k], t, B_k, S_k)
             pulled.V[k], pulled.B[k] = shaped(V, theta_k), shaped(B_k, theta_k)
             for slot, value in S_k.items():
@@ -76,13 +78,15 @@ class TensorwiseOptimizer(Optimizer):
             pulled.A[k] = {name: reduce_like(thunks[name](), hyper[k][name]) for name in wanted if name in thunks}
         return pulled
 
-    def state_of_tensor(self, state: State, k: str, theta: Tensor) -> Tensors:
+    def state_of_tensor(self, slots: Sequence[str], state: State, k: str, theta: Tensor) -> Tensors:
         """The slots of one tensor, lifted where it is. Plain numbers, in float64, stay numbers.
 
         A slot that no tensor has (a file keeps tensors only) is as good as an empty one.
         """
-        s_k = {slot: state[slot][k] for slot in self.slots() if k in state.get(slot, ())}
-        return {slot: lifted(v) if theta.ndim == 0 and v.dtype == theta.dtype else v for slot, v in s_k.items()}
+        s_k = {slot: state[slot][k] for slot in slots if k in state.get(slot, ())}
+        if theta.ndim:
+            return s_k
+        return {slot: lifted(v) if v.dtype == theta.dtype else v for slot, v in s_k.items()}
 
 
 class ElementwiseOptimizer(TensorwiseOptimizer):
@@ -119,11 +123,11 @@ class ElementwiseOptimizer(TensorwiseOptimizer):
         return diagonal_jacobians(self, self.slots(), theta, state, G, hyper)
 
 
-def this_step(state: State, k: str) -> Tensor:
-    """t, the number of this step for one tensor, counted from 1: those that it has missed do not count."""
-    t: Tensor = state["step"] + 1
+def this_step(state: State, k: str, steps: Tensor) -> Tensor:
+    """t, the number of this step for one tensor, counted from 1: of `steps` those that it has missed do not count."""
     skipped = state.get("skipped", {})
-    return t - skipped[k] if k in skipped else t
+    t: Tensor = steps - skipped[k] if k in skipped else steps
+    return t
 
 
 def lifted(x: Tensor) -> Tensor:

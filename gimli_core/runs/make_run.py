@@ -25,7 +25,7 @@ from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.budget import Budget
 from gimli_core.memory.schedules.forward_only import ForwardOnly
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
-from gimli_core.memory.settle import settle
+from gimli_core.memory.settle import begun, settle
 from gimli_core.processes.agreement import together
 from gimli_core.processes.mesh import check_mesh
 from gimli_core.requirements.examine import require
@@ -54,6 +54,7 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     wants = wants or Wants()
     check_compile(call.compile)
     schedule_of_call(call)
+    call = replace(call, memory=begun(call.memory))
     if call.resume is not None:
         directory_of("resume", call.resume)
     mesh = check_mesh(call.mesh)
@@ -143,8 +144,12 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
 
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
-        with looking(call) if isinstance(settled, Budget) or resume is not None else nullcontext():
-            run: Any = scheduled(inputs, settled, steps, resume, weighed=wants.weighed)
+        asks = isinstance(settled, Budget) or resume is not None  # for batches, before the run
+        run_of = inputs
+        if steps.eager and not (wants.start or wants.lines or resume is not None or inputs.form.mesh is not None):
+            run_of = replace(inputs, form=replace(inputs.form, learned_start=False))
+        with looking(call) if asks else nullcontext():
+            run: Any = scheduled(run_of, settled, steps, resume, weighed=wants.weighed)
         if compile == "auto" and steps.eager and not run.schedule.compact:
             run = Clocked(run, watched=wants.lines)
         if inputs.form.mesh is not None:

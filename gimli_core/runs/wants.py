@@ -17,6 +17,7 @@ class Wants:
     changes: bool = False  # to change what the run goes on with: that is eager
     forward_only: bool = False  # nobody goes backwards
     weighed: bool = False  # `backward` is told how much each outer loss counts, if there are several: one sweep for all
+    start: bool = True  # B_0 is asked for
     one_number: str = ""  # who asks, if the meta-gradient of a vector would be too much for them
 
     @property

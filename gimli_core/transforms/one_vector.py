@@ -83,6 +83,8 @@ class OneVector(Transform):
         return _RuleOnVector(rule=rule, layout=self)
 
     def theta(self, theta: Tensors) -> Tensors:
+        if self.tasks is None:  # of single tensors `flatten` is the quicker one
+            return {self.name: torch.cat([theta[k].flatten() for k in self.shapes])}
         flat = self.flat
         return {self.name: torch.cat([theta[k].reshape(flat) for k in self.shapes], -1)}
 
@@ -91,7 +93,7 @@ class OneVector(Transform):
         vector = theta[self.name]
         shapes = self.with_lead if vector.ndim > 1 else self.shapes.values()
         parts = zip(self.shapes, shapes, vector.split_with_sizes(self.sizes, -1), strict=True)
-        return {k: part.view(shape) for k, shape, part in parts}
+        return {k: part if part.shape == shape else part.view(shape) for k, shape, part in parts}
 
     def hyper(self, hyper: Hyper) -> Hyper:
         """One number for all as it is, one an element in a vector too."""

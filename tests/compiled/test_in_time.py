@@ -123,14 +123,26 @@ def test_a_fork_that_ended_well_is_followed_and_a_failure_then_is_the_last(
     assert len(forks) == 1
 
 
-def test_steps_that_leave_a_tensor_alone_are_not_compiled(forks: list[Forked]) -> None:
+def test_steps_that_leave_a_tensor_alone_are_not_compiled(monkeypatch: pytest.MonkeyPatch, forks: list[Forked]) -> None:
+    """That is found out in the fork: it takes as long as a run."""
+    works: list[Callable[[], str]] = []
+    monkeypatch.setattr(in_time, "Beside", lambda work, seconds: (works.append(work), Forked(work, seconds))[1])
+
     def first_alone(theta: dict[str, Tensor], phi: Any, batch: Tensor) -> Tensor:
         return (theta["w"] * batch).square().sum()
 
     x, problem = torch.ones(2), gimli.Problem(first_alone, first_alone, Adam(lr=0.1))
+    call = (problem, {"w": torch.ones(2), "v": torch.ones(2)}, [x, x], x)
+    evaluated: list[Any] = []
+    monkeypatch.setattr(in_time, "unfit", lambda inputs: (evaluated.append(inputs), choice.unfit(inputs))[1])
     for _ in range(3):
-        gimli.meta_gradient(problem, {"w": torch.ones(2), "v": torch.ones(2)}, [x, x], x)
-    assert not forks
+        gimli.meta_gradient(*call)
+    assert not evaluated
+    with pytest.raises(Uncompiled, match="train_loss does not use 'v' in some step"):
+        works[0]()
+    assert evaluated
+    forks[0].end("train_loss does not use 'v'", failed=True)
+    gimli.meta_gradient(*call)
     assert problem.memo.patience.refused
 
 

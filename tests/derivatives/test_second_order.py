@@ -429,3 +429,35 @@ def test_what_is_not_compiled_says_so(options: dict[str, Any], caplog: pytest.Lo
     eager = gimli.meta_gradient(**made, compile=False)
     assert identical(flat_results(gimli.meta_gradient(**made, compile=True)), flat_results(eager))
     assert caplog.messages == ["gimli_core: not compiled: what is compiled has all of line 14, by reverse over reverse"]
+
+
+GAPS = {
+    "silu": (lambda w: torch.nn.functional.silu(w).square().sum(), (FORWARD, MIXED)),
+    "cdist": (lambda w: torch.cdist(w, w + 1.0).sum(), MEANS),
+    "embedding bag": (lambda w: torch.nn.functional.embedding_bag(torch.tensor([[1, 2]]), w).square().sum(), MEANS),
+    "connectionist temporal loss": (
+        lambda w: torch.nn.functional.ctc_loss(
+            w.log_softmax(-1)[:, None], torch.tensor([[1, 2]]), torch.tensor([4]), torch.tensor([2])
+        ),
+        MEANS,
+    ),
+}
+
+
+@pytest.mark.parametrize("memory", [None, StoreStates()], ids=str)
+@pytest.mark.parametrize("case", GAPS)
+def test_a_gap_that_nothing_has_tried_is_told_in_one_line(case: str, memory: Any) -> None:
+    function, without = GAPS[case]
+
+    def loss(theta: dict[str, Tensor], phi: object, batch: object) -> Tensor:
+        return function(theta["w"])
+
+    problem = gimli.Problem(loss, lambda theta, phi, batch: theta["w"].square().sum(), gimli.optimizers.SGD(lr=0.1))
+    for mean in without:
+        with pytest.raises(
+            gimli.errors.RequirementError, match=r"^train_loss: expected .* j = 1.*check=True"
+        ) as caught:
+            gimli.meta_gradient(
+                problem, {"w": torch.rand(4, 4)}, [None] * 2, None, second_order=mean, memory=memory, check=False
+            )
+        assert "\n" not in str(caught.value)

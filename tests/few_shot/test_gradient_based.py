@@ -25,6 +25,7 @@ from gimli_core.few_shot.gradient_based.maml_pp import MamlPlusPlus, multi_step_
 from gimli_core.few_shot.gradient_based.meta_sgd import MetaSgd
 from gimli_core.few_shot.gradient_based.reptile import Reptile
 from gimli_core.implicit.implicit_gradient import implicit_gradient
+from gimli_core.optimizers import Adam
 from tests.few_shot.problems import episode
 
 Weights = dict[str, Tensor]
@@ -146,7 +147,7 @@ def test_multi_step_weights_sum_to_1(steps: int, number: int, anneal: int) -> No
 
 
 def test_reptiles_gradient_is_the_way_back_from_where_training_leads() -> None:
-    method, drawn = Reptile(learner(), lr=0.01, steps=4, batch=4), episode(shot=2)
+    method, drawn = Reptile(learner(), Adam(lr=0.01, betas=(0.0, 0.999)), steps=4, batch=4), episode(shot=2)
     method.loss(drawn).backward()
     x = torch.cat([drawn.support_x, drawn.query_x], 1)
     y = torch.cat([drawn.support_y, drawn.query_y], 1)

@@ -82,14 +82,14 @@ def test_the_numbers_on_the_page_are_the_engines(opened: Open, tmp_path: Path, d
     S_0 = result.S_0["exp_avg"]
     assert shown(page, "S.exp_avg", 0) == [printed(x, digits) for x in [*S_0["w"].tolist(), S_0["b"].item()]]
     page.keyboard.press("End")
-    formula = page.text_content("#formula").replace(" ", "").replace("\n", "")
+    formula = page.text_content("#formula .current").replace(" ", "").replace("\n", "")
     for value in (result.A_opt["lr"], result.A_opt["beta2"], result.A_loss["decay"]):
         assert printed(value.item(), digits) in formula
     settled(page)
     growth = page.text_content("#growth")
     assert f"A = {printed(result.A_opt['lr'].item(), digits)}" in growth
     go(page, 5, 2)
-    assert printed(result.train_losses[2].item(), digits) in page.text_content("#formula")
+    assert printed(result.train_losses[2].item(), digits) in page.text_content("#formula .current")
 
 
 def test_buttons_step_forwards_and_backwards(opened: Open, tmp_path: Path) -> None:
@@ -191,6 +191,7 @@ def test_an_algorithm_line_can_be_chosen(opened: Open, tmp_path: Path) -> None:
 def test_a_screen_reader_is_told(opened: Open, tmp_path: Path) -> None:
     page = opened(traced().save(tmp_path / "page.html"))
     page.click("#next")
+    settled(page)
     said = page.text_content("#live")
     assert said.startswith("Line 6 · step 0 · forward: the optimizer's step.")
     assert "norm of θ 1" in said
@@ -208,8 +209,8 @@ def test_a_screen_reader_is_told(opened: Open, tmp_path: Path) -> None:
 def test_the_formula_is_mathml_with_the_moments_numbers(opened: Open, lesson_page: Pages) -> None:
     page = opened(lesson_page("quadratic"))
     go(page, 6, 0)
-    assert page.locator("#formula math").count() >= 2
-    numbers = page.locator("#formula .numbers mn").all_text_contents()
+    assert page.locator("#formula .current math").count() >= 2
+    numbers = page.locator("#formula .current .numbers mn").all_text_contents()
     # θ_1 = θ_0 − 0.1·Hθ_0 with θ_0 = (2, −1), H = [[3, 1], [1, 2]]
     assert numbers == ["1.5", "1", "2", "1", "0.1", "5", "0"]
 
@@ -271,7 +272,7 @@ def test_names_with_markup_are_text(opened: Open, tmp_path: Path) -> None:
     assert page.locator("#follow option").first.text_content() == f"{NASTY[0]}[0]"
     page.keyboard.press("End")
     for key in ("phi_loss", "phi_opt"):
-        assert key not in page.text_content("#formula")
+        assert key not in page.text_content("#formula .current")
 
 
 @pytest.mark.parametrize("names", [("__proto__", "constructor"), ("x" * 600, "a\nb"), ("w[0]", "B_0")])

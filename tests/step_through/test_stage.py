@@ -58,7 +58,9 @@ def test_the_stage_fills_the_first_screen_and_never_moves(
 ) -> None:
     page = opened(lesson_page(name), viewport=viewport)
     first = page.evaluate(RECTANGLES, [*PARTS, "cards"])
-    assert all(x >= 0 and y >= 0 and r <= viewport["width"] and b <= viewport["height"] for x, y, r, b in first)
+    *stage, cards = first
+    assert all(x >= 0 and y >= 0 and r <= viewport["width"] and b <= viewport["height"] for x, y, r, b in stage)
+    assert cards[1] + 64 <= viewport["height"]  # on a phone a long line of the algorithm leaves them their beginning
     assert not any(overlap(a, b) for n, a in enumerate(first) for b in first[:n])
     for _ in range(int(page.get_attribute("#slider", "max"))):
         page.keyboard.press("ArrowRight")
@@ -75,9 +77,10 @@ def test_the_stage_fills_the_first_screen_and_never_moves(
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
 
 
+@pytest.mark.parametrize("viewport", [WIDE, PHONE, NARROW], ids=["wide", "phone", "narrow"])
 @pytest.mark.parametrize("name", LESSONS)
-def test_the_line_is_shown_whole_on_a_laptop(opened: Open, lesson_page: Pages, name: str) -> None:
-    page = opened(lesson_page(name), viewport=WIDE)
+def test_the_line_is_shown_whole(opened: Open, lesson_page: Pages, name: str, viewport: dict[str, int]) -> None:
+    page = opened(lesson_page(name), viewport=viewport)
     cut = page.evaluate(
         """() => { const slider = document.getElementById('slider'), f = document.getElementById('formula'), cut = {};
            for (let i = 0; i <= Number(slider.max); i++) { slider.value = i; slider.dispatchEvent(new Event('input'));
@@ -85,7 +88,7 @@ def test_the_line_is_shown_whole_on_a_laptop(opened: Open, lesson_page: Pages, n
                cut[document.getElementById('where').textContent.split(' · ')[0]] = true; }
            return Object.keys(cut); }"""
     )
-    assert cut == (["Line 11"] if name == "adam" else [])  # Adam's line 11, with both moments, scrolls in its place
+    assert cut == []
 
 
 def test_the_whole_path_stands_on_the_map_from_the_start(opened: Open, lesson_page: Pages) -> None:
@@ -144,6 +147,8 @@ def test_axe_finds_nothing_serious(
         violations = Axe().run(page).response["violations"]
         found = [(v["id"], v["nodes"][0]["html"]) for v in violations if v["impact"] in ("serious", "critical")]
         assert found == []
+    # axe asks for the style of the sheets that are not looked at either; the page itself never does
+    opened.trouble[:] = [x for x in opened.trouble if "hidden by content-visibility" not in x]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", gimli.lessons.LESSONS)
@@ -313,7 +318,7 @@ def test_line_14_adds_up_before_the_readers_eyes(opened: Open, lesson_page: Page
         page, steps = opened(lesson_page(name)), lesson(name).arguments["steps"]
         for j in range(steps):
             go(page, f"line=14&j={j}")
-            text = page.locator("#formula .numbers .equation").first.text_content().replace("−", "-")
+            text = page.locator("#formula .current .numbers .equation").first.text_content().replace("−", "-")
             text = re.sub(r"^.*:", "", text)
             whole, _, rest = text.partition("=")
             numbers = [[Decimal(x) for x in part.strip("() \u00a0").split(",")] for part in [whole, *rest.split("+")]]
@@ -323,7 +328,7 @@ def test_line_14_adds_up_before_the_readers_eyes(opened: Open, lesson_page: Page
 def test_symbols_explain_themselves(opened: Open, lesson_page: Pages) -> None:
     page = opened(lesson_page("quadratic"), has_touch=True)
     go(page, "line=14&j=4&card=2")
-    page.locator("#formula msub[data-symbol=V]").first.tap()
+    page.locator("#formula .current msub[data-symbol=V]").first.tap()
     assert "gradient G" in page.text_content("#tip:visible")
     page.hover(".page-card:visible .symbol-word[data-symbol=B]")
     assert "the price of a nudge" in page.text_content("#tip:visible")

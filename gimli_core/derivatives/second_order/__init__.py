@@ -9,6 +9,17 @@ These files and derivatives.py under them are the only production callers of aut
 
 from gimli_core.derivatives.second_order import reverse_over_reverse
 from gimli_core.derivatives.second_order.choose import ASKED, BY_GRAPH, MEANS, Choice, choose, from_a_point
+from gimli_core.derivatives.second_order.gaps import no_gaps
 from gimli_core.derivatives.second_order.products import Products
 
-__all__ = ["ASKED", "BY_GRAPH", "MEANS", "Choice", "Products", "choose", "from_a_point", "reverse_over_reverse"]
+__all__ = [
+    "ASKED",
+    "BY_GRAPH",
+    "MEANS",
+    "Choice",
+    "Products",
+    "choose",
+    "from_a_point",
+    "no_gaps",
+    "reverse_over_reverse",
+]

@@ -30,16 +30,19 @@ def collect(
 
     Each has the shape of its entry; the loss is a scalar, or [T].
     """
-    inputs = [*theta.values(), *phi_loss.values()]
-    products = [
-        torch.zeros_like(x) if p is None else p if recorded else p.detach()
-        for p, x in zip(by_input, inputs, strict=True)
-    ]
     n = len(theta)
+    of_theta, of_phi = by_input[:n], by_input[n:]
+
+    def by_name(tensors: Tensors, products: Sequence[Tensor | None]) -> Tensors:
+        return {
+            k: torch.zeros_like(x) if p is None else p if recorded else p.detach()
+            for (k, x), p in zip(tensors.items(), products, strict=True)
+        }
+
     return Products(
-        dict(zip(theta, products[:n], strict=True)),
-        dict(zip(phi_loss, products[n:], strict=True)),
-        all(p is None for p in by_input[:n]),
-        frozenset(k for k, p in zip(phi_loss, by_input[n:], strict=True) if p is not None),
+        by_name(theta, of_theta),
+        by_name(phi_loss, of_phi),
+        all(p is None for p in of_theta),
+        frozenset([k for k, p in zip(phi_loss, of_phi, strict=True) if p is not None]),
         None if loss is None else loss.detach(),
     )

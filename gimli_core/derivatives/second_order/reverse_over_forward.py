@@ -14,14 +14,12 @@ and deviation for constants when they are differentiated in turn: this mean is t
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gimli_core.derivatives.evaluate import LossOfTheta, differentiate, evaluate
 from gimli_core.derivatives.module_weights import noting
+from gimli_core.derivatives.operations import Operations
 from gimli_core.derivatives.second_order.dual import duals, tangent
 from gimli_core.derivatives.second_order.products import Products, collect
 from gimli_core.notation import Tensors
@@ -39,7 +37,7 @@ def products(
     """
     with duals(theta, V) as theta_dual:
         phi_leaf = {k: v.detach().requires_grad_() for k, v in inner.phi_loss.items()}
-        with noting() as weights, _OutOfPlace():
+        with noting() as weights, Operations():
             loss, _ = evaluate(inner.function, inner.name, {**inner.frozen, **theta_dual}, phi_leaf, inner.batch)
         along_V = tangent(loss)
         if g is not None:
@@ -49,10 +47,3 @@ def products(
         with weights.in_place():
             by_input = (None,) * len(asked) if along_V is None else differentiate(along_V, asked)
         return collect(theta, inner.phi_loss, (*(() if curvature else (None,) * len(theta)), *by_input), loss)
-
-
-class _OutOfPlace(TorchDispatchMode):
-    """See NOTE [formulas in place]."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))

@@ -7,9 +7,9 @@ and of g_j ell_j(theta_j, phi_loss) in the same pass, for a rule that sees the l
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from gimli_core.derivatives.evaluate import pulled
 from gimli_core.derivatives.first_order import Graph
 from gimli_core.derivatives.second_order.products import Products, collect
 from gimli_core.notation import Tensors
@@ -45,14 +45,8 @@ def products(
     by_input: tuple[Tensor | None, ...] = (None,) * len(asked)
     if pairs:
         with graph.weights.in_place():
-            by_input = torch.autograd.grad(
-                [G for G, _ in pairs],
-                asked,
-                [v for _, v in pairs],
-                create_graph=recorded,
-                retain_graph=True if keep or recorded else None,
-                allow_unused=True,
-            )
+            outputs, cotangents = zip(*pairs, strict=True)
+            by_input = pulled(outputs, cotangents, asked, create_graph=recorded, retain=keep)
     before, after = (None,) * (0 if curvature else n), (None,) * (0 if mixed else len(inputs) - n)
     both = collect(graph.theta, graph.phi_loss, (*before, *by_input, *after), None, recorded)
     return both if layout is None else both._replace(curvature=layout.theta(both.curvature))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gimli_core.few_shot.episodes import Episode
 from gimli_core.few_shot.gradient_based.adapting import Adapting
 from gimli_core.optimizers import Adam
+from gimli_core.optimizers.interface import Optimizer
 
 __all__ = ["Reptile"]
 
@@ -18,18 +19,25 @@ class Reptile(Adapting):
     """Moves theta_0 towards where training on a task leads, W = theta_J: no query loss, no second derivative.
 
     `loss` is mean over tasks of |theta_0 - W|²/2 with W held constant. Its gradient is theta_0 - W, so a step of
-    `torch.optim.SGD(lr=ε)` is the paper's theta_0 + ε·mean(W - theta_0). All rows of an episode are trained on, in
-    small batches that depend on the episode's number.
+    `torch.optim.SGD(lr=ε)` is the paper's theta_0 + ε·mean(W - theta_0); the paper also names Adam, given the same
+    gradient. All rows of an episode are trained on, in small batches that depend on the episode's number.
 
     Args:
         learner, test_steps, objective: as in `Adapting`; 50 steps in the test on Omniglot.
-        lr: of the inner Adam with beta1 = 0.
+        optimizer: of the inner loop; the paper's is Adam with a rate of 0.001 and beta1 = 0.
         steps: J in training, 5 on Omniglot.
         batch: rows an inner step, 10 on Omniglot.
     """
 
-    def __init__(self, learner: nn.Module, lr: float = 1e-3, steps: int = 5, batch: int = 10, **arguments: Any) -> None:
-        super().__init__(learner, Adam(lr=lr, betas=(0.0, 0.999)), steps, **arguments)
+    def __init__(
+        self,
+        learner: nn.Module,
+        optimizer: Optimizer = Adam(lr=1e-3, betas=(0.0, 0.999)),  # noqa: B008 - a value, never changed
+        steps: int = 5,
+        batch: int = 10,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(learner, optimizer, steps, **arguments)
         self.batch = batch
 
     def loss(self, episode: Episode) -> Tensor:

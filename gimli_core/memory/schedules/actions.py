@@ -89,8 +89,9 @@ class Schedule(ABC):
     `RetainGraphs`) turns the global generators of torch, NumPy and Python back for that time. Another thread that
     draws from them then draws numbers that it has had before, and moves them under the run, which ends in a
     ReplayError if the loss is random. Let other threads draw from generators of their own (`torch.Generator`,
-    `numpy.random.default_rng`, `random.Random`). One module called by `functional_call` in several threads at once
-    mixes their parameters; give each thread a copy.
+    `numpy.random.default_rng`, `random.Random`). Runs in several threads that share a module take turns with it, one
+    evaluation at a time, since `functional_call` swaps the weights of the one module; its buffers are one for all. A
+    thread that calls it beside the runs takes no turns: give that one a copy.
     """
 
     replays: bool = True  # whether a step may be run more than once

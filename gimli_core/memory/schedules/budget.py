@@ -30,13 +30,15 @@ class Budget(Schedule):
 
     One step is measured first (about 85F, once for a problem and its shapes); then graphs of the last steps, states,
     gradients and replays are mixed so that the predicted time is least among all mixes whose peak fits. Measured is
-    the first batch; a later one whose tensors are larger in any dimension is refused before its step runs. What torch
-    imports at its first derivative (some 70 MiB, once for a process) is imported first and is not counted. Everything
-    else is: the nodes of a graph and Python's objects, some 40 KB a kept step, are more than all the tensors of a
-    network of a few hundred numbers.
+    the first batch; a later one whose tensors are larger in any dimension is refused before its step runs.
+
+    What counts on a processor is what the process occupies, as the system tells it. So the nodes of a graph and
+    Python's objects count, some 40 KB a kept step, which are more than all the tensors of a network of a few hundred
+    numbers; and so do the libraries that the first run of a process loads: about 12 MiB of torch's code, 35 more for
+    means of second order, and losses, that use `torch.func`. A process that has run the like before has them.
 
     Args:
-        size: bytes above what the process holds when the run starts: a number, "512MiB", "2GB".
+        size: bytes above what the process holds when the call comes: a number, "512MiB", "2GB".
         disk: a directory for states that do not fit; for tensors on a GPU one that lives in memory (/dev/shm) will do.
 
     Raises:
@@ -54,11 +56,18 @@ class Budget(Schedule):
     size: str | int
     disk: Path | None = None
     bytes: int = field(init=False, repr=False)
+    before: int | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bytes", parse_size(self.size))
         if self.disk is not None:
             object.__setattr__(self, "disk", directory_of("Budget(disk=…)", self.disk))
+
+    def above(self, before: int) -> Budget:
+        """The same, of a call that came when the process occupied `before` bytes."""
+        budget = Budget(self.size, self.disk)
+        object.__setattr__(budget, "before", before)
+        return budget
 
     def actions(self, steps: int) -> Iterator[Action]:
         raise unexpected(
@@ -156,6 +165,8 @@ def too_small(budget: Budget, steps: int, costs: Costs) -> str:
         peak, seconds = estimate(schedule, steps, costs)
         lines.append(f"{show_size(peak)} ({name}) takes about {seconds:.3g} s")
     need = show_size(least(steps, costs) * 1.01)
+    if costs.once:
+        lines.append(f"{show_size(costs.once)} of each are libraries that this call was the first to load")
     return explain(
         f"Budget({budget.size!r})",
         f"at least {need} for {steps} steps",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -31,22 +32,26 @@ def as_numbers(h: dict[str, Tensor], t: Tensor) -> tuple[dict[str, Any], Any]:
     `root_of_number`). A step that is traced, vectorised over tasks or differentiated keeps its tensors.
     """
     looked_at = torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0
-    if torch.compiler.is_compiling() or looked_at:
+    if looked_at or torch.compiler.is_compiling():
         return h, t
-    numbers = {name: _as_number(value) for name, value in h.items()}
+    numbers = {name: value.item() if _is_number(value) else value for name, value in h.items()}
     # beta^t of a tensor and a number is another operation in torch, with other bits, for some small t.
-    return numbers, t if any(isinstance(value, Tensor) for value in numbers.values()) else _as_number(t)
+    tensors = [value for value in numbers.values() if type(value) is not float]
+    return numbers, t if tensors or not _is_number(t) else t.item()
 
 
-def _as_number(x: Tensor) -> Any:
-    if type(x) is not Tensor or x.ndim or x.requires_grad or x.dtype is not torch.float64 or not x.is_cpu:
-        return x
-    return x.item()
+def _is_number(x: Tensor) -> bool:
+    return x.dtype is torch.float64 and not x.ndim and type(x) is Tensor and x.is_cpu and not x.requires_grad
 
 
 def root_of_number(x: Any) -> Any:
     """sqrt(x) of a number as of a scalar tensor: torch's root is not always the nearest number, as Python's is."""
-    return torch.tensor(x, dtype=torch.float64, device="cpu").sqrt().item() if isinstance(x, float) else x.sqrt()
+    return _root(x) if isinstance(x, float) else x.sqrt()
+
+
+@functools.lru_cache(maxsize=4096)  # of the steps of one loop: they are the same in its sweep, and at the next call
+def _root(x: float) -> float:
+    return torch.tensor(x, dtype=torch.float64, device="cpu").sqrt().item()
 
 
 class WeightDecay(Optimizer):

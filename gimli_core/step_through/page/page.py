@@ -10,13 +10,13 @@ import base64
 import hashlib
 import html
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from string import Template
 from typing import Any
 
-from gimli_core.step_through.page.algorithm import LINES, MEANING
 from gimli_core.step_through.page.static import cards, lines, table
 
 __all__ = ["LIMIT", "page"]
@@ -25,6 +25,7 @@ LIMIT = 9_500_000  # bytes of a page
 SCRIPTS = (
     "data.js",
     "symbols.js",
+    "patch.js",
     "draw.js",
     "maths.js",
     "rules.js",
@@ -46,6 +47,7 @@ SCRIPTS = (
     "printed.js",
     "main.js",
 )
+COMMENT = re.compile(r"(^|(?<=[;,{)]))\s*// .*$")  # a line's own, or one behind a finished part of it
 STYLES = ("page.css", "stage.css", "cards.css", "print.css")
 
 
@@ -56,7 +58,7 @@ def page(data: Mapping[str, Any]) -> str:
     while len(text.encode()) > LIMIT - 200_000 and stride <= 2 * data["steps"]:
         text = to_json(_packed(data, stride))
         stride *= 2
-    script, style = _script(), "\n".join(_asset(name) for name in STYLES)
+    script, style = _script(), _style()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
@@ -93,18 +95,22 @@ def _packed(data: Mapping[str, Any], stride: int) -> dict[str, Any]:
     kept = {j for j in range(length) if j % stride == 0 or j >= length - 2}
     return {
         **data,
-        "lines": LINES,
-        "meaning": MEANING,
         "q": {
             name: {"norm": _row(q["norm"], range(length)), "cells": _row(q["cells"], range(length), kept)}
             for name, q in data["q"].items()
         },
         "follow": [
             {"label": one["label"], "q": {name: _row(values, range(length)) for name, values in one["q"].items()}}
-            for one in data["follow"]
+            for one in ([] if stride == 1 and _whole(data) else data["follow"])
         ],
         **{key: [m if j in kept else None for j, m in enumerate(data[key])] for key in ("hessian", "jacobian")},
     }
+
+
+def _whole(data: Mapping[str, Any]) -> bool:
+    """Whether every entry of theta stands on the page, so that the followed ones need not stand there twice."""
+    by_step = data["q"].get("theta", {"cells": {}})["cells"].values()
+    return bool(by_step) and all(cells and all(cell.get("v") for cell in cells) for cells in by_step)
 
 
 def _row(by_step: Mapping[int, Any], steps: Iterable[int], kept: set[int] | None = None) -> list[Any]:
@@ -114,8 +120,13 @@ def _row(by_step: Mapping[int, Any], steps: Iterable[int], kept: set[int] | None
 @cache
 def _script() -> str:
     """One function of all the files; their comments and indents stay at home."""
-    lines = (line.strip() for name in SCRIPTS for line in _asset(name).splitlines())
-    return '"use strict";\n(() => {\n' + "\n".join(x for x in lines if x and not x.startswith("//")) + "\n})();\n"
+    lines = (COMMENT.sub("", line).strip() for name in SCRIPTS for line in _asset(name).splitlines())
+    return '"use strict";\n(() => {\n' + "\n".join(x for x in lines if x) + "\n})();\n"
+
+
+@cache
+def _style() -> str:
+    return "\n".join(re.sub(r"/\*.*?\*/\n?|^ +", "", _asset(name), flags=re.M | re.S) for name in STYLES)
 
 
 def _asset(name: str) -> str:

@@ -43,5 +43,33 @@ function added(kind, j) {
   });
 }
 function formula(i) {
-  return FORMULAS[E.line[i]](E.j[i]).map((rows) => rows.map((row) => h("div", { class: "equation" }, m("math", row))));
+  return FORMULAS[E.line[i]](E.j[i]).map((rows) => rows.map((row) => hv("div", { class: "equation" }, inPieces(row))));
+}
+// Each line of the algorithm has a sheet of its own, where only numbers change from step to step.
+const sheets = new Map();
+let sheetNow = null;
+function writeSheet(line, [symbols, numbers]) {
+  if (!sheets.has(line)) { sheets.set(line, h("div", { class: "sheet", "data-sheet": line })); $("formula").append(sheets.get(line)); }
+  patch(sheets.get(line), [hv("div", { class: "symbols" }, symbols), hv("div", { class: "numbers" }, numbers)]);
+  return sheets.get(line);
+}
+function drawFormula(i) {
+  const sheet = writeSheet(E.line[i], formula(i));
+  if (sheet !== sheetNow) { if (sheetNow) sheetNow.classList.remove("current"); sheet.classList.add("current"); sheetNow = sheet; }
+}
+// The height that the longest writing of any line takes: the panel keeps it, so that no line is cut and none moves the stage.
+const lengthOf = (x) => (x === null || x === undefined ? 0 : typeof x === "object" ? x.children.reduce((t, c) => t + lengthOf(c), 0) : String(x).length);
+function measureFormulas() {
+  const longest = new Map(), stride = Math.max(1, Math.ceil(count / 90));
+  for (let i = 0; i < count; i++) {
+    if (i % stride && longest.has(E.line[i])) continue;
+    const best = longest.get(E.line[i]) || [[], []];
+    formula(i).forEach((rows, part) => rows.forEach((row, n) => { if (!best[part][n] || lengthOf(row) > lengthOf(best[part][n])) best[part][n] = row; }));
+    longest.set(E.line[i], best);
+  }
+  const holder = $("formula"), written = [...longest].map(([line, rows]) => writeSheet(line, rows));
+  holder.classList.add("measured");
+  const tallest = Math.max(...written.map((sheet) => sheet.getBoundingClientRect().height)), rest = $("now").clientHeight - holder.clientHeight;
+  holder.classList.remove("measured");
+  $("stage").parentElement.style.setProperty("--line", `${Math.ceil(tallest + rest + 8)}px`);
 }

@@ -1,12 +1,14 @@
 // The moment, the controls, and what happens when it changes.
 let at = 0, timer = null, settle = null;
-const MEANING = D.meaning;
+// The lines and what they mean stand in the document, for readers without a script.
+const LINES = [...$("algorithm").children].map((li) => [Number(li.dataset.line), li.children[1].className === "in", li.children[1].textContent]);
+const MEANING = Object.fromEntries([...$("algorithm").children].map((li) => [li.dataset.line, li.children[2] ? li.children[2].textContent : ""]));
 let drawMap = null, stripChart = null;
 
 // The listing: a line of Algorithm 1 leads to the moment at which it ran.
 function algorithm() {
   const runs = new Set([5, 6, 8, 9, 11, 12, 13, 14, 16]);
-  $("algorithm").replaceChildren(...D.lines.map(([line, indent, text]) => h("li", { "data-line": line },
+  $("algorithm").replaceChildren(...LINES.map(([line, indent, text]) => h("li", { "data-line": line },
     h("button", { type: "button", disabled: !(runs.has(line) && E.line.includes(line)), click: () => toLine(line) }, h("span", { class: "no" }, line), h("span", { class: indent ? "in" : null }, ...typeset(text))))));
 }
 function toLine(line) {
@@ -14,20 +16,26 @@ function toLine(line) {
   const any = same >= 0 ? same : E.line.indexOf(line);
   if (any >= 0) show(any, true);
 }
+let lineNow = 0;
 let scrolled = false; // whether the reader moved the formula: to set its place lays the page out, each time
+function writeNow() {
+  const line = E.line[at], j = E.j[at];
+  write("now-title", line === 16 ? "Line 16, the result" : `Line ${line}, step ${j}`, hv("span", { class: `tag ${backward(at) ? "backward" : "forward"}` }, sides(at)), E.replay[at] ? hv("span", { class: "tag replay" }, "replay") : null);
+  if (line === lineNow) return;
+  lineNow = line;
+  $("line-text").replaceChildren(...typeset(LINES[line - 1][2]));
+  $("meaning").replaceChildren(...typeset(MEANING[line] || ""));
+}
 // The stage is drawn at once; the panels below it when the browser is free.
 function show(i, announce) {
   at = Math.max(0, Math.min(count - 1, i));
-  const line = E.line[at], j = E.j[at];
+  const line = E.line[at];
   if (scrolled) { scrolled = false; $("formula").scrollTop = 0; }
   $("slider").value = at;
   $("slider").setAttribute("aria-valuetext", place(at));
-  $("where").textContent = `${place(at)}${E.replay[at] ? " · replay" : ""}`;
-  $("now-title").replaceChildren(line === 16 ? "Line 16, the result" : `Line ${line}, step ${j}`, h("span", { class: `tag ${backward(at) ? "backward" : "forward"}` }, sides(at)), E.replay[at] ? h("span", { class: "tag replay" }, "replay") : "");
-  $("line-text").replaceChildren(...typeset(D.lines[line - 1][2]));
-  $("meaning").replaceChildren(...typeset(MEANING[line] || ""));
-  const [symbols, numbers] = formula(at);
-  $("formula").replaceChildren(h("div", { class: "symbols" }, ...symbols), h("div", { class: "numbers" }, ...numbers));
+  write("where", `${place(at)}${E.replay[at] ? " · replay" : ""}`);
+  writeNow();
+  drawFormula(at);
   drawStage();
   for (const li of $("algorithm").children) {
     if (Number(li.dataset.line) === line) li.setAttribute("aria-current", "step"); else li.removeAttribute("aria-current");
@@ -36,10 +44,11 @@ function show(i, announce) {
   $("next").disabled = $("last").disabled = at === count - 1;
   markPlaces(at);
   if (sections.length && drawers[cardAt].follows) drawers[cardAt]();
-  if (announce && !timer) $("live").textContent = `${place(at)}: ${MEANING[line] || ""}. ${shown(at).filter(([, , fresh]) => fresh).map(([name, k]) => `norm of ${about(name)[0]} ${k}: ${fmt(norm(name, k))}`).join("; ")}`;
+  said = announce && !timer ? () => write("live", `${place(at)}: ${MEANING[line] || ""}. ${shown(at).filter(([, , fresh]) => fresh).map(([name, k]) => `norm of ${about(name)[0]} ${k}: ${fmt(norm(name, k))}`).join("; ")}`) : () => {};
   writeAddress();
   document.body.dataset.settled = "no";
   clearTimeout(settle);
+  round++;
   settle = setTimeout(drawBelow, 60);
 }
 function drawStage() {
@@ -47,26 +56,26 @@ function drawStage() {
   drawStep(at);
   stripChart.move(at);
 }
-let builtBelow = false;
-function buildBelow() {
-  builtBelow = true;
-  drawWhereItGrows();
-  drawGrowth();
-  drawTerms();
-  drawMemory();
-  drawCharts();
-  drawFollow();
-}
-function drawBelow() {
-  if (!builtBelow) buildBelow();
+// One part at a time, when the browser has nothing better to do, so that a key pressed meanwhile does not wait for all.
+const idle = window.requestIdleCallback ? (act) => requestIdleCallback(act, { timeout: 500 }) : (act) => setTimeout(() => act({ timeRemaining: () => 0 }), 20);
+const toBuild = [() => { if (D.notes.checks) drawChecks(); }, drawWhereItGrows, drawGrowth, drawTerms, drawMemory, drawCharts, drawFollow];
+let round = 0, said = () => {};
+function moveBelow() {
   const j = E.j[at];
-  $("cost").textContent = `${micro(E.us[at])} in the engine, ${bytes(E.bytes[at])} computed · moment ${at + 1} of ${count}`;
-  drawQuantities(at);
-  drawMatrices(at);
+  write("cost", `${micro(E.us[at])} in the engine, ${bytes(E.bytes[at])} computed · moment ${at + 1} of ${count}`);
   for (const chart of moving) chart.move(E.line[at] === 6 ? j + 1 : j);
   for (const chart of followCharts) chart.move(at);
   for (const part of growing) part.at(at);
-  document.body.dataset.settled = "yes";
+}
+function drawBelow() {
+  said();
+  const mine = ++round, parts = [() => drawQuantities(at), () => drawMatrices(at), moveBelow];
+  const next = (left) => {
+    if (mine !== round) return;
+    do { const part = toBuild.length ? toBuild.shift() : parts.shift(); part(); } while (parts.length && left.timeRemaining() > 5);
+    if (parts.length) idle(next); else document.body.dataset.settled = "yes";
+  };
+  idle(next);
 }
 const icon = (path) => s("svg", { viewBox: "0 0 18 18", "aria-hidden": "true", class: "icon" }, s("path", { d: path, fill: "currentColor" }));
 function play(on) {
@@ -90,6 +99,7 @@ function present(asked) {
   layStage();
 }
 function layStage() {
+  measureFormulas();
   sizes.clear();
   stripChart = strip();
   $("timeline").replaceChildren(stripChart);
@@ -114,9 +124,9 @@ function header() {
 }
 function begin() {
   header();
-  if (D.notes.checks) { $("checks").hidden = false; drawChecks(); }
+  $("checks").hidden = !D.notes.checks;
   algorithm();
-  if (!count) return;
+  if (!count) { toBuild[0](); return; }
   document.body.classList.remove("plain");
   for (const id of ["stage", "tools", "more"]) $(id).hidden = false;
   $("legend").replaceChildren(legendList());
@@ -125,6 +135,8 @@ function begin() {
   for (const [id, path] of Object.entries(icons)) $(id).replaceChildren(icon(path));
   if (matchMedia("(max-width: 560px)").matches) $("digits").value = digits = 4;
   options = followOptions();
+  writeNow();
+  measureFormulas();
   const [title, make] = MAPS[mapKind];
   $("map-title").textContent = title;
   $("map-legend").replaceChildren(...LEGENDS[mapKind].filter(([, text]) => text !== "changed" || X.vary.length || twin.ok).map(([colour, text]) => h("span", null, h("i", { style: { background: colour } }), ...typeset(text))));
@@ -148,7 +160,7 @@ function listen() {
   on("follow", "change", (e) => { followed = Number(e.target.value); drawFollow(); });
   on("entry", "change", (e) => { chosenEntry = Number(e.target.value); show(at, false); });
   on("tensor", "change", (e) => { chosen = Number(e.target.value); show(at, false); });
-  on("digits", "change", (e) => { digits = Number(e.target.value); for (const part of growing) part.draw(); if (builtBelow) drawFollow(); if (sections.length) drawers[cardAt](); if (D.notes.checks) drawChecks(); show(at, false); });
+  on("digits", "change", (e) => { digits = Number(e.target.value); measureFormulas(); sizes.clear(); for (const part of growing) part.draw(); if (!toBuild.length) drawFollow(); if (sections.length) drawers[cardAt](); if (D.notes.checks) drawChecks(); show(at, false); });
   on("speed", "change", () => { if (timer) play(true); });
   on("slider", "input", (e) => show(Number(e.target.value), true));
   on("first", "click", () => show(0, true));

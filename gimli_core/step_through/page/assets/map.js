@@ -32,7 +32,7 @@ function arrow(x, y, dx, dy, style, what) {
   if (!(length > 1)) return null;
   const [ux, uy] = [dx / length, dy / length], head = Math.min(9, 0.6 * length + 2), tip = [x + dx, y + dy];
   const wing = (side) => `${(tip[0] - head * ux + side * 0.5 * head * uy).toFixed(1)} ${(tip[1] - head * uy - side * 0.5 * head * ux).toFixed(1)}`;
-  return s("g", { class: `arrow ${style}`, "data-arrow": style }, s("title", null, what), s("path", { d: `M${x.toFixed(1)} ${y.toFixed(1)}L${tip[0].toFixed(1)} ${tip[1].toFixed(1)}M${wing(1)}L${tip[0].toFixed(1)} ${tip[1].toFixed(1)}L${wing(-1)}` }));
+  return sv("g", { class: `arrow ${style}`, "data-arrow": style }, sv("title", null, what), sv("path", { d: `M${x.toFixed(1)} ${y.toFixed(1)}L${tip[0].toFixed(1)} ${tip[1].toFixed(1)}M${wing(1)}L${tip[0].toFixed(1)} ${tip[1].toFixed(1)}L${wing(-1)}` }));
 }
 const star = (x, y, size) => `M${x - size} ${y}H${x + size}M${x} ${y - size}V${y + size}M${x - 0.7 * size} ${y - 0.7 * size}l${1.4 * size} ${1.4 * size}M${x - 0.7 * size} ${y + 0.7 * size}l${1.4 * size} ${-1.4 * size}`;
 
@@ -43,7 +43,7 @@ const pathLine = (points, X_, Y_) => points.map((p, n) => `${n ? "L" : "M"}${X_(
 function planeMap() {
   const P = X.plane, holder = $("map").querySelector(".draw"), ell = P.ell.map(value), val = P.val.map(value);
   const [kx, ky] = P.entries, path = Array.from({ length: J + 1 }, (_, j) => flat("theta", j)).map((v) => v && [v[kx], v[ky]]);
-  let W, H, scale, X_, Y_, drawn = "";
+  let W, H, scale, X_, Y_, laid = "", dots = [];
   const svg = s("svg", { role: "group" }), backdrop = s("g"), moving_ = s("g");
   svg.append(backdrop, moving_);
   const toTheta = (px, py) => [P.x[0] + (px - X_(P.x[0])) / scale, P.y[0] - (py - Y_(P.y[0])) / scale];
@@ -65,28 +65,28 @@ function planeMap() {
       ...[P.y[0], P.y[1]].map((v, n) => s("text", { x: x0 - 5, y: Y_(v) + (n ? 10 : 0), "text-anchor": "end" }, tick(v))),
       s("text", { x: x0 + w / 2, y: y0 + h_ + 14, "text-anchor": "middle" }, P.labels[0]),
       s("text", { x: x0 - 6, y: y0 + h_ / 2 + 4, "text-anchor": "end" }, P.labels[1]));
+    const dot_ = (j, here) => { const p = clip(path[j]); return sv("circle", { cx: X_(p[0]), cy: Y_(p[1]), r: here ? 6 : 3, fill: here ? "var(--mark-edge)" : "var(--forward)" }, sv("title", null, `θ${subscript(j)} = ${vectorText(flat("theta", j))}`)); };
+    dots = path.map((p, j) => (p ? [dot_(j, false), dot_(j, true)] : [null, null]));
     NS(svg, W, H);
     holder.replaceChildren(svg);
   }
   const clip = (p) => [Math.max(P.x[0], Math.min(P.x[1], p[0])), Math.max(P.y[0], Math.min(P.y[1], p[1]))];
   return function draw(i) {
     const [w, h_] = sizeOf(holder);
-    if (drawn !== `${w} ${h_}`) { lay(); drawn = `${w} ${h_}`; }
-    const shownTo = backward(i) ? J : pointAt(i), ahead = path.slice(shownTo).filter(Boolean).map(clip), k = pointAt(i), here = path[k], parts = [], run = ghost();
+    if (laid !== `${w} ${h_} ${digits}`) { lay(); laid = `${w} ${h_} ${digits}`; }
+    const shownTo = backward(i) ? J : pointAt(i), ahead = path.slice(shownTo).filter(Boolean).map(clip), k = pointAt(i), here = path[k], run = ghost();
     const points = path.slice(0, shownTo + 1).filter(Boolean).map(clip);
-    if (ahead.length > 1) parts.push(s("path", { class: "rest", d: pathLine(ahead, X_, Y_) }, s("title", null, "the steps that follow")), s("circle", { cx: X_(ahead.at(-1)[0]), cy: Y_(ahead.at(-1)[1]), r: 3.5, fill: "none", stroke: "var(--forward)", "stroke-width": 1.5 }, s("title", null, `θ${subscript(J)}, where the run ends`)));
-    parts.push(s("path", { class: "path", d: pathLine(points, X_, Y_) }), ...points.map((p, j) => s("circle", { cx: X_(p[0]), cy: Y_(p[1]), r: j === k ? 6 : 3, fill: j === k ? "var(--mark-edge)" : "var(--forward)" }, s("title", null, `θ${subscript(j)} = ${vectorText(flat("theta", j))}`))));
-    if (run && run.path) parts.push(s("path", { class: "ghost", d: pathLine(run.path.map((p) => clip([p[kx], p[ky]])), X_, Y_) }), ...run.path.map((p) => clip([p[kx], p[ky]])).map((p) => s("circle", { cx: X_(p[0]), cy: Y_(p[1]), r: 2.4, fill: "var(--positive)" })));
+    const rest = ahead.length > 1 ? [sv("path", { class: "rest", d: pathLine(ahead, X_, Y_) }, sv("title", null, "the steps that follow")), sv("circle", { cx: X_(ahead.at(-1)[0]), cy: Y_(ahead.at(-1)[1]), r: 3.5, fill: "none", stroke: "var(--forward)", "stroke-width": 1.5 }, sv("title", null, `θ${subscript(J)}, where the run ends`))] : [];
+    const ghosts = run && run.path ? [sv("path", { class: "ghost", d: pathLine(run.path.map((p) => clip([p[kx], p[ky]])), X_, Y_) }), ...run.path.map((p) => clip([p[kx], p[ky]])).map((p) => sv("circle", { cx: X_(p[0]), cy: Y_(p[1]), r: 2.4, fill: "var(--positive)" }))] : [];
     const B = backward(i) ? (E.line[i] > 9 && E.line[i] < 14 ? flat("B", E.j[i] + 1) : flat("B", k)) : null;
     const from = E.line[i] > 9 && E.line[i] < 14 ? path[E.j[i] + 1] : here;
+    let price = null;
     if (B && from) {
       const [bx, by] = [value(B[kx]), value(B[ky])], size = Math.hypot(bx, by), reach = 0.15 * Math.min(w, h_) + 6;
-      if (size > 0) parts.push(arrow(X_(clip(from)[0]), Y_(clip(from)[1]), (reach * bx) / size, (-reach * by) / size, "adjoint", `B points where L_val rises; its length here says nothing`));
+      if (size > 0) price = arrow(X_(clip(from)[0]), Y_(clip(from)[1]), (reach * bx) / size, (-reach * by) / size, "adjoint", `B points where L_val rises; its length here says nothing`);
     }
-    parts.push(...roads(kx, ky, path, X_, Y_));
-    if (twin.ok && nudging()) parts.push(handle(path, kx, ky, X_, Y_, toTheta));
     svg.setAttribute("aria-label", mapSays(i));
-    moving_.replaceChildren(...parts.filter(Boolean));
+    patch(moving_, [sv("g", null, rest), sv("g", null, sv("path", { class: "path", d: pathLine(points, X_, Y_) })), sv("g", null, dots.slice(0, shownTo + 1).map((pair, j) => pair[j === k ? 1 : 0])), sv("g", null, ghosts), price, sv("g", null, roads(kx, ky, path, X_, Y_)), twin.ok && nudging() ? handle(path, kx, ky, X_, Y_, toTheta) : null]);
   };
 }
 const mapSays = (i) => `Map of ${X.plane.labels.join(" and ")}: contours of the inner loss, the path to θ${subscript(pointAt(i))} at ${vectorText(flat("theta", pointAt(i)) || [NaN])}${ghost() && ghost().path ? `, and the changed path to ${vectorText(ghost().path[J])}` : ""}`;
@@ -112,8 +112,7 @@ function roads(kx, ky, path, X_, Y_) {
 }
 function handle(path, kx, ky, X_, Y_, toTheta) {
   const nudge = changedNow.nudge || { j: nudgeStep(), delta: [] }, base = path[nudge.j], at_ = [base[0] + (nudge.delta[kx] || 0), base[1] + (nudge.delta[ky] || 0)];
-  const grip = s("circle", { class: "handle", cx: X_(at_[0]), cy: Y_(at_[1]), r: 10 }, s("title", null, `Drag θ${subscript(nudge.j)}`));
-  grip.addEventListener("pointerdown", (e) => {
+  const drag = (e) => {
     e.preventDefault();
     const svg = $("map").querySelector(".draw"), move = (event) => {
       const box = svg.getBoundingClientRect(), [x, y] = toTheta(event.clientX - box.left, event.clientY - box.top), delta = new Array(D.parameters).fill(0);
@@ -124,25 +123,28 @@ function handle(path, kx, ky, X_, Y_, toTheta) {
     const end = () => { removeEventListener("pointermove", move); removeEventListener("pointerup", end); };
     addEventListener("pointermove", move);
     addEventListener("pointerup", end);
-  });
-  return grip;
+  };
+  return sv("circle", { class: "handle", cx: X_(at_[0]), cy: Y_(at_[1]), r: 10, pointerdown: drag }, sv("title", null, `Drag θ${subscript(nudge.j)}`));
 }
 function fitMap() {
   const holder = $("map").querySelector(".draw"), fits = X.fit;
+  const svg = s("svg", { role: "img" });
   return function draw(i) {
+    if (!svg.isConnected) holder.replaceChildren(svg);
     const [W, H] = sizeOf(holder), k = pointAt(i), run = ghost(), grid = fits[0].x, left = 36, bottom = 28, all = [...fits.flatMap((f) => f.y), ...fits[0].support.map((p) => p[1]), ...fits[0].query.map((p) => p[1])];
     const low = Math.min(...all), high = Math.max(...all), X_ = (v) => left + ((v - grid[0]) / (grid[grid.length - 1] - grid[0])) * (W - left - 10), Y_ = (v) => 6 + ((high - v) / (high - low)) * (H - bottom - 6);
     const line = (ys) => grid.map((x, n) => `${n ? "L" : "M"}${X_(x).toFixed(1)} ${Y_(ys[n]).toFixed(1)}`).join(""), predict = twin.ok && twin.loss.predict;
     const parts = [
-      ...[low, 0, high].map((v) => s("text", { x: left - 5, y: Y_(v) + 4, "text-anchor": "end" }, v === 0 ? "0" : Number(v.toPrecision(2)))), s("line", { class: "axis", x1: left, x2: W - 10, y1: Y_(0), y2: Y_(0) }),
-      s("text", { x: (left + W) / 2, y: H - 4, "text-anchor": "middle" }, "input x (y upwards)"), ...[grid[0], grid[grid.length - 1]].map((v, n) => s("text", { x: X_(v), y: H - 4, "text-anchor": n ? "end" : "start" }, v)),
-      s("path", { d: line(fits[0].y), fill: "none", stroke: "var(--edge)", "stroke-width": 1.5 }, s("title", null, "the network at θ₀")),
-      s("path", { class: "path", d: line(fits[k].y) }, s("title", null, `the network at θ${subscript(k)}`)),
-      run && run.path && predict ? s("path", { class: "ghost", d: line(grid.map((x) => predict(run.path[J], x))) }, s("title", null, "the changed run at its end")) : null,
-      ...fits[0].support.map(([x, y]) => s("circle", { cx: X_(x), cy: Y_(y), r: 3.6, fill: "var(--negative)" }, s("title", null, "a training point"))),
-      ...fits[0].query.map(([x, y]) => s("circle", { cx: X_(x), cy: Y_(y), r: 3.6, fill: "none", stroke: "var(--backward)", "stroke-width": 1.6 }, s("title", null, "a validation point"))),
+      ...[low, 0, high].map((v) => sv("text", { x: left - 5, y: Y_(v) + 4, "text-anchor": "end" }, v === 0 ? "0" : Number(v.toPrecision(2)))), sv("line", { class: "axis", x1: left, x2: W - 10, y1: Y_(0), y2: Y_(0) }),
+      sv("text", { x: (left + W) / 2, y: H - 4, "text-anchor": "middle" }, "input x (y upwards)"), ...[grid[0], grid[grid.length - 1]].map((v, n) => sv("text", { x: X_(v), y: H - 4, "text-anchor": n ? "end" : "start" }, v)),
+      sv("path", { d: line(fits[0].y), fill: "none", stroke: "var(--edge)", "stroke-width": 1.5 }, sv("title", null, "the network at θ₀")),
+      sv("path", { class: "path", d: line(fits[k].y) }, sv("title", null, `the network at θ${subscript(k)}`)),
+      run && run.path && predict ? sv("path", { class: "ghost", d: line(grid.map((x) => predict(run.path[J], x))) }, sv("title", null, "the changed run at its end")) : null,
+      ...fits[0].support.map(([x, y]) => sv("circle", { cx: X_(x), cy: Y_(y), r: 3.6, fill: "var(--negative)" }, sv("title", null, "a training point"))),
+      ...fits[0].query.map(([x, y]) => sv("circle", { cx: X_(x), cy: Y_(y), r: 3.6, fill: "none", stroke: "var(--backward)", "stroke-width": 1.6 }, sv("title", null, "a validation point"))),
     ];
-    holder.replaceChildren(NS(s("svg", { role: "img", "aria-label": `The data and the network's curve at θ${subscript(k)}` }, ...parts.filter(Boolean)), W, H));
+    NS(svg, W, H).setAttribute("aria-label", `The data and the network's curve at θ${subscript(k)}`);
+    patch(svg, parts);
   };
 }
 function lossMap() {

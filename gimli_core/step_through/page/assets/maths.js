@@ -1,14 +1,28 @@
 // MathML: symbols that explain themselves, vectors, matrices, and sums whose printed terms add up.
 const MATH = "http://www.w3.org/1998/Math/MathML";
-const m = (tag, ...children) => build(MATH, tag, null, children);
+const m = (tag, ...children) => sketch(MATH, tag, null, children);
 const mo = (x) => m("mo", x);
-const explained = (node, symbol) => { if (known(symbol)) node.setAttribute("data-symbol", symbol); return node; };
-const mi = (x) => { const e = m("mi", x); if (x.length > 1) e.setAttribute("mathvariant", "normal"); return explained(e, x.replace("′", "")); };
+const explained = (node, symbol) => { if (known(symbol)) node.attributes["data-symbol"] = symbol; return node; };
+const mi = (x) => { const e = m("mi", x); if (x.length > 1) e.attributes.mathvariant = "normal"; return explained(e, x.replace("′", "")); };
 const mn = (x, print = fmt) => { const t = typeof x === "number" ? print(x) : fmt(x); return t[0] === "−" ? m("mrow", mo("−"), m("mn", t.slice(1))) : m("mn", t); };
 const word = (text) => m("mtext", text);
 const sub = (x, j) => { const e = m("msub", typeof x === "string" ? mi(x) : x, typeof j === "number" ? m("mn", String(j)) : word(j)); return typeof x === "string" ? explained(e, x) : e; };
 const sup = (x, j) => m("msup", typeof x === "string" ? mi(x) : x, typeof j === "number" ? m("mn", String(j)) : word(j));
 const plain = (...parts) => m("mrow", ...parts.map((p) => (typeof p === "string" ? mo(p) : p)));
+// An equation in pieces that may stand below each other: it breaks before a relation, before a sum's sign, and before a matrix.
+const BREAKS = new Set(["=", "+", "−", "+=", "←", "/"]);
+function inPieces(row) {
+  const pieces = [];
+  let depth = 0, before = null;
+  for (const child of row.children) {
+    const text = child.tag === "mo" ? child.children[0] : null, sign = depth === 0 && BREAKS.has(text) && before && before.tag !== "mo";
+    if (!pieces.length || sign || (before && before.tag === "mrow" && child.tag === "mrow")) pieces.push([]);
+    pieces.at(-1).push(sign ? sketch(MATH, "mo", { form: "infix" }, child.children) : child);
+    depth += text === "(" ? 1 : text === ")" ? -1 : 0;
+    before = text === ")" ? { tag: "mrow" } : child;
+  }
+  return pieces.map((piece) => m("math", ...piece));
+}
 const prime = (x) => mi(`${x}′`);
 const partial = (top, bottom) => m("mfrac", m("mrow", mo("∂"), top), m("mrow", mo("∂"), bottom));
 const over = (top, bottom) => m("mfrac", m("mrow", ...[top].flat()), m("mrow", ...[bottom].flat()));

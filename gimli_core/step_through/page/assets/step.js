@@ -44,7 +44,7 @@ function stepNumbers(i) {
 const optText = () => { const [name, x] = Object.entries(D.hyper).find(([, v]) => v !== 0) || []; return name ? `${name} = ${brief(x)}` : ""; };
 const lossText = () => { const leaf = D.A.find((l) => l.kind === "A_loss"); return leaf ? leafName(leaf).slice(0, 14) : ""; };
 const BACK_SYMBOLS = { theta: "B_j", next: "B_j₊₁", G: "V_j", s: "S_j", snext: "S_j₊₁", opt: "A_opt +=", loss: "A_loss +=" };
-let pickedEdge = null;
+let pickedEdge = null, edgeSays = "";
 function drawStep(i) {
   const holder = $("step").querySelector(".draw"), [W, H] = sizeOf(holder), { j, back, box, edge } = stepNumbers(i), line = E.line[i];
   const flatBoxes = H < (D.slots.length ? 215 : 165) * em(), bw = Math.min(flatBoxes ? 170 * em() : 148 * em(), W * (flatBoxes ? 0.42 : 0.345)), bh = (flatBoxes ? 21 : 40) * em(), tight = D.slots.length ? 1 : flatBoxes ? 1.1 : 1.12;
@@ -60,23 +60,22 @@ function drawStep(i) {
     const along = flatBoxes && !e.state ? 0.5 : back ? 1 - e.at : e.at, tx = ax + along * (bx - ax), ty = ay + along * (by - ay), number = edge[e.name];
     const lit = (LIT[line] || []).includes(e.name) && e.lines.includes(line), closed = Object.entries(CLOSES).some(([k, names]) => changedNow.closed[k] && names.includes(e.name));
     const words = e.says.replaceAll("_j₊₁", subscript(j + 1)).replaceAll("_j", subscript(j));
-    const say = () => { pickedEdge = e.name; $("edge").replaceChildren(h("b", null, `${indexed(BACK_SYMBOLS[back ? e.to : e.from] === undefined ? "" : STEP_BOXES[e.from][2])} → ${indexed(STEP_BOXES[e.to][2])}${e.factor ? `, factor ${e.factor}` : ""}${number ? `, now ${number}` : ""}: `), ...typeset(words)); };
-    const node = s("g", { class: `edge-line${lit ? " lit" : ""}${closed ? " closed" : ""}`, role: "button", tabindex: 0, "data-edge": e.name, "aria-label": `Arrow from ${STEP_BOXES[e.from][2]} to ${STEP_BOXES[e.to][2]}: ${words}`, click: say, focus: say, keydown: (event) => { if (event.key === "Enter") say(); } },
-      s("path", { class: "grip", d: `M${ax} ${ay}L${bx} ${by}` }), s("path", { d: `M${ax.toFixed(1)} ${ay.toFixed(1)}L${bx.toFixed(1)} ${by.toFixed(1)}M${wing(0.45)}L${bx.toFixed(1)} ${by.toFixed(1)}L${wing(-0.45)}` }));
-    labels.push(s("g", { class: `edge-line label${lit ? " lit" : ""}`, "aria-hidden": "true" }, s("text", { x: tx, y: ty + (!flatBoxes ? e.dy : e.name === "direct" ? 19 * em() : 4), "text-anchor": e.name === "into" ? "end" : "middle" }, (flatBoxes && e.state) || (e.name === "into" && !lit) ? "" : (e.state || e.name === "through") && !lit ? e.factor : number || e.factor)));
+    const head = `${indexed(STEP_BOXES[e.from][2])} → ${indexed(STEP_BOXES[e.to][2])}${e.factor ? `, factor ${e.factor}` : ""}${number ? `, now ${number}` : ""}: `;
+    const say = () => { pickedEdge = e.name; if (edgeSays !== head + words) { edgeSays = head + words; $("edge").replaceChildren(h("b", null, head), ...typeset(words)); } };
+    const node = sv("g", { class: `edge-line${lit ? " lit" : ""}${closed ? " closed" : ""}`, role: "button", tabindex: 0, "data-edge": e.name, "aria-label": `Arrow from ${STEP_BOXES[e.from][2]} to ${STEP_BOXES[e.to][2]}: ${words}`, click: say, focus: say, keydown: (event) => { if (event.key === "Enter") say(); } },
+      sv("path", { class: "grip", d: `M${ax} ${ay}L${bx} ${by}` }), sv("path", { d: `M${ax.toFixed(1)} ${ay.toFixed(1)}L${bx.toFixed(1)} ${by.toFixed(1)}M${wing(0.45)}L${bx.toFixed(1)} ${by.toFixed(1)}L${wing(-0.45)}` }));
+    labels.push(sv("g", { class: `edge-line label${lit ? " lit" : ""}`, "aria-hidden": "true" }, sv("text", { x: tx, y: ty + (!flatBoxes ? e.dy : e.name === "direct" ? 19 * em() : 4), "text-anchor": e.name === "into" ? "end" : "middle" }, (flatBoxes && e.state) || (e.name === "into" && !lit) ? "" : (e.state || e.name === "through") && !lit ? e.factor : number || e.factor)));
     if (pickedEdge === e.name) say();
     return node;
   });
   const boxes = Object.keys(STEP_BOXES).filter((k) => (k !== "s" && k !== "snext" || D.slots.length) && (k !== "opt" || hasOpt) && (k !== "loss" || hasLoss)).map((k) => {
     const [x, y] = centre(k), fresh = (FRESH[line] || []).includes(k), symbol = back ? BACK_SYMBOLS[k] : STEP_BOXES[k][2];
     const tip = { theta: back ? "B" : "θ", next: back ? "B" : "θ", G: back ? "V" : "G", s: back ? "S" : "s", snext: back ? "S" : "s", opt: back ? "A" : "φ", loss: back ? "A" : "φ" }[k];
-    return s("g", { class: `box${fresh ? " new" : ""}`, "data-box": k, "data-symbol": tip }, s("rect", { x: x - bw / 2, y: y - bh / 2, width: bw, height: bh }),
-      ...(flatBoxes ? [s("text", { class: "number", x, y: y + 4, "text-anchor": "middle" }, s("tspan", { class: "symbol" }, ...svgSymbols(indexed(symbol))), s("tspan", null, ` ${box[k] || "·"}`))]
-        : [s("text", { class: "symbol", x, y: y - bh / 2 + bh * 0.42, "text-anchor": "middle" }, ...svgSymbols(indexed(symbol))), s("text", { class: "number", x, y: y + bh * 0.36, "text-anchor": "middle" }, box[k] || "·")]));
+    return sv("g", { class: `box${fresh ? " new" : ""}`, "data-box": k, "data-symbol": tip }, sv("rect", { x: x - bw / 2, y: y - bh / 2, width: bw, height: bh }),
+      ...(flatBoxes ? [sv("text", { class: "number", x, y: y + 4, "text-anchor": "middle" }, sv("tspan", { class: "symbol" }, ...svgSymbols(indexed(symbol))), sv("tspan", null, ` ${box[k] || "·"}`))]
+        : [sv("text", { class: "symbol", x, y: y - bh / 2 + bh * 0.42, "text-anchor": "middle" }, ...svgSymbols(indexed(symbol))), sv("text", { class: "number", x, y: y + bh * 0.36, "text-anchor": "middle" }, box[k] || "·")]));
   });
-  const active = document.activeElement, keep = active && holder.contains(active) ? active.dataset.edge : null;
-  holder.replaceChildren(NS(s("svg", { role: "group", "aria-label": `Step ${j}, read ${back ? "backwards: the boxes hold prices" : "forwards"}` }, ...parts, ...labels, ...boxes), W, H));
-  $("step-title").textContent = `Step ${j}, read ${back ? "backwards ←" : "forwards →"}`;
-  if (!pickedEdge) $("edge").textContent = "Tap an arrow: what it carries, and where from.";
-  if (keep) { const again = holder.querySelector(`[data-edge="${keep}"]`); if (again) again.focus({ preventScroll: true }); }
+  patch(holder, [sv("svg", { role: "group", viewBox: `0 0 ${W} ${H}`, "aria-label": `Step ${j}, read ${back ? "backwards: the boxes hold prices" : "forwards"}` }, parts, labels, boxes)]);
+  write("step-title", `Step ${j}, read ${back ? "backwards ←" : "forwards →"}`);
+  if (!pickedEdge) write("edge", "Tap an arrow: what it carries, and where from.");
 }

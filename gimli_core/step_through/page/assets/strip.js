@@ -42,9 +42,8 @@ function strip() {
     knob.setAttribute("cx", x); knob.setAttribute("cy", back ? lane * 1.5 : lane / 2);
     shade.setAttribute("x", back ? x : left); shade.setAttribute("width", Math.max(0, back ? W - right - x : x - left));
     const done = !back ? J + 1 : E.line[i] >= (leaf && leaf.kind === "A_loss" ? 13 : 12) ? j : j + 1;
-    for (const bar_ of bars) if (bar_) bar_.style.opacity = Number(bar_.dataset.bar) >= done ? 1 : 0.22;
-    held.replaceChildren(...D.held.filter(([, , from, to]) => from <= i && i < to).map(([kind, k]) => kind === "graph"
-      ? s("path", { d: `M${X_(k)} ${lane - 4}l4 4l-4 4l-4 -4z`, fill: "var(--forward)" }) : s("rect", { x: X_(k) - 3, y: lane - 3, width: 6, height: 6, fill: "var(--soft)" })));
+    bars.forEach((bar_, k) => { if (bar_) bar_.classList.toggle("to-come", k < done); });
+    patch(held, D.held.filter(([, , from, to]) => from <= i && i < to).map(([kind, k]) => sv("path", kind === "graph" ? { d: `M${X_(k)} ${lane - 4}l4 4l-4 4l-4 -4z`, fill: "var(--forward)" } : { d: `M${X_(k) - 3} ${lane - 3}h6v6h-6z`, fill: "var(--soft)" })));
     const run = ghost();
     ghostLine.setAttribute("d", run && run.losses && lossScale ? run.losses.map((v, k) => `${k ? "L" : "M"}${X_(k).toFixed(1)} ${Math.max(-4, Math.min(lane, lossScale.Y(Math.max(v, lossScale.log ? 1e-300 : -Infinity)))).toFixed(1)}`).join("") : "");
   };

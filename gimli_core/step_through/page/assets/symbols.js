@@ -38,7 +38,7 @@ function symbolWord(text, seen) {
 const typeset = (text, seen) => String(text).split(WORDS).filter(Boolean).map((part) => (WORDS.test(part) && part.length < 24 && (seen || part.includes("_")) ? symbolWord(part, seen) : part)).flat();
 
 // The same inside a drawing, where there is no sub element.
-const svgSymbols = (text) => text.split(/_(opt|loss|val)/).map((part, n) => (n % 2 ? s("tspan", { dy: "0.25em", "font-size": "0.8em" }, part) : s("tspan", n ? { dy: "-0.2em" } : null, part)));
+const svgSymbols = (text) => text.split(/_(opt|loss|val)/).map((part, n) => (n % 2 ? sv("tspan", { dy: "0.25em", "font-size": "0.8em" }, part) : sv("tspan", n ? { dy: "-0.2em" } : null, part)));
 function tipFor(target) {
   const holder = target instanceof Element ? target.closest("[data-symbol]") : null, tip = $("tip");
   if (!holder || !known(holder.dataset.symbol)) { tip.hidden = true; return; }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, tensors_of_run
 from gimli_core.errors import notice, unexpected
 from gimli_core.memory.agreed import agreed_all
+from gimli_core.memory.allocator import long_lived
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.pilot import Maker
 from gimli_core.memory.schedules.actions import Schedule
@@ -131,7 +132,9 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     compile = False if wants.changes else call.compile
     inputs, compiled = recall.recalled(look, call), None
     if inputs is None or _asks(inputs, schedule, compile, wants):
-        with looking(call):
+        with ExitStack() as look_around:
+            with long_lived() if schedule.compact else nullcontext():
+                look_around.enter_context(looking(call))  # its copies go back whole, and leave the run no holes
             if inputs is None or not recall.as_before(inputs):
                 inputs = checked(call, schedule, wants)
                 recall.remember(look, inputs, call.problem)

@@ -143,11 +143,8 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
 
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
-        asks = isinstance(settled, Budget) or resume is not None  # for batches, before the run
-        run_of = inputs
-        if steps.eager and not (wants.start or wants.lines or resume is not None or inputs.form.mesh is not None):
-            run_of = replace(inputs, form=replace(inputs.form, learned_start=False))
-        with looking(call) if asks else nullcontext():
+        with looking(call) if isinstance(settled, Budget) or resume is not None else nullcontext():  # asks for batches
+            run_of = wants.of(inputs) if steps.eager and resume is None else inputs
             run: Any = scheduled(run_of, settled, steps, resume, weighed=wants.weighed)
         if compile == "auto" and steps.eager and not run.schedule.compact:
             run = Clocked(run, watched=wants.lines)
@@ -169,11 +166,9 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
         keep_apart(call)
         return _prepared(call, wants, None)
 
-    if wants.forward_only:
-        return scheduled_by(EagerSteps())
     form, values = inputs.form, inputs.values
     if compiled is None or isinstance(compiled, CompiledSteps):
-        return scheduled_by(compiled or EagerSteps(), call.resume)
+        return scheduled_by(compiled or EagerSteps(), None if wants.forward_only else call.resume)
     if isinstance(compiled, CompiledWhole):
         tensors = tensors_of_run(inputs)
         recall.remember_whole(look, compiled, tensors, call.problem)

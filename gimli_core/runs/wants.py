@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from gimli_core.arguments.inputs import Inputs
 
 __all__ = ["Wants"]
 
@@ -24,3 +26,9 @@ class Wants:
     def names(self) -> bool:
         """Whether tensors must stay apart."""
         return self.lines or self.changes
+
+    def of(self, inputs: Inputs) -> Inputs:
+        """The inputs; without the first step's V_j Hessian where nobody asks for B_0 or is shown it."""
+        if self.start or self.lines or inputs.form.mesh is not None:
+            return inputs
+        return replace(inputs, form=replace(inputs.form, learned_start=False))

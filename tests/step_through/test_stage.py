@@ -77,6 +77,14 @@ def test_the_stage_fills_the_first_screen_and_never_moves(
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
 
 
+def test_a_change_of_layout_leaves_the_moments_numbers(opened: Open, lesson_page: Pages) -> None:
+    page = opened(lesson_page("momentum"), "#line=14&j=5", viewport=WIDE)
+    before = page.text_content("#formula .current")
+    page.keyboard.press("p")
+    page.set_viewport_size(PHONE)
+    assert page.text_content("#formula .current") == before
+
+
 @pytest.mark.parametrize("viewport", [WIDE, PHONE, NARROW], ids=["wide", "phone", "narrow"])
 @pytest.mark.parametrize("name", LESSONS)
 def test_the_line_is_shown_whole(opened: Open, lesson_page: Pages, name: str, viewport: dict[str, int]) -> None:

@@ -72,4 +72,5 @@ function measureFormulas() {
   const tallest = Math.max(...written.map((sheet) => sheet.getBoundingClientRect().height)), rest = $("now").clientHeight - holder.clientHeight;
   holder.classList.remove("measured");
   $("stage").parentElement.style.setProperty("--line", `${Math.ceil(tallest + rest + 8)}px`);
+  if (sheetNow) drawFormula(at); // the moment's own numbers again
 }

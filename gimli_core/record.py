@@ -72,7 +72,7 @@ class Event(NamedTuple):
 
     `values` is keyed by the paper's symbols, with the index that the line gives them: at line 6 of step j,
     "theta" is theta_{j+1}; at line 14, "B" is B_j. The engine goes on with what it finds in `values` when
-    it is resumed: a consumer that puts another tensor there intervenes. `given` is what the line used.
+    it is resumed: a consumer that puts another tensor there intervenes. `inputs` are what the line used.
     `replay` tells a step that had been run before.
 
     >>> import torch, gimli_core as gimli

@@ -35,9 +35,9 @@ import numpy as np
 
 __all__ = [
     "LOW",
+    "footprint",
     "fresh_seconds",
     "give_back",
-    "held",
     "in_use",
     "keeper",
     "long_lived",
@@ -61,7 +61,7 @@ BLOCKS = int(MANY) if MANY.isdigit() else 65536  # that may be mapped; glibc's o
 # the largest that it does not take from the C library are of 512.
 SMALL_OBJECT = 128
 
-_reuse = {"depth": 0, "left": False}  # how many `reusing` are entered; whether one has left memory to the process
+_reuse = {"depth": 0}  # how many `reusing` are entered
 
 
 @contextmanager
@@ -88,15 +88,15 @@ def reusing() -> Iterator[None]:
         yield
     finally:
         _reuse["depth"] -= 1
-        _reuse["left"] = True
         if not _reuse["depth"]:
             mallopt(M_MMAP_MAX, BLOCKS)
 
 
 def give_back() -> None:
-    """Give back what `reusing` has left."""
-    if _reuse["left"] and separates():
-        _reuse["left"] = False
+    """Give back what is free before a run that is to take the least memory: what `reusing` has left, and the holes of
+    what was copied and tried before the run, in which its tensors would lie apart (6 % of its peak).
+    """
+    if separates():
         trimmed()
 
 
@@ -169,7 +169,7 @@ def resident() -> int:
     return (pages - of_files) * resource.getpagesize()
 
 
-def held() -> int:
+def footprint() -> int:
     """Bytes that this process occupies with its libraries' code, once free holes are given back; 0 elsewhere than on
     Linux with glibc.
     """

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.errors import unexpected
 from gimli_core.memory.agreed import agreed_bytes
-from gimli_core.memory.allocator import held, keeper
+from gimli_core.memory.allocator import footprint, keeper
 from gimli_core.memory.batch_sizes import no_larger_batches
 from gimli_core.memory.measure import costs_of
 from gimli_core.memory.pilot import PIECES, Maker, counted
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.budget import Budget, choose, estimate
 from gimli_core.memory.schedules.checkpoint import Checkpoint
+from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.memory.schedules.sizes import show_size
 
-__all__ = ["begun", "settle"]
+__all__ = ["begun", "schedule_of_call", "settle"]
 
 
 def begun(schedule: Schedule | None) -> Schedule | None:
     """The schedule of a call that comes now: a budget counts from what the process occupies at this moment."""
     fresh = isinstance(schedule, Budget) and schedule.before is None
-    return schedule.above(held()) if fresh and isinstance(schedule, Budget) else schedule
+    return schedule.above(footprint()) if fresh and isinstance(schedule, Budget) else schedule
 
 
 def _loaded(budget: Budget, inputs: Inputs) -> int:
@@ -34,7 +36,7 @@ def _loaded(budget: Budget, inputs: Inputs) -> int:
     """
     if budget.before is None or inputs.device.type != "cpu":
         return 0
-    loaded = held() - budget.before
+    loaded = footprint() - budget.before
     return agreed_bytes(inputs.form.mesh, loaded if loaded > PIECES // 2 else 0)
 
 
@@ -74,3 +76,15 @@ def settle(
     transient = max(act.transient for act in acts)
     most = estimate(chosen, steps, costs)[0] - transient - costs.room // 3
     return chosen, no_larger_batches(schedule, inputs), lambda: keep(most)
+
+
+def schedule_of_call(call: Call) -> Schedule:
+    """The schedule to run; by default `RetainGraphs`, for speed."""
+    memory = call.memory
+    if memory is None:
+        return RetainGraphs(compact=False)
+    if not isinstance(memory, Schedule):
+        called = "Call it: memory=gimli.memory.StoreStates()."
+        hint = called if isinstance(memory, type) else "For example gimli.memory.StoreStates()."
+        raise unexpected("memory", "a schedule of gimli.memory", repr(memory), hint)
+    return memory

@@ -90,7 +90,9 @@ def _digest(thing: Any, *, values: bool) -> str:
                 add(_code(x))
             else:
                 digest.update(type(x).__qualname__.encode())
-                add({k: v for k, v in getattr(x, "__dict__", {}).items() if not isinstance(v, nn.Module)})
+                unlike = {f.name for f in getattr(x, "__dataclass_fields__", {}).values() if not f.compare}
+                attributes = getattr(x, "__dict__", {}).items()  # but what two that are equal may have differently
+                add({k: v for k, v in attributes if k not in unlike and not isinstance(v, nn.Module)})
 
     add(thing)
     return digest.hexdigest()[:16]

@@ -24,8 +24,7 @@ from gimli_core.memory.pilot import Maker
 from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.budget import Budget
 from gimli_core.memory.schedules.forward_only import ForwardOnly
-from gimli_core.memory.schedules.retain_graphs import RetainGraphs
-from gimli_core.memory.settle import begun, settle
+from gimli_core.memory.settle import begun, schedule_of_call, settle
 from gimli_core.processes.agreement import together
 from gimli_core.processes.mesh import check_mesh
 from gimli_core.requirements.examine import require
@@ -46,7 +45,7 @@ from gimli_core.transforms.one_vector import LeftAlone, OneVector
 from gimli_core.transforms.over_tasks import TasksApart
 from gimli_core.transforms.tasks import check_tasks
 
-__all__ = ["checked", "make_run", "makers", "schedule_of_call", "scheduled"]
+__all__ = ["checked", "make_run", "makers", "scheduled"]
 
 
 def make_run(call: Call, wants: Wants | None = None) -> Run:
@@ -236,15 +235,3 @@ def makers(steps: Steps, *, weighed: bool = False) -> tuple[Maker, Maker | None]
         return lambda inputs, schedule: ScheduledRun(inputs, schedule, steps, weighed=weighed)
 
     return by(EagerSteps()), None if steps.eager else by(steps)
-
-
-def schedule_of_call(call: Call) -> Schedule:
-    """The schedule to run; by default `RetainGraphs`, for speed."""
-    memory = call.memory
-    if memory is None:
-        return RetainGraphs(compact=False)
-    if not isinstance(memory, Schedule):
-        called = "Call it: memory=gimli.memory.StoreStates()."
-        hint = called if isinstance(memory, type) else "For example gimli.memory.StoreStates()."
-        raise unexpected("memory", "a schedule of gimli.memory", repr(memory), hint)
-    return memory

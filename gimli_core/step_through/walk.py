@@ -16,12 +16,13 @@ from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.errors import closest, listing, unexpected
 from gimli_core.memory.schedules.actions import Schedule
+from gimli_core.memory.settle import schedule_of_call
 from gimli_core.notation import State
 from gimli_core.problem import Problem
 from gimli_core.processes.mesh import Mesh, check_mesh
 from gimli_core.record import Event
 from gimli_core.results import MetaGradient
-from gimli_core.runs.make_run import make_run, schedule_of_call
+from gimli_core.runs.make_run import make_run
 from gimli_core.runs.wants import Wants
 from gimli_core.step_through.interventions import CHANGEABLE, Intervention, merged
 from gimli_core.step_through.moment import Moment

@@ -101,13 +101,13 @@ def _packed(data: Mapping[str, Any], stride: int) -> dict[str, Any]:
         },
         "follow": [
             {"label": one["label"], "q": {name: _row(values, range(length)) for name, values in one["q"].items()}}
-            for one in ([] if stride == 1 and _whole(data) else data["follow"])
+            for one in ([] if stride == 1 and _shows_all(data) else data["follow"])
         ],
         **{key: [m if j in kept else None for j, m in enumerate(data[key])] for key in ("hessian", "jacobian")},
     }
 
 
-def _whole(data: Mapping[str, Any]) -> bool:
+def _shows_all(data: Mapping[str, Any]) -> bool:
     """Whether every entry of theta stands on the page, so that the followed ones need not stand there twice."""
     by_step = data["q"].get("theta", {"cells": {}})["cells"].values()
     return bool(by_step) and all(cells and all(cell.get("v") for cell in cells) for cells in by_step)

@@ -93,7 +93,7 @@ class _Kept:
                 self._all(list(value.values() if isinstance(value, dict) else value), depth)
         elif (put_back := _generator(value)) is not None:
             self._restorers.append(put_back)
-        elif _is_users(type(value)):
+        elif _is_users(type(value)):  # type: ignore[arg-type] # classes can be hashed
             self._attributes(value, frozenset(), depth)
             if callable(value):
                 self.visit(type(value).__call__, depth)
@@ -127,7 +127,7 @@ class _Kept:
             self._room = sys.maxsize
         else:
             depth += 1
-        slots = {k: getattr(owner, k) for k in _slots(type(owner)) if hasattr(owner, k)}
+        slots = {k: getattr(owner, k) for k in _slots(type(owner)) if hasattr(owner, k)}  # type: ignore[arg-type]
         self._restorers += [functools.partial(setattr, owner, k, v) for k, v in slots.items()]
         attributes = getattr(owner, "__dict__", {})
         before = {k: v for k, v in attributes.items() if k not in left_out}

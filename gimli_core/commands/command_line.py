@@ -8,6 +8,7 @@ subcommand that uses it.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -43,6 +44,7 @@ COMMANDS = {
 }
 
 FAILED, INTERRUPTED, CUT_OFF = 2, 130, 141  # the latter two as a shell reports SIGINT and SIGPIPE
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # of standard output on a full disk
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,6 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`, say) has what it wants; keep the interpreter's last flush quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CUT_OFF
+    except OSError as error:
+        if error.errno not in UNWRITTEN or error.filename is not None:
+            return _refusal(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _complain(f"the output could not be written: {error.strerror}. Nothing of it is certain to be there.")
     except Exception as error:
         return _refusal(error)
 

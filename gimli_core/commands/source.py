@@ -100,17 +100,18 @@ def users_arguments(target: str, takes: Callable[..., object], public: str) -> d
 def users_code(what: str) -> Iterator[None]:
     """Around a call that runs a user's code: what it raises, and `sys.exit` in it, becomes one clear line.
 
-    Errors that gimli_core raises on purpose, an interruption and a reader that has gone pass through; so does a
-    package that is missing, be it one that gimli_core itself needs or the very module that was asked for.
+    What is no `Exception` counts too, as pytest's `skip` is none. Errors that gimli_core raises on purpose, an
+    interruption and a reader that has gone pass through; so does a package that is missing, be it one that gimli_core
+    itself needs or the very module that was asked for.
 
     Raises:
         ArgumentError: the code raised, or left.
     """
     try:
         yield
-    except (GimliError, BrokenPipeError):
+    except (GimliError, BrokenPipeError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)
         way_there = (__file__, importlib.__file__)
         users = [f for f in frames if not f.filename.startswith("<frozen") and f.filename not in way_there]

@@ -51,21 +51,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.problem and arguments.case:
+    users_own = arguments.problem is not None  # "" too: a variable that is empty asks for no bundled case
+    if users_own and arguments.case:
         raise unexpected("gimli verify", "MODULE:FUNCTION or --case", "both", "Leave one out.")
     if arguments.page:
         check_writable("--page", arguments.page)
     if arguments.json not in (None, "-"):
         check_writable("--json", arguments.json)
-    names = [arguments.problem] if arguments.problem else arguments.case or list(CASES)
-    in_full, show = bool(arguments.problem or arguments.case), arguments.json != "-"
+    names = [arguments.problem] if users_own else arguments.case or list(CASES)
+    in_full, show = bool(users_own or arguments.case), arguments.json != "-"
     if show and not in_full:
         print(_row("case", ["entries", *FAMILIES], "verdict"))
     reports: dict[str, Report] = {}
     with torch.random.fork_rng():
         for name in names:
             torch.manual_seed(0)
-            asked = users_arguments(name, verify, "gimli.verify") if arguments.problem else _bundled(name)
+            asked = users_arguments(name, verify, "gimli.verify") if users_own else _bundled(name)
             with users_code(f"source {name!r}"):
                 reports[name] = report = verify(**asked)
             if show and not in_full:
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
                 cells = [str(report.entries), *("-" if e is None else f"{e:.0e}" for e in errors)]
                 print(_row(name, cells, "ok" if report.ok else "WRONG"), flush=True)
             if show and (in_full or not report.ok):
-                print(printable(name) if arguments.problem else f"{name}: {CASES[name].about}")
+                print(printable(name) if users_own else f"{name}: {CASES[name].about}")
                 _print(report)
             if report.finding is not None and all(r.finding is None for n, r in reports.items() if n != name):
                 _lead_to(report.finding, asked, name, arguments)

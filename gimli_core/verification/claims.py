@@ -36,6 +36,9 @@ def entries_of(nested: Mapping[str, Any] | None, entries: Entries, argument: str
             expected = f"shape {list(entries[key].shape)}, as in a result"
             remedy = "Give the derivative with respect to all of it."
             raise unexpected(f"{argument}: {label(key)}", expected, str(list(value.shape)), remedy)
+    if nested is not None and not flat:
+        do = "Leave it out to have the engine judged alone."
+        raise unexpected(argument, "at least one derivative", "none", do)
     return flat
 
 

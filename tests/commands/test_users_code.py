@@ -48,6 +48,12 @@ CASES = {
     "raises in the function": ({"in_function": "raise KeyError(7)"}, "mine:build", "KeyError: 7 (mine.py, line 11)"),
     "leaves in the loss": ({"in_loss": "sys.exit(0)"}, "mine:build", "sys.exit(0)"),
     "raises in the loss": ({"in_loss": "raise KeyError('x')"}, "mine:build", "KeyError"),
+    "skips in the function": (
+        {"in_function": "import pytest; pytest.skip('not here')"},
+        "mine:build",
+        "Skipped: not here (mine.py, line 11)",
+    ),
+    "stops a generator": ({"in_loss": "raise GeneratorExit"}, "mine:build", "GeneratorExit"),
     "misses a package in the loss": ({"in_loss": "import nowhere_at_all"}, "mine:build", "nowhere_at_all"),
     "needs an argument": ({"parameters": "x"}, "mine:build", "missing a required argument: 'x'"),
     "returns nothing": ({"in_function": "return"}, "mine:build", "a NoneType"),
@@ -121,6 +127,27 @@ def test_nothing_checked_is_not_ok(
     monkeypatch.setattr(verify, "verify", lambda problem, **rest: Report(()))
     assert main(["verify", "mine:build"]) == 1
     assert "not verified: nothing was checked" in capsys.readouterr().out
+
+
+def test_an_empty_name_is_no_wish_for_the_bundled_cases(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", ""]) == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert "source '': expected MODULE:FUNCTION" in printed.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
+@pytest.mark.parametrize("shown", [[], ["--json"]])
+def test_output_that_cannot_be_written_is_one_line_and_a_2(
+    shown: list[str], module: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(module, {})
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["verify", "mine:build", *shown]) == 2
+    printed = capfd.readouterr()
+    assert printed.err.startswith("gimli: the output could not be written: No space left on device.")
+    assert printed.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("way", ["trace", "step"])

@@ -14,7 +14,7 @@ from gimli_core.step_through.terminal.expressions import QUANTITIES, assignment,
 from gimli_core.step_through.terminal.session import COMMANDS, Session
 from gimli_core.step_through.terminal.stepper import Stepper
 from gimli_core.step_through.terminal.view import Style
-from tests.problems import network
+from tests.problems import failing, network
 
 W = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
 NAMES = {"theta": {"w": W, "b": torch.tensor(5.0)}, "G": {"w": -W}, "B": {"n": torch.tensor([float("nan")])}, "j": 3}
@@ -191,6 +191,8 @@ TYPED = [
     "change V = 0",
     "change theta = 0",
     "change nothing = 1",
+    "change G = 10**400",
+    "change G['w'] = (-1)**0.5",
     "change",
     "change G",
     "next ²",
@@ -249,7 +251,16 @@ TYPED = [
     "²",
     "print " + "(" * 900,
     "print '" + "a" * 99,
+    "next" + "\tx" * 600,
 ]
+
+
+@pytest.mark.parametrize("word", ["next", "follow", "change", "watch", "", "x"])
+def test_an_answer_does_not_repeat_a_command_without_end(
+    session: Session, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert session.obey(f"{word} {'a' * 1_000_000}")
+    assert "expected at most 1000 characters; got 10000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", TYPED, ids=[repr(text)[:30] for text in TYPED])
@@ -264,6 +275,20 @@ def test_nothing_that_is_typed_ends_a_session(
     assert session.obey("next")
     assert session.obey("print j")
     assert "j = " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["before the first line", "of a run that has none"])
+def test_every_command_has_an_answer_where_no_line_has_run(fails: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = failing(0) if fails else {**network(), "check": False}
+    for command in TYPED:
+        one = Session(Stepper(gimli.step_through(**asked)), Style(False))
+        if fails:
+            assert one.obey("next")
+            assert "The run ended here" in capsys.readouterr().out
+        assert one.obey(command)
+        said = capsys.readouterr().out
+        assert said or command.startswith("follow w")  # which is shown with the first line
+        assert "could not be carried out" not in said
 
 
 def test_every_command_is_typed_above() -> None:

@@ -439,6 +439,8 @@ def test_claims_that_fit_nothing(claim: dict[str, Any], message: str) -> None:
     ("claim", "message"),
     [
         ([1.0], "claimed: expected a dict of derivatives, .* got list"),
+        ({}, "claimed: expected at least one derivative; got none"),
+        ({"B_0": {}}, "claimed: expected at least one derivative; got none"),
         ({"lr": None}, r'claimed: A_opt\["lr"\]: expected numbers or tensors; got .*NoneType'),
         ({"lr": "0.1"}, r'claimed: A_opt\["lr"\]: expected numbers or tensors'),
         ({"w": torch.zeros(4) + 0j}, r'claimed: B_0\["w"\]: expected real numbers; got torch.complex'),

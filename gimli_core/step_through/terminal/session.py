@@ -21,6 +21,9 @@ from gimli_core.trees import cloned, tensors
 
 __all__ = ["Session", "typed"]
 
+LONGEST = 1000  # characters of a command, which answers repeat
+SHORT = {"n": "next", "b": "back", "p": "print", "r": "run", "c": "run", "q": "quit", "h": "help", "?": "help"}
+
 
 class Session:
     """What the commands do."""
@@ -32,20 +35,13 @@ class Session:
     def obey(self, text: str) -> bool:
         """Carry out one command; False to quit."""
         word, _, rest = text.partition(" ")
-        word = {
-            "": "next",
-            "n": "next",
-            "b": "back",
-            "p": "print",
-            "r": "run",
-            "c": "run",
-            "q": "quit",
-            "h": "help",
-            "?": "help",
-        }.get(word, word)
+        word = SHORT.get(word, word or "next")
         if word in ("quit", "exit"):
             return False
         try:
+            if len(text) > LONGEST:
+                do = "Type less, or set the values in Python."
+                raise unexpected("a command", f"at most {LONGEST} characters", f"{len(text)}", do)
             if word not in COMMANDS:
                 raise ArgumentError(f"{word!r} is no command.{closest(word, COMMANDS)} help lists them.")
             COMMANDS[word](self, rest.strip())
@@ -59,6 +55,9 @@ class Session:
 
     def show(self) -> None:
         """Draw the moment under the cursor."""
+        if not self.stepper.passed:
+            self.complain()
+            return
         lines = screen(self.stepper, _width(), self.style, self.followed, self.lesson)
         print(("\x1b[H\x1b[2J" if self.style.colour else "") + "\n".join(lines), flush=True)
 
@@ -70,13 +69,15 @@ class Session:
         stepper = self.stepper
         if stepper.error is not None:
             self.say(f"The run ended here: {type(stepper.error).__name__}: {stepper.error}")
+        elif not stepper.passed:
+            self.say("No line has run yet. next runs the first.")
         else:
             self.say("This is the end of the run. back goes back; result shows the meta-gradient.")
 
     def moved(self, arrived: bool) -> None:
         if self.stepper.passed:
             self.show()
-        if not arrived:
+        if not (arrived and self.stepper.passed):
             self.complain()
 
     def next(self, rest: str) -> None:
@@ -155,7 +156,7 @@ class Session:
         copied = cloned(old)
         try:
             fill(copied, keys, value)
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        except (IndexError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             do = "Give a number, or a tensor of the entry's shape."
             raise unexpected(f"change {rest!r}", "a value that fits", first_line(error), do) from None
         self.stepper.change(name, copied)

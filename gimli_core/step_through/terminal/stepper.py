@@ -55,7 +55,10 @@ class Stepper:
 
     @property
     def here(self) -> Kept:
-        """The moment under the cursor."""
+        """The moment under the cursor. Raises ArgumentError before the first one, or where there is none."""
+        if not self.passed:
+            do = "The run ended before its first line." if self.ended else "Go on with next."
+            raise unexpected("here", "a line that has run", "none so far", do)
         return self.passed[self.at]
 
     def next(self) -> bool:

@@ -57,10 +57,10 @@ def entries(tree: Any) -> Iterable[tuple[Any, Any]] | None:
     """
     if isinstance(tree, Tensor):
         return None
-    if isinstance(tree, (Mapping, nn.ParameterDict)):
-        return tree.items()
     if isinstance(tree, (tuple, list)):
         return enumerate(tree)
+    if isinstance(tree, (dict, Mapping, nn.ParameterDict)):  # a dict is told at once, without asking the others
+        return tree.items()
     return ((type(tree), tree.value),) if isinstance(tree, Mark) else None
 
 
@@ -147,8 +147,7 @@ def nodes(tree: Any) -> Iterator[Any]:
     ahead = [tree]
     while ahead:
         yield (node := ahead.pop())
-        inside = entries(node)
-        if inside is not None:
+        if not isinstance(node, Tensor) and (inside := entries(node)) is not None:
             ahead.extend([value for _, value in inside][::-1])
 
 
@@ -240,9 +239,9 @@ def lies_alike(tree: Any, like: list[Any]) -> bool:
 
 def _look(x: Any) -> Any:
     """What is no tensor: a mapping by its names, a tuple or a list by its length, a leaf by itself."""
-    if isinstance(x, Mapping):
-        return Names(x)
-    return Length(len(x)) if isinstance(x, (tuple, list)) else x
+    if isinstance(x, (tuple, list)):
+        return Length(len(x))
+    return Names(x) if isinstance(x, (dict, Mapping)) else x
 
 
 def _same(a: Any, b: Any) -> bool:

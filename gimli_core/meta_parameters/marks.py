@@ -135,5 +135,5 @@ def unmarked_entries(values: Any) -> Any:
 
 def plain_dicts(value: Any) -> Any:
     """`value` with every `nn.ParameterDict` in it, which is a module and no mapping, as a dict of its parameters."""
-    inside = any(isinstance(node, nn.ParameterDict) for node in nodes(value))
+    inside = value is not None and any(isinstance(node, nn.ParameterDict) for node in nodes(value))
     return mapped(lambda leaf: leaf, value) if inside else value

@@ -53,7 +53,9 @@ def make_run(call: Call, wants: Wants | None = None) -> Run:
     wants = wants or Wants()
     check_compile(call.compile)
     schedule_of_call(call)
-    call = replace(call, memory=begun(call.memory))
+    memory = begun(call.memory)
+    if memory is not call.memory:
+        call = replace(call, memory=memory)
     if call.resume is not None:
         directory_of("resume", call.resume)
     mesh = check_mesh(call.mesh)

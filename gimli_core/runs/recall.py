@@ -104,6 +104,8 @@ def outlines(value: Any) -> Look | None:
 
 def plain(value: Any) -> Look | None:
     """A number, a string, an object of such or a dict or list of them, each with its type, since True is not 1 here."""
+    if type(value) in PLAIN:
+        return (type(value), value)
     looks: list[Any] = []
     for x in nodes(value):
         if type(x) is dict:

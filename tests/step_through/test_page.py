@@ -231,12 +231,12 @@ def test_replays_and_what_is_held_are_shown(opened: Open, tmp_path: Path) -> Non
     page = opened(traced(memory=StoreStates()).save(tmp_path / "page.html"))
     settled(page)
     assert "3 gradients were computed again" in page.text_content("#schedule")
-    assert page.locator("#timeline svg g rect").count() == 1
+    assert page.locator('#timeline svg g path[fill="var(--soft)"]').count() == 1
     go(page, 9, 4)
-    assert page.locator("#timeline svg g rect").count() == 3
+    assert page.locator('#timeline svg g path[fill="var(--soft)"]').count() == 3
     go(page, 11, 1)
     assert "replay" in where(page)
-    assert page.locator("#timeline svg g rect").count() == 1
+    assert page.locator('#timeline svg g path[fill="var(--soft)"]').count() == 1
 
 
 def luminance(page: Any, selector: str, what: str) -> float:

@@ -64,12 +64,12 @@ class SGD(ElementwiseOptimizer):
     def _direction(
         self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor
     ) -> tuple[Tensor, Any, Tensor, Tensor]:
-        """(g, c, b', d), with c = 1 in the first step and 1 - dampening after it."""
+        """(g, c, b', d), with c = 1 in the first step and 1 - dampening after it; None without a buffer."""
         g = -G if self.maximize else G
         if self.uses("weight_decay"):
             g = g + h["weight_decay"] * theta
         if not s:
-            return g, 1.0, g, g
+            return g, None, g, g
         c = torch.where(t > 1, 1 - h["dampening"], 1.0).to(g.dtype)
         b = s["momentum_buffer"] * h["momentum"] + c * g
         return g, c, b, (g + h["momentum"] * b if self.nesterov else b)

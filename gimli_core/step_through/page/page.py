@@ -17,7 +17,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from gimli_core.step_through.page.static import cards, lines, table
+from gimli_core.step_through.page.static import cards, lines, symbols, table
 
 __all__ = ["LIMIT", "page"]
 
@@ -66,7 +66,7 @@ def page(data: Mapping[str, Any]) -> str:
     )
     body = Template(_asset("body.html")).substitute(
         title=html.escape(data["title"]),
-        summary=html.escape(data["notes"].get("summary", "")),
+        summary=symbols(data["notes"].get("summary", "")),
         cards=cards(data["notes"].get("sections", ())),
         lines=lines(),
         table=table(data),
@@ -91,10 +91,11 @@ def to_json(data: Mapping[str, Any]) -> str:
 
 def _packed(data: Mapping[str, Any], stride: int) -> dict[str, Any]:
     """`data` with lists in place of dicts keyed by step; only every `stride`-th step keeps its cells."""
-    length = data["steps"] + 1
+    length, notes = data["steps"] + 1, data["notes"]
     kept = {j for j in range(length) if j % stride == 0 or j >= length - 2}
     return {
         **data,
+        "notes": {**notes, "sections": [_placed(part) for part in notes.get("sections", ())]},
         "q": {
             name: {"norm": _row(q["norm"], range(length)), "cells": _row(q["cells"], range(length), kept)}
             for name, q in data["q"].items()
@@ -105,6 +106,11 @@ def _packed(data: Mapping[str, Any], stride: int) -> dict[str, Any]:
         ],
         **{key: [m if j in kept else None for j, m in enumerate(data[key])] for key in ("hessian", "jacobian")},
     }
+
+
+def _placed(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A card without its text, which stands in the document itself."""
+    return {key: x for key, x in section.items() if key not in ("text", "why")}
 
 
 def _shows_all(data: Mapping[str, Any]) -> bool:

@@ -26,8 +26,8 @@ function buildCards() {
   [...$("card-list").children].forEach((article, n) => {
     const part = sections[n], seen = new Set();
     article.querySelector("h2").replaceChildren(...typeset(part.heading));
-    for (const p of article.querySelectorAll(".words")) p.replaceChildren(...typeset(p.textContent.trim(), seen));
-    for (const summary of article.querySelectorAll("summary")) summary.replaceChildren(...typeset(summary.textContent));
+    for (const p of article.querySelectorAll(".words")) p.replaceChildren(...typeset(rawText(p), seen));
+    for (const summary of article.querySelectorAll("summary")) summary.replaceChildren(...typeset(rawText(summary)));
     const places = part.go.length ? h("div", { class: "go" }, ...part.go.map(([text, line, j]) => h("button", { type: "button", "data-go": `${line} ${j}`, click: () => { const to = findAny(line, j); if (to >= 0) show(to, true); } }, ...typeset(text)))) : null;
     const widget = WIDGETS[part.kind] ? WIDGETS[part.kind](part) : null;
     drawers[n] = widget ? () => widget.draw() : () => {};

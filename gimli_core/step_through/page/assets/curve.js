@@ -32,7 +32,7 @@ function curvePlot(one) {
     holder.replaceChildren(NS(s("svg", { role: "img", "aria-label": `L_val over ${one.name}, at ${fmt(now)} with slope ${fmt(closedA(one, {}))}` },
       s("clipPath", { id: clip }, s("rect", { x: left, y: top, width: W - left - right, height: H - top - bottom })),
       s("line", { class: "axis", x1: left, x2: W - right, y1: H - bottom, y2: H - bottom }), s("line", { class: "axis", x1: left, x2: left, y1: top, y2: H - bottom }),
-      s("text", { x: left - 5, y: top + 10, "text-anchor": "end" }, tick(y1)), s("text", { x: left - 5, y: H - bottom, "text-anchor": "end" }, tick(y0)), s("text", { x: left - 5, y: (top + H - bottom) / 2 + 4, "text-anchor": "end", style: { fill: "var(--ink)" } }, "L_val"),
+      s("text", { x: left - 5, y: top + 10, "text-anchor": "end" }, tick(y1)), s("text", { x: left - 5, y: H - bottom, "text-anchor": "end" }, tick(y0)), drawn(null, sv("text", { x: left - 5, y: (top + H - bottom) / 2 + 4, "text-anchor": "end", style: "fill: var(--ink)" }, ...svgSymbols("L_val"))),
       s("text", { x: left, y: H - bottom + 13 }, tick(low)), s("text", { x: W - right, y: H - bottom + 13, "text-anchor": "end" }, tick(high)), s("text", { x: (left + W - right) / 2, y: H - 5, "text-anchor": "middle", style: { fill: "var(--ink)" } }, one.name),
       s("g", { "clip-path": `url(#${clip})` }, s("path", { class: "curve", d }), ...(zoom === 1 ? one.at.map((x, k) => (typeof one.val[k] === "number" && inside(x) ? s("circle", { cx: X_(x), cy: Y_(one.val[k]), r: 1.7, fill: "var(--forward)" }) : null)).filter(Boolean) : []),
         tangent(closedA(one, {}), ""), anyClosed(changedNow.closed) ? tangent(closedA(one, changedNow.closed), "off") : null),

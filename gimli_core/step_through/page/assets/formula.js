@@ -60,7 +60,7 @@ function drawFormula(i) {
 // The height that the longest writing of any line takes: the panel keeps it, so that no line is cut and none moves the stage.
 const lengthOf = (x) => (x === null || x === undefined ? 0 : typeof x === "object" ? x.children.reduce((t, c) => t + lengthOf(c), 0) : String(x).length);
 function measureFormulas() {
-  const longest = new Map(), stride = Math.max(1, Math.ceil(count / 90));
+  const longest = new Map(), stride = Math.max(1, Math.ceil(count / 200));
   for (let i = 0; i < count; i++) {
     if (i % stride && longest.has(E.line[i])) continue;
     const best = longest.get(E.line[i]) || [[], []];

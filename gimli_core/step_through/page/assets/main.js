@@ -1,8 +1,8 @@
 // The moment, the controls, and what happens when it changes.
 let at = 0, timer = null, settle = null;
 // The lines and what they mean stand in the document, for readers without a script.
-const LINES = [...$("algorithm").children].map((li) => [Number(li.dataset.line), li.children[1].className === "in", li.children[1].textContent]);
-const MEANING = Object.fromEntries([...$("algorithm").children].map((li) => [li.dataset.line, li.children[2] ? li.children[2].textContent : ""]));
+const LINES = [...$("algorithm").children].map((li) => [Number(li.dataset.line), li.children[1].className === "in", rawText(li.children[1])]);
+const MEANING = Object.fromEntries([...$("algorithm").children].map((li) => [li.dataset.line, li.children[2] ? rawText(li.children[2]) : ""]));
 let drawMap = null, stripChart = null;
 
 // The listing: a line of Algorithm 1 leads to the moment at which it ran.
@@ -94,6 +94,7 @@ function sameLine(direction) {
 }
 function present(asked) {
   const on = asked || Boolean(D.opens); // a notebook's cell has room for nothing else
+  if (on) scrollTo(0, 0);
   document.documentElement.classList.toggle("presentation", on);
   $("present").setAttribute("aria-pressed", String(on));
   layStage();
@@ -120,7 +121,7 @@ function header() {
     $("crumb").hidden = false;
     $("crumb").replaceChildren(...(notes.index ? [h("a", { href: notes.index }, "Lessons")] : ["Lesson"]), ` ${number} of ${of}`, ...(notes.next ? [" · next: ", notes.next.href ? h("a", { href: notes.next.href }, notes.next.title) : notes.next.title] : []));
   }
-  $("summary").replaceChildren(...typeset($("summary").textContent));
+  $("summary").replaceChildren(...typeset(rawText($("summary"))));
 }
 function begin() {
   header();

@@ -135,8 +135,8 @@ function fitMap() {
     const low = Math.min(...all), high = Math.max(...all), X_ = (v) => left + ((v - grid[0]) / (grid[grid.length - 1] - grid[0])) * (W - left - 10), Y_ = (v) => 6 + ((high - v) / (high - low)) * (H - bottom - 6);
     const line = (ys) => grid.map((x, n) => `${n ? "L" : "M"}${X_(x).toFixed(1)} ${Y_(ys[n]).toFixed(1)}`).join(""), predict = twin.ok && twin.loss.predict;
     const parts = [
-      ...[low, 0, high].map((v) => sv("text", { x: left - 5, y: Y_(v) + 4, "text-anchor": "end" }, v === 0 ? "0" : Number(v.toPrecision(2)))), sv("line", { class: "axis", x1: left, x2: W - 10, y1: Y_(0), y2: Y_(0) }),
-      sv("text", { x: (left + W) / 2, y: H - 4, "text-anchor": "middle" }, "input x (y upwards)"), ...[grid[0], grid[grid.length - 1]].map((v, n) => sv("text", { x: X_(v), y: H - 4, "text-anchor": n ? "end" : "start" }, v)),
+      ...[low, 0, high].map((v) => sv("text", { x: left - 5, y: Y_(v) + 4, "text-anchor": "end" }, v === 0 ? "0" : brief(v, 2))), sv("line", { class: "axis", x1: left, x2: W - 10, y1: Y_(0), y2: Y_(0) }),
+      sv("text", { x: (left + W) / 2, y: H - 4, "text-anchor": "middle" }, "input x (y upwards)"), ...[grid[0], grid[grid.length - 1]].map((v, n) => sv("text", { x: X_(v), y: H - 4, "text-anchor": n ? "end" : "start" }, brief(v))),
       sv("path", { d: line(fits[0].y), fill: "none", stroke: "var(--edge)", "stroke-width": 1.5 }, sv("title", null, "the network at θ₀")),
       sv("path", { class: "path", d: line(fits[k].y) }, sv("title", null, `the network at θ${subscript(k)}`)),
       run && run.path && predict ? sv("path", { class: "ghost", d: line(grid.map((x) => predict(run.path[J], x))) }, sv("title", null, "the changed run at its end")) : null,

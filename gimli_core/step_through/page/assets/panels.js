@@ -49,7 +49,7 @@ function drawTerms() {
 function followOptions() {
   const options = [];
   D.tensors.forEach((tensor, t) => {
-    const size = tensor.shape.reduce((a, b) => a * b, 1), whole = D.q.theta.cells.every((c) => c && c[t].v);
+    const size = tensor.shape.reduce((a, b) => a * b, 1), whole = D.q.theta.cells.every((c) => !c || c[t].v);
     for (let k = 0; whole && k < size && options.length < 300; k++) {
       options.push({ label: tensor.shape.length ? tensor.name + position(k, tensor.shape) : tensor.name, at: (name, j) => { const c = cells(name, j); return c ? c[t].v[k] : null; } });
     }

@@ -61,10 +61,13 @@ function drawStep(i) {
     const lit = (LIT[line] || []).includes(e.name) && e.lines.includes(line), closed = Object.entries(CLOSES).some(([k, names]) => changedNow.closed[k] && names.includes(e.name));
     const words = e.says.replaceAll("_j₊₁", subscript(j + 1)).replaceAll("_j", subscript(j));
     const head = `${indexed(STEP_BOXES[e.from][2])} → ${indexed(STEP_BOXES[e.to][2])}${e.factor ? `, factor ${e.factor}` : ""}${number ? `, now ${number}` : ""}: `;
-    const say = () => { pickedEdge = e.name; if (edgeSays !== head + words) { edgeSays = head + words; $("edge").replaceChildren(h("b", null, head), ...typeset(words)); } };
+    const say = () => { pickedEdge = e.name; if (edgeSays !== head + words) { edgeSays = head + words; $("edge").replaceChildren(h("b", null, ...typeset(head)), ...typeset(words)); } };
     const node = sv("g", { class: `edge-line${lit ? " lit" : ""}${closed ? " closed" : ""}`, role: "button", tabindex: 0, "data-edge": e.name, "aria-label": `Arrow from ${STEP_BOXES[e.from][2]} to ${STEP_BOXES[e.to][2]}: ${words}`, click: say, focus: say, keydown: (event) => { if (event.key === "Enter") say(); } },
       sv("path", { class: "grip", d: `M${ax} ${ay}L${bx} ${by}` }), sv("path", { d: `M${ax.toFixed(1)} ${ay.toFixed(1)}L${bx.toFixed(1)} ${by.toFixed(1)}M${wing(0.45)}L${bx.toFixed(1)} ${by.toFixed(1)}L${wing(-0.45)}` }));
-    labels.push(sv("g", { class: `edge-line label${lit ? " lit" : ""}`, "aria-hidden": "true" }, sv("text", { x: tx, y: ty + (!flatBoxes ? e.dy : e.name === "direct" ? 19 * em() : 4), "text-anchor": e.name === "into" ? "end" : "middle" }, (flatBoxes && e.state) || (e.name === "into" && !lit) ? "" : (e.state || e.name === "through") && !lit ? e.factor : number || e.factor)));
+    const label = (flatBoxes && e.state) || (e.name === "into" && !lit) ? "" : (e.state || e.name === "through") && !lit ? e.factor : number || e.factor;
+    // What is longer than the straight arrow stands below it.
+    const below = e.name !== "direct" || label.length < 5 ? null : flatBoxes ? (D.slots.length ? 19 : 22) * em() : label.length > 16 ? bh / 2 + 13 : null;
+    labels.push(sv("g", { class: `edge-line label${lit ? " lit" : ""}`, "aria-hidden": "true" }, sv("text", { x: tx, y: ty + (below ?? (flatBoxes ? 4 : e.dy)), "text-anchor": e.name === "into" ? "end" : "middle" }, label)));
     if (pickedEdge === e.name) say();
     return node;
   });

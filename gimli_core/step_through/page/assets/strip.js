@@ -27,7 +27,7 @@ function strip() {
   const every = Math.max(1, Math.ceil((columns * 26) / width));
   const svg = NS(s("svg", { role: "img", "aria-label": `Strip of ${J} steps: the loss, the norm of B ${BScale && BScale.log ? "on a logarithmic scale" : ""}, and each step's term of A`, style: { cursor: "pointer" } },
     shade, ...marks(lossScale, 2, inner), ...marks(BScale, lane + 2, inner), ...marks(AScale, 2 * lane + 2, inner),
-    label("ℓ →", 12, "var(--forward)"), label("← ‖B‖", lane + 12, "var(--backward)"), BScale && BScale.log ? s("text", { x: 0, y: lane + 25 }, "log") : null, label(leaf ? `← A ${leafName(leaf)}`.slice(0, 12) : "", 2 * lane + 12, "var(--ink)"),
+    label("ℓ →", 12, "var(--forward)"), label("← ‖B‖", lane + 12, "var(--backward)"), BScale && BScale.log ? s("text", { x: 0, y: lane + (lane < 30 ? 21 : 25), class: "log" }, "log") : null, label(leaf ? `← A ${leafName(leaf)}`.slice(0, 12) : "", 2 * lane + 12, "var(--ink)"),
     ...bars, ...line(D.loss, lossScale, "var(--forward)"), ghostLine, ...line(B, BScale, "var(--backward)"), held, head, knob,
     ...Array.from({ length: columns }, (_, j) => (j % every === 0 ? s("text", { x: X_(j), y: H - 2, "text-anchor": "middle" }, j) : null)), s("text", { x: left - 18, y: H - 2, "text-anchor": "end" }, "step j")), W, H);
   svg.addEventListener("click", (event) => {

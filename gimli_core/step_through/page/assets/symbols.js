@@ -37,6 +37,12 @@ function symbolWord(text, seen) {
 // Text with real subscripts; with a set `seen`, its symbols explain themselves.
 const typeset = (text, seen) => String(text).split(WORDS).filter(Boolean).map((part) => (WORDS.test(part) && part.length < 24 && (seen || part.includes("_")) ? symbolWord(part, seen) : part)).flat();
 
+// The text of what stands in the document with its subscripts set, as it was before.
+function rawText(node) {
+  const copy = node.cloneNode(true);
+  for (const sub of copy.querySelectorAll("sub")) sub.textContent = `_${sub.textContent.replace("+1", "₊₁")}`;
+  return copy.textContent.trim();
+}
 // The same inside a drawing, where there is no sub element.
 const svgSymbols = (text) => text.split(/_(opt|loss|val)/).map((part, n) => (n % 2 ? sv("tspan", { dy: "0.25em", "font-size": "0.8em" }, part) : sv("tspan", n ? { dy: "-0.2em" } : null, part)));
 function tipFor(target) {

@@ -30,7 +30,7 @@ function curvesAndSliders() {
     const one = X.vary[chosen], run = ghost(), loss = Object.keys(changedNow.vary).length ? (run ? run.val : null) : D.val.loss, A = closedA(one, {});
     said.dataset.val = loss;
     said.dataset.slope = A;
-    said.replaceChildren(h("span", { class: "value" }, `L_val = ${fmt(loss)}`), run && Object.keys(changedNow.vary).length ? ` (${sourceOf(run)})` : " (the engine's run)", h("br"), h("span", { class: "value" }, `slope A of ${one.name} = ${fmt(A)}`), A < 0 ? ": a larger one lowers L_val." : A > 0 ? ": a smaller one lowers L_val." : ": no first-order effect.");
+    said.replaceChildren(h("span", { class: "value" }, ...typeset(`L_val = ${fmt(loss)}`)), run && Object.keys(changedNow.vary).length ? ` (${sourceOf(run)})` : " (the engine's run)", h("br"), h("span", { class: "value" }, `slope A of ${one.name} = ${fmt(A)}`), ...typeset(A < 0 ? ": a larger one lowers L_val." : A > 0 ? ": a smaller one lowers L_val." : ": no first-order effect."));
   }
   const back = h("button", { type: "button", click: putBack }, "Put back");
   return { nodes: [...sliders.map((one) => one.node), holder, pick, said, back].filter(Boolean), draw };
@@ -81,7 +81,7 @@ const WIDGETS = {
       const sums = nudgeSums();
       said.dataset.moved = sums ? sums.moved : "";
       said.dataset.says = sums ? sums.says : "";
-      said.replaceChildren(...(!sums ? ["Move a slider, or drag the ring on the map."] : [h("span", { class: "value" }, `L_val moved by ${signed(sums.moved)}`), " (run again);", h("br"), h("span", { class: "value" }, `B${subscript(nudgeStep())}·δ says ${signed(sums.says)}`), `. They part by ${fmt(Math.abs(sums.moved - sums.says))}: for a tenth of the nudge by about a hundredth of that.`]));
+      said.replaceChildren(...(!sums ? ["Move a slider, or drag the ring on the map."] : [h("span", { class: "value" }, ...typeset(`L_val moved by ${signed(sums.moved)}`)), " (run again);", h("br"), h("span", { class: "value" }, `B${subscript(nudgeStep())}·δ says ${signed(sums.says)}`), `. They part by ${fmt(Math.abs(sums.moved - sums.says))}: for a tenth of the nudge by about a hundredth of that.`]));
     }
     return { nodes: [h("div", { class: "row" }, h("label", { class: "line" }, "nudge ", step), which, sizes), ...pads.map((p) => p.node), said, h("button", { type: "button", click: putBack }, "Put back")].flat().filter(Boolean), draw };
   },

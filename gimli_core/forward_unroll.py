@@ -12,11 +12,12 @@ from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.derivatives.over_parts import gradient_of_parts
 from gimli_core.derivatives.over_ranks import gradient_over_ranks
 from gimli_core.environment import keeping_buffers
+from gimli_core.notation import Tensors
 from gimli_core.optimizers.interface import with_path
 from gimli_core.optimizers.seen import seeing
 from gimli_core.record import Event, Point
 
-__all__ = ["inner_gradient", "step"]
+__all__ = ["as_changed", "inner_gradient", "step"]
 
 
 def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradient:
@@ -58,6 +59,13 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     return G_j if keep_graph else G_j._replace(graph=None)
 
 
+def as_changed(G_j: Gradient, G: Tensors) -> Gradient:
+    """G_j with what line 5 was left with: an entry that the loss does not use takes part once it is changed from 0."""
+    if G is G_j.theta:
+        return G_j
+    return G_j._replace(theta=G, unused=frozenset(k for k in G_j.unused if not bool(G[k].any())))
+
+
 def step(
     inputs: Inputs, point: Point, *, keep_graph: bool, replay: bool, kept_gradient: Gradient | None = None
 ) -> Generator[Event, None, tuple[Gradient, Point]]:
@@ -66,7 +74,7 @@ def step(
     G_j = inner_gradient(inputs, point, keep_graph=keep_graph) if kept_gradient is None else kept_gradient  # line 5
     computed = Event(5, j, {"loss": G_j.loss, "G": G_j.theta}, replay, {"theta": point.theta})
     yield computed
-    G_j = G_j._replace(theta=computed.values["G"])
+    G_j = as_changed(G_j, computed.values["G"])
     phi_opt = seeing(inputs.form.optimizer, inputs.values.hyper.at(j), G_j.loss)
     used = with_path(inputs.form.optimizer, G_j.theta, G_j.unused)
     theta, s = inputs.form.optimizer.step_used(point.theta, point.state, used, phi_opt)  # line 6

@@ -6,6 +6,7 @@ import torch
 
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.theta import check_made
+from gimli_core.derivatives.modes import check_no_inference_mode
 from gimli_core.derivatives.second_order import ASKED
 from gimli_core.errors import check_switch, closest, listing, unexpected
 from gimli_core.problem import Problem
@@ -19,16 +20,14 @@ def check_surroundings(call: Call) -> None:
     if not isinstance(call.problem, Problem):
         actual, do = type(call.problem).__name__, "Build one from two losses and an optimizer."
         raise unexpected("problem", "a gimli.Problem", actual, do)
-    if torch.is_inference_mode_enabled():
-        do = "Its tensors have no derivatives: use torch.no_grad() instead."
-        raise unexpected("torch.inference_mode", "it to be off", "it on", do)
+    check_no_inference_mode()
     if torch._C._functorch.peek_interpreter_stack() is not None:
         actual, do = (
             "a call within grad, vmap or jvp",
             "Use .backward() of unroll, and tasks=T for many inner loops at once.",
         )
         raise unexpected("torch.func", "none of its transforms around this call", actual, do)
-    if call.second_order not in ASKED:
+    if not isinstance(call.second_order, str) or call.second_order not in ASKED:
         do = f"'auto' picks one.{closest(call.second_order, ASKED)}"
         raise unexpected("second_order", listing(ASKED), repr(call.second_order), do)
     check_switch("check", call.check)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.derivatives.evaluate import differentiate
+from gimli_core.derivatives.modes import check_no_inference_mode
 from gimli_core.errors import ClosedError, closest, listing, unexpected
 from gimli_core.inner_loop.checks import (
     check_callback,
@@ -50,6 +51,7 @@ class DifferentiableOptimizer:
         grad_callback: GradCallback | None = None,
         track_higher_grads: bool = True,
     ) -> None:
+        check_no_inference_mode()
         reference = listed_tensors("reference_params", reference_params)
         check_device(device)
         check_callback(grad_callback)
@@ -116,6 +118,7 @@ class DifferentiableOptimizer:
                 "step: expected a call inside its inner loop's context; got one after the end. Indent it into the "
                 "`with` block, or use monkeypatch and get_diff_optim, which have no end."
             )
+        check_no_inference_mode()
         check_loss(loss)
         check_callback(grad_callback)
         self._apply_override(override)

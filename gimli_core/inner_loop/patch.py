@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gimli_core.derivatives.kernels import twice_differentiable
+from gimli_core.derivatives.modes import check_no_inference_mode
 from gimli_core.errors import ClosedError, unexpected
 from gimli_core.inner_loop.checks import check_device, check_switch, listed
 from gimli_core.inner_loop.deferred import Shared, deferring
@@ -104,6 +105,7 @@ def buffer_sync(module: nn.Module, fmodule: nn.Module, device: torch.device | st
 
 
 def _functional(module: nn.Module, kind: type[FunctionalModule], device: torch.device | str | None) -> FunctionalModule:
+    check_no_inference_mode()
     copied, fast = copied_structure(module, kind, device)
     fmodel: FunctionalModule = copied
     vars(fmodel)["_fast_weights"] = fast

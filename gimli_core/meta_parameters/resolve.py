@@ -101,7 +101,7 @@ def check_name(name: str, optimizer: Optimizer) -> None:
     names = tuple(dict.fromkeys(own_root(optimizer, one) or one for one in optimizer.continuous()))
     if name in names:
         return
-    if hasattr(optimizer, name) and name in getattr(rule, "__dataclass_fields__", {}):
+    if isinstance(name, str) and hasattr(optimizer, name) and name in getattr(rule, "__dataclass_fields__", {}):
         raise unexpected(
             f"phi_opt[{name!r}]",
             f"a continuous hyperparameter ({listing(names)})",

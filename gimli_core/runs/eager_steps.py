@@ -87,7 +87,7 @@ class EagerSteps:
                 evaluated = G_j.loss
             computed = Event(5, point.j, {"loss": G_j.loss, "G": G_j.theta}, True, {"theta": point.theta})
             yield computed
-            G_j = G_j._replace(theta=computed.values["G"])
+            G_j = forward_unroll.as_changed(G_j, computed.values["G"])
         assert G_j is not None
         rows = len(adjoints)
         for row, A in enumerate(adjoints):  # one graph of G_j for all

@@ -56,7 +56,8 @@ class Moment:
         """Put `value` in place of the one computed, and let the engine go on from there.
 
         The change counts as a constant: the sweep differentiates the run that follows, with the Jacobians at
-        the changed values. A replay of the same line is given the same value again.
+        the changed values. A replay of the same line is given the same value again. A tensor that the step's loss does
+        not use is left alone, unless its "G" is changed from 0: then it takes the step, and it counts.
 
         Args:
             name: "G" at line 5; "theta", "s" at 6; "B", "S" at 9 and 14; "V" at 11; "A_opt" at 12; "A_loss" at 13.

@@ -112,6 +112,10 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "phi_loss, a key": ({"phi_loss": {0: W}}, ["phi_loss: expected names that are strings", "the key 0"]),
     "phi_loss, nan": ({"phi_loss": {"a": float("nan")}}, ["phi_loss['a']: expected finite"]),
     # hyperparameters
+    "phi_opt, a key that is no name": (
+        {"phi_opt": {Ellipsis: 0.1}},
+        ["phi_opt: expected hyperparameters of SGD", "got Ellipsis"],
+    ),
     "beta2, 1 in theta's dtype": (
         {
             "theta_0": {"w": W.bfloat16()},

@@ -261,3 +261,38 @@ def test_options_that_change_the_form_of_the_state_by_the_way() -> None:
         diffopt.step(fmodel.weight.sum(), override={"momentum": [0.5]})  # as in torch.optim: the buffer starts now
         diffopt.step(fmodel.weight.sum())
         torch.testing.assert_close(fmodel.weight.detach(), module.weight.detach() - 0.1 * (1 + 1 + 1.5))
+
+
+UNDER_INFERENCE = {
+    "the context": lambda module, opt: inner_loop.innerloop_ctx(module, opt).__enter__(),
+    "the context, nothing tracked": lambda module, opt: inner_loop.innerloop_ctx(
+        module, opt, track_higher_grads=False
+    ).__enter__(),
+    "monkeypatch": lambda module, opt: inner_loop.monkeypatch(module),
+    "make_functional": lambda module, opt: inner_loop.patch.make_functional(module),
+    "get_diff_optim": lambda module, opt: inner_loop.get_diff_optim(opt, module.parameters()),
+    "create_diff_optim": lambda module, opt: inner_loop.create_diff_optim(
+        torch.optim.SGD, {"lr": 0.1}, params=list(module.parameters())
+    ),
+}
+
+
+@pytest.mark.parametrize("entry", UNDER_INFERENCE)
+def test_inference_mode_is_refused_wherever_an_inner_loop_begins(entry: str) -> None:
+    refused = r"torch.inference_mode: expected it to be off; got it on.*use torch.no_grad\(\)"
+    with torch.inference_mode(), pytest.raises(ArgumentError, match=refused):
+        UNDER_INFERENCE[entry](*pair())
+
+
+def test_inference_mode_is_refused_in_a_step_and_may_stand_around_a_call() -> None:
+    module, opt = pair()
+    x = X.clone()
+    with inner_loop.innerloop_ctx(module, opt, copy_initial_weights=False) as (fmodel, diffopt):
+        diffopt.step(fmodel(x).square().sum())
+        with torch.inference_mode():
+            seen = fmodel(x)
+            with pytest.raises(ArgumentError, match=r"torch\.inference_mode: expected it to be off"):
+                diffopt.step(fmodel(x).square().sum())
+        assert torch.equal(fmodel(x), seen)
+        fmodel(x).sum().backward()
+    assert module.weight.grad is not None

@@ -14,7 +14,7 @@ import gimli_core as gimli
 from gimli_core import optimizers
 from gimli_core.errors import ArgumentError
 from gimli_core.memory import Checkpoint, RetainGraphs, StoreStates
-from gimli_core.optimizers import Optimizer
+from gimli_core.optimizers import SGD, Adam, Optimizer
 from gimli_core.verification.oracles.plain_rules import plain_step, rule_of
 
 D = torch.float64
@@ -257,3 +257,34 @@ def test_what_is_measured_before_a_run_may_leave_a_tensor_alone(memory: Any, che
     assert all(torch.equal(found.B_0[k], v) for k, v in expected.B_0.items())
     assert gimli.plan(made(), *arguments, check=check).rows
     assert gimli.meta_gradient(made(), theta_0, ["a"], None, memory=gimli.memory.Budget("3MB"), check=check).theta_J
+
+
+@pytest.mark.parametrize("schedule", ["retained", "stored", "checkpoints"])
+@pytest.mark.parametrize("rule", [SGD(lr=0.1, momentum=0.9, weight_decay=0.1), Adam(lr=0.1)], ids=["SGD", "Adam"])
+def test_a_gradient_put_in_by_hand_moves_what_the_loss_does_not_use(rule: Optimizer, schedule: str) -> None:
+    """As a loss with a linear term has it; what is changed beside it, or to 0, does not."""
+    by_hand = torch.tensor([0.5, -0.25], dtype=D)
+    theta_0 = {"a": torch.ones(2, dtype=D), "b": torch.full((2,), 2.0, dtype=D), "c": torch.ones(1, dtype=D)}
+
+    def losses(j: int) -> gimli.Problem:
+        def loss(theta: Any, phi: Any, batch: tuple[int, str]) -> Tensor:
+            of_step, used = batch
+            linear = (by_hand * theta["b"]).sum() if of_step == j else 0.0
+            return sum((theta[k] ** 4).sum() for k in used) + linear
+
+        return gimli.Problem(loss, lambda theta, phi, batch: sum((v**2).sum() for v in theta.values()), rule)
+
+    batches = [(0, "a"), (1, "a"), (2, "b"), (3, "ab")]
+    expected = gimli.meta_gradient(losses(1), theta_0, batches, None, phi_opt={"lr": 0.1})
+    walk = gimli.step_through(
+        losses(99), theta_0, batches, None, phi_opt={"lr": 0.1}, memory=SCHEDULES[schedule](None), check=False
+    )
+    for moment in walk:
+        if (moment.line, moment.j, moment.replay) == (5, 1, False):
+            moment.change("G", {"b": by_hand, "c": torch.zeros(1)})
+    actual = walk.result
+    assert actual.A_opt["lr"] == expected.A_opt["lr"]
+    for k in theta_0:
+        assert torch.equal(actual.theta_J[k], expected.theta_J[k])
+        assert torch.equal(actual.B_0[k], expected.B_0[k])
+    assert torch.equal(actual.theta_J["c"], theta_0["c"])

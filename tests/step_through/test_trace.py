@@ -387,3 +387,12 @@ def test_a_walk_over_tasks_is_shown_as_any_other(reduce: str) -> None:
 def _thetas(data: dict[str, Any]) -> list[Tensor]:
     cells = data["q"]["theta"]["cells"]
     return [torch.tensor(cells[j][0]["v"]) for j in range(data["steps"] + 1)]
+
+
+@pytest.mark.parametrize("argument", ["follow", "intervene", "notes", "experiments"])
+@pytest.mark.parametrize("asked", [3, float("nan"), "w[0]", torch.ones(2), [1], {1: 2}.values()], ids=str)
+def test_what_a_trace_cannot_do_is_refused_before_it_runs(argument: str, asked: Any) -> None:
+    walk = gimli.step_through(**network())
+    with pytest.raises(ArgumentError, match=f"^{argument}: expected"):
+        gimli.trace(walk, **{argument: asked})
+    assert next(walk).line == 5  # nothing of it has run

@@ -145,6 +145,7 @@ def trace(
     except (AttributeError, UnicodeEncodeError):
         do = "Leave lone surrogates out."
         raise unexpected("title", "text that UTF-8 can hold", repr(title), do) from None
+    _check_what_is_asked(follow, intervene, notes, experiments)
     recorder = Recorder(walk, follow)
     if experiments is not None:
         recorder.data["experiments"] = record_experiments(walk, experiments)
@@ -164,6 +165,24 @@ def trace(
     reached_the_end = recorder.data["events"]["line"][-1:] == [16]
     result = walk.result if reached_the_end and failure is None else None
     return Trace(title, recorder.data, result, failure, dict(notes or {}))
+
+
+def _check_what_is_asked(follow: object, intervene: object, notes: object, experiments: object) -> None:
+    """Raise ArgumentError, before the run, for what could only fail in it or in the page's script."""
+    listed = isinstance(follow, Sequence) and not isinstance(follow, str) and all(isinstance(e, str) for e in follow)
+    for argument, asked, accepted, expected in (
+        ("follow", follow, listed, 'a list of entries of theta, such as ["fc.weight[3, 2]"]'),
+        ("intervene", intervene, intervene is None or callable(intervene), "a function of a Moment, or None"),
+        ("notes", notes, notes is None or isinstance(notes, Mapping), "a dict, or None"),
+        (
+            "experiments",
+            experiments,
+            experiments is None or isinstance(experiments, Experiments),
+            "Experiments, or None",
+        ),
+    ):
+        if not accepted:
+            raise unexpected(argument, expected, type(asked).__name__, "Its documentation shows the form.")
 
 
 def _extent(data: Mapping[str, Any], failure: Exception | None) -> str:

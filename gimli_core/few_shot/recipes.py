@@ -162,7 +162,7 @@ METRIC = Recipe(
 
 RECIPES: Mapping[str, Recipe] = {
     "maml": GRADIENT,
-    "fomaml": replace(GRADIENT, make=_adapting(Fomaml)),
+    "fomaml": replace(GRADIENT, make=_adapting(Fomaml), steps=15000),
     # With MAML's inner rate and an outer Adam 200 steps teach what 2500 do of the paper's inner Adam and outer SGD.
     "reptile": Recipe(
         lambda s: Reptile(s.learner(), SGD(lr=0.1 if s.colour else 0.4), steps=5, test_steps=20),

@@ -45,6 +45,7 @@ __all__ = [
 
 TENSORS = ("theta_0", "phi_loss", "phi_opt", "state_0")  # whose values may be others
 FREE = ("problem", "train_batches", "val_batch", "memory", "resume")  # of which a look says nothing
+LOOKED_AT = tuple(field.name for field in fields(Call) if field.name not in FREE)
 LOOKS = 8  # that are remembered of a problem: calls of several looks may take turns
 PLAIN = (bool, int, float, str, type(None), Tasks)
 
@@ -76,9 +77,7 @@ def look_of(call: Call, *more: bool | str) -> Look | None:
     look: list[Any] = [(type(x), x) for x in more]
     if call.steps is None and isinstance(call.train_batches, (list, tuple, Tensor)):
         look.append(len(call.train_batches))  # is J: calls of several lengths may take turns
-    for name in (field.name for field in fields(call)):
-        if name in FREE:
-            continue
+    for name in LOOKED_AT:
         value = getattr(call, name)
         entry = outlines(value) if name in TENSORS and value is not None else plain(value)
         if entry is None:

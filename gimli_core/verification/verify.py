@@ -175,8 +175,7 @@ def verify(
     with same_randomness(environment):
         drain(run.forward())
         drain(run.backward())
-    result = run.result()
-    of_result = _entries_of_result(result, call.nested)
+    of_result = _entries_of_result(result := run.result(), call.nested)
     engine = {key: of_result[key] for key in entries}
 
     question, notes = precise(rows[0], environment)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,15 +29,15 @@ ANOTHER_FORM = "its batch has another shape, dtype or content than the first"
 _here = threading.local()
 
 
-@contextmanager
-def as_compiled() -> Iterator[None]:
+class as_compiled:
     """Within it, in this thread, graphs that there are may be called; another one is Uncompiled."""
-    before = getattr(_here, "closed", False)
-    _here.closed = True
-    try:
-        yield
-    finally:
-        _here.closed = before
+
+    def __enter__(self) -> None:
+        self._before = getattr(_here, "closed", False)
+        _here.closed = True
+
+    def __exit__(self, *_: object) -> None:
+        _here.closed = self._before
 
 
 def refuse_another_graph() -> None:

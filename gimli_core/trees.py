@@ -55,11 +55,17 @@ def entries(tree: Any) -> Iterable[tuple[Any, Any]] | None:
     """(key, value) of what stands directly in a mapping, an `nn.ParameterDict`, a tuple, a list or a mark; None of
     anything else, which is a leaf, of whatever shape.
     """
-    if isinstance(tree, Tensor):
+    kind = type(tree)  # those that are met most are told at once: other classes answer slowly
+    if kind is Tensor:
         return None
+    if kind is dict:
+        items: Iterable[tuple[Any, Any]] = tree.items()
+        return items
     if isinstance(tree, (tuple, list)):
         return enumerate(tree)
-    if isinstance(tree, (dict, Mapping, nn.ParameterDict)):  # a dict is told at once, without asking the others
+    if isinstance(tree, Tensor):
+        return None
+    if isinstance(tree, (Mapping, nn.ParameterDict)):
         return tree.items()
     return ((type(tree), tree.value),) if isinstance(tree, Mark) else None
 
@@ -147,7 +153,7 @@ def nodes(tree: Any) -> Iterator[Any]:
     ahead = [tree]
     while ahead:
         yield (node := ahead.pop())
-        if not isinstance(node, Tensor) and (inside := entries(node)) is not None:
+        if type(node) is not Tensor and (inside := entries(node)) is not None:
             ahead.extend([value for _, value in inside][::-1])
 
 
@@ -224,7 +230,7 @@ def fits(tree: Any, like: list[Any]) -> bool:
     expected = iter(like)
     for x in nodes(tree):
         look = next(expected, expected)  # of a tree with less in it: something that nothing is equal to
-        if isinstance(x, Tensor):
+        if type(x) is Tensor or isinstance(x, Tensor):
             if type(look) is not Outline or (x.shape, x.dtype, x.device) != look[:3]:
                 return False
         elif not _same(_look(x), look):
@@ -241,7 +247,7 @@ def _look(x: Any) -> Any:
     """What is no tensor: a mapping by its names, a tuple or a list by its length, a leaf by itself."""
     if isinstance(x, (tuple, list)):
         return Length(len(x))
-    return Names(x) if isinstance(x, (dict, Mapping)) else x
+    return Names(x) if type(x) is dict or isinstance(x, Mapping) else x
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -55,17 +55,11 @@ def entries(tree: Any) -> Iterable[tuple[Any, Any]] | None:
     """(key, value) of what stands directly in a mapping, an `nn.ParameterDict`, a tuple, a list or a mark; None of
     anything else, which is a leaf, of whatever shape.
     """
-    kind = type(tree)  # those that are met most are told at once: other classes answer slowly
-    if kind is Tensor:
-        return None
-    if kind is dict:
-        items: Iterable[tuple[Any, Any]] = tree.items()
-        return items
-    if isinstance(tree, (tuple, list)):
+    if isinstance(tree, (tuple, list)):  # first what is told fast: the others ask in Python
         return enumerate(tree)
-    if isinstance(tree, Tensor):
+    if type(tree) is Tensor or isinstance(tree, Tensor):
         return None
-    if isinstance(tree, (Mapping, nn.ParameterDict)):
+    if type(tree) is dict or isinstance(tree, (Mapping, nn.ParameterDict)):
         return tree.items()
     return ((type(tree), tree.value),) if isinstance(tree, Mark) else None
 

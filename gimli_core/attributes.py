@@ -93,7 +93,7 @@ class _Kept:
                 self._all(list(value.values() if isinstance(value, dict) else value), depth)
         elif (put_back := _generator(value)) is not None:
             self._restorers.append(put_back)
-        elif _is_users(type(value)):  # type: ignore[arg-type] # classes can be hashed
+        elif _is_users(type(value)):
             self._attributes(value, frozenset(), depth)
             if callable(value):
                 self.visit(type(value).__call__, depth)
@@ -127,7 +127,7 @@ class _Kept:
             self._room = sys.maxsize
         else:
             depth += 1
-        slots = {k: getattr(owner, k) for k in _slots(type(owner)) if hasattr(owner, k)}  # type: ignore[arg-type]
+        slots = {k: getattr(owner, k) for k in _slots(type(owner)) if hasattr(owner, k)}
         self._restorers += [functools.partial(setattr, owner, k, v) for k, v in slots.items()]
         attributes = getattr(owner, "__dict__", {})
         before = {k: v for k, v in attributes.items() if k not in left_out}
@@ -142,7 +142,6 @@ def _is_of(module: str | None, roots: Iterable[str]) -> bool:
     return (module or "builtins").partition(".")[0] in roots
 
 
-@functools.lru_cache(maxsize=1024)
 def _is_users(kind: type) -> bool:
     """Whether objects of this class may keep what a user's loss leaves there, or lead to it."""
     if _is_of(kind.__module__, {"gimli_core"}):
@@ -150,7 +149,6 @@ def _is_users(kind: type) -> bool:
     return not _is_of(kind.__module__, _LIBRARIES)
 
 
-@functools.lru_cache(maxsize=1024)
 def _slots(kind: type) -> tuple[str, ...]:
     """The slots of a class and of those that it is made from."""
     each = [vars(base).get("__slots__", ()) for base in kind.__mro__]

@@ -48,8 +48,7 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     if form.data is None:
         with inputs.environment.alone():
             G_j, _ = of_batch()
-        if form.pieces is not None:
-            G_j = G_j._replace(theta=form.part(G_j.theta))
+        G_j = G_j._replace(theta=form.part(G_j.theta))
     else:
         what = f"line 5, G_j at inner step j = {j} of {form.steps}"
         zero, names = form.zero_loss(theta), tuple(form.names(theta))

@@ -59,6 +59,19 @@ class Negated(Transform):
         return ends._replace(theta_J=negated(ends.theta_J), B=negated(ends.B))
 
 
+class NegatedInTheRun(Negated):
+    """The losses go on with theta: what they are handed and what comes of them is put into form in between."""
+
+    def problem(self, problem: Problem) -> Problem:
+        return problem
+
+    def gathered(self, theta: Tensors, what: str) -> Tensors:
+        return negated(theta)
+
+    def part(self, G: Tensors) -> Tensors:
+        return negated(G)
+
+
 def plain(made: dict[str, Any]) -> list[torch.Tensor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(make_run, "as_one_vector", lambda inputs: inputs)
@@ -66,12 +79,12 @@ def plain(made: dict[str, Any]) -> list[torch.Tensor]:
 
 
 @pytest.fixture
-def in_new_form(monkeypatch: pytest.MonkeyPatch) -> list[Inputs]:
+def in_new_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Inputs]:
     """Every run from here on in that form; the inputs that were put into it."""
     put: list[Inputs] = []
 
     def through(inputs: Inputs) -> Inputs:
-        transform = Negated()
+        transform = getattr(request, "param", Negated)()
         rule = NegatedRule(rule=inputs.form.optimizer)
         put.append(inputs.through(transform, rule, theta_0=transform.theta(inputs.values.theta_0)))
         return put[-1]
@@ -84,6 +97,7 @@ def numbers(result: gimli.MetaGradient) -> list[torch.Tensor]:
     return list(tensors([result.theta_J, result.A_opt, result.A_loss, result.B_0, result.S_0, result.val_loss]))
 
 
+@pytest.mark.parametrize("in_new_form", [Negated, NegatedInTheRun], indirect=True)
 @pytest.mark.parametrize("memory", [None, RetainGraphs(), StoreStates(), Checkpoint(2)])
 def test_a_new_form_has_the_plain_ones_result(in_new_form: list[Inputs], memory: object) -> None:
     made = tanh_network(gimli.optimizers.Adam(lr=0.1))

@@ -34,11 +34,7 @@ __all__ = ["Environment", "Snapshot", "discover", "keeping_buffers", "split_froz
 
 def split_frozen(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
     """(trained, frozen): an `nn.Parameter` with `requires_grad=False` is held constant. Entries of any shape."""
-    frozen = {
-        k: v.detach()
-        for k, v in theta_0.items()
-        if type(v) is not Tensor and not v.requires_grad and isinstance(v, nn.Parameter)
-    }
+    frozen = {k: v.detach() for k, v in theta_0.items() if not v.requires_grad and isinstance(v, nn.Parameter)}
     return {k: v.detach() for k, v in theta_0.items() if k not in frozen}, frozen
 
 

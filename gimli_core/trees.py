@@ -147,8 +147,7 @@ def nodes(tree: Any) -> Iterator[Any]:
     ahead = [tree]
     while ahead:
         yield (node := ahead.pop())
-        kind = type(node)
-        if kind is tuple or kind is list:  # as `entries` has it, told faster of what batches mostly are
+        if (kind := type(node)) is tuple or kind is list:  # as `entries` has it, told faster of what batches mostly are
             ahead += node[::-1]
         elif kind is not Tensor and (inside := entries(node)) is not None:
             ahead += [value for _, value in inside][::-1]

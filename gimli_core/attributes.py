@@ -20,18 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["attributes_of", "filled"]
+__all__ = ["ROOM", "attributes_of", "filled"]
 
 # Of torch's own: parameters, buffers, submodules and hooks. Whether a module trains is a plain attribute.
 _TORCHS = frozenset(vars(nn.Module())) - {"training"}
 _DEPTH = 4  # functions and objects within each other, of a user's own
 _DATA = 256  # a longer list holds data: what is in it is not looked at
-_ROOM = 8 << 20  # bytes of tensors outside of modules that are copied: what is larger is data
+ROOM = 8 << 20  # bytes of tensors outside of modules that are copied: what is larger is data
 _LEAVES = frozenset({int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 _LIBRARIES = sys.stdlib_module_names - {"types", "argparse"} | {"torch", "torchvision", "numpy", "scipy", "sklearn"}
 
 
-def attributes_of(modules: Iterable[nn.Module], functions: Iterable[Any] = (), room: int = _ROOM) -> Callable[[], None]:
+def attributes_of(modules: Iterable[nn.Module], functions: Iterable[Any] = (), room: int = ROOM) -> Callable[[], None]:
     """A function that puts what a loss may keep outside of its arguments back as it is now.
 
     Of modules and of objects of a user's own the attributes; of functions what they close over, the globals that they

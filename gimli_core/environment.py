@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from gimli_core.attributes import attributes_of, filled
+from gimli_core.attributes import ROOM, attributes_of, filled
 from gimli_core.notation import Tensors
 from gimli_core.trees import nodes
 
@@ -99,14 +99,16 @@ _MAKING = threading.Lock()
 class Environment:
     """What a loss may read besides its arguments: global random number generators and module buffers.
 
-    Restores to the bit: torch's CPU generator, the current CUDA device's where CUDA is in use, NumPy's and
-    Python's global generators, and every buffer of `modules`. A `torch.Generator` of the user's
-    own is not seen; the replay check says so when that matters. `functions` (losses, batches of j) may keep what they
-    like outside of modules, which a trial alone puts back.
+    Restores to the bit: torch's CPU generator, the current CUDA device's where CUDA is in use, NumPy's and Python's
+    global generators, and every buffer of `modules`. A `torch.Generator` of the user's own is not seen; the replay
+    check says so. `functions` (losses, batches of j) may keep what they like outside of modules, which a trial alone
+    puts back: `room` bytes of tensors, and what is larger is data.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], device: torch.device, functions: Iterable[Any] = ()) -> None:
-        self.device = device
+    def __init__(
+        self, modules: Sequence[nn.Module], device: torch.device, functions: Iterable[Any] = (), room: int = ROOM
+    ) -> None:
+        self.device, self.room = device, room
         self.modules = tuple(modules)
         self.functions = tuple(functions)
         self._homes: list[tuple[nn.Module, str, Tensor]] = []  # module, attribute, the tensor that was found there
@@ -158,7 +160,7 @@ class Environment:
         if self.device.type == "cuda":
             generators.append(torch.cuda.get_rng_state(self.device))
         if previous is None:
-            return Snapshot(tuple(generators), tuple(b.detach().clone() for b in self.buffers))
+            return Snapshot(tuple(generators), self.capture_buffers().buffers)
         shared = [old if _same(old, new) else new for old, new in zip(previous.generators, generators, strict=True)]
         # By value: BatchNorm's kernels move its running statistics without counting a version.
         pairs = zip(previous.buffers, self.buffers, strict=True)
@@ -180,11 +182,9 @@ class Environment:
 
     @contextmanager
     def trial(self) -> Iterator[None]:
-        """What is evaluated in here leaves no trace: not in generators and buffers, nor in the modules' attributes or
-        what the functions keep.
-        """
+        """What is evaluated in here leaves no trace in generators, buffers, attributes or what the functions keep."""
         with self.alone():
-            snapshot, put_attributes_back = self.capture(), attributes_of(self.modules, self.functions)
+            snapshot, put_attributes_back = self.capture(), attributes_of(self.modules, self.functions, self.room)
             try:
                 yield
             finally:
@@ -223,9 +223,8 @@ class keeping_buffers(saved_tensors_hooks):
             kept, version = packed
             if kept._version != version:
                 raise RuntimeError(
-                    f"a tensor of shape {list(kept.shape)} that the inner loss used has been changed in place "
-                    "before the backward "
-                    "sweep. Leave batches and parameters as they are until then, or pass copies."
+                    f"a tensor of shape {list(kept.shape)} that the inner loss used has been changed in place before "
+                    "the backward sweep. Leave batches and parameters as they are until then, or pass copies."
                 )
             return kept
 

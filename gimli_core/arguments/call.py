@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.batches import check_batches, check_val_batch
+from gimli_core.attributes import ROOM
 from gimli_core.derivatives.micro_batches import MicroBatches, split, weighed
 from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.indexed import Indexed, LastBatch, rows_of
@@ -66,6 +67,12 @@ class Call:
                 object.__setattr__(self, name, value)
         train_loss = getattr(self.problem, "train_loss", None)
         object.__setattr__(self, "phi_loss", with_centre(train_loss, self.theta_0, self.phi_loss))
+
+    @property
+    def room(self) -> int:
+        """Bytes for a copy of what losses and batches keep: several are alive at a time, and a budget counts them."""
+        budget = getattr(self.memory, "bytes", None)
+        return min(ROOM, budget // 32) if isinstance(budget, int) else ROOM
 
     def parts(self) -> list[Call]:
         """The calls of the tasks' chunks; this one alone if there are none. Raises ArgumentError."""

@@ -137,7 +137,7 @@ def prepare(call: Call) -> Inputs:
         nested=call.nested,
     )
     values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, val_batch, weights, marked, rows)
-    inputs = Inputs(form, values, Environment(modules, _anywhere(trained).device, kept_by(call)))
+    inputs = Inputs(form, values, Environment(modules, _anywhere(trained).device, kept_by(call), call.room))
     if T is None:
         return _of_one(inputs, call.state_0)
     return _over_tasks(inputs, call.state_0, theta_per_task, phi_per_task, one, modules)

@@ -31,7 +31,7 @@ def looking(call: Call) -> Iterator[None]:
         yield
         return
     device = next((v.device for _, v in tensor_paths(call.theta_0)), torch.device("cpu"))
-    with Environment((), device, functions).trial():
+    with Environment((), device, functions, call.room).trial():
         yield
 
 
@@ -78,6 +78,8 @@ def tensors_of(batch: Any) -> list[Tensor]:
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same; nan is the same as nan. Of any shapes."""
+    if a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b):  # in no memory besides
+        return True
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 

@@ -186,7 +186,7 @@ def recalled(look: Look | None, call: Call) -> Inputs | None:
         remembered.weights,
         cold=not form.warm,
     )
-    return Inputs(form, values, Environment(modules_of(call.problem), anywhere.device, kept_by(call)))
+    return Inputs(form, values, Environment(modules_of(call.problem), anywhere.device, kept_by(call), call.room))
 
 
 def remember_whole(look: Look | None, compiled: CompiledWhole, tensors: RunTensors, problem: Problem) -> None:

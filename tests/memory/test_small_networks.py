@@ -21,6 +21,10 @@ import gimli_core as gimli
 
 budget, steps, kind, width = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 draws = kind == "draws"
+data = torch.zeros(5 << 18)  # 5 MiB, for the batches to keep
+
+def batch(j):
+    return (data, j)[1] if kind == "keeps" else None
 torch.set_num_threads(1)
 torch.manual_seed(0)
 theta = {k: torch.randn(*shape) / width**0.5
@@ -46,10 +50,10 @@ if kind == "tasks":
 try:
     if kind == "unroll":
         theta = {k: v.requires_grad_() for k, v in theta.items()}
-        gimli.unroll(problem, theta, lambda j: None, None, **more).backward()
+        gimli.unroll(problem, theta, batch, None, **more).backward()
     else:
         for _ in range(2 if kind == "twice" else 1):
-            gimli.meta_gradient(problem, theta, lambda j: None, None, **more)
+            gimli.meta_gradient(problem, theta, batch, None, **more)
 except gimli.errors.ArgumentError as error:
     refused = str(error)
 print(json.dumps([occupied("VmHWM") - base, refused]))
@@ -70,6 +74,13 @@ def cold(budget: str, steps: int, kind: str = "plain", width: int = 20) -> tuple
 def test_a_budget_counts_the_nodes_of_graphs_and_pythons_objects() -> None:
     """All 300 graphs take 14 MB, of which their tensors are 4; libraries take as much."""
     most, refused = cold("24MB", 300)
+    assert refused == ""
+    assert 0 < most <= 24_000_000
+
+
+def test_a_budget_has_no_room_for_copies_of_the_data_that_batches_come_from() -> None:
+    """Several copies would be alive before the first step: of 5 MiB each, where 22 MiB were left besides libraries."""
+    most, refused = cold("24MB", 300, "keeps")
     assert refused == ""
     assert 0 < most <= 24_000_000
 

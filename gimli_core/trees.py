@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gimli_core.layout import copied
+
 __all__ = [
     "KeyPath",
     "Mark",
@@ -189,8 +191,8 @@ def nbytes(tree: Any) -> int:
 
 
 def cloned(tree: Any) -> Any:
-    """The tree with a copy of every tensor."""
-    return mapped(Tensor.clone, tree)
+    """The tree with a copy of every tensor, which lies in memory as that does."""
+    return mapped(copied, tree)
 
 
 class Outline(NamedTuple):

@@ -18,6 +18,7 @@ import gimli_core
 
 # Each line may import from the lines above it; rooms of one line do not import each other. Rooms to come are named.
 LAYERS = """
+layout
 errors notation trees attributes
 processes
 environment results derivatives optimizers

@@ -11,6 +11,7 @@ each task's gradient in its own slice, and what the tasks share gets the sum ove
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -27,6 +28,7 @@ from gimli_core.trees import mapped
 __all__ = [
     "Tasks",
     "by_task",
+    "check_stacked",
     "check_tasks",
     "checked_per_task",
     "expanded",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 REDUCTIONS = ("mean", "sum")
+MOST = 2**31 - 1  # tasks: their numbers are counted in lists, and their tensors have them as a dimension
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,8 @@ class Tasks:
 
 
 def _check_count(argument: str, value: Any, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        expected = f"a whole number of {what}, at least 1"
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= MOST:
+        expected = f"a whole number of {what} below 2**31, at least 1"
         raise unexpected(argument, expected, repr(value), "Leave it out for one inner loop, or for all.")
 
 
@@ -87,8 +90,8 @@ def check_tasks(tasks: Any) -> Tasks | None:
     """`tasks=` as an object. Raises ArgumentError."""
     if tasks is None or isinstance(tasks, Tasks):
         return tasks
-    if isinstance(tasks, bool) or not isinstance(tasks, Integral) or tasks < 1:
-        expected = "a whole number T >= 1, gimli.Tasks(T, …) or None"
+    if isinstance(tasks, bool) or not isinstance(tasks, Integral) or not 1 <= tasks <= MOST:
+        expected = "a whole number T >= 1 and below 2**31, gimli.Tasks(T, …) or None"
         raise unexpected("tasks", expected, repr(tasks), "Leave it out for one inner loop.")
     return Tasks(int(tasks))
 
@@ -118,6 +121,13 @@ def checked_per_task(argument: str, value: Any, count: int | None) -> Any:
             expected = f"a tensor with a leading dimension of {count} tasks, as it is marked per_task"
             raise unexpected(f"{argument}{pytree.keystr(path)}", expected, actual, "Stack one tensor a task.")
     return value
+
+
+def check_stacked(count: int, **batches: Sequence[Any]) -> None:
+    """Raise ArgumentError unless every tensor in the batches of each loss has a slice for each task."""
+    for name, of_loss in batches.items():
+        for leaf in pytree.tree_leaves(of_loss):
+            by_task(leaf, count, name)
 
 
 def of_tasks(batch: Any, count: int, name: str, first: int, last: int) -> Any:

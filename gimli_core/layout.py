@@ -7,10 +7,13 @@ copy has the same bits. What is expanded, as weights over tasks are, has no memo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-__all__ = ["copied", "dense", "narrowed", "order_in_memory"]
+from gimli_core.trees import mapped
+
+__all__ = ["cloned", "dense", "narrowed", "order_in_memory"]
 
 
 def order_in_memory(t: Tensor) -> list[int]:
@@ -25,9 +28,9 @@ def narrowed(t: Tensor) -> Tensor:
     return t
 
 
-def copied(t: Tensor) -> Tensor:
-    """A copy of a dense tensor of any shape that lies in memory as it does."""
-    return narrowed(t).clone().expand(t.shape) if _expanded(t) else t.clone()
+def cloned(tree: Any) -> Any:
+    """The tree with a copy of every dense tensor, which lies in memory as that does."""
+    return mapped(lambda t: narrowed(t).clone().expand(t.shape) if _expanded(t) else t.clone(), tree)
 
 
 def dense(t: Tensor) -> Tensor:

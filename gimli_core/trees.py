@@ -16,14 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gimli_core.layout import copied
-
 __all__ = [
     "KeyPath",
     "Mark",
     "Outline",
     "bare",
-    "cloned",
     "entries",
     "fits",
     "folded",
@@ -190,11 +187,6 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 def nbytes(tree: Any) -> int:
     """Bytes of all tensors in a tree."""
     return sum(t.nbytes for t in tensors(tree))
-
-
-def cloned(tree: Any) -> Any:
-    """The tree with a copy of every tensor, which lies in memory as that does."""
-    return mapped(copied, tree)
 
 
 class Outline(NamedTuple):

@@ -25,7 +25,7 @@ from gimli_core.transforms.numbered import numbered, with_j
 from gimli_core.transforms.proximal import with_centre
 from gimli_core.transforms.shares import of_shares, share_of, shared, whole_batch
 from gimli_core.transforms.sliced import of_slices, sliced
-from gimli_core.transforms.tasks import Tasks, check_stacked, check_tasks, checked_per_task, of_tasks
+from gimli_core.transforms.tasks import Tasks, check_tasks, checked_per_task, of_tasks
 from gimli_core.trees import KeyPath, mapped_at, path_text
 
 __all__ = ["Call"]
@@ -70,14 +70,17 @@ class Call:
     def parts(self) -> list[Call]:
         """The calls of the tasks' chunks; this one alone if there are none. Raises ArgumentError."""
         tasks = check_tasks(self.tasks)
-        if tasks is None:
+        if tasks is None or tasks.count <= (tasks.chunk or tasks.count):
             return [self]
+        self.check_stacked(tasks.count)
+        return [self._part(tasks, first, last) for first, last in tasks.parts]
+
+    def check_stacked(self, count: int) -> None:
+        """Raise ArgumentError where batches at hand have no slice for each task: before anything is made for all."""
         train = self.train_batches[:1] if isinstance(self.train_batches, (list, tuple)) else ()
         val = () if callable(self.val_batch) else (self.val_batch,)
-        check_stacked(tasks.count, train_loss=train, val_loss=val)  # before anything is made for T tasks
-        if tasks.count <= (tasks.chunk or tasks.count):
-            return [self]
-        return [self._part(tasks, first, last) for first, last in tasks.parts]
+        for name, of_loss in (("train_loss", train), ("val_loss", val)):
+            of_tasks(of_loss, count, name, 0, count)
 
     def batches(
         self, indexed: Mapping[str, Indexed] | None = None

@@ -11,7 +11,6 @@ each task's gradient in its own slice, and what the tasks share gets the sum ove
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -28,7 +27,6 @@ from gimli_core.trees import mapped
 __all__ = [
     "Tasks",
     "by_task",
-    "check_stacked",
     "check_tasks",
     "checked_per_task",
     "expanded",
@@ -121,13 +119,6 @@ def checked_per_task(argument: str, value: Any, count: int | None) -> Any:
             expected = f"a tensor with a leading dimension of {count} tasks, as it is marked per_task"
             raise unexpected(f"{argument}{pytree.keystr(path)}", expected, actual, "Stack one tensor a task.")
     return value
-
-
-def check_stacked(count: int, **batches: Sequence[Any]) -> None:
-    """Raise ArgumentError unless every tensor in the batches of each loss has a slice for each task."""
-    for name, of_loss in batches.items():
-        for leaf in pytree.tree_leaves(of_loss):
-            by_task(leaf, count, name)
 
 
 def of_tasks(batch: Any, count: int, name: str, first: int, last: int) -> Any:

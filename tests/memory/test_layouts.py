@@ -9,11 +9,10 @@ from torch.func import functional_call
 
 import gimli_core as gimli
 import gimli_core.runs.journal as journal
-from gimli_core.layout import dense
+from gimli_core.layout import cloned, dense
 from gimli_core.memory import Checkpoint, StoreStates
 from gimli_core.memory.files import read_file, write_file
 from gimli_core.runs.journal import Journal
-from gimli_core.trees import cloned
 from tests.compare import assert_same
 
 SCHEDULES = {

@@ -18,7 +18,8 @@ __all__ = ["cloned", "dense", "narrowed", "order_in_memory"]
 
 def order_in_memory(t: Tensor) -> list[int]:
     """The dimensions of a tensor of any shape, from the one whose elements lie farthest apart."""
-    return sorted(range(t.ndim), key=lambda d: -t.stride(d))
+    strides = t.stride()
+    return sorted(range(t.ndim), key=lambda d: -strides[d])
 
 
 def narrowed(t: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class Tasks:
 
 
 def _check_count(argument: str, value: Any, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= MOST:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= MOST:
         expected = f"a whole number of {what} below 2**31, at least 1"
         raise unexpected(argument, expected, repr(value), "Leave it out for one inner loop, or for all.")
 
@@ -88,7 +88,7 @@ def check_tasks(tasks: Any) -> Tasks | None:
     """`tasks=` as an object. Raises ArgumentError."""
     if tasks is None or isinstance(tasks, Tasks):
         return tasks
-    if isinstance(tasks, bool) or not isinstance(tasks, Integral) or not 1 <= tasks <= MOST:
+    if isinstance(tasks, bool) or not isinstance(tasks, Integral) or not 1 <= int(tasks) <= MOST:
         expected = "a whole number T >= 1 and below 2**31, gimli.Tasks(T, …) or None"
         raise unexpected("tasks", expected, repr(tasks), "Leave it out for one inner loop.")
     return Tasks(int(tasks))

@@ -21,7 +21,6 @@ __all__ = [
     "Mark",
     "Outline",
     "bare",
-    "cloned",
     "entries",
     "fits",
     "folded",
@@ -188,11 +187,6 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 def nbytes(tree: Any) -> int:
     """Bytes of all tensors in a tree."""
     return sum(t.nbytes for t in tensors(tree))
-
-
-def cloned(tree: Any) -> Any:
-    """The tree with a copy of every tensor."""
-    return mapped(Tensor.clone, tree)
 
 
 class Outline(NamedTuple):

@@ -77,9 +77,17 @@ class Call:
     def parts(self) -> list[Call]:
         """The calls of the tasks' chunks; this one alone if there are none. Raises ArgumentError."""
         tasks = check_tasks(self.tasks)
-        if tasks is None or len(tasks.parts) == 1:
+        if tasks is None or tasks.count <= (tasks.chunk or tasks.count):
             return [self]
+        self.check_stacked(tasks.count)
         return [self._part(tasks, first, last) for first, last in tasks.parts]
+
+    def check_stacked(self, count: int) -> None:
+        """Raise ArgumentError where batches at hand have no slice for each task: before anything is made for all."""
+        train = self.train_batches[:1] if isinstance(self.train_batches, (list, tuple)) else ()
+        val = () if callable(self.val_batch) else (self.val_batch,)
+        for name, of_loss in (("train_loss", train), ("val_loss", val)):
+            of_tasks(of_loss, count, name, 0, count)
 
     def batches(
         self, indexed: Mapping[str, Indexed] | None = None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import closest, listing, unexpected
+from gimli_core.layout import dense
 from gimli_core.notation import State, counts
 
 __all__ = ["check_state"]
@@ -74,4 +75,4 @@ def _checked_tensor(value: Any, like: Tensor, path: str) -> Tensor:
     if value.ndim > 0 and value.device != like.device:
         expected = f"a tensor on theta's device {like.device}"
         raise unexpected(path, expected, f"one on {value.device}", "Move it with .to(...).")
-    return value.detach().to(like.dtype)
+    return dense(value.detach().to(like.dtype))

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from gimli_core.derivatives.finite import finite
 from gimli_core.environment import split_frozen
 from gimli_core.errors import listing, unexpected
+from gimli_core.layout import dense
 from gimli_core.notation import Tensors
 from gimli_core.transforms.tasks import checked_per_task, split_marked
 
@@ -80,6 +81,7 @@ def laid_out(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
     Their shapes stay.
     """
     trained, frozen = split_frozen(theta_0)
+    trained = {k: dense(v) for k, v in trained.items()}
     # The losses see the order in which theta_0 was given: some take theta.values() apart by it.
     return trained, {k: v.detach() for k, v in theta_0.items()} if frozen else {}
 

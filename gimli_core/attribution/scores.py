@@ -20,8 +20,10 @@ from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.errors import first_line, unexpected
 from gimli_core.memory.atomic_file import check_writable, writing
 from gimli_core.meta_gradient import meta_gradient
+from gimli_core.meta_parameters.marks import plain_dicts
 from gimli_core.problem import Problem
 from gimli_core.runs.plain_values import fingerprint
+from gimli_core.transforms.nested import unnested
 
 __all__ = ["Scores", "scores"]
 
@@ -82,7 +84,7 @@ def scores(
     Args:
         problem: its `val_loss` returns a number for each query, `[k]`.
         phi_loss: with an entry marked by `gimli.indexed`, `[N, …]`: weights of examples, or of their tokens.
-        entry: the entry's name, where several are indexed.
+        entry: the entry's name, where several are indexed; within dicts with dots, "data.w".
         at_once: how many queries a sweep takes; all of them by default. Fewer need less memory.
         resume: an `.npz` that is written whole after each sweep, and from which a later call goes on by query. At the
             end it holds the scores. The losses' code, and batches after the first, are not told apart.
@@ -112,6 +114,7 @@ def scores(
 
     Source: Engstrom et al. 2025, Optimizing ML Training with Metagradient Descent; Ilyas and Engstrom 2025, MAGIC.
     """
+    problem, phi_loss, _ = unnested(problem, plain_dicts(phi_loss))
     name, mark = indexed_entry(phi_loss, entry)
     if at_once is not None and (isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1):
         raise unexpected("at_once", "a whole number of queries >= 1", repr(at_once), "None takes all at once.")

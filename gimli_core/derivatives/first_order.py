@@ -19,6 +19,7 @@ from gimli_core.derivatives.evaluate import LossOfTheta, differentiate, evaluate
 from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.derivatives.module_weights import ModuleWeights, noting
 from gimli_core.errors import unexpected
+from gimli_core.layout import dense
 from gimli_core.notation import Tensors
 
 __all__ = ["Gradient", "Graph", "gradient", "gradients", "hessian"]
@@ -178,7 +179,7 @@ def _gradient(
                 "Build the embedding with sparse=False; gimli.optimizers.SparseAdam takes dense gradients.",
             )
     G = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True))
-    values = [g if recorded else g.detach() for g in G]
+    values = [dense(g if recorded else g.detach()) for g in G]  # a slice of another gradient, say, is not
     by_name = dict(zip(theta, values, strict=False))
     return Gradient(
         loss if recorded else loss.detach(),

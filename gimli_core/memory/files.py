@@ -2,9 +2,9 @@
 
 A file holds `gimli1\\n`, the length of a JSON header (8 bytes), the header's CRC-32 (4 bytes), the header and the
 tensors' raw bytes. The header gives the version of the format, the paths of empty dicts, plain values, and each
-tensor's path, dtype, shape, order of dimensions in memory, device and CRC-32. Reading runs no code, takes no more
-memory than the file is long, and believes nothing: what is not as it was written is a StorageError, never a wrong
-number. A file appears under its name only once it is whole, and a link of that name is replaced, not followed.
+tensor's path, dtype, shape in memory, order of dimensions there, shape, device and CRC-32. Reading runs no code, takes
+no more memory than the file is long, and believes nothing: what is not as it was written is a StorageError, never a
+wrong number. A file appears under its name only once it is whole, and a link of that name is replaced, not followed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import StorageError
+from gimli_core.layout import narrowed, order_in_memory
 from gimli_core.trees import KeyPath, folded, leaves
 
 __all__ = ["create", "damaged", "is_ours", "names_of_ours", "read_file", "unfinished", "write_file"]
 
 MAGIC = b"gimli1\n"
-VERSION = 2  # of the header
+VERSION = 3  # of the header
 AGAIN = "Run again."
 FLAGS = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -47,11 +48,11 @@ DTYPES = {
 def write_file(path: Path, tree: Mapping[str, Any], extra: Mapping[str, Any], *, durable: bool = False) -> None:
     """Write a nested dict of tensors and a dict of plain values, whole or not at all. Raises StorageError."""
     flat, empty = _flat(tree)
-    # In the order of memory: kernels sum in that order, and a transposed copy would change the last bits.
-    orders = [sorted(range(t.ndim), key=lambda d, t=t: -t.stride(d)) for _, t in flat]  # type: ignore[misc]
-    tensors = [t.detach().cpu().permute(o).contiguous() for (_, t), o in zip(flat, orders, strict=True)]
+    # In the order of memory, and expanded as they are: another layout would change the last bits.
+    orders = [order_in_memory(t) for _, t in flat]
+    tensors = [narrowed(t).detach().cpu().permute(o).contiguous() for (_, t), o in zip(flat, orders, strict=True)]
     entries = [
-        [list(names), str(t.dtype)[6:], list(t.shape), order, str(s.device), zlib.crc32(_bytes(t))]
+        [list(names), str(t.dtype)[6:], list(t.shape), order, list(s.shape), str(s.device), zlib.crc32(_bytes(t))]
         for (names, s), t, order in zip(flat, tensors, orders, strict=True)
     ]
     header = json.dumps({"format": VERSION, "tensors": entries, "empty": empty, "extra": dict(extra)}).encode()
@@ -151,7 +152,7 @@ def _read_body(file: BinaryIO, described: Any, size: int) -> tuple[dict[str, Any
     if set(described) != {"format", "tensors", "empty", "extra"} or not isinstance(described["extra"], dict):
         raise ValueError("other fields than were written")
     tree: dict[str, Any] = {}
-    for names, dtype, shape, order, device, crc in described["tensors"]:
+    for names, dtype, shape, order, expanded, device, crc in described["tensors"]:
         if not all(type(n) is int and 0 <= n < 2**48 for n in shape) or sorted(order) != list(range(len(shape))):
             raise ValueError(f"a shape {shape!r} with dimensions in the order {order!r}")
         if dtype not in DTYPES or torch.device(device).type not in DEVICES:
@@ -163,7 +164,8 @@ def _read_body(file: BinaryIO, described: Any, size: int) -> tuple[dict[str, Any
             raise ValueError("a file that was cut")
         if zlib.crc32(_bytes(t)) != crc:
             raise ValueError(f"other bytes than were written, in {'.'.join(names)}")
-        _put(tree, names, t.permute([order.index(d) for d in range(t.ndim)]).to(device))
+        t = t.permute([order.index(d) for d in range(t.ndim)]).to(device)
+        _put(tree, names, t if expanded == list(t.shape) else t.expand(expanded))
     for names in described["empty"]:
         _put(tree, names, {})
     if file.tell() != size:
@@ -182,7 +184,8 @@ def _settle(directory: Path) -> None:
 
 
 def _bytes(t: Tensor) -> memoryview:
-    flat: Any = t.reshape(-1).view(torch.uint8).numpy() if t.numel() else b""
+    # A single number may have any stride, 0 after an expansion, and counts as contiguous all the same.
+    flat: Any = t.as_strided((t.numel(),), (1,)).view(torch.uint8).numpy() if t.numel() else b""
     return memoryview(flat)
 
 

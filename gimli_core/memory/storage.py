@@ -10,6 +10,7 @@ from collections.abc import Iterator, KeysView
 from pathlib import Path
 
 from gimli_core.errors import StorageError
+from gimli_core.layout import cloned
 from gimli_core.memory.allocator import long_lived
 from gimli_core.memory.files import read_file, write_file
 from gimli_core.memory.points_over_ranks import PointsOverRanks
@@ -17,7 +18,6 @@ from gimli_core.memory.schedules.actions import Tier
 from gimli_core.memory.scratch import remove_scratch, scratch_directory
 from gimli_core.processes.mesh import Ranks
 from gimli_core.record import Point
-from gimli_core.trees import cloned
 
 __all__ = ["Storage"]
 

@@ -23,6 +23,8 @@ from gimli_core.notation import Tensors
 
 __all__ = ["Indexed", "LastBatch", "SparseSum", "indexed", "rows_of"]
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 @dataclass(frozen=True, eq=False)
 class Indexed(Mark):
@@ -83,9 +85,13 @@ def _rows(name: str, entry: Indexed, batch: Any, j: int) -> Tensor:
         actual, do = f"{type(error).__name__}: {error}", "Let every batch carry the rows that it uses."
         raise unexpected(where, f"a batch that has them under {entry.rows!r}", actual, do) from error
     N = len(entry.value)
-    if not isinstance(rows, Tensor) or rows.ndim == 0 or rows.is_floating_point() or rows.dtype == torch.bool:
+    if not isinstance(rows, Tensor) or rows.ndim == 0 or rows.dtype not in INTEGERS or rows.layout != torch.strided:
         actual = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
-        raise unexpected(where, "a tensor of whole numbers, [n]", actual, "Give the numbers of the examples.")
+        actual += f", {rows.layout}" if isinstance(rows, Tensor) and rows.layout != torch.strided else ""
+        raise unexpected(where, "a dense tensor of whole numbers, [n]", actual, "Give the numbers of the examples.")
+    if rows.is_meta:
+        do = "Make the batches on the device of the rest."
+        raise unexpected(where, "a tensor that holds values", "one on the meta device", do)
     if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= N):
         actual = f"{int(rows.min())} to {int(rows.max())}"
         raise unexpected(where, f"numbers in [0, {N})", actual, "They count from 0, and not from the end.")

@@ -31,7 +31,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -41,12 +41,7 @@ from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers.numbers import pulled_as_vectors, stepped_as_vectors
 from gimli_core.optimizers.to_torch import hand_back
 
-__all__ = [
-    "Optimizer",
-    "Pulled",
-    "hyperparameter",
-    "with_path",
-]
+__all__ = ["Optimizer", "Pulled", "hyperparameter", "with_path"]
 
 
 SEEN = ("loss", "j")  # what a rule may ask for besides
@@ -76,9 +71,18 @@ class Optimizer(ABC):
             with one entry a group, in this order.
     """
 
+    _continuous: ClassVar[tuple[str, ...]]  # of a rule: the names of its fields that are continuous hyperparameters
     sees: ClassVar[Collection[str]] = ()  # of SEEN: what a step is handed among the hyperparameters (seen.py)
 
     groups: Mapping[str, Sequence[str]] | None = field(default=None, kw_only=True)
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        # Read here, not at each step: fields hold their metadata as mapping proxies, which torch.compile cannot read
+        # any more once a module has been given other weights.
+        rule = super().__new__(cls)
+        names = tuple(f.name for f in fields(cls) if f.metadata.get("continuous"))
+        object.__setattr__(rule, "_continuous", names)
+        return rule
 
     def __post_init__(self) -> None:
         self._check_switches()
@@ -109,12 +113,8 @@ class Optimizer(ABC):
         values = {name: value for name, value in arguments.items() if name not in ("self", "__class__", *pairs)}
         for pair, names in pairs.items():
             if not isinstance(arguments[pair], (tuple, list)) or len(arguments[pair]) != len(names):
-                raise unexpected(
-                    f"{type(self).__name__}({pair}=…)",
-                    f"({', '.join(names)})",
-                    repr(arguments[pair]),
-                    f"Give {len(names)} numbers.",
-                )
+                label, expected = f"{type(self).__name__}({pair}=…)", f"({', '.join(names)})"
+                raise unexpected(label, expected, repr(arguments[pair]), f"Give {len(names)} numbers.")
             values.update(zip(names, arguments[pair], strict=True))
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -122,7 +122,7 @@ class Optimizer(ABC):
 
     def continuous(self) -> tuple[str, ...]:
         """Names of the hyperparameters that a meta-gradient can be taken of."""
-        return tuple(f.name for f in fields(self) if f.metadata.get("continuous"))
+        return self._continuous
 
     def seen(self) -> tuple[str, ...]:
         """What a step is handed besides (theta, s, G, phi_opt): of "loss" and "j". See seen.py."""

@@ -35,8 +35,10 @@ def requirement_I(inputs: Inputs) -> tuple[Requirement, frozenset[str]]:
         try:
             L, _ = evaluate(val_loss, "val_loss", {**inputs.values.frozen, **theta}, phi, batch, vector=True)
         except KeyError as error:
-            if error.args[:1] and error.args[0] in inputs.values.indexed:
-                actual, do = f"one that asks for {error.args[0]!r}", "Mark what train_loss alone uses."
+            indexed = {path[-1]: name for name, path in inputs.form.nested if name in inputs.values.indexed}
+            indexed |= {name: name for name in inputs.values.indexed}
+            if error.args[:1] and error.args[0] in indexed:
+                actual, do = f"one that asks for {indexed[error.args[0]]!r}", "Mark what train_loss alone uses."
                 raise unexpected("val_loss", "to leave indexed entries alone: it has no rows", actual, do) from error
             raise
         gradients = differentiate(L, [*theta.values(), *phi.values()])

@@ -19,6 +19,7 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.finite import check_end
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.errors import unexpected
+from gimli_core.layout import cloned
 from gimli_core.memory.allocator import long_lived
 from gimli_core.memory.schedules.actions import Action, Advance, Drop, Keep, Restore, Schedule, Store, Sweep, Validate
 from gimli_core.memory.schedules.truncated import truncated
@@ -30,7 +31,6 @@ from gimli_core.runs.eager_steps import Steps
 from gimli_core.runs.losses import Losses
 from gimli_core.runs.run import Events
 from gimli_core.runs.working_point import WorkingPoint
-from gimli_core.trees import cloned
 
 __all__ = ["Execution"]
 

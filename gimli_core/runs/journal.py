@@ -161,15 +161,15 @@ class Journal:
         any_of(self._mesh, False)
         for path in (self.directory / "progress", *map(self._file, self._there)):
             _unlink(path)
-        if self._made:
+        self.close()
+
+    def close(self) -> None:
+        """Let others use the directory, which goes if a run made it and nothing is in it."""
+        if self._made and self._let_go.alive and os.getpid() == self._process:
             with contextlib.suppress(OSError):
                 self.directory.rmdir()
                 if self._mesh:  # that of the run
                     self.directory.parent.rmdir()
-        self.close()
-
-    def close(self) -> None:
-        """Let others use the directory."""
         self._let_go()
 
     def _reached(self, name: str) -> Reached | None:

@@ -66,7 +66,7 @@ def _leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
 
 
 def nested(flat: Any, places: Places) -> Any:
-    """What is flat, in the structure that phi_loss came in."""
+    """What is flat, in the structure that phi_loss came in; L_val is not handed indexed entries, nor has it theirs."""
     if not places:
         return flat
     tree: dict[str, Any] = {}
@@ -74,7 +74,10 @@ def nested(flat: Any, places: Places) -> Any:
         inside = tree
         for key in path[:-1]:
             inside = inside.setdefault(key, {})
-        inside[path[-1]] = {} if name is None else flat[name]
+        if name is None:
+            inside[path[-1]] = {}
+        elif name in flat:
+            inside[path[-1]] = flat[name]
     return tree
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gimli_core.layout import cloned
 from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
@@ -28,7 +29,6 @@ from gimli_core.processes.pieces import Pieces
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import Transform
 from gimli_core.transforms.rule_on_shards import RuleOnShards, rule_on_shards
-from gimli_core.trees import cloned
 
 __all__ = ["Shards", "shards_of"]
 

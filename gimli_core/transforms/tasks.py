@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 REDUCTIONS = ("mean", "sum")
+MOST = 2**31 - 1  # tasks: their numbers are counted in lists, and their tensors have them as a dimension
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class Tasks:
 
 
 def _check_count(argument: str, value: Any, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        expected = f"a whole number of {what}, at least 1"
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= MOST:
+        expected = f"a whole number of {what} below 2**31, at least 1"
         raise unexpected(argument, expected, repr(value), "Leave it out for one inner loop, or for all.")
 
 
@@ -87,8 +88,8 @@ def check_tasks(tasks: Any) -> Tasks | None:
     """`tasks=` as an object. Raises ArgumentError."""
     if tasks is None or isinstance(tasks, Tasks):
         return tasks
-    if isinstance(tasks, bool) or not isinstance(tasks, Integral) or tasks < 1:
-        expected = "a whole number T >= 1, gimli.Tasks(T, …) or None"
+    if isinstance(tasks, bool) or not isinstance(tasks, Integral) or not 1 <= int(tasks) <= MOST:
+        expected = "a whole number T >= 1 and below 2**31, gimli.Tasks(T, …) or None"
         raise unexpected("tasks", expected, repr(tasks), "Leave it out for one inner loop.")
     return Tasks(int(tasks))
 

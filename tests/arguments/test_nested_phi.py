@@ -177,3 +177,32 @@ def test_names_are_data() -> None:
 def test_what_is_no_tensor_is_refused_where_it_stands(phi: Any, words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
         gimli.meta_gradient(problem(), **rest(), phi_loss=phi)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_indexed_entry_within_a_dict(beside: bool) -> None:
+    """L_val, which does not see such an entry, was said to ask for it."""
+    rows = [torch.tensor(r) for r in ([0, 2], [2, 2], [4, 1])]
+    w = gimli.indexed(torch.linspace(0.1, 1, 5).double(), lambda batch: batch)
+    more = {"a": C} if beside else {}
+
+    def flat(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Tensor) -> Tensor:
+        return (phi["w"] * (theta["w"].sum() - Y[:2]).square()).sum() + phi.get("a", C) * theta["w"].square().sum()
+
+    def val(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
+        return theta["w"].square().sum() * phi.get("a", C)
+
+    def of_data(loss: Any) -> Any:
+        return lambda theta, phi, batch: loss(theta, phi["data"], batch)
+
+    rule = gimli.optimizers.Adam(lr=0.1)
+    once, nest = gimli.Problem(flat, val, rule), gimli.Problem(of_data(flat), of_data(val), rule)
+    run = {"theta_0": {"w": THETA["w"]}, "train_batches": rows, "val_batch": None}
+    for memory in (None, gimli.memory.Checkpoint(1)):
+        expected = gimli.meta_gradient(once, **run, phi_loss={"w": w, **more}, memory=memory).A_loss
+        found = gimli.meta_gradient(nest, **run, phi_loss={"data": {"w": w, **more}}, memory=memory).A_loss
+        assert set(found["data"]) == set(expected)
+        assert all(torch.equal(found["data"][k].to_dense(), expected[k].to_dense()) for k in expected)
+    asking = gimli.Problem(of_data(flat), lambda theta, phi, batch: phi["data"]["w"].sum() * theta["w"].sum(), rule)
+    with pytest.raises(ArgumentError, match=r"leave indexed entries alone: it has no rows; got one .* 'data\.w'"):
+        gimli.meta_gradient(asking, **run, phi_loss={"data": {"w": w, **more}})

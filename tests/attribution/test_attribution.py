@@ -44,6 +44,18 @@ def call(optimizer: Any = None, loss: Any = queries) -> Call:
     }
 
 
+def test_weights_within_dicts() -> None:
+    flat = call()
+    within = gimli.Problem(lambda theta, phi, batch: weighted(theta, phi["of"], batch), queries, Adam(lr=0.05))
+    nested = {**flat, "problem": within, "phi_loss": {"of": flat["phi_loss"]}}
+    for more in ({}, {"entry": "of.w"}):
+        assert torch.equal(attribution.scores(**nested, **more).values, attribution.scores(**flat).values)
+    of_flat, of_nested = (attribution.leave_out(**made, subsets=3, share=0.25) for made in (flat, nested))
+    assert torch.equal(of_flat.lds(attribution.scores(**flat)), of_nested.lds(attribution.scores(**nested)))
+    of_flat, of_nested = ({k: v for k, v in made.items() if k != "val_batch"} for made in (flat, nested))
+    assert gimli.metasmoothness(**of_nested, seed=1).value == gimli.metasmoothness(**of_flat, seed=1).value
+
+
 def test_scores_are_the_slope_of_retraining() -> None:
     made, h = call(), 1e-5
     found = attribution.scores(**made)

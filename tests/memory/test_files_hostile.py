@@ -45,7 +45,7 @@ def test_every_forged_field_of_a_header_is_read_as_something_whole_or_refused(tm
 @pytest.mark.parametrize(
     "change",
     [
-        lambda h: h.update(format=3),
+        lambda h: h.update(format=99),
         lambda h: h.update(more=1),
         lambda h: h["extra"].update(j=5),
         lambda h: h["tensors"][0].__setitem__(1, "Tensor"),

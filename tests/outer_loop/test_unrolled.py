@@ -83,3 +83,38 @@ def test_what_inner_returns_is_checked(inner, match):
     with pytest.raises(ArgumentError, match=match):
         gimli.Unrolled(problem(), phi, inner, steps=4)(TARGETS)
     assert all(leaf.grad is None for leaf in phi.values())
+
+
+@pytest.mark.parametrize("kind", ["ES", "PES", "Implicit", "Unrolled", "Windows"])
+def test_phi_of_a_module_dict_and_nested_for_the_losses(kind):
+    """phi may be an nn.ParameterDict, and `inner` may nest it; dicts within phi itself are refused in one line."""
+
+    def flat(theta, phi, target):
+        return (theta["w"] - target).square().sum() / 2 + phi["a"] * theta["w"].square().sum()
+
+    def val(theta, phi, target):
+        return (theta["w"] - target).square().sum() / 2
+
+    def nested(theta, phi, target):
+        return flat(theta, phi["l2"], target)
+
+    more = {"ES": {"steps": 4, "sigma": 0.01, "pairs": 3}, "PES": {"steps": 4, "length": 2, "sigma": 0.01, "pairs": 3}}
+    more |= {"Windows": {"steps": 4, "length": 2}, "Implicit": {"steps": 40}, "Unrolled": {"steps": 4}}
+    gradients = []
+    for loss, put in ((flat, lambda phi: phi), (nested, lambda phi: {"l2": phi})):
+        torch.manual_seed(0)
+        phi = torch.nn.ParameterDict({"a": torch.nn.Parameter(torch.tensor(0.3))})
+
+        def inner(phi, target, put=put):
+            start = {"theta_0": {"w": torch.zeros(2)}, "train_batches": lambda j: target, "val_batch": target}
+            return {**start, "phi_loss": put(dict(phi))}
+
+        problem = gimli.Problem(loss, val, gimli.optimizers.SGD(lr=0.2))
+        getattr(gimli, kind)(problem, phi, inner, **more[kind])(torch.ones(2))
+        gradients.append(phi["a"].grad)
+        with pytest.raises(
+            ArgumentError, match=r"phi: expected a dict .*; got dicts in it: 'l2'. Name each tensor here"
+        ):
+            getattr(gimli, kind)(problem, {"l2": phi}, inner, **more[kind])
+    assert gradients[0] is not None
+    assert torch.equal(*gradients)

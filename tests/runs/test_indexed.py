@@ -232,6 +232,8 @@ def test_batches_are_asked_for_as_often_as_without():
         (torch.tensor([0, 1, N]), r"numbers in \[0, 7\); got 0 to 7"),
         (torch.tensor([-1, 1, 2]), r"numbers in \[0, 7\); got -1 to 2"),
         (torch.tensor([0.0, 1.0, 2.0]), "whole numbers"),
+        (torch.tensor([0, 1, 2], dtype=torch.complex64), "whole numbers"),
+        (torch.tensor([0, 1, 2]).to_sparse(), r"a dense tensor of whole numbers, \[n\]; got .* torch.sparse_coo"),
         ([0, 1, 2], "whole numbers"),
         (None, "a batch that has them under 'rows'"),
     ],
@@ -251,6 +253,13 @@ def test_bad_rows_are_refused_before_any_work(rows, match):
     with pytest.raises(ArgumentError, match=f"at inner step j = 3: expected .*{match}"):
         gimli.meta_gradient(**{**marked, "problem": problem, "train_batches": [*marked["train_batches"][:3], bad]})
     assert not called
+
+
+def test_rows_without_values_from_a_function():
+    marked, _ = pair()
+    batch = {**marked["train_batches"][0], "rows": torch.zeros(3, dtype=torch.long, device="meta")}
+    with pytest.raises(ArgumentError, match="at inner step j = 0: expected a tensor that holds values"):
+        gimli.meta_gradient(**{**marked, "train_batches": lambda j: batch, "steps": 1})
 
 
 def test_a_val_loss_that_asks_for_an_indexed_entry_is_told():

@@ -233,3 +233,20 @@ def test_a_failed_run_lets_go_of_its_directory(tmp_path, stopped):
     assert first
     replayed(StoreStates(), resume=directory)
     assert not directory.exists()
+
+
+def test_a_run_that_cannot_write_leaves_no_directory(tmp_path, monkeypatch):
+    """The directory was made for it; an empty one that stays would be taken for the user's own, and never go."""
+
+    def full(path, *arguments, **options):
+        raise StorageError(f"{path}: no room")
+
+    monkeypatch.setattr(journal_module, "SECONDS", 0.0)
+    monkeypatch.setattr(journal_module, "write_file", full)
+    with pytest.raises(StorageError, match="no room"):
+        replayed(Checkpoint(2), resume=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(StorageError, match="no room"):
+        replayed(Checkpoint(2), resume=tmp_path / "mine")
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"]

@@ -254,6 +254,12 @@ CHUNKS = gimli.Tasks(3, chunk=2)
     [
         ({"tasks": 0}, r"tasks: expected a whole number T >= 1"),
         ({"tasks": 2.0}, r"tasks: expected a whole number T >= 1"),
+        ({"tasks": 10**30}, r"tasks: expected a whole number T >= 1 and below 2[*]{2}31"),
+        ({"tasks": 10**9}, r"the batch of train_loss: expected tensors with a leading dimension of 1000000000 tasks"),
+        (
+            {"tasks": gimli.Tasks(10**9, chunk=1)},
+            r"with a leading dimension of 1000000000 tasks; got one of shape \[3, 6",
+        ),
         ({"tasks": 4}, r"expected tensors with a leading dimension of 4 tasks; got one of shape \[3, 6, 3\]"),
         ({"tasks": gimli.Tasks(2, chunk=1)}, r"tensors with a leading dimension of 2 tasks; got one of shape \[3"),
         ({"tasks": CHUNKS, "phi_opt": {"lr": gimli.per_task(torch.ones(5))}}, r"phi_opt\['lr'\]: expected .* 3 tasks"),
@@ -296,9 +302,13 @@ def test_what_is_made_for_a_problem_goes_with_it() -> None:
 @pytest.mark.parametrize(
     ("made", "said"),
     [
+        (lambda: gimli.Tasks(10**30, chunk=1), r"Tasks\(count=…\): expected a whole number of tasks below 2[*]{2}31"),
         (lambda: gimli.Tasks(3, reduce="max"), r"Tasks\(reduce=…\): expected 'mean', 'sum'; got 'max'"),
         (lambda: gimli.Tasks(3, chunk=0), r"Tasks\(chunk=…\): expected a whole number of tasks that are run at a time"),
-        (lambda: gimli.Tasks(0), r"Tasks\(count=…\): expected a whole number of tasks, at least 1; got 0"),
+        (
+            lambda: gimli.Tasks(0),
+            r"Tasks\(count=…\): expected a whole number of tasks below 2[*]{2}31, at least 1; got 0",
+        ),
     ],
 )
 def test_a_number_of_tasks_that_makes_no_sense(made: Any, said: str) -> None:

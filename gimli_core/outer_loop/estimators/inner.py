@@ -14,6 +14,7 @@ from gimli_core.arguments.call import Call
 from gimli_core.arguments.form import Form
 from gimli_core.arguments.surroundings import check_surroundings
 from gimli_core.errors import closest, listing, unexpected
+from gimli_core.meta_parameters.marks import plain_dicts
 from gimli_core.notation import Tensors
 from gimli_core.outer_loop.identity import plain
 from gimli_core.problem import Problem
@@ -47,6 +48,7 @@ class InnerLoop:
     """
 
     def __init__(self, problem: Problem, phi: Mapping[str, Tensor], inner: Inner, fixed: Mapping[str, Any]) -> None:
+        phi = plain_dicts(phi)
         check_phi("phi", phi)
         if not callable(inner):
             expected = "a function (phi, drawn) -> {argument of unroll: value}"
@@ -119,6 +121,9 @@ def swept(call: Call) -> tuple[MetaGradient, Form, list[tuple[Tensor, Tensor]]]:
 def check_phi(argument: str, phi: Any) -> None:
     """Raise ArgumentError unless `phi` is a dict of leaves, one of which is to be learned."""
     expected, do = "a dict {name: tensor}", "For a module: dict(module.named_parameters())."
+    if isinstance(phi, Mapping) and any(isinstance(v, Mapping) for v in phi.values()):
+        actual = f"dicts in it: {listing(k for k, v in phi.items() if isinstance(v, Mapping))}"
+        raise unexpected(argument, expected, actual, "Name each tensor here, and nest them in what `inner` returns.")
     if not isinstance(phi, Mapping) or not phi:
         actual = "an empty one" if isinstance(phi, Mapping) else type(phi).__name__
         raise unexpected(argument, expected, actual, do)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, GimliError, closest, first_line, printable, unexpected
+from gimli_core.layout import cloned
 from gimli_core.step_through.lessons.lesson import Lesson
 from gimli_core.step_through.page.entries import entry
 from gimli_core.step_through.terminal.expressions import assignment
@@ -17,7 +18,7 @@ from gimli_core.step_through.terminal.help_text import HELP
 from gimli_core.step_through.terminal.places import at, fill
 from gimli_core.step_through.terminal.stepper import Stepper
 from gimli_core.step_through.terminal.view import Style, exact_text, introduction, row, screen, value_text
-from gimli_core.trees import cloned, tensors
+from gimli_core.trees import tensors
 
 __all__ = ["Session", "typed"]
 

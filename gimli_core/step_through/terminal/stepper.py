@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from gimli_core.errors import ArgumentError, unexpected
+from gimli_core.layout import cloned
 from gimli_core.notation import slots
 from gimli_core.step_through.page.summaries import norm as norm_of
 from gimli_core.step_through.page.summaries import total
@@ -18,7 +19,7 @@ from gimli_core.step_through.terminal.breakpoints import check_break
 from gimli_core.step_through.terminal.expressions import checked, evaluate, quantities_in
 from gimli_core.step_through.terminal.kept import Kept
 from gimli_core.step_through.walk import Moment, Walk
-from gimli_core.trees import cloned, tensors
+from gimli_core.trees import tensors
 
 __all__ = ["Stepper"]
 

@@ -47,4 +47,5 @@ def test_the_program_of_processes_runs_under_torchrun(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(start, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == ["True", "True", "True True", "True True"]
+    # Three answers of each rank; their lines may run into one another.
+    assert (done.stdout.count("True"), done.stdout.count("False")) == (6, 0)

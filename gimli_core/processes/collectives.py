@@ -130,9 +130,7 @@ def all_gathered(ranks: Ranks, flat: Tensor, what: str) -> Tensor:
     """The tensors `[n]` of all ranks, which are of one shape and dtype, in rank order, [W, n]. One all_gather."""
     flat = flat.contiguous()
     every = flat.new_empty(ranks.size * flat.numel())
-    # The second is torch 2.12's name of it, which 2.13 deprecates.
-    gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
-    call = partial(gather, every, flat, group=ranks.group)
+    call = partial(distributed.all_gather_single, every, flat, group=ranks.group)
     _executed("all_gather", ranks, what, flat.nbytes, call)
     return every.view(ranks.size, -1)
 

@@ -26,6 +26,8 @@ __all__ = [
     "unmarked_entries",
 ]
 
+LEAVES = frozenset((Tensor, nn.Parameter, float, int))
+
 
 class PerStep(Mark):
     """A value whose leading dimension counts the steps; made by `per_step`."""
@@ -135,5 +137,7 @@ def unmarked_entries(values: Any) -> Any:
 
 def plain_dicts(value: Any) -> Any:
     """`value` with every `nn.ParameterDict` in it, which is a module and no mapping, as a dict of its parameters."""
-    inside = value is not None and any(isinstance(node, nn.ParameterDict) for node in nodes(value))
+    if value is None or (type(value) is dict and LEAVES.issuperset(map(type, value.values()))):
+        return value  # so at most calls, which is told at once
+    inside = any(isinstance(node, nn.ParameterDict) for node in nodes(value))
     return mapped(lambda leaf: leaf, value) if inside else value

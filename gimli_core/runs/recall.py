@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -46,8 +47,9 @@ __all__ = [
 TENSORS = ("theta_0", "phi_loss", "phi_opt", "state_0")  # whose values may be others
 FREE = ("problem", "train_batches", "val_batch", "memory", "resume")  # of which a look says nothing
 LOOKED_AT = tuple(field.name for field in fields(Call) if field.name not in FREE)
+VALUES = attrgetter(*LOOKED_AT)
 LOOKS = 8  # that are remembered of a problem: calls of several looks may take turns
-PLAIN = (bool, int, float, str, type(None), Tasks)
+PLAIN = frozenset((bool, int, float, str, type(None), Tasks))
 
 Look = tuple[Any, ...]
 
@@ -77,12 +79,11 @@ def look_of(call: Call, *more: bool | str) -> Look | None:
     look: list[Any] = [(type(x), x) for x in more]
     if call.steps is None and isinstance(call.train_batches, (list, tuple, Tensor)):
         look.append(len(call.train_batches))  # is J: calls of several lengths may take turns
-    for name in LOOKED_AT:
-        value = getattr(call, name)
-        entry = outlines(value) if name in TENSORS and value is not None else plain(value)
+    for name, value in zip(LOOKED_AT, VALUES(call), strict=True):
+        entry = (type(value), value) if type(value) in PLAIN else outlines(value) if name in TENSORS else plain(value)
         if entry is None:
             return None
-        look.append((name, entry))
+        look.append(entry)
     return tuple(look)
 
 
@@ -103,8 +104,6 @@ def outlines(value: Any) -> Look | None:
 
 def plain(value: Any) -> Look | None:
     """A number, a string, an object of such or a dict or list of them, each with its type, since True is not 1 here."""
-    if type(value) in PLAIN:
-        return (type(value), value)
     looks: list[Any] = []
     for x in nodes(value):
         if type(x) is dict:

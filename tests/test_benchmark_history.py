@@ -137,6 +137,7 @@ QUOTABLE = {"made": run_with(t=Figure("s", (0.31, 0.25, 0.27)), e=Figure("relati
         "It takes 0.27 s<!-- made/t --> alone.",
         "It takes 0.3 s<!-- made/t -->, or 270 ms<!-- made/t -->.",
         "| 1.3e-7<!-- made/e --> |",
+        "within 0.1-0.27 s<!-- made/t -->",
         "27 %<!-- made/t --> is 0.27×<!-- made/t -->, and 0.5 stands for itself.",
     ],
 )
@@ -153,6 +154,7 @@ def test_right_quotations(text: str) -> None:
         ("0.27 s<!-- made/u -->", "0.27: no such figure: made/u"),
         ("0.27 s<!-- other/t -->", "0.27: no such figure: other/t"),
         ("0.27 h<!-- made/t -->", "0.27 h: expected one of"),
+        ("-0.27 s<!-- made/t -->", "-0.27 s: made/t is 0.27"),
     ],
 )
 def test_wrong_quotations(text: str, said: str) -> None:
@@ -178,7 +180,7 @@ def test_a_page_quotes_its_runs_rightly() -> None:
         "bytes": 12345678,
         "ratio": 1.0,
         "relative error": 3.3e-9,
-        "loss": 1234.5,
+        "loss": -1234.5,
         "gradients": 0.0,
     }
     figures = {f"row {i}/{unit}": Figure(unit, (value,)) for i in range(2) for unit, value in values.items()}

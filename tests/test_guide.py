@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +36,16 @@ def test_a_page_runs_as_printed(page: Path, tmp_path: Path, monkeypatch: pytest.
 def test_links_lead_to_something(page: Path) -> None:
     targets = [target.partition("#")[0] for target in links(page)]
     assert [target for target in targets if target and not (page.parent / target).exists()] == []
+
+
+@pytest.mark.long
+def test_the_program_of_processes_runs_under_torchrun(tmp_path: Path) -> None:
+    page = GUIDE / "processes.md"
+    program = tmp_path / "program.py"
+    program.write_text("\n".join(blocks(page, "python")[:2]), encoding="utf-8")
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(start, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    # Three answers of each rank; their lines may run into one another.
+    assert (done.stdout.count("True"), done.stdout.count("False")) == (6, 0)

@@ -143,8 +143,13 @@ class Experiment:
             raise unexpected("--data", f"{shot + queries} images of each class, shot + queries", actual, do)
         if turned:
             images, labels = with_rotations(images, labels)
+        classes = int(labels.max()) + 1
         if training and options.train_way is None:
-            way = min(way, int(labels.max()) + 1)  # a recipe's, not asked for
+            way = min(way, classes)  # a recipe's, not asked for
+        if way > classes:
+            expected = f"at most the {classes} classes for {which}" + ", turned ones included" * turned
+            do = "Ask for fewer ways, bring more classes" + ("." if turned else ", or say --rotations.")
+            raise unexpected("--train-way" if training else "--way", expected, str(way), do)
         seed = 3 * options.seed + PARTS.index(which)
         sampler = EpisodeSampler(labels, way=way, shot=shot, queries=queries, tasks=tasks, seed=seed)
         return Episodes(images, sampler, options.device)

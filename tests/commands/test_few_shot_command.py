@@ -33,7 +33,7 @@ def test_a_method_prints_its_figure_and_protocol(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["maml", "--way", "6"], "way: expected at most the 5 classes of the labels; got 6"),
+        (["maml", "--way", "6"], "--way: expected at most the 5 classes for test; got 6"),
         (["maml", "--data", "nowhere"], "--data nowhere: expected a file or folder; got no such path. Check it."),
         (["maml", "--rate", "0"], "--rate: expected a number above 0; got 0.0"),
         (["maml", "--split", "ravi"], "split: expected data that brings its split 'ravi'; got none"),

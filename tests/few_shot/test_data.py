@@ -182,6 +182,17 @@ def test_folders_of_folders(tmp_path: Path) -> None:
         read(str(tmp_path / "split"))
 
 
+def test_grey_pictures_of_ones_own_are_drawings(tmp_path: Path) -> None:
+    folders(tmp_path, "cat", "dog")
+    for name in ("cat", "dog"):
+        (tmp_path / name / "0.png").write_bytes(png(7))
+    assert read(str(tmp_path)).images.shape == (4, 3, 28, 28)  # one in colour is enough
+    for name in ("cat", "dog"):
+        (tmp_path / name / "1.png").unlink()
+    assert read(str(tmp_path)).images.shape == (2, 1, 28, 28)
+    assert read(str(tmp_path), "cifar-fs").images.shape == (2, 3, 32, 32)
+
+
 def test_pictures_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     folders(tmp_path, "cat", "dog")
     (tmp_path / "dog" / "1.png").write_bytes(png(3)[:40])

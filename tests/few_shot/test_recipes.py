@@ -79,8 +79,8 @@ def test_separable_classes_are_learned() -> None:
     [
         ({"way": 1}, "--way: expected a whole number from 2; got 1"),
         ({"train_shot": 0}, "--train-shot: expected a whole number from 1; got 0"),
-        ({"train_way": 9}, "way: expected at most the 8 classes of the labels; got 9"),
-        ({"way": 5}, "way: expected at most the 4 classes of the labels; got 5"),
+        ({"train_way": 9}, "--train-way: expected at most the 8 classes for train; got 9. Ask for fewer ways"),
+        ({"way": 5}, "--way: expected at most the 4 classes for test; got 5. .*more classes, or say --rotations"),
         ({"queries": 12}, "--data: expected 13 images of each class, shot . queries; got 12 in .class 8., and 3 more"),
         ({"split": "vinyals"}, "split: expected every alphabet"),
         ({"network": "conv5"}, "--network: expected 'conv4'"),

@@ -13,13 +13,13 @@ from gimli_core.few_shot.data.pictures import ENDINGS, Named, labelled
 __all__ = ["read_folders"]
 
 
-def read_folders(path: Path, *, size: int, mode: str = "RGB", split: str = "own") -> LabelledImages:
+def read_folders(path: Path, *, size: int, mode: str | None = "RGB", split: str = "own") -> LabelledImages:
     """Pictures `path/class/picture`, or `path/{train,val,test}/class/picture`, which then is the set's own split.
 
     Args:
         path: the folder.
         size: height and width in pixels to which every picture is brought.
-        mode: "L" for grey, "RGB" for colour.
+        mode: "L" for grey, "RGB" for colour, None for grey if every pixel is.
         split: what the set's own split is called.
 
     Raises:

@@ -20,7 +20,7 @@ Named = tuple[str, str, Callable[[], bytes]]  # of one picture: its class, its n
 
 
 def labelled(
-    path: Path, name: str, pictures: Sequence[Named], *, size: int, mode: str, invert: bool = False
+    path: Path, name: str, pictures: Sequence[Named], *, size: int, mode: str | None, invert: bool = False
 ) -> LabelledImages:
     """Decoded pictures with their classes, sorted by name.
 
@@ -29,7 +29,7 @@ def labelled(
         name: of the set.
         pictures: of each, its class, its name in messages, and how its bytes are had.
         size: height and width in pixels to which each is brought.
-        mode: "L" for grey, "RGB" for colour.
+        mode: "L" for grey, "RGB" for colour, None for grey if every pixel is.
         invert: ink on paper as bright on dark.
 
     Raises:
@@ -40,7 +40,9 @@ def labelled(
         raise data_error(path, f"pictures ({', '.join(ENDINGS)})", "none", do)
     names = sorted({each[0] for each in pictures})
     number = {one: n for n, one in enumerate(names)}
-    images = np.stack([_decoded(path, said, read, size, mode) for _, said, read in pictures])
+    images = np.stack([_decoded(path, said, read, size, mode or "RGB") for _, said, read in pictures])
+    if mode is None and (images == images[..., :1]).all():
+        images = images[..., :1]
     images = (255 - images if invert else images).transpose(0, 3, 1, 2)
     labels = torch.tensor([number[each[0]] for each in pictures])
     return LabelledImages(name, torch.from_numpy(np.ascontiguousarray(images)), labels, tuple(names))

@@ -20,7 +20,7 @@ KINDS: Mapping[str, Callable[[Path], LabelledImages]] = {
     "omniglot": read_omniglot,
     "mini-imagenet": read_mini_imagenet,
     "cifar-fs": lambda path: read_folders(path, size=32),
-    "folders": lambda path: read_folders(path, size=28),
+    "folders": lambda path: read_folders(path, size=28, mode=None),
 }
 
 

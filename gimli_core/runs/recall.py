@@ -77,8 +77,9 @@ def look_of(call: Call, *more: bool | str) -> Look | None:
     if torch.is_inference_mode_enabled():
         return None
     look: list[Any] = [(type(x), x) for x in more]
-    if call.steps is None and isinstance(call.train_batches, (list, tuple, Tensor)):
-        look.append(len(call.train_batches))  # is J: calls of several lengths may take turns
+    batches = call.train_batches
+    if call.steps is None and (isinstance(batches, (list, tuple)) or (isinstance(batches, Tensor) and batches.ndim)):
+        look.append(len(batches))  # is J: calls of several lengths may take turns
     for name, value in zip(LOOKED_AT, VALUES(call), strict=True):
         entry = (type(value), value) if type(value) in PLAIN else outlines(value) if name in TENSORS else plain(value)
         if entry is None:

@@ -126,7 +126,7 @@ def verify(
     >>> report.headline.split(" (")[0]
     'DISAGREES: claimed A_opt["lr"] = -0.25 where autograd gives -0.5'
     """
-    several = isinstance(oracles, Collection) and not isinstance(oracles, (str, bytes))
+    several = isinstance(oracles, Collection) and not isinstance(oracles, (str, bytes, Tensor))
     unknown = [name for name in oracles if name not in ORACLES] if several else [oracles]
     if unknown:
         remedy = "Give a list of them; the closed form has its own argument."

@@ -91,6 +91,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["train_batches", "DataLoader", "only in order"],
     ),
     "batches, a dict": ({"train_batches": {0: 1.0}, "steps": 1}, ["train_batches", "got dict"]),
+    "batches, a tensor of one number": ({"train_batches": torch.tensor(1.0)}, ["train_batches: expected", "lambda j"]),
     "batches, a number": ({"train_batches": 1.0, "steps": 1}, ["train_batches", "got float", "lambda j: batch"]),
     "batches, a scalar": ({"train_batches": torch.tensor(1.0), "steps": 1}, ["train_batches", "got Tensor"]),
     "batches, none": ({"train_batches": None, "steps": 1}, ["train_batches", "got NoneType"]),

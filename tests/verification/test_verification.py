@@ -494,8 +494,9 @@ def test_an_ambiguous_claim_is_refused() -> None:
 def test_unknown_oracle() -> None:
     with pytest.raises(ArgumentError, match=r"got 'autograd'\. Give a list of them"):
         verify(**momentum_case(), oracles="autograd")
-    with pytest.raises(ArgumentError, match="oracles: expected some of"):
-        verify(**momentum_case(), oracles=("jax",))
+    for oracles in (("jax",), torch.tensor(1.0), torch.zeros(0)):
+        with pytest.raises(ArgumentError, match="oracles: expected some of"):
+            verify(**momentum_case(), oracles=oracles)
 
 
 def example() -> ModuleType:

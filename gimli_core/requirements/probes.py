@@ -43,24 +43,26 @@ def refuse_edits(inputs: Inputs) -> dict[str, Tensor]:
     It may do so with a batch that is made anew each time it is asked for, and in a way that changes nothing the second
     time (as clamp_ does). Returns each loss, of theta_0 and the first batch: scalars, or [T]. Cost 2F, or 4F.
     """
-    values: dict[str, Tensor] = {}
-    for name in _losses(inputs):
-        before = _first_batch_again(inputs, name)
-        with trial(inputs) as tried:
-            batch = _first_batch(tried, name)
-            values[name] = _value(tried, name, batch)
-            _refuse_changed(name, inputs, tried)
-            changed = any(t._version for t in tensors_of(batch)) and not same_data(batch, before)
-            once = copied(batch)
-        if not changed or not _shared(inputs, name):
-            continue
-        with trial(inputs) as tried:
-            if same(values[name], _value(tried, name, batch)) and same_data(batch, once):
-                continue
-        expected, actual = "to leave its batch as it is", "one that it changed in place"
-        do = "A step may be evaluated again, and would see other data: let it change a copy, batch.clone()."
-        raise unexpected(name, expected, actual, do)
-    return values
+    return {name: _unless_edited(inputs, name) for name in _losses(inputs)}
+
+
+def _unless_edited(inputs: Inputs, name: str) -> Tensor:
+    """A loss of theta_0 and its first batch, of which two copies are alive at a time: a scalar, or [T]. Raises."""
+    before = _first_batch_again(inputs, name)
+    with trial(inputs) as tried:
+        batch = _first_batch(tried, name)
+        value = _value(tried, name, batch)
+        _refuse_changed(name, inputs, tried)
+        changed = any(t._version for t in tensors_of(batch)) and not same_data(batch, before)
+    if not changed or not _shared(inputs, name):
+        return value
+    once = copied(batch)
+    with trial(inputs) as tried:
+        if same(value, _value(tried, name, batch)) and same_data(batch, once):
+            return value
+    expected, actual = "to leave its batch as it is", "one that it changed in place"
+    do = "A step may be evaluated again, and would see other data: let it change a copy, batch.clone()."
+    raise unexpected(name, expected, actual, do)
 
 
 def _first_batch_again(inputs: Inputs, name: str) -> Any:

@@ -14,6 +14,7 @@ import gimli_core as gimli
 from gimli_core.attributes import attributes_of
 from gimli_core.environment import Environment
 from gimli_core.errors import ArgumentError, ReplayError
+from gimli_core.memory.meters import LiveBytes
 from gimli_core.optimizers import SGD
 
 Tensors = dict[str, Tensor]
@@ -237,3 +238,17 @@ def test_a_look_before_compiling_leaves_none(compile: str) -> None:
         run = gimli.meta_gradient(problem, theta, [torch.ones(1)] * 3, None, compile=how)
         ends.append((run.theta_J["weight"].item(), net.calls))
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("compute", ["meta_gradient", "unroll"])
+def test_of_a_large_batch_two_copies_are_alive_at_a_time(compute: str) -> None:
+    """A budget has to bear them: of four, and of what the comparison of two took besides, one of 16 MiB became 17."""
+    batch, rows = torch.randn(1 << 16, 8), 8 * 8 * (1 << 16)  # 4 MiB
+
+    def loss(theta: Tensors, phi: Tensors, x: Tensor) -> Tensor:
+        return (x[:16] @ theta["w"]).square().sum()
+
+    problem, memory = gimli.Problem(loss, loss, SGD(lr=0.1)), gimli.memory.Budget("64MiB")
+    with LiveBytes() as meter:
+        getattr(gimli, compute)(problem, {"w": torch.ones(8)}, lambda j: batch, batch, steps=2, memory=memory)
+    assert rows < meter.peak < 2.1 * rows

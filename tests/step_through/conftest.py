@@ -34,6 +34,7 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
 
     def visit(path: Path, address: str = "", **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1240, "height": 900}, **options})
+        context.set_default_timeout(120_000)  # milliseconds: a busy machine may take long to open a page
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: ASKED_BY_TESTS in message.text or trouble.append(f"console: {message.text}"))

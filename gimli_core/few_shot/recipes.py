@@ -179,7 +179,7 @@ RECIPES: Mapping[str, Recipe] = {
         quick_filters=8,
     ),
     "maml++": replace(
-        GRADIENT, make=_maml_pp, network="vgg", adaptation=lambda s: "5 steps", tasks=4, steps=1000, quick_steps=40
+        GRADIENT, make=_maml_pp, network="vgg", adaptation=lambda s: "5 steps", tasks=4, steps=2800, quick_steps=40
     ),
     "meta-sgd": replace(GRADIENT, make=_adapting(MetaSgd)),
     "anil": replace(GRADIENT, make=_adapting(Anil)),

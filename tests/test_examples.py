@@ -116,7 +116,7 @@ def test_any_number_of_processes_learns_the_same(tmp_path: Path) -> None:
     two = run("-m", "torch.distributed.run", "--nproc-per-node", "2", "many_processes.py", *options)
     said = []
     for done, size in ((alone, 1), (two, 2)):
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
         lines = done.stdout.splitlines()
         assert lines[0] == f"{size} processes; 8 characters to learn from, 2 held out"
         said.append([line for line in lines[1:] if "ms an outer step" not in line])

@@ -42,7 +42,8 @@ def test_links_lead_to_something(page: Path) -> None:
 def test_the_program_of_processes_runs_under_torchrun(tmp_path: Path) -> None:
     page = GUIDE / "processes.md"
     program = tmp_path / "program.py"
-    program.write_text("\n".join(blocks(page, "python")[:2]), encoding="utf-8")
+    end = "distributed.destroy_process_group()"  # as the page says
+    program.write_text("\n".join([*blocks(page, "python")[:2], end]), encoding="utf-8")
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(start, capture_output=True, text=True, env=environment, check=False)

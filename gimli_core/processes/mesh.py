@@ -19,6 +19,11 @@ from torch import distributed
 
 from gimli_core.errors import closest, listing, unexpected
 
+if distributed.is_available():
+    # It keeps the group that is there when it is first imported, which an optimizer of torch's does within a program:
+    # then `destroy_process_group` leaves gloo's threads, and one that frees a tensor late aborts the process at its end.
+    import torch.distributed.nn  # noqa: F401
+
 __all__ = ["USES", "Mesh", "Ranks", "check_device", "check_mesh", "tells"]
 
 USES = ("tasks", "data", "shard")

@@ -15,33 +15,18 @@ from gimli_core.memory import Checkpoint, RetainGraphs, StoreStates
 from gimli_core.memory.files import read_file, write_file
 from gimli_core.runs.journal import Journal
 from tests.compare import assert_identical
+from tests.killing import Killed, stopping
 from tests.memory.forging import forge, places, put
 from tests.problems import replayed
 
 
-class Killed(BaseException):
-    """Stands for a signal."""
-
-
 @pytest.fixture
-def stopped(tmp_path, monkeypatch):
+def stopped(tmp_path):
     """stopped(k, ...) stops a run after its k-th writing and returns its directory."""
 
     def stop(k, schedule=None, directory=tmp_path / "run", **options):
-        writes = []
-        write = Journal.write
-
-        def write_and_stop(self, *arguments):
-            write(self, *arguments)
-            writes.append(1)
-            if len(writes) == k:
-                raise Killed
-
-        with monkeypatch.context() as patch:
-            patch.setattr(journal_module, "SECONDS", 0.0)
-            patch.setattr(Journal, "write", write_and_stop)
-            with pytest.raises(Killed):
-                replayed(schedule or StoreStates(), resume=directory, **options)
+        with stopping(after=k), pytest.raises(Killed):
+            replayed(schedule or StoreStates(), resume=directory, **options)
         return directory
 
     return stop

@@ -17,7 +17,7 @@ import pytest
 import gimli_core.runs.journal as journal
 from gimli_core.runs.journal import Journal
 
-__all__ = ["Killed", "killed_until_done", "stopping", "until_through"]
+__all__ = ["Killed", "forked", "killed_after", "killed_until_done", "stopping", "until_through"]
 
 Result = TypeVar("Result")
 
@@ -63,6 +63,16 @@ def forked(work: Callable[[], object]) -> int:
         except BaseException:
             os._exit(1)
     return child
+
+
+def killed_after(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function in place of that one, whose process is killed (-9) right after it."""
+
+    def then_killed(*arguments: Any, **options: Any) -> None:
+        function(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return then_killed
 
 
 def killed_until_done(work: Callable[[], object], done: Path, delays: Sequence[float]) -> int:

@@ -52,7 +52,7 @@ class Form:
     transforms: tuple[Transform, ...] = ()
     nested: Places = ()  # where the entries of phi_loss stand in what the user gave, if that had dicts in it
     mesh: Mesh | None = None  # the processes that share the run, if there are several
-    journaled: bool = False  # whether the run writes what it stores to a directory, to go on from there
+    journaled: str = ""  # of ranks that write what they store to a directory: a digest of what all start from
     recorded: bool = False  # whether autograd records the run, so that its results can be differentiated
     learned_start: bool = True  # whether B_0 is asked for; else the last step swept has no V_j Hessian
 

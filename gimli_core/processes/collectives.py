@@ -170,8 +170,12 @@ def everyones_tree(ranks: Ranks, tree: Any, device: torch.device, what: str) -> 
 
 @lru_cache(maxsize=64)
 def numbers(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of numbers, [n], made once: to bring them to a device at every step would stall it."""
-    return torch.tensor(values, dtype=dtype, device=device)
+    """A tensor of numbers, [n], made once, and on its device: to bring them there would stall it."""
+    row = torch.zeros(len(values), dtype=dtype, device=device)
+    for i, value in enumerate(values):
+        if value != 0:
+            row[i].fill_(value)
+    return row
 
 
 def common_dtype(tensors: Mapping[Any, Tensor]) -> torch.dtype:

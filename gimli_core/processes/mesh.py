@@ -21,8 +21,8 @@ from gimli_core.errors import closest, listing, unexpected
 
 if distributed.is_available():
     # It keeps the group that is there when it is first imported, which an optimizer of torch's does within a program:
-    # then `destroy_process_group` leaves gloo's threads, and one that frees a tensor late aborts the process at its end.
-    import torch.distributed.nn  # noqa: F401
+    # then `destroy_process_group` leaves gloo's threads, and one that frees a tensor late aborts the process at exit.
+    import torch.distributed.nn
 
 __all__ = ["USES", "Mesh", "Ranks", "check_device", "check_mesh", "tells"]
 

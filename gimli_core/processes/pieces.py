@@ -71,6 +71,17 @@ class Pieces:
         """This rank's pieces; views."""
         return {k: self.piece(k, v) for k, v in tensors.items()}
 
+    def redealt(self, every: Sequence[Tensors]) -> Tensors:
+        """This rank's pieces of tensors whose pieces another number of ranks had, in the order of these."""
+        rows = {k: torch.cat([pieces[k].reshape(-1) for pieces in every]) for k in every[0]}
+        if any(row.numel() != self.shapes[k].numel() for k, row in rows.items()):
+            raise ValueError("pieces of other tensors")
+        return {k: self.piece(k, row).clone() for k, row in rows.items()}
+
+    def once(self, total: Tensor) -> Tensor:
+        """A sum over ranks, of any shape, as this rank's term of it: the first has all of it."""
+        return total if self.ranks.rank == 0 else torch.zeros_like(total)
+
     def alone(self, k: str, piece: Tensor) -> Tensor:
         """The tensor that has this rank's piece, and 0 elsewhere."""
         tensor = piece.new_zeros(self.shapes[k])

@@ -23,17 +23,18 @@ from gimli_core.errors import StorageError, unexpected
 from gimli_core.memory.directory import hold
 from gimli_core.memory.files import damaged, is_ours, names_of_ours, read_file, write_file
 from gimli_core.memory.locks import release
-from gimli_core.memory.schedules.actions import Action, Advance, Drop, Keep, Schedule, Store, Sweep, Tier
+from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.processes.agreement import together
 from gimli_core.processes.mesh import Ranks
 from gimli_core.record import Point
 from gimli_core.runs.journal_over_ranks import NEXT, Reached, any_of, common, first_of, of_rank
 from gimli_core.runs.plain_values import ILL_FITTING, fingerprint, fits, plain_snapshot, schedule_of, snapshot_of
 
-__all__ = ["SECONDS", "Journal", "demand", "rebuilding", "state_after"]
+__all__ = ["PROGRESS", "REMEDY", "SECONDS", "Journal", "demand"]
 
 SECONDS = 30.0  # between two writings
 POINT = r"point-(?:0|[1-9]\d*)"
+PROGRESS = f"progress|{NEXT}"
 REMEDY = "To begin anew, remove the file `progress` of this directory and run again."
 TENSORS = {"adjoints", "along", "losses", "val_losses", "start", "end"}
 PLAIN = {
@@ -48,6 +49,7 @@ PLAIN = {
     "generators": list,
     "left": list,
 }
+OF_RANKS = {"of_all": str, "regrouped": bool}  # besides, where ranks share a run: what all started from; see redealt.py
 
 
 class Journal:
@@ -66,27 +68,29 @@ class Journal:
     """
 
     def __init__(self, directory: Path, inputs: Inputs, mesh: Iterable[Ranks] = ()) -> None:
-        self._mesh = list(mesh)
-        self.directory = together(self._mesh, "resume", lambda: of_rank(directory, self._mesh))
+        self.mesh = list(mesh)
+        self.directory = of_rank(directory, self.mesh)
         self._inputs, self._problem = inputs, fingerprint(inputs)
-        self._run = first_of(self._mesh, secrets.token_hex(16))
+        self._run = first_of(self.mesh, secrets.token_hex(16))
         self._there: set[int] = set()  # the steps whose points are written
         self._process = os.getpid()
-        descriptor, self._made = together(self._mesh, "resume", lambda: hold("resume", self.directory, "progress"))
+        descriptor, self._made = together(self.mesh, "resume", lambda: hold("resume", self.directory, "progress"))
         self._let_go = weakref.finalize(self, release, descriptor, self._process)
         self._written = time.monotonic()
-        self.reached = self._load()  # by the last run: (tensors, plain values), or None
+        self.regrouped = False  # whether losses were summed over other parts of batches than this run's
+        self.reached = self.load()  # by the last run: (tensors, plain values), or None
 
-    def _load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def load(self) -> Reached | None:
         """What the last run reached: (tensors, plain values), or None. What no run needs any more is removed."""
         try:
-            reached = common(self._mesh, self.directory, self._reached)
+            reached = common(self.mesh, self.directory, self.read)
             if reached is not None:
                 self._run, self._there = reached[1]["run"], set(reached[1]["points"])
                 self._made = reached[1]["made"]
+                self.regrouped = reached[1].get("regrouped", False)
             for path in names_of_ours(self.directory, POINT, finished=True):
                 self._remove_stale(path)
-            for path in names_of_ours(self.directory, f"progress|{NEXT}|{POINT}", finished=False):
+            for path in names_of_ours(self.directory, f"{PROGRESS}|{POINT}", finished=False):
                 _unlink(path)
         except BaseException:
             self.close()
@@ -104,13 +108,13 @@ class Journal:
 
     def due(self) -> bool:
         """Whether it is time to write."""
-        return any_of(self._mesh, time.monotonic() - self._written >= SECONDS)
+        return any_of(self.mesh, time.monotonic() - self._written >= SECONDS)
 
     def write(self, points: Iterable[Point], tree: dict[str, Any], extra: dict[str, Any]) -> None:
         """Write the points that are not there yet, then `progress`, and remove points that it does not name."""
         self._refuse_forked()
-        named = together(self._mesh, "resume", lambda: self._put(points, tree, extra))
-        if self._mesh:
+        named = together(self.mesh, "resume", lambda: self._put(points, tree, extra))
+        if self.mesh:
             os.replace(self.directory / NEXT, self.directory / "progress")
         for j in self._there - named:
             _unlink(self._file(j))
@@ -130,7 +134,8 @@ class Journal:
                 write_file(self._file(point.j), tensors, written, durable=True)
                 self._there.add(point.j)
         run = {"problem": self._problem, "run": self._run, "made": self._made, "points": sorted(named)}
-        write_file(self.directory / (NEXT if self._mesh else "progress"), tree, {**extra, **run}, durable=True)
+        run |= {"of_all": self._inputs.form.journaled, "regrouped": self.regrouped} if self.mesh else {}
+        write_file(self.directory / (NEXT if self.mesh else "progress"), tree, {**extra, **run}, durable=True)
         return named
 
     def point(self, j: int, like: Point) -> Point:
@@ -158,7 +163,7 @@ class Journal:
         """
         if os.getpid() != self._process:
             return
-        any_of(self._mesh, False)
+        any_of(self.mesh, False)
         for path in (self.directory / "progress", *map(self._file, self._there)):
             _unlink(path)
         self.close()
@@ -168,21 +173,24 @@ class Journal:
         if self._made and self._let_go.alive and os.getpid() == self._process:
             with contextlib.suppress(OSError):
                 self.directory.rmdir()
-                if self._mesh:  # that of the run
+                if self.mesh:  # that of the run
                     self.directory.parent.rmdir()
         self._let_go()
 
-    def _reached(self, name: str) -> Reached | None:
-        path = self.directory / name
+    def read(self, path: Path) -> Reached | None:
+        """What a rank has reached, this one or one of another number of ranks; None if there is no such file."""
         if not os.path.lexists(path):
             return None
         tree, extra = read_file(path, remedy=REMEDY)
-        if extra.get("problem") != self._problem:
-            actual = f"{self.directory}, which holds a run of another problem, or with other values"
+        by_this = path.parent == self.directory
+        expected = {"problem": self._problem} if by_this else {"of_all": self._inputs.form.journaled}
+        if not expected.items() <= extra.items():
+            actual = f"{path.parent}, which holds a run of another problem, or with other values"
             raise unexpected("resume", "a directory of this problem", actual, "Name another directory.")
-        with self.reading():
-            demand(set(extra) == set(PLAIN) and set(tree) == TENSORS, "fields")
-            demand(all(type(extra[name]) is kind for name, kind in PLAIN.items()), "values")
+        with self.reading(path):
+            plain = {**PLAIN, **OF_RANKS} if self.mesh else PLAIN
+            demand(set(extra) == set(plain) and set(tree) == TENSORS, "fields")
+            demand(all(type(extra[name]) is kind for name, kind in plain.items()), "values")
             demand(all(type(j) is int and 0 <= j <= self._inputs.form.steps for j in extra["points"]), "points")
             demand(all(isinstance(tree[name], dict) for name in TENSORS), "tensors")
             demand(0 <= extra["point"] <= self._inputs.form.steps and extra["done"] >= 0, "place in the run")
@@ -222,27 +230,3 @@ def demand(holds: bool, what: str) -> None:
     """Raise, within `Journal.reading`, unless what a file says holds."""
     if not holds:
         raise ValueError(f"other {what} than were written")
-
-
-def state_after(actions: Iterable[Action]) -> tuple[dict[int, Tier], list[int]]:
-    """(stored points, steps whose graph is kept) after some actions from the start."""
-    stored: dict[int, Tier] = {}
-    records: set[int] = set()
-    for action in actions:
-        match action:
-            case Advance(j, keep):
-                records |= {j} if keep is Keep.GRAPH else set()
-            case Store(j, tier):
-                stored[j] = tier
-            case Drop(j):
-                del stored[j]
-            case Sweep(j):
-                records.discard(j)
-    return stored, sorted(records)
-
-
-def rebuilding(stored: Iterable[int], records: list[int]) -> tuple[int, Iterator[Action]]:
-    """Where to start, and the actions that bring the graphs of `records`, a range of steps, back."""
-    start = max((j for j in stored if j <= records[0]), default=0)
-    actions = (Advance(j, Keep.GRAPH if j >= records[0] else Keep.NOTHING) for j in range(start, records[-1] + 1))
-    return start, actions

@@ -1,4 +1,7 @@
-"""How ranks that hold parts of one run come to one place in their journals."""
+"""How ranks that hold parts of one run come to one place in their journals, and which numbers of ranks have begun one.
+
+Each rank has a directory `data-0-of-2`, `shard-1-of-3`, … in that of the run.
+"""
 
 from __future__ import annotations
 
@@ -14,29 +17,50 @@ from gimli_core.processes.agreement import together
 from gimli_core.processes.collectives import everyones
 from gimli_core.processes.mesh import Ranks
 
-__all__ = ["NEXT", "Reached", "any_of", "common", "first_of", "of_rank"]
+__all__ = [
+    "NEXT",
+    "Reached",
+    "Sizes",
+    "any_of",
+    "begun_by",
+    "common",
+    "first_of",
+    "of_rank",
+    "refuse_other_number",
+    "sizes_of",
+]
 
 NEXT = "progress-next"  # what `progress` is to be, once all ranks have theirs
-RANK = re.compile(r"(?:(?:data|shard)-\d+-of-\d+-?)+")
+RANK = re.compile(r"(data|shard)-(\d+)-of-(\d+)")
 
+Sizes = tuple[tuple[str, int], ...]  # the uses of a mesh, and the number of ranks of each
 Reached = tuple[dict[str, Any], dict[str, Any]]  # tensors and plain values
 
 
 def of_rank(directory: Path, mesh: Sequence[Ranks]) -> Path:
-    """The directory of this rank in that of the run. Raises ArgumentError where another number of ranks began it."""
-    if not mesh:
-        return directory
-    name = "-".join(f"{ranks.use}-{ranks.rank}-of-{ranks.size}" for ranks in mesh)
-    sizes = "-".join(f"{ranks.use}-of-{ranks.size}" for ranks in mesh)
-    there = [path.name for path in directory.iterdir() if RANK.fullmatch(path.name)] if directory.is_dir() else []
-    begun = {re.sub(r"-\d+-of", "-of", path) for path in there}
-    if begun - {sizes}:
-        actual, do = (
-            f"{directory}, where {', '.join(sorted(begun))} began",
-            "Start as many ranks, or begin anew.",
-        )
+    """The directory of this rank in that of the run, which is its own where nobody shares the run."""
+    return directory / "-".join(f"{ranks.use}-{ranks.rank}-of-{ranks.size}" for ranks in mesh)
+
+
+def sizes_of(mesh: Sequence[Ranks]) -> Sizes:
+    """How many ranks a mesh has."""
+    return tuple((ranks.use, ranks.size) for ranks in mesh)
+
+
+def begun_by(directory: Path) -> set[Sizes]:
+    """The numbers of ranks that have directories in that of a run."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    parts = [RANK.findall(name) for name in names if RANK.sub("", name).strip("-") == ""]
+    return {tuple((use, int(size)) for use, _, size in each) for each in parts if each}
+
+
+def refuse_other_number(directory: Path, mesh: Sequence[Ranks]) -> None:
+    """Raise ArgumentError where a run over another number of ranks was begun in the directory."""
+    others = begun_by(directory) - {sizes_of(mesh)}
+    if mesh and others:
+        numbers = sorted("-".join(f"{use}-of-{size}" for use, size in sizes) for sizes in others)
+        actual, do = f"{directory}, where {', '.join(numbers)} began", "Start as many ranks, or begin anew."
         raise unexpected("resume", "a directory of this number of ranks, whose batches are cut alike", actual, do)
-    return directory / name
 
 
 def first_of(mesh: Sequence[Ranks], value: Any) -> Any:
@@ -53,12 +77,12 @@ def any_of(mesh: Sequence[Ranks], holds: bool) -> bool:
     return holds
 
 
-def common(mesh: Sequence[Ranks], directory: Path, read: Callable[[str], Reached | None]) -> Reached | None:
+def common(mesh: Sequence[Ranks], directory: Path, read: Callable[[Path], Reached | None]) -> Reached | None:
     """What the last run reached on all ranks: `progress`, or what it was to be. None if there is no such place."""
     if not mesh:
-        return read("progress")
+        return read(directory / "progress")
     there: dict[str, Reached | None]
-    there = together(mesh, "resume", lambda: {name: read(name) for name in ("progress", NEXT)})
+    there = together(mesh, "resume", lambda: {name: read(directory / name) for name in ("progress", NEXT)})
     places = {name: (there_is[1]["done"], there_is[1]["run"]) for name, there_is in there.items() if there_is}
     shared = set(places.values())
     for ranks in mesh:

@@ -36,7 +36,9 @@ from gimli_core.runs.clocked import Clocked
 from gimli_core.runs.compiled_run import CompiledRun
 from gimli_core.runs.eager_steps import EagerSteps, Steps
 from gimli_core.runs.journal import Journal
+from gimli_core.runs.other_numbers import take_over
 from gimli_core.runs.over_ranks import Told, begun_together, over_ranks
+from gimli_core.runs.plain_values import fingerprint
 from gimli_core.runs.run import Run
 from gimli_core.runs.scheduled_run import ScheduledRun
 from gimli_core.runs.settling import Ahead, Rested, settled
@@ -197,7 +199,10 @@ def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
         if in_pieces and agreed_all(mesh, not wants.names):  # one rank alone may be watched
             assert mesh.data is not None
             mesh = replace(mesh, shard=replace(mesh.data, use="shard"))
-        inputs = replace(inputs, form=replace(inputs.form, mesh=mesh, journaled=call.resume is not None))
+        inputs = replace(inputs, form=replace(inputs.form, mesh=mesh))
+        if call.resume is not None:
+            journaled = fingerprint(inputs, of_all=True)
+            inputs = replace(inputs, form=replace(inputs.form, journaled=journaled))
         if mesh.shard is None:
             return inputs
         if not mesh.data_in_shards:  # these evaluate the losses on one batch
@@ -219,6 +224,8 @@ def scheduled(
     """A run of a schedule; a budget is measured first, and a journal says where an earlier run was."""
     journal = None if resume is None else Journal(directory_of("resume", resume), inputs, inputs.form.mesh or ())
     try:
+        if journal is not None:
+            take_over(journal, inputs)
         if journal is not None and journal.reached is not None:
             schedule = journal.schedule(journal.reached[1]["schedule"], schedule.disk)
         schedule, inputs, between = settle(schedule, inputs, *makers(steps, weighed=weighed), weighed=weighed)

@@ -24,7 +24,7 @@ from gimli_core.runs.chunks import Chunks
 from gimli_core.runs.digests import digests
 from gimli_core.runs.finished_tasks import FinishedTasks
 from gimli_core.runs.gathered import gathered
-from gimli_core.runs.journal_over_ranks import of_rank
+from gimli_core.runs.journal_over_ranks import of_rank, refuse_other_number
 from gimli_core.runs.run import Events, Run
 from gimli_core.runs.shared_directory import check_shared
 from gimli_core.runs.tasks_over_ranks import TasksOverRanks
@@ -123,6 +123,7 @@ def _chunks(call: Call, mesh: Mesh, run: Callable[[Call], Run]) -> Run:
     if call.resume is not None:
         digest = hashlib.sha256(repr(sorted(digests(call, batches=True).items())).encode()).hexdigest()
         directory = directory_of("resume", call.resume)
+        refuse_other_number(directory, within)
         kept = FinishedTasks(of_rank(directory, within), digest, root=directory)
         parts = [replace(part, resume=kept.journal(i)) for i, part in enumerate(parts)]
     device = next((t.device for _, t in tensor_paths(call.theta_0)), torch.device("cpu"))

@@ -83,8 +83,13 @@ def fits(tree: Any, like: Any) -> bool:
     return bool(form == expected)
 
 
-def fingerprint(inputs: Inputs) -> str:
-    """A digest of all values that a run starts from; the losses' code is not among them."""
+def fingerprint(inputs: Inputs, *, of_all: bool = False) -> str:
+    """A digest of all values that a run starts from; the losses' code is not among them.
+
+    Args:
+        of_all: of those that all ranks of a mesh start from, however many they are: where each has a part of every
+            batch, without batches and what is indexed by examples.
+    """
     digest = hashlib.sha256()
 
     def add(thing: Any) -> None:
@@ -99,19 +104,23 @@ def fingerprint(inputs: Inputs) -> str:
                 digest.update(repr(x).encode() if isinstance(x, (int, float, str, bool, type(None))) else b"?")
 
     form, values = inputs.form, inputs.values
+    in_parts = of_all and form.data is not None
     add(
         [
             values.theta_0,
             values.frozen,
             values.state_0,
             values.phi_loss,
-            {k: v.value for k, v in values.indexed.items()},
+            {k: v.value for k, v in values.indexed.items() if not in_parts},
             values.weights,
             form.steps,
             form.recurrence,
         ]
     )
     add([form.second_order if form.evaluates_again else None, not form.curvature, form.first])
-    add([type(form.optimizer).__name__, values.hyper.at(0), values.last_val_batch])
-    add([values.hyper.at(j) for j in (0, form.steps - 1)] + [values.batch(0)] if form.steps else [])
+    add([type(form.optimizer).__name__, values.hyper.at(0), None if in_parts else values.last_val_batch])
+    of_steps = [values.hyper.at(j) for j in (0, form.steps - 1)] if form.steps else []
+    add(of_steps + [values.batch(0)] * (form.steps > 0 and not in_parts))
+    if of_all:
+        add([form.in_shards, form.tasks])
     return digest.hexdigest()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import torch
 
 from gimli_core.environment import Snapshot
-from gimli_core.memory.schedules.actions import Action, Advance, Validate
+from gimli_core.memory.schedules.actions import Action, Advance, Drop, Keep, Store, Sweep, Tier, Validate
 from gimli_core.record import Point
 from gimli_core.runs.adjoints import Adjoints
 from gimli_core.runs.execution import Execution
-from gimli_core.runs.journal import Journal, demand, rebuilding, state_after
+from gimli_core.runs.journal import Journal, demand
 from gimli_core.runs.plain_values import describe, fits, plain_snapshot, snapshot_of
 
 __all__ = ["resume", "write"]
@@ -83,12 +83,13 @@ def resume(run: Execution, journal: Journal) -> tuple[int, Snapshot | None, Iter
         if extra["validated"]:
             run.end = tree["end"]["theta"], tree["end"]["state"], tree["end"]["buffers"]
             left = snapshot_of(tree["start"], extra["left"], environment)
-        stored, records = state_after(done := list(islice(run.actions(), extra["done"])))
+        stored, records = _state_after(done := list(islice(run.actions(), extra["done"])))
         steps_run = max((action.j + 1 for action in done if isinstance(action, Advance)), default=0)
         needed = {*stored, *(() if records else (extra["point"],))}
         demand(set(extra["points"]) == needed, "points")
         demand(len(done) == extra["done"] and len(train) == steps_run, "numbers of actions")
         demand(any(isinstance(action, Validate) for action in done) == extra["validated"], "places in the run")
+        run.losses.regrouped = journal.regrouped
         run.losses.train, run.losses.val = train, {int(j): loss for j, loss in tree["val_losses"].items()}
         if extra["validated"]:
             rows = run.rows
@@ -99,7 +100,31 @@ def resume(run: Execution, journal: Journal) -> tuple[int, Snapshot | None, Iter
     first = working.at._replace(snapshot=start)
     for j, tier in stored.items():
         run.stored.put(journal.point(j, first), tier)
-    point, actions = rebuilding(stored, records) if records else (extra["point"], iter(()))
+    point, actions = _rebuilding(stored, records) if records else (extra["point"], iter(()))
     working.at = run.stored.get(point) if point in stored else journal.point(point, first) if point else first
     working.return_to(working.at)
     return extra["done"], left, actions
+
+
+def _state_after(actions: Iterable[Action]) -> tuple[dict[int, Tier], list[int]]:
+    """(stored points, steps whose graph is kept) after some actions from the start."""
+    stored: dict[int, Tier] = {}
+    records: set[int] = set()
+    for action in actions:
+        match action:
+            case Advance(j, keep):
+                records |= {j} if keep is Keep.GRAPH else set()
+            case Store(j, tier):
+                stored[j] = tier
+            case Drop(j):
+                del stored[j]
+            case Sweep(j):
+                records.discard(j)
+    return stored, sorted(records)
+
+
+def _rebuilding(stored: Iterable[int], records: list[int]) -> tuple[int, Iterator[Action]]:
+    """Where to start, and the actions that bring the graphs of `records`, a range of steps, back."""
+    start = max((j for j in stored if j <= records[0]), default=0)
+    actions = (Advance(j, Keep.GRAPH if j >= records[0] else Keep.NOTHING) for j in range(start, records[-1] + 1))
+    return start, actions

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import torch
 
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers.interface import Optimizer, Pulled
@@ -58,6 +60,19 @@ class RuleOnShards(RuleInAnotherForm):
     def whole_adjoint(self, S: State) -> State:
         """S of the state as it is whole."""
 
+    @abstractmethod
+    def redealt_adjoint(self, every: Sequence[State]) -> State:
+        """This rank's S, from those of another number of ranks."""
+
+    def redealt(self, every: Sequence[State]) -> State:
+        """This rank's part of a state of which another number of ranks had parts; what is not cut is the first's."""
+        first = slots(every[0])
+        pieces = {}
+        for slot, tensors in first.items():
+            cut = [{k: v for k, v in slots(state)[slot].items() if k in self.cut.get(slot, ())} for state in every]
+            pieces[slot] = {**tensors, **self.pieces.redealt(cut)}
+        return {**counts(every[0]), **pieces}
+
     def part(self, state: State) -> State:
         """This rank's part of a state."""
         pieces = {
@@ -96,6 +111,13 @@ class RuleOnPieces(RuleOnShards):
         total = summed(self.pieces.ranks, numbers, "S_0")
         return {slot: {k: total.get(f"{slot}/{k}", v) for k, v in of_slot.items()} for slot, of_slot in S.items()}
 
+    def redealt_adjoint(self, every: Sequence[State]) -> State:
+        redealt = self.redealt(every)
+        for slot, of_slot in redealt.items():
+            for k in of_slot.keys() - set(self.cut[slot]):
+                of_slot[k] = self.pieces.once(torch.stack([S[slot][k] for S in every]).sum(0))
+        return redealt
+
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         return self.rule.initial_state(theta, hyper)
 
@@ -131,6 +153,9 @@ class RuleByGathering(RuleOnShards):
 
     def whole_adjoint(self, S: State) -> State:
         return self.gathered(S, "S_0")[0]
+
+    def redealt_adjoint(self, every: Sequence[State]) -> State:
+        return self.redealt(every)
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         return self.part(self.rule.initial_state(self.pieces.gathered(theta, "theta_0"), hyper))

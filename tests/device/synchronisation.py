@@ -85,7 +85,7 @@ def two_matrices(theta: dict[str, torch.Tensor], phi: dict[str, torch.Tensor], b
 def as_on_a_device() -> Iterator[None]:
     """Within it, a run on the processor puts its looks off as one on a device does."""
     with ExitStack() as stack:
-        for module in ("forward_unroll", "runs.losses"):
+        for module in ("forward_unroll", "runs.losses", "derivatives.over_ranks"):
             stack.enter_context(mock.patch(f"gimli_core.{module}.at_once", return_value=False))
         yield
 

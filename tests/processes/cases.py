@@ -12,7 +12,7 @@ import gimli_core as gimli
 from gimli_core.optimizers import SGD, Adagrad, Adam
 from gimli_core.trees import tensors
 
-__all__ = ["RULES", "Inner", "call", "inner", "mean_square", "part_of", "same_bits"]
+__all__ = ["RULES", "Inner", "call", "inner", "mean_square", "part_of", "same_bits", "to_rounding"]
 
 RULES = [(SGD(momentum=0.5), {"lr": 0.1, "momentum": 0.5}), (Adam(), {"lr": 0.05}), (Adagrad(), {"lr": 0.2})]
 
@@ -57,6 +57,10 @@ def call(problem: gimli.Problem, given: Inner, phi_opt: dict[str, float], **more
 def part_of(batch: Any, rank: int, size: int, dim: int = 0) -> Any:
     """A rank's part of a batch, the first ranks' larger by one."""
     return tuple(x.tensor_split(size, dim)[rank] for x in batch)
+
+
+def to_rounding(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(list(tensors(found)), list(tensors(expected)), rtol=1e-12, atol=1e-14, equal_nan=True)
 
 
 def same_bits(found: Any, expected: Any) -> None:

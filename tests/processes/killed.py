@@ -28,14 +28,15 @@ def kill() -> None:
 class Killing:
     """A loss with dropout that ends its process at one evaluation."""
 
-    def __init__(self, evaluation: int | None) -> None:
+    def __init__(self, evaluation: int | None, dropout: float = 0.5) -> None:
         self.left = -1 if evaluation is None else evaluation
+        self.dropout = dropout
 
     def __call__(self, theta: Any, phi: Any, batch: Any) -> Tensor:
         self.left -= 1
         if self.left == 0:
             kill()
-        return mean_square(theta, phi, batch, 0.5)
+        return mean_square(theta, phi, batch, self.dropout)
 
 
 def of_data(resume: str | None, seed: int, rank: int = 0, evaluation: int | None = None, when: str = "") -> Any:
@@ -77,15 +78,15 @@ def of_tasks(resume: str | None, seed: int, rank: int = 0, evaluation: int | Non
     return call(problem, inner(3, T), {"lr": 0.05}, **more).state_dict()
 
 
-def of_both(resume: str | None, seed: int, rank: int = 0, evaluation: int | None = None) -> Any:
-    """Tasks over pairs of ranks, each of which has half of every task's batch."""
+def of_both(resume: str | None, seed: int, rank: int = 0, evaluation: int | None = None, W: int = 2) -> Any:
+    """Tasks over groups of W ranks, each of which has a part of every task's batch."""
     journal.SECONDS = 0.0
-    mesh = init_device_mesh("cpu", (distributed.get_world_size() // 2, 2), mesh_dim_names=("tasks", "data"))
-    half = mesh.get_local_rank("data")
-    torch.manual_seed(100 * seed + half)
+    mesh = init_device_mesh("cpu", (distributed.get_world_size() // W, W), mesh_dim_names=("tasks", "data"))
+    mine = mesh.get_local_rank("data")
+    torch.manual_seed(100 * seed + mine)
     given = inner(3, T)
     given = given._replace(
-        batches=[part_of(batch, half, 2, 1) for batch in given.batches], val_batch=part_of(given.val_batch, half, 2, 1)
+        batches=[part_of(batch, mine, W, 1) for batch in given.batches], val_batch=part_of(given.val_batch, mine, W, 1)
     )
     loss = Killing(evaluation if distributed.get_rank() == rank else None)
     problem = gimli.Problem(loss, val_loss, Adam())

@@ -95,12 +95,12 @@ def test_a_directory_that_ranks_do_not_share_is_refused_on_all_of_them(tmp_path:
 
 def other_number(resume: str) -> str:
     with pytest.raises(ArgumentError) as raised:
-        of_data(resume, 0)
+        of_both(resume, 0, W=1)
     return str(raised.value)
 
 
-def test_one_inner_loop_is_refused_by_another_number_of_ranks(tmp_path: Path) -> None:
-    ended = on_ranks(2, of_data, str(tmp_path / "run"), 0, 0, 6, directory=tmp_path / "0")
+def test_tasks_go_on_with_the_number_of_ranks_that_shared_each(tmp_path: Path) -> None:
+    ended = on_ranks(2, of_both, str(tmp_path / "run"), 0, 0, 6, directory=tmp_path / "0")
     assert ended[0].exitcode == -signal.SIGKILL
     for told in results_on_ranks(1, other_number, str(tmp_path / "run"), directory=tmp_path / "1"):
         assert "where data-of-2 began. Start as many ranks" in told

@@ -64,10 +64,14 @@ def one_by_one(memory: Callable[[int], Schedule] | None = None, **options: Any) 
     return run
 
 
-def _on_disk(work: Training) -> Tensor:
+def on_disk(**options: Any) -> Way:
     """Every state, as bergson keeps those that it keeps."""
-    with tempfile.TemporaryDirectory() as folder:
-        return by(lambda J: Checkpoint(2, Path(folder)))(work)  # type: ignore[no-any-return]
+
+    def run(work: Training) -> Tensor:
+        with tempfile.TemporaryDirectory() as folder:
+            return by(lambda J: Checkpoint(2, Path(folder)), **options)(work)  # type: ignore[no-any-return]
+
+    return run
 
 
 def _problem(work: Training, query: int | None) -> gimli.Problem:
@@ -84,8 +88,9 @@ WAYS: dict[str, Way] = {
     "ours, StoreStates": by(lambda J: StoreStates()),
     "ours, Checkpoint(sqrt J)": by(lambda J: Checkpoint(math.isqrt(J))),
     "ours, Checkpoint(sqrt J, gradients)": by(lambda J: Checkpoint(math.isqrt(J), gradients=True)),
-    "ours, states on disk": lambda work: _on_disk(work),
+    "ours, states on disk": on_disk(),
     "ours, compiled": by(compile=True),
+    "ours, compiled, states on disk": on_disk(compile=True),
     "ours, compiled, Checkpoint(sqrt J)": by(lambda J: Checkpoint(math.isqrt(J)), compile=True),
     "ours, k calls": one_by_one(),
     "ours, k calls, RetainGraphs": one_by_one(lambda J: RetainGraphs()),
@@ -93,6 +98,7 @@ WAYS: dict[str, Way] = {
     "ours, k calls, compiled": one_by_one(compile=True),
     "ours, 8 parts": by(lambda J: RetainGraphs(), micro_batches=PARTS),
     "ours, 8 parts, StoreStates": by(lambda J: StoreStates(), micro_batches=PARTS),
+    "ours, 8 parts, states on disk": on_disk(micro_batches=PARTS),
     "derivatives alone": plain.derivatives_alone,
     "derivatives alone, 8 parts": lambda work: plain.derivatives_alone(work, PARTS),
     "bergson": lambda work: peer.scores(work)(),
@@ -180,7 +186,8 @@ def query(table: Table, compiled: bool) -> None:
         "ours, Checkpoint(sqrt J, gradients)",
         "ours, states on disk",
     ]
-    more = ["ours, compiled", "ours, compiled, Checkpoint(sqrt J)"] if compiled else []
+    more = ["ours, compiled", "ours, compiled, Checkpoint(sqrt J)", "ours, compiled, states on disk"]
+    more = more if compiled else []
     one_step = peak_of("ours, RetainGraphs", {"steps": 1, "eps_root": 1e-8}) if table.peaks else 0
     for J in (STEPS, LONG):
         title = f"one query, J = {J}, batch 8"

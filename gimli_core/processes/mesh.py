@@ -11,6 +11,7 @@ A process group is the caller's: none is made here, and nothing is initialised.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,8 @@ from gimli_core.errors import closest, listing, unexpected
 if distributed.is_available():
     # It keeps the group that is there when it is first imported, which an optimizer of torch's does within a program:
     # then `destroy_process_group` leaves gloo's threads, and one that frees a tensor late aborts the process at exit.
-    import torch.distributed.nn
+    with suppress(OSError):  # it makes a directory for temporary files, where there may be no room for one
+        import torch.distributed.nn  # noqa: F401
 
 __all__ = ["USES", "Mesh", "Ranks", "check_device", "check_mesh", "tells"]
 

@@ -24,7 +24,7 @@ if distributed.is_available():
     # It keeps the group that is there when it is first imported, which an optimizer of torch's does within a program:
     # then `destroy_process_group` leaves gloo's threads, and one that frees a tensor late aborts the process at exit.
     with suppress(OSError):  # it makes a directory for temporary files, where there may be no room for one
-        import torch.distributed.nn  # noqa: F401
+        import torch.distributed.nn
 
 __all__ = ["USES", "Mesh", "Ranks", "check_device", "check_mesh", "tells"]
 

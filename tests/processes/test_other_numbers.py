@@ -61,7 +61,7 @@ def test_whatever_stays_of_a_step_and_in_a_mesh_of_two_dimensions(mesh: str, mem
     args = (mesh, None, 0, None, None, *more)
     (expected, _), *_ = results_on_ranks(sizes[0], of_mesh, *args, directory=tmp_path / "alone")
     for i, size in enumerate(sizes[:2]):
-        killed(size, mesh, directory, tmp_path / str(i), 0, 4 + 3 * i, None, *more)
+        killed(size, mesh, directory, tmp_path / str(i), 0, 4 + i, None, *more)
     last = (mesh, str(directory), 0, None, None, *more)
     for result, _ in results_on_ranks(sizes[2], of_mesh, *last, directory=tmp_path / "last"):
         to_rounding(result, expected)

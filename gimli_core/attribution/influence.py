@@ -11,7 +11,7 @@ from torch.func import grad, jacrev
 
 from gimli_core.attribution.curvature import gauss_newton, hessian
 from gimli_core.attribution.scores import Scores
-from gimli_core.attribution.weights import indexed_entry
+from gimli_core.attribution.weights import by_name, indexed_entry
 from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.errors import unexpected
@@ -19,6 +19,7 @@ from gimli_core.meta_parameters.indexed import Indexed, rows_of
 from gimli_core.meta_parameters.marks import unmarked
 from gimli_core.notation import Tensors
 from gimli_core.problem import Problem
+from gimli_core.transforms.nested import nested
 
 __all__ = ["MOST_PARAMETERS", "influence_scores"]
 
@@ -75,6 +76,7 @@ def influence_scores(
 
     Source: Koh and Liang 2017, Understanding Black-box Predictions via Influence Functions.
     """
+    problem, phi_loss, places = by_name(problem, phi_loss)
     name, mark = indexed_entry(phi_loss, entry)
     dampings = [damping] if isinstance(damping, (int, float)) else list(damping)
     if (outputs is None) != (output_loss is None):
@@ -117,11 +119,12 @@ def influence_scores(
         if outputs is None or output_loss is None:
             return hessian(lambda vector: train(vector, looked_up, batch), flat)
         of_batch = lambda vector: outputs(tensors(vector), batch)  # noqa: E731
-        composed, direct = output_loss(of_batch(flat), looked_up, batch), train(flat, looked_up, batch)
+        told = nested(looked_up, places)
+        composed, direct = output_loss(of_batch(flat), told, batch), train(flat, looked_up, batch)
         if composed.shape != direct.shape or not torch.allclose(composed, direct, rtol=1e-4):
             actual, do = f"{composed.tolist()} where train_loss gives {direct.tolist()}", "Split train_loss itself."
             raise unexpected("output_loss(outputs)", "the value of train_loss", actual, do)
-        return gauss_newton(of_batch, lambda f: output_loss(f, looked_up, batch), flat)
+        return gauss_newton(of_batch, lambda f: output_loss(f, told, batch), flat)
 
     C = torch.zeros(n, n, dtype=flat.dtype, device=flat.device)
     for _, looked_up, batch in seen:

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from gimli_core.attribution.scores import Scores
-from gimli_core.attribution.weights import indexed_entry, query_losses
+from gimli_core.attribution.weights import by_name, indexed_entry, query_losses
 from gimli_core.errors import unexpected
 from gimli_core.evaluation.adapt import adapt
-from gimli_core.meta_parameters.marks import plain_dicts
 from gimli_core.problem import Problem
-from gimli_core.transforms.nested import unnested
 
 __all__ = ["LeaveOut", "leave_out"]
 
@@ -102,7 +100,7 @@ def leave_out(
     >>> bool((trial.lds(gimli.attribution.scores(problem, **call, phi_loss=phi_loss)) > 0.9).all())
     True
     """
-    problem, phi_loss, _ = unnested(problem, plain_dicts(phi_loss))
+    problem, phi_loss, _ = by_name(problem, phi_loss)
     name, mark = indexed_entry(phi_loss, entry)
     N = len(mark.value)
     if isinstance(subsets, bool) or not isinstance(subsets, int) or subsets < 2:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gimli_core.attribution.weights import by_name
 from gimli_core.errors import unexpected
 from gimli_core.evaluation.adapt import adapt
-from gimli_core.meta_parameters.marks import Mark, plain_dicts, unmarked
+from gimli_core.meta_parameters.marks import Mark, unmarked
 from gimli_core.problem import Problem
-from gimli_core.transforms.nested import unnested
 
 __all__ = ["Metasmoothness", "metasmoothness"]
 
@@ -76,7 +76,7 @@ def metasmoothness(
     """
     if isinstance(h, bool) or not isinstance(h, (int, float)) or not 0 < h < float("inf"):
         raise unexpected("h", "a number above 0", repr(h), "Take the size of a change that you would make.")
-    problem, phi_loss, _ = unnested(problem, plain_dicts(phi_loss))
+    problem, phi_loss, _ = by_name(problem, phi_loss)
     values = {k: torch.as_tensor(unmarked(v)).detach() for k, v in phi_loss.items()}
     v = _signs(values, seed) if direction is None else _checked(direction, values)
 

@@ -15,15 +15,13 @@ from torch import Tensor
 
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import prepare
-from gimli_core.attribution.weights import indexed_entry, query_losses
+from gimli_core.attribution.weights import by_name, indexed_entry, query_losses
 from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.errors import first_line, unexpected
 from gimli_core.memory.atomic_file import check_writable, writing
 from gimli_core.meta_gradient import meta_gradient
-from gimli_core.meta_parameters.marks import plain_dicts
 from gimli_core.problem import Problem
 from gimli_core.runs.plain_values import fingerprint
-from gimli_core.transforms.nested import unnested
 
 __all__ = ["Scores", "scores"]
 
@@ -114,7 +112,7 @@ def scores(
 
     Source: Engstrom et al. 2025, Optimizing ML Training with Metagradient Descent; Ilyas and Engstrom 2025, MAGIC.
     """
-    problem, phi_loss, _ = unnested(problem, plain_dicts(phi_loss))
+    problem, phi_loss, _ = by_name(problem, phi_loss)
     name, mark = indexed_entry(phi_loss, entry)
     if at_once is not None and (isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1):
         raise unexpected("at_once", "a whole number of queries >= 1", repr(at_once), "None takes all at once.")

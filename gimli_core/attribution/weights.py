@@ -14,12 +14,18 @@ from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.environment import Environment
 from gimli_core.errors import listing, unexpected
 from gimli_core.meta_parameters.indexed import Indexed
-from gimli_core.meta_parameters.marks import unmarked
+from gimli_core.meta_parameters.marks import plain_dicts, unmarked
 from gimli_core.notation import Tensors
 from gimli_core.problem import Problem
+from gimli_core.transforms.nested import Places, unnested
 from gimli_core.transforms.numbered import called
 
-__all__ = ["indexed_entry", "query_losses"]
+__all__ = ["by_name", "indexed_entry", "query_losses"]
+
+
+def by_name(problem: Problem, phi_loss: Any) -> tuple[Problem, Any, Places]:
+    """(the problem, phi_loss) with a name for each entry where it came as dicts in dicts; where each stands there."""
+    return unnested(problem, plain_dicts(phi_loss))
 
 
 def indexed_entry(phi_loss: Any, entry: str | None) -> tuple[str, Indexed]:

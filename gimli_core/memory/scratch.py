@@ -2,6 +2,7 @@
 
 A directory is ours, and abandoned, where it has our name and our marked lock file and nobody holds the lock. The lock
 is taken before the directory has its name, so that it is never seen without. In it only files of our names are removed.
+Who is killed before that has left one with the name of a new one, which goes after a time.
 """
 
 from __future__ import annotations
@@ -72,17 +73,29 @@ def _made(parent: Path) -> Path:
 def _abandoned(directory: Path) -> bool:
     if directory.is_symlink():
         return False
+    new = directory.name.startswith(NEW)
+    if new and not _old(directory):
+        return False
     try:
         descriptor = os.open(directory / LOCK, os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | FLAGS)
+    except FileNotFoundError:
+        return new
     except OSError:
         return False
     try:
-        fresh = directory.name.startswith(NEW) and time.time() - os.fstat(descriptor).st_mtime < GRACE
-        return not fresh and os.read(descriptor, len(MARK) + 1) == MARK and lock(descriptor) is True
+        mark = os.read(descriptor, len(MARK) + 1)
+        return (mark == MARK or (new and not mark)) and lock(descriptor) is True
     except OSError:
         return False
     finally:
         release(descriptor, os.getpid())
+
+
+def _old(directory: Path) -> bool:
+    try:
+        return time.time() - directory.stat().st_mtime >= GRACE
+    except OSError:  # it has just gone
+        return False
 
 
 def _clear(directory: Path) -> None:

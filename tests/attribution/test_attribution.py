@@ -56,6 +56,31 @@ def test_weights_within_dicts() -> None:
     assert gimli.metasmoothness(**of_nested, seed=1).value == gimli.metasmoothness(**of_flat, seed=1).value
 
 
+def test_influence_of_weights_within_dicts() -> None:
+    """Both halves of the loss see phi_loss as it came, with an entry beside the weights and one that is a module's."""
+    made, scale = call(), torch.nn.ParameterDict({"y": torch.tensor(1.3)})
+
+    def outputs(theta: Any, batch: Any) -> Tensor:
+        return torch.tanh(batch["x"] @ theta["a"])
+
+    def flat_loss(f: Tensor, phi: Any, batch: Any) -> Tensor:
+        return (phi["w"] * (f - phi["y"] * batch["y"]).square()).mean()
+
+    def nested_loss(f: Tensor, phi: Any, batch: Any) -> Tensor:
+        return flat_loss(f, {"w": phi["of"]["w"], "y": phi["of"]["scale"]["y"]}, batch)
+
+    flat_phi = {**made["phi_loss"], "y": scale["y"].detach()}
+    nested_phi = {"of": {**made["phi_loss"], "scale": scale}, "none": {}}
+    found = []
+    for loss, phi in ((flat_loss, flat_phi), (nested_loss, nested_phi)):
+        problem = gimli.Problem(lambda theta, p, b, loss=loss: loss(outputs(theta, b), p, b), queries, Adam(lr=0.05))
+        for halves in ({}, {"outputs": outputs, "output_loss": loss}):
+            args = problem, made["theta_0"], made["train_batches"], made["val_batch"]
+            found.append(attribution.influence_scores(*args, phi_loss=phi, **halves).values)
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
+
+
 def test_scores_are_the_slope_of_retraining() -> None:
     made, h = call(), 1e-5
     found = attribution.scores(**made)

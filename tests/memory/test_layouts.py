@@ -8,12 +8,11 @@ from torch import nn
 from torch.func import functional_call
 
 import gimli_core as gimli
-import gimli_core.runs.journal as journal
 from gimli_core.layout import cloned, dense
 from gimli_core.memory import Checkpoint, StoreStates
 from gimli_core.memory.files import read_file, write_file
-from gimli_core.runs.journal import Journal
 from tests.compare import assert_same
+from tests.killing import until_through
 
 SCHEDULES = {
     "states": lambda path: StoreStates(),
@@ -62,11 +61,7 @@ def test_gradients_that_are_slices_of_another(tmp_path):
             assert_same(gimli.meta_gradient(*run, memory=schedule(tmp_path)), expected)
 
 
-class Stopped(BaseException):
-    """Stands for a signal."""
-
-
-def test_tasks_that_are_stopped_after_each_writing(tmp_path, monkeypatch):
+def test_tasks_that_are_stopped_after_each_writing(tmp_path):
     """Weights that the tasks share are expanded over them in point 0, and lay otherwise when they were read again."""
     torch.manual_seed(1)
     net, x = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 1)), torch.randn(4, 3, 6, 3)
@@ -81,21 +76,8 @@ def test_tasks_that_are_stopped_after_each_writing(tmp_path, monkeypatch):
     def run(**more):
         return gimli.meta_gradient(problem, theta_0, list(x), x[0], phi_loss=phi_loss, tasks=3, **more)
 
-    expected, write = run(compile=False), Journal.write
-    monkeypatch.setattr(journal, "SECONDS", 0.0)
-
-    def write_and_stop(self, *arguments):
-        write(self, *arguments)
-        raise Stopped
-
-    monkeypatch.setattr(Journal, "write", write_and_stop)
-    for _ in range(60):
-        try:
-            resumed = run(memory=Checkpoint(2), resume=tmp_path / "run")
-        except Stopped:
-            continue
-        return assert_same(resumed, expected)
-    pytest.fail("the run never ended")
+    resumed = until_through(lambda: run(memory=Checkpoint(2), resume=tmp_path / "run"))
+    assert_same(resumed, run(compile=False))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import gimli_core.memory.scratch as scratch
 from gimli_core.errors import ArgumentError, StorageError
 from gimli_core.memory import Checkpoint, StoreStates
 from gimli_core.memory.files import read_file, write_file
@@ -17,6 +19,7 @@ from gimli_core.memory.schedules.actions import Tier
 from gimli_core.memory.scratch import PREFIX, scratch_directory
 from gimli_core.memory.storage import Storage
 from gimli_core.record import Point
+from tests.killing import forked, killed_after
 from tests.problems import replayed
 
 TREE = {
@@ -85,6 +88,24 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     mine = scratch_directory(tmp_path)
     other = scratch_directory(tmp_path)  # a living run's is left alone
     assert sorted(tmp_path.iterdir()) == sorted([mine, other])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals to forked children need POSIX")
+@pytest.mark.parametrize("moment", ["mkdir", "create", "write", "rename"])
+def test_what_was_killed_while_it_made_its_directory_goes_after_a_time(moment, tmp_path, monkeypatch):
+    """Until then it could be one that is just being made."""
+    home = {"mkdir": os, "create": scratch, "write": os, "rename": os}[moment]
+    with monkeypatch.context() as patch:
+        patch.setattr(home, moment, killed_after(getattr(home, moment)))
+        assert os.waitpid(forked(lambda: scratch_directory(tmp_path)), 0)[1] == signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    (tmp_path / "gimli-new-mine").mkdir()
+    scratch_directory(tmp_path)
+    assert left.exists() == (moment != "rename")  # which was the last thing to do
+    monkeypatch.setattr(scratch, "GRACE", 0.0)
+    scratch_directory(tmp_path)
+    assert not left.exists()
+    assert len(list(tmp_path.iterdir())) == 3  # two that are in use, and the user's
 
 
 def test_a_directory_that_cannot_be_made(tmp_path):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import gimli_core as gimli
-import gimli_core.runs.journal as journal
 from gimli_core.arguments.call import Call as Given
 from gimli_core.arguments.inputs import prepare
 from gimli_core.errors import ArgumentError
@@ -19,10 +18,10 @@ from gimli_core.memory.meters import LiveBytes
 from gimli_core.memory.schedules.budget import least
 from gimli_core.optimizers import SGD, Adam
 from gimli_core.runs.eager_steps import EagerSteps
-from gimli_core.runs.journal import Journal
 from gimli_core.runs.make_run import makers
 from tests import problems
 from tests.compare import distance
+from tests.killing import until_through
 from tests.problems import every_schedule
 
 Call = dict[str, Any]
@@ -139,22 +138,9 @@ def test_where_rows_are_found():
         agrees(gimli.meta_gradient(**{**marked, "problem": problem, "train_batches": pairs, "phi_loss": phi}), expected)
 
 
-def test_a_killed_run_goes_on(tmp_path, monkeypatch):
+def test_a_killed_run_goes_on(tmp_path):
     marked, plain = pair()
-    monkeypatch.setattr(journal, "SECONDS", 0.0)
-    write = Journal.write
-
-    def write_and_stop(self: Journal, *arguments: Any) -> None:
-        write(self, *arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Journal, "write", write_and_stop)
-    for _ in range(100):
-        try:
-            found = gimli.meta_gradient(**marked, memory=Checkpoint(2), resume=tmp_path / "run")
-        except KeyboardInterrupt:
-            continue
-        break
+    found = until_through(lambda: gimli.meta_gradient(**marked, memory=Checkpoint(2), resume=tmp_path / "run"))
     agrees(found, gimli.meta_gradient(**plain))
 
 

@@ -14,7 +14,7 @@ from gimli_core.errors import ArgumentError, StorageError
 from gimli_core.memory import Budget, Checkpoint, RetainGraphs, StoreStates
 from gimli_core.runs.journal import Journal
 from tests.compare import assert_identical
-from tests.killing import killed_until_done
+from tests.killing import Killed, killed_until_done, stopping, until_through
 from tests.problems import replayed
 
 SCHEDULES = {
@@ -28,32 +28,14 @@ SCHEDULES = {
 }
 
 
-class Killed(BaseException):
-    """Stands for a signal."""
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("weights", [None, [0.5] * 10])
-def test_after_every_writing(schedule, weights, tmp_path, monkeypatch):
+def test_after_every_writing(schedule, weights, tmp_path):
     """The run is stopped right after each of its writings in turn, forwards and backwards."""
-    expected = replayed(RetainGraphs(), val_weights=weights)
-    monkeypatch.setattr(resume_module, "SECONDS", 0.0)
-    write = Journal.write
-
-    def write_and_stop(self, *arguments):
-        write(self, *arguments)
-        raise Killed
-
-    monkeypatch.setattr(Journal, "write", write_and_stop)
-    for _ in range(200):
-        try:
-            found = replayed(SCHEDULES[schedule], val_weights=weights, resume=tmp_path / "run")
-        except Killed:
-            continue
-        assert_identical(found, expected)
-        assert not (tmp_path / "run").exists()
-        return
-    pytest.fail("the run never ended")
+    options = {"val_weights": weights, "resume": tmp_path / "run"}
+    found = until_through(lambda: replayed(SCHEDULES[schedule], **options))
+    assert_identical(found, replayed(RetainGraphs(), val_weights=weights))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -78,22 +60,18 @@ def test_a_stop_at_every_moment(schedule, weights, every, tmp_path, monkeypatch)
 
     expected = replayed(SCHEDULES[schedule], val_weights=weights)
     generators = torch.get_rng_state(), random.getstate()
-    left, write = [0], Journal.write  # actions until the run is stopped
+    left = [0]  # actions until the run is stopped
 
     def due(self):
         left[0] -= 1
         return left[0] == 0
 
-    def write_and_stop(self, *arguments):
-        write(self, *arguments)
-        raise Killed
-
     monkeypatch.setattr(Journal, "due", due)
-    monkeypatch.setattr(Journal, "write", write_and_stop)
     for k in range(1, 200, every):
         left[0] = k
         try:
-            run()
+            with stopping():
+                run()
         except Killed:
             run()
         else:
@@ -102,33 +80,25 @@ def test_a_stop_at_every_moment(schedule, weights, every, tmp_path, monkeypatch)
     pytest.fail("the run never ended")
 
 
-def test_unroll_goes_on_in_either_direction(tmp_path, monkeypatch):
+def test_unroll_goes_on_in_either_direction(tmp_path):
     def loss(theta, phi, target):
         return ((theta["w"] - target) ** 2).sum() / 2 + 0.1 * (theta["w"] ** 4).sum()
 
     problem = gimli.Problem(loss, loss, gimli.optimizers.Adam())
     arguments = problem, {"w": torch.zeros(2)}, [torch.ones(2)] * 6, torch.ones(2)
     expected = gimli.meta_gradient(*arguments, phi_opt={"lr": 0.1})
-    monkeypatch.setattr(resume_module, "SECONDS", 0.0)
-    write, stopped = Journal.write, []
+    stopped = []
 
-    def write_and_stop(self, *arguments):
-        write(self, *arguments)
-        raise Killed
-
-    monkeypatch.setattr(Journal, "write", write_and_stop)
-    for _ in range(100):
+    def attempt():
         lr = torch.tensor(0.1, requires_grad=True)
-        part = "forwards"
-        try:
-            made = gimli.unroll(*arguments, phi_opt={"lr": lr}, memory=Checkpoint(2), resume=tmp_path / "run")
-            part = "backwards"
-            made.backward()
-        except Killed:
-            stopped.append(part)
-            continue
-        break
-    assert {"forwards", "backwards"} <= set(stopped)
+        stopped.append("forwards")
+        made = gimli.unroll(*arguments, phi_opt={"lr": lr}, memory=Checkpoint(2), resume=tmp_path / "run")
+        stopped[-1] = "backwards"
+        made.backward()
+        return made, lr
+
+    made, lr = until_through(attempt)
+    assert {"forwards", "backwards"} <= set(stopped[:-1])
     assert torch.equal(made.detach(), expected.val_loss)
     assert torch.equal(lr.grad, expected.A_opt["lr"].to(lr))
     assert not (tmp_path / "run").exists()
@@ -159,28 +129,19 @@ def test_kill_9_at_random_moments(schedule, steps, kills, tmp_path, monkeypatch)
     assert torch.equal(left, generators)
 
 
-def stop_after_one(monkeypatch, directory):
-    monkeypatch.setattr(resume_module, "SECONDS", 0.0)
-    write = Journal.write
-
-    def write_and_stop(self, *arguments):
-        write(self, *arguments)
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "write", write_and_stop)
-        with pytest.raises(Killed):
-            replayed(Checkpoint(2), resume=directory)
+def stop_after_one(directory):
+    with stopping(), pytest.raises(Killed):
+        replayed(Checkpoint(2), resume=directory)
 
 
-def test_another_problem(tmp_path, monkeypatch):
-    stop_after_one(monkeypatch, tmp_path)
+def test_another_problem(tmp_path):
+    stop_after_one(tmp_path)
     with pytest.raises(ArgumentError, match="another problem"):
         replayed(Checkpoint(2), gimli.optimizers.SGD(), resume=tmp_path)
 
 
-def test_a_damaged_progress_file(tmp_path, monkeypatch):
-    stop_after_one(monkeypatch, tmp_path)
+def test_a_damaged_progress_file(tmp_path):
+    stop_after_one(tmp_path)
     whole = (tmp_path / "progress").read_bytes()
     (tmp_path / "progress").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(StorageError, match="as it was written"):

@@ -4,44 +4,31 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
 
+import gimli_core.memory.directory as directory_module
 import gimli_core.runs.journal as journal_module
 from gimli_core.errors import ArgumentError, StorageError
 from gimli_core.memory import Checkpoint, RetainGraphs, StoreStates
 from gimli_core.memory.files import read_file, write_file
 from gimli_core.runs.journal import Journal
 from tests.compare import assert_identical
+from tests.killing import Killed, forked, killed_after, stopping, until_through
 from tests.memory.forging import forge, places, put
 from tests.problems import replayed
 
 
-class Killed(BaseException):
-    """Stands for a signal."""
-
-
 @pytest.fixture
-def stopped(tmp_path, monkeypatch):
+def stopped(tmp_path):
     """stopped(k, ...) stops a run after its k-th writing and returns its directory."""
 
     def stop(k, schedule=None, directory=tmp_path / "run", **options):
-        writes = []
-        write = Journal.write
-
-        def write_and_stop(self, *arguments):
-            write(self, *arguments)
-            writes.append(1)
-            if len(writes) == k:
-                raise Killed
-
-        with monkeypatch.context() as patch:
-            patch.setattr(journal_module, "SECONDS", 0.0)
-            patch.setattr(Journal, "write", write_and_stop)
-            with pytest.raises(Killed):
-                replayed(schedule or StoreStates(), resume=directory, **options)
+        with stopping(after=k), pytest.raises(Killed):
+            replayed(schedule or StoreStates(), resume=directory, **options)
         return directory
 
     return stop
@@ -250,3 +237,19 @@ def test_a_run_that_cannot_write_leaves_no_directory(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="no room"):
         replayed(Checkpoint(2), resume=tmp_path / "mine")
     assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals to forked children need POSIX")
+@pytest.mark.parametrize("moment", ["mkdir", "create", "unlink"])
+def test_killed_between_making_the_directory_and_the_first_writing(moment, tmp_path, monkeypatch):
+    """The next run begins there as in a user's own directory, which stays: all that the killed one has cost."""
+    expected = replayed(RetainGraphs())
+    home = directory_module if moment == "create" else os
+    with monkeypatch.context() as patch:
+        patch.setattr(home, moment, killed_after(getattr(home, moment)))
+        child = forked(lambda: replayed(StoreStates(), resume=tmp_path / "a" / "run"))
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    found = until_through(lambda: replayed(StoreStates(), resume=tmp_path / "a" / "run"))
+    assert_identical(found, expected)
+    assert [path.name for path in (tmp_path / "a").iterdir()] in ([], ["run"])
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a", *(tmp_path / "a").iterdir()]

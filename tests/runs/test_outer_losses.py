@@ -12,15 +12,14 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 import gimli_core as gimli
-import gimli_core.runs.journal as journal
 from gimli_core.errors import ArgumentError, ClosedError, NotFiniteError
 from gimli_core.memory import Checkpoint, RetainGraphs, StoreStates
 from gimli_core.memory.files import read_file
 from gimli_core.memory.meters import LiveBytes
 from gimli_core.memory.schedules.budget import choose, estimate, least
-from gimli_core.runs.journal import Journal
 from gimli_core.verification.oracles.autograd_through_the_graph import autograd_gradient
 from tests.compare import agree, distance, entries, identical
+from tests.killing import Killed, stopping, until_through
 from tests.problems import (
     RULES,
     SCHEDULES,
@@ -268,34 +267,9 @@ def test_unroll_leaves_the_environment_as_one_number_does():
     assert torch.equal(*left)
 
 
-class Killed(BaseException):
-    """Stands for a signal."""
-
-
-def until_through(attempt: Callable[[], Any]) -> Any:
-    for _ in range(100):
-        try:
-            return attempt()
-        except Killed:
-            continue
-    return pytest.fail("the run never ended")
-
-
-@pytest.fixture
-def killed_at_every_writing(monkeypatch):
-    monkeypatch.setattr(journal, "SECONDS", 0.0)
-    write = Journal.write
-
-    def write_and_stop(self: Journal, *arguments: Any) -> None:
-        write(self, *arguments)
-        raise Killed
-
-    monkeypatch.setattr(Journal, "write", write_and_stop)
-
-
 @pytest.mark.parametrize("memory", [RetainGraphs(), Checkpoint(2), Checkpoint(2, gradients=True, graphs=2)], ids=str)
 @pytest.mark.parametrize("case", ["batch norm", "adam"])
-def test_a_killed_run_goes_on(case, memory, tmp_path, killed_at_every_writing):
+def test_a_killed_run_goes_on(case, memory, tmp_path):
     call = CASES[case](3)
     expected = run(call)
     found = until_through(lambda: run(call, memory=memory, resume=tmp_path / "run"))
@@ -303,7 +277,7 @@ def test_a_killed_run_goes_on(case, memory, tmp_path, killed_at_every_writing):
 
 
 @pytest.mark.parametrize("memory", [RetainGraphs(), Checkpoint(2)], ids=str)
-def test_a_killed_backward_goes_on_along_the_same_cotangent(memory, tmp_path, killed_at_every_writing):
+def test_a_killed_backward_goes_on_along_the_same_cotangent(memory, tmp_path):
     call = normalised(3)
 
     def grads(along: list[float], **more: Any) -> dict[str, Tensor]:
@@ -312,12 +286,10 @@ def test_a_killed_backward_goes_on_along_the_same_cotangent(memory, tmp_path, ki
         gimli.unroll(**{**call, "theta_0": leaves, **more}).backward(torch.tensor(along))
         return {n: v.grad for n, v in leaves.items()}
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "SECONDS", 1e9)
-        expected = grads([1.0, 2.0, -1.0])
+    expected = grads([1.0, 2.0, -1.0])
     in_sweep = False
     while not in_sweep:
-        with pytest.raises(Killed):
+        with stopping(), pytest.raises(Killed):
             grads([1.0, 2.0, -1.0], memory=memory, resume=tmp_path / "run")
         in_sweep = bool(read_file(tmp_path / "run" / "progress")[0]["along"])
     with pytest.raises(ArgumentError, match="the same gradient of L"):

@@ -74,7 +74,8 @@ class Journal:
         self._run = first_of(self.mesh, secrets.token_hex(16))
         self._there: set[int] = set()  # the steps whose points are written
         self._process = os.getpid()
-        descriptor, self._made = together(self.mesh, "resume", lambda: hold("resume", self.directory, "progress"))
+        descriptor, made = together(self.mesh, "resume", lambda: hold("resume", self.directory, "progress"))
+        self._made = made or bool(self.mesh)  # that of a rank is always a run's
         self._let_go = weakref.finalize(self, release, descriptor, self._process)
         self._written = time.monotonic()
         self.regrouped = False  # whether losses were summed over other parts of batches than this run's

@@ -15,15 +15,16 @@ from gimli_core.processes.mesh import Ranks
 
 __all__ = ["check_shared"]
 
+MARK = "seen-by-all-"
 SECONDS = 2.0  # that a file system of several hosts may take to show what another host wrote
 
 
 def check_shared(ranks: Ranks, argument: str, directory: Path) -> None:
     """Raise ArgumentError on all ranks unless each of them sees what the first writes to the directory, which is there
     on each; where nothing else is in it, it then goes."""
-    path = directory / everyones(ranks, f"seen-by-all-{secrets.token_hex(8)}", argument)[0]
+    path = directory / everyones(ranks, f"{MARK}{secrets.token_hex(8)}", argument)[0]
     try:
-        together([ranks], argument, lambda: path.touch(0o600) if ranks.rank == 0 else None)
+        together([ranks], argument, lambda: _mark(path) if ranks.rank == 0 else None)
         together([ranks], argument, lambda: _see(path, ranks, argument))
     except Exception:
         path.unlink(missing_ok=True)
@@ -32,6 +33,14 @@ def check_shared(ranks: Ranks, argument: str, directory: Path) -> None:
         raise
     if ranks.rank == 0:
         path.unlink(missing_ok=True)
+
+
+def _mark(path: Path) -> None:
+    """Make the file; those of ranks that were killed here go."""
+    for left in path.parent.glob(MARK + "*"):
+        if left.stat().st_size == 0:
+            left.unlink()
+    path.touch(0o600)
 
 
 def _see(path: Path, ranks: Ranks, argument: str) -> None:

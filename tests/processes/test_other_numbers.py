@@ -61,7 +61,7 @@ def test_whatever_stays_of_a_step_and_in_a_mesh_of_two_dimensions(mesh: str, mem
     args = (mesh, None, 0, None, None, *more)
     (expected, _), *_ = results_on_ranks(sizes[0], of_mesh, *args, directory=tmp_path / "alone")
     for i, size in enumerate(sizes[:2]):
-        killed(size, mesh, directory, tmp_path / str(i), 0, 4 + 3 * i, None, *more)
+        killed(size, mesh, directory, tmp_path / str(i), 0, 4 + i, None, *more)
     last = (mesh, str(directory), 0, None, None, *more)
     for result, _ in results_on_ranks(sizes[2], of_mesh, *last, directory=tmp_path / "last"):
         to_rounding(result, expected)
@@ -78,7 +78,7 @@ def test_dropout_goes_on_in_shards_which_draw_alike(tmp_path: Path) -> None:
         same_bits(result["theta_J"], expected["theta_J"])
 
 
-@pytest.mark.parametrize("operations", [(6,), pytest.param(range(1, 30), marks=pytest.mark.long)])
+@pytest.mark.parametrize("operations", [(6,), pytest.param((1, 3, 9, 13, 17, 21, 25), marks=pytest.mark.long)])
 def test_a_rank_may_be_killed_while_files_are_dealt_anew(operations: Iterable[int], tmp_path: Path) -> None:
     """Before each operation on files of a run that takes over from another number of ranks, which goes on after."""
     ((expected, _),) = results_on_ranks(1, of_mesh, "shard", None, directory=tmp_path / "alone")

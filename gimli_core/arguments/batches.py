@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from gimli_core.arguments.fits_in_memory import check_fits
 from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.errors import unexpected
 
 __all__ = ["check_batches", "check_val_batch"]
+
+LOSS = 100  # bytes that a step's loss takes at least, as a tensor, with its places in lists
 
 
 def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any], int]:
@@ -50,6 +53,7 @@ def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any],
             "One batch for every step: lambda j: batch.",
         )
     steps = None if steps is None else int(steps)
+    check_fits("steps", steps or 0, LOSS, "the losses of so many steps")
     if not hasattr(train_batches, "__len__"):
         if steps is None:
             raise unexpected(

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.arguments.batches import check_batches, check_val_batch
+from gimli_core.arguments.fits_in_memory import check_fits
+from gimli_core.arguments.theta import check_room
 from gimli_core.attributes import ROOM
 from gimli_core.derivatives.micro_batches import MicroBatches, split, weighed
 from gimli_core.errors import unexpected
@@ -30,6 +32,8 @@ from gimli_core.transforms.tasks import Tasks, check_tasks, checked_per_task, of
 from gimli_core.trees import KeyPath, mapped_at, path_text
 
 __all__ = ["Call"]
+
+PART = 1000  # bytes that the call of a chunk of tasks takes at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,14 +84,26 @@ class Call:
         if tasks is None or tasks.count <= (tasks.chunk or tasks.count):
             return [self]
         self.check_stacked(tasks.count)
+        check_fits("tasks", -(-tasks.count // (tasks.chunk or 1)), PART, "the calls of so many chunks")
         return [self._part(tasks, first, last) for first, last in tasks.parts]
 
-    def check_stacked(self, count: int) -> None:
-        """Raise ArgumentError where batches at hand have no slice for each task: before anything is made for all."""
-        train = self.train_batches[:1] if isinstance(self.train_batches, (list, tuple)) else ()
+    def check_stacked(self, count: int, *, ask: bool = False) -> None:
+        """Raise ArgumentError before anything is made for all tasks: where batches, those of a function only with
+        `ask`, have no slice for each, or memory has no room for all theta_J.
+        """
         val = () if callable(self.val_batch) else (self.val_batch,)
-        for name, of_loss in (("train_loss", train), ("val_loss", val)):
+        for name, of_loss in (("train_loss", self._first_batch(ask)), ("val_loss", val)):
             of_tasks(of_loss, count, name, 0, count)
+        check_room(self.theta_0, count)
+
+    def _first_batch(self, ask: bool) -> Any:
+        """The first batch in a sequence; none where there is none, or it cannot be had."""
+        if isinstance(self.train_batches, (list, tuple)):
+            return self.train_batches[:1]
+        try:
+            return (self.train_batches(0),) if ask and callable(self.train_batches) and self.steps else ()
+        except Exception:  # the run fails there as well, and says at which step
+            return ()
 
     def batches(
         self, indexed: Mapping[str, Indexed] | None = None

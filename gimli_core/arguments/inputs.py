@@ -115,7 +115,7 @@ def prepare(call: Call) -> Inputs:
     one = {k: v[0] if k in theta_per_task else v for k, v in trained.items()}  # theta of one task
     marked = indexed_entries(call.phi_loss, T)
     if T is not None:
-        call.check_stacked(T)
+        call.check_stacked(T, ask=True)
     problem, batch, J, val_batch, rows = call.batches(marked)
     phi_per_task, phi_loss = check_phi_loss(call.phi_loss, trained, T)
     hyper = Hyperparameters(problem.optimizer, check_phi_opt(call.phi_opt), one, J, T)

@@ -6,19 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from gimli_core.arguments.fits_in_memory import check_fits
 from gimli_core.derivatives.finite import finite
 from gimli_core.environment import split_frozen
 from gimli_core.errors import listing, unexpected
 from gimli_core.layout import dense
 from gimli_core.notation import Tensors
 from gimli_core.transforms.tasks import checked_per_task, split_marked
+from gimli_core.trees import nbytes
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-__all__ = ["check_made", "check_tensor", "check_theta", "laid_out", "theta_by_task"]
+__all__ = ["check_made", "check_room", "check_tensor", "check_theta", "laid_out", "theta_by_task"]
 
 
 def theta_by_task(theta_0: Any, tasks: int | None) -> tuple[frozenset[str], Any]:
@@ -84,6 +86,15 @@ def laid_out(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
     trained = {k: dense(v) for k, v in trained.items()}
     # The losses see the order in which theta_0 was given: some take theta.values() apart by it.
     return trained, {k: v.detach() for k, v in theta_0.items()} if frozen else {}
+
+
+def check_room(theta_0: Any, tasks: int) -> None:
+    """Raise ArgumentError where what all tasks end at would not fit into memory; before the entries are checked."""
+    entries = theta_0.values() if isinstance(theta_0, Mapping) else ()
+    dense = [v for v in entries if isinstance(v, Tensor) and not is_lazy(v) and v.layout == torch.strided]
+    trained = [v for v in dense if v.requires_grad or not isinstance(v, nn.Parameter)]
+    if trained:
+        check_fits("tasks", tasks, nbytes(trained), "theta_J of all tasks", trained[0].device)
 
 
 def check_made(argument: str, tensor: Tensor) -> None:

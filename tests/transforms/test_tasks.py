@@ -260,6 +260,24 @@ CHUNKS = gimli.Tasks(3, chunk=2)
             {"tasks": gimli.Tasks(10**9, chunk=1)},
             r"with a leading dimension of 1000000000 tasks; got one of shape \[3, 6",
         ),
+        (
+            {
+                "tasks": 10**9,
+                "train_batches": lambda j: torch.ones(3),
+                "val_batch": lambda j: torch.ones(3),
+                "steps": J,
+            },
+            r"the batch of train_loss: expected tensors with a leading dimension of 1000000000 tasks; got",
+        ),
+        (
+            {"tasks": 2 * 10**9, "train_batches": lambda j: None, "val_batch": None, "steps": J},
+            r"tasks: expected a number for which theta_J of all tasks fit into memory, [\d.]+ GiB; got 2000000000",
+        ),
+        (
+            {"tasks": gimli.Tasks(2 * 10**9, chunk=1), "train_batches": lambda j: None, "val_batch": None, "steps": J},
+            r"tasks: expected a number for which (?:theta_J of all tasks|the calls of so many chunks) fit into memory",
+        ),
+        ({"train_batches": lambda j: batches(1)[0], "steps": 10**14}, r"the losses of so many steps fit into memory"),
         ({"tasks": 4}, r"expected tensors with a leading dimension of 4 tasks; got one of shape \[3, 6, 3\]"),
         ({"tasks": gimli.Tasks(2, chunk=1)}, r"tensors with a leading dimension of 2 tasks; got one of shape \[3"),
         ({"tasks": CHUNKS, "phi_opt": {"lr": gimli.per_task(torch.ones(5))}}, r"phi_opt\['lr'\]: expected .* 3 tasks"),

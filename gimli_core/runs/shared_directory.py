@@ -8,6 +8,8 @@ import secrets
 import time
 from pathlib import Path
 
+from torch import distributed
+
 from gimli_core.errors import unexpected
 from gimli_core.processes.agreement import together
 from gimli_core.processes.collectives import everyones
@@ -22,7 +24,8 @@ SECONDS = 2.0  # that a file system of several hosts may take to show what anoth
 def check_shared(ranks: Ranks, argument: str, directory: Path) -> None:
     """Raise ArgumentError on all ranks unless each of them sees what the first writes to the directory, which is there
     on each; where nothing else is in it, it then goes."""
-    path = directory / everyones(ranks, f"{MARK}{secrets.token_hex(8)}", argument)[0]
+    name = f"{MARK}{distributed.get_rank()}-{secrets.token_hex(8)}"  # by who writes: others may ask here meanwhile
+    path = directory / everyones(ranks, name, argument)[0]
     try:
         together([ranks], argument, lambda: _mark(path) if ranks.rank == 0 else None)
         together([ranks], argument, lambda: _see(path, ranks, argument))
@@ -36,8 +39,8 @@ def check_shared(ranks: Ranks, argument: str, directory: Path) -> None:
 
 
 def _mark(path: Path) -> None:
-    """Make the file; those of ranks that were killed here go."""
-    for left in path.parent.glob(MARK + "*"):
+    """Make the file; those that this rank made before it was killed go."""
+    for left in path.parent.glob(f"{MARK}{distributed.get_rank()}-*"):
         if left.stat().st_size == 0:
             left.unlink()
     path.touch(0o600)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gimli_core.arguments.fits_in_memory import check_fits
@@ -90,11 +90,11 @@ def laid_out(theta_0: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
 
 def check_room(theta_0: Any, tasks: int) -> None:
     """Raise ArgumentError where what all tasks end at would not fit into memory; before the entries are checked."""
-    entries = theta_0.values() if isinstance(theta_0, Mapping) else ()
-    dense = [v for v in entries if isinstance(v, Tensor) and not is_lazy(v) and v.layout == torch.strided]
-    trained = [v for v in dense if v.requires_grad or not isinstance(v, nn.Parameter)]
+    entries = theta_0.items() if isinstance(theta_0, Mapping) else ()
+    dense = {k: v for k, v in entries if isinstance(v, Tensor) and not is_lazy(v) and v.layout == torch.strided}
+    trained, _ = split_frozen(dense)
     if trained:
-        check_fits("tasks", tasks, nbytes(trained), "theta_J of all tasks", trained[0].device)
+        check_fits("tasks", tasks, nbytes(trained), "theta_J of all tasks", next(iter(trained.values())).device)
 
 
 def check_made(argument: str, tensor: Tensor) -> None:

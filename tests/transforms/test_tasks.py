@@ -247,6 +247,7 @@ def call(**changed: Any) -> gimli.MetaGradient:
 
 
 CHUNKS = gimli.Tasks(3, chunk=2)
+LARGE = {"a": torch.zeros(()).expand(10**6)}  # on no machine is there room for that of so many tasks
 
 
 @pytest.mark.parametrize(
@@ -270,12 +271,28 @@ CHUNKS = gimli.Tasks(3, chunk=2)
             r"the batch of train_loss: expected tensors with a leading dimension of 1000000000 tasks; got",
         ),
         (
-            {"tasks": 2 * 10**9, "train_batches": lambda j: None, "val_batch": None, "steps": J},
+            {"tasks": 2 * 10**9, "theta_0": LARGE, "train_batches": lambda j: None, "val_batch": None, "steps": J},
             r"tasks: expected a number for which theta_J of all tasks fit into memory, [\d.]+ GiB; got 2000000000",
         ),
         (
-            {"tasks": gimli.Tasks(2 * 10**9, chunk=1), "train_batches": lambda j: None, "val_batch": None, "steps": J},
-            r"tasks: expected a number for which (?:theta_J of all tasks|the calls of so many chunks) fit into memory",
+            {
+                "tasks": gimli.Tasks(2 * 10**9, chunk=1),
+                "theta_0": LARGE,
+                "train_batches": lambda j: None,
+                "val_batch": None,
+                "steps": J,
+            },
+            r"tasks: expected a number for which theta_J of all tasks fit into memory",
+        ),
+        (
+            {
+                "tasks": gimli.Tasks(2 * 10**9, chunk=1),
+                "theta_0": {"a": torch.zeros((), dtype=torch.float16)},
+                "train_batches": lambda j: None,
+                "val_batch": None,
+                "steps": J,
+            },
+            r"tasks: expected a number for which the calls of so many chunks fit into memory",
         ),
         ({"train_batches": lambda j: batches(1)[0], "steps": 10**14}, r"the losses of so many steps fit into memory"),
         ({"tasks": 4}, r"expected tensors with a leading dimension of 4 tasks; got one of shape \[3, 6, 3\]"),

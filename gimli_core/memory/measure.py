@@ -29,8 +29,9 @@ from gimli_core.memory.pilot import (
 from gimli_core.memory.schedules.actions import Tier
 from gimli_core.memory.schedules.costs import Act, Costs, predict
 from gimli_core.memory.storage import Storage
+from gimli_core.outlines import ByOutline
 from gimli_core.record import Point
-from gimli_core.trees import fits, nbytes, outline, tensors
+from gimli_core.trees import nbytes, tensors
 
 __all__ = ["costs_of", "measure"]
 
@@ -135,13 +136,13 @@ def costs_of(
     """
     form, values = inputs.form, inputs.values
     seen = compiled is not None and separates() and inputs.device.type == "cpu"
-    remembered: list[tuple[Any, Costs]] = form.problem.memo.costs
+    remembered: ByOutline[Costs] = form.problem.memo.costs
     weighted = [*form.weighted[form.first : form.first + 2], form.weighted[-1]]
     over = [(ranks.use, ranks.size) for ranks in form.mesh or ()]
     means = (form.second_order, form.curvature, form.warm, form.first > 0, weighted, seen, weighed, over)
     accumulators = [leaf.value for leaf in values.hyper.leaves]
     wanted = (inputs.signature(), accumulators, means, str(disk), torch.get_num_threads())
-    measured_before = next((costs for like, costs in remembered if fits(wanted, like)), None)
+    measured_before = remembered.get(wanted)
     if agreed_all(form.mesh, measured_before is not None):
         assert measured_before is not None
         return measured_before
@@ -152,7 +153,7 @@ def costs_of(
         written, read = _disk_seconds(inputs, disk)
         costs = costs_of(inputs, eager, compiled, weighed=weighed)._replace(write=written, read=read)
     costs = agreed_costs(form.mesh, costs)
-    remembered.append((outline(wanted), costs))
+    remembered.put(wanted, costs)
     return costs
 
 

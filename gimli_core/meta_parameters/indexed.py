@@ -82,7 +82,8 @@ def _rows(name: str, entry: Indexed, batch: Any, j: int) -> Tensor:
     try:
         rows = entry.rows(batch) if callable(entry.rows) else batch[entry.rows]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        actual, do = f"{type(error).__name__}: {error}", "Let every batch carry the rows that it uses."
+        actual = f"{type(error).__name__}: {error}"
+        do = "Let every batch carry the rows that it uses, or say where they are: gimli.indexed(…, rows=key)."
         raise unexpected(where, f"a batch that has them under {entry.rows!r}", actual, do) from error
     N = len(entry.value)
     if not isinstance(rows, Tensor) or rows.ndim == 0 or rows.dtype not in INTEGERS or rows.layout != torch.strided:

@@ -136,10 +136,7 @@ class Call:
         if not indexed:
             return problem, with_j(batch, inner), J, val_batch, None
         last, entries = LastBatch(batch), dict(indexed)
-
-        def rows(j: int) -> dict[str, list[Tensor]]:
-            return rows_of(entries, last(j), j)
-
+        rows = LastBatch(lambda j: rows_of(entries, last(j), j))
         for j in range(J if isinstance(self.train_batches, (list, tuple)) else min(J, 1)):
             rows(j)  # out of range is an error before any work, where all can be looked at
         numbered_batch = with_j(last, inner)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks.compare import compared, main, report
-from tests.benchmarks.figures import PAGE, page, renewed
+from tests.benchmarks.figures import PAGE, page, renewed, tables
 from tests.benchmarks.history import Figure, Run, begun, misquoted, noted, published, quoted, read
 
 BENCHMARKS = Path(__file__).with_name("benchmarks")
@@ -57,6 +57,9 @@ def test_a_figure_has_one_name_and_a_known_unit() -> None:
     for name, unit in (("a", "s"), ("b", "parsecs")):
         with pytest.raises(ValueError, match="expected a new name and a unit"):
             run.note(name, 1, unit)
+    for name in ("|H|", "a --> b", "a\nb"):
+        with pytest.raises(ValueError, match="expected a name that a table and a comment can hold"):
+            run.note(name, 1, "s")
 
 
 def test_noise_is_no_change() -> None:
@@ -200,6 +203,14 @@ def test_a_page_quotes_its_runs_rightly() -> None:
     assert misquoted(text, runs) == []
     assert "| row 0 | 0.012 s<!-- made/row 0/s --> | 11.8 MiB<!-- made/row 0/bytes --> | 1.00<!--" in text
     assert text.splitlines()[-1] == "| row 2 | – | – | – | – | – | – |"
+
+
+def test_rows_without_a_common_column_stand_in_tables_of_their_own() -> None:
+    places = [("a", "time"), ("mark", "reached"), ("b", "peak"), ("mark", "at most"), ("b", "time"), ("c", "peak")]
+    assert tables(places) == [(["a", "b", "c"], ["time", "peak"]), (["mark"], ["reached", "at most"])]
+    runs = {"made": run_with(**{"/".join(place): Figure("s", (1.0,)) for place in places})}
+    headings = [line for line in page(runs).splitlines() if line.startswith("| |")]
+    assert headings == ["| | time | peak |", "| | reached | at most |"]
 
 
 def test_quoted_figures_are_renewed_to_the_digits_that_they_have() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.derivatives.evaluate import LossOfTheta
-from gimli_core.derivatives.first_order import Gradient, gradient
+from gimli_core.derivatives.first_order import Gradient, Layout, gradient
 from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.derivatives.micro_batches import each, of_parts
 from gimli_core.derivatives.second_order import BY_GRAPH, Products, from_a_point, reverse_over_reverse
@@ -23,15 +23,33 @@ class _Sum:
         self._dtypes: dict[str, torch.dtype] = {}
 
     def add(self, tensors: Tensors, weight: float) -> None:
-        for k, v in tensors.items():
-            if k in self._total:
-                self._total[k].add_(v, alpha=weight)
-            else:
-                self._dtypes[k] = v.dtype
-                self._total[k] = v.to(torch.promote_types(v.dtype, torch.float32)) * weight
+        if not self._total:
+            self._dtypes = {k: v.dtype for k, v in tensors.items()}
+            wide = {k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in tensors.items()}
+            self._total = {k: v * weight for k, v in wide.items()}
+        elif tensors:
+            torch._foreach_add_([self._total[k] for k in tensors], list(tensors.values()), alpha=weight)
 
     def total(self) -> Tensors:
         return {k: v.to(self._dtypes[k]) for k, v in self._total.items()}
+
+
+class _Apart:
+    """A loss of theta by the names of its tensors, which is one vector outside: taken apart and joined once a step, and
+    not for every part. The identity where theta is no vector.
+    """
+
+    def __init__(self, loss: LossOfTheta) -> None:
+        self._layout: Layout | None = getattr(loss.function, "layout", None)
+        self.loss = loss if self._layout is None else loss._replace(function=loss.function.loss)  # type: ignore[attr-defined]
+
+    def names(self, theta: Tensors) -> Tensors:
+        """theta, G or V by name."""
+        return theta if self._layout is None else self._layout.names(theta)
+
+    def vector(self, theta: Tensors) -> Tensors:
+        """The way back."""
+        return theta if self._layout is None else self._layout.theta(theta)
 
 
 def gradient_of_parts(loss: LossOfTheta, theta: Tensors) -> Gradient:
@@ -40,17 +58,19 @@ def gradient_of_parts(loss: LossOfTheta, theta: Tensors) -> Gradient:
     No schedule keeps a graph of parts, so none is recorded; the kernels are those of the sweep all the same, which may
     draw other random numbers than those that it cannot take.
     """
+    apart = _Apart(loss)
+    by_name = apart.names(theta)
     G, losses, unused, aux = _Sum(), _Sum(), None, []
     for weight, part in each(loss.batch):
         with twice_differentiable():
-            of_part = gradient(loss._replace(batch=part), theta)
+            of_part = gradient(apart.loss._replace(batch=part), by_name)
         G.add(of_part.theta, weight)
         losses.add({"loss": of_part.loss}, weight)
         unused = of_part.unused if unused is None else unused & of_part.unused
         aux.append(of_part.aux)
         del of_part  # or the next part would be evaluated beside it
     assert unused is not None
-    return Gradient(losses.total()["loss"], G.total(), {}, None, unused, of_parts(aux, loss.name))
+    return Gradient(losses.total()["loss"], apart.vector(G.total()), {}, None, unused, of_parts(aux, loss.name))
 
 
 def products_of_parts(
@@ -60,10 +80,12 @@ def products_of_parts(
 
     g is a scalar, or [T]; V_j has the shapes of theta.
     """
+    apart = _Apart(inner)
+    theta, V = apart.names(theta), apart.names(V)
     H, mixed, losses = _Sum(), _Sum(), _Sum()
     linear, reached = True, frozenset[str]()
     for weight, part in each(inner.batch):
-        of_one = inner._replace(batch=part)
+        of_one = apart.loss._replace(batch=part)
         if mean in ("auto", BY_GRAPH):
             G = gradient(of_one, theta, keep_graph=True)
             graph, loss = G.graph, G.loss
@@ -79,4 +101,4 @@ def products_of_parts(
             losses.add({"loss": of_part.loss}, weight)
         linear, reached = linear and of_part.linear, reached | of_part.reached
         del of_part  # or the next part would be evaluated beside it
-    return Products(H.total(), mixed.total(), linear, reached, losses.total().get("loss"))
+    return Products(apart.vector(H.total()), mixed.total(), linear, reached, losses.total().get("loss"))

@@ -3,15 +3,16 @@
     python -m tests.benchmarks.figures      writes examples/guide/figures.md, and renews what other texts quote
 
 A run becomes published by `python -m tests.benchmarks.compare --publish A.json`. On the page each benchmark has a
-table: a figure is named `row/column`, and stands there as the median of its repeats, quoted (`history.quoted`), so that
-the test which holds every text to the published runs holds the page as well.
+table, or several: rows without a column in common stand in tables of their own. A figure is named `row/column`, and
+stands there as the median of its repeats, quoted (`history.quoted`), so that the test which holds every text to the
+published runs holds the page as well.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tests.benchmarks.history import NUMBER, ROOT, SCALES, Figure, Run, digits, published
@@ -36,10 +37,7 @@ def page(runs: Mapping[str, Run]) -> str:
 
 
 def of_run(run: Run) -> list[str]:
-    """A heading, where and when it was measured, and the table."""
-    cells = {name: split(name) for name in run.figures}
-    rows, columns = (list(dict.fromkeys(place[i] for place in cells.values())) for i in (0, 1))
-    names = {place: name for name, place in cells.items()}
+    """A heading, where and when it was measured, and the tables."""
     options = " ".join(f"{k}={v}" for k, v in run.arguments.items() if v not in ("None", "False"))
     machine = ", ".join(f"{k} {run.machine[k]}" for k in ("processor", "threads", "torch") if run.machine.get(k))
     lines = [
@@ -47,16 +45,29 @@ def of_run(run: Run) -> list[str]:
         "",
         f"`python -m tests.benchmarks.{run.benchmark}`, {run.time[:10]}, commit {run.commit}.",
     ]
-    lines += [
-        f"Machine: {machine}. Options: {options}.",
-        "",
-        f"| | {' | '.join(columns)} |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for row in rows:
-        values = [cell(run, names.get((row, column))) for column in columns]
-        lines.append(f"| {row} | {' | '.join(values)} |")
+    lines += [f"Machine: {machine}. Options: {options}."]
+    names = {split(name): name for name in run.figures}
+    for rows, columns in tables(names):
+        lines += ["", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+        for row in rows:
+            values = [cell(run, names.get((row, column))) for column in columns]
+            lines.append(f"| {row} | {' | '.join(values)} |")
     return lines
+
+
+def tables(places: Iterable[tuple[str, str]]) -> list[tuple[list[str], list[str]]]:
+    """(rows, columns) of each table that (row, column) make, in their order: rows with a common column stand in one."""
+    found: list[tuple[list[str], list[str]]] = []
+    for row, column in places:
+        apart = [table for table in found if row not in table[0] and column not in table[1]]
+        joined = [table for table in found if table not in apart]
+        one = ([row for rows, _ in joined for row in rows], [column for _, columns in joined for column in columns])
+        for names, name in zip(one, (row, column), strict=True):
+            if name not in names:
+                names.append(name)
+        at = found.index(joined[0]) if joined else len(found)
+        found = [table for table in found[:at] if table in apart] + [one] + [t for t in found[at:] if t in apart]
+    return found
 
 
 def split(name: str) -> tuple[str, str]:

@@ -68,6 +68,8 @@ class Run:
         """Add a figure: the values of its repeats, or one."""
         if unit not in UNITS or name in self.figures:
             raise ValueError(f"figure {name!r} in {unit!r}: expected a new name and a unit of {list(UNITS)}")
+        if "|" in name or "--" in name or "\n" in name:
+            raise ValueError(f"figure {name!r}: expected a name that a table and a comment can hold")
         taken = values if isinstance(values, Sequence) else [values]
         self.figures[name] = Figure(unit, tuple(float(v) for v in taken))
 

@@ -5,7 +5,7 @@
 
 query      one query, J = 20 and 100, against bergson's sqrt schedule
 queries    k = 8 at once against 8 calls, and against bergson's 8 sweeps
-parts      a batch of 32 in 8 micro-batches against the whole batch, at widths 64 and 128
+parts      a batch of 32 in 8 micro-batches against the whole batch, states in memory and on disk, at widths 64 and 128
 weights    N = 10^7 weights against 10^3
 exactness  float64 against autograd through the whole of training; k rows against k calls, to the bit
 lds        scikit-learn's digits, a tenth left out: rank correlation with retraining, influence functions beside it
@@ -64,12 +64,13 @@ def one_by_one(memory: Callable[[int], Schedule] | None = None, **options: Any) 
     return run
 
 
-def on_disk(**options: Any) -> Way:
-    """Every state, as bergson keeps those that it keeps."""
+def on_disk(snapshots: int = 2, gradients: bool = False, **options: Any) -> Way:
+    """Every state but `snapshots`, as bergson keeps those that it keeps; with `gradients` each G_j in memory."""
 
     def run(work: Training) -> Tensor:
         with tempfile.TemporaryDirectory() as folder:
-            return by(lambda J: Checkpoint(2, Path(folder)), **options)(work)  # type: ignore[no-any-return]
+            memory = Checkpoint(snapshots, Path(folder), gradients=gradients)
+            return by(lambda J: memory, **options)(work)  # type: ignore[no-any-return]
 
     return run
 
@@ -98,7 +99,7 @@ WAYS: dict[str, Way] = {
     "ours, k calls, compiled": one_by_one(compile=True),
     "ours, 8 parts": by(lambda J: RetainGraphs(), micro_batches=PARTS),
     "ours, 8 parts, StoreStates": by(lambda J: StoreStates(), micro_batches=PARTS),
-    "ours, 8 parts, states on disk": on_disk(micro_batches=PARTS),
+    "ours, 8 parts, states on disk": on_disk(1, gradients=True, micro_batches=PARTS),
     "derivatives alone": plain.derivatives_alone,
     "derivatives alone, 8 parts": lambda work: plain.derivatives_alone(work, PARTS),
     "bergson": lambda work: peer.scores(work)(),
@@ -136,7 +137,7 @@ class Table:
             ratio = found.ratio(name, first)
             line = f"  {name:36} {1e3 * statistics.median(seconds[name]) / work.steps:8.1f} ms a step   x {ratio:5.2f}"
             self.history.note(f"{title}/{name}/time", seconds[name], "s")
-            self.history.note(f"{title}/{name}/time against {first}", ratio, "ratio")
+            self.history.note(f"{title}/{name}/time, of the first way's", ratio, "ratio")
             if peaks:
                 line += f"   peak {peaks[name] / MIB:7.1f} MiB   x {peaks[name] / peaks[first]:5.2f}"
                 self.history.note(f"{title}/{name}/peak", peaks[name], "bytes")
@@ -150,7 +151,8 @@ class Table:
         line = f"{what:76} {reached:8.3g}   asked {asked:9} {'reached' if met else 'MISSED'}"
         print(f"  {line}", flush=True)
         self._marks.append(line)
-        self.history.note(f"marks/{what}", reached, "ratio")
+        self.history.note(f"{what}/reached", reached, "ratio")
+        self.history.note(f"{what}/{'at most' if relation == '<=' else 'at least'}", float(bound), "ratio")
 
     def summary(self) -> None:
         """All marks again."""
@@ -227,20 +229,28 @@ def queries(table: Table, compiled: bool) -> None:
 
 
 def parts(table: Table, compiled: bool) -> None:
-    whole, in_parts, bound = "ours, StoreStates", "ours, 8 parts", "derivatives alone, 8 parts"
+    bound = "derivatives alone, 8 parts"
+    pairs = {
+        "in memory": ("ours, StoreStates", "ours, 8 parts"),
+        "on disk": ("ours, states on disk", "ours, 8 parts, states on disk"),
+    }
     for width in (64, 128):
-        ways = [whole, in_parts, "ours, 8 parts, StoreStates", "derivatives alone", bound]
+        ways = [way for pair in pairs.values() for way in pair]
+        ways += ["ours, 8 parts, StoreStates", "derivatives alone", bound]
         if width == 64:
             ways += ["ours, RetainGraphs", "bergson", *([] if "plainly" in peer.name() else ["bergson, 8 parts"])]
         what = {"steps": SHORT, "batch": BATCH, "eps_root": 1e-8, "width": width}
         title = f"one query, J = {SHORT}, batch {BATCH}, width {width}"
         found = table.measured(title, ways, repeats=min(table.repeats, 3), **what)
-        table.mark(f"{title}: {PARTS} parts / whole: time", found.ratio(in_parts, whole), "<= 1.2")
-        print(f"    of which its derivatives alone, in plain torch: x {found.ratio(bound, 'derivatives alone'):.2f}")
+        for where, (whole, in_parts) in pairs.items():
+            what_of = f"batch {BATCH}, width {width}, states {where}: {PARTS} parts / whole"
+            table.mark(f"{what_of}: time", found.ratio(in_parts, whole), "<= 1.2")
+            if table.peaks:
+                table.mark(f"{what_of}: peak", found.peaks[in_parts] / found.peaks[whole], "<= 0.22")
+        print(f"    the time of its derivatives alone, in plain torch: x {found.ratio(bound, 'derivatives alone'):.2f}")
         if table.peaks:
-            table.mark(f"{title}: {PARTS} parts / whole: peak", found.peaks[in_parts] / found.peaks[whole], "<= 0.22")
-            of_step = [peak_of(way, {**what, "steps": 1}) for way in (in_parts, whole)]
-            print(f"    of one step alone, without stored points: x {of_step[0] / of_step[1]:.2f}")
+            of_step = [peak_of(way, {**what, "steps": 1}) for way in pairs["in memory"]]
+            print(f"    the peak of one step alone, without stored points: x {of_step[1] / of_step[0]:.2f}")
 
 
 def weights(table: Table, compiled: bool) -> None:
@@ -258,7 +268,7 @@ def weights(table: Table, compiled: bool) -> None:
     ratio, least = median_ratio(large, small), min(large) / min(small)
     print(f"\n10^7 weights against 10^3, J = {LONG}: time x {ratio:.3f} (of the least times {least:.3f})")
     table.mark("10^7 weights / 10^3: time", ratio, "<= 1.05")
-    table.history.note("weights/least time, 10^7 against 10^3", least, "ratio")
+    table.history.note(f"10^7 weights against 10^3, J = {LONG}/of the least times", least, "ratio")
 
 
 def exactness(table: Table, compiled: bool) -> None:
@@ -269,7 +279,7 @@ def exactness(table: Table, compiled: bool) -> None:
         for name, values in found.items():
             error = ((values - right).norm() / right.norm()).item()
             print(f"\nfloat64, J = {STEPS}, eps_root = {eps_root:g}: {name} against autograd: {error:.1e}")
-            table.history.note(f"exactness/{name}, eps_root {eps_root:g}", error, "relative error")
+            table.history.note(f"{name}, float64 against autograd/eps_root {eps_root:g}", error, "relative error")
             if name == "ours":
                 table.mark(f"float64, eps_root = {eps_root:g}: against autograd", error, "<= 1e-12")
     work = training(SHORT, queries=K)
@@ -295,15 +305,15 @@ def lds(table: Table, compiled: bool) -> None:
         absolute = influence_scores(*at_end, **call, damping=DAMPINGS)
         methods = {"meta-gradient": scores(*given, **call)}
         methods |= {f"influence, Gauss-Newton, {d:g}": found for d, found in newton.items()}
-        methods |= {f"influence, |H|, {d:g}": found for d, found in absolute.items()}
+        methods |= {f"influence, absolute Hessian, {d:g}": found for d, found in absolute.items()}
         trial = leave_out(*given, **call, share=0.1, seed=seed)
         print(f"  seed {seed}")
         for name, found in methods.items():
             value, (low, high) = trial.lds(found).mean().item(), trial.interval(found)
-            print(f"    {name:32} {value:.3f}   95 %: {low:.3f}, {high:.3f}", flush=True)
+            print(f"    {name:36} {value:.3f}   95 %: {low:.3f}, {high:.3f}", flush=True)
             if name == "meta-gradient":
                 table.mark(f"LDS, seed {seed}", value, ">= 0.95")
-            table.history.note(f"lds/seed {seed}/{name}", value, "ratio")
+            table.history.note(f"LDS, {name}/seed {seed}", value, "ratio")
 
 
 PARTS_OF_IT = {f.__name__: f for f in (query, queries, parts, weights, exactness, lds)}

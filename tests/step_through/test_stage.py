@@ -118,6 +118,15 @@ def test_the_line_is_shown_whole(opened: Open, lesson_page: Pages, name: str, vi
     assert cut == []
 
 
+@pytest.mark.parametrize("name", LESSONS)
+def test_no_drawing_has_a_bare_underscore(opened: Open, lesson_page: Pages, name: str) -> None:
+    page = opened(lesson_page(name), "#line=14&j=1", viewport=WIDE)
+    settled(page)
+    labels = page.locator("svg text").all_text_contents()
+    assert "step j" in labels
+    assert [text for text in labels if "_" in text] == []
+
+
 def test_presenting_begins_at_the_top_and_needs_no_scrolling(opened: Open, lesson_page: Pages) -> None:
     page = opened(lesson_page("momentum"), viewport=WIDE)
     page.evaluate("scrollTo(0, 400)")

@@ -252,7 +252,7 @@ def test_light_and_dark_can_be_read(opened: Open, lesson_page: Pages, scheme: st
     paper = luminance(page, "body", "backgroundColor")
     assert (paper < 0.05) == (scheme == "dark")
     card = luminance(page, "#now", "backgroundColor")
-    for selector in ("#now-title", "#facts", ".quantity .what", ".tag.backward, .tag.forward", ".ok"):
+    for selector in (".current h2", "#facts", ".quantity .what", ".tag.backward, .tag.forward", ".ok"):
         ink = luminance(page, selector, "color")
         light, dark = max(ink, card), min(ink, card)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, selector  # WCAG 2.1, 1.4.3

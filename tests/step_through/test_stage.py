@@ -77,6 +77,24 @@ def test_the_stage_fills_the_first_screen_and_never_moves(
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
 
 
+def test_the_next_line_is_written_before_its_key_is_pressed(opened: Open, lesson_page: Pages) -> None:
+    page = opened(lesson_page("momentum"), "#line=13&j=5", viewport=PHONE)
+    settled(page)
+    changes = page.evaluate(
+        """() => { const watch = new MutationObserver(() => {});
+           watch.observe(document.getElementById('formula'), {subtree: true, childList: true, characterData: true,
+             attributes: true});
+           document.getElementById('next').click();
+           return watch.takeRecords().map(r => [r.type, r.attributeName, r.target.classList.contains('sheet')]); }"""
+    )
+    assert {tuple(change) for change in changes} == {
+        ("attributes", "class", True),
+        ("attributes", "aria-hidden", True),
+    }
+    assert page.locator(".sheet:not([aria-hidden])").count() == 1
+    assert page.text_content(".current h2") == "Line 14, step 5backward"
+
+
 def test_a_change_of_layout_leaves_the_moments_numbers(opened: Open, lesson_page: Pages) -> None:
     page = opened(lesson_page("momentum"), "#line=14&j=5", viewport=WIDE)
     before = page.text_content("#formula .current")
@@ -91,13 +109,22 @@ def test_the_line_is_shown_whole(opened: Open, lesson_page: Pages, name: str, vi
     page = opened(lesson_page(name), viewport=viewport)
     cut = page.evaluate(
         """() => { const slider = document.getElementById('slider'), cut = {};
-           const parts = ['formula', 'line-text'].map((id) => document.getElementById(id));
+           const parts = () => document.querySelectorAll('#formula, .current .line-text');
            for (let i = 0; i <= Number(slider.max); i++) { slider.value = i; slider.dispatchEvent(new Event('input'));
-             if (parts.some((f) => f.scrollHeight > f.clientHeight + 1 || f.scrollWidth > f.clientWidth + 1))
+             if ([...parts()].some((f) => f.scrollHeight > f.clientHeight + 1 || f.scrollWidth > f.clientWidth + 1))
                cut[document.getElementById('where').textContent.split(' · ')[0]] = true; }
            return Object.keys(cut); }"""
     )
     assert cut == []
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_no_drawing_has_a_bare_underscore(opened: Open, lesson_page: Pages, name: str) -> None:
+    page = opened(lesson_page(name), "#line=14&j=1", viewport=WIDE)
+    settled(page)
+    labels = page.locator("svg text").all_text_contents()
+    assert "step j" in labels
+    assert [text for text in labels if "_" in text] == []
 
 
 def test_presenting_begins_at_the_top_and_needs_no_scrolling(opened: Open, lesson_page: Pages) -> None:

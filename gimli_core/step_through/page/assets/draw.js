@@ -82,7 +82,7 @@ function curves({ series, log, x = "step j", y = "", xs = null, bars = false, he
   const ticks = length <= 16 ? 1 : Math.ceil(length / 10);
   for (let i = 0; i < length; i += ticks) parts.push(s("text", { x: X(i + offset), y: H - 8, "text-anchor": "middle" }, xs ? brief(xs[i], 2) : i + offset));
   parts.push(s("text", { x: W - right, y: H + 6, "text-anchor": "end" }, `${x}${log ? ", logarithmic" : signed ? ", upright: signed logarithm" : ""}`));
-  if (y) parts.push(s("text", { x: 0, y: top + (H - top - bottom) / 2, style: { fill: "var(--ink)" } }, y));
+  if (y) parts.push(s("text", { x: 0, y: top + (H - top - bottom) / 2, style: { fill: "var(--ink)" } }, ...svgLabel(y)));
   const at = cursor ? s("line", { class: "cursor", y1: top, y2: H - bottom, x1: -9, x2: -9 }) : null;
   const svg = s("svg", { viewBox: `0 0 ${W} ${H + 10}`, role: "img", "aria-label": description }, at, ...parts);
   svg.move = (j) => { if (at) { const p = j >= offset && j < offset + length ? X(j) : -9; at.setAttribute("x1", p); at.setAttribute("x2", p); } };
@@ -95,7 +95,7 @@ function barChart({ series, labels, x, y, description }) {
   const marks = ticksBetween(low, high).map((v) => [s("line", { class: "axis", x1: left, x2: W - right, y1: Y(v), y2: Y(v) }), s("text", { x: left - 6, y: Y(v) + 4, "text-anchor": "end" }, String(Number(v.toPrecision(2))).replace("-", "−"))]).flat();
   const bars = series.flatMap(([label, values], n) => values.map((v, k) => s("rect", { x: X(k) + n * w + 2, y: Math.min(Y(v), Y(0)), width: w, height: Math.max(0.5, Math.abs(Y(v) - Y(0))), fill: `var(${SERIES[n % SERIES.length]})` }, s("title", null, `${label}, ${labels[k]}: ${fmt(v)}`))));
   const names = labels.map((text, k) => (k % Math.ceil(labels.length / 16) === 0 ? s("text", { x: X(k + 0.5), y: H - bottom + 14, "text-anchor": "end", transform: `rotate(-35 ${X(k + 0.5)} ${H - bottom + 14})`, style: { fontSize: "10px" } }, text) : null));
-  return s("svg", { viewBox: `0 0 ${W} ${H + 10}`, role: "img", "aria-label": description }, ...marks, ...bars, ...names.filter(Boolean), s("text", { x: W - right, y: H + 8, "text-anchor": "end" }, x), y ? s("text", { x: 0, y: top + (H - top - bottom) / 2, style: { fill: "var(--ink)" } }, y) : null);
+  return s("svg", { viewBox: `0 0 ${W} ${H + 10}`, role: "img", "aria-label": description }, ...marks, ...bars, ...names.filter(Boolean), s("text", { x: W - right, y: H + 8, "text-anchor": "end" }, x), y ? s("text", { x: 0, y: top + (H - top - bottom) / 2, style: { fill: "var(--ink)" } }, ...svgLabel(y)) : null);
 }
 function legend(series, current) {
   return h("ul", { class: "legend" }, ...series.map(([label, values], n) => h("li", null, h("i", { style: { background: `var(${SERIES[n % SERIES.length]})` } }), ...typeset(label), current === undefined || values[current] === undefined || values[current] === null ? null : h("span", { class: "value" }, " ", fmt(values[current])))));

@@ -45,17 +45,34 @@ function added(kind, j) {
 function formula(i) {
   return FORMULAS[E.line[i]](E.j[i]).map((rows) => rows.map((row) => hv("div", { class: "equation" }, inPieces(row))));
 }
-// Each line of the algorithm has a sheet of its own, where only numbers change from step to step.
+// Each line of the algorithm has a sheet of its own, which lies ready outside the panel while another line is shown.
 const sheets = new Map();
 let sheetNow = null;
-function writeSheet(line, [symbols, numbers]) {
-  if (!sheets.has(line)) { sheets.set(line, h("div", { class: "sheet", "data-sheet": line })); $("formula").append(sheets.get(line)); }
-  patch(sheets.get(line), [hv("div", { class: "symbols" }, symbols), hv("div", { class: "numbers" }, numbers)]);
+function sheetOf(line) {
+  if (!sheets.has(line)) {
+    const title = h("h2", null, `Line ${line}`), body = h("div", { class: "body" });
+    sheets.set(line, { node: h("div", { class: "sheet", "aria-hidden": "true" }, title, h("p", { class: "line-text" }, ...typeset(LINES[line - 1][2])), h("p", { class: "meaning" }, ...typeset(MEANING[line] || "")), body), title, body, shows: "" });
+    $("formula").append(sheets.get(line).node);
+  }
   return sheets.get(line);
 }
+const writeBody = ({ body }, [symbols, numbers]) => patch(body, [hv("div", { class: "symbols" }, symbols), hv("div", { class: "numbers" }, numbers)]);
+// The sheet of a moment, with that moment's numbers; it may have been written ahead.
+function writeMoment(i) {
+  const line = E.line[i], sheet = sheetOf(line), shows = `${i} ${digits} ${chosenEntry}`;
+  if (sheet.shows === shows) return sheet;
+  patch(sheet.title, [line === 16 ? "Line 16, the result" : `Line ${line}, step ${E.j[i]}`, hv("span", { class: `tag ${backward(i) ? "backward" : "forward"}` }, sides(i)), E.replay[i] ? hv("span", { class: "tag replay" }, "replay") : null]);
+  writeBody(sheet, formula(i));
+  sheet.shows = shows;
+  return sheet;
+}
 function drawFormula(i) {
-  const sheet = writeSheet(E.line[i], formula(i));
-  if (sheet !== sheetNow) { if (sheetNow) sheetNow.classList.remove("current"); sheet.classList.add("current"); sheetNow = sheet; }
+  const sheet = writeMoment(i);
+  if (sheet === sheetNow) return;
+  if (sheetNow) { sheetNow.node.classList.remove("current"); sheetNow.node.setAttribute("aria-hidden", "true"); }
+  sheet.node.classList.add("current");
+  sheet.node.removeAttribute("aria-hidden");
+  sheetNow = sheet;
 }
 // The height that the longest writing of any line takes: the panel keeps it, so that no line is cut and none moves the stage.
 const lengthOf = (x) => (x === null || x === undefined ? 0 : typeof x === "object" ? x.children.reduce((t, c) => t + lengthOf(c), 0) : String(x).length);
@@ -67,10 +84,13 @@ function measureFormulas() {
     formula(i).forEach((rows, part) => rows.forEach((row, n) => { if (!best[part][n] || lengthOf(row) > lengthOf(best[part][n])) best[part][n] = row; }));
     longest.set(E.line[i], best);
   }
-  const holder = $("formula"), written = [...longest].map(([line, rows]) => writeSheet(line, rows));
-  holder.classList.add("measured");
-  const tallest = Math.max(...written.map((sheet) => sheet.getBoundingClientRect().height)), rest = $("now").clientHeight - holder.clientHeight;
-  holder.classList.remove("measured");
-  $("stage").parentElement.style.setProperty("--line", `${Math.ceil(tallest + rest + 8)}px`);
+  const holder = $("formula"), nodes = [...longest].map(([line, rows]) => {
+    const sheet = sheetOf(line);
+    sheet.shows = "";
+    writeBody(sheet, rows);
+    return sheet.node;
+  });
+  const tallest = Math.max(...nodes.map((node) => node.getBoundingClientRect().height)), rest = $("now").offsetHeight - holder.clientHeight;
+  $("stage").parentElement.style.setProperty("--line", `${Math.ceil(tallest + rest + 2)}px`);
   if (sheetNow) drawFormula(at); // the moment's own numbers again
 }

@@ -1,5 +1,5 @@
 // The moment, the controls, and what happens when it changes.
-let at = 0, timer = null, settle = null;
+let at = 0, way = 1, timer = null, settle = null;
 // The lines and what they mean stand in the document, for readers without a script.
 const LINES = [...$("algorithm").children].map((li) => [Number(li.dataset.line), li.children[1].className === "in", rawText(li.children[1])]);
 const MEANING = Object.fromEntries([...$("algorithm").children].map((li) => [li.dataset.line, li.children[2] ? rawText(li.children[2]) : ""]));
@@ -16,25 +16,16 @@ function toLine(line) {
   const any = same >= 0 ? same : E.line.indexOf(line);
   if (any >= 0) show(any, true);
 }
-let lineNow = 0;
 let scrolled = false; // whether the reader moved the formula: to set its place lays the page out, each time
-function writeNow() {
-  const line = E.line[at], j = E.j[at];
-  write("now-title", line === 16 ? "Line 16, the result" : `Line ${line}, step ${j}`, hv("span", { class: `tag ${backward(at) ? "backward" : "forward"}` }, sides(at)), E.replay[at] ? hv("span", { class: "tag replay" }, "replay") : null);
-  if (line === lineNow) return;
-  lineNow = line;
-  $("line-text").replaceChildren(...typeset(LINES[line - 1][2]));
-  $("meaning").replaceChildren(...typeset(MEANING[line] || ""));
-}
 // The stage is drawn at once; the panels below it when the browser is free.
 function show(i, announce) {
-  at = Math.max(0, Math.min(count - 1, i));
-  const line = E.line[at];
+  const to = Math.max(0, Math.min(count - 1, i)), line = E.line[to];
+  way = to < at ? -1 : 1;
+  at = to;
   if (scrolled) { scrolled = false; $("formula").scrollTop = 0; }
   $("slider").value = at;
   $("slider").setAttribute("aria-valuetext", place(at));
   write("where", `${place(at)}${E.replay[at] ? " · replay" : ""}`);
-  writeNow();
   drawFormula(at);
   drawStage();
   for (const li of $("algorithm").children) {
@@ -48,8 +39,8 @@ function show(i, announce) {
   writeAddress();
   document.body.dataset.settled = "no";
   clearTimeout(settle);
-  round++;
-  settle = setTimeout(drawBelow, 60);
+  const mine = ++round;
+  requestAnimationFrame(() => { settle = setTimeout(() => { if (mine === round) afterwards(); }); });
 }
 function drawStage() {
   drawMap(at);
@@ -67,8 +58,16 @@ function moveBelow() {
   for (const chart of followCharts) chart.move(at);
   for (const part of growing) part.at(at);
 }
-function drawBelow() {
+// Once a step is on the screen: what is said of it, what the next key will show, and, at rest, the panels below.
+let seenBelow = false;
+new IntersectionObserver(([more]) => { seenBelow = more.isIntersecting; }).observe($("more"));
+function afterwards() {
   said();
+  const next = at + way;
+  if (next >= 0 && next < count && E.line[next] !== E.line[at]) writeMoment(next);
+  settle = setTimeout(drawBelow, seenBelow || toBuild.length ? 60 : 500);
+}
+function drawBelow() {
   const mine = ++round, parts = [() => drawQuantities(at), () => drawMatrices(at), moveBelow];
   const next = (left) => {
     if (mine !== round) return;
@@ -136,7 +135,6 @@ function begin() {
   for (const [id, path] of Object.entries(icons)) $(id).replaceChildren(icon(path));
   if (matchMedia("(max-width: 560px)").matches) $("digits").value = digits = 4;
   options = followOptions();
-  writeNow();
   measureFormulas();
   const [title, make] = MAPS[mapKind];
   $("map-title").textContent = title;

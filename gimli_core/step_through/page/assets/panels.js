@@ -14,7 +14,7 @@ function drawGrowth() {
       holder.replaceChildren(h("ul", { class: "legend" }, h("li", null, "bars: each step's term"), h("li", null, "line: the sum so far, from the right")), chart);
       holder.at = (i) => {
         const line = E.line[i], done = backward(i) ? (line === 16 ? 0 : line >= (leaf.kind === "A_opt" ? 12 : 13) ? E.j[i] : E.j[i] + 1) : J + 1;
-        for (const r of chart.querySelectorAll("[data-j]")) r.style.opacity = Number(r.dataset.j) >= done ? 1 : 0.22;
+        for (const r of chart.querySelectorAll("[data-j]")) r.style.fillOpacity = Number(r.dataset.j) >= done ? 1 : 0.22;
         chart.move(E.j[i]);
         const sum = line === 16 ? pick(leaf.final, k) : done >= J ? (backward(i) ? pick(leaf.start, k) : null) : after[done];
         now.replaceChildren(sum === null || sum === undefined ? "Not begun: the sweep fills it from right to left." : h("span", { class: "value" }, `A = ${fmt(sum)}`), sum === null || sum === undefined ? "" : ` after the terms of step ${Math.min(done, J)} and later`);

@@ -32,3 +32,5 @@ function drawn(node, child) {
   return element;
 }
 const write = (id, ...children) => patch($(id), children);
+// An opaque ground of a drawing: what changes on it is painted anew, and the browser need not put its layers together again.
+const ground = (width, height) => sv("rect", { width, height, fill: "var(--card)" });

@@ -78,7 +78,7 @@ function drawStep(i) {
       ...(flatBoxes ? [sv("text", { class: "number", x, y: y + 4, "text-anchor": "middle" }, sv("tspan", { class: "symbol" }, ...svgSymbols(indexed(symbol))), sv("tspan", null, ` ${box[k] || "·"}`))]
         : [sv("text", { class: "symbol", x, y: y - bh / 2 + bh * 0.42, "text-anchor": "middle" }, ...svgSymbols(indexed(symbol))), sv("text", { class: "number", x, y: y + bh * 0.36, "text-anchor": "middle" }, box[k] || "·")]));
   });
-  patch(holder, [sv("svg", { role: "group", viewBox: `0 0 ${W} ${H}`, "aria-label": `Step ${j}, read ${back ? "backwards: the boxes hold prices" : "forwards"}` }, parts, labels, boxes)]);
+  patch(holder, [sv("svg", { role: "group", viewBox: `0 0 ${W} ${H}`, "aria-label": `Step ${j}, read ${back ? "backwards: the boxes hold prices" : "forwards"}` }, ground(W, H), parts, labels, boxes)]);
   write("step-title", `Step ${j}, read ${back ? "backwards ←" : "forwards →"}`);
   if (!pickedEdge) write("edge", "Tap an arrow: what it carries, and where from.");
 }

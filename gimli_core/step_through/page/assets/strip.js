@@ -21,12 +21,12 @@ function strip() {
   };
   const inner = lane - 7, B = D.q.B ? D.q.B.norm : [], leaf = stripLeaf(), terms = leaf ? leaf.inc.map((x) => single(x)) : [];
   const lossScale = scale(D.loss, 2, inner), BScale = scale(B, lane + 2, inner), AScale = scale(terms, 2 * lane + 2, inner, true);
-  const wide = Math.max(1.5, Math.min(26, (width / columns) * 0.6)), shade = s("rect", { y: 0, height: H - 14, fill: "var(--mark-edge)", opacity: 0.09 });
+  const wide = Math.max(1.5, Math.min(26, (width / columns) * 0.6)), shade = s("rect", { y: 0, height: H - 14, fill: "var(--mark-edge)", "fill-opacity": 0.09 });
   const bars = terms.map((v, j) => (typeof v === "number" ? s("rect", { x: X_(j) - wide / 2, y: Math.min(AScale.Y(v), AScale.Y(0)), width: wide, height: Math.max(0.8, Math.abs(AScale.Y(v) - AScale.Y(0))), fill: `var(--${v < 0 ? "negative" : "positive"})`, "data-bar": j }, s("title", null, `step ${j}: ${fmt(v)}`)) : null));
   const head = s("line", { class: "cursor", y1: 0, y2: H - 14 }), knob = s("circle", { r: 5, fill: "var(--mark-edge)", stroke: "var(--card)", "stroke-width": 2 }), held = s("g"), ghostLine = s("path", { class: "ghost" });
   const every = Math.max(1, Math.ceil((columns * 26) / width));
   const svg = NS(s("svg", { role: "img", "aria-label": `Strip of ${J} steps: the loss, the norm of B ${BScale && BScale.log ? "on a logarithmic scale" : ""}, and each step's term of A`, style: { cursor: "pointer" } },
-    shade, ...marks(lossScale, 2, inner), ...marks(BScale, lane + 2, inner), ...marks(AScale, 2 * lane + 2, inner),
+    drawn(null, ground(W, H)), shade, ...marks(lossScale, 2, inner), ...marks(BScale, lane + 2, inner), ...marks(AScale, 2 * lane + 2, inner),
     label("ℓ →", 12, "var(--forward)"), label("← ‖B‖", lane + 12, "var(--backward)"), BScale && BScale.log ? s("text", { x: 0, y: lane + (lane < 30 ? 21 : 25), class: "log" }, "log") : null, label(leaf ? `← A ${leafName(leaf)}`.slice(0, 12) : "", 2 * lane + 12, "var(--ink)"),
     ...bars, ...line(D.loss, lossScale, "var(--forward)"), ghostLine, ...line(B, BScale, "var(--backward)"), held, head, knob,
     ...Array.from({ length: columns }, (_, j) => (j % every === 0 ? s("text", { x: X_(j), y: H - 2, "text-anchor": "middle" }, j) : null)), s("text", { x: left - 18, y: H - 2, "text-anchor": "end" }, "step j")), W, H);

@@ -44,7 +44,8 @@ function rawText(node) {
   return copy.textContent.trim();
 }
 // The same inside a drawing, where there is no sub element.
-const svgSymbols = (text) => text.split(/_(opt|loss|val)/).map((part, n) => (n % 2 ? sv("tspan", { dy: "0.25em", "font-size": "0.8em" }, part) : sv("tspan", n ? { dy: "-0.2em" } : null, part)));
+const svgSymbols = (text) => text.split(/_(opt|loss|val|j)/).map((part, n) => (n % 2 ? sv("tspan", { dy: "0.25em", "font-size": "0.8em" }, part) : sv("tspan", n ? { dy: "-0.2em" } : null, part)));
+const svgLabel = (text) => svgSymbols(text).map((part) => drawn(null, part)); // once for all
 function tipFor(target) {
   const holder = target instanceof Element ? target.closest("[data-symbol]") : null, tip = $("tip");
   if (!holder || !known(holder.dataset.symbol)) { tip.hidden = true; return; }

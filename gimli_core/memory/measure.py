@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,11 @@ def costs_of(
     over = [(ranks.use, ranks.size) for ranks in form.mesh or ()]
     means = (form.second_order, form.curvature, form.warm, form.first > 0, weighted, seen, weighed, over)
     accumulators = [leaf.value for leaf in values.hyper.leaves]
-    wanted = (inputs.signature(), accumulators, means, str(disk), torch.get_num_threads())
-    measured_before = next((costs for like, costs in remembered if fits(wanted, like)), None)
+
+    def wanted() -> Any:  # with batches in it, which no measured run is to stand beside
+        return inputs.signature(), accumulators, means, str(disk), torch.get_num_threads()
+
+    measured_before = _measured_before(remembered, wanted())
     if agreed_all(form.mesh, measured_before is not None):
         assert measured_before is not None
         return measured_before
@@ -152,8 +156,12 @@ def costs_of(
         written, read = _disk_seconds(inputs, disk)
         costs = costs_of(inputs, eager, compiled, weighed=weighed)._replace(write=written, read=read)
     costs = agreed_costs(form.mesh, costs)
-    remembered.append((outline(wanted), costs))
+    remembered.append((outline(wanted()), costs))
     return costs
+
+
+def _measured_before(remembered: Sequence[tuple[Any, Costs]], wanted: Any) -> Costs | None:
+    return next((costs for like, costs in remembered if fits(wanted, like)), None)
 
 
 def occupies(tree: Any) -> int:

@@ -14,6 +14,7 @@ from torch import nn
 from gimli_core.errors import unexpected
 from gimli_core.notation import Loss
 from gimli_core.optimizers.interface import Optimizer
+from gimli_core.outlines import ByOutline
 
 __all__ = ["Memo", "Patience", "Problem"]
 
@@ -102,10 +103,10 @@ class Memo:
     examined: dict[Any, Any] = field(default_factory=dict)  # what the requirements' test found, for names and shapes
     tasks_apart: bool = False  # whether a loss changes buffers or puts work off, so that tasks are run one at a time
     told: set[str] = field(default_factory=set)  # notices that were given
-    costs: list[tuple[Any, Any]] = field(default_factory=list)  # measured costs, for an outline
-    outer_losses: list[tuple[Any, int | None]] = field(default_factory=list)  # how many val_loss returns, by outline
-    compiled: list[tuple[Any, Any]] = field(default_factory=list)  # compiled functions, for an outline
-    operations: list[tuple[Any, int]] = field(default_factory=list)  # of a step, for an outline
+    costs: ByOutline[Any] = field(default_factory=ByOutline)  # measured costs
+    outer_losses: ByOutline[tuple[int, ...]] = field(default_factory=ByOutline)  # (k,), or () of a number
+    compiled: ByOutline[Any] = field(default_factory=ByOutline)  # compiled functions, or why there is none
+    operations: ByOutline[int] = field(default_factory=ByOutline)  # of a step
     patience: Patience = field(default_factory=lambda: Patience())  # the same one for all forms of a problem
     recalled: dict[Any, Any] = field(default_factory=dict)  # what a call of the same look takes over
     by_name: bool = False  # whether tensors must stay apart: a step left one of them alone

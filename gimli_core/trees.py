@@ -1,4 +1,4 @@
-"""Nested dicts, tuples and lists of tensors: what is in them, and what they look like without values.
+"""Nested dicts, tuples and lists of tensors: what is in them.
 
 What a tree is stands once, in `entries`; the one recursion over it is `folded`, and `nodes` is the one loop. Everything
 else that goes through a tree, here and in the rest of the package, is a line or two on one of these.
@@ -11,27 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 __all__ = [
     "KeyPath",
     "Mark",
-    "Outline",
     "bare",
     "entries",
-    "fits",
     "folded",
     "leaves",
-    "lies_alike",
     "mapped",
     "mapped_at",
     "named_tensors",
     "nbytes",
     "nodes",
-    "outline",
     "path_text",
     "rebuilt",
     "tensors",
@@ -187,58 +182,3 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 def nbytes(tree: Any) -> int:
     """Bytes of all tensors in a tree."""
     return sum(t.nbytes for t in tensors(tree))
-
-
-class Outline(NamedTuple):
-    """What a tensor looks like, without its values."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    stride: tuple[int, ...]
-
-
-class Names(tuple[Any, ...]):
-    """The keys of a mapping, in order."""
-
-
-class Length(int):
-    """How many entries a tuple or a list has."""
-
-
-def outline(tree: Any) -> list[Any]:
-    """What a tree looks like: of each node an outline (a tensor), its names or its length, or the leaf itself."""
-    return [Outline(x.shape, x.dtype, x.device, x.stride()) if isinstance(x, Tensor) else _look(x) for x in nodes(tree)]
-
-
-def fits(tree: Any, like: list[Any]) -> bool:
-    """Whether a tree has this outline, strides aside.
-
-    >>> fits((torch.ones(2), 1), outline((torch.zeros(2), 1))), fits((torch.ones(2), 1), outline((torch.zeros(2), 2)))
-    (True, False)
-    """
-    expected = iter(like)
-    for x in nodes(tree):
-        look = next(expected, expected)  # of a tree with less in it: something that nothing is equal to
-        if type(x) is Tensor or isinstance(x, Tensor):
-            if type(look) is not Outline or x.shape != look.shape or x.dtype != look.dtype or x.device != look.device:
-                return False
-        elif not _same(_look(x), look):
-            return False
-    return next(expected, expected) is expected
-
-
-def lies_alike(tree: Any, like: list[Any]) -> bool:
-    """Whether the tensors of a tree that fits an outline have its strides too."""
-    return all(x.stride() == look.stride for x, look in zip(nodes(tree), like, strict=True) if isinstance(x, Tensor))
-
-
-def _look(x: Any) -> Any:
-    """What is no tensor: a mapping by its names, a tuple or a list by its length, a leaf by itself."""
-    if isinstance(x, (tuple, list)):
-        return Length(len(x))
-    return Names(x) if type(x) is dict or isinstance(x, Mapping) else x
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a is b or (isinstance(a, (bool, int, float, str, Names)) and type(a) is type(b) and bool(a == b))

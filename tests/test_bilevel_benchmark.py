@@ -14,12 +14,13 @@ import torch
 from tests.benchmarks.bilevel import __main__ as program
 from tests.benchmarks.bilevel import reference
 from tests.benchmarks.bilevel.methods import METHODS, implicit, normal_cg
-from tests.benchmarks.bilevel.problem import Bilevel
+from tests.benchmarks.bilevel.problem import Bilevel, Method
 from tests.benchmarks.bilevel.problems import PROBLEMS
 from tests.benchmarks.bilevel.problems.hyper_cleaning import hyper_cleaning
 from tests.benchmarks.bilevel.problems.logistic import logistic
 from tests.benchmarks.bilevel.problems.quadratics import DECAY, quadratics
-from tests.benchmarks.bilevel.race import error, flops, judged, of_a_gradient
+from tests.benchmarks.bilevel.race import error, flops, joined, judged, load, of_a_gradient, race
+from tests.benchmarks.bilevel.rounds import Rounds
 from tests.benchmarks.speed.workloads import DATA
 
 UNROLLED = ("ours, unrolled", "ours, budget", "torchopt", "higher")
@@ -30,7 +31,7 @@ def small() -> Bilevel:
     return quadratics(0, size=8, steps=30).to(torch.float64)
 
 
-def method(name: str) -> object:
+def method(name: str) -> Method:
     if find_spec(METHODS[name][1]) is None:
         pytest.skip(f"{METHODS[name][1]} is not installed")
     return METHODS[name][0]
@@ -39,8 +40,9 @@ def method(name: str) -> object:
 @pytest.mark.filterwarnings("ignore")  # of the peers' own imports
 @pytest.mark.parametrize("name", UNROLLED)
 def test_unrolled_methods_differentiate_the_steps(name: str) -> None:
-    problem = small()
-    reached = next(method(name)(problem))
+    problem, run = small(), method(name)
+    load(problem, name)
+    reached = next(run(problem))
     assert error(reached.gradient, reference.of_steps(problem)) < 1e-13
     assert reached.loss == pytest.approx(judged(problem, replace(reached, loss=None)), rel=1e-13)
 
@@ -137,11 +139,25 @@ def test_the_program_writes_a_table_and_its_figures(
     assert figures["quadratics/ours, unrolled/error, J steps"]["values"][0] < 1e-5
 
 
+@pytest.mark.long
+def test_seeds_and_peaks_have_processes_of_their_own() -> None:
+    rounds = Rounds(["ours, unrolled", "SOBA"], outer_steps=2, seeds=2, data=DATA, at_once=2)
+    ((problem, scores),) = rounds.scores(["logistic wine"])
+    assert problem == "logistic wine"
+    for score in scores.values():
+        first, second = score.losses
+        assert first != second
+        assert len(score.seconds) == 2
+        assert score.gradients > 0
+        assert score.peak is not None
+        assert score.peak > 0
+
+
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     from tests.benchmarks.bilevel.picture import draw
-    from tests.benchmarks.bilevel.race import race
 
-    scores = race(lambda seed: quadratics(seed, size=8, steps=5), ["ours, unrolled", "SOBA"], 3, 2)
+    instances = (quadratics(seed, size=8, steps=5) for seed in range(2))
+    scores = joined([race(instance, ["ours, unrolled", "SOBA"], outer_steps=3) for instance in instances])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # matplotlib's
         draw({"quadratics": scores}, tmp_path / "new" / "a.png")

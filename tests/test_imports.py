@@ -19,7 +19,7 @@ import gimli_core
 # Each line may import from the lines above it; rooms of one line do not import each other. Rooms to come are named.
 LAYERS = """
 errors notation trees attributes
-layout processes
+layout processes outlines
 environment results derivatives optimizers
 record problem meta_parameters inner_loop learned
 transforms watchers

@@ -11,11 +11,8 @@ from gimli_core.derivatives.evaluate import evaluate, task_shape
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.errors import unexpected
 from gimli_core.notation import Tensors
-from gimli_core.trees import fits, outline
 
 __all__ = ["outer_losses", "outer_value", "refuse_vector"]
-
-LOOKS = 8  # that are remembered of a problem
 
 
 def outer_value(inputs: Inputs, theta: Tensors, batch: Any) -> Gradient:
@@ -35,15 +32,13 @@ def outer_losses(inputs: Inputs) -> int | None:
     values, remembered = inputs.values, inputs.form.problem.memo.outer_losses
     batch = values.last_val_batch
     wanted = (values.theta_0, values.phi_loss, values.frozen, batch)
-    for like, k in remembered:
-        if fits(wanted, like):
-            return k
-    with inputs.environment.trial():
-        loss = outer_value(inputs, values.theta_0, batch).loss
-    k = None if loss.shape == task_shape(inputs.form.problem.val_loss) else loss.shape[-1]
-    entry: tuple[Any, int | None] = (outline(wanted), k)
-    remembered[:] = [*remembered[-LOOKS + 1 :], entry]
-    return k
+    several = remembered.get(wanted)
+    if several is None:
+        with inputs.environment.trial():
+            loss = outer_value(inputs, values.theta_0, batch).loss
+        several = () if loss.shape == task_shape(inputs.form.problem.val_loss) else tuple(loss.shape[-1:])
+        remembered.put(wanted, several)
+    return several[0] if several else None
 
 
 def refuse_vector(inputs: Inputs, who: str) -> None:

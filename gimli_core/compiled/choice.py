@@ -23,7 +23,6 @@ from gimli_core.errors import listing, notice, unexpected
 from gimli_core.optimizers.interface import with_path
 from gimli_core.problem import Memo
 from gimli_core.transforms.one_vector import LeftAlone
-from gimli_core.trees import fits, outline
 
 __all__ = ["KINDS", "Compiled", "Kind", "check_compile", "chosen", "compiled_for", "options", "remembered", "unfit"]
 
@@ -118,7 +117,7 @@ def remembered(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled | None:
     """What was compiled of this kind, or why it was not; None if it was not tried."""
     wanted = (kind, *inputs.signature())
     memo: Memo = inputs.form.problem.memo
-    return next((compiled for like, compiled in memo.compiled if fits(wanted, like)), None)
+    return memo.compiled.get(wanted)
 
 
 def _compiled(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
@@ -127,7 +126,7 @@ def _compiled(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
         compiled = remembered(kind, inputs)
         if compiled is None:
             compiled = _compile(kind, inputs)
-            inputs.form.problem.memo.compiled.append((outline((kind, *inputs.signature())), compiled))
+            inputs.form.problem.memo.compiled.put((kind, *inputs.signature()), compiled)
         return compiled
 
 

@@ -22,8 +22,8 @@ from gimli_core.compiled.choice import KINDS, Compiled, Kind, compiled_for, may_
 from gimli_core.compiled.compiler.compiled_function import as_compiled
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.errors import first_line, notice
+from gimli_core.outlines import fits, outline
 from gimli_core.problem import Memo, Patience
-from gimli_core.trees import fits, outline
 
 __all__ = ["AUTO_SECONDS", "GIVE_UP", "WAIT", "clocked", "in_time", "too_early"]
 

@@ -23,7 +23,6 @@ from gimli_core.compiled.pure_steps import (
     sweep,
 )
 from gimli_core.compiled.steps import fixed_of
-from gimli_core.trees import fits, outline
 
 __all__ = ["is_small"]
 
@@ -41,10 +40,10 @@ def is_small(inputs: Inputs) -> bool:
     if J * LEAST > OPERATIONS or sum(v.numel() for v in inputs.values.theta_0.values()) > NUMBERS:
         return False
     wanted = inputs.signature()
-    count = next((count for like, count in memo.operations if fits(wanted, like)), None)
+    count = memo.operations.get(wanted)
     if count is None:
         count = operations_of_step(inputs)
-        memo.operations.append((outline(wanted), count))
+        memo.operations.put(wanted, count)
     return count * J <= OPERATIONS
 
 

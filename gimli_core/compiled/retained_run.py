@@ -26,8 +26,8 @@ from gimli_core.compiled.validation import CompiledValidation
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.errors import notice
 from gimli_core.notation import Hyper, State, Tensors
+from gimli_core.outlines import fits, outline
 from gimli_core.record import Ends, Event
-from gimli_core.trees import fits, outline
 
 __all__ = ["CompiledRetained", "Computed"]
 

@@ -19,8 +19,8 @@ from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.pure_steps import Along, Fixed, Swept, rows
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.seen import seeing
+from gimli_core.outlines import fits, outline
 from gimli_core.record import Adjoint
-from gimli_core.trees import fits, outline
 
 __all__ = ["SharedSweep"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,9 @@ from gimli_core.memory.pilot import (
 from gimli_core.memory.schedules.actions import Tier
 from gimli_core.memory.schedules.costs import Act, Costs, predict
 from gimli_core.memory.storage import Storage
+from gimli_core.outlines import ByOutline
 from gimli_core.record import Point
-from gimli_core.trees import fits, nbytes, outline, tensors
+from gimli_core.trees import nbytes, tensors
 
 __all__ = ["costs_of", "measure"]
 
@@ -136,7 +136,7 @@ def costs_of(
     """
     form, values = inputs.form, inputs.values
     seen = compiled is not None and separates() and inputs.device.type == "cpu"
-    remembered: list[tuple[Any, Costs]] = form.problem.memo.costs
+    remembered: ByOutline[Costs] = form.problem.memo.costs
     weighted = [*form.weighted[form.first : form.first + 2], form.weighted[-1]]
     over = [(ranks.use, ranks.size) for ranks in form.mesh or ()]
     means = (form.second_order, form.curvature, form.warm, form.first > 0, weighted, seen, weighed, over)
@@ -145,7 +145,7 @@ def costs_of(
     def wanted() -> Any:  # with batches in it, which no measured run is to stand beside
         return inputs.signature(), accumulators, means, str(disk), torch.get_num_threads()
 
-    measured_before = _measured_before(remembered, wanted())
+    measured_before = remembered.get(wanted())
     if agreed_all(form.mesh, measured_before is not None):
         assert measured_before is not None
         return measured_before
@@ -156,12 +156,8 @@ def costs_of(
         written, read = _disk_seconds(inputs, disk)
         costs = costs_of(inputs, eager, compiled, weighed=weighed)._replace(write=written, read=read)
     costs = agreed_costs(form.mesh, costs)
-    remembered.append((outline(wanted()), costs))
+    remembered.put(wanted(), costs)
     return costs
-
-
-def _measured_before(remembered: Sequence[tuple[Any, Costs]], wanted: Any) -> Costs | None:
-    return next((costs for like, costs in remembered if fits(wanted, like)), None)
 
 
 def occupies(tree: Any) -> int:

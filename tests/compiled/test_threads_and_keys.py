@@ -106,7 +106,7 @@ def test_a_copy_of_a_problem_starts_with_nothing_made() -> None:
     problem = gimli.Problem(loss, loss, Adam(lr=0.1))
     gimli.meta_gradient(problem, theta_of(0), torch.rand(2, 2), torch.rand(2))
     assert problem.memo.recalled
-    problem.memo.compiled.append((None, threading.RLock()))  # what is compiled holds locks, which cannot be copied
+    problem.memo.compiled.put((), threading.RLock())  # what is compiled holds locks, which cannot be copied
     assert not copy.deepcopy(problem).memo.recalled
     assert not copy.copy(problem.memo).compiled
     assert not pickle.loads(pickle.dumps(problem.memo)).compiled

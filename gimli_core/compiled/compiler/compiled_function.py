@@ -20,7 +20,7 @@ from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, of_compiler, tell_traced
 from gimli_core.environment import Environment
 from gimli_core.errors import first_line, notice
-from gimli_core.trees import fits, lies_alike, outline
+from gimli_core.outlines import fits, lies_alike, outline
 
 __all__ = ["ANOTHER_FORM", "Kernel", "as_compiled", "compiler_options", "each_once", "refuse_another_graph"]
 

@@ -1,7 +1,7 @@
 """Methods for bilevel problems beside each other: is the gradient right, what does a step take, how far does it go.
 
-    python -m tests.benchmarks.bilevel [--only PROBLEM …] [--methods METHOD …] [--seeds 5] [--outer-steps 4]
-                                       [--data DIR] [--picture FILE] [--quick]
+    python -m tests.benchmarks.bilevel [--only PROBLEM …] [--methods METHOD …] [--seeds 5] [--outer-steps 3]
+                                       [--processes 2] [--data DIR] [--picture FILE] [--quick]
 
 Per problem and method, over the seeds median and [least, largest]:
 
@@ -9,7 +9,8 @@ Per problem and method, over the seeds median and [least, largest]:
     error, minimum    the same to the gradient at the inner minimum, where ell is strongly convex
     outer loss        L(theta_J(phi), phi) where the last outer step begins, judged alike for all methods
     gradients         matrix products of an outer step, in those of one gradient of the inner loss (counted)
-    seconds           processor time of an outer step on one thread, the methods in turn (A B A B …)
+    seconds           processor time of an outer step on one thread, the methods in turn (A B A B …); several
+                      instances are raced at once, each in a process of its own (`--processes`)
     MiB               peak of an outer step, each in a process of its own
 
 Every method has the same inner steps, start and outer optimizer, and linear solvers have the same iterations, but for
@@ -23,9 +24,9 @@ SOBA's, as a share of it for all problems, from 1/3, 1/10 and 1/30.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,7 +34,8 @@ import torch
 from tests.benchmarks.bilevel.methods import METHODS
 from tests.benchmarks.bilevel.picture import draw
 from tests.benchmarks.bilevel.problems import PROBLEMS
-from tests.benchmarks.bilevel.race import Score, installed, peaks, race
+from tests.benchmarks.bilevel.race import Score, installed, race
+from tests.benchmarks.bilevel.rounds import Rounds
 from tests.benchmarks.history import FOLDER, Run, add_history, noted
 from tests.benchmarks.measure import MIB
 from tests.benchmarks.speed.workloads import DATA
@@ -77,24 +79,26 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), metavar="PROBLEM")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--outer-steps", type=int, default=4)
+    parser.add_argument("--outer-steps", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that race at once, of a thread each")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of mnist.npz and omniglot28.npz")
     parser.add_argument("--picture", type=Path, default=FOLDER / "bilevel.png", metavar="FILE")
-    parser.add_argument("--quick", action="store_true", help="one seed, two outer steps, no peaks, no picture")
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed, two outer steps, one process, no peaks, no picture"
+    )
     add_history(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    seeds, outer_steps = (1, 2) if given.quick else (given.seeds, given.outer_steps)
     names, scores = installed(given.methods), {}
+    if given.quick:
+        raced = ((p, race(PROBLEMS[p](0, given.data), names, outer_steps=2)) for p in given.only)
+    else:
+        rounds = Rounds(names, given.outer_steps, given.seeds, given.data, given.processes)
+        raced = rounds.scores(given.only)
+    start = time.perf_counter()
     with noted("bilevel", given) as run:
-        for problem in given.only:
-            start = time.perf_counter()
-            scores[problem] = race(partial(PROBLEMS[problem], data=given.data), names, outer_steps, seeds)
-            if not given.quick:
-                able = [name for name, score in scores[problem].items() if not score.refused]
-                for name, peak in peaks(problem, able, given.data).items():
-                    scores[problem][name].peak = peak
-            print(f"\n{problem}: {seeds} seeds, {outer_steps} outer steps; {time.perf_counter() - start:.0f} s")
+        for problem, scores[problem] in raced:
+            print(f"\n{problem} (after {time.perf_counter() - start:.0f} s)")
             print("".join(f"{head:{'<' if not head else '>'}{w}}" for head, w in HEADS.items()))
             for name, score in scores[problem].items():
                 print(row(name, score), flush=True)

@@ -1,15 +1,12 @@
-"""All methods on one problem, an outer step of each in turn; and the peak of each in a process of its own."""
+"""All methods on one instance of a problem, an outer step of each in turn."""
 
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
-import multiprocessing.connection
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,8 +15,6 @@ from gimli_core.errors import GimliError
 from tests.benchmarks.bilevel import reference
 from tests.benchmarks.bilevel.methods import METHODS, ours
 from tests.benchmarks.bilevel.problem import Bilevel, Reached, Tensors, descended, gradient, leaves
-from tests.benchmarks.bilevel.problems import PROBLEMS
-from tests.benchmarks.measure import peak_above_base
 
 
 @dataclass
@@ -62,39 +57,49 @@ def of_a_gradient(problem: Bilevel) -> int:
     return flops(lambda: gradient(problem.ell_j(0, theta, problem.phi_0), theta))
 
 
-def race(make: Callable[[int], Bilevel], names: list[str], outer_steps: int, seeds: int) -> dict[str, Score]:
-    """Every method's score: A B A B …, an outer step of each in turn, on every seed's instance."""
-    scores = {name: Score() for name in names}
-    for seed in range(seeds):
-        problem = make(seed)
-        exact, minimum = reference.of_steps(problem), reference.of_minimum(problem)
-        if seed == 0 and "ours, budget" in names:
-            load(problem, "ours, budget")
-        runs = {name: METHODS[name][0](problem) for name in names}
-        for score in scores.values():
-            score.losses.append([])
-        for k in range(outer_steps):
-            for name, run in runs.items():
-                score, start = scores[name], time.process_time()
-                if score.refused:
-                    continue
-                try:
-                    reached = next(run)
-                except GimliError as refusal:
-                    score.refused = f"seed {seed}, outer step {k}: {refusal}"
-                    continue
-                if k > 0:  # the first one checks and measures
-                    score.seconds.append(time.process_time() - start)
-                score.losses[-1].append(judged(problem, reached))
-                if k == 0 and reached.gradient is not None:
-                    score.of_steps.append(error(reached.gradient, exact))
-                    if minimum is not None:
-                        score.of_minimum.append(error(reached.gradient, minimum))
-        if seed == 0:
-            for name in (n for n in names if not scores[n].refused):
-                again = METHODS[name][0](problem)  # at a phi that it has been at: further on it may refuse
-                next(again)  # checks and measures
-                scores[name].gradients = flops(partial(next, again)) / of_a_gradient(problem)
+def race(problem: Bilevel, names: list[str], outer_steps: int, counted: bool = True) -> dict[str, Score]:
+    """Every method's score on one instance: A B A B …, an outer step of each in turn. `counted`: with its products."""
+    scores = {name: Score(losses=[[]]) for name in names}
+    exact, minimum = reference.of_steps(problem), reference.of_minimum(problem)
+    if "ours, budget" in names:
+        load(problem, "ours, budget")
+    runs = {name: METHODS[name][0](problem) for name in names}
+    for k in range(outer_steps):
+        for name, run in runs.items():
+            score, start = scores[name], time.process_time()
+            if score.refused:
+                continue
+            try:
+                reached = next(run)
+            except GimliError as refusal:
+                score.refused = f"outer step {k}: {refusal}"
+                continue
+            if k > 0:  # the first one checks and measures
+                score.seconds.append(time.process_time() - start)
+            score.losses[0].append(judged(problem, reached))
+            if k == 0 and reached.gradient is not None:
+                score.of_steps.append(error(reached.gradient, exact))
+                if minimum is not None:
+                    score.of_minimum.append(error(reached.gradient, minimum))
+    for name in (n for n in names if counted and not scores[n].refused):
+        again = METHODS[name][0](problem)  # at a phi that it has been at: further on it may refuse
+        next(again)  # checks and measures
+        scores[name].gradients = flops(partial(next, again)) / of_a_gradient(problem)
+    return scores
+
+
+def joined(of_seeds: list[dict[str, Score]]) -> dict[str, Score]:
+    """The scores of several instances as one; a method that refused one of them has refused."""
+    scores = {name: Score() for name in of_seeds[0]}
+    for seed, of_seed in enumerate(of_seeds):
+        for name, part in of_seed.items():
+            score = scores[name]
+            score.of_steps += part.of_steps
+            score.of_minimum += part.of_minimum
+            score.losses += part.losses
+            score.seconds += part.seconds
+            score.gradients = score.gradients or part.gradients
+            score.refused = score.refused or (f"seed {seed}, {part.refused}" if part.refused else "")
     return scores
 
 
@@ -109,32 +114,3 @@ def judged(problem: Bilevel, reached: Reached) -> float:
     if reached.loss is not None:
         return reached.loss
     return float(problem.L(descended(problem, reached.phi), reached.phi).detach())
-
-
-def peaks(problem: str, names: list[str], data: Path) -> dict[str, int]:
-    """Bytes that one outer step adds at its highest to what the process held after one of two inner steps."""
-    context = multiprocessing.get_context("forkserver")  # a fresh process each, whose imports are made once
-    context.set_forkserver_preload([__name__])
-    found = {}
-    for name in names:
-        here, there = context.Pipe(duplex=False)
-        process = context.Process(target=serve_peak, args=(there, problem, name, data), daemon=True)
-        process.start()
-        there.close()
-        try:
-            found[name] = here.recv()
-        except EOFError:
-            raise RuntimeError(f"{name} on {problem}: its process ended without an answer") from None
-        process.join()
-    return found
-
-
-def serve_peak(pipe: multiprocessing.connection.Connection, problem: str, name: str, data: Path) -> None:
-    torch.set_num_threads(1)
-    instance, method = PROBLEMS[problem](0, data), METHODS[name][0]
-
-    def prepare() -> Callable[[], object]:
-        load(instance, name)
-        return lambda: next(method(instance))
-
-    pipe.send(peak_above_base(prepare))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 from pathlib import Path
 
 import numpy as np
@@ -114,13 +115,21 @@ def test_the_command_says_whether_anything_changed(
     assert "more" in capsys.readouterr().out
 
 
+def programs() -> list[Path]:
+    """The benchmarks: `compare` and `figures` read their runs, and `profile` and the like are no programs."""
+    runnable = [p for p in BENCHMARKS.rglob("*.py") if '__name__ == "__main__"' in p.read_text(encoding="utf-8")]
+    return [path for path in runnable if path.stem not in ("compare", "figures")]
+
+
+def test_the_guide_names_every_benchmark() -> None:
+    names = {path.parent.name if path.stem == "__main__" else path.stem for path in programs()}
+    table = (ROOT / "examples" / "guide" / "measured.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `python -m tests\.benchmarks\.(\w+)`", table, flags=re.MULTILINE)) == names
+
+
 def test_every_benchmark_writes_a_run() -> None:
-    """Each program notes its figures; `compare` reads them, and `profile` and the like are no programs."""
-    programs = [p for p in BENCHMARKS.rglob("*.py") if '__name__ == "__main__"' in p.read_text(encoding="utf-8")]
-    assert len(programs) > 9
-    for path in programs:
-        if path.stem in ("compare", "figures"):  # these read runs
-            continue
+    assert len(programs()) > 9
+    for path in programs():
         calls = [
             node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
         ]

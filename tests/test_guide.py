@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gimli_core.step_through.lessons import LESSONS
 from tests.pages import ROOT, blocks, links, run_as_printed
 
 GUIDE = ROOT / "examples" / "guide"
@@ -36,6 +38,11 @@ def test_a_page_runs_as_printed(page: Path, tmp_path: Path, monkeypatch: pytest.
 def test_links_lead_to_something(page: Path) -> None:
     targets = [target.partition("#")[0] for target in links(page)]
     assert [target for target in targets if target and not (page.parent / target).exists()] == []
+
+
+def test_the_gallery_has_every_lesson() -> None:
+    gallery = (ROOT / "examples" / "guide" / "gallery.md").read_text(encoding="utf-8")
+    assert re.findall(r'"lessons/(\w+)\.html"', gallery) == ["index", *LESSONS]
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ from gimli_core.arguments.theta import check_room
 from gimli_core.attributes import ROOM
 from gimli_core.derivatives.micro_batches import MicroBatches, split, weighed
 from gimli_core.errors import unexpected
-from gimli_core.meta_parameters.indexed import Indexed, LastBatch, rows_of
+from gimli_core.meta_parameters.indexed import Indexed, LastBatch, Rows, rows_of
 from gimli_core.meta_parameters.marks import PerTask, plain_dicts, unmarked
 from gimli_core.notation import COUNTS, State
 from gimli_core.problem import Problem
@@ -136,9 +136,10 @@ class Call:
         if not indexed:
             return problem, with_j(batch, inner), J, val_batch, None
         last, entries = LastBatch(batch), dict(indexed)
+        tasks = check_tasks(self.tasks)
 
-        def rows(j: int) -> dict[str, list[Tensor]]:
-            return rows_of(entries, last(j), j)
+        def rows(j: int) -> dict[str, Rows]:
+            return rows_of(entries, last(j), j, None if tasks is None else tasks.count)
 
         for j in range(J if isinstance(self.train_batches, (list, tuple)) else min(J, 1)):
             rows(j)  # out of range is an error before any work, where all can be looked at

@@ -13,7 +13,7 @@ from torch import Tensor
 from gimli_core.arguments.approximation import Approximation
 from gimli_core.derivatives.second_order import BY_GRAPH
 from gimli_core.meta_parameters.hyperparameters import Hyperparameters
-from gimli_core.meta_parameters.indexed import Indexed
+from gimli_core.meta_parameters.indexed import Indexed, Rows
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.problem import Problem
@@ -172,7 +172,7 @@ class Values:
     val_batch: Callable[[int], Any]  # of j = 0 … J
     weights: tuple[float | None, ...]  # w_0 … w_J of L = Σ_j w_j L_val(theta_j); None: L_val is not evaluated there
     indexed: Mapping[str, Indexed] = field(default_factory=dict)  # of phi_loss: a row for each example
-    rows: Callable[[int], dict[str, list[Tensor]]] | None = None  # of the indexed entries, by step and part
+    rows: Callable[[int], dict[str, Rows]] | None = None  # of the indexed entries, by step
     cold: bool = False  # whether state_0 follows from theta_0 and the hyperparameters alone
 
     def phi_at(self, j: int) -> Tensors:
@@ -183,7 +183,7 @@ class Values:
 
     def rows_at(self, j: int) -> Tensors:
         """The rows of each indexed entry at step j."""
-        return {} if self.rows is None else {k: torch.cat(each) for k, each in self.rows(j).items()}
+        return {} if self.rows is None else {k: rows.joined() for k, rows in self.rows(j).items()}
 
     @property
     def last_val_batch(self) -> Any:

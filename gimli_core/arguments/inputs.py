@@ -113,7 +113,7 @@ def prepare(call: Call) -> Inputs:
     theta_per_task, theta_0 = theta_by_task(call.theta_0, T)
     trained, frozen = check_theta(theta_0)
     one = {k: v[0] if k in theta_per_task else v for k, v in trained.items()}  # theta of one task
-    marked = indexed_entries(call.phi_loss, T)
+    marked = indexed_entries(call.phi_loss)
     if T is not None:
         call.check_stacked(T, ask=True)
     problem, batch, J, val_batch, rows = call.batches(marked)
@@ -142,7 +142,7 @@ def prepare(call: Call) -> Inputs:
     inputs = Inputs(form, values, Environment(modules, _anywhere(trained).device, kept_by(call), call.room))
     if T is None:
         return _of_one(inputs, call.state_0)
-    return _over_tasks(inputs, call.state_0, theta_per_task, phi_per_task, one, modules)
+    return _over_tasks(inputs, call.state_0, theta_per_task, phi_per_task.union(marked), one, modules)
 
 
 def _scale(call: Call, tasks: Tasks | None) -> float:

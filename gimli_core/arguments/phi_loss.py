@@ -54,12 +54,9 @@ def check_phi_loss(phi_loss: Any, theta: Tensors, tasks: int | None) -> tuple[fr
     return frozenset(by_task), checked
 
 
-def indexed_entries(phi_loss: Any, tasks: int | None) -> dict[str, Indexed]:
+def indexed_entries(phi_loss: Any) -> dict[str, Indexed]:
     """The entries that are marked `indexed`, detached. Raises ArgumentError."""
     marked = {k: v for k, v in phi_loss.items() if isinstance(v, Indexed)} if isinstance(phi_loss, Mapping) else {}
     for k, v in marked.items():
-        if tasks is not None:
-            do = "Run one task, or hand the weights of its batches as an entry of their own."
-            raise unexpected(f"phi_loss[{k!r}]", "no indexed entry beside tasks", "one", do)
         check_tensor(f"phi_loss[{k!r}]", v.value)
     return {k: replace(v, value=v.value.detach()) for k, v in marked.items()}

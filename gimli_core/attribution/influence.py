@@ -112,7 +112,7 @@ def influence_scores(
     for j, batch in enumerate(batches):
         if isinstance(batch, MicroBatches):
             raise unexpected(f"batches[{j}]", "a batch", "MicroBatches", "Give its parts as batches of their own.")
-        rows = {k: r[0] for k, r in rows_of(marked, batch, j).items()}
+        rows = {k: r.joined() for k, r in rows_of(marked, batch, j).items()}
         seen.append((rows[name], {**phi, **{k: phi[k][r] for k, r in rows.items()}}, batch))
 
     def curvature(looked_up: Tensors, batch: Any) -> Tensor:

@@ -134,7 +134,7 @@ def checked(asked: FixedPointCall) -> Asked:
         compile=False,
         check=asked.check,
     )
-    if indexed_entries(call.phi_loss, None):
+    if indexed_entries(call.phi_loss):
         expected, do = "no indexed entry: a fixed point has one batch", "Hand the rows of that batch as they are."
         raise unexpected("phi_loss", expected, "one", do)
     inputs = _late(prepare(call), cold=asked.state_star is None)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.marks import Mark
 from gimli_core.notation import Tensors
 
-__all__ = ["Indexed", "LastBatch", "SparseSum", "indexed", "rows_of"]
+__all__ = ["Indexed", "LastBatch", "Rows", "SparseSum", "indexed", "rows_of"]
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -41,8 +42,9 @@ def indexed(value: Tensor, rows: str | int | Callable[[Any], Tensor] = "rows") -
     number an example); with `unroll` its `.grad` is dense.
 
     Args:
-        value: `[N, …]`.
-        rows: where a batch carries its rows, whole numbers in [0, N): a key of the batch, or a function of it.
+        value: `[N, …]`; all tasks of a meta-batch share it.
+        rows: where a batch carries its rows, whole numbers in [0, N), [n], or [T, n] of T tasks: a key of the batch,
+            or a function of it.
 
     Raises:
         ArgumentError: something else than a tensor with rows; at a call: rows out of range, or of another kind.
@@ -68,27 +70,44 @@ def indexed(value: Tensor, rows: str | int | Callable[[Any], Tensor] = "rows") -
     return Indexed(value, rows)
 
 
-def rows_of(entries: Mapping[str, Indexed], batch: Any, j: int) -> dict[str, list[Tensor]]:
-    """The rows of each entry that a batch carries, a tensor for each of its parts. Raises ArgumentError.
+class Rows(NamedTuple):
+    """The rows of one entry that a batch carries: of each of its parts a tensor of whole numbers, [n], or [T, n]."""
 
-    Each is [n], whole numbers.
-    """
-    parts = batch.parts if isinstance(batch, MicroBatches) else (batch,)
-    return {name: [_rows(name, entry, part, j) for part in parts] for name, entry in entries.items()}
+    parts: list[Tensor]
+    dim: int  # of the examples
+
+    def joined(self) -> Tensor:
+        """Those of all parts."""
+        return torch.cat(self.parts, self.dim) if len(self.parts) > 1 else self.parts[0]
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Where each part's stand among those of all."""
+        stops = list(accumulate(rows.shape[self.dim] for rows in self.parts))
+        return list(zip([0, *stops[:-1]], stops, strict=True))
 
 
-def _rows(name: str, entry: Indexed, batch: Any, j: int) -> Tensor:
+def rows_of(entries: Mapping[str, Indexed], batch: Any, j: int, tasks: int | None = None) -> dict[str, Rows]:
+    """The rows of each entry that a batch carries, a tensor for each of its parts. Raises ArgumentError."""
+    parts, dim = batch.parts if isinstance(batch, MicroBatches) else (batch,), 0 if tasks is None else 1
+    return {name: Rows([_rows(name, entry, part, j, tasks) for part in parts], dim) for name, entry in entries.items()}
+
+
+def _rows(name: str, entry: Indexed, batch: Any, j: int, tasks: int | None) -> Tensor:
     where = f"the rows of phi_loss[{name!r}] at inner step j = {j}"
     try:
         rows = entry.rows(batch) if callable(entry.rows) else batch[entry.rows]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        actual, do = f"{type(error).__name__}: {error}", "Let every batch carry the rows that it uses."
+        actual = f"{type(error).__name__}: {error}"
+        do = "Let every batch carry the rows that it uses, or say where they are: gimli.indexed(…, rows=key)."
         raise unexpected(where, f"a batch that has them under {entry.rows!r}", actual, do) from error
     N = len(entry.value)
     if not isinstance(rows, Tensor) or rows.ndim == 0 or rows.dtype not in INTEGERS or rows.layout != torch.strided:
         actual = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
         actual += f", {rows.layout}" if isinstance(rows, Tensor) and rows.layout != torch.strided else ""
         raise unexpected(where, "a dense tensor of whole numbers, [n]", actual, "Give the numbers of the examples.")
+    if tasks is not None and rows.shape[:1] != (tasks,):
+        expected = f"a tensor with a leading dimension of {tasks} tasks"
+        raise unexpected(where, expected, f"shape {list(rows.shape)}", "Stack one a task.")
     if rows.is_meta:
         do = "Make the batches on the device of the rest."
         raise unexpected(where, "a tensor that holds values", "one on the meta device", do)

@@ -32,7 +32,7 @@ def gathered(call: Call, ranks: Ranks, inner: Iterable[int], outer: Iterable[int
     Raises ArgumentError beside indexed entries, of which each rank has its rows.
     Cost: these batches, on every rank; two all_gather_object.
     """
-    if indexed_entries(call.phi_loss, None if call.tasks is None else 1):
+    if indexed_entries(call.phi_loss):
         actual, do = "indexed entries", "Judge the call of one process."
         raise unexpected("phi_loss", "entries that all ranks share, where all parts are needed on one", actual, do)
     dim = 0 if call.tasks is None else 1

@@ -47,7 +47,7 @@ def check_derivatives(derivatives: Any, call: Call) -> None:
         ("tasks", len(call.parts()) > 1, "Run all tasks at a time."),
         ("until", call.until is not None and tasks is not None, "Say how many steps, or run one inner loop."),
         ("micro_batches", bool(in_parts(*call.train_batches_in_parts())), "What is recorded keeps every graph."),
-        ("phi_loss", bool(indexed_entries(call.phi_loss, None)), "Hand the rows of each batch yourself."),
+        ("phi_loss", bool(indexed_entries(call.phi_loss)), "Hand the rows of each batch yourself."),
         ("val_weights", learned, "Detach them, or put the weights into val_loss."),
     ):
         if there:

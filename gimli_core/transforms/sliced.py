@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from gimli_core.derivatives.micro_batches import MicroBatches
+from gimli_core.meta_parameters.indexed import Rows
 from gimli_core.notation import Loss, Tensors
 from gimli_core.problem import Problem
 
@@ -20,18 +19,12 @@ class Sliced(NamedTuple):
     spans: dict[str, tuple[int, int]]
 
 
-def sliced(batch: Any, rows: dict[str, list[Tensor]]) -> Any:
-    """Parts that know where their rows stand; a batch that is not in parts has them all.
-
-    Rows are [n], a tensor for each part.
-    """
+def sliced(batch: Any, rows: dict[str, Rows]) -> Any:
+    """Parts that know where their rows stand; a batch that is not in parts has them all."""
     if not isinstance(batch, MicroBatches):
         return batch
-    parts, starts = [], dict.fromkeys(rows, 0)
-    for i, part in enumerate(batch.parts):
-        stops = {name: starts[name] + len(each[i]) for name, each in rows.items()}
-        parts.append(Sliced(part, {name: (starts[name], stops[name]) for name in rows}))
-        starts = stops
+    spans = {name: of_entry.spans() for name, of_entry in rows.items()}
+    parts = [Sliced(part, {name: each[i] for name, each in spans.items()}) for i, part in enumerate(batch.parts)]
     return batch._replace(parts=tuple(parts))
 
 

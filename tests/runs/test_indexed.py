@@ -262,9 +262,6 @@ def test_bad_marks():
             gimli.indexed(value)
     with pytest.raises(ArgumentError, match=r"indexed\(rows\)"):
         gimli.indexed(torch.ones(2), rows=None)
-    marked, _ = pair()
-    with pytest.raises(ArgumentError, match="no indexed entry beside tasks"):
-        gimli.meta_gradient(**marked, tasks=3)
 
 
 def test_second_derivatives_are_refused_by_name():

@@ -13,9 +13,10 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from gimli_core.errors import GimliError, printable
 
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser(argv).parse_args(argv)
         command = importlib.import_module(COMMANDS[arguments.command].module)
         try:
-            code = int(command.run(arguments))
+            with _no_quiet_end():
+                code = int(command.run(arguments))
         except SystemExit as left:
             # A command returns its code, so this came from code that it ran: nothing of its work is certain.
             return _complain(f"expected code that runs through; got sys.exit({left.code!r}). The run did not end.")
@@ -97,6 +99,26 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         if name in argv:
             importlib.import_module(command.module).add_arguments(subparser)
     return parser
+
+
+@contextmanager
+def _no_quiet_end() -> Iterator[None]:
+    """`os._exit` in code that a command runs, in any thread, would end it with a code of its own and without a word. A
+    fork may leave as it likes.
+    """
+    leave, process = os._exit, os.getpid()
+
+    def told(code: int) -> NoReturn:
+        if os.getpid() == process:
+            code = _complain(f"expected code that runs through; got os._exit({code!r}). The run did not end.")
+            sys.stderr.flush()
+        leave(code)
+
+    setattr(os, "_exit", told)  # noqa: B010 - a function of a module is no variable to mypy
+    try:
+        yield
+    finally:
+        setattr(os, "_exit", leave)  # noqa: B010
 
 
 def _complain(message: str) -> int:

@@ -46,6 +46,7 @@ __all__ = [
     "reusing",
     "separates",
     "trimmed",
+    "with_libraries",
 ]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
@@ -133,20 +134,23 @@ def keeper() -> Callable[[int], None]:
 
 
 @contextmanager
-def occupied(seconds: float = 1e-4) -> Iterator[Callable[[], int]]:
-    """Gives a function that tells the most bytes, above those before it, that the process occupied within it.
+def occupied(seconds: float = 1e-4, told: Callable[[], int] | None = None) -> Iterator[Callable[[], int]]:
+    """Gives a function that tells the most bytes, above those before it, that the process occupied within it, as
+    `told`: by default `resident`.
 
     A thread looks now and then, so that what an operation allocates and frees inside itself is seen too.
     """
     if not separates():
         yield lambda: 0
         return
-    base, most, done = trimmed(), 0, threading.Event()
+    trimmed()
+    told = told or resident
+    base, most, done = told(), 0, threading.Event()
 
     def look() -> None:
         nonlocal most
         while not done.wait(seconds):
-            most = max(most, resident() - base)
+            most = max(most, told() - base)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -176,6 +180,11 @@ def footprint() -> int:
     if not separates():
         return 0
     trimmed()
+    return with_libraries()
+
+
+def with_libraries() -> int:
+    """Bytes of memory that this process occupies, with its libraries' code."""
     return _pages()[0] * resource.getpagesize()
 
 

@@ -10,10 +10,11 @@ from gimli_core.errors import unexpected
 from gimli_core.memory.agreed import agreed_bytes
 from gimli_core.memory.allocator import footprint, keeper
 from gimli_core.memory.batch_sizes import no_larger_batches
+from gimli_core.memory.before_a_run import taken_ahead
 from gimli_core.memory.measure import costs_of
 from gimli_core.memory.pilot import PIECES, Maker, counted
 from gimli_core.memory.schedules.actions import Schedule
-from gimli_core.memory.schedules.budget import Budget, choose, estimate
+from gimli_core.memory.schedules.budget import AHEAD, Budget, choose, estimate
 from gimli_core.memory.schedules.checkpoint import Checkpoint
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
 from gimli_core.memory.schedules.sizes import show_size
@@ -24,7 +25,7 @@ __all__ = ["begun", "schedule_of_call", "settle"]
 def begun(schedule: Schedule | None) -> Schedule | None:
     """The schedule of a call that comes now: a budget counts from what the process occupies at this moment."""
     fresh = isinstance(schedule, Budget) and schedule.before is None
-    return schedule.above(footprint()) if fresh and isinstance(schedule, Budget) else schedule
+    return schedule.of_call(footprint()) if fresh and isinstance(schedule, Budget) else schedule
 
 
 def _loaded(budget: Budget, inputs: Inputs) -> int:
@@ -58,17 +59,21 @@ def settle(
     if not isinstance(schedule, Budget):
         return schedule, inputs, lambda: None
     steps = inputs.form.steps - inputs.form.first
+    ahead = agreed_bytes(inputs.form.mesh, taken_ahead(schedule))
     if steps < 2:  # nothing to choose
-        need = agreed_bytes(inputs.form.mesh, counted(inputs, eager)) + _loaded(schedule, inputs)
+        alone = agreed_bytes(inputs.form.mesh, counted(inputs, eager)) + _loaded(schedule, inputs)
+        need = max(alone, ahead)
         if need > schedule.bytes:
             remedy = "With so few steps no other schedule takes less; a smaller batch does."
+            if ahead > alone:
+                remedy = f"So much is taken before the run, by the losses that are tried on copies: {AHEAD}."
             actual, expected = show_size(schedule.bytes), f"at least {need} bytes for {steps} steps"
             raise unexpected(f"Budget({schedule.size!r})", expected, actual, remedy)
         return Checkpoint(1), inputs, lambda: None
     costs = costs_of(inputs, eager, compiled, schedule.disk, weighed=weighed)
     once = _loaded(schedule, inputs)
     keep = keeper()
-    chosen = choose(schedule, steps, costs._replace(start=costs.start + once, once=once))
+    chosen = choose(schedule, steps, costs._replace(start=costs.start + once, once=once, ahead=ahead))
     # What an action frees the next one takes again: given back in between, the kernel would have to clear it each time.
     # So free holes stay, until an action that finds none of them of use, and leaves holes of its own in a third of the
     # room, could come near the peak.

@@ -131,11 +131,14 @@ def examine(inputs: Inputs) -> tuple[Requirements, Choice | None]:
         raise
 
 
-def require(inputs: Inputs, *, replays: bool, tied: bool = False) -> Inputs:
+def require(
+    inputs: Inputs, *, replays: bool, tied: bool = False, first: Callable[[Inputs], None] = lambda inputs: None
+) -> Inputs:
     """Raise unless the requirements hold; once per problem and shapes. Returns the inputs with means that work.
 
     With `replays`, the inner loss must also be replayable. The losses must leave what they are called with as it is,
     and not reach tensors whose gradient would be missing; when `tied` into autograd, a batch's would be missing too.
+    Where they are tried, `first` is called before, with the inputs as they are tried.
     """
     seen = inputs.form.problem.memo.examined
     shapes = tuple((k, v.shape) for k, v in (*inputs.values.theta_0.items(), *inputs.values.phi_loss.items()))
@@ -145,6 +148,7 @@ def require(inputs: Inputs, *, replays: bool, tied: bool = False) -> Inputs:
     if signature in seen:
         return _by(inputs, seen[signature])
     tried = part_by_part(inputs)
+    first(tried)
     verdict, choice = examine(tried)
     verdict.assert_ok()
     refuse_undecomposed(inputs)

@@ -19,6 +19,7 @@ from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.whole_run import CompiledWhole, tensors_of_run
 from gimli_core.errors import notice, unexpected
 from gimli_core.memory.agreed import agreed_all
+from gimli_core.memory.before_a_run import before_a_run, room_for_copies
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.pilot import Maker
 from gimli_core.memory.schedules.actions import Schedule
@@ -103,7 +104,9 @@ def _at_once(call: Call, wants: Wants) -> Run:
     if until is None:
         return _of_steps(call, wants)
     ahead = Wants(tied=wants.tied, lines=True, forward_only=True)
-    call, taken = settled(call, until, lambda call: _ahead(call, ahead))
+    with before_a_run(call.memory) as told:
+        call, taken = settled(call, until, lambda call: _ahead(call, ahead))
+        call = replace(call, memory=told())
     run = _of_steps(call, wants)
     return run if taken is None else Rested(run, taken)
 
@@ -134,7 +137,7 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
     compile = False if wants.changes else call.compile
     inputs, compiled = recall.recalled(look, call), None
     if inputs is None or _asks(inputs, schedule, compile, wants):
-        with looking(call):
+        with looking(call), before_a_run(schedule) as told:
             if inputs is None or not recall.as_before(inputs):
                 inputs = checked(call, schedule, wants)
                 recall.remember(look, inputs, call.problem)
@@ -144,6 +147,7 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
                 watched = wants.steps or wants.lines
                 kinds = partial(options, inputs, compile, unscheduled=free, watched=watched, weighed=wants.weighed)
                 compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds())
+            schedule = told()
 
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
         settled = ForwardOnly() if wants.forward_only else schedule
@@ -215,7 +219,8 @@ def checked(call: Call, schedule: Schedule, wants: Wants) -> Inputs:
 
 
 def _required(inputs: Inputs, call: Call, schedule: Schedule, wants: Wants) -> Inputs:
-    return require(inputs, replays=schedule.replays, tied=wants.tied) if call.check else inputs
+    room = partial(room_for_copies, call.memory)
+    return require(inputs, replays=schedule.replays, tied=wants.tied, first=room) if call.check else inputs
 
 
 def scheduled(
@@ -229,12 +234,11 @@ def scheduled(
         if journal is not None and journal.reached is not None:
             schedule = journal.schedule(journal.reached[1]["schedule"], schedule.disk)
         schedule, inputs, between = settle(schedule, inputs, *makers(steps, weighed=weighed), weighed=weighed)
-        run = ScheduledRun(inputs, schedule, steps, journal, between, weighed=weighed)
+        return ScheduledRun(inputs, schedule, steps, journal, between, weighed=weighed)
     except BaseException:
         if journal is not None:
             journal.close()
         raise
-    return run
 
 
 def makers(steps: Steps, *, weighed: bool = False) -> tuple[Maker, Maker | None]:

@@ -113,6 +113,28 @@ def test_what_runs_through_is_a_0(command: str, module: Path, capsys: pytest.Cap
     assert capsys.readouterr().out
 
 
+@pytest.mark.parametrize("leaves", ["os._exit(0)", "threading.Thread(target=os._exit, args=(1,)).start()"])
+def test_code_that_ends_the_process_is_one_line_and_a_2(leaves: str, module: Path) -> None:
+    """Nothing can be caught there; the process is one of its own."""
+    written(module, {"in_loss": f"import os, threading, time; {leaves}; time.sleep(60)"})
+    program = "import sys; from gimli_core.commands.command_line import main; sys.exit(main(['verify', 'mine:build']))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=module.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "got os._exit(" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 has other threads in mind
+def test_a_fork_may_leave_as_it_likes(module: Path) -> None:
+    written(module, {"at_import": "import os\nif os.fork() == 0:\n    os._exit(0)\nassert os.wait()[1] == 0"})
+    leave = os._exit
+    assert main(["verify", "mine:build"]) == 0
+    assert os._exit is leave
+
+
 def test_a_command_finds_modules_beside_it_while_it_runs(module: Path) -> None:
     """A loss may import, as under `python -m`."""
     (module.parent / "mines_neighbour.py").write_text("", encoding="utf-8")

@@ -329,6 +329,14 @@ def test_what_could_never_stop_a_run_is_refused_when_it_is_set(text: str, said: 
     assert one.breaks == []
 
 
+@pytest.mark.parametrize("text", ["G['w']", "G['w'] > 0", "theta['w'][:0]"])
+def test_a_condition_of_several_numbers_is_told_where_it_is_asked(text: str) -> None:
+    one = Stepper(gimli.step_through(**network()))
+    one.add_break(text)
+    with pytest.raises(ArgumentError, match=r"^break .*expected a condition that is true or false; got a tensor of"):
+        one.run()
+
+
 def test_growth_and_the_adjoint_before_it() -> None:
     one = Stepper(gimli.step_through(**network()))
     norms = {m.j: norm_of(m.values["B"]) for m in gimli.step_through(**network()) if m.line in (9, 14)}

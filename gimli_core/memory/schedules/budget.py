@@ -21,7 +21,7 @@ from gimli_core.memory.schedules.checkpoint import Checkpoint
 from gimli_core.memory.schedules.costs import ASSEMBLY, Costs
 from gimli_core.memory.schedules.sizes import parse_size, show_size
 
-__all__ = ["Budget", "choose", "estimate", "least"]
+__all__ = ["AHEAD", "Budget", "choose", "estimate", "least"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Budget(Schedule):
     Python's objects count, some 40 KB a kept step, which are more than all the tensors of a network of a few hundred
     numbers; and so do the libraries that the first run of a process loads: about 15 MiB of torch's code, 35 more for
     means of second order, and losses, that use `torch.func`. A process that has run the like before has them.
+
+    What comes before the run counts too: the losses are tried on copies of theta and of a batch, two of a batch at a
+    time, so a budget has room for these, or it is refused, or `check=False`. (`gimli.plan` tells of the run alone.)
 
     Args:
         size: bytes above what the process holds when the call comes: a number, "512MiB", "2GB".
@@ -57,22 +60,30 @@ class Budget(Schedule):
     disk: Path | None = None
     bytes: int = field(init=False, repr=False)
     before: int | None = field(init=False, default=None, repr=False, compare=False)
+    ahead: int = field(init=False, default=0, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bytes", parse_size(self.size))
         if self.disk is not None:
             object.__setattr__(self, "disk", directory_of("Budget(disk=…)", self.disk))
 
-    def above(self, before: int) -> Budget:
-        """The same, of a call that came when the process occupied `before` bytes."""
+    def of_call(self, before: int, ahead: int = 0) -> Budget:
+        """The same, of a call that came when the process occupied `before` bytes, and has since occupied up to `ahead`
+        more.
+        """
         budget = Budget(self.size, self.disk)
         object.__setattr__(budget, "before", before)
+        object.__setattr__(budget, "ahead", ahead)
         return budget
 
     def actions(self, steps: int) -> Iterator[Action]:
         raise unexpected(
             "Budget", "a problem to measure", "none", "gimli.plan(problem, …) shows what a budget becomes."
         )
+
+
+# What to do about memory that is taken before a run.
+AHEAD = "smaller batches, or micro_batches=, take less, and check=False tries nothing"
 
 
 def estimate(schedule: Checkpoint, steps: int, costs: Costs) -> tuple[int, float]:
@@ -118,7 +129,7 @@ def highest(block: int, blocks: int, costs: Costs) -> int:
 
 def least(steps: int, costs: Costs) -> int:
     """The smallest budget that does."""
-    return estimate(Checkpoint(1), steps, costs)[0]
+    return max(estimate(Checkpoint(1), steps, costs)[0], costs.ahead)
 
 
 def choose(budget: Budget, steps: int, costs: Costs) -> Checkpoint:
@@ -127,7 +138,7 @@ def choose(budget: Budget, steps: int, costs: Costs) -> Checkpoint:
     for block in numbers(steps):
         for gradients in (False, True):
             room = budget.bytes - estimate(Checkpoint(1, graphs=block, gradients=gradients), steps, costs)[0]
-            if room < 0:
+            if room < 0 or costs.ahead > budget.bytes:
                 continue
             slots = 1 + min(room // max(costs.stored, 1), steps)
             for on_disk in (0, *numbers(steps)) if budget.disk else (0,):
@@ -165,6 +176,9 @@ def too_small(budget: Budget, steps: int, costs: Costs) -> str:
         peak, seconds = estimate(schedule, steps, costs)
         lines.append(f"{show_size(peak)} ({name}) takes about {seconds:.3g} s")
     need = show_size(least(steps, costs) * 1.01)
+    if costs.ahead > budget.bytes:
+        what = "by the losses that are tried on copies, by what is compiled or run ahead"
+        lines.append(f"{show_size(costs.ahead)} are taken before the run, {what}: {AHEAD}")
     if costs.once:
         lines.append(f"{show_size(costs.once)} of each are libraries that this call was the first to load")
     return explain(

@@ -40,6 +40,7 @@ class Costs(NamedTuple):
     fresh: float  # seconds a byte of memory that the process did not have
     write: float  # seconds to write a point to disk, and to read it
     read: float
+    ahead: int = 0  # the most bytes that the call has occupied before its run, when it tried the losses
     once: int = 0  # of `start`: what the call has loaded for good, libraries above all
     growth: int = 0  # bytes that each step swept adds to the sums of what is indexed
     ranks: int = 1  # that share every stored point

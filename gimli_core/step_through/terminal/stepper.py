@@ -183,9 +183,14 @@ class Stepper:
         if kind == "step" and value:
             return self.here.j == int(value) and (self.at == 0 or self.passed[self.at - 1].j != int(value))
         try:
-            return bool(self.evaluate(text))
+            value = self.evaluate(text)
         except ArgumentError:  # a quantity that does not exist yet
             return False
+        if isinstance(value, Tensor) and value.numel() != 1:
+            expected, actual = "a condition that is true or false", f"a tensor of shape {list(value.shape)}"
+            do = "For example norm(B) > 1e3. clear forgets all breakpoints."
+            raise unexpected(f"break {text!r}", expected, actual, do)
+        return bool(value)
 
     def _keep(self, moment: Moment) -> None:
         values = dict(moment.values)

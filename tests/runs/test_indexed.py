@@ -21,29 +21,11 @@ from gimli_core.runs.eager_steps import EagerSteps
 from gimli_core.runs.make_run import makers
 from tests import problems
 from tests.compare import distance
+from tests.indexed import J, N, dense, several, val_loss, weighted
 from tests.killing import until_through
 from tests.problems import every_schedule
 
 Call = dict[str, Any]
-N, J = 7, 4
-
-
-def weighted(theta: Any, phi: Any, batch: Any) -> Tensor:
-    """Weights for every token, [n, 2], and a learned penalty beside them."""
-    error = torch.tanh(batch["x"] @ theta["w"]) - batch["y"]
-    return (phi["of_each"] * error.square()).mean() + phi["l2"].exp() * theta["w"].square().sum()
-
-
-def dense(theta: Any, phi: Any, batch: Any) -> Tensor:
-    return weighted(theta, {**phi, "of_each": phi["of_each"][batch["rows"]]}, batch)
-
-
-def val_loss(theta: Any, phi: Any, batch: Any) -> Tensor:
-    return (torch.tanh(batch["x"] @ theta["w"]) - batch["y"]).square().mean() * (1 + phi["l2"])
-
-
-def several(theta: Any, phi: Any, batch: Any) -> Tensor:
-    return torch.stack([val_loss(theta, phi, batch), theta["w"].square().sum()])
 
 
 def pair(loss: Any = val_loss, optimizer: Any = None, **more: Any) -> tuple[Call, Call]:

@@ -16,10 +16,10 @@ from gimli_core.meta_parameters.indexed import Rows
 from gimli_core.optimizers import Adam
 from tests import problems
 from tests.compare import assert_identical, distance, said
+from tests.indexed import J, N, dense, several, val_loss, weighted
 from tests.killing import until_through
 from tests.problems import every_schedule
 from tests.processes.launching import results_on_ranks
-from tests.runs.test_indexed import J, N, dense, several, val_loss, weighted
 
 T = 3
 

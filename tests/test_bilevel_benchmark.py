@@ -14,6 +14,7 @@ import torch
 from tests.benchmarks.bilevel import __main__ as program
 from tests.benchmarks.bilevel import reference
 from tests.benchmarks.bilevel.methods import METHODS, implicit, normal_cg
+from tests.benchmarks.bilevel.picture import draw
 from tests.benchmarks.bilevel.problem import Bilevel, Method
 from tests.benchmarks.bilevel.problems import PROBLEMS
 from tests.benchmarks.bilevel.problems.hyper_cleaning import hyper_cleaning
@@ -153,12 +154,22 @@ def test_seeds_and_peaks_have_processes_of_their_own() -> None:
         assert score.peak > 0
 
 
-def test_the_picture_is_drawn(tmp_path: Path) -> None:
-    from tests.benchmarks.bilevel.picture import draw
+def test_a_method_looks_the_same_in_every_problem_of_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib import pyplot
 
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
     instances = (quadratics(seed, size=8, steps=5) for seed in range(2))
     scores = joined([race(instance, ["ours, unrolled", "SOBA"], outer_steps=3) for instance in instances])
+    problems = {"all": scores, "one refused": {"SOBA": scores["SOBA"]}, **dict.fromkeys("abcd", scores)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # matplotlib's
-        draw({"quadratics": scores}, tmp_path / "new" / "a.png")
+        draw(problems, tmp_path / "new" / "a.png")
     assert (tmp_path / "new" / "a.png").stat().st_size > 10_000
+    lines = [line for axes in figures[0].axes for line in axes.lines]
+    assert len(lines) == 2 * (5 * 2 + 1)
+    assert len({(line.get_label(), line.get_color()) for line in lines}) == 2
+    monkeypatch.undo()
+    pyplot.close(figures[0])

@@ -140,7 +140,13 @@ def test_every_benchmark_writes_a_run() -> None:
         assert {"add_history", "noted"} <= names, path
 
 
-QUOTABLE = {"made": run_with(t=Figure("s", (0.31, 0.25, 0.27)), e=Figure("relative error", (1.26e-7,)))}
+QUOTABLE = {
+    "made": run_with(
+        t=Figure("s", (0.31, 0.25, 0.27)),
+        e=Figure("relative error", (1.26e-7,)),
+        large=Figure("relative error", (2.6074e11,)),
+    )
+}
 
 
 @pytest.mark.parametrize(
@@ -149,6 +155,7 @@ QUOTABLE = {"made": run_with(t=Figure("s", (0.31, 0.25, 0.27)), e=Figure("relati
         "It takes 0.27 s<!-- made/t --> alone.",
         "It takes 0.3 s<!-- made/t -->, or 270 ms<!-- made/t -->.",
         "| 1.3e-7<!-- made/e --> |",
+        "| 2.6e+11<!-- made/large --> |",
         "within 0.1-0.27 s<!-- made/t -->",
         "27 %<!-- made/t --> is 0.27×<!-- made/t -->, and 0.5 stands for itself.",
     ],

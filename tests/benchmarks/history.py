@@ -36,7 +36,7 @@ UNITS = {"s": 0.1, "bytes": 0.03, "ratio": 0.1, "relative error": 1.0, "loss": 1
 
 Values = Sequence[float]
 NUMBER = re.compile(
-    r"(?P<number>(?:(?<![\w.])-)?\d+(?:\.\d+)?(?:e-?\d+)?)(?P<scale>[ \w×%]{0,4})<!-- (?P<name>\S[^>]*?\S) -->"
+    r"(?P<number>(?:(?<![\w.])-)?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?P<scale>[ \w×%]{0,4})<!-- (?P<name>\S[^>]*?\S) -->"
 )
 SCALES = {"": 1.0, "×": 1.0, "%": 100.0, "MiB": 2.0**-20, "GiB": 2.0**-30, "s": 1.0, "ms": 1e3}
 

@@ -164,6 +164,7 @@ def path_text(path: KeyPath, name: str = "") -> str:
 def named_tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor in a tree, in order, each with where it lies.
 
+    >>> import torch
     >>> [(name, t.item()) for name, t in named_tensors({"a": torch.tensor(1), "b": (torch.tensor(2), "x")}, "batch")]
     [("batch['a']", 1), ("batch['b'][0]", 2)]
     """
@@ -173,6 +174,7 @@ def named_tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def tensors(tree: Any) -> Iterator[Tensor]:
     """Every tensor in a tree, in order.
 
+    >>> import torch
     >>> [t.item() for t in tensors({"a": torch.tensor(1), "b": (torch.tensor(2), "x")})]
     [1, 2]
     """

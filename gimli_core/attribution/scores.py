@@ -33,16 +33,23 @@ class Scores:
     values: Tensor  # [k, N], or [k, N, …] of weights [N, …]
     val_loss: Tensor  # [k]
     digest: str = ""  # of what the run started from
+    rows: Tensor | None = None  # [N]: where each example stands in the data that it was drawn from
+
+    def __repr__(self) -> str:
+        k, *weights = self.values.shape
+        least, most = float(self.values.min()), float(self.values.max())
+        return f"Scores({k} queries, weights {weights}, from {least:.3g} to {most:.3g})"
 
     def save(self, path: str | Path) -> None:
-        """Write an `.npz` of `scores`, `val_loss` and `digest`, whole or not at all. Raises ArgumentError."""
+        """Write an `.npz` of `scores`, `val_loss`, `digest`, and `rows` where they are known, whole or not at all.
+        Raises ArgumentError.
+        """
+        arrays = {"scores": self.values, "val_loss": self.val_loss}
+        if self.rows is not None:
+            arrays["rows"] = self.rows
+        numbers: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}
         with writing("path", path) as file:
-            np.savez(
-                file,
-                scores=self.values.detach().cpu().numpy(),
-                val_loss=self.val_loss.detach().cpu().numpy(),
-                digest=np.array(self.digest),
-            )
+            np.savez(file, **numbers, digest=np.array(self.digest))
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
@@ -51,13 +58,14 @@ class Scores:
             with np.load(path, allow_pickle=False) as file:
                 values, val_loss = (torch.from_numpy(file[name]) for name in ("scores", "val_loss"))
                 digest = str(file["digest"])
+                rows = torch.from_numpy(file["rows"]) if "rows" in file else None
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, TypeError, EOFError) as error:
             do = "Name a file that Scores.save wrote."
             raise unexpected(f"scores {str(path)!r}", "an .npz of scores", first_line(error), do) from None
         if values.ndim < 2 or val_loss.shape != values.shape[:1]:
             actual = f"scores {list(values.shape)} and val_loss {list(val_loss.shape)}"
             raise unexpected(f"scores {str(path)!r}", "[k, N] and [k]", actual, "Name a file that Scores.save wrote.")
-        return cls(values, val_loss, digest)
+        return cls(values, val_loss, digest, rows)
 
 
 def scores(

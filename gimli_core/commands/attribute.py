@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +42,8 @@ from gimli_core.memory.atomic_file import check_writable
 __all__ = ["add_arguments", "run"]
 
 RANGES = {"examples": (40, 10_000), "steps": (1, 100_000), "subsets": (2, 100_000), "seed": (0, (1 << 40) - 1)}
-PLANTED = 0.05  # of the labels
+PLANTED = 0.05  # of the digits' labels; of a user's data none, unless it is asked for
+HARMFUL = 10  # rows that are named
 LEFT_OUT = 0.1  # of the examples, in each subset
 DAMPINGS = (0.1, 1e-2, 1e-3)
 SHOWN = 4  # examples that helped, and as many that hurt, a query
@@ -58,13 +60,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scores",
         metavar="PATH",
         type=Path,
-        help=".npz to write the scores to, query by query; an old one is gone on with",
+        help=".npz to write the scores to, query by query, [queries, training rows], and as `rows` where these stand "
+        "in the data; an old one is gone on with",
     )
     parser.add_argument(
         "--examples", metavar="N", type=int, default=500, help="training examples, at most (%(default)s)"
     )
     parser.add_argument("--steps", metavar="J", type=int, default=100, help="AdamW steps of a training (%(default)s)")
     parser.add_argument("--subsets", metavar="M", type=int, default=60, help="trainings without a tenth (%(default)s)")
+    parser.add_argument(
+        "--planted",
+        metavar="SHARE",
+        type=float,
+        help=f"share of the labels made wrong, to see whether they are found ({PLANTED} of the digits, 0 of --data)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the split, the start, batches, subsets (%(default)s)")
 
 
@@ -72,6 +81,7 @@ class _Data(NamedTuple):
     x: Tensor
     y: Tensor  # with wrong labels planted
     planted: Tensor
+    rows: Tensor  # [N], in the data
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -80,6 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if not least <= value <= most:
             raise unexpected(f"--{name}", f"a whole number from {least} to {most:,}", str(value), "Choose another.")
+    share = arguments.planted if arguments.planted is not None else PLANTED if arguments.data is None else 0.0
+    if not 0 <= share <= 0.5:
+        raise unexpected("--planted", "a share of the labels from 0 to 0.5", str(share), "Choose another.")
     check_path(arguments.out)
     if arguments.scores is not None:
         check_writable("--scores", arguments.scores)
@@ -88,16 +101,16 @@ def run(arguments: argparse.Namespace) -> int:
     splits = load(arguments.data, arguments.seed)
     generator = torch.Generator().manual_seed(arguments.seed)
     some = torch.randperm(len(splits.train.y), generator=generator)[: arguments.examples]
-    y, planted = plant(splits.train.y[some], splits.classes, PLANTED, generator)
-    data = _Data(splits.train.x[some], y, planted)
+    y, planted = plant(splits.train.y[some], splits.classes, share, generator)
+    data = _Data(splits.train.x[some], y, planted, splits.rows["train"][some])
     made = setting(data.x, data.y, splits.classes, arguments.steps, generator)
     theta_J = adapt(made.problem, made.theta_0, made.batches, phi_loss=made.phi_loss).theta_J
     test, val = splits.test, splits.val
     numbers, queries = hard_queries(theta_J, test.x, test.y, val.x, val.y)
     right = (logits(theta_J, splits.test.x).argmax(1) == splits.test.y).double().mean()
+    wrong = f", {int(planted.sum())} of them with a wrong label that was planted" if planted.any() else ""
     console.print(
-        f"Data: {printable(splits.name)}: {len(y)} training rows, {int(planted.sum())} of them with a wrong label "
-        f"that was planted.\n"
+        f"Data: {printable(splits.name)}: {len(y)} training rows{wrong}.\n"
         f"Trained by {arguments.steps} steps of AdamW: {100 * right:.1f} % of the test rows correct.",
         highlight=False,
         markup=False,
@@ -120,9 +133,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
     console.print(_table(trial, methods, planted))
     exact = next(iter(methods.values()))
-    picture.save(arguments.out, _rows(splits, data, exact, queries, numbers))
+    named = [f"{data.rows[i]} (class {y[i]})" for i in exact.values[-1].topk(min(HARMFUL, len(y))).indices.tolist()]
+    told_harmful = f"Rows of the data, from 0, that most raise the validation loss: {', '.join(named)}."
+    console.print(told_harmful, highlight=False, markup=False)
+    drawn = _rows(splits, data, exact, queries, splits.rows["test"][numbers])
+    picture.save(arguments.out, drawn, planted=bool(planted.any()))
     console.print(f"Picture: {printable(arguments.out)}", highlight=False, markup=False, soft_wrap=True)
     if arguments.scores is not None:
+        replace(exact, rows=data.rows).save(arguments.scores)
         console.print(f"Scores: {printable(arguments.scores)}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
@@ -157,7 +175,7 @@ def _scored(
             outputs=outputs,
             output_loss=output_loss,
         )
-    return {"meta-gradient": exact, **{f"influence, {d:g}": at_damping for d, at_damping in baseline.items()}}
+    return {"meta-gradient": exact, **{f"influence ({d:g})": at_damping for d, at_damping in baseline.items()}}
 
 
 @contextmanager
@@ -173,19 +191,25 @@ def _table(trial: LeaveOut, methods: dict[str, Scores], planted: Tensor) -> Tabl
     caption = (
         f"LDS: rank correlation of predicted and retrained losses over {len(trial.changes)} random subsets of "
         f"{100 * LEFT_OUT:.0f} % left out; mean over {len(QUANTILES)} test rows and the validation loss, its 95 % "
-        f"interval over subsets, least and most of a query. Wrong labels: the {count} and the {2 * count} rows that "
-        "most raise the validation loss: precision, recall. Influence functions, of the exact Gauss-Newton matrix, "
-        "go by their damping."
+        "interval over subsets, least and most of a query."
     )
-    table = Table("", "LDS", "95 %", "of a query", "wrong labels", box=SIMPLE, pad_edge=False, caption=caption)
+    if count:
+        caption += (
+            f" Wrong labels: precision/recall of the {count}, and of the {2 * count}, rows that most raise the "
+            "validation loss."
+        )
+    caption += " Influence functions (damping) are of the exact Gauss-Newton matrix."
+    columns = ["", "LDS", "95 %", "of a query", *(["wrong labels"] if count else [])]
+    table = Table(*columns, box=SIMPLE, pad_edge=False, caption=caption)
     table.columns[0].no_wrap = True
     for name, of_method in methods.items():
         rho, (low, high) = trial.lds(of_method), trial.interval(of_method)
-        harm = of_method.values[-1]
-        guesses = [flagged(harm, planted, min(n, len(harm))) for n in (count, 2 * count)]
-        told = ", ".join(f"{precision:.2f} {recall:.2f}" for precision, recall in guesses)
-        spread = f"{rho.min():.2f}, {rho.max():.2f}"
-        table.add_row(name, f"{rho.mean():.3f}", f"{low:.2f}, {high:.2f}", spread, told)
+        cells = [name, f"{rho.mean():.3f}", f"{low:.2f}, {high:.2f}", f"{rho.min():.2f}, {rho.max():.2f}"]
+        if count:
+            harm = of_method.values[-1]
+            guesses = [flagged(harm, planted, min(n, len(harm))) for n in (count, 2 * count)]
+            cells.append(", ".join(f"{precision:.2f}/{recall:.2f}" for precision, recall in guesses))
+        table.add_row(*cells)
     return table
 
 
@@ -195,15 +219,17 @@ def _rows(
     """For each test row, the examples that helped it most and those that hurt it most, as they were measured."""
 
     def raw(x: Tensor) -> Tensor:
-        return x.double() * splits.deviation + splits.mean
+        """As it was in the data; of what is no image as the network sees it, each feature on the same scale."""
+        return x.double() * splits.deviation + splits.mean if picture.is_image(len(x)) else x
 
     def example(i: int, score: Tensor) -> picture.Example:
-        return picture.Example(raw(data.x[i]), f"class {int(data.y[i])}: {float(score):+.1e}", bool(data.planted[i]))
+        title = f"{data.rows[i]}, class {int(data.y[i])}\n{float(score):+.1e}"
+        return picture.Example(raw(data.x[i]), title, bool(data.planted[i]))
 
     rows = []
     for q, number in enumerate(numbers.tolist()):
         of_query = exact.values[q]
-        query = picture.Example(raw(queries.x[q]), f"test {number}, class {int(queries.y[q])}")
+        query = picture.Example(raw(queries.x[q]), f"test: {number}\nclass {int(queries.y[q])}")
         order = of_query.argsort().tolist()
         good = [example(i, of_query[i]) for i in order[:SHOWN]]
         bad = [example(i, of_query[i]) for i in order[::-1][:SHOWN]]

@@ -38,6 +38,7 @@ class Splits(NamedTuple):
     test: Labelled
     mean: Tensor  # [features], of the training rows before
     deviation: Tensor  # [features]; 1 where all of them are alike
+    rows: dict[str, Tensor]  # of "train", "val", "test": where each row stands in the table, from 0
 
 
 def load(path: str | None, seed: int = 0) -> Splits:
@@ -87,7 +88,8 @@ def split(name: str, table: Table, seed: int) -> Splits:
     used = sum(map(len, rows.values()))
     name = name if used == len(y) else f"{name}, {used} of its {len(y)} rows"
     scale = torch.tensor(mean), torch.tensor(deviation)
-    return Splits(name, len(classes), labelled("train"), labelled("val"), labelled("test"), *scale)
+    where = {part: torch.from_numpy(numbers) for part, numbers in rows.items()}
+    return Splits(name, len(classes), labelled("train"), labelled("val"), labelled("test"), *scale, where)
 
 
 def _drawn(members: NDArray[np.intp], share: float, rng: np.random.Generator) -> NDArray[np.intp]:

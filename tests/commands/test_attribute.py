@@ -13,6 +13,7 @@ from gimli_core.attribution.classification import flagged, plant, setting
 from gimli_core.attribution.scores import Scores
 from gimli_core.commands import attribute
 from gimli_core.commands.command_line import main
+from gimli_core.demo.data import load
 
 SMALL = ["--examples", "60", "--steps", "5", "--subsets", "4"]
 
@@ -29,8 +30,11 @@ def test_it_scores_tries_tells_and_draws(
     assert "Influence functions left out" in told
     assert "meta-gradient" in told
     assert out.stat().st_size > 1000
+    assert "Rows of the data, from 0, that most raise the validation loss" in told
     first = Scores.load(saved)
     assert first.values.shape == (6, 60)
+    assert first.rows is not None
+    assert len(first.rows.unique()) == 60
     assert main(options) == 0  # from the file
     assert torch.equal(Scores.load(saved).values, first.values)
     assert main([*options, "--seed", "1"]) == 2
@@ -40,10 +44,23 @@ def test_it_scores_tries_tells_and_draws(
 def test_on_a_table_with_the_baseline_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     y = rng.integers(2, size=120)
-    np.savez(tmp_path / "table.npz", X=rng.normal(size=(120, 3)) + 2 * y[:, None], y=y)
-    assert main(["attribute", *SMALL, "--data", str(tmp_path / "table.npz"), "--out", str(tmp_path / "a.svg")]) == 0
-    assert capsys.readouterr().out.count("influence, ") == len(attribute.DAMPINGS)
+    x = rng.normal(size=(120, 3)) + 2 * y[:, None]
+    np.savez(tmp_path / "table.npz", X=x, y=y)
+    options = ["attribute", *SMALL, "--data", str(tmp_path / "table.npz"), "--out", str(tmp_path / "a.svg")]
+    assert main([*options, "--scores", str(tmp_path / "s.npz")]) == 0
+    told = capsys.readouterr().out
+    assert told.count("influence (") == len(attribute.DAMPINGS)
+    assert "planted" not in told  # a user's labels are left as they are
+    assert "Wrong labels" not in told
     assert (tmp_path / "a.svg").stat().st_size > 1000
+    scores = Scores.load(tmp_path / "s.npz")
+    assert scores.rows is not None
+    splits = load(str(tmp_path / "table.npz"), 0)
+    assert set(scores.rows.tolist()) == set(splits.rows["train"].tolist())
+    for part in ("train", "val", "test"):
+        assert torch.equal(torch.from_numpy(y)[splits.rows[part]], getattr(splits, part).y)
+    assert main([*options, "--planted", "0.1"]) == 0
+    assert "6 of them with a wrong label" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -51,6 +68,7 @@ def test_on_a_table_with_the_baseline_beside(tmp_path: Path, capsys: pytest.Capt
     [
         (["--subsets", "1"], "--subsets"),
         (["--steps", "0"], "--steps"),
+        (["--planted", "0.7"], "--planted"),
         (["--out", "a.txt"], "--out"),
         (["--scores", "no/such/file.npz"], "--scores"),
         (["--data", "no_such.csv"], "--data"),

@@ -74,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     data = read(arguments.data, arguments.kind)
     if arguments.method != TABLE:
         print(printable(_outcome(arguments.method, data, options, arguments.out)))
+        print(printable(f"written: {arguments.out / arguments.method}"))
         return 0
     # Everything is built once before anything is trained: what is wrong shows at once.
     done = {name: _collected(arguments.out / name / "result.json", Experiment(name, data, options)) for name in RECIPES}

@@ -58,7 +58,7 @@ def together(
         for name in {**first.digests, **word.digests}:
             if first.digests.get(name) != word.digests.get(name):
                 actual = f"another on {_named(mesh, word.where)} than on {_named(mesh, first.where)}"
-                do = "Build it alike on every rank: from one seed, one file or a broadcast."
+                do = "Build it alike on every rank: from one seed (torch.manual_seed(0)), one file or a broadcast."
                 raise unexpected(name, "the same on all ranks", actual, do)
     return made  # type: ignore[return-value]
 

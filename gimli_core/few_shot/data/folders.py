@@ -35,7 +35,8 @@ def read_folders(path: Path, *, size: int, mode: str | None = "RGB", split: str 
                 actual = f"{folder.name} in two parts"
                 raise data_error(path, "each class in one part of the split", actual, "Rename one of the folders.")
             if not files:
-                raise data_error(path, "pictures in every class", f"none in {folder.name}", "Remove the folder.")
+                do = "Each folder is a class: where its pictures lie deeper, name the folder above, or move them up."
+                raise data_error(path, "pictures in every class", f"none in {folder.name}", do)
             part_of[folder.name] = PARTS.index(part) if part else 0
             pictures += [(folder.name, str(file), file.read_bytes) for file in files]
     data = labelled(path, path.name, pictures, size=size, mode=mode)

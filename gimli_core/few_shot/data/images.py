@@ -40,7 +40,9 @@ class LabelledImages:
         """Images and labels of the classes in one part of a split, numbered anew from 0."""
         classes = torch.nonzero(parts == PARTS.index(which)).flatten()
         if not len(classes):
-            raise unexpected("split", f"classes in its part {which!r}", "none", "Choose another split.")
+            actual = f"none of the {len(self.names)} classes"
+            do = "Give more classes, so that each part has some, or choose another split."
+            raise unexpected("split", f"classes in its part {which!r}", actual, do)
         new = torch.full((len(self.names),), -1)
         new[classes] = torch.arange(len(classes))
         rows = torch.nonzero(new[self.labels] >= 0).flatten()

@@ -56,7 +56,6 @@ def _decoded(path: Path, said: str, read: Callable[[], bytes], size: int, mode: 
             # Each new pixel is the mean of those that it covers, for drawings and photographs alike.
             array = np.asarray(picture.convert(mode).resize((size, size), Image.Resampling.BOX))
     except Exception as error:
-        raise data_error(
-            path, "pictures that can be read", f"{said}: {first_line(error)}", "Mend or remove it."
-        ) from None
+        why = "no picture" if type(error).__name__ == "UnidentifiedImageError" else first_line(error)
+        raise data_error(path, "pictures that can be read", f"{said}: {why}", "Mend or remove it.") from None
     return array.reshape(size, size, -1)

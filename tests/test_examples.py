@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import subprocess
@@ -142,3 +143,10 @@ def test_both_forms_of_omniglot_hold_the_same_images(tmp_path: Path, monkeypatch
     # Ink is dithered to black and white in the PNGs, so compare each character's amount of it.
     amounts = [images.mean((1, 2, 3, 4)) for images in (arrays, published)]
     assert (amounts[0] / amounts[1] - 1).abs().max() < 0.1
+
+
+def test_the_index_has_every_program_with_its_first_line() -> None:
+    index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    for path in EXAMPLES.glob("*.py"):
+        first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0].rstrip(".")
+        assert f"| [`{path.name}`]({path.name}) | {first} |" in index

@@ -16,7 +16,7 @@ from gimli_core.arguments.batches import check_batches, check_val_batch
 from gimli_core.arguments.fits_in_memory import check_fits
 from gimli_core.arguments.theta import check_room
 from gimli_core.attributes import ROOM
-from gimli_core.derivatives.micro_batches import MicroBatches, split, weighed
+from gimli_core.derivatives.micro_batches import MicroBatches, dim_of_examples, split, weighed
 from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.indexed import Indexed, LastBatch, rows_of
 from gimli_core.meta_parameters.marks import PerTask, plain_dicts, unmarked
@@ -115,7 +115,7 @@ class Call:
         mesh = check_mesh(self.mesh)
         if mesh is None or mesh.data is None:
             return self._batches(indexed)
-        J, dim = check_batches(self.train_batches, self.steps)[1], 0 if self.tasks is None else 1
+        J, dim = check_batches(self.train_batches, self.steps)[1], dim_of_examples(self.tasks)
         train, val = LastBatch(check_batches(self.train_batches, J)[0]), LastBatch(check_val_batch(self.val_batch, J))
         bare = replace(self, train_batches=whole_batch(train), val_batch=partial(whole_batch(val)), steps=J, mesh=None)
         problem, batch, J, val_batch, rows = bare._batches(indexed)
@@ -146,7 +146,7 @@ class Call:
     def train_batches_in_parts(self) -> tuple[Callable[[int], Any], int]:
         """(batch_j, J), checked; batches in parts have weights. Raises ArgumentError."""
         batch, J = check_batches(self.train_batches, self.steps)
-        count, dim = self.micro_batches, 0 if self.tasks is None else 1
+        count, dim = self.micro_batches, dim_of_examples(self.tasks)
         if count is None:
             return in_parts(batch, lambda one: weighed(one, dim) if isinstance(one, MicroBatches) else one), J
         if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from gimli_core.derivatives.beside_loss import check_alike
 from gimli_core.errors import unexpected
 
-__all__ = ["MicroBatches", "each", "examples", "of_parts", "split", "together", "weighed"]
+__all__ = ["MicroBatches", "dim_of_examples", "each", "examples", "of_parts", "split", "together", "weighed"]
 
 LABEL = "MicroBatches(parts)"
 
@@ -86,6 +86,11 @@ def _checked(weights: Any, count: int) -> tuple[float, ...] | None:
         do = "n_i / n, of what the loss divides by, is the weight of a part; by default of its examples."
         raise unexpected("MicroBatches(weights)", expected, actual, do)
     return numbers
+
+
+def dim_of_examples(tasks: object) -> int:
+    """The dimension of the examples in a batch's tensors: the leading one, or the one behind the tasks'."""
+    return 0 if tasks is None else 1
 
 
 def weighed(batch: MicroBatches, dim: int) -> MicroBatches:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gimli_core.derivatives.micro_batches import MicroBatches
+from gimli_core.derivatives.micro_batches import MicroBatches, dim_of_examples
 from gimli_core.errors import unexpected
 from gimli_core.meta_parameters.marks import Mark
 from gimli_core.notation import Tensors
@@ -88,7 +88,7 @@ class Rows(NamedTuple):
 
 def rows_of(entries: Mapping[str, Indexed], batch: Any, j: int, tasks: int | None = None) -> dict[str, Rows]:
     """The rows of each entry that a batch carries, a tensor for each of its parts. Raises ArgumentError."""
-    parts, dim = batch.parts if isinstance(batch, MicroBatches) else (batch,), 0 if tasks is None else 1
+    parts, dim = batch.parts if isinstance(batch, MicroBatches) else (batch,), dim_of_examples(tasks)
     return {name: Rows([_rows(name, entry, part, j, tasks) for part in parts], dim) for name, entry in entries.items()}
 
 

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.trial import trial
 from gimli_core.derivatives.evaluate import evaluate
-from gimli_core.derivatives.micro_batches import MicroBatches, each, together
+from gimli_core.derivatives.micro_batches import MicroBatches, dim_of_examples, each, together
 from gimli_core.errors import unexpected
 
 __all__ = ["part_by_part", "refuse_undecomposed"]
@@ -60,7 +60,7 @@ def refuse_undecomposed(inputs: Inputs, name: str = "train_loss", where: str = "
             raise unexpected(f"{name} on {where}", expected, actual, do)
         if inner and inputs.values.rows is not None:  # each part has its own
             batch = batch._replace(parts=tuple(part.batch for part in batch.parts))
-        joined = together(batch, 0 if inputs.form.tasks is None else 1)
+        joined = together(batch, dim_of_examples(inputs.form.tasks))
         if environment.moved(snapshot) or joined is None:
             return
         of_all = _value(tried, name, joined)

@@ -10,7 +10,7 @@ from typing import Any
 from gimli_core.arguments.batches import check_batches, check_val_batch
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.phi_loss import indexed_entries
-from gimli_core.derivatives.micro_batches import MicroBatches
+from gimli_core.derivatives.micro_batches import MicroBatches, dim_of_examples
 from gimli_core.errors import unexpected
 from gimli_core.processes.agreement import together
 from gimli_core.processes.collectives import everyones
@@ -35,7 +35,7 @@ def gathered(call: Call, ranks: Ranks, inner: Iterable[int], outer: Iterable[int
     if indexed_entries(call.phi_loss):
         actual, do = "indexed entries", "Judge the call of one process."
         raise unexpected("phi_loss", "entries that all ranks share, where all parts are needed on one", actual, do)
-    dim = 0 if call.tasks is None else 1
+    dim = dim_of_examples(call.tasks)
     batch, J = check_batches(call.train_batches, call.steps)
     val_batch = check_val_batch(call.val_batch, J)
 

@@ -102,11 +102,8 @@ def test_tasks_schedules_and_windows(rule: Any) -> None:
 
 @compiler
 @pytest.mark.long
-@pytest.mark.parametrize(  # what a rule adds to a compiled step is the same with tasks and without: without, one does
-    ("rule", "tasks"),
-    [*((rule, T) for rule in RULES.values()), (RULES["one layer"], None)],
-    ids=[*RULES, "one layer, one task"],
-)
+@rules
+@pytest.mark.parametrize("tasks", [None, T])
 def test_compiled(rule: Any, tasks: int | None, caplog: pytest.LogCaptureFixture) -> None:
     made = given(rule) if tasks else of_task(given(rule), 0)
     compiled, eager = (gimli.meta_gradient(**made, tasks=tasks, compile=how) for how in ("steps", False))

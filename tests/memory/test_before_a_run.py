@@ -4,17 +4,14 @@ and what a budget must have is said.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
 
 from gimli_core.memory.allocator import separates
+from tests.cold import cold
 
 # The run itself takes little of its own: all batches are there before the call, or one is made for each step.
 PROGRAM = """
-import json, sys, torch
+import sys, torch
 import gimli_core as gimli
 
 size, kind, check = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "checked"
@@ -29,20 +26,10 @@ problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.01, momentum=0.9))
 batches = {"list": [batch] * 8, "made": lambda j: torch.full((1 << 14, 256), 0.5), "until": [batch] * 8}[kind]
 val = batch[:4] if kind == "made" else batch
 
-def occupied(what):
-    with open("/proc/self/status") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith(what))
-
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # the most so far is forgotten
-base, refused = occupied("VmRSS"), ""
-more = {"until": gimli.Until(grad_norm=0, strict=False)} if kind == "until" else {}
-more |= {"steps": 8, "phi_opt": {"lr": torch.tensor(0.01)}, "memory": gimli.memory.Budget(size), "check": check}
-try:
+def call():
+    more = {"until": gimli.Until(grad_norm=0, strict=False)} if kind == "until" else {}
+    more |= {"steps": 8, "phi_opt": {"lr": torch.tensor(0.01)}, "memory": gimli.memory.Budget(size), "check": check}
     gimli.meta_gradient(problem, theta, batches, val, **more)
-except gimli.errors.ArgumentError as error:
-    refused = str(error)
-print(json.dumps([occupied("VmHWM") - base, refused]))
 """
 
 BATCH = 16 * 2**20
@@ -50,24 +37,20 @@ BATCH = 16 * 2**20
 pytestmark = pytest.mark.skipif(not separates(), reason="a budget is held on glibc alone")
 
 
-def cold(size: int, kind: str, check: str = "checked") -> tuple[int, str]:
-    """The most bytes that a process of its own occupied above those before the call, and a refusal."""
-    line = [sys.executable, "-c", PROGRAM, str(size), kind, check]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    most, refused = json.loads(done.stdout)
-    return most, refused
+def occupied(size: int, kind: str, check: str = "checked") -> tuple[int, str]:
+    """The most bytes that the call takes in a process of its own, and a refusal."""
+    return cold(PROGRAM, size, kind, check)
 
 
 def test_less_than_the_copies_of_two_batches_is_refused_before_any_is_made() -> None:
-    most, refused = cold(2 * BATCH - 1, "list")
+    most, refused = occupied(2 * BATCH - 1, "list")
     assert "expected at least 32 MiB, and what a step takes, before the run" in refused
     assert "check=False tries nothing" in refused
     assert most < BATCH
 
 
 def test_without_checks_the_same_budget_does() -> None:
-    most, refused = cold(2 * BATCH - 1, "list", "unchecked")
+    most, refused = occupied(2 * BATCH - 1, "list", "unchecked")
     assert refused == ""
     assert 0 < most <= 2 * BATCH - 1
 
@@ -75,10 +58,10 @@ def test_without_checks_the_same_budget_does() -> None:
 @pytest.mark.parametrize("kind", ["list", "made", "until"])
 def test_what_is_said_to_do_does_and_is_not_exceeded(kind: str) -> None:
     """Between the copies alone and all that is needed: the refusal tells how much that is."""
-    most, refused = cold(2 * BATCH + 2**20, kind)
+    most, refused = occupied(2 * BATCH + 2**20, kind)
     assert "are taken before the run" in refused
     least = round(float(refused.split("expected at least ")[1].split(" MiB")[0]) * 2**20)
     assert least < 5 * BATCH  # a copy that is freed leaves no hole behind: they were seven
-    most, refused = cold(least, kind)
+    most, refused = occupied(least, kind)
     assert refused == ""
     assert 2 * BATCH < most <= least

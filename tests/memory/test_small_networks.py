@@ -4,19 +4,16 @@ larger one: measured as a user would, by the most that the process ever occupied
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
 
 import gimli_core as gimli
 from gimli_core.memory.allocator import separates
+from tests.cold import cold
 
 PROGRAM = """
-import json, sys, torch
+import sys, torch
 import gimli_core as gimli
 
 budget, steps, kind, width = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
@@ -37,50 +34,36 @@ def loss(theta, phi, batch):
 
 problem = gimli.Problem(loss, loss, gimli.optimizers.Adam())
 
-def occupied(what):
-    with open("/proc/self/status") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith(what))
-
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # the most so far is forgotten
-base, refused = occupied("VmRSS"), ""
-more = {"steps": steps, "phi_opt": {"lr": torch.tensor(1e-2)}, "memory": gimli.memory.Budget(budget)}
-if kind == "tasks":
-    more["tasks"] = 4
-try:
+def call():
+    more = {"steps": steps, "phi_opt": {"lr": torch.tensor(1e-2)}, "memory": gimli.memory.Budget(budget)}
+    if kind == "tasks":
+        more["tasks"] = 4
     if kind == "unroll":
-        theta = {k: v.requires_grad_() for k, v in theta.items()}
-        gimli.unroll(problem, theta, batch, None, **more).backward()
+        learned = {k: v.requires_grad_() for k, v in theta.items()}
+        gimli.unroll(problem, learned, batch, None, **more).backward()
     else:
         for _ in range(2 if kind == "twice" else 1):
             gimli.meta_gradient(problem, theta, batch, None, **more)
-except gimli.errors.ArgumentError as error:
-    refused = str(error)
-print(json.dumps([occupied("VmHWM") - base, refused]))
 """
 
 pytestmark = pytest.mark.skipif(not separates(), reason="a budget is held on glibc alone")
 
 
-def cold(budget: str, steps: int, kind: str = "plain", width: int = 20) -> tuple[int, str]:
-    """The most bytes that a process of its own occupied above those before the call, and a refusal."""
-    line = [sys.executable, "-c", PROGRAM, budget, str(steps), kind, str(width)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    most, refused = json.loads(done.stdout)
-    return most, refused
+def occupied(budget: str, steps: int, kind: str = "plain", width: int = 20) -> tuple[int, str]:
+    """The most bytes that the call takes in a process of its own, and a refusal."""
+    return cold(PROGRAM, budget, steps, kind, width)
 
 
 def test_a_budget_counts_the_nodes_of_graphs_and_pythons_objects() -> None:
     """All 300 graphs take 14 MB, of which their tensors are 4; libraries take as much."""
-    most, refused = cold("24MB", 300)
+    most, refused = occupied("24MB", 300)
     assert refused == ""
     assert 0 < most <= 24_000_000
 
 
 def test_a_budget_has_no_room_for_copies_of_the_data_that_batches_come_from() -> None:
     """Several copies would be alive before the first step: of 5 MiB each, where 22 MiB were left besides libraries."""
-    most, refused = cold("24MB", 300, "keeps")
+    most, refused = occupied("24MB", 300, "keeps")
     assert refused == ""
     assert 0 < most <= 24_000_000
 
@@ -111,7 +94,7 @@ def test_too_little_for_any_process_is_refused_and_the_least_will_do() -> None:
     ],
 )
 def test_two_thousand_steps(budget: str, kind: str) -> None:
-    most, refused = cold(budget, 2000, kind)
+    most, refused = occupied(budget, 2000, kind)
     assert refused == ""
     assert 0 < most <= int(budget[:-2]) * 10**6
 
@@ -121,6 +104,6 @@ def test_two_thousand_steps(budget: str, kind: str) -> None:
 @pytest.mark.parametrize("least", [70, 120, 300])
 def test_a_network_of_130_000_numbers(least: int, kind: str) -> None:
     megabytes = max(least, 130) if kind == "tasks" else least  # four tasks need 116 MB
-    most, refused = cold(f"{megabytes}MB", 60, kind, width=500)
+    most, refused = occupied(f"{megabytes}MB", 60, kind, width=500)
     assert refused == ""
     assert 0 < most <= megabytes * 10**6

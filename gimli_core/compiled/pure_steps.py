@@ -209,7 +209,8 @@ def linearised(
 def gradient_and_products(
     fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any, V: Tensors, g: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, Tensors, Tensor], tuple[Tensors, Tensors]]:
-    """((ell_j, G_j, its soundness), (V Hessian, V mixed)), with g_j of a rule that sees the loss, in rows."""
+    """((ell_j, G_j, its soundness), (V Hessian, V mixed)) with the shapes of theta and phi_loss, in rows; with g_j, a
+    scalar or [T], of a rule that sees the loss."""
     G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
     curvature, mixed = pull(V, *(g or (None,)))
     return (loss, rows(G), soundness((loss, G))), rows((curvature, mixed))
@@ -232,7 +233,10 @@ def lines_11_to_14(
 def lines_11_and_12(
     fixed: Fixed, theta: Tensors, s: State, hyper: Hyper, G: Tensors, loss: Tensor, along: Along
 ) -> tuple[Pulled, Tensor | None]:
-    """(V_j, line 14 without V_j Hessian, S_j and the increment of A_opt, g_j of a rule that sees the loss)."""
+    """(V_j, line 14 without V_j Hessian, S_j and the increment of A_opt, g_j of a rule that sees the loss).
+
+    V_j and line 14 have the shapes of theta, S_j of s; `loss` and g_j are scalars, or [T].
+    """
     rule = fixed.optimizer
     pulled, g = adjoint_of_loss(rule, rule.pullback(theta, s, G, hyper, *along, asked(rule, fixed.wanted)), loss)
     return (pulled if fixed.augmented else pulled._replace(S=rule.zero_adjoint(s))), g

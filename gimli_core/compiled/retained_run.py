@@ -175,12 +175,12 @@ class CompiledRetained:
 
 
 def versions(leaves: Sequence[Any]) -> list[tuple[Tensor, int]]:
-    """A batch's tensors as a step forwards has read them."""
+    """A batch's tensors, of any shapes, as a step forwards has read them."""
     return [(x, x._version) for x in leaves if isinstance(x, Tensor)]
 
 
 def refuse_changed(j: int, read: Sequence[tuple[Tensor, int]]) -> None:
-    """Raise RuntimeError if they are not what they were any more."""
+    """Raise RuntimeError if what was read, of any shapes, is not what it was any more."""
     if any(x._version != version for x, version in read):
         raise RuntimeError(
             f"the batch of inner step j = {j} has been changed in place before the backward sweep. "

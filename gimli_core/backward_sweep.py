@@ -26,8 +26,8 @@ from torch import Tensor
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient, gradients
 from gimli_core.derivatives.over_parts import products_of_parts
-from gimli_core.derivatives.over_ranks import products_over_ranks, validation_over_ranks
 from gimli_core.derivatives.second_order import Products, from_a_point, no_gaps, reverse_over_reverse
+from gimli_core.lines_over_ranks import products_of_ranks, validation_of_ranks
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import with_path
 from gimli_core.optimizers.seen import adjoint_of_loss, asked, seeing, times
@@ -43,18 +43,14 @@ def validation_gradients(
 
     `along` and `rows` as in `gradients`. Cost F, and 2F for each gradient.
     """
-    form, theta = inputs.form, inputs.form.gathered(point.theta, f"lines 8-9, theta_{point.j}")
 
-    def of_batch() -> tuple[Gradient, list[Gradient], Any]:
+    def of_batch(theta: Tensors) -> tuple[Gradient, list[Gradient], Any]:
         outer = inputs.outer_loss(point.j)
-        L, each = gradients(outer, theta, along=along, rows=rows, recorded=form.recorded)
+        with inputs.environment.alone():
+            L, each = gradients(outer, theta, along=along, rows=rows, recorded=inputs.form.recorded)
         return L, each, outer.batch
 
-    if form.data is None:
-        with inputs.environment.alone():
-            L, each, _ = of_batch()
-        return L, [of_one._replace(theta=form.part(of_one.theta)) for of_one in each]
-    return validation_over_ranks(form.data, of_batch, f"lines 8-9, L_val at theta_{point.j}", form.pieces)
+    return validation_of_ranks(inputs.form, point.j, point.theta, of_batch)
 
 
 def step(
@@ -119,40 +115,19 @@ def second_order_products(
     form = inputs.form
     curvature = curvature and form.curvature
     if curvature or (mixed and form.phi_loss):
-        V = form.gathered(V, f"lines 13-14, V_j at inner step j = {point.j} of {form.steps}")
-        products = _products(inputs, point, G_j, V, g, curvature, mixed, keep_graph)
+
+        def of_part(V: Tensors) -> Products:
+            with no_gaps(form.second_order, point.j), inputs.environment.alone():
+                return _asked_of_loss(inputs, point, G_j, V, g, curvature, mixed, keep_graph)
+
+        shared = inputs.values.phi_loss if mixed else {}
+        products = products_of_ranks(form, point.j, G_j, V, shared, of_part, curvature=curvature)
     else:
         zeros = {k: v.new_zeros(()).expand_as(v) for k, v in V.items()}
         products = Products(zeros, {}, False, frozenset(), None)
     if g is not None and not curvature:  # with curvature it is in there already
         products = products._replace(curvature={k: times(g, G) for k, G in G_j.theta.items()})
     return products
-
-
-def _products(
-    inputs: Inputs, point: Point, G_j: Gradient, V: Tensors, g: Tensor | None, curvature: bool, mixed: bool, keep: bool
-) -> Products:
-    """The products of the inner loss, of the parts that all ranks have; V_j Hessian as the sweep goes on with it."""
-    form, j = inputs.form, point.j
-
-    def of_part() -> Products:
-        with no_gaps(form.second_order, j), inputs.environment.alone():
-            return _asked_of_loss(inputs, point, G_j, V, g, curvature, mixed, keep)
-
-    if form.data is None:
-        products = of_part()
-        return products._replace(curvature=form.part(products.curvature))
-    assert G_j.share is not None
-    return products_over_ranks(
-        form.data,
-        of_part,
-        G_j.share,
-        V if curvature else {},
-        inputs.values.phi_loss if mixed else {},
-        G_j.loss if form.evaluates_again else None,
-        f"lines 13-14, the products at inner step j = {j} of {form.steps}",
-        form.pieces,
-    )
 
 
 def _asked_of_loss(

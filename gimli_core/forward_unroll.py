@@ -10,8 +10,8 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.finite import at_once, check_finite
 from gimli_core.derivatives.first_order import Gradient, gradient
 from gimli_core.derivatives.over_parts import gradient_of_parts
-from gimli_core.derivatives.over_ranks import gradient_over_ranks
 from gimli_core.environment import keeping_buffers
+from gimli_core.lines_over_ranks import gradient_of_ranks
 from gimli_core.notation import Tensors
 from gimli_core.optimizers.interface import with_path
 from gimli_core.optimizers.seen import seeing
@@ -28,12 +28,11 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
     the memory schedule in the last bits.
     """
     form, j, buffers = inputs.form, point.j, inputs.environment.buffers
-    theta = form.gathered(point.theta, f"line 5, theta_j at inner step j = {j} of {form.steps}")
 
-    def of_batch() -> tuple[Gradient, Any]:
+    def of_batch(theta: Tensors) -> tuple[Gradient, Any]:
         inner = inputs.inner_loss(j)
         try:
-            with keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
+            with inputs.environment.alone(), keeping_buffers(buffers) if keep_graph and buffers else nullcontext():
                 if form.in_parts:
                     G_j = gradient_of_parts(inner, theta)
                 else:
@@ -45,14 +44,7 @@ def inner_gradient(inputs: Inputs, point: Point, *, keep_graph: bool) -> Gradien
             check_finite(j, theta, G_j, inner.batch, form.names)
         return G_j, inner.batch
 
-    if form.data is None:
-        with inputs.environment.alone():
-            G_j, _ = of_batch()
-        G_j = G_j._replace(theta=form.part(G_j.theta))
-    else:
-        what = f"line 5, G_j at inner step j = {j} of {form.steps}"
-        zero, names = form.zero_loss(theta), tuple(form.names(theta))
-        G_j, _ = gradient_over_ranks(form.data, of_batch, theta, zero, names, what, form.pieces)
+    G_j = gradient_of_ranks(form, j, point.theta, of_batch)
     if G_j.unused:
         inputs.look_for_missed(j, G_j)
     return G_j if keep_graph else G_j._replace(graph=None)

@@ -99,14 +99,14 @@ def meta_gradient(
             fails on one, is an error on all. "tasks": each runs its share of the tasks, one at a time (or
             `Tasks(chunk=…)`), each with random numbers of its own; the same bits for any number of processes. "data":
             each is given its part of every batch (`gimli.Share` says what a part counts for), and its own random
-            numbers; steps are eager, and each keeps a part of every stored state. "shard": each holds a part of theta,
-            s, B and S; all have the same batches and random numbers; beside it no tasks, `until` or `watch`.
-            "data+shard": both, by the same processes.
+            numbers; each keeps a part of every stored state. "shard": each holds a part of theta, s, B and S; all
+            have the same batches and random numbers; beside it no tasks, `until` or `watch`. "data+shard": both, by
+            the same processes.
         compile: True compiles the steps at the first call, once for a problem and its shapes ("steps"), and a short
             run of few operations as a whole ("whole"). "auto" never waits for it: once eager runs of the problem have
             taken half a minute of processor time, a fork compiles beside them, on one processor at low priority, and
-            they change over when that is ready and agrees; on Linux and a processor, unless `memory` or `resume` is
-            given. False never. Compiled and eager agree to rounding.
+            they change over when that is ready and agrees; on Linux and a processor, unless `memory`, `resume` or
+            `mesh` is given. False never. Compiled and eager agree to rounding.
 
     Returns:
         MetaGradient: `val_loss`, `A_opt`, `A_loss`, `B_0`, `S_0`, `theta_J`, `state_J`,

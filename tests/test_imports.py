@@ -24,6 +24,7 @@ environment results derivatives optimizers
 record problem meta_parameters inner_loop learned
 transforms watchers
 arguments
+lines_over_ranks
 forward_unroll backward_sweep requirements memory compiled
 runs
 meta_gradient unroll evaluation implicit

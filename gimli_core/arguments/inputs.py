@@ -4,7 +4,7 @@
     Form      all that is checked, and what is run            form.py
     Values    theta_0, s_0, phi, batches and weights          form.py
 
-Every argument is checked by a file of its own; here they are put together, and brought into the form that is run.
+Every argument is checked by a file of its own; here they are put together.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ class Inputs:
         """Where theta lies."""
         return next(iter(self.values.theta_0.values())).device
 
+    @property
+    def start(self) -> Tensors:
+        """theta_0 as the losses are handed it."""
+        return self.values.theta_0 if self.form.pieces is None else self.values.trained
+
     def inner_loss(self, j: int) -> LossOfTheta:
         """ell_j as a function of theta_j alone; batch_j is read here."""
         values = self.values
@@ -88,20 +93,14 @@ class Inputs:
             raise LeftAlone(j, sorted(G_j.unused))
 
     def signature(self) -> tuple[Any, ...]:
-        """All tensors that a compiled step works on, and what else it is compiled for: two runs of a problem that are
-        alike in the outline of this share what was compiled; with the means of second order, what a step costs.
-        """
+        """What two runs of a problem that share what was compiled are alike in the outline of: all tensors that a step
+        works on, and what else it is compiled for; with the means of second order, what a step costs."""
         form, values = self.form, self.values
         shapes = {k: tuple(v.shape) for k, v in values.hyper.theta.items()}  # of one task, no longer seen in a vector
         readings = values.hyper.constant, values.hyper.by_task() if form.tasks else None  # a shape has two readings
         more = (*form.wanted, form.recurrence, repr((form.tasks, form.scale, shapes, readings)))
-        tensors = (
-            values.theta_0,
-            values.hyper.at(0),
-            values.frozen,
-            values.state_0,
-            values.phi_at(0) if form.steps else values.phi_loss,
-        )
+        phi_loss = values.phi_at(0) if form.steps else values.phi_loss
+        tensors = (values.theta_0, values.hyper.at(0), values.frozen, values.state_0, phi_loss)
         return (*tensors, values.batch(0), values.last_val_batch, more)
 
 

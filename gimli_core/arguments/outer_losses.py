@@ -16,8 +16,8 @@ __all__ = ["outer_losses", "outer_value", "refuse_vector"]
 
 
 def outer_value(inputs: Inputs, theta: Tensors, batch: Any) -> Gradient:
-    """L_val and its aux, without a gradient: [], or [k]; with tasks [T], or [T, k]. Cost F."""
-    values, theta = inputs.values, inputs.form.gathered(theta, "lines 8-9, theta_j")
+    """L_val and its aux, without a gradient: [], or [k]; with tasks [T], or [T, k]. `theta` is whole. Cost F."""
+    values = inputs.values
     with torch.enable_grad():  # without it some modules take another path, and the last bits change
         leaves = {**values.frozen, **{k: v.detach().requires_grad_() for k, v in theta.items()}}
         loss, aux = evaluate(inputs.form.problem.val_loss, "val_loss", leaves, values.phi_loss, batch, vector=True)
@@ -31,11 +31,11 @@ def outer_losses(inputs: Inputs) -> int | None:
     """
     values, remembered = inputs.values, inputs.form.problem.memo.outer_losses
     batch = values.last_val_batch
-    wanted = (values.theta_0, values.phi_loss, values.frozen, batch)
+    wanted = (inputs.start, values.phi_loss, values.frozen, batch)
     several = remembered.get(wanted)
     if several is None:
         with inputs.environment.trial():
-            loss = outer_value(inputs, values.theta_0, batch).loss
+            loss = outer_value(inputs, inputs.start, batch).loss
         several = () if loss.shape == task_shape(inputs.form.problem.val_loss) else tuple(loss.shape[-1:])
         remembered.put(wanted, several)
     return several[0] if several else None

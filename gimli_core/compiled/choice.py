@@ -1,4 +1,7 @@
-"""What to compile: nothing, single steps, a step forwards and its sweep, or a short run whole; once for its shapes."""
+"""What to compile: nothing, single steps, a step forwards and its sweep, or a short run whole; once for its shapes.
+
+Ranks that share a batch or theta compile each its own share, or none does.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,31 @@ from gimli_core.arguments.trial import trial
 from gimli_core.compiled.compiler.cut import Uncut
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.operations import is_small
+from gimli_core.compiled.rank_kernels import RankKernels, of_rank
 from gimli_core.compiled.retained_run import CompiledRetained
 from gimli_core.compiled.steps import CompiledSteps
+from gimli_core.compiled.steps_over_ranks import CompiledOverRanks
 from gimli_core.compiled.whole_run import CompiledWhole, course_of
 from gimli_core.derivatives.evaluate import evaluate
 from gimli_core.derivatives.first_order import gradient
 from gimli_core.errors import listing, notice, unexpected
 from gimli_core.optimizers.interface import with_path
 from gimli_core.problem import Memo
+from gimli_core.processes.agreement import agreed_all, together
 from gimli_core.transforms.one_vector import LeftAlone
 
-__all__ = ["KINDS", "Compiled", "Kind", "check_compile", "chosen", "compiled_for", "options", "remembered", "unfit"]
+__all__ = [
+    "KINDS",
+    "Compiled",
+    "Kind",
+    "check_compile",
+    "chosen",
+    "compiled_for",
+    "compiled_on_ranks",
+    "options",
+    "remembered",
+    "unfit",
+]
 
 CHOICES = (True, False, "auto", "steps", "whole")
 _ONE_AT_A_TIME = threading.RLock()  # threads that run one problem compile it once
@@ -32,10 +49,11 @@ _ONE_AT_A_TIME = threading.RLock()  # threads that run one problem compile it on
 Compiled = CompiledSteps | CompiledRetained | CompiledWhole
 Kind = tuple[Any, ...]  # its name in KINDS, and what else it is compiled for
 
-KINDS: dict[str, tuple[str, Callable[[Inputs], Compiled]]] = {
+KINDS: dict[str, tuple[str, Callable[[Inputs], Any]]] = {
     "steps": ("one step forwards and one backwards", CompiledSteps),
     "retained": ("one step forwards and its sweep", CompiledRetained),
     "whole": ("the whole run", CompiledWhole),
+    "ranks": ("one step forwards and its sweep between what ranks send", RankKernels),
 }
 
 
@@ -58,16 +76,14 @@ def options(
     form = inputs.form
     if compile is False or form.steps == 0:
         return []
-    if form.mesh is not None:
-        if compile != "auto":
-            notice("not compiled: ranks sum what they have within a step; tasks over ranks are compiled")
-        return []
     if not form.curvature or form.evaluates_again or form.in_parts:
         if compile != "auto":
             in_parts = "micro-batches are summed one after the other"
             line_14 = "what is compiled has all of line 14, by reverse over reverse"
             notice(f"not compiled: {in_parts if form.in_parts else line_14}")
         return []
+    if form.mesh is not None:
+        return [] if compile == "auto" else [("ranks", *((ranks.use, ranks.rank, ranks.size) for ranks in form.mesh))]
     unscheduled = unscheduled and form.first == 0 and not inputs.values.indexed
     if compile == "auto" and not unscheduled:
         return []
@@ -108,19 +124,43 @@ def compiled_for(inputs: Inputs, kinds: Sequence[Kind]) -> Compiled | None:
     return compiled
 
 
+def compiled_on_ranks(inputs: Inputs, kinds: Sequence[Kind]) -> CompiledOverRanks | None:
+    """What was compiled of this rank's share, if every rank could compile its own: else all of them run eager."""
+    mesh = inputs.form.mesh
+    if mesh is None or not kinds:
+        return None
+
+    def made() -> CompiledOverRanks | None:
+        kernels = _compiled(kinds[0], inputs)
+        if isinstance(kernels, Uncompiled):
+            return None
+        try:
+            return CompiledOverRanks(kernels, inputs)
+        except Uncompiled as reason:
+            notice(f"not compiled any more: {reason}")
+            return None
+
+    compiled = together(mesh, "compile", made)
+    if agreed_all(mesh, compiled is not None):
+        return compiled
+    if compiled is not None:
+        notice("not compiled: another rank could not, and said why")
+    return None
+
+
 def may_go_on(kind: Kind, compiled: Compiled | Uncompiled) -> bool:
     """Whether another kind may do where this one did not: what cannot be compiled in two halves cannot in one."""
     return isinstance(compiled, Uncut) if kind == ("retained",) else isinstance(compiled, Uncompiled)
 
 
-def remembered(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled | None:
+def remembered(kind: Kind, inputs: Inputs) -> Any:
     """What was compiled of this kind, or why it was not; None if it was not tried."""
     wanted = (kind, *inputs.signature())
     memo: Memo = inputs.form.problem.memo
     return memo.compiled.get(wanted)
 
 
-def _compiled(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
+def _compiled(kind: Kind, inputs: Inputs) -> Any:
     """What was compiled of this kind, or why it was not; at the first call it is compiled, with a notice."""
     with _ONE_AT_A_TIME:
         compiled = remembered(kind, inputs)
@@ -130,9 +170,9 @@ def _compiled(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
         return compiled
 
 
-def _compile(kind: Kind, inputs: Inputs) -> Compiled | Uncompiled:
+def _compile(kind: Kind, inputs: Inputs) -> Any:
     what, compiled = KINDS[kind[0]]
-    if reason := unfit(inputs):
+    if reason := unfit(inputs if inputs.form.mesh is None else of_rank(inputs)):
         notice(f"{what} not compiled: {reason}")
         return reason
     notice(f"compiling {what}, once for this problem and these shapes …")

@@ -18,14 +18,24 @@ from typing import Any, TypeVar
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled.beside import Beside, can_fork
-from gimli_core.compiled.choice import KINDS, Compiled, Kind, compiled_for, may_go_on, remembered, unfit
+from gimli_core.compiled.choice import (
+    KINDS,
+    Compiled,
+    Kind,
+    compiled_for,
+    compiled_on_ranks,
+    may_go_on,
+    remembered,
+    unfit,
+)
 from gimli_core.compiled.compiler.compiled_function import as_compiled
 from gimli_core.compiled.compiler.trial import Uncompiled
+from gimli_core.compiled.steps_over_ranks import CompiledOverRanks
 from gimli_core.errors import first_line, notice
 from gimli_core.outlines import fits, outline
 from gimli_core.problem import Memo, Patience
 
-__all__ = ["AUTO_SECONDS", "GIVE_UP", "WAIT", "clocked", "in_time", "too_early"]
+__all__ = ["AUTO_SECONDS", "GIVE_UP", "WAIT", "clocked", "compiled_by_now", "in_time", "too_early"]
 
 AUTO_SECONDS = 30.0  # of processor time in eager runs of one problem: about what compiling takes
 GIVE_UP = 1200.0  # seconds after which a fork is ended: most take a minute, and four beside a run that is all over
@@ -97,6 +107,15 @@ def in_time(inputs: Inputs, options: Callable[[], Sequence[Kind]]) -> Compiled |
         return _look_after(patience, inputs)
     finally:
         _ONE_FORK.release()
+
+
+def compiled_by_now(
+    inputs: Inputs, options: Callable[[], Sequence[Kind]], compile: bool | str
+) -> Compiled | CompiledOverRanks | None:
+    """What to run with, by `compile`; None for eager steps. For `options`."""
+    if inputs.form.mesh is not None:
+        return compiled_on_ranks(inputs, options())
+    return in_time(inputs, options) if compile == "auto" else compiled_for(inputs, options())
 
 
 def too_early(memo: Memo) -> bool:

@@ -23,7 +23,7 @@ from torch.func import grad_and_value, vjp
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gimli_core.notation import Hyper, Loss, State, Tensors
-from gimli_core.optimizers.interface import Optimizer
+from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.optimizers.seen import adjoint_of_loss, asked, seeing
 
 __all__ = [
@@ -35,7 +35,9 @@ __all__ = [
     "added",
     "advance",
     "both",
+    "gradient_and_products",
     "linearised",
+    "lines_11_and_12",
     "lines_11_to_14",
     "rows",
     "soundness",
@@ -204,6 +206,16 @@ def linearised(
     return G, lambda V, g: of_G(V), loss
 
 
+def gradient_and_products(
+    fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, batch: Any, V: Tensors, g: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, Tensors, Tensor], tuple[Tensors, Tensors]]:
+    """((ell_j, G_j, its soundness), (V Hessian, V mixed)) with the shapes of theta and phi_loss, in rows; with g_j, a
+    scalar or [T], of a rule that sees the loss."""
+    G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
+    curvature, mixed = pull(V, *(g or (None,)))
+    return (loss, rows(G), soundness((loss, G))), rows((curvature, mixed))
+
+
 def lines_11_to_14(
     fixed: Fixed, theta: Tensors, s: State, hyper: Hyper, G: Tensors, loss: Tensor, pull: Pull, along: Along
 ) -> tuple[Tensors, State, dict[str, Tensors], Tensors]:
@@ -212,9 +224,19 @@ def lines_11_to_14(
     `loss` is a scalar, or [T]; B_j, S_j and the increments have the shapes of theta, s, the hyperparameters and
     phi_loss.
     """
-    rule = fixed.optimizer
-    pulled = rule.pullback(theta, s, G, hyper, *along, asked(rule, fixed.wanted))  # lines 11 and 12
-    (V, direct, S_j, A), g = adjoint_of_loss(rule, pulled, loss)
+    (V, direct, S_j, A), g = lines_11_and_12(fixed, theta, s, hyper, G, loss, along)
     curvature, mixed = pull(V, g)  # line 13
     B_j: Tensors = tree_map(torch.add, direct, curvature)  # line 14
-    return B_j, (S_j if fixed.augmented else rule.zero_adjoint(s)), A, mixed
+    return B_j, S_j, A, mixed
+
+
+def lines_11_and_12(
+    fixed: Fixed, theta: Tensors, s: State, hyper: Hyper, G: Tensors, loss: Tensor, along: Along
+) -> tuple[Pulled, Tensor | None]:
+    """(V_j, line 14 without V_j Hessian, S_j and the increment of A_opt, g_j of a rule that sees the loss).
+
+    V_j and line 14 have the shapes of theta, S_j of s; `loss` and g_j are scalars, or [T].
+    """
+    rule = fixed.optimizer
+    pulled, g = adjoint_of_loss(rule, rule.pullback(theta, s, G, hyper, *along, asked(rule, fixed.wanted)), loss)
+    return (pulled if fixed.augmented else pulled._replace(S=rule.zero_adjoint(s))), g

@@ -29,7 +29,7 @@ from gimli_core.notation import Hyper, State, Tensors
 from gimli_core.outlines import fits, outline
 from gimli_core.record import Ends, Event
 
-__all__ = ["CompiledRetained", "Computed"]
+__all__ = ["CompiledRetained", "Computed", "refuse_changed", "versions"]
 
 PENDING = 2**16  # numbers that wait before they are added up
 
@@ -158,8 +158,7 @@ class CompiledRetained:
             with torch.no_grad():
                 return pure_steps.advance(self._fixed, *arguments), Step([], (theta, s), [])
         leaves, kept = joined.first([*self._early(arguments), *self._rows_of(batch)])
-        read = [(x, x._version) for x in self._take_batch(batch) if isinstance(x, Tensor)]
-        return self._advanced(leaves), Step(kept, None, read)
+        return self._advanced(leaves), Step(kept, None, versions(self._take_batch(batch)))
 
     def _rows_of(self, batch: Any) -> list[Any]:
         return [x.contiguous() if isinstance(x, Tensor) else x for x in self._take_batch(batch)]
@@ -170,13 +169,23 @@ class CompiledRetained:
             with torch.no_grad():
                 again = pure_steps.sweep(self._fixed, *_arguments(inputs, j, *step.point), pure_steps.Along(B, S))
                 return again._replace(B=rows(again.B), S=rows(again.S))
-        if any(x._version != version for x, version in step.read):
-            raise RuntimeError(
-                f"the batch of inner step j = {j} has been changed in place before the backward sweep. "
-                "Leave batches as they are until then, or pass copies."
-            )
+        refuse_changed(j, step.read)
         swept: Swept = self._swept(joined.second(step.kept, self._late((B, S))))
         return swept
+
+
+def versions(leaves: Sequence[Any]) -> list[tuple[Tensor, int]]:
+    """A batch's tensors, of any shapes, as a step forwards has read them."""
+    return [(x, x._version) for x in leaves if isinstance(x, Tensor)]
+
+
+def refuse_changed(j: int, read: Sequence[tuple[Tensor, int]]) -> None:
+    """Raise RuntimeError if what was read, of any shapes, is not what it was any more."""
+    if any(x._version != version for x, version in read):
+        raise RuntimeError(
+            f"the batch of inner step j = {j} has been changed in place before the backward sweep. "
+            "Leave batches as they are until then, or pass copies."
+        )
 
 
 class Sweep:

@@ -9,6 +9,7 @@ Nothing in either differentiates an optimizer. Autograd is asked for
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
 
@@ -60,6 +61,7 @@ class Gradient(NamedTuple):
     # Tensors, by name, to which the loss has no gradient path; their gradient is 0.
     unused: frozenset[str] = frozenset()
     aux: Any = None  # what the loss returns beside its value
+    pull: Callable[..., tuple[Tensors, Tensors]] | None = None  # in place of the graph: (V, g) -> the products of V
     share: tuple[float, bool] | None = None  # what this rank's part of the batch counted for (over_ranks.py)
 
 

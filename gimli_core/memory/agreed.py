@@ -8,14 +8,7 @@ from gimli_core.memory.schedules.costs import Act, Costs
 from gimli_core.processes.collectives import everyones
 from gimli_core.processes.mesh import Mesh
 
-__all__ = ["agreed_all", "agreed_bytes", "agreed_costs"]
-
-
-def agreed_all(mesh: Mesh | None, holds: bool) -> bool:
-    """Whether something holds on all ranks."""
-    for ranks in mesh or ():
-        holds = all(everyones(ranks, holds, "what all ranks must have"))
-    return holds
+__all__ = ["agreed_bytes", "agreed_costs"]
 
 
 def agreed_bytes(mesh: Mesh | None, count: int) -> int:

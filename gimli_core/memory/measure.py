@@ -10,7 +10,7 @@ import torch
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.outer_losses import outer_losses
-from gimli_core.memory.agreed import agreed_all, agreed_costs
+from gimli_core.memory.agreed import agreed_costs
 from gimli_core.memory.allocator import fresh_seconds, separates
 from gimli_core.memory.meters import OBJECT
 from gimli_core.memory.pilot import (
@@ -30,6 +30,7 @@ from gimli_core.memory.schedules.actions import Tier
 from gimli_core.memory.schedules.costs import Act, Costs, predict
 from gimli_core.memory.storage import Storage
 from gimli_core.outlines import ByOutline
+from gimli_core.processes.agreement import agreed_all
 from gimli_core.record import Point
 from gimli_core.trees import nbytes, tensors
 

@@ -10,7 +10,7 @@ from gimli_core.processes.collectives import everyones
 from gimli_core.processes.mesh import Ranks
 from gimli_core.processes.words import begin
 
-__all__ = ["raised_by", "together"]
+__all__ = ["agreed_all", "raised_by", "together"]
 
 Made = TypeVar("Made")
 Where = tuple[int, ...]
@@ -61,6 +61,13 @@ def together(
                 do = "Build it alike on every rank: from one seed (torch.manual_seed(0)), one file or a broadcast."
                 raise unexpected(name, "the same on all ranks", actual, do)
     return made  # type: ignore[return-value]
+
+
+def agreed_all(mesh: Iterable[Ranks] | None, holds: bool) -> bool:
+    """Whether something holds on all ranks."""
+    for ranks in mesh or ():
+        holds = all(everyones(ranks, holds, "what all ranks must have"))
+    return holds
 
 
 def raised_by(error: Exception) -> str:

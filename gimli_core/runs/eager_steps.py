@@ -11,7 +11,8 @@ from gimli_core import backward_sweep, forward_unroll
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.outer_losses import outer_value
 from gimli_core.derivatives.first_order import Gradient
-from gimli_core.derivatives.over_ranks import validation_over_ranks
+from gimli_core.lines_over_ranks import validation_of_ranks
+from gimli_core.notation import Tensors
 from gimli_core.record import Adjoint, Again, Event, Point, Swept
 
 __all__ = ["EagerSteps", "Steps"]
@@ -104,10 +105,8 @@ class EagerSteps:
         return backward_sweep.validation_gradients(inputs, point, along, rows=rows)
 
     def validation_value(self, inputs: Inputs, point: Point) -> Gradient:
-        def of_batch() -> tuple[Gradient, list[Gradient], Any]:
+        def of_batch(theta: Tensors) -> tuple[Gradient, list[Gradient], Any]:
             batch = inputs.values.val_batch(point.j)
-            return outer_value(inputs, point.theta, batch), [], batch
+            return outer_value(inputs, theta, batch), [], batch
 
-        if inputs.form.data is None:
-            return of_batch()[0]
-        return validation_over_ranks(inputs.form.data, of_batch, f"lines 8-9, L_val at theta_{point.j}")[0]
+        return validation_of_ranks(inputs.form, point.j, point.theta, of_batch)[0]

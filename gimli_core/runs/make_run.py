@@ -13,12 +13,12 @@ from gimli_core.arguments.inputs import Inputs, as_one_vector, prepare
 from gimli_core.arguments.outer_losses import refuse_vector
 from gimli_core.arguments.trial import looking
 from gimli_core.arguments.until import check_until
-from gimli_core.compiled.choice import check_compile, compiled_for, options
-from gimli_core.compiled.in_time import in_time, too_early
+from gimli_core.compiled.choice import check_compile, options
+from gimli_core.compiled.in_time import compiled_by_now, too_early
 from gimli_core.compiled.steps import CompiledSteps
+from gimli_core.compiled.steps_over_ranks import CompiledOverRanks
 from gimli_core.compiled.whole_run import CompiledWhole, tensors_of_run
 from gimli_core.errors import notice, unexpected
-from gimli_core.memory.agreed import agreed_all
 from gimli_core.memory.before_a_run import before_a_run, room_for_copies
 from gimli_core.memory.directory import directory_of
 from gimli_core.memory.pilot import Maker
@@ -26,7 +26,7 @@ from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.budget import Budget
 from gimli_core.memory.schedules.forward_only import ForwardOnly
 from gimli_core.memory.settle import begun, schedule_of_call, settle
-from gimli_core.processes.agreement import together
+from gimli_core.processes.agreement import agreed_all, together
 from gimli_core.processes.mesh import check_mesh
 from gimli_core.requirements.examine import require
 from gimli_core.runs import compiled_run, recall
@@ -146,7 +146,7 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
             if not wants.forward_only:
                 watched = wants.steps or wants.lines
                 kinds = partial(options, inputs, compile, unscheduled=free, watched=watched, weighed=wants.weighed)
-                compiled = in_time(inputs, kinds) if compile == "auto" else compiled_for(inputs, kinds())
+                compiled = compiled_by_now(inputs, kinds, compile)
             schedule = told()
 
     def scheduled_by(steps: Steps, resume: Any = None) -> Run:
@@ -175,7 +175,7 @@ def _prepared(call: Call, wants: Wants, look: Any) -> Run:
         return _prepared(call, wants, None)
 
     form, values = inputs.form, inputs.values
-    if compiled is None or isinstance(compiled, CompiledSteps):
+    if compiled is None or isinstance(compiled, (CompiledSteps, CompiledOverRanks)):
         return scheduled_by(compiled or EagerSteps(), None if wants.forward_only else call.resume)
     if isinstance(compiled, CompiledWhole):
         tensors = tensors_of_run(inputs)

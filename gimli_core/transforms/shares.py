@@ -20,7 +20,7 @@ from gimli_core.errors import unexpected
 from gimli_core.notation import Loss, Tensors
 from gimli_core.problem import Problem
 
-__all__ = ["Share", "of_shares", "share_of", "shared", "whole_batch"]
+__all__ = ["Share", "of_shares", "share_of", "shared", "unweighed", "whole_batch"]
 
 
 class Weighed(NamedTuple):
@@ -84,6 +84,11 @@ def shared(batch: Any, weight: float, divides: bool) -> Any:
     return Weighed(batch, weight, divides)
 
 
+def unweighed(batch: Any) -> Any:
+    """A part as it was given, without what it counts for."""
+    return batch.batch if isinstance(batch, Weighed) else batch
+
+
 def whole_batch(batches: Callable[[int], Any]) -> Callable[[int], Any]:
     """batch_j without its weight."""
 
@@ -110,4 +115,4 @@ class _OfShare:
         self.loss = loss
 
     def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
-        return self.loss(theta, phi_loss, batch.batch if isinstance(batch, Weighed) else batch)
+        return self.loss(theta, phi_loss, unweighed(batch))

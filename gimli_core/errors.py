@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,6 +28,8 @@ __all__ = [
     "StorageError",
     "VerificationError",
 ]
+
+_VOWEL = re.compile(r"_*(?:[aeio]|u(?!ni|se|ui|int))", re.IGNORECASE)
 
 
 class GimliError(Exception):
@@ -97,6 +100,16 @@ def explain(argument: str, expected: str, actual: str, do: str) -> str:
 def unexpected(argument: str, expected: str, actual: str, do: str) -> ArgumentError:
     """The error to raise for an argument that is not as expected; arguments as in `explain`."""
     return ArgumentError(explain(argument, expected, actual, do))
+
+
+def kind_of(value: object) -> str:
+    """What a value is, with the article that it is spoken with.
+
+    >>> kind_of(3), kind_of({}), kind_of(None)
+    ('an int', 'a dict', 'None')
+    """
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if _VOWEL.match(name) else 'a'} {name}"
 
 
 def check_switch(argument: str, value: object) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gimli_core.derivatives.beside_loss import check_alike
-from gimli_core.errors import unexpected
+from gimli_core.errors import kind_of, unexpected
 
 __all__ = ["MicroBatches", "dim_of_examples", "each", "examples", "of_parts", "split", "together", "weighed"]
 
@@ -59,7 +59,7 @@ class MicroBatches(_Parts):
 
     def __new__(cls, parts: Sequence[Any], weights: Sequence[float] | None = None) -> MicroBatches:
         if not isinstance(parts, (list, tuple)) or not parts:
-            actual = f"a {type(parts).__name__}" if not isinstance(parts, (list, tuple)) else "none"
+            actual = kind_of(parts) if not isinstance(parts, (list, tuple)) else "none"
             raise unexpected(LABEL, "a list of one batch or more", actual, "Give the parts in a list.")
         structures = [pytree.tree_structure(part) for part in parts]
         for i, structure in enumerate(structures):

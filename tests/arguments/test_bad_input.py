@@ -166,7 +166,10 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "weights, a matrix": ({"val_weights": torch.ones(3, 2)}, ["val_weights", "Tensor"]),
     # the rest
     "memory, a class": ({"memory": StoreStates}, ["memory: expected a schedule", "Call it"]),
-    "memory, a string": ({"memory": "512MiB"}, ["memory", "'512MiB'"]),
+    "memory, a size": ({"memory": "8MB"}, ["memory: ", "got '8MB'", "memory=gimli.memory.Budget('8MB')."]),
+    "memory, a number": ({"memory": 2**20}, ["memory: ", "got 1048576", "memory=gimli.memory.Budget(1048576)."]),
+    "memory, a string": ({"memory": "store"}, ["memory: ", "got 'store'", "gimli.memory.StoreStates()"]),
+    "memory, a switch": ({"memory": True}, ["memory: ", "got True", "gimli.memory.StoreStates()"]),
     "approximation": ({"approximation": "first order"}, ["approximation: expected None, or one of", "'first order'"]),
     "problem": ({"problem": loss}, ["problem: expected a gimli.Problem", "got function"]),
 }

@@ -126,6 +126,25 @@ def test_too_small_a_budget_says_what_would_do():
         choose(Budget(least(40, COSTS) - 1), 40, COSTS)
 
 
+@pytest.mark.parametrize("ahead", [0, 10**9])
+@pytest.mark.parametrize("steps", [2, 7, 40, 300])
+def test_every_size_that_a_refusal_names_does_when_it_is_passed(steps, ahead):
+    """The least of them is one number wherever it stands, and 1 % less than it does not do."""
+    costs = COSTS._replace(ahead=ahead)
+    with pytest.raises(ArgumentError) as caught:
+        choose(Budget(1), steps, costs)
+    said = str(caught.value)
+    need = re.search(r"at least (.*?) for", said)[1]
+    ways = {name: size for size, name in re.findall(r"([\d.]+ \w+) \(([^)]*)\)", said)}
+    assert ways["1 snapshot"] == need
+    assert (f"{need} are taken before the run" in said) == (ahead > 0)
+    seconds = [estimate(choose(Budget(size), steps, costs), steps, costs)[1] for size in (need, *ways.values())]
+    told = [float(t) for t in re.findall(r"takes about (\S+) s", said)]
+    assert all(took <= 1.01 * t for took, t in zip(seconds[1:], told, strict=True))
+    with pytest.raises(ArgumentError):
+        choose(Budget(int(Budget(need).bytes / 1.011)), steps, costs)
+
+
 @pytest.mark.parametrize("steps", [7, 40, 300])
 def test_disk_never_takes_longer(steps, tmp_path):
     """With room for one state only, states on disk save the replays; the rest of memory stays within the budget."""

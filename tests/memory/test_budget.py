@@ -24,7 +24,7 @@ from gimli_core.memory.meters import OBJECT, LiveBytes
 from gimli_core.memory.schedules.actions import Advance
 from gimli_core.memory.schedules.budget import choose, estimate, least
 from gimli_core.memory.schedules.costs import Act, Costs, predict
-from gimli_core.memory.schedules.sizes import parse_size
+from gimli_core.memory.schedules.sizes import parse_size, show_size
 from gimli_core.runs.eager_steps import EagerSteps
 from gimli_core.runs.make_run import makers
 from gimli_core.runs.scheduled_run import ScheduledRun
@@ -262,6 +262,14 @@ def test_plan_and_budget_agree():
         (line,) = (line for line in table if line.startswith(row.name + " "))
         picked = f"<- Checkpoint({row.schedule.snapshots}, graphs={row.schedule.graphs})"
         assert line.endswith(picked) == row.name.startswith("Budget")
+        assert row.peak + plan.margin == estimate(row.schedule, plan.steps, plan.costs)[0]
+        if picked in line:  # what it is called is what can be passed
+            assert row.schedule == choose(Budget(line.split("'")[1]), plan.steps, plan.costs)
+            assert row.peak + plan.margin <= Budget(line.split("'")[1]).bytes
+    if plan.margin:
+        assert f"a budget keeps {show_size(plan.margin)} above it free" in table[-1]
+        least_row = next(line for line in table if line.startswith("Budget("))
+        assert table[-1].endswith(f"The least budget is {least_row.split(chr(39))[1]}.")
     lengths = [[len(bar) for bar in re.findall("#+", line)] for line in bars[1:]]
     assert all(len(each) == 2 for each in lengths)
     for place, sizes in enumerate(([row.peak for row in plan.rows], [row.seconds for row in plan.rows])):

@@ -132,9 +132,25 @@ def listing(names: Iterable[object], limit: int = 6) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """What an error says, in one line: all of it of this package's own, whose remedy comes last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    said = lines[0] if isinstance(error, GimliError) else shortened(lines[0])
+    return f"{type(error).__name__}: {said}"
+
+
+def shortened(text: str, most: int = 160) -> str:
+    """`text`, or its first words: about as many characters, and "…" for the rest.
+
+    >>> shortened("the connection was closed by its peer", most=20)
+    'the connection was …'
+    """
+    if len(text) <= most:
+        return text
+    end = text.rfind(" ", 0, most + 1)
+    end = text.find(" ", most) if end < 0 else end  # a first word that is longer, a path say, stays whole
+    return text if end < 0 else f"{text[:end].rstrip()} …"
 
 
 def printable(text: object) -> str:

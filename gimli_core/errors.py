@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,6 +28,8 @@ __all__ = [
     "StorageError",
     "VerificationError",
 ]
+
+_VOWEL = re.compile(r"_*(?:[aeio]|u(?!ni|se|ui|int))", re.IGNORECASE)
 
 
 class GimliError(Exception):
@@ -99,6 +102,16 @@ def unexpected(argument: str, expected: str, actual: str, do: str) -> ArgumentEr
     return ArgumentError(explain(argument, expected, actual, do))
 
 
+def kind_of(value: object) -> str:
+    """What a value is, with the article that it is spoken with.
+
+    >>> kind_of(3), kind_of({}), kind_of(None)
+    ('an int', 'a dict', 'None')
+    """
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if _VOWEL.match(name) else 'a'} {name}"
+
+
 def check_switch(argument: str, value: object) -> None:
     """Raise ArgumentError unless `value` is True or False: any other text would mean yes."""
     if not isinstance(value, bool):
@@ -119,9 +132,25 @@ def listing(names: Iterable[object], limit: int = 6) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """What an error says, in one line: all of it of this package's own, whose remedy comes last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    said = lines[0] if isinstance(error, GimliError) else shortened(lines[0])
+    return f"{type(error).__name__}: {said}"
+
+
+def shortened(text: str, most: int = 160) -> str:
+    """`text`, or its first words: about as many characters, and "…" for the rest.
+
+    >>> shortened("the connection was closed by its peer", most=20)
+    'the connection was …'
+    """
+    if len(text) <= most:
+        return text
+    end = text.rfind(" ", 0, most + 1)
+    end = text.find(" ", most) if end < 0 else end  # a first word that is longer, a path say, stays whole
+    return text if end < 0 else f"{text[:end].rstrip()} …"
 
 
 def printable(text: object) -> str:

@@ -67,7 +67,9 @@ def meta_gradient(
         steps: J; by default the length of `train_batches`. 0 gives the plain gradient.
         phi_opt: hyperparameters that are meta-parameters: `{"lr": value, …}`. A value is a number or
             tensor for all, `[J]` one a step, `{name: …}` one a tensor or (shaped like it) one an element,
-            each also with a leading J; with optimizer groups `[groups]` or `{group: …}`.
+            each also with a leading J; with optimizer groups `[groups]` or `{group: …}`. What is learned may
+            leave the range that the rule's constructor asks for, a rate go below 0 say; a single number outside is told
+            of once. Only betas and eps_root, which have no meaning outside of theirs, are refused.
         phi_loss: `{name: tensor}`, handed to both losses; with dicts in it `A_loss` has the same structure.
         state_0: a warm optimizer state, in the form of `result.state_J`; a cold start by default.
         val_weights: w_j, J numbers for theta_1 … theta_J or J + 1 from theta_0 on.

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from gimli_core.errors import unexpected
+from gimli_core.errors import kind_of, unexpected
 from gimli_core.notation import Loss
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.outlines import ByOutline
@@ -86,7 +86,7 @@ class Problem:
                 raise unexpected(
                     "modules",
                     "a list of nn.Modules",
-                    f"a {actual} with something else in it",
+                    f"{kind_of(self.modules)} with something else in it",
                     "Pass the modules themselves.",
                 )
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import typing
 from pathlib import Path
 from types import ModuleType
 
 import gimli_core
+from gimli_core.errors import kind_of
 
 ROOT = Path(gimli_core.__file__).parent
 SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sorted(ROOT.rglob("*.py"))}
@@ -162,6 +164,17 @@ def test_a_maker_of_results_is_found() -> None:
     assert (
         names_of("a = MetaGradient(1)\nb = results.MetaGradient(*x)\ndef f(x: MetaGradient): ...", "MetaGradient") == 2
     )
+
+
+A_KIND = re.compile(r"\ba \{[^}]*__name__", re.IGNORECASE)
+
+
+def test_kinds_are_told_with_their_article() -> None:
+    """By `errors.kind_of`, which knows that it is "an int"."""
+    assert {file for file, source in SOURCES.items() if A_KIND.search(source)} == set()
+    assert A_KIND.search('f"a {type(parts).__name__}, which"')
+    names = {"OrderedDict": "an", "UserDict": "a", "uint8": "a", "UnboundLocalError": "an", "_io": "an", "Tensor": "a"}
+    assert {name: kind_of(type(name, (), {})()) for name in names} == {n: f"{a} {n}" for n, a in names.items()}
 
 
 def test_every_file_can_be_read_in_one_go() -> None:

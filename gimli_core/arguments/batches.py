@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gimli_core.arguments.fits_in_memory import check_fits
 from gimli_core.derivatives.micro_batches import MicroBatches
-from gimli_core.errors import unexpected
+from gimli_core.errors import kind_of, unexpected
 
 __all__ = ["check_batches", "check_val_batch"]
 
@@ -37,7 +37,7 @@ def check_batches(train_batches: Any, steps: Any) -> tuple[Callable[[int], Any],
         raise unexpected(
             "train_batches",
             "a sequence, or a function of j: the sweep may ask for a batch again",
-            f"a {type(train_batches).__name__}, which can be read only in order",
+            f"{kind_of(train_batches)}, which can be read only in order",
             "Wrap it in list(...), cut to the steps you need.",
         )
     scalar = isinstance(train_batches, (Tensor, np.ndarray)) and train_batches.ndim == 0

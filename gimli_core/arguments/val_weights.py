@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gimli_core.errors import unexpected
+from gimli_core.errors import kind_of, unexpected
 
 __all__ = ["check_weights"]
 
@@ -17,7 +17,7 @@ def check_weights(val_weights: Any, steps: int, first: int) -> tuple[float | Non
     if val_weights is None:
         return (None,) * steps + (1.0,)
     if isinstance(val_weights, Mapping):
-        expected, actual = "a sequence of numbers or a vector", f"a {type(val_weights).__name__}"
+        expected, actual = "a sequence of numbers or a vector", kind_of(val_weights)
         raise unexpected("val_weights", expected, actual, "Give them in the order of the steps.")
     try:
         weights = [float(w.detach() if isinstance(w, Tensor) else w) for w in val_weights]

@@ -52,7 +52,7 @@ H = 0.5  # weights move from 1 to 1 ± h and 1 ± 2h
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gimli attribute`."""
-    parser.add_argument("--data", metavar="PATH", help=".npz or CSV file; scikit-learn's handwritten digits by default")
+    parser.add_argument("--data", metavar="PATH", help=".npz or CSV file (scikit-learn's handwritten digits)")
     parser.add_argument(
         "--out", metavar="PATH", type=Path, default=Path("gimli_attribute.png"), help="picture (%(default)s)"
     )
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         type=Path,
         help=".npz to write the scores to, query by query, [queries, training rows], and as `rows` where these stand "
-        "in the data; an old one is gone on with",
+        "in the data; an old one is gone on with (not written)",
     )
     parser.add_argument(
         "--examples", metavar="N", type=int, default=500, help="training examples, at most (%(default)s)"

@@ -45,7 +45,7 @@ VERIFIED_STEPS = 20  # finite differences run the inner loop some 500 times
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gimli demo`."""
-    parser.add_argument("--data", metavar="PATH", help=".npz or CSV file; scikit-learn's handwritten digits by default")
+    parser.add_argument("--data", metavar="PATH", help=".npz or CSV file (scikit-learn's handwritten digits)")
     parser.add_argument(
         "--out", metavar="PATH", type=Path, default=Path("gimli_demo.png"), help="picture (%(default)s)"
     )

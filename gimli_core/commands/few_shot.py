@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -20,38 +20,41 @@ from gimli_core.few_shot.table import save
 __all__ = ["add_arguments", "run"]
 
 TABLE = "table"
+BELOW = "by method, below"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gimli few-shot`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"by method; a second number is that for the digits:\n{_by_method()}"
     said = "a method, or `table`: run all whose result is missing, and write the table"
     parser.add_argument("method", metavar="METHOD", choices=[*RECIPES, TABLE], help=f"{said}: {', '.join(RECIPES)}")
     parser.add_argument(
         "--data",
         metavar="PATH",
-        help="an .npz, the folder of a published set, a folder of folders of images; scikit-learn's digits by default",
+        help="an .npz, the folder of a published set, a folder of folders of images (scikit-learn's digits)",
     )
-    parser.add_argument("--kind", choices=list(KINDS), help="how to read --data; by default what it looks like")
-    parser.add_argument("--split", help="vinyals, ravi, cifar-fs, own or random; by default the data's own, or random")
+    parser.add_argument("--kind", choices=list(KINDS), help="how to read --data (by what it looks like)")
+    parser.add_argument("--split", help="vinyals, ravi, cifar-fs, own or random (the data's own, or random)")
     parser.add_argument("--way", type=int, default=5, help="classes of a task (%(default)s)")
     parser.add_argument("--shot", type=int, default=1, help="images of each class that are shown (%(default)s)")
     parser.add_argument("--queries", type=int, default=5, help="images of each class that are asked (%(default)s)")
     parser.add_argument(
         "--rotations",
         action=argparse.BooleanOptionalAction,
-        help="turned classes as classes; of grey images by default",
+        help="turned classes as classes (of grey images)",
     )
-    parser.add_argument("--train-way", type=int, help="classes of a task in training")
-    parser.add_argument("--train-shot", type=int, help="images of each class that are shown in training")
-    parser.add_argument("--tasks", type=int, help="tasks in a meta-batch")
-    parser.add_argument("--steps", type=int, help="outer steps")
-    parser.add_argument("--rate", type=float, help="of the outer optimizer")
-    parser.add_argument("--network", choices=list(NETWORKS))
-    parser.add_argument("--filters", type=int, help="of the network's convolutions")
+    parser.add_argument("--train-way", type=int, help=f"classes of a task in training ({BELOW})")
+    parser.add_argument("--train-shot", type=int, help=f"images of each class that are shown in training ({BELOW})")
+    parser.add_argument("--tasks", type=int, help=f"tasks in a meta-batch ({BELOW})")
+    parser.add_argument("--steps", type=int, help=f"outer steps ({BELOW})")
+    parser.add_argument("--rate", type=float, help=f"of the outer optimizer ({BELOW})")
+    parser.add_argument("--network", choices=list(NETWORKS), help=f"that adapts or embeds ({BELOW})")
+    parser.add_argument("--filters", type=int, help=f"of the network's convolutions ({BELOW})")
     parser.add_argument(
         "--bfloat16",
         action=argparse.BooleanOptionalAction,
-        help="convolutions of embeddings in bfloat16; by default where the recipe says so",
+        help="convolutions of embeddings in bfloat16 (where the recipe says so)",
     )
     parser.add_argument("--episodes", type=int, default=600, help="held-out episodes of the evaluation (%(default)s)")
     parser.add_argument("--device", default="cpu", help="such as cuda (%(default)s)")
@@ -85,6 +88,26 @@ def run(arguments: argparse.Namespace) -> int:
     for path in save(outcomes, arguments.out):
         print(printable(f"written: {path}"))
     return 0
+
+
+def _by_method() -> str:
+    """What the recipes say of the options that each method has a default of its own for, as a table."""
+    rows = [("", "train-way", "train-shot", "tasks", "steps", "rate", "network", "filters")]
+    for name, recipe in RECIPES.items():
+        for said, one in ((name, recipe), (f"{name}, photographs", replace(recipe, **recipe.photographs))):
+            row = (
+                str(one.train_way or "--way"),
+                str(one.train_shot or "--shot"),
+                str(one.tasks),
+                f"{one.steps}, {one.quick_steps}",
+                f"{one.rate:g}",
+                one.network,
+                f"{one.filters}, {one.quick_filters}",
+            )
+            if said == name or row != rows[-1][1:]:
+                rows.append((said, *row))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _collected(path: Path, asked: Experiment) -> Outcome | None:

@@ -22,12 +22,14 @@ JUDGED, BEYOND, AROUND = 5, 2, 10  # runs; times the learned length; steps that 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gimli learn-optimizer`."""
     parser.add_argument("--data", metavar="FILE", help=".npz or CSV with labels, MNIST say (scikit-learn's digits)")
-    parser.add_argument("--rule", choices=sorted(RULES), default="lstm", help="(lstm)")
-    parser.add_argument("--windows", type=int, default=200, help=f"meta-gradients, each of {WINDOW} inner steps (200)")
-    parser.add_argument("--episode", type=int, default=100, help="inner steps of the runs that it is trained on (100)")
-    parser.add_argument("--seed", type=int, default=0, help="(0)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="save the curves as .png, .pdf or .svg")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="save the rule's weights, for torch.load")
+    parser.add_argument("--rule", choices=sorted(RULES), default="lstm", help="kind of rule (%(default)s)")
+    parser.add_argument(
+        "--windows", type=int, default=200, help=f"meta-gradients, each of {WINDOW} inner steps (%(default)s)"
+    )
+    parser.add_argument("--episode", type=int, default=100, help="inner steps of a training run (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, starts and batches (%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="save the curves as .png, .pdf or .svg (not saved)")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="save the rule's weights, for torch.load (not saved)")
 
 
 def run(arguments: argparse.Namespace) -> int:

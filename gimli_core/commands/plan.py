@@ -32,12 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "problem",
         nargs="?",
         metavar="MODULE:FUNCTION",
-        help="a function without arguments that returns those of gimli.plan: a dict, or (problem, dict of the rest)",
+        help="a function without arguments that returns those of gimli.plan: a dict, or (problem, dict of the rest); "
+        "by default a perceptron of --sizes",
     )
     parser.add_argument("--steps", type=int, help=f"J, the number of inner steps ({DEFAULTS['steps']})")
     parser.add_argument("--sizes", help=f"layer widths, from input to output ({DEFAULTS['sizes']})")
     parser.add_argument("--batch", type=int, help=f"examples in a batch ({DEFAULTS['batch']})")
-    parser.add_argument("--optimizer", choices=sorted(RULES), help=f"({DEFAULTS['optimizer']})")
+    parser.add_argument("--optimizer", choices=sorted(RULES), help=f"the rule ({DEFAULTS['optimizer']})")
     parser.add_argument("--compile", action="store_true", help="compile the steps first, and measure those")
 
 

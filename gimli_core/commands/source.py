@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gimli_core.errors import GimliError, closest, listing, unexpected
+from gimli_core.errors import GimliError, closest, kind_of, listing, unexpected
 from gimli_core.memory import RetainGraphs, Schedule, StoreStates
 from gimli_core.step_through.lessons import LESSONS, Lesson
 from gimli_core.step_through.walk import step_through
@@ -88,7 +88,7 @@ def users_arguments(target: str, takes: Callable[..., object], public: str) -> d
     signature = inspect.signature(takes)
     try:
         if not isinstance(actual, Mapping):
-            raise TypeError(f"a {type(actual).__name__}")
+            raise TypeError(kind_of(actual))
         signature.bind(**actual)
     except TypeError as error:
         expected = f"to return a dict of {public}'s arguments ({listing(signature.parameters, 20)})"

@@ -23,17 +23,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="LESSON|MODULE:FUNCTION", help=f"a lesson ({', '.join(LESSONS)}) or your own problem"
     )
-    parser.add_argument("--memory", choices=list(SCHEDULES), help="the memory schedule to step through")
-    parser.add_argument("--watch", action="append", default=[], metavar="EXPR", help="show this at every moment")
+    parser.add_argument(
+        "--memory", choices=list(SCHEDULES), help="the memory schedule to step through (the source's own)"
+    )
+    parser.add_argument(
+        "--watch", action="append", default=[], metavar="EXPR", help="show this at every moment; may be repeated (none)"
+    )
     parser.add_argument(
         "--break",
         action="append",
         default=[],
         dest="breaks",
         metavar="WHERE",
-        help="'line 14', 'step 3', 'norm(B) > 1e3'",
+        help="stop there, at 'line 14', 'step 3', 'norm(B) > 1e3'; may be repeated (nowhere)",
     )
-    parser.add_argument("--follow", action="append", default=[], metavar="NAME[I]", help="follow one scalar parameter")
+    parser.add_argument(
+        "--follow",
+        action="append",
+        default=[],
+        metavar="NAME[I]",
+        help="follow a scalar parameter; may be repeated (none)",
+    )
     parser.add_argument("--no-colour", action="store_true", help="no escape sequences; so too where NO_COLOR is set")
 
 

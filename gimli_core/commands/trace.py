@@ -27,12 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a lesson ({', '.join(LESSONS)}), all lessons with an index, or your own problem",
     )
     parser.add_argument("--out", required=True, metavar="PAGE.html", help="the file to write; of lessons the directory")
-    parser.add_argument("--title", help="the page's heading")
-    parser.add_argument("--memory", choices=list(SCHEDULES), help="the memory schedule to show")
+    parser.add_argument("--title", help="the page's heading (the source's own name)")
+    parser.add_argument("--memory", choices=list(SCHEDULES), help="the memory schedule to show (the source's own)")
     parser.add_argument(
-        "--follow", action="append", default=[], metavar="NAME[I]", help="an entry of a large tensor to follow"
+        "--follow",
+        action="append",
+        default=[],
+        metavar="NAME[I]",
+        help="an entry of a large tensor to follow; may be repeated (none)",
     )
-    parser.add_argument("--figures", metavar="DIRECTORY", help="write figures there too (needs matplotlib)")
+    parser.add_argument("--figures", metavar="DIRECTORY", help="write figures there too; needs matplotlib (no figures)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
 
 

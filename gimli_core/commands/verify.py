@@ -35,18 +35,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "problem",
         nargs="?",
         metavar="MODULE:FUNCTION",
-        help="a function without arguments that returns those of gimli.verify: a dict, or (problem, dict of the rest)",
+        help="a function without arguments that returns those of gimli.verify: a dict, or (problem, dict of the rest); "
+        "by default the bundled cases",
     )
     parser.add_argument(
-        "--case", action="append", metavar="NAME", help="only this bundled case, with its whole table; may be repeated"
+        "--case",
+        action="append",
+        metavar="NAME",
+        help="only this bundled case, with its whole table; may be repeated (all)",
     )
     parser.add_argument(
-        "--json", nargs="?", const="-", metavar="PATH", help="write the reports as JSON to PATH, or to standard output"
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="PATH",
+        help="write the reports as JSON to PATH, or to standard output (no JSON)",
     )
     parser.add_argument(
         "--page",
         metavar="PAGE.html",
-        help="where the engine disagrees, write its run as a page, and print the address of its first wrong step",
+        help="where the engine disagrees, write its run as a page, and print the address of its first wrong "
+        "step (no page)",
     )
 
 

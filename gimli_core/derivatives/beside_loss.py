@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from gimli_core.errors import unexpected
+from gimli_core.errors import kind_of, unexpected
 
 __all__ = ["check_alike", "stacked", "value_and_aux"]
 
@@ -30,7 +30,7 @@ def value_and_aux(returned: Any, name: str) -> tuple[Any, Any]:
 
     def detached(leaf: Any) -> Tensor:
         if not isinstance(leaf, (Tensor, int, float)):
-            actual, do = f"a {type(leaf).__name__}", "Turn it into a tensor, or leave it out."
+            actual, do = kind_of(leaf), "Turn it into a tensor, or leave it out."
             raise unexpected(f"the aux of {name}", "tensors and numbers in nested dicts", actual, do)
         return torch.as_tensor(leaf).detach()
 

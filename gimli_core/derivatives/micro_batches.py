@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gimli_core.derivatives.beside_loss import check_alike
-from gimli_core.errors import unexpected
+from gimli_core.errors import kind_of, unexpected
 
 __all__ = ["MicroBatches", "dim_of_examples", "each", "examples", "of_parts", "split", "together", "weighed"]
 
 LABEL = "MicroBatches(parts)"
+PARTS = "Build the parts yourself: gimli.MicroBatches([…], weights=[…])."
 
 
 class _Parts(NamedTuple):
@@ -59,7 +60,7 @@ class MicroBatches(_Parts):
 
     def __new__(cls, parts: Sequence[Any], weights: Sequence[float] | None = None) -> MicroBatches:
         if not isinstance(parts, (list, tuple)) or not parts:
-            actual = f"a {type(parts).__name__}" if not isinstance(parts, (list, tuple)) else "none"
+            actual = kind_of(parts) if not isinstance(parts, (list, tuple)) else "none"
             raise unexpected(LABEL, "a list of one batch or more", actual, "Give the parts in a list.")
         structures = [pytree.tree_structure(part) for part in parts]
         for i, structure in enumerate(structures):
@@ -115,15 +116,14 @@ def split(batch: Any, count: int, dim: int) -> MicroBatches:
     return MicroBatches([pytree.tree_unflatten(part, structure) for part in zip(*cut, strict=True)])
 
 
-def examples(batch: Any, dim: int) -> int:
-    """How many examples a batch holds. Raises ArgumentError where its tensors do not agree."""
+def examples(batch: Any, dim: int, what: str = "a batch in micro-batches", do: str = PARTS) -> int:
+    """How many examples a batch holds. Raises ArgumentError, which calls it `what`, where its tensors do not agree."""
     tensors = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
     counts = {x.shape[dim] if x.ndim > dim else -1 for x in tensors}
     if len(counts) != 1 or -1 in counts:
         shapes = [list(x.shape) for x in tensors]
         expected, actual = f"tensors with one number of examples, in dimension {dim}", f"shapes {shapes}"
-        do = "Build the parts yourself: gimli.MicroBatches([…], weights=[…])."
-        raise unexpected("a batch in micro-batches", expected, actual, do)
+        raise unexpected(what, expected, actual, do)
     return counts.pop()
 
 

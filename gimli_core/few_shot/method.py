@@ -65,7 +65,7 @@ class Estimator:
                 buffer.copy_(state[name])
 
     def __repr__(self) -> str:
-        return f"Estimator({self.method!r}, {self.said!r})"
+        return f"Estimator(\n{self.said}\n{self.method!r}\n)"
 
 
 class Evaluation(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gimli_core.derivatives.kernels import twice_differentiable
 from gimli_core.derivatives.modes import check_no_inference_mode
-from gimli_core.errors import ClosedError, unexpected
+from gimli_core.errors import ClosedError, kind_of, unexpected
 from gimli_core.inner_loop.checks import check_device, check_switch, listed
 from gimli_core.inner_loop.deferred import Shared, deferring
 from gimli_core.inner_loop.fast_weights import FastWeights
@@ -79,7 +79,7 @@ def make_functional(
         module, device: as in `monkeypatch`, whose errors are raised here too.
     """
     if not isinstance(module, nn.Module) or isinstance(module, (FunctionalModule, torch.jit.ScriptModule)):
-        actual = "one already" if isinstance(module, FunctionalModule) else f"a {type(module).__name__}"
+        actual = "one already" if isinstance(module, FunctionalModule) else kind_of(module)
         raise unexpected("module", "an nn.Module written in Python", actual, "Pass the module that it was made from.")
     check_device(device)
     plain = uncompiled(module)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from gimli_core.errors import ArgumentError, unexpected
+from gimli_core.errors import ArgumentError, kind_of, unexpected
 
 __all__ = ["check_writable", "writing"]
 
@@ -69,7 +69,7 @@ def writing(argument: str, path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def _place(path: str | os.PathLike[str]) -> Path:
     """Where `path` leads; an OSError that names the reason where no file can be."""
     if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"a {type(path).__name__}")
+        raise ValueError(kind_of(path))
     place = Path(os.path.realpath(path))
     if place.is_dir():
         raise IsADirectoryError("a directory")

@@ -1,7 +1,8 @@
 """Directories that live as long as their process; what killed processes left is removed by the next.
 
 A directory is ours, and abandoned, where it has our name and our marked lock file and nobody holds the lock. The lock
-is taken before the directory has its name, so that it is never seen without. In it only files of our names are removed.
+is taken before the directory has its name, so that it is never seen without. In it only files of our names are removed;
+above it the directories that were made for it, once nothing else is in them.
 Who is killed before that has left one with the name of a new one, which goes after a time.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from gimli_core.errors import unexpected
 from gimli_core.memory.files import FLAGS, create, names_of_ours
 from gimli_core.memory.locks import lock, release
+from gimli_core.memory.way import TRIES, make_way, remove_way
 
 __all__ = ["remove_scratch", "scratch_directory"]
 
@@ -30,13 +32,21 @@ _locks: dict[Path, int] = {}  # the open lock of each scratch directory of this 
 
 def scratch_directory(parent: Path) -> Path:
     """A new directory in `parent` that only this user can enter. Raises ArgumentError."""
+    tries = TRIES
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        for old in parent.iterdir():
-            if NAME.fullmatch(old.name) and _abandoned(old):
-                _clear(old)
-        return _made(parent)
+        while True:
+            tries -= 1
+            try:
+                make_way(parent)
+                for old in parent.iterdir():
+                    if NAME.fullmatch(old.name) and _abandoned(old):
+                        _clear(old)
+                return _made(parent)
+            except FileNotFoundError:  # another run has just left, and removed what it had made
+                if not tries:
+                    raise
     except OSError as error:
+        remove_way(parent)
         actual = f"{parent}: {error.strerror}"
         raise unexpected(
             "disk", "a directory that can be written to", actual, "Name another, or free some space."
@@ -48,6 +58,7 @@ def remove_scratch(directory: Path, process: int) -> None:
     if os.getpid() == process and directory in _locks:
         _clear(directory)
         release(_locks.pop(directory), process)
+        remove_way(directory.parent)
 
 
 def _made(parent: Path) -> Path:

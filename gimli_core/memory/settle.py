@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.errors import unexpected
+from gimli_core.errors import ArgumentError, unexpected
 from gimli_core.memory.agreed import agreed_bytes
 from gimli_core.memory.allocator import footprint, keeper
 from gimli_core.memory.batch_sizes import no_larger_batches
@@ -17,7 +18,7 @@ from gimli_core.memory.schedules.actions import Schedule
 from gimli_core.memory.schedules.budget import AHEAD, Budget, choose, estimate
 from gimli_core.memory.schedules.checkpoint import Checkpoint
 from gimli_core.memory.schedules.retain_graphs import RetainGraphs
-from gimli_core.memory.schedules.sizes import show_size
+from gimli_core.memory.schedules.sizes import parse_size, show_size
 
 __all__ = ["begun", "schedule_of_call", "settle"]
 
@@ -89,7 +90,16 @@ def schedule_of_call(call: Call) -> Schedule:
     if memory is None:
         return RetainGraphs(compact=False)
     if not isinstance(memory, Schedule):
-        called = "Call it: memory=gimli.memory.StoreStates()."
-        hint = called if isinstance(memory, type) else "For example gimli.memory.StoreStates()."
-        raise unexpected("memory", "a schedule of gimli.memory", repr(memory), hint)
+        raise unexpected("memory", "a schedule of gimli.memory", repr(memory), _meant(memory))
     return memory
+
+
+def _meant(memory: Any) -> str:
+    """What to give in the place of what is no schedule."""
+    if isinstance(memory, type):
+        return "Call it: memory=gimli.memory.StoreStates()."
+    try:
+        parse_size(memory)
+    except ArgumentError:
+        return "For example gimli.memory.StoreStates()."
+    return f"A size is a budget's: memory=gimli.memory.Budget({memory!r})."

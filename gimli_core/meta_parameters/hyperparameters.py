@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.errors import listing, unexpected
-from gimli_core.meta_parameters.leaf import Leaf
+from gimli_core.meta_parameters.leaf import Leaf, tell_of_numbers_outside
 from gimli_core.meta_parameters.marks import unmarked
 from gimli_core.meta_parameters.readings import Layout
 from gimli_core.meta_parameters.resolve import check_name, expand_betas, resolve, resolve_groups
@@ -77,6 +77,8 @@ class Hyperparameters:
         ]
         learned = [resolve(layout, optimizer, n, v, f"phi_opt[{n!r}]") for n, v in meta.items()]
         self.leaves = [leaf for group in learned for leaf in group]
+        for leaf in self.leaves:
+            tell_of_numbers_outside(optimizer, leaf)
         self.wanted = tuple(dict.fromkeys(leaf.hyperparameter for leaf in self.leaves))
         split = {name for name, value in meta.items() if isinstance(unmarked(value), Mapping) and unmarked(value)}
         # Later entries win: a phi_opt that covers some tensors leaves the others to the optimizer's own value.

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from gimli_core.derivatives.finite import finite
-from gimli_core.errors import unexpected
+from gimli_core.errors import ArgumentError, notice, unexpected
 from gimli_core.notation import Tensors
 from gimli_core.optimizers.interface import Optimizer
 
-__all__ = ["Leaf", "as_tensor", "check_values"]
+__all__ = ["Leaf", "as_tensor", "check_values", "tell_of_numbers_outside"]
+
+_TOLD: set[tuple[str, str]] = set()  # a rule and a label: a value that is learned or differenced comes again and again
 
 
 class Leaf(NamedTuple):
@@ -83,8 +85,27 @@ def check_values(rule: Optimizer, name: str, value: Tensor, label: str, theta: T
     """
     if not finite(value):
         raise unexpected(label, "finite values", "inf or nan", "Find out where it was computed.")
-    if name in ("beta1", "beta2", "eps_root") and value.numel():
+    if _bounded(name) and value.numel():
         rounds = by_element and theta.dtype != value.dtype  # 0.999 is 1 in bfloat16
         used = value.to(theta.dtype) if rounds else value
         for extreme in (used.min().item(), used.max().item()):
             rule.check_range(name, extreme, f"{label}, rounded to {theta.dtype}" if rounds else label)
+
+
+def tell_of_numbers_outside(rule: Optimizer, leaf: Leaf) -> None:
+    """A notice, once, of one number that the rule's constructor would refuse. It may be meant: what is learned can get
+    there, as the rates of Meta-SGD do, and so can a difference around 0.
+    """
+    about = (type(rule).__name__, leaf.label)
+    if leaf.value.ndim or leaf.value.device.type != "cpu" or about in _TOLD:
+        return
+    try:
+        rule.check_range(leaf.hyperparameter, leaf.value.item(), leaf.label)
+    except ArgumentError as error:
+        _TOLD.add(about)
+        notice(f"{error} It is used as it is, since a value that is learned can get there; {about[0]} would refuse it.")
+
+
+def _bounded(name: str) -> bool:
+    """Whether a hyperparameter, a part's say, has no meaning outside of its range."""
+    return name.rpartition(".")[2] in ("beta1", "beta2", "eps_root")

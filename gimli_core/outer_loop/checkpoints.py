@@ -23,7 +23,7 @@ from gimli_core.errors import first_line, unexpected
 from gimli_core.memory.directory import directory_of, hold
 from gimli_core.memory.files import damaged, names_of_ours, read_file, write_file
 from gimli_core.memory.locks import release
-from gimli_core.outer_loop.identity import difference
+from gimli_core.outer_loop.identity import apart, difference
 
 __all__ = ["Checkpoints", "check_storable"]
 
@@ -86,7 +86,8 @@ class Checkpoints:
     def _check_identity(self, written: Any) -> None:
         place, old, new = difference(written, self._identity)
         if place:
-            actual = f"the checkpoint of another one, whose {place} is {old!r} where this one's is {new!r}"
+            old, new = apart(old, new)
+            actual = f"the checkpoint of another one, whose {place} is {old} where this one's is {new}"
             raise unexpected(f"out {str(self.directory)!r}", "a directory of this outer loop", actual, REMEDY)
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from difflib import SequenceMatcher
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gimli_core.errors import shortened
 from gimli_core.trees import KeyPath, Mark, folded, leaves
 
-__all__ = ["difference", "identity_of", "plain"]
+__all__ = ["apart", "difference", "identity_of", "plain"]
+
+_BEFORE = 40  # characters of what is alike that are told for orientation
 
 
 def identity_of(
@@ -70,6 +74,27 @@ def difference(old: Any, new: Any) -> tuple[str, Any, Any]:
         if json.dumps(before.get(path)) != json.dumps(after.get(path)):
             return _parted(old, new, path)
     return "", None, None
+
+
+def apart(old: Any, new: Any) -> tuple[str, str]:
+    """Two plain values that differ, in a few words: of texts the lines, of long lines from shortly before they part.
+
+    >>> apart("steps 3\\nrate 0.1\\nseed 0", "steps 4\\nrate 0.1\\nseed 0")
+    ("'steps 3'", "'steps 4'")
+    """
+    texts = [value if isinstance(value, str) else repr(value) for value in (old, new)]
+    before, after = ([" ".join(line.split()) for line in text.splitlines()] for text in texts)
+    parts: tuple[list[str], list[str]] = ([], [])
+    for tag, i, i_end, j, j_end in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if tag != "equal":
+            parts[0].extend(before[i:i_end])
+            parts[1].extend(after[j:j_end])
+    told = [", ".join(lines) for lines in parts]
+    common = next((i for i, (a, b) in enumerate(zip(*told, strict=False)) if a != b), min(map(len, told)))
+    start = 1 + told[0].rfind(" ", 0, max(common - _BEFORE, 0))
+    shown = [("… " if start else "") + shortened(text[start:], 100) for text in told]
+    quoted = isinstance(old, str) and isinstance(new, str)
+    return (repr(shown[0]), repr(shown[1])) if quoted else (shown[0], shown[1])
 
 
 def _parted(old: Any, new: Any, path: KeyPath) -> tuple[str, Any, Any]:

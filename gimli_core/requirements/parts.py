@@ -13,7 +13,7 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.trial import trial
 from gimli_core.derivatives.evaluate import evaluate
 from gimli_core.derivatives.micro_batches import MicroBatches, dim_of_examples, each, together
-from gimli_core.errors import unexpected
+from gimli_core.errors import first_line, unexpected
 
 __all__ = ["part_by_part", "refuse_undecomposed"]
 
@@ -63,7 +63,15 @@ def refuse_undecomposed(inputs: Inputs, name: str = "train_loss", where: str = "
         joined = together(batch, dim_of_examples(inputs.form.tasks))
         if environment.moved(snapshot) or joined is None:
             return
-        of_all = _value(tried, name, joined)
+        try:
+            of_all = _value(tried, name, joined)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            dim = dim_of_examples(inputs.form.tasks)
+            expected = f"a loss of any number of examples, counted in dimension {dim} of a batch's tensors"
+            do = "Parts of another kind have no common batch: check=False goes on, with the sum over them as the loss."
+            raise unexpected(f"{name} on all {where} together", expected, first_line(error), do) from error
     device = of_all.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else of_all.dtype
     scale = torch.maximum(of_all.abs(), total.abs()).clamp_min(1e-12)

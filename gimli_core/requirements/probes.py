@@ -100,7 +100,7 @@ def refuse_stray_tensors(inputs: Inputs, values: Mapping[str, Tensor], *, tied: 
     for hyperparameter, value in inputs.form.problem.optimizer.hyperparameters().items():
         if hyperparameter not in inputs.form.wanted and any(t.requires_grad for _, t in tensor_paths(value)):
             raise RequirementError(
-                f"optimizer: expected constants for what is not in phi_opt; got a {hyperparameter} that "
+                f"optimizer: expected constants for what is not in phi_opt; got {hyperparameter!r}, which "
                 f"requires grad, {lost}. Pass it as phi_opt={{{hyperparameter!r}: …}}, or detach it."
             )
     for name in _losses(inputs):

@@ -17,7 +17,7 @@ from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.errors import unexpected
 from gimli_core.memory.measure import costs_of
 from gimli_core.memory.schedules.binomial import advances
-from gimli_core.memory.schedules.budget import Budget, choose, estimate, least
+from gimli_core.memory.schedules.budget import Budget, choose, enough, estimate, least
 from gimli_core.memory.schedules.checkpoint import Checkpoint
 from gimli_core.memory.schedules.costs import Costs, holes
 from gimli_core.memory.schedules.sizes import show_size
@@ -76,6 +76,13 @@ class Plan:
         """The smallest budget that does, in bytes."""
         return least(self.steps, self.costs)
 
+    @property
+    def margin(self) -> int:
+        """Bytes above a row's peak that a budget for its schedule has to have besides: what the heap may lose more
+        than it is expected to.
+        """
+        return self.costs.room - holes(self.costs, self.steps)
+
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
         lines = [self.problem] if self.problem else []
@@ -87,6 +94,11 @@ class Plan:
             f"{r.name:{width}}{show_size(r.peak):>12}{r.seconds:>9.3g} s{r.replays:>9}  {r.picked}".rstrip()
             for r in self.rows
         ]
+        if self.margin:
+            lines.append(
+                f"A peak is what is expected; a budget keeps {show_size(self.margin)} above it free, for what the heap "
+                f"may lose. The least budget is {enough(self.least)}."
+            )
         return "\n".join([*lines, "", picture(self.rows)])
 
 
@@ -140,7 +152,8 @@ def plan(
 
     Returns:
         Plan: `.rows` with `.name`, `.schedule`, `.peak` in bytes above what the process holds, `.seconds` and
-        `.replays`; `.least`, the smallest budget; printing it gives a table and a picture of peak against time.
+        `.replays`; `.margin`, what a budget leaves free above a row's peak (2 MiB and a share of a step, on glibc);
+        `.least`, the smallest budget; printing it gives a table and a picture of peak against time.
 
     Raises:
         ArgumentError: fewer than 2 steps, for which every schedule costs the same; and what `meta_gradient` raises.
@@ -182,8 +195,8 @@ def plan(
     named |= {f"Checkpoint({S})": Checkpoint(S) for S in (50, 20, 10, 5, 2) if S < J}
     smallest, largest = least(J, costs), estimate(named["RetainGraphs()"], J, costs)[0]
     for i in range(4):  # budgets between the least and all graphs, each by the same factor
-        size = int(smallest * (largest / smallest) ** (i / 3)) + 1
-        named[f"Budget({show_size(size)!r})"] = choose(Budget(size), J, costs)
+        size = enough(smallest * (largest / smallest) ** (i / 3))
+        named[f"Budget({size!r})"] = choose(Budget(size), J, costs)
     rows = []
     for name, schedule in named.items():
         peak, seconds = estimate(schedule, J, costs)

@@ -23,6 +23,10 @@ from gimli_core.problem import Problem
 __all__ = ["Share", "of_shares", "share_of", "shared", "unweighed", "whole_batch"]
 
 
+WHAT = "a rank's part of a batch"
+WEIGH = 'mesh="data" spreads examples over ranks; what a part without them counts for says gimli.Share(batch, weight).'
+
+
 class Weighed(NamedTuple):
     """A part as the losses of `of_shares` take it."""
 
@@ -67,13 +71,13 @@ def share_of(batch: Any, dim: int) -> tuple[float, bool]:
     if isinstance(batch, MicroBatches):
         if all(w == 1 for w in batch.weights or (0.0,)):
             return 1.0, False
-        return float(sum(examples(part, dim) for part in batch.parts)), True
+        return float(sum(examples(part, dim, WHAT, WEIGH) for part in batch.parts)), True
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(batch)):
         return 1.0, True
-    count = examples(batch, dim)
+    count = examples(batch, dim, WHAT, WEIGH)
     if count == 0:
         do = "Give every rank an example, or start fewer ranks."
-        raise unexpected("a rank's part of a batch", "at least one example", "none", do)
+        raise unexpected(WHAT, "at least one example", "none", do)
     return float(count), True
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import gimli_core as gimli
+import gimli_core.meta_parameters.leaf as leaf_module
 from gimli_core.errors import ArgumentError, GimliError, NotFiniteError, ReplayError
 from gimli_core.memory import RetainGraphs, StoreStates
 from gimli_core.optimizers import SGD, Adagrad, Adam
@@ -125,6 +126,14 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         ["phi_opt['beta2'], rounded to torch.bfloat16: expected a number in [0, 1); got 1.0"],
     ),
+    "lr, nan": ({"phi_opt": {"lr": float("nan")}}, ["phi_opt['lr']: expected finite values"]),
+    "a part's beta, a tensor": (
+        {
+            "optimizer": gimli.optimizers.Partition({"all": (Adam(), ["*"])}),
+            "phi_opt": {"all.beta1": torch.tensor(1.5)},
+        },
+        ["phi_opt['all.beta1']: expected a number in [0, 1); got 1.5"],
+    ),
     "a value per step, and no step": (
         {"steps": 0, "phi_opt": {"lr": gimli.per_step(torch.zeros(0))}},
         ["phi_opt['lr']: expected no value per step, as J = 0", "[0]"],
@@ -166,7 +175,10 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "weights, a matrix": ({"val_weights": torch.ones(3, 2)}, ["val_weights", "Tensor"]),
     # the rest
     "memory, a class": ({"memory": StoreStates}, ["memory: expected a schedule", "Call it"]),
-    "memory, a string": ({"memory": "512MiB"}, ["memory", "'512MiB'"]),
+    "memory, a size": ({"memory": "8MB"}, ["memory: ", "got '8MB'", "memory=gimli.memory.Budget('8MB')."]),
+    "memory, a number": ({"memory": 2**20}, ["memory: ", "got 1048576", "memory=gimli.memory.Budget(1048576)."]),
+    "memory, a string": ({"memory": "store"}, ["memory: ", "got 'store'", "gimli.memory.StoreStates()"]),
+    "memory, a switch": ({"memory": True}, ["memory: ", "got True", "gimli.memory.StoreStates()"]),
     "approximation": ({"approximation": "first order"}, ["approximation: expected None, or one of", "'first order'"]),
     "problem": ({"problem": loss}, ["problem: expected a gimli.Problem", "got function"]),
 }
@@ -184,6 +196,35 @@ def test_refused(case: str, call: Any) -> None:
     assert ": expected " in first_line
     assert "; got " in first_line
     assert not first_line.rstrip().endswith("; got")
+
+
+@pytest.mark.parametrize(
+    "lr",
+    [
+        torch.tensor(-0.1, dtype=torch.float64),
+        gimli.per_step(torch.tensor([0.1, -0.1, 0.1], dtype=torch.float64)),
+        {"w": torch.tensor(-0.1, dtype=torch.float64)},
+        gimli.per_element(torch.tensor([0.1, -0.1], dtype=torch.float64)),
+    ],
+    ids=["one", "per step", "per tensor", "per element"],
+)
+def test_a_rate_that_is_learned_may_be_below_zero(lr: Any) -> None:
+    """As Meta-SGD's are: the step is up the slope then, and as differentiable as any other. So may a number be that is
+    differenced at the end of its range."""
+    gimli.verify(**arguments(phi_opt={"lr": lr, "weight_decay": 0.0})).assert_ok()
+
+
+@pytest.mark.parametrize("value", [-1.0, torch.tensor(-1.0), {"w": -1}], ids=["number", "tensor", "by name"])
+def test_a_number_that_the_constructor_would_refuse_is_told_of_once(
+    value: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leaf_module, "_TOLD", set())
+    for lr in (0.1, value, value):
+        gimli.meta_gradient(**arguments(phi_opt={"lr": lr}))
+    (told,) = (record.getMessage() for record in caplog.records)
+    label = "phi_opt['lr']['w']" if isinstance(value, dict) else "phi_opt['lr']"
+    assert f"{label}: expected a number in [0, inf); got -1.0." in told
+    assert "SGD would refuse it" in told
 
 
 def test_a_refused_iterator_is_not_read() -> None:

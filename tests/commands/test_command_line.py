@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import gimli_core
 from gimli_core.commands import command_line
 from gimli_core.errors import ArgumentError
+from gimli_core.few_shot.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = [sys.executable, "-c", "import sys; from gimli_core.commands.command_line import main; sys.exit(main())"]
@@ -74,6 +76,45 @@ def test_a_fault_of_our_own_is_shown_and_no_verdict(
     said = capsys.readouterr().err
     assert said.startswith("Traceback")
     assert f"gimli: a fault of gimli_core's own: {type(fault).__name__}" in said.splitlines()[-1]
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Every command's parser with its options, by its name."""
+    subcommands = next(
+        action for action in command_line._parser([*command_line.COMMANDS])._actions if isinstance(action.choices, dict)
+    )
+    return dict(subcommands.choices)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", command_line.COMMANDS)
+def test_the_help_of_what_may_be_left_out_ends_with_its_default(name: str) -> None:
+    """In brackets, or after "by default"; a switch is off until it is given."""
+    parser = parsers()[name]
+    optional = [action for action in parser._actions if not action.required and action.default != argparse.SUPPRESS]
+    assert optional
+    for action in optional:
+        assert action.help, action.dest
+        said = parser._get_formatter()._expand_help(action)
+        if isinstance(action, argparse._StoreTrueAction):
+            continue
+        assert re.search(r"\([^()]+\)$|; by default [^()]+$", said), f"{action.dest}: {said}"
+        if action.default not in (None, []):
+            assert said.endswith(f"({action.default})")
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_the_help_of_few_shot_has_every_methods_own_defaults(method: str) -> None:
+    recipe, told = RECIPES[method], parsers()["few-shot"].epilog or ""
+    (line,) = (line for line in told.splitlines() if line.startswith(f"{method} "))
+    assert line.split()[1:] == [
+        *(str(recipe.train_way or "--way"), str(recipe.train_shot or "--shot"), str(recipe.tasks)),
+        *(f"{recipe.steps},", str(recipe.quick_steps), f"{recipe.rate:g}", *recipe.network.split()),
+        *(f"{recipe.filters},", str(recipe.quick_filters)),
+    ]
+
+
+def test_a_command_describes_itself_with_its_capitals() -> None:
+    assert parsers()["step"].description == "Walk through Algorithm 1 in the terminal."
 
 
 @pytest.mark.parametrize("argv", [[], ["dance"], ["demo", "--seed", "many"], ["--jump"]])

@@ -47,6 +47,28 @@ def test_what_is_wrong_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "before", "now"),
+    [
+        (["--steps", "3"], "'training 2 meta-batches of 1 tasks'", "'training 3 meta-batches of 1 tasks'"),
+        (["--filters", "3"], "'network conv4, 2 filters, ", "'network conv4, 3 filters, "),
+        (["--network", "strided-conv4"], "'network conv4, 2 filters, ", "'network strided-conv4, 2 filters, "),
+        (["--seed", "1"], "'seed 0: data digits'", "'seed 1: data digits'"),
+        (["--rate", "0.5"], "0.002", "0.5"),
+    ],
+)
+def test_another_setting_is_named_where_a_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: list[str], before: str, now: str
+) -> None:
+    assert main(["few-shot", "prototypical", "--out", str(tmp_path), *QUICK]) == 0
+    assert main(["few-shot", "prototypical", "--out", str(tmp_path), *QUICK, *changed]) == 2
+    said = capsys.readouterr().err
+    old, new = said.split("where this one's is ")
+    assert f" is {before}" in old
+    assert new.startswith(now)
+    assert len(said) < 700
+
+
 @pytest.mark.long
 def test_the_table_runs_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["few-shot", "table", "--out", str(tmp_path), *QUICK]) == 0

@@ -56,7 +56,7 @@ CASES = {
     "stops a generator": ({"in_loss": "raise GeneratorExit"}, "mine:build", "GeneratorExit"),
     "misses a package in the loss": ({"in_loss": "import nowhere_at_all"}, "mine:build", "nowhere_at_all"),
     "needs an argument": ({"parameters": "x"}, "mine:build", "missing a required argument: 'x'"),
-    "returns nothing": ({"in_function": "return"}, "mine:build", "a NoneType"),
+    "returns nothing": ({"in_function": "return"}, "mine:build", "got None"),
     "returns other keys": ({"in_function": "return {'a': 1}"}, "mine:build", "missing a required argument"),
     "returns keys that are no names": ({"in_function": "return {1: 1}"}, "mine:build", "expected to return a dict"),
     "is no function": ({}, "mine:NOT_A_FUNCTION", "3 is not a callable object"),

@@ -24,7 +24,7 @@ from gimli_core.memory.meters import OBJECT, LiveBytes
 from gimli_core.memory.schedules.actions import Advance
 from gimli_core.memory.schedules.budget import choose, estimate, least
 from gimli_core.memory.schedules.costs import Act, Costs, predict
-from gimli_core.memory.schedules.sizes import parse_size
+from gimli_core.memory.schedules.sizes import parse_size, show_size
 from gimli_core.runs.eager_steps import EagerSteps
 from gimli_core.runs.make_run import makers
 from gimli_core.runs.scheduled_run import ScheduledRun
@@ -124,6 +124,25 @@ def test_the_estimate_is_what_the_walk_adds_up():
 def test_too_small_a_budget_says_what_would_do():
     with pytest.raises(ArgumentError, match=r"at least .* for 40 steps; got .*all graphs"):
         choose(Budget(least(40, COSTS) - 1), 40, COSTS)
+
+
+@pytest.mark.parametrize("ahead", [0, 10**9])
+@pytest.mark.parametrize("steps", [2, 7, 40, 300])
+def test_every_size_that_a_refusal_names_does_when_it_is_passed(steps, ahead):
+    """The least of them is one number wherever it stands, and 1 % less than it does not do."""
+    costs = COSTS._replace(ahead=ahead)
+    with pytest.raises(ArgumentError) as caught:
+        choose(Budget(1), steps, costs)
+    said = str(caught.value)
+    need = re.search(r"at least (.*?) for", said)[1]
+    ways = {name: size for size, name in re.findall(r"([\d.]+ \w+) \(([^)]*)\)", said)}
+    assert ways["1 snapshot"] == need
+    assert (f"{need} are taken before the run" in said) == (ahead > 0)
+    seconds = [estimate(choose(Budget(size), steps, costs), steps, costs)[1] for size in (need, *ways.values())]
+    told = [float(t) for t in re.findall(r"takes about (\S+) s", said)]
+    assert all(took <= 1.01 * t for took, t in zip(seconds[1:], told, strict=True))
+    with pytest.raises(ArgumentError):
+        choose(Budget(int(Budget(need).bytes / 1.011)), steps, costs)
 
 
 @pytest.mark.parametrize("steps", [7, 40, 300])
@@ -243,6 +262,14 @@ def test_plan_and_budget_agree():
         (line,) = (line for line in table if line.startswith(row.name + " "))
         picked = f"<- Checkpoint({row.schedule.snapshots}, graphs={row.schedule.graphs})"
         assert line.endswith(picked) == row.name.startswith("Budget")
+        assert row.peak + plan.margin == estimate(row.schedule, plan.steps, plan.costs)[0]
+        if picked in line:  # what it is called is what can be passed
+            assert row.schedule == choose(Budget(line.split("'")[1]), plan.steps, plan.costs)
+            assert row.peak + plan.margin <= Budget(line.split("'")[1]).bytes
+    if plan.margin:
+        assert f"a budget keeps {show_size(plan.margin)} above it free" in table[-1]
+        least_row = next(line for line in table if line.startswith("Budget("))
+        assert table[-1].endswith(f"The least budget is {least_row.split(chr(39))[1]}.")
     lengths = [[len(bar) for bar in re.findall("#+", line)] for line in bars[1:]]
     assert all(len(each) == 2 for each in lengths)
     for place, sizes in enumerate(([row.peak for row in plan.rows], [row.seconds for row in plan.rows])):

@@ -189,8 +189,9 @@ for _ in range(int(sys.argv[2])):
 
 
 @pytest.mark.parametrize("times", [40, pytest.param(600, marks=pytest.mark.long)])
-def test_processes_race_on_one_directory(times, tmp_path):
-    racing = [subprocess.Popen([sys.executable, "-c", RACE, str(tmp_path), str(times)]) for _ in range(3)]
+@pytest.mark.parametrize("way", ["", "made/on/the/way"])
+def test_processes_race_on_one_directory(way, times, tmp_path):
+    racing = [subprocess.Popen([sys.executable, "-c", RACE, str(tmp_path / way), str(times)]) for _ in range(3)]
     assert [process.wait() for process in racing] == [0, 0, 0]
     assert list(tmp_path.iterdir()) == []
 

@@ -13,7 +13,7 @@ import torch
 
 import gimli_core.memory.scratch as scratch
 from gimli_core.errors import ArgumentError, StorageError
-from gimli_core.memory import Checkpoint, StoreStates
+from gimli_core.memory import Budget, Checkpoint, StoreStates
 from gimli_core.memory.files import read_file, write_file
 from gimli_core.memory.schedules.actions import Tier
 from gimli_core.memory.scratch import PREFIX, scratch_directory
@@ -108,7 +108,41 @@ def test_what_was_killed_while_it_made_its_directory_goes_after_a_time(moment, t
     assert len(list(tmp_path.iterdir())) == 3  # two that are in use, and the user's
 
 
+def test_directories_that_were_made_on_the_way_go_too(tmp_path):
+    """And none that was there; what somebody else has put into one stays, with all that is above it."""
+    (tmp_path / "mine").mkdir()
+    first, second = (Storage(tmp_path / "mine" / "a" / "b" / "c") for _ in range(2))
+    first.close()
+    assert (tmp_path / "mine" / "a" / "b" / "c").is_dir()  # the one that made it leaves first
+    second.close()
+    assert [*tmp_path.rglob("*")] == [tmp_path / "mine"]
+    third = Storage(tmp_path / "mine" / "a" / "b")
+    (tmp_path / "mine" / "a" / "notes").write_text("mine")
+    third.close()
+    assert (tmp_path / "mine" / "a" / "notes").read_text() == "mine"
+    assert not (tmp_path / "mine" / "a" / "b").exists()
+
+
+@pytest.mark.parametrize("memory", ["checkpoint", "budget"])
+def test_a_whole_run_leaves_no_directory_that_it_made(memory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    disk = Path("nowhere") / "x"
+    replayed(Checkpoint(1, disk) if memory == "checkpoint" else Budget("1GB", disk=disk))
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_what_a_killed_process_made_on_the_way_goes_with_the_next(tmp_path):
+    disk = tmp_path / "a" / "b"
+    assert os.waitpid(forked(lambda: (scratch_directory(disk), os.kill(os.getpid(), signal.SIGKILL))), 0)[1]
+    assert any(path.name.startswith(PREFIX) for path in disk.iterdir())
+    Storage(disk).close()
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_directory_that_cannot_be_made(tmp_path):
+    with pytest.raises(ArgumentError, match="a directory that can be written to"):
+        replayed(Checkpoint(1, tmp_path / "made" / ("x" * 300)))
+    assert [*tmp_path.iterdir()] == []
     (tmp_path / "file").write_text("")
     with pytest.raises(ArgumentError, match="a directory that can be written to"):
         replayed(Checkpoint(1, tmp_path / "file"))

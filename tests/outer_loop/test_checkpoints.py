@@ -17,6 +17,7 @@ import gimli_core.memory.directory as directory_module
 import gimli_core.memory.files as files_module
 from gimli_core.errors import ArgumentError, StorageError
 from gimli_core.outer_loop.checkpoints import Checkpoints
+from gimli_core.outer_loop.identity import apart
 from gimli_core.outer_loop.log import Log
 from gimli_core.outer_loop.run_files import RunFiles
 from tests.killing import killed_until_done
@@ -193,6 +194,19 @@ def test_a_checkpoint_of_another_estimator_is_refused(inner_optimizer, tmp_path)
     estimator = gimli.Unrolled(problem(rule), phi, learned_rate)
     with pytest.raises(ArgumentError, match="estimator is"):
         begun(tmp_path / "run", phi=phi, estimator=estimator).run()
+
+
+def test_of_long_texts_what_differs_is_told():
+    """Though they begin alike, and however long they are."""
+    layers = [f"({i}): Linear(in_features={i}, out_features=7)" for i in range(200)]
+    old, new = ("\n ".join([*layers, f"seed {seed}", *layers]) for seed in (3, 4))
+    assert apart(old, new) == ("'seed 3'", "'seed 4'")
+    old, new = apart(", ".join([*layers, "Adam(lr=0.1)", *layers]), ", ".join([*layers, "Adam(lr=0.2)", *layers]))
+    assert old.startswith("'… ")
+    assert len(old) < 250
+    assert old.replace("lr=0.1", "lr=0.2") == new != old
+    assert apart([1.0] * 1000, [1.0] * 999 + [2.0])[1].endswith(" 2.0]")
+    assert apart(None, {"kind": "StepLR"}) == ("None", "{'kind': 'StepLR'}")
 
 
 def flip(path, at):

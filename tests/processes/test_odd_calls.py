@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, distributed
 
 import gimli_core as gimli
@@ -83,3 +84,39 @@ def test_what_one_rank_gets_wrong_ends_all_in_time(tmp_path: Path) -> None:
         assert first[name] == "RuntimeError: the callback's own"
         assert "rank 0" in second[name]
         assert "RuntimeError: the callback's own" in second[name]
+
+
+def without_examples() -> dict[str, str]:
+    """Losses and batches with no dimension of examples, on all ranks alike."""
+    theta, lr = {"w": torch.ones(2)}, {"lr": torch.tensor(0.1)}
+
+    def whole(theta: Any, phi: Any, batch: Any) -> Tensor:
+        return ((theta["w"] - batch) ** 2).sum()
+
+    def ended(batch: Any, **more: Any) -> str:
+        problem = gimli.Problem(whole, whole, SGD())
+        return said(lambda: gimli.meta_gradient(problem, theta, [batch] * J, batch, phi_opt=lr, mesh="data", **more))
+
+    one = torch.tensor(3.0)
+    return {
+        "a number": ended(one),
+        "a number, unchecked": ended(one, check=False),
+        "a number with its weight": ended(gimli.Share(one, 1.0)),
+        "a vector as long as theta": ended(torch.ones(2)),
+        "the same, unchecked": ended(torch.ones(2), check=False),
+    }
+
+
+def test_what_has_no_dimension_of_examples_is_refused_on_every_rank(tmp_path: Path) -> None:
+    """In words of this package, with what to do; what is said to do does."""
+    first, second = results_on_ranks(2, without_examples, directory=tmp_path, timeout=8.0)
+    assert first == second
+    for name in ("a number", "a number, unchecked"):
+        assert "a rank's part of a batch: expected tensors with one number of examples" in first[name]
+        assert "got shapes [[]]" in first[name]
+        assert "gimli.Share(batch, weight)" in first[name]
+    told = first["a vector as long as theta"]
+    assert "train_loss on all the parts of ranks together: expected a loss of any number of examples" in told
+    assert "check=False goes on" in told
+    for name in ("a number with its weight", "the same, unchecked"):
+        assert first[name] == "nothing"

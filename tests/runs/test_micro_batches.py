@@ -251,6 +251,18 @@ def test_a_loss_that_does_not_decompose_is_refused_before_any_work():
         gimli.meta_gradient(**parted(whole(), [1, 5], [0.5, 0.5]))
 
 
+def test_a_loss_of_parts_alone_is_refused_in_words_of_this_package():
+    """One that takes a part of so many examples, and not two of them together."""
+
+    def of_three(theta: Any, phi: Any, batch: Any) -> Tensor:
+        return ((batch[0] @ theta["w"]).sum(1) * torch.ones(3)).sum() + phi["l2"] * theta["c"] ** 2
+
+    call = {**whole(), "problem": gimli.Problem(of_three, tanh_loss, Adam())}
+    with pytest.raises(ArgumentError, match=r"train_loss on all micro-batches together: .*got RuntimeError: The size"):
+        gimli.meta_gradient(**call, micro_batches=2)
+    gimli.meta_gradient(**call, micro_batches=2, check=False)
+
+
 def test_parts_that_hold_an_object_made_anew_are_tried_once():
     class Labels:
         """Without an equality or a printed form of its own."""

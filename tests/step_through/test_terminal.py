@@ -264,7 +264,7 @@ def test_bad_input_is_named(capsys: pytest.CaptureFixture[str], user: Path, monk
     page = str(user / "page.html")
     assert "Did you mean 'momentum'?" in complaint(capsys, "trace", "momentun", "--out", page)
     assert "MODULE:FUNCTION that can be imported" in complaint(capsys, "trace", "nowhere:f", "--out", page)
-    assert "got a int" in complaint(capsys, "trace", "mine:wrong", "--out", page)
+    assert "got an int" in complaint(capsys, "trace", "mine:wrong", "--out", page)
     assert "no directory" in complaint(capsys, "trace", "adam", "--out", str(user / "no" / "page.html"))
     assert "got a directory" in complaint(capsys, "trace", "adam", "--out", str(user))
     assert "Count from 0" in complaint(capsys, "trace", "adam", "--out", page, "--follow", "w[9]")

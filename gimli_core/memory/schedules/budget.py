@@ -21,7 +21,7 @@ from gimli_core.memory.schedules.checkpoint import Checkpoint
 from gimli_core.memory.schedules.costs import ASSEMBLY, Costs
 from gimli_core.memory.schedules.sizes import parse_size, show_size
 
-__all__ = ["AHEAD", "Budget", "choose", "estimate", "least"]
+__all__ = ["AHEAD", "Budget", "choose", "enough", "estimate", "least"]
 
 
 @dataclass(frozen=True)
@@ -174,16 +174,22 @@ def too_small(budget: Budget, steps: int, costs: Costs) -> str:
         ("all graphs", Checkpoint(1, graphs=steps)),
     ):
         peak, seconds = estimate(schedule, steps, costs)
-        lines.append(f"{show_size(peak)} ({name}) takes about {seconds:.3g} s")
-    need = show_size(least(steps, costs) * 1.01)
+        lines.append(f"{enough(max(peak, costs.ahead))} ({name}) takes about {seconds:.3g} s")
     if costs.ahead > budget.bytes:
         what = "by the losses that are tried on copies, by what is compiled or run ahead"
-        lines.append(f"{show_size(costs.ahead)} are taken before the run, {what}: {AHEAD}")
+        lines.append(f"{enough(costs.ahead)} are taken before the run, {what}: {AHEAD}")
     if costs.once:
         lines.append(f"{show_size(costs.once)} of each are libraries that this call was the first to load")
     return explain(
         f"Budget({budget.size!r})",
-        f"at least {need} for {steps} steps",
+        f"at least {enough(least(steps, costs))} for {steps} steps",
         show_size(budget.bytes),
         "; ".join(lines) + ".",
     )
+
+
+def enough(size: float) -> str:
+    """A size to pass as a budget where so much is needed: 1 % more, since digits are left out, and another process
+    takes a little more or less.
+    """
+    return show_size(size * 1.01)

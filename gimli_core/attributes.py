@@ -6,7 +6,6 @@ only tried, before a run, must not move them.
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
 import random
@@ -20,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ROOM", "attributes_of", "filled"]
+from gimli_core.globals_named import globals_named
+
+__all__ = ["ROOM", "attributes_of", "filled", "functions_of"]
 
 # Of torch's own: parameters, buffers, submodules and hooks. Whether a module trains is a plain attribute.
 _TORCHS = frozenset(vars(nn.Module())) - {"training"}
@@ -52,13 +53,22 @@ def attributes_of(modules: Iterable[nn.Module], functions: Iterable[Any] = (), r
     return kept.put_back
 
 
+def functions_of(things: Iterable[Any]) -> list[types.FunctionType]:
+    """A user's own functions among these things and all that they call or hold."""
+    kept = _Kept(0)
+    for thing in things:
+        kept.visit(thing, 0)
+    met = filter(inspect.isfunction, kept.seen.values())
+    return [function for function in met if not _is_of(function.__module__, {*_LIBRARIES, "gimli_core"})]
+
+
 class _Kept:
     """What was met on the way from modules and functions, and how each is put back."""
 
     def __init__(self, room: int) -> None:
         self._room = room
         self._restorers: list[Callable[[], None]] = []
-        self._seen: dict[int, Any] = {}  # holds what was seen, so that no id is used twice
+        self.seen: dict[int, Any] = {}  # holds what was seen, so that no id is used twice
 
     def put_back(self) -> None:
         for restore in self._restorers:
@@ -68,13 +78,13 @@ class _Kept:
         if type(value) in _LEAVES:
             return
         # Parameters are moved by optimizers alone, and a copy of a model's would be large.
-        if id(value) in self._seen or depth > _DEPTH or isinstance(value, (nn.Parameter, type, types.ModuleType)):
+        if id(value) in self.seen or depth > _DEPTH or isinstance(value, (nn.Parameter, type, types.ModuleType)):
             return
-        self._seen[id(value)] = value
+        self.seen[id(value)] = value
         if isinstance(value, nn.Module):
             for owner in value.modules():
-                if owner is value or id(owner) not in self._seen:
-                    self._seen[id(owner)] = owner
+                if owner is value or id(owner) not in self.seen:
+                    self.seen[id(owner)] = owner
                     self._attributes(owner, _TORCHS, depth)
         elif inspect.isfunction(value):
             self._function(value, depth)
@@ -110,7 +120,7 @@ class _Kept:
         for cell in function.__closure__ or ():
             if filled(cell):
                 self._restorers.append(functools.partial(_fill, cell, cell.cell_contents))
-        read, written = _globals_named(function.__code__)
+        read, written = globals_named(function.__code__)
         names = function.__globals__
         if written and not ours:
             before = {k: names[k] for k in written if k in names}
@@ -154,21 +164,6 @@ def _slots(kind: type) -> tuple[str, ...]:
     each = [vars(base).get("__slots__", ()) for base in kind.__mro__]
     names = [k for slots in each for k in ((slots,) if isinstance(slots, str) else slots)]
     return tuple(k for k in names if k not in ("__dict__", "__weakref__"))
-
-
-@functools.lru_cache(maxsize=1024)
-def _globals_named(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The globals that a function and those within it read, and those that they set."""
-    read, written, codes = set[str](), set[str](), [code]
-    while codes:
-        code = codes.pop()
-        for operation in dis.get_instructions(code):
-            if operation.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                read.add(operation.argval)
-            elif operation.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-                written.add(operation.argval)
-        codes.extend(inner for inner in code.co_consts if isinstance(inner, types.CodeType))
-    return tuple(sorted(read)), tuple(sorted(written))
 
 
 def filled(cell: types.CellType) -> bool:

@@ -18,8 +18,8 @@ import gimli_core
 
 # Each line may import from the lines above it; rooms of one line do not import each other. Rooms to come are named.
 LAYERS = """
-errors notation trees attributes
-layout processes outlines
+errors notation trees globals_named
+attributes layout processes outlines
 environment results derivatives optimizers
 record problem meta_parameters inner_loop learned
 transforms watchers

@@ -15,6 +15,7 @@ from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.outer_losses import outer_losses
 from gimli_core.arguments.trial import trial
 from gimli_core.compiled.compiler.cut import Uncut
+from gimli_core.compiled.compiler.other_globals import not_watched
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.operations import is_small
 from gimli_core.compiled.rank_kernels import RankKernels, of_rank
@@ -26,6 +27,7 @@ from gimli_core.derivatives.evaluate import evaluate
 from gimli_core.derivatives.first_order import gradient
 from gimli_core.errors import listing, notice, unexpected
 from gimli_core.optimizers.interface import with_path
+from gimli_core.optimizers.wrappers.interface import rules_within
 from gimli_core.problem import Memo
 from gimli_core.processes.agreement import agreed_all, together
 from gimli_core.transforms.one_vector import LeftAlone
@@ -188,6 +190,11 @@ def _compile(kind: Kind, inputs: Inputs) -> Any:
 
 def unfit(inputs: Inputs) -> Uncompiled | None:
     """Why a problem cannot be compiled, or some run of it: found out in eager mode, before anything is compiled."""
+    problem = inputs.form.problem
+    modules = [type(m).forward for module in inputs.environment.modules for m in module.modules()]
+    rules = [method for rule in rules_within(problem.optimizer) for method in (type(rule).step, type(rule).pullback)]
+    if reason := not_watched([problem.train_loss, problem.val_loss, *modules, *rules]):
+        return Uncompiled(reason)
     with trial(inputs) as tried:
         why = _with_aux(tried)
     with trial(inputs) as tried:

@@ -1,6 +1,7 @@
 """What processes send each other, how the peak of each falls with their number, and how much time two save.
 
-    python -m tests.benchmarks.processes [--steps 20] [--repeats 5] [--ranks 1 2 4] [--modes tasks data] [--data PATH]
+    python -m tests.benchmarks.processes [--steps 20] [--repeats 5] [--ranks 1 2 4] [--modes tasks data]
+                                         [--compile] [--data PATH]
 
 MLP 784-512-512-10, batch 128, Adam, per-tensor learning rates and L2, in float32: the MLP of the speed table. Ranks are
 gloo processes of this machine with one thread each.
@@ -83,8 +84,7 @@ def meta_gradient(mode: str | None, steps: int, data: Path, **more: Any) -> Call
             phi_opt={"lr": work.lr},
             phi_loss=work.log_l2,
             mesh=mode,
-            compile=False,
-            **more,
+            **{"compile": False, **more},
         )
 
     return run
@@ -109,10 +109,10 @@ def counted(mode: str, steps: int, data: str) -> Counted:
     return Counted(found, peak, whole if mode == "tasks" else whole // distributed.get_world_size())
 
 
-def paired(mode: str, steps: int, data: str, repeats: int) -> list[tuple[float, float, float, float]]:
+def paired(mode: str, steps: int, data: str, repeats: int, compile: bool) -> list[tuple[float, float, float, float]]:
     """Of each pair the seconds of rank 0 alone and of both, and this rank's processor seconds of the two."""
-    alone = meta_gradient(None, steps, Path(data), **of_tasks(mode))
-    shared = meta_gradient(mode, steps, Path(data), **of_tasks(mode))
+    alone = meta_gradient(None, steps, Path(data), compile=compile, **of_tasks(mode))
+    shared = meta_gradient(mode, steps, Path(data), compile=compile, **of_tasks(mode))
     pairs = []
     for i in range(repeats + 1):
         distributed.barrier()
@@ -145,12 +145,14 @@ def table_of_messages(run: Run, modes: list[str], ranks: list[int], steps: int, 
                 run.note(f"{mode}/W = {W}/{what}", nbytes / steps, "bytes")
 
 
-def table_of_times(run: Run, modes: list[str], steps: int, repeats: int, data: Path, directory: Path) -> None:
+def table_of_times(
+    run: Run, modes: list[str], steps: int, repeats: int, compile: bool, data: Path, directory: Path
+) -> None:
     print(f"\nTwo processes of one thread against one of one thread, medians of {repeats} pairs")
     print(f"{'mode':10}{'alone s':>9}{'two s':>9}{'of the time':>13}{'of the work':>13}")
     for mode in modes:
         first, second = results_on_ranks(
-            2, paired, mode, steps, str(data), repeats, directory=directory / f"{mode} timed", timeout=300
+            2, paired, mode, steps, str(data), repeats, compile, directory=directory / f"{mode} timed", timeout=300
         )
         times = [a / (2 * b) for a, b, _, _ in first]
         works = [a / (b + c) for (_, _, a, b), (_, _, _, c) in zip(first, second, strict=True)]
@@ -167,12 +169,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--compile", action="store_true", help="time compiled steps, of one process and of two")
     parser.add_argument("--data", type=Path, default=DATA)
     add_history(parser)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, noted("processes", given) as run:
         table_of_messages(run, given.modes, given.ranks, given.steps, given.data, Path(directory))
-        table_of_times(run, given.modes, given.steps, given.repeats, given.data, Path(directory))
+        table_of_times(run, given.modes, given.steps, given.repeats, given.compile, given.data, Path(directory))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Exact meta-gradients by Algorithm 1 of GIMLI: an explicit unroll, then a hand-written second-order backward sweep."""
 
-import sys as _sys
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
@@ -20,7 +19,7 @@ from gimli_core.record import Event
 from gimli_core.requirements.examine import Requirements, check_requirements
 from gimli_core.results import MetaGradient, Trajectory
 from gimli_core.runs.plan import Plan, plan
-from gimli_core.step_through import lessons, step_through, trace
+from gimli_core.step_through import step_through
 from gimli_core.transforms.proximal import proximal
 from gimli_core.transforms.shares import Share
 from gimli_core.transforms.tasks import Tasks
@@ -42,6 +41,8 @@ if _TYPE_CHECKING:
     from gimli_core.outer_loop.estimators.windows import Windows
     from gimli_core.outer_loop.outer_loop import OuterLoop
     from gimli_core.outer_loop.task_sampler import TaskSampler
+    from gimli_core.step_through import lessons
+    from gimli_core.step_through.page.trace import trace
     from gimli_core.verification import verify
     from gimli_core.verification.comparison import Comparison, compare
 
@@ -110,6 +111,7 @@ _LATE = {
     "attribution": "attribution",
     "implicit": "implicit",
     "learned": "learned",
+    "lessons": "lessons",
     "verification": "verification",
     "metasmoothness": "attribution.metasmoothness",
     "implicit_gradient": "implicit.implicit_gradient",
@@ -123,6 +125,7 @@ _LATE = {
     "Windows": "outer_loop.estimators.windows",
     "OuterLoop": "outer_loop.outer_loop",
     "TaskSampler": "outer_loop.task_sampler",
+    "trace": "step_through.page.trace",
     "verify": "verification",
     "Comparison": "verification.comparison",
     "compare": "verification.comparison",
@@ -140,6 +143,3 @@ def __getattr__(name: str) -> _Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-_sys.modules[f"{__name__}.lessons"] = lessons  # so that `import gimli_core.lessons` finds what `gimli_core.lessons` is

@@ -29,7 +29,7 @@ forward_unroll backward_sweep requirements memory compiled
 runs
 meta_gradient unroll evaluation implicit
 verification step_through demo outer_loop attribution
-few_shot
+few_shot lessons
 commands __init__
 """
 LINE = {room: n for n, line in enumerate(LAYERS.split("\n")) for room in line.split()}
@@ -259,6 +259,7 @@ def test_importing_the_package_brings_little_besides_torch() -> None:
     late = {"verification", "outer_loop", "attribution", "implicit", "learned", "few_shot", "commands", "demo"}
     assert rooms & late == set()
     assert {"runs", "optimizers", "memory"} <= rooms
+    assert {f"gimli_core.step_through.{part}" for part in ("lessons", "page.trace", "terminal")} & new == set()
 
 
 def test_what_comes_late_is_what_it_says() -> None:

@@ -20,6 +20,10 @@ SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for pat
 # Functions that name themselves, and what they go through, which is no tree of tensors. trees.py has the one that is.
 NO_TREE = {
     "attributes.py": {"visit": "objects, by their attributes"},
+    "compiled/compiler/copies.py": dict.fromkeys(
+        ("read", "refilled"), "what the compiler reads, an instruction at a time"
+    ),
+    "compiled/compiler/trees_in_source.py": {"written": "what pytree says of a tree's structure"},
     "derivatives/evaluate.py": {"evaluate": "the parts of one batch"},
     "environment.py": {"visit": "functions and objects, to the modules that they hold"},
     "inner_loop/structure.py": {"_exchanged": "objects, by what they hold", "uncompiled": "a module within a module"},

@@ -6,6 +6,7 @@ Worth it where a step is so small that calling it costs more than computing it. 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.outer_losses import outer_losses
 from gimli_core.compiled.compiler.compiled_function import Kernel
+from gimli_core.compiled.compiler.copies import Part, Uncopied, every_time, once
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.pure_steps import (
     Along,
@@ -77,9 +79,16 @@ class CompiledWhole:
     def __init__(self, inputs: Inputs) -> None:
         if outer_losses(inputs) is not None:
             raise Uncompiled("val_loss returns a vector, of which each number has a sweep of its own")
-        tensors, environment = tensors_of_run(inputs), inputs.environment
-        function = bound(run_at_once, fixed_of(inputs), course_of(inputs))
-        self._kernel = Kernel("the whole run", function, environment, (tensors,), tensors[-2:], **options_of(inputs))
+        tensors, environment, options = tensors_of_run(inputs), inputs.environment, options_of(inputs)
+
+        def kernel(part: Callable[[str, Part], Part]) -> Kernel:
+            function = bound(run_at_once, fixed_of(inputs), course_of(inputs), part)
+            return Kernel("the whole run", function, environment, (tensors,), tensors[-2:], **options)
+
+        try:
+            self._kernel = kernel(once)
+        except Uncopied:
+            self._kernel = kernel(every_time)
         self.seconds = self._kernel.seconds
         snapshot = environment.capture()
         self._kernel(tensors[-2:], tensors)
@@ -132,7 +141,9 @@ def tensors_of_run(inputs: Inputs) -> RunTensors:
     )
 
 
-def run_at_once(fixed: Fixed, course: Course, tensors: RunTensors) -> tuple[WholeOutcome, Tensor]:
+def run_at_once(
+    fixed: Fixed, course: Course, part: Callable[[str, Part], Part], tensors: RunTensors
+) -> tuple[WholeOutcome, Tensor]:
     """(lines 4-14, 1 if what came, the losses, theta_J and B_0 are finite and else 0).
 
     The transforms are made in here, and taken back. `weights` [J + 1] are w_0 … w_J, used where `weighted`.
@@ -145,25 +156,33 @@ def run_at_once(fixed: Fixed, course: Course, tensors: RunTensors) -> tuple[Whol
     s = state_0 or optimizer.initial_state(theta, hypers[0])
     kept, train_losses = [], []
     validated: dict[int, Validated] = {}
-    for j, batch in enumerate(batches):
-        if course.weighted[j]:
-            validated[j] = validate(fixed, theta, phi_loss, frozen, val_batches[len(validated)])
-        hyper = hypers[j if len(hypers) > 1 else 0]
+
+    def forwards(theta: Tensors, s: State, batch: Any, hyper: Hyper = hypers[0]) -> tuple[Any, Any]:
+        """Lines 5 and 6, and what lines 11-14 are then, a function of B and S."""
         G, pull, loss = linearised(fixed, theta, phi_loss, frozen, batch)
         hyper = seeing(optimizer, hyper, loss)
-        kept.append((theta, s, hyper, G, loss, pull))
-        train_losses.append(loss)
-        theta, s = optimizer.step(theta, s, G, hyper)
+
+        def backwards(along: Along) -> Any:
+            return lines_11_to_14(fixed, theta, s, hyper, G, loss, pull, along)
+
+        return (*optimizer.step(theta, s, G, hyper), loss), backwards
+
+    step = part("step", forwards)
+    value = part("value", lambda theta, batch: (validate(fixed, theta, phi_loss, frozen, batch), None))
+    for j in range(J + 1):
+        if course.weighted[j]:
+            validated[j], _ = value(theta, val_batches[len(validated)])
+        if j < J:
+            (theta, s, loss), backwards = step(theta, s, batches[j], *hypers[j : j + 1] * (len(hypers) > 1))
+            kept.append(backwards)
+            train_losses.append(loss)
     theta_J, s_J = theta, s
-    if course.weighted[J]:
-        validated[J] = validate(fixed, theta, phi_loss, frozen, val_batches[-1])
     B = {k: torch.zeros_like(v) for k, v in theta.items()}
     A_loss = {k: torch.zeros_like(v, dtype=torch.promote_types(v.dtype, torch.float32)) for k, v in phi_loss.items()}
     S, A_opt = optimizer.zero_adjoint(s), []
     for j in range(J, -1, -1):
         if j < J:
-            theta, s, hyper, G, loss, pull = kept[j]
-            B, S, A_j, mixed = lines_11_to_14(fixed, theta, s, hyper, G, loss, pull, Along(B, S))
+            B, S, A_j, mixed = kept[j](Along(B, S))
             A_opt.append(A_j)
             A_loss = {k: v + mixed[k] for k, v in A_loss.items()}
         if course.weighted[j]:

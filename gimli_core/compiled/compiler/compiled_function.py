@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from gimli_core.compiled.compiler.copies import tell_compiler, with_copies
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, of_compiler, tell_traced
 from gimli_core.environment import Environment
@@ -95,6 +96,7 @@ class Kernel:
         self._called: tuple[Any, Any, Any] | None = None  # by the last guarded call: the graph, what it took and gave
         self._direct: Direct | None = None
         self._take = taker(arguments)
+        tell_compiler()
         self._compiled, eager, self.seconds = beside_eager(
             function, environment, arguments, self._backend, lambda compiled, flat, _: self._guarded(flat, compiled)
         )
@@ -183,16 +185,19 @@ class Kernel:
         from gimli_core.compiled.compiler.graph_passes import traced_once
 
         refuse_another_graph()
+        read = len(module.graph.nodes)
+        with_copies(module)
         traced_once(module)
-        tell_traced(self.name, len(module.graph.nodes), time.perf_counter() - self._begun)
+        count = len(module.graph.nodes)
+        tell_traced(self.name, count, (time.perf_counter() - self._begun) * count / read)
         graph: Any = compile_fx(module, inputs, config_patches=self._options)  # may have it traced once more
         self.graphs += 1
 
-        count = len(module.graph.output_node().args[0])
+        outputs_count = len(module.graph.output_node().args[0])
 
         def noted(*inputs: Any) -> Any:
             if self._looking:
-                return [torch.empty(0) for _ in range(count)]
+                return [torch.empty(0) for _ in range(outputs_count)]
             outputs = graph(*inputs)
             self._called = (graph, inputs, outputs)
             return outputs

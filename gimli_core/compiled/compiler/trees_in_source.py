@@ -6,12 +6,11 @@ expression, as `collections.namedtuple` does for its fields.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.utils import _pytree as pytree
-
-from gimli_core.trees import KeyPath, folded
 
 __all__ = ["builder", "taker"]
 
@@ -51,23 +50,33 @@ def key_in_source(key: Any, keys: dict[str, Any]) -> str:
 
 
 def builder(tree: Any) -> Callable[[Sequence[Any]], Any]:
-    """A function that puts leaves, in order, into a tree like this one.
+    """A function that puts leaves, in pytree's order, into a tree like this one.
 
     >>> builder({"a": 1, "b": (2, [3])})(["x", "y", "z"])
     {'a': 'x', 'b': ('y', ['z'])}
     """
-    kinds: dict[str, Any] = {}
+    names: dict[str, Any] = {}
     count = iter(range(10**9))
 
-    def written(path: KeyPath, part: Any, results: dict[Any, str]) -> str:
-        if isinstance(part, dict):
-            return "{" + "".join(f"{key_in_source(key, kinds)}: {text}, " for key, text in results.items()) + "}"
-        inner = "".join(f"{text}, " for text in results.values())
-        if hasattr(part, "_fields"):
-            kinds[name := f"kind{len(kinds)}"] = type(part)
-            return f"{name}({inner})"
-        return f"({inner})" if isinstance(part, tuple) else f"[{inner}]"
+    def named(value: Any) -> str:
+        names[name := f"name{len(names)}"] = value
+        return name
 
-    source = folded(tree, lambda path, leaf: f"leaves[{next(count)}]", written)
-    function: Callable[[Sequence[Any]], Any] = eval(f"lambda leaves: {source}", kinds)
+    def written(spec: pytree.TreeSpec) -> str:
+        if spec.is_leaf():
+            return f"leaves[{next(count)}]"
+        inner = [written(child) for child in spec.children()]
+        if spec.type is dict:
+            keys = [key_in_source(key, names) for key in spec.context]
+            return "{" + "".join(f"{key}: {x}, " for key, x in zip(keys, inner, strict=True)) + "}"
+        listed = "".join(f"{x}, " for x in inner)
+        if spec.type is tuple or spec.type is list:
+            return f"({listed})" if spec.type is tuple else f"[{listed}]"
+        if spec.type is namedtuple:
+            return f"{named(spec.context)}({listed})"
+        of_kind = pytree.SUPPORTED_NODES[spec.type].unflatten_fn
+        return f"{named(of_kind)}([{listed}], {named(spec.context)})"
+
+    source = written(pytree.tree_structure(tree))
+    function: Callable[[Sequence[Any]], Any] = eval(f"lambda leaves: {source}", names)
     return function

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.environment import Environment
 from gimli_core.errors import first_line, notice
 
@@ -53,10 +54,11 @@ def beside_eager(
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, about its parts
             eager = function(*arguments)
-            flat, structure = pytree.tree_flatten(arguments)
+            flat, structure = pytree.tree_leaves(arguments), builder(arguments)
+            results_of = taker(eager)
 
             def of_flat(*flat: Any) -> list[Any]:
-                return pytree.tree_leaves(function(*pytree.tree_unflatten(flat, structure)))
+                return results_of(function(*structure(flat)))
 
             # torch.compile keeps what it compiled on the code object: other kernels must not share it.
             copied = types.FunctionType(of_flat.__code__.replace(), globals(), "kernel", None, of_flat.__closure__)

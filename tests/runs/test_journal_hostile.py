@@ -13,8 +13,9 @@ import pytest
 import gimli_core.memory.directory as directory_module
 import gimli_core.runs.journal as journal_module
 from gimli_core.errors import ArgumentError, StorageError
-from gimli_core.memory import Checkpoint, RetainGraphs, StoreStates
+from gimli_core.memory import Checkpoint, RetainGraphs, StoreStates, scratch
 from gimli_core.memory.files import read_file, write_file
+from gimli_core.memory.way import make_way
 from gimli_core.runs.journal import Journal
 from tests.compare import assert_identical
 from tests.killing import Killed, forked, killed_after, stopping, until_through
@@ -175,13 +176,15 @@ def test_progress_without_some_tensors_is_refused(name, stopped):
         replayed(Checkpoint(2), resume=directory)
 
 
-def test_a_file_does_not_say_where_to_write(stopped, tmp_path):
+def test_a_file_does_not_say_where_to_write(stopped, tmp_path, monkeypatch):
     directory = stopped(6, Checkpoint(1, tmp_path / "disk"))
+    made = []
+    monkeypatch.setattr(scratch, "make_way", lambda place: (made.append(place), make_way(place)))
     with pytest.raises(ArgumentError, match="disk=PATH"):
         replayed(Checkpoint(1), resume=directory)
     found = replayed(Checkpoint(1, tmp_path / "other"), resume=directory)
     assert_identical(found, replayed(RetainGraphs()))
-    assert (tmp_path / "other").exists()
+    assert made == [tmp_path / "other"]
 
 
 def test_a_second_process_is_told(tmp_path, stopped):

@@ -21,6 +21,7 @@ from gimli_core.compiled.compiler.split_function import Halves, Joined
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.pure_steps import Along, Fixed, rows
 from gimli_core.compiled.retained_run import refuse_changed, versions
+from gimli_core.compiled.shared_sweep import in_rows
 from gimli_core.compiled.steps import bound, fixed_of, options_of
 from gimli_core.compiled.validation import CompiledValidation
 from gimli_core.derivatives.first_order import Gradient
@@ -52,10 +53,10 @@ class LossOfRank:
         self._batch, self._take_batch = outline(batch), taker(batch)
         theta = rows(values.theta_0)
         early, V = (theta, values.phi_at(0), values.frozen, batch), theta
-        g = (inputs.form.zero_loss(theta),) if "loss" in fixed.optimizer.seen() else ()
+        g = self._like_g(inputs)
         self._early, self._late = taker(early[:-1]), taker((V, g))
         function = bound(pure_steps.gradient_and_products, fixed)
-        trial = builder((*early, V, g))([*self._early(early), *self._rows_of(batch), *self._late((V, g))])
+        trial = builder((*early, V, g))([*self._early(early), *in_rows(self._take_batch(batch)), *self._late((V, g))])
         self._halves = Halves(function, inputs.environment, trial, len(self._late((V, g))), **options)
         self.seconds = self._halves.seconds
         self._of_first, self._of_second = map(builder, self._halves.results)
@@ -63,9 +64,9 @@ class LossOfRank:
     def look(self, inputs: Inputs) -> Joined:
         """Does what was compiled still fit? If not, compile again. Raises Uncompiled."""
         values, theta = inputs.values, rows(inputs.values.theta_0)
-        g = (inputs.form.zero_loss(theta),) if "loss" in self._fixed.optimizer.seen() else ()
+        g = self._like_g(inputs)
         early = self._early((theta, values.phi_at(0), values.frozen))
-        return self._halves.look([*early, *self._rows_of(values.batch(0)), *self._late((theta, g))])
+        return self._halves.look([*early, *in_rows(self._take_batch(values.batch(0))), *self._late((theta, g))])
 
     def gradient(self, joined: Joined, inputs: Inputs, j: int, theta: Tensors) -> tuple[Gradient, Tensor]:
         """(G_j and ell_j, what takes V_j and g_j to the products; a number that is finite if they are)."""
@@ -77,7 +78,7 @@ class LossOfRank:
             with torch.no_grad():
                 G, of_V, loss = pure_steps.linearised(self._fixed, theta, phi_loss, frozen, batch)
             return Gradient(loss, G, {}, None, pull=of_V), pure_steps.soundness((loss, G))
-        leaves, kept = joined.first([*self._early((theta, phi_loss, frozen)), *self._rows_of(batch)])
+        leaves, kept = joined.first([*self._early((theta, phi_loss, frozen)), *in_rows(self._take_batch(batch))])
         loss, G, sound = self._of_first(leaves)
         read = versions(self._take_batch(batch))
 
@@ -89,8 +90,9 @@ class LossOfRank:
 
         return Gradient(loss, G, {}, None, pull=pull), sound
 
-    def _rows_of(self, batch: Any) -> list[Any]:
-        return [x.contiguous() if isinstance(x, Tensor) else x for x in self._take_batch(batch)]
+    def _like_g(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """What comes late beside V_j: g_j, of a rule that sees the loss."""
+        return (inputs.form.zero_loss(inputs.values.theta_0),) if "loss" in self._fixed.optimizer.seen() else ()
 
 
 class RuleOfRank:

@@ -21,6 +21,7 @@ from gimli_core.compiled.compiler.split_function import Halves, Joined
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.pure_steps import Advanced, Swept, rows, soundness
+from gimli_core.compiled.shared_sweep import in_rows
 from gimli_core.compiled.steps import bound, fixed_of, options_of
 from gimli_core.compiled.validation import CompiledValidation
 from gimli_core.derivatives.first_order import Gradient
@@ -66,7 +67,7 @@ class CompiledRetained:
         values, options, batch = inputs.values, options_of(inputs), inputs.values.batch(0)
         self._batch, self._take_batch, self._told = outline(batch), taker(batch), False
         batch = builder(batch)(self._rows_of(batch))
-        theta, s = in_rows(inputs)
+        theta, s = start_in_rows(inputs)
         rest, hyper = (values.phi_loss, values.frozen), values.hyper.at(0)
         self._validate = CompiledValidation(fixed, inputs, theta, **options)
         snapshot = inputs.environment.capture()
@@ -84,7 +85,7 @@ class CompiledRetained:
 
     def look(self, inputs: Inputs) -> None:
         """Can a run be done with what was compiled, or compiled again? Raises Uncompiled."""
-        theta, s = in_rows(inputs)
+        theta, s = start_in_rows(inputs)
         self._validate.look(inputs, theta)
         self._begin(inputs, theta, s)
 
@@ -99,7 +100,7 @@ class CompiledRetained:
         steps, train_losses, sounds = [], [], []
         val_losses: dict[int, Tensor] = {}
         validated: dict[int, list[Gradient]] = {}
-        theta, s = in_rows(inputs)
+        theta, s = start_in_rows(inputs)
         try:
             joined = self._begin(inputs, theta, s)
         except Uncompiled as reason:
@@ -161,7 +162,7 @@ class CompiledRetained:
         return self._advanced(leaves), Step(kept, None, versions(self._take_batch(batch)))
 
     def _rows_of(self, batch: Any) -> list[Any]:
-        return [x.contiguous() if isinstance(x, Tensor) else x for x in self._take_batch(batch)]
+        return in_rows(self._take_batch(batch))
 
     def _backwards(self, joined: Joined, inputs: Inputs, j: int, step: Step, B: Tensors, S: State) -> Swept:
         """Lines 11-14."""
@@ -206,7 +207,7 @@ def _arguments(inputs: Inputs, j: int, theta: Tensors, s: State) -> tuple[Tensor
     return theta, s, values.phi_loss, values.frozen, values.hyper.at(j), values.batch(j)
 
 
-def in_rows(inputs: Inputs) -> tuple[Tensors, State]:
+def start_in_rows(inputs: Inputs) -> tuple[Tensors, State]:
     """(theta_0, s_0) as every later step returns them: contiguous."""
     return rows(inputs.values.theta_0), rows(inputs.values.state_0)
 

@@ -22,7 +22,7 @@ from gimli_core.optimizers.seen import seeing
 from gimli_core.outlines import fits, outline
 from gimli_core.record import Adjoint
 
-__all__ = ["SharedSweep"]
+__all__ = ["SharedSweep", "in_rows"]
 
 
 class SharedSweep:
@@ -79,5 +79,5 @@ class SharedSweep:
 
 
 def in_rows(leaves: Sequence[Any]) -> list[Any]:
-    """The leaves, every tensor in rows without gaps."""
+    """The leaves, every tensor, of any shape, in rows without gaps."""
     return [x.contiguous() if isinstance(x, Tensor) else x for x in leaves]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import distributed
 
 import gimli_core as gimli
 from gimli_core.memory import Checkpoint, RetainGraphs, StoreStates
-from gimli_core.optimizers import SGD, Adagrad, Adam, ClipNorm
+from gimli_core.optimizers import SGD, Adagrad, Adam, ClipNorm, DerivedOptimizer, hyperparameter
 from gimli_core.processes.collectives import counting
 from tests.processes.cases import Inner, call, inner, mean_square, part_of, same_bits, to_rounding, val_loss
 from tests.processes.launching import results_on_ranks
@@ -22,6 +23,18 @@ SCHEDULES = (None, RetainGraphs(), StoreStates(), Checkpoint(1, gradients=True))
 
 def two_losses(theta: Any, phi: Any, batch: Any) -> torch.Tensor:
     return torch.stack([val_loss(theta, phi, batch), 2 * mean_square(theta, phi, batch)])
+
+
+@dataclass(frozen=True, eq=False)
+class ByLoss(DerivedOptimizer):
+    """theta' = theta - lr tanh(ell) G: g_j comes late, beside V_j."""
+
+    sees = ("loss",)
+    lr: Any = hyperparameter(0.1)
+
+    def step(self, theta: Any, state: Any, G: Any, hyper: Any) -> Any:
+        moved = {k: theta[k] - hyper[k]["lr"] * torch.tanh(hyper[k]["loss"]) * G[k] for k in theta}
+        return moved, {"step": state["step"] + 1}
 
 
 class Case:
@@ -61,6 +74,7 @@ def cases() -> dict[str, Case]:
         "data": Case("data", Adam(), {"lr": 0.05}),
         "tasks, losses": Case("data", SGD(), {"lr": 0.1}, two_losses, tasks=2, val_weights=torch.ones(J)),
         "shard, gathers": Case("shard", ClipNorm(SGD(momentum=0.5), 0.3), {"lr": 0.1, "momentum": 0.5}),
+        "a rule that sees the loss": Case("data", ByLoss(), {"lr": 0.1}),
         "data+shard": Case("data+shard", Adagrad(), {"lr": 0.2}),
     }
 

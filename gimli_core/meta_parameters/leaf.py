@@ -32,7 +32,9 @@ class Leaf(NamedTuple):
         """The leaf with another value of the same shape, checked."""
         value = as_tensor(value, self.label)
         check_values(rule, self.hyperparameter, value, self.label, next(iter(theta.values())), self.by_element)
-        return self._replace(value=value)
+        leaf = self._replace(value=value)
+        tell_of_numbers_outside(rule, leaf)
+        return leaf
 
     @property
     def by_element(self) -> bool:

@@ -227,6 +227,17 @@ def test_a_number_that_the_constructor_would_refuse_is_told_of_once(
     assert "SGD would refuse it" in told
 
 
+def test_it_is_told_of_in_a_later_call_of_the_same_problem_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leaf_module, "_TOLD", set())
+    made = arguments()
+    for lr in (0.1, 0.2, -1.0, -2.0):
+        gimli.meta_gradient(**{**made, "phi_opt": {"lr": lr}})
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert "phi_opt['lr']: expected a number in [0, inf); got -1.0." in told
+
+
 def test_a_refused_iterator_is_not_read() -> None:
     iterator = iter([1.0, 2.0])
     with pytest.raises(ArgumentError):

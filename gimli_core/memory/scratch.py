@@ -18,7 +18,7 @@ from pathlib import Path
 from gimli_core.errors import unexpected
 from gimli_core.memory.files import FLAGS, create, names_of_ours
 from gimli_core.memory.locks import lock, release
-from gimli_core.memory.way import TRIES, make_way, remove_way
+from gimli_core.memory.way import make_way, remove_way, tries
 
 __all__ = ["remove_scratch", "scratch_directory"]
 
@@ -32,10 +32,9 @@ _locks: dict[Path, int] = {}  # the open lock of each scratch directory of this 
 
 def scratch_directory(parent: Path) -> Path:
     """A new directory in `parent` that only this user can enter. Raises ArgumentError."""
-    tries = TRIES
+    again = tries()
     try:
         while True:
-            tries -= 1
             try:
                 make_way(parent)
                 for old in parent.iterdir():
@@ -43,7 +42,7 @@ def scratch_directory(parent: Path) -> Path:
                         _clear(old)
                 return _made(parent)
             except FileNotFoundError:  # another run has just left, and removed what it had made
-                if not tries:
+                if not next(again, False):
                     raise
     except OSError as error:
         remove_way(parent)

@@ -7,23 +7,39 @@ says itself that it was made, by a file in it: whoever finds that file alone whe
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from gimli_core.memory.files import create
 
-__all__ = ["TRIES", "make_way", "remove_way"]
+__all__ = ["make_way", "remove_way", "tries"]
 
 MADE = ".gimli-made"
-TRIES = 10  # where others come and go meanwhile
+PATIENCE = 3.0  # seconds for which one tries again where others come and go meanwhile
+PAUSE, LONGEST_PAUSE = 0.0005, 0.05  # seconds between two tries, at most: the first time, and in the end
+
+
+def tries() -> Iterator[bool]:
+    """True, as long as to try again makes sense, with a pause after each: by chance, so that nobody always loses."""
+    end, pause = time.monotonic() + PATIENCE, PAUSE
+    while time.monotonic() < end:
+        yield True
+        time.sleep(pause * secrets.randbelow(1000) / 1000)
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def make_way(directory: Path) -> None:
     """Make a directory, and those above it, as far as they are not there. Raises OSError."""
     missing = []
     for place in (directory, *directory.parents):
-        if os.path.lexists(place):
+        if place.exists():
             break
+        if place.is_symlink():
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} is a link to what is not there")
         missing.append(place)
     for place in reversed(missing):
         with contextlib.suppress(FileExistsError):  # another run's, which has just made it
@@ -40,7 +56,7 @@ def remove_way(directory: Path) -> None:
 
 
 def _removed(place: Path) -> bool:
-    for _ in range(TRIES):
+    for _ in tries():
         if os.listdir(place) != [MADE]:
             break
         (place / MADE).unlink()

@@ -12,11 +12,12 @@ import torch
 
 import gimli_core as gimli
 from gimli_core.errors import ArgumentError, StorageError
-from gimli_core.memory import Budget, Checkpoint
+from gimli_core.memory import Budget, Checkpoint, scratch
 from gimli_core.memory.files import read_file, write_file
 from gimli_core.memory.schedules.actions import Tier
-from gimli_core.memory.scratch import PREFIX, scratch_directory
+from gimli_core.memory.scratch import PREFIX, remove_scratch, scratch_directory
 from gimli_core.memory.storage import Storage
+from gimli_core.memory.way import make_way, remove_way
 from gimli_core.record import Point
 from tests.memory.forging import forge, places, put
 
@@ -194,6 +195,31 @@ def test_processes_race_on_one_directory(way, times, tmp_path):
     racing = [subprocess.Popen([sys.executable, "-c", RACE, str(tmp_path / way), str(times)]) for _ in range(3)]
     assert [process.wait() for process in racing] == [0, 0, 0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lost", [1, 30])
+def test_a_run_that_loses_every_race_at_first_goes_on(lost, tmp_path, monkeypatch):
+    """Others remove the directory between two of its steps, as often as a loaded machine lets them."""
+    left = [lost]
+
+    def made_and_gone(place):
+        make_way(place)
+        if left[0]:
+            left[0] -= 1
+            remove_way(place)
+
+    monkeypatch.setattr(scratch, "make_way", made_and_gone)
+    directory = scratch_directory(tmp_path / "on" / "the" / "way")
+    assert left == [0]
+    assert directory.is_dir()
+    remove_scratch(directory, os.getpid())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_to_nothing_is_told_as_what_it_is(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ArgumentError, match=r"disk: expected a directory .*link is a link to what is not there"):
+        scratch_directory(tmp_path / "link" / "within")
 
 
 def test_threads_race_on_one_directory(tmp_path):

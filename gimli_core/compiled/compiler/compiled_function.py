@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from gimli_core.compiled.compiler.ahead import make_ahead, wait_for_instructions
 from gimli_core.compiled.compiler.copies import tell_compiler, with_copies
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, of_compiler, tell_traced
@@ -91,6 +92,7 @@ class Kernel:
         self._function = function
         self._lock = threading.RLock()  # a call notes on this object what it met: one at a time, from any thread
         self._options = compiler_options(options)
+        make_ahead(self._options)
         self._varying = outline(varying)
         self._told = self._refused = self._looking = False
         self._called: tuple[Any, Any, Any] | None = None  # by the last guarded call: the graph, what it took and gave
@@ -190,6 +192,7 @@ class Kernel:
         traced_once(module)
         count = len(module.graph.nodes)
         tell_traced(self.name, count, (time.perf_counter() - self._begun) * count / read)
+        wait_for_instructions()
         graph: Any = compile_fx(module, inputs, config_patches=self._options)  # may have it traced once more
         self.graphs += 1
 

@@ -23,6 +23,7 @@ import torch
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from gimli_core.compiled.compiler.ahead import make_ahead, wait_for_instructions
 from gimli_core.compiled.compiler.compiled_function import compiler_options, each_once, refuse_another_graph
 from gimli_core.compiled.compiler.cut import Compiled, Cut, Uncut, cut_in_two, results_of
 from gimli_core.compiled.compiler.trial import beside_eager, compiling, tell_traced
@@ -93,6 +94,7 @@ class Halves:
     ) -> None:
         self._lock = threading.RLock()  # a look writes to what stands here
         self._options = compiler_options(options)
+        make_ahead(self._options)
         self._late = late
         self._early_results = 0  # how many leaves the first of the pair has
         self._begun = 0.0  # when that call began
@@ -211,6 +213,7 @@ class Halves:
             look._boxed_call = True  # type: ignore[attr-defined]
             return look
 
+        wait_for_instructions()
         with torch._functorch.config.patch(enable_autograd_cache=False):  # it would not call `compile_halves`
             called: Any = compile_fx
             graph: Callable[..., Any] = called(

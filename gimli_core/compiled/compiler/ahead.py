@@ -1,0 +1,57 @@
+"""What every compiled function needs of the C++ compiler, made in a thread while the first one is still traced.
+
+Which vector instructions there are is found out by compiling, and torch's headers are compiled once for a machine:
+together they take the C++ compiler longer than the kernels of a small network. torch's own code makes both where a
+graph is lowered, and finds them made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["make_ahead", "wait_for_instructions"]
+
+_one = threading.Lock()
+_begun = False
+_instructions_known = threading.Event()  # set once nobody is finding them out: torch does that for one thread only
+
+
+def make_ahead(options: Mapping[str, Any]) -> None:
+    """Begin, at the first call in a process; for functions that are compiled to C++ with these options."""
+    global _begun
+    if not options.get("cpp_wrapper"):
+        return
+    with _one:
+        if _begun:
+            return
+        _begun = True
+    from torch._inductor import codecache  # noqa: F401  here, as a module is not to be imported by two threads at once
+
+    # A daemon: a process that has nothing more to compile need not wait for it.
+    threading.Thread(target=_make, args=(dict(options),), name="gimli_core: compiling ahead", daemon=True).start()
+
+
+def wait_for_instructions() -> None:
+    """Before a graph is lowered: wait until the thread, if there is one, has found out which instructions there are."""
+    if _begun:
+        _instructions_known.wait()
+
+
+def _make(options: dict[str, Any]) -> None:
+    from torch._inductor import config
+    from torch._inductor.codecache import CppWrapperCodeCache
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    with contextlib.suppress(Exception), config.patch(options):  # who needs it will meet the same, and say so
+        try:
+            pick_vec_isa()
+        finally:
+            _instructions_known.set()
+        # As a lowered graph does it; not called, the result compiles nothing but the headers.
+        nothing = "// headers alone"
+        CppWrapperCodeCache.load_async(
+            nothing, "cpu", optimized_code=nothing, needs_vec_isa=False, kernel_needs_vec_isa=True
+        )

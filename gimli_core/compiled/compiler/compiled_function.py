@@ -10,7 +10,6 @@ others call the compiled graph itself with the same places of the arguments.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -87,7 +86,6 @@ class Kernel:
         **options: Any,
     ) -> None:
         self.name = name
-        self._begun = time.perf_counter()
         self.graphs = 0  # that were compiled: another one for each state of what the function reads besides
         self._function = function
         self._lock = threading.RLock()  # a call notes on this object what it met: one at a time, from any thread
@@ -169,7 +167,7 @@ class Kernel:
 
     def _guarded(self, flat: Sequence[Any], compiled: Callable[..., Any] | None = None) -> list[Any]:
         """Call it with every guard; the next calls of the run go to the graph that it found."""
-        self._called, self._begun = None, time.perf_counter()
+        self._called = None
         flat = each_once(flat)
         results: list[Any] = (compiled or self._compiled)(*flat)
         called: Any = self._called
@@ -187,11 +185,9 @@ class Kernel:
         from gimli_core.compiled.compiler.graph_passes import traced_once
 
         refuse_another_graph()
-        read = len(module.graph.nodes)
         with_copies(module)
         traced_once(module)
-        count = len(module.graph.nodes)
-        tell_traced(self.name, count, (time.perf_counter() - self._begun) * count / read)
+        tell_traced(self.name, len(module.graph.nodes))
         wait_for_instructions()
         graph: Any = compile_fx(module, inputs, config_patches=self._options)  # may have it traced once more
         self.graphs += 1

@@ -15,7 +15,6 @@ notes what it was called with and returns marks in place of outputs. From the id
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -97,7 +96,6 @@ class Halves:
         make_ahead(self._options)
         self._late = late
         self._early_results = 0  # how many leaves the first of the pair has
-        self._begun = 0.0  # when that call began
         self._flat: list[Any] = []  # of the guarded call that is under way
         self._marks: list[Any] = []  # stand for the outputs of its graph
         self._inputs: list[int] = []  # where each input of its graph stands
@@ -125,7 +123,7 @@ class Halves:
 
     def _look(self, compiled: Callable[..., Any], flat: Sequence[Any]) -> Joined:
         with self._lock:
-            self._flat, self._begun = each_once(flat), time.perf_counter()
+            self._flat = each_once(flat)
             try:
                 results = compiled(*self._flat)
                 if self._cut is None:
@@ -189,7 +187,7 @@ class Halves:
 
         refuse_another_graph()
         traced_once(module)
-        tell_traced("the step", len(module.graph.nodes), time.perf_counter() - self._begun)
+        tell_traced("the step", len(module.graph.nodes))
         cuts: list[Cut] = []
         outputs = len(results_of(module.graph))
         comes_late = {id(x) for x in self._flat[len(self._flat) - self._late :]}

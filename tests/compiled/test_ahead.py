@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -16,13 +17,9 @@ def anew(monkeypatch):
     """As in a process that has compiled nothing yet."""
     from torch._inductor import cpu_vec_isa
 
-    monkeypatch.setattr(ahead, "_begun", False)
+    monkeypatch.setattr(ahead, "_thread", None)
     monkeypatch.setattr(ahead, "_instructions_known", threading.Event())
     cpu_vec_isa.valid_vec_isa_list.cache_clear()
-
-
-def thread():
-    return next((t for t in threading.enumerate() if t.name.startswith("gimli_core: compiling ahead")), None)
 
 
 def quadratic(factor):
@@ -47,8 +44,7 @@ def test_headers_are_asked_for_by_the_same_commands(anew, monkeypatch):
     monkeypatch.setattr(codecache, "_precompile_header", noted)
     theta, batch = {"w": torch.arange(3.0, dtype=torch.float64)}, torch.ones(3, dtype=torch.float64)
     compiled = gimli.meta_gradient(quadratic(1.0625), theta, [batch] * 2, batch, compile="steps")
-    if running := thread():
-        running.join()
+    ahead._thread.join()
     eager = gimli.meta_gradient(quadratic(1.0625), theta, [batch] * 2, batch, compile=False)
     assert torch.allclose(compiled.B_0["w"], eager.B_0["w"], rtol=1e-12, atol=0)
     needed, made = ({what for main, what in asked if main is of_main} for of_main in (True, False))
@@ -57,21 +53,41 @@ def test_headers_are_asked_for_by_the_same_commands(anew, monkeypatch):
     assert needed <= made
 
 
-def test_without_a_compiler_nobody_waits_and_the_one_who_needs_it_says_so(anew, monkeypatch):
+@pytest.mark.parametrize("fails", ["pick_vec_isa", "import"])
+def test_where_it_fails_nobody_waits(fails, anew, monkeypatch):
+    """Who needs what is missing meets the same, and says so."""
     from torch._inductor import cpu_vec_isa
 
-    def absent():
-        raise OSError("no C++ compiler")
-
-    monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", absent)
+    if fails == "import":
+        monkeypatch.delattr(cpu_vec_isa, "pick_vec_isa")
+    else:
+        monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", lambda: 1 / 0)
     ahead.make_ahead({"cpp_wrapper": True})
     ahead.wait_for_instructions()
-    if running := thread():
-        running.join()
+    ahead._thread.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_fork_does_not_wait_for_a_thread_that_it_has_not(anew, monkeypatch):
+    from torch._inductor import cpu_vec_isa
+
+    may_end = threading.Event()
+    monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", may_end.wait)
+    ahead.make_ahead({"cpp_wrapper": True})
+    child = os.fork()
+    if not child:
+        ahead.wait_for_instructions()
+        os._exit(0)
+    assert os.waitpid(child, 0) == (child, 0)
+    may_end.set()
+    ahead.wait_for_instructions()
+    assert ahead._instructions_known.is_set()
+    ahead._thread.join()
 
 
 @pytest.mark.parametrize("options", [{}, {"cpp_wrapper": False}])
 def test_what_is_not_compiled_to_cpp_asks_for_nothing(anew, options):
     ahead.make_ahead(options)
-    assert thread() is None
+    assert ahead._thread is None
     ahead.wait_for_instructions()

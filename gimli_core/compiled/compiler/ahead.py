@@ -15,43 +15,44 @@ from typing import Any
 __all__ = ["make_ahead", "wait_for_instructions"]
 
 _one = threading.Lock()
-_begun = False
+_thread: threading.Thread | None = None
 _instructions_known = threading.Event()  # set once nobody is finding them out: torch does that for one thread only
 
 
 def make_ahead(options: Mapping[str, Any]) -> None:
     """Begin, at the first call in a process; for functions that are compiled to C++ with these options."""
-    global _begun
+    global _thread
     if not options.get("cpp_wrapper"):
         return
     with _one:
-        if _begun:
+        if _thread is not None:
             return
-        _begun = True
-    from torch._inductor import codecache  # noqa: F401  here, as a module is not to be imported by two threads at once
+        from torch._inductor import codecache  # noqa: F401  here, as no two threads should import the compiler at once
 
-    # A daemon: a process that has nothing more to compile need not wait for it.
-    threading.Thread(target=_make, args=(dict(options),), name="gimli_core: compiling ahead", daemon=True).start()
+        # A daemon: a process that has nothing more to compile need not wait for it.
+        _thread = threading.Thread(target=_make, args=(dict(options),), name="gimli_core: compiling ahead", daemon=True)
+        _thread.start()
 
 
 def wait_for_instructions() -> None:
     """Before a graph is lowered: wait until the thread, if there is one, has found out which instructions there are."""
-    if _begun:
-        _instructions_known.wait()
+    thread = _thread
+    while thread is not None and thread.is_alive():  # it is not in a process forked from the one that has it
+        if _instructions_known.wait(0.1):
+            return
 
 
 def _make(options: dict[str, Any]) -> None:
-    from torch._inductor import config
-    from torch._inductor.codecache import CppWrapperCodeCache
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
+    with contextlib.suppress(Exception):  # who needs what is missing will meet the same, and say so
+        from torch._inductor import config
+        from torch._inductor.codecache import CppWrapperCodeCache
+        from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-    with contextlib.suppress(Exception), config.patch(options):  # who needs it will meet the same, and say so
-        try:
+        with config.patch(options):
             pick_vec_isa()
-        finally:
             _instructions_known.set()
-        # As a lowered graph does it; not called, the result compiles nothing but the headers.
-        nothing = "// headers alone"
-        CppWrapperCodeCache.load_async(
-            nothing, "cpu", optimized_code=nothing, needs_vec_isa=False, kernel_needs_vec_isa=True
-        )
+            # As a lowered graph does it; not called, the result compiles nothing but the headers.
+            nothing = "// headers alone"
+            CppWrapperCodeCache.load_async(
+                nothing, "cpu", optimized_code=nothing, needs_vec_isa=False, kernel_needs_vec_isa=True
+            )

@@ -15,8 +15,9 @@ from gimli_core.compiled.compiler import ahead
 @pytest.fixture
 def anew(monkeypatch):
     """As in a process that has compiled nothing yet."""
-    from torch._inductor import cpu_vec_isa
+    from torch._inductor import codecache, cpu_vec_isa
 
+    monkeypatch.setattr(codecache.CppWrapperCodeCache, "cache", {})
     monkeypatch.setattr(ahead, "_thread", None)
     monkeypatch.setattr(ahead, "_instructions_known", threading.Event())
     cpu_vec_isa.valid_vec_isa_list.cache_clear()

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from gimli_core.compiled.compiler.ahead import make_ahead, wait_for_instructions
 from gimli_core.compiled.compiler.copies import tell_compiler, with_copies
+from gimli_core.compiled.compiler.lowering import lowered, make_ahead
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, of_compiler, tell_traced
 from gimli_core.environment import Environment
@@ -180,16 +180,13 @@ class Kernel:
         return results
 
     def _backend(self, module: Any, inputs: Any) -> Callable[..., Any]:
-        from torch._inductor.compile_fx import compile_fx  # takes seconds to import, and is seldom needed
-
         from gimli_core.compiled.compiler.graph_passes import traced_once
 
         refuse_another_graph()
         with_copies(module)
         traced_once(module)
         tell_traced(self.name, len(module.graph.nodes))
-        wait_for_instructions()
-        graph: Any = compile_fx(module, inputs, config_patches=self._options)  # may have it traced once more
+        graph: Any = lowered(module, inputs, config_patches=self._options)  # may have it traced once more
         self.graphs += 1
 
         outputs_count = len(module.graph.output_node().args[0])

@@ -22,9 +22,9 @@ import torch
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from gimli_core.compiled.compiler.ahead import make_ahead, wait_for_instructions
 from gimli_core.compiled.compiler.compiled_function import compiler_options, each_once, refuse_another_graph
 from gimli_core.compiled.compiler.cut import Compiled, Cut, Uncut, cut_in_two, results_of
+from gimli_core.compiled.compiler.lowering import lowered, make_ahead
 from gimli_core.compiled.compiler.trial import beside_eager, compiling, tell_traced
 from gimli_core.environment import Environment
 
@@ -181,8 +181,6 @@ class Halves:
 
     def _backend(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         """What `torch.compile` calls with a traced graph, once for every form that it meets."""
-        from torch._inductor.compile_fx import compile_fx
-
         from gimli_core.compiled.compiler.graph_passes import traced_once
 
         refuse_another_graph()
@@ -211,10 +209,8 @@ class Halves:
             look._boxed_call = True  # type: ignore[attr-defined]
             return look
 
-        wait_for_instructions()
         with torch._functorch.config.patch(enable_autograd_cache=False):  # it would not call `compile_halves`
-            called: Any = compile_fx
-            graph: Callable[..., Any] = called(
+            graph: Callable[..., Any] = lowered(
                 module, inputs, inner_compile=compile_halves, config_patches=self._options
             )
             return graph

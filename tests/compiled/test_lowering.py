@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
 import threading
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 import gimli_core as gimli
-from gimli_core.compiled.compiler import ahead
+from gimli_core.compiled.compiler import lowering
 
 
 @pytest.fixture
@@ -18,8 +20,8 @@ def anew(monkeypatch):
     from torch._inductor import codecache, cpu_vec_isa
 
     monkeypatch.setattr(codecache.CppWrapperCodeCache, "cache", {})
-    monkeypatch.setattr(ahead, "_thread", None)
-    monkeypatch.setattr(ahead, "_instructions_known", threading.Event())
+    monkeypatch.setattr(lowering, "_thread", None)
+    monkeypatch.setattr(lowering, "_instructions_known", threading.Event())
     cpu_vec_isa.valid_vec_isa_list.cache_clear()
 
 
@@ -45,7 +47,7 @@ def test_headers_are_asked_for_by_the_same_commands(anew, monkeypatch):
     monkeypatch.setattr(codecache, "_precompile_header", noted)
     theta, batch = {"w": torch.arange(3.0, dtype=torch.float64)}, torch.ones(3, dtype=torch.float64)
     compiled = gimli.meta_gradient(quadratic(1.0625), theta, [batch] * 2, batch, compile="steps")
-    ahead._thread.join()
+    lowering._thread.join()
     eager = gimli.meta_gradient(quadratic(1.0625), theta, [batch] * 2, batch, compile=False)
     assert torch.allclose(compiled.B_0["w"], eager.B_0["w"], rtol=1e-12, atol=0)
     needed, made = ({what for main, what in asked if main is of_main} for of_main in (True, False))
@@ -63,9 +65,9 @@ def test_where_it_fails_nobody_waits(fails, anew, monkeypatch):
         monkeypatch.delattr(cpu_vec_isa, "pick_vec_isa")
     else:
         monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", lambda: 1 / 0)
-    ahead.make_ahead({"cpp_wrapper": True})
-    ahead.wait_for_instructions()
-    ahead._thread.join()
+    lowering.make_ahead({"cpp_wrapper": True})
+    lowering.wait_for_instructions()
+    lowering._thread.join()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -75,20 +77,37 @@ def test_a_fork_does_not_wait_for_a_thread_that_it_has_not(anew, monkeypatch):
 
     may_end = threading.Event()
     monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", may_end.wait)
-    ahead.make_ahead({"cpp_wrapper": True})
+    lowering.make_ahead({"cpp_wrapper": True})
     child = os.fork()
     if not child:
-        ahead.wait_for_instructions()
+        lowering.wait_for_instructions()
         os._exit(0)
     assert os.waitpid(child, 0) == (child, 0)
     may_end.set()
-    ahead.wait_for_instructions()
-    assert ahead._instructions_known.is_set()
-    ahead._thread.join()
+    lowering.wait_for_instructions()
+    assert lowering._instructions_known.is_set()
+    lowering._thread.join()
 
 
 @pytest.mark.parametrize("options", [{}, {"cpp_wrapper": False}])
 def test_what_is_not_compiled_to_cpp_asks_for_nothing(anew, options):
-    ahead.make_ahead(options)
-    assert ahead._thread is None
-    ahead.wait_for_instructions()
+    lowering.make_ahead(options)
+    assert lowering._thread is None
+    lowering.wait_for_instructions()
+
+
+def test_torch_s_warning_of_a_slower_call_is_not_handed_on(caplog):
+    from torch._inductor import ir
+
+    told = "aten.full.default is missing a c-shim implementation, using proxy executor as fallback"
+    assert "is missing a c-shim implementation" in inspect.getsource(ir)
+    logger = logging.getLogger("torch._inductor.ir")
+    propagate, logger.propagate = logger.propagate, True
+    try:
+        with lowering.without_proxies():
+            logger.warning(told)
+            logger.warning("another")
+        logger.warning(told)
+    finally:
+        logger.propagate = propagate
+    assert [record.getMessage() for record in caplog.records] == ["another", told]

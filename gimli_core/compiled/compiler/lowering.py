@@ -1,18 +1,19 @@
-"""What every compiled function needs of the C++ compiler, made in a thread while the first one is still traced.
+"""Traced graphs lowered to C++, and what every one of them needs of the C++ compiler.
 
 Which vector instructions there are is found out by compiling, and torch's headers are compiled once for a machine:
-together they take the C++ compiler longer than the kernels of a small network. torch's own code makes both where a
-graph is lowered, and finds them made.
+together they take the C++ compiler longer than the kernels of a small network. A thread sees to both while the first
+graph is still traced; torch's own code, which makes them where a graph is lowered, finds them made.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["make_ahead", "wait_for_instructions"]
+__all__ = ["lowered", "make_ahead", "wait_for_instructions", "without_proxies"]
 
 _one = threading.Lock()
 _thread: threading.Thread | None = None
@@ -40,6 +41,31 @@ def wait_for_instructions() -> None:
     while thread is not None and thread.is_alive():  # it is not in a process forked from the one that has it
         if _instructions_known.wait(0.1):
             return
+
+
+def lowered(module: Any, inputs: Any, **options: Any) -> Any:
+    """A traced graph as a function; for options of torch's `compile_fx`."""
+    from torch._inductor.compile_fx import compile_fx
+
+    wait_for_instructions()
+    with without_proxies():
+        return compile_fx(module, inputs, **options)
+
+
+@contextlib.contextmanager
+def without_proxies() -> Iterator[None]:
+    """Within it, torch does not warn of operations that it calls from C++ by their names: they are as quick as eager
+    ones, and nobody can do anything about it."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return "c-shim" not in record.getMessage()
+
+    logger = logging.getLogger("torch._inductor.ir")
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
 
 
 def _make(options: dict[str, Any]) -> None:

@@ -54,8 +54,8 @@ def lowered(module: Any, inputs: Any, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def without_proxies() -> Iterator[None]:
-    """Within it, torch does not warn of operations that it calls from C++ by their names: they are as quick as eager
-    ones, and nobody can do anything about it."""
+    """Within it, torch does not warn of operations that it calls from C++ by their names: nobody can do anything about
+    it."""
 
     def others(record: logging.LogRecord) -> bool:
         return "c-shim" not in record.getMessage()

@@ -13,6 +13,9 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gimli_core.compiled.compiler.indexes import polynomials_as_they_are
+from gimli_core.compiled.compiler.side_by_side import side_by_side
+
 __all__ = ["lowered", "make_ahead", "wait_for_instructions", "without_proxies"]
 
 _one = threading.Lock()
@@ -48,7 +51,7 @@ def lowered(module: Any, inputs: Any, **options: Any) -> Any:
     from torch._inductor.compile_fx import compile_fx
 
     wait_for_instructions()
-    with without_proxies():
+    with without_proxies(), polynomials_as_they_are(), side_by_side():
         return compile_fx(module, inputs, **options)
 
 

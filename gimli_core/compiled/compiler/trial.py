@@ -30,9 +30,9 @@ AS_IT_IS = (
     "G['__import_gimli_core_dot_",
 )
 NUDGED = 4  # eager results of arguments that differ in the last place
-# Seconds that compiling takes once a graph is traced, on two cores and with nothing on the disk: 6 for 36 operations,
-# 17 for 635 on single vectors, 20 for 454 of a whole run, 44 for 503 beside convolutions.
-START, EACH = 4.0, 0.04
+# Seconds that compiling takes once a graph is traced, on two cores and with nothing on the disk: 6 for 105 operations,
+# 12 for 635 on single vectors, 14 for 454 of a whole run, 24 for 503 beside convolutions.
+START, EACH = 4.0, 0.025
 
 
 class Uncompiled(Exception):

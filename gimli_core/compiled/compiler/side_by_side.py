@@ -1,0 +1,77 @@
+"""The C++ of a lowered graph, compiled while the next graph is lowered.
+
+torch waits for the C++ compiler wherever it has written C++, and has one file compiled after the other. A step is two
+graphs (cut.py), and each graph two files, its kernels and what calls them: while the compiler works on both files of
+one graph, Python lowers the next.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from gimli_core.compiled.compiler.in_this_thread import replaced
+
+__all__ = ["side_by_side"]
+
+Entry = Callable[..., Any]  # a graph's C++ function, as Python calls it
+
+
+@contextmanager
+def side_by_side() -> Iterator[None]:
+    """Within it nobody waits for the C++ compiler; at its end everything is compiled and loaded. Raises what the
+    compiler raises, then."""
+    from torch._inductor.codecache import CppWrapperCodeCache
+
+    entries: list[_Later] = []
+    with ThreadPoolExecutor(thread_name_prefix="gimli_core: C++") as compilers:
+
+        def begun(_: Any) -> Callable[..., Entry]:
+            def load(*arguments: Any, **named: Any) -> Entry:
+                begin: Callable[..., Any] = CppWrapperCodeCache.load_pybinding_async
+                entries.append(_Later(begin(*arguments, submit_fn=submit, **named)))
+                return entries[-1]
+
+            return load
+
+        def submit(work: Any) -> Future[None]:
+            return compilers.submit(_compiled, work)
+
+        with replaced(CppWrapperCodeCache, "load_pybinding", begun):
+            yield
+        for entry in entries:
+            entry.load()
+
+
+def _compiled(work: Any) -> None:
+    """Do `work`, of torch's own: its files are compiled by then, and what is left of it is to link them."""
+    from torch._inductor.codecache import LOCK_TIMEOUT
+    from torch.utils._filelock import FileLock
+
+    lock, (*files, _) = work.args
+    # Another process may be at the same files.
+    with FileLock(lock, timeout=LOCK_TIMEOUT), ThreadPoolExecutor(len(files) or 1) as compilers:
+        missing = [file for file in files if not os.path.exists(file.get_target_file_path())]
+        for built in [compilers.submit(file.build) for file in missing]:
+            built.result()
+    work()
+
+
+class _Later:
+    """A graph's C++ function, once it is loaded."""
+
+    def __init__(self, ready: Callable[[], Entry]) -> None:
+        self._ready = ready
+        self._entry: Entry | None = None
+
+    def load(self) -> Entry:
+        """Waits until it is compiled. Raises what the compiler raises."""
+        if self._entry is None:
+            self._entry = self._ready()
+        return self._entry
+
+    def __call__(self, *arguments: Any) -> Any:
+        return (self._entry or self.load())(*arguments)

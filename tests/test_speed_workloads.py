@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from tests.benchmarks.speed.engines import prepare
 from tests.benchmarks.speed.floor import Products, products
-from tests.benchmarks.speed.worker import worst_difference
+from tests.benchmarks.speed.worker import Question, together, worst_difference
 from tests.benchmarks.speed.workloads import DATA, Workload, build
 
 SMALL = {
@@ -56,3 +58,16 @@ def test_the_floor_repeats_the_products_and_nothing_else() -> None:
         only_products()
     assert [f.overloadpacket.__name__ for f, _, _ in noted.calls] == ["mm", "mm", "convolution"]
     assert [(f, leaves) for f, leaves, _ in repeated.calls] == [(f, leaves) for f, leaves, _ in noted.calls]
+
+
+def test_an_engine_whose_process_ends_is_left_out_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    questions = [Question("tiny", engine, DATA, 1, sizes=SMALL["tiny"]) for engine in ("eager", "autograd")]
+    with together(questions) as workers:
+        os.kill(workers.by_engine["autograd"].process.pid or 0, signal.SIGKILL)
+        wall, processors = workers.turns(2)
+        assert workers.ask("gradient").keys() == {"eager"}
+    assert wall.keys() == processors.keys() == {"eager"}
+    assert len(wall["eager"]) == 2
+    told = [line for line in capsys.readouterr().out.splitlines() if "autograd" in line]
+    assert len(told) == 1
+    assert "killed" in told[0]

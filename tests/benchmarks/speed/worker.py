@@ -50,19 +50,26 @@ class Worker:
         theirs.close()
 
     def ask(self, what: str) -> Any:
-        self.pipe.send(what)
+        try:
+            self.pipe.send(what)
+        except OSError:  # it has ended
+            raise self._ended() from None
         return self.answer()
 
     def answer(self) -> Any:
         """What the process says next. Raises LookupError for an engine that cannot do this workload."""
         try:
             kind, value = self.pipe.recv()
-        except EOFError:
-            self.process.join()
-            raise LookupError(f"its process ended with code {self.process.exitcode}") from None
+        except (EOFError, OSError):
+            raise self._ended() from None
         if kind == "cannot":
             raise LookupError(value)
         return value
+
+    def _ended(self) -> LookupError:
+        self.process.join()
+        killed = ", killed: by the system, if its memory did not suffice" if self.process.exitcode == -9 else ""
+        return LookupError(f"its process ended with code {self.process.exitcode}{killed}")
 
     def stop(self) -> None:
         self.pipe.close()
@@ -77,7 +84,16 @@ class Workers:
     compiling: dict[str, float]
 
     def ask(self, what: str) -> dict[str, Any]:
-        return {e: worker.ask(what) for e, worker in self.by_engine.items()}
+        """What each says. A line says of one that has ended why; it takes no further part."""
+        said: dict[str, Any] = {}
+        for e, worker in list(self.by_engine.items()):
+            try:
+                said[e] = worker.ask(what)
+            except LookupError as error:
+                print(f"  {e}: {error}", flush=True)
+                del self.by_engine[e]
+                worker.stop()
+        return said
 
     def turns(self, repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
         """Seconds of a run of each engine, in turn: A B A B …; and the median of its processor time."""
@@ -87,7 +103,7 @@ class Workers:
             for e, (seconds, of_processors) in self.ask("seconds").items():
                 wall[e].append(seconds)
                 cpu[e].append(of_processors)
-        return wall, {e: statistics.median(taken) for e, taken in cpu.items() if taken}
+        return {e: wall[e] for e in self.by_engine}, {e: statistics.median(cpu[e]) for e in self.by_engine if cpu[e]}
 
 
 @contextmanager

@@ -208,7 +208,7 @@ def test_a_page_quotes_its_runs_rightly() -> None:
     text = page(runs)
     assert len(quoted(text)) == 12
     assert misquoted(text, runs) == []
-    assert "| row 0 | 0.012 s<!-- made/row 0/s --> | 11.8 MiB<!-- made/row 0/bytes --> | 1.00<!--" in text
+    assert "| row 0 | 12.3 ms<!-- made/row 0/s --> | 11.8 MiB<!-- made/row 0/bytes --> | 1.00<!--" in text
     assert text.splitlines()[-1] == "| row 2 | – | – | – | – | – | – |"
 
 

@@ -81,7 +81,7 @@ def cell(run: Run, name: str | None) -> str:
     if name is None or not math.isfinite(run.figures[name].median):
         return "–"
     figure = run.figures[name]
-    scale = SHOWN.get(figure.unit, "")
+    scale = "ms" if figure.unit == "s" and 0 < figure.median < 0.1 else SHOWN.get(figure.unit, "")
     return f"{shown(figure, scale)} {scale}".rstrip() + f"<!-- {run.benchmark}/{name} -->"
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import glob
 import os
+import pathlib
+import signal
+import subprocess
+import sys
 import threading
 from functools import partial
 
@@ -149,72 +154,91 @@ def test_the_code_is_the_same_with_and_without():
 
 
 class File:
-    """A C++ file in the place of torch's builder of one: it is compiled once another one is begun."""
+    """A file in the place of torch's builder of one."""
 
-    def __init__(self, path, begins, goes_on):
-        self.path, self._begins, self._goes_on = path, begins, goes_on
+    def __init__(self, path):
+        self.path = path
 
     def get_target_file_path(self):
         return str(self.path)
 
-    def build(self):
-        self._begins()
-        assert self._goes_on.wait(WAIT)
-        self.path.touch()
+    def get_command_line(self):
+        return f"compile {self.path.name} -o {self.path}"
 
 
-def begun(monkeypatch, works, built):
-    """Loading C++ means these works, one a call; each then gives a function that tells what was built by then."""
+@pytest.fixture
+def made(monkeypatch):
+    """`made(works, compiler)`: loading C++ means these works, one a call, and the compiler is this function of (the
+    file's name, where it is written to)."""
+    from torch._inductor import cpp_builder
     from torch._inductor.codecache import CppWrapperCodeCache
 
-    def load_async(number, submit_fn):
-        future = submit_fn(works[number])
+    def made(works, compiler):
+        def run(command, cwd):
+            _, name, _, path = command.split()
+            compiler(name, pathlib.Path(path))
 
-        def ready():
-            future.result()
-            return lambda: (number, sorted(built))
+        def load_async(number, submit_fn):
+            future = submit_fn(works[number])
 
-        return ready
+            def ready():
+                future.result()
+                return lambda: number
 
-    monkeypatch.setattr(CppWrapperCodeCache, "load_pybinding_async", load_async)
-    return lambda number: CppWrapperCodeCache.load_pybinding(number)
+            return ready
+
+        monkeypatch.setattr(cpp_builder, "run_compile_cmd", run)
+        monkeypatch.setattr(CppWrapperCodeCache, "load_pybinding_async", load_async)
+        return lambda number: CppWrapperCodeCache.load_pybinding(number)
+
+    return made
 
 
-def test_files_are_compiled_side_by_side_and_beside_what_comes_next(tmp_path, monkeypatch):
-    both, next_is_lowered, built = threading.Barrier(2), threading.Event(), []
-    files = [File(tmp_path / name, partial(both.wait, WAIT), next_is_lowered) for name in ("main.o", "kernels.o")]
+def work(folder, *names):
+    """What torch asks for: these files, the last one linked of the others."""
+    folder.mkdir(exist_ok=True)
+    return partial(lambda lock, files: None, str(folder / "lock"), tuple(File(folder / name) for name in names))
 
-    def linked(lock, files):
-        built.extend(file.path.name for file in files[:-1] if file.path.exists())
 
-    lock = str(tmp_path / "lock")
-    load = begun(monkeypatch, [partial(linked, lock, (*files, None)), partial(linked, lock, (None,))], built)
+def test_files_are_compiled_side_by_side_and_beside_what_comes_next(tmp_path, made):
+    both, next_is_lowered = threading.Barrier(2), threading.Event()
+    order = []
+
+    def compiler(name, path):
+        if name.endswith(".o"):  # they wait for each other, and for what comes next
+            both.wait(WAIT)
+            assert next_is_lowered.wait(WAIT)
+        order.append(name)
+        path.touch()
+
+    load = made([work(tmp_path / "a", "main.o", "kernels.o", "a.so"), work(tmp_path / "b", "b.so")], compiler)
     with side_by_side():
-        first = load(0)  # its files wait for each other, and for what comes next
-        second = load(1)
+        first, second = load(0), load(1)
         next_is_lowered.set()
-    assert first() == (0, ["kernels.o", "main.o"])
-    assert second()[0] == 1
+    assert (first(), second()) == (0, 1)
+    assert sorted(order) == ["a.so", "b.so", "kernels.o", "main.o"]
+    assert order.index("a.so") > max(order.index("main.o"), order.index("kernels.o"))
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("gimli_core: C++")]
 
 
-def test_a_file_that_is_there_is_not_compiled_again(tmp_path, monkeypatch):
-    there = File(tmp_path / "main.o", lambda: pytest.fail("compiled again"), threading.Event())
-    there.path.touch()
-    load = begun(monkeypatch, [partial(lambda lock, files: None, str(tmp_path / "lock"), (there, None))], [])
+def test_a_file_that_is_there_is_not_compiled_again(tmp_path, made):
+    asked = []
+    load = made([work(tmp_path, "main.o", "a.so")], lambda name, path: asked.append(name) or path.touch())
+    (tmp_path / "main.o").touch()
     with side_by_side():
-        entry = load(0)
-    assert entry() == (0, [])
+        load(0)
+    assert asked == ["a.so"]
 
 
-def test_what_the_compiler_says_is_said_at_the_end_of_the_block(tmp_path, monkeypatch):
-    goes_on = threading.Event()
-    goes_on.set()
-    works = []
-    for number in range(2):
-        broken = File(tmp_path / f"{number}.o", lambda: 1 / 0, goes_on)
-        works.append(partial(lambda lock, files: None, str(tmp_path / f"{number}.lock"), (broken, None)))
-    load = begun(monkeypatch, works, [])
+@pytest.mark.parametrize("broken", ["main.o", "kernels.o", "a.so"])
+def test_what_the_compiler_says_is_said_at_the_end_of_the_block_and_no_half_file_stays(broken, tmp_path, made):
+    def compiler(name, path):
+        path.write_text("half")
+        if name == broken:
+            raise ZeroDivisionError
+
+    works = [work(tmp_path / "a", "main.o", "kernels.o", "a.so"), work(tmp_path / "b", "b.so")]
+    load = made(works, compiler)
     reached = []
 
     def block():
@@ -226,16 +250,47 @@ def test_what_the_compiler_says_is_said_at_the_end_of_the_block(tmp_path, monkey
     with pytest.raises(ZeroDivisionError):
         block()
     assert reached == ["the end"]
+    others = {"main.o", "kernels.o", "a.so"} - {broken, "a.so"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} - {"lock"} == others
+    assert {path.name for path in (tmp_path / "b").iterdir()} - {"lock"} == {"b.so"}
+
+
+COMPILES = """
+import logging, torch, gimli_core as gimli
+logging.basicConfig(level="INFO")
+def loss(theta, phi, batch):
+    return ((theta["w"] - batch) ** 2).sum()
+problem = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.25))
+one = torch.ones(3)
+print(gimli.meta_gradient(problem, {"w": torch.zeros(3)}, [one] * 2, one, compile="steps").B_0["w"])
+"""
+
+
+@pytest.mark.long
+def test_a_process_killed_while_a_file_grows_leaves_nothing_that_is_taken_for_it(tmp_path):
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPILES]
+    for kind in ("o", "so"):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+        while not glob.glob(f"{tmp_path}/**/*.{kind}.{process.pid}", recursive=True):  # folders come and go
+            assert process.poll() is None, f"no .{kind} was seen to grow"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not list(tmp_path.rglob("*main.so"))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=600)
+    assert "compiled in" in done.stderr, done.stderr
+    assert "not compiled" not in done.stderr, done.stderr
+    assert "-0.1250" in done.stdout
 
 
 @pytest.mark.parametrize("compile", ["steps", True])
 def test_a_broken_compiler_is_a_reason_to_run_as_it_is(compile, monkeypatch, caplog):
     from torch._inductor import cpp_builder, exc
 
-    def broken(self):
+    def broken(command, cwd):
         raise exc.CppCompileError(["c++"], "no space left on the device")
 
-    monkeypatch.setattr(cpp_builder.CppBuilder, "build", broken)
+    monkeypatch.setattr(cpp_builder, "run_compile_cmd", broken)
     factor = 1.0 + int.from_bytes(os.urandom(6), "big") / 2**50  # a graph that no cache has
 
     def loss(theta, phi, batch):

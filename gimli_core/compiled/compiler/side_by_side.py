@@ -3,6 +3,9 @@
 torch waits for the C++ compiler wherever it has written C++, and has one file compiled after the other. A step is two
 graphs (cut.py), and each graph two files, its kernels and what calls them: while the compiler works on both files of
 one graph, Python lowers the next.
+
+A file has its name once it is whole. torch writes under that name from the start: of a compiler that is killed it
+keeps half a file for good, and a process that loads half a library ends.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from gimli_core.compiled.compiler.in_this_thread import replaced
@@ -47,17 +51,32 @@ def side_by_side() -> Iterator[None]:
 
 
 def _compiled(work: Any) -> None:
-    """Do `work`, of torch's own: its files are compiled by then, and what is left of it is to link them."""
+    """Do `work`, of torch's own: it finds that nothing is left of it to do."""
     from torch._inductor.codecache import LOCK_TIMEOUT
     from torch.utils._filelock import FileLock
 
-    lock, (*files, _) = work.args
-    # Another process may be at the same files.
-    with FileLock(lock, timeout=LOCK_TIMEOUT), ThreadPoolExecutor(len(files) or 1) as compilers:
-        missing = [file for file in files if not os.path.exists(file.get_target_file_path())]
-        for built in [compilers.submit(file.build) for file in missing]:
-            built.result()
+    lock, (*files, library) = work.args
+    with FileLock(lock, timeout=LOCK_TIMEOUT):  # another process may be at the same files
+        with ThreadPoolExecutor(len(files) or 1) as compilers:
+            for made in [compilers.submit(_make, file) for file in files]:
+                made.result()
+        _make(library)
     work()
+
+
+def _make(file: Any) -> None:
+    """One file, for torch's builder of it; nothing where it is there. Raises what the compiler raises."""
+    from torch._inductor import cpp_builder
+
+    whole = Path(file.get_target_file_path())
+    if whole.exists():
+        return
+    growing = whole.with_name(f"{whole.name}.{os.getpid()}")
+    try:
+        cpp_builder.run_compile_cmd(file.get_command_line().replace(str(whole), str(growing)), cwd=str(whole.parent))
+        growing.replace(whole)
+    finally:
+        growing.unlink(missing_ok=True)
 
 
 class _Later:

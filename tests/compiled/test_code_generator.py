@@ -7,6 +7,7 @@ import copy
 import glob
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import gimli_core as gimli
 from gimli_core.compiled.compiler.in_this_thread import replaced
 from gimli_core.compiled.compiler.indexes import is_polynomial, polynomials_as_they_are
 from gimli_core.compiled.compiler.lowering import lowered
-from gimli_core.compiled.compiler.side_by_side import side_by_side
+from gimli_core.compiled.compiler.side_by_side import side_by_side, whole_files
 
 # torch's own, where its compiler is imported for the first time.
 pytestmark = pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")
@@ -266,17 +267,29 @@ print(gimli.meta_gradient(problem, {"w": torch.zeros(3)}, [one] * 2, one, compil
 """
 
 
+def test_a_function_that_was_replaced_is_sent_to_another_process_by_its_name():
+    """torch's own pool of compiling processes is handed functions: another use of torch.compile must find it so."""
+    from torch._inductor import codecache
+
+    with whole_files():
+        sent = pickle.dumps(partial(codecache._worker_compile_cpp, "lock", ()))
+    assert pickle.loads(sent).func is codecache._worker_compile_cpp
+    code = f"import pickle; print(pickle.loads({sent!r}).func.__class__.__name__)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "function\n"
+
+
 @pytest.mark.long
 def test_a_process_killed_while_a_file_grows_leaves_nothing_that_is_taken_for_it(tmp_path):
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", COMPILES]
-    for kind in ("o", "so"):
+    for kind in ("h.gch", "o", "so"):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
         while not glob.glob(f"{tmp_path}/**/*.{kind}.{process.pid}", recursive=True):  # folders come and go
             assert process.poll() is None, f"no .{kind} was seen to grow"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not list(tmp_path.rglob("*main.so"))
+        assert bool(list(tmp_path.rglob("*.h.gch"))) == (kind != "h.gch")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=600)
     assert "compiled in" in done.stderr, done.stderr
     assert "not compiled" not in done.stderr, done.stderr

@@ -41,5 +41,9 @@ class _OfThread:
         functools.update_wrapper(self, torchs)
         self.torchs, self.here = torchs, threading.local()
 
+    def __reduce__(self) -> str:
+        """By its name, as a function: another process finds torch's own there."""
+        return self.torchs.__qualname__
+
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return getattr(self.here, "function", self.torchs)(*arguments, **named)

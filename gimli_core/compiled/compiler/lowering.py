@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gimli_core.compiled.compiler.indexes import polynomials_as_they_are
-from gimli_core.compiled.compiler.side_by_side import side_by_side
+from gimli_core.compiled.compiler.side_by_side import side_by_side, whole_files
 
 __all__ = ["lowered", "make_ahead", "wait_for_instructions", "without_proxies"]
 
@@ -77,7 +77,7 @@ def _make(options: dict[str, Any]) -> None:
         from torch._inductor.codecache import CppWrapperCodeCache
         from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-        with config.patch(options):
+        with config.patch(options), whole_files():
             pick_vec_isa()
             _instructions_known.set()
             # As a lowered graph does it; not called, the result compiles nothing but the headers.

@@ -5,21 +5,21 @@ graphs (cut.py), and each graph two files, its kernels and what calls them: whil
 one graph, Python lowers the next.
 
 A file has its name once it is whole. torch writes under that name from the start: of a compiler that is killed it
-keeps half a file for good, and a process that loads half a library ends.
+keeps half a file for good. With half a header nothing compiles any more, and a process that loads half a library ends.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from gimli_core.compiled.compiler.in_this_thread import replaced
 
-__all__ = ["side_by_side"]
+__all__ = ["side_by_side", "whole_files"]
 
 Entry = Callable[..., Any]  # a graph's C++ function, as Python calls it
 
@@ -42,30 +42,36 @@ def side_by_side() -> Iterator[None]:
             return load
 
         def submit(work: Any) -> Future[None]:
-            return compilers.submit(_compiled, work)
+            return compilers.submit(_compiled, *work.args)
 
-        with replaced(CppWrapperCodeCache, "load_pybinding", begun):
+        with whole_files(), replaced(CppWrapperCodeCache, "load_pybinding", begun):
             yield
         for entry in entries:
             entry.load()
 
 
-def _compiled(work: Any) -> None:
-    """Do `work`, of torch's own: it finds that nothing is left of it to do."""
+def whole_files() -> AbstractContextManager[None]:
+    """Within it, in this thread, torch's C++ files have their names once they are whole."""
+    from torch._inductor import codecache
+
+    return replaced(codecache, "_worker_compile_cpp", lambda _: _compiled)
+
+
+def _compiled(lock: str, files: Sequence[Any]) -> None:
+    """Files, for torch's builders of them: side by side, but for the last, which may be linked of the others."""
     from torch._inductor.codecache import LOCK_TIMEOUT
     from torch.utils._filelock import FileLock
 
-    lock, (*files, library) = work.args
+    *parts, last = files
     with FileLock(lock, timeout=LOCK_TIMEOUT):  # another process may be at the same files
-        with ThreadPoolExecutor(len(files) or 1) as compilers:
-            for made in [compilers.submit(_make, file) for file in files]:
+        with ThreadPoolExecutor(len(parts) or 1) as compilers:
+            for made in [compilers.submit(_make, part) for part in parts]:
                 made.result()
-        _make(library)
-    work()
+        _make(last)
 
 
 def _make(file: Any) -> None:
-    """One file, for torch's builder of it; nothing where it is there. Raises what the compiler raises."""
+    """One file, unless it is there. Raises what the compiler raises."""
     from torch._inductor import cpp_builder
 
     whole = Path(file.get_target_file_path())

@@ -74,13 +74,13 @@ def _make(file: Any) -> None:
     """One file, unless it is there. Raises what the compiler raises."""
     from torch._inductor import cpp_builder
 
-    whole = Path(file.get_target_file_path())
-    if whole.exists():
+    target = Path(file.get_target_file_path())
+    if target.exists():
         return
-    growing = whole.with_name(f"{whole.name}.{os.getpid()}")
+    growing = target.with_name(f"{target.name}.{os.getpid()}")
     try:
-        cpp_builder.run_compile_cmd(file.get_command_line().replace(str(whole), str(growing)), cwd=str(whole.parent))
-        growing.replace(whole)
+        cpp_builder.run_compile_cmd(file.get_command_line().replace(str(target), str(growing)), cwd=str(target.parent))
+        growing.replace(target)
     finally:
         growing.unlink(missing_ok=True)
 

@@ -239,6 +239,35 @@ def test_a_file_that_is_there_is_not_compiled_again(tmp_path, made):
     assert asked == ["a.so"]
 
 
+def test_graphs_with_the_same_kernels_make_their_file_at_once(tmp_path, made):
+    both = threading.Barrier(2)
+
+    def compiler(name, path):
+        path.touch()
+        if name == "kernels.o":
+            both.wait(WAIT)
+
+    works = [work(tmp_path, name, "kernels.o", f"{name}.so") for name in ("a", "b")]
+    for number, of_graph in enumerate(works):
+        works[number] = partial(of_graph.func, str(tmp_path / f"lock{number}"), of_graph.args[1])
+    load = made(works, compiler)
+    with side_by_side():
+        load(0)
+        load(1)
+    assert {path.name for path in tmp_path.glob("*.*")} == {"kernels.o", "a.so", "b.so"}
+
+
+def test_what_processes_that_are_gone_left_half_written_is_removed_and_no_other(tmp_path, made):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f"a.so.{gone.pid}.1").touch()
+    (tmp_path / f"a.so.{os.getpid()}.1").touch()
+    load = made([work(tmp_path, "a.so")], lambda name, path: path.touch())
+    with side_by_side():
+        load(0)
+    assert {path.name for path in tmp_path.iterdir()} - {"lock"} == {"a.so", f"a.so.{os.getpid()}.1"}
+
+
 @pytest.mark.parametrize("broken", ["main.o", "kernels.o", "a.so"])
 def test_what_the_compiler_says_is_said_at_the_end_of_the_block_and_no_half_file_stays(broken, tmp_path, made):
     def compiler(name, path):
@@ -292,16 +321,18 @@ def test_a_process_killed_while_a_file_grows_leaves_nothing_that_is_taken_for_it
     command = [sys.executable, "-c", COMPILES]
     for kind in ("h.gch", "o", "so"):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
-        while not glob.glob(f"{tmp_path}/**/*.{kind}.{process.pid}", recursive=True):  # folders come and go
+        while not glob.glob(f"{tmp_path}/**/*.{kind}.{process.pid}.*", recursive=True):  # folders come and go
             assert process.poll() is None, f"no .{kind} was seen to grow"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not list(tmp_path.rglob("*main.so"))
         assert bool(list(tmp_path.rglob("*.h.gch"))) == (kind != "h.gch")
+        assert glob.glob(f"{tmp_path}/**/*.{kind}.{process.pid}.*", recursive=True)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=600)
     assert "compiled in" in done.stderr, done.stderr
     assert "not compiled" not in done.stderr, done.stderr
     assert "-0.1250" in done.stdout
+    assert not glob.glob(f"{tmp_path}/**/*.{process.pid}.*", recursive=True)
 
 
 @pytest.mark.parametrize("compile", ["steps", True])

@@ -11,6 +11,7 @@ keeps half a file for good. With half a header nothing compiles any more, and a 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -77,12 +78,24 @@ def _make(file: Any) -> None:
     target = Path(file.get_target_file_path())
     if target.exists():
         return
-    growing = target.with_name(f"{target.name}.{os.getpid()}")
+    for left in target.parent.glob(f"{target.name}.*.*"):
+        if _has_ended(int(left.name.split(".")[-2])):
+            left.unlink(missing_ok=True)
+    # Graphs with the same kernels have that file in common, and a thread each.
+    growing = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         cpp_builder.run_compile_cmd(file.get_command_line().replace(str(target), str(growing)), cwd=str(target.parent))
         growing.replace(target)
     finally:
         growing.unlink(missing_ok=True)
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:  # or it is somebody else's
+        return isinstance(error, ProcessLookupError)
+    return False
 
 
 class _Later:

@@ -172,4 +172,9 @@ def of_compiler(error: Exception) -> bool:
 def reason_of(error: Exception) -> Uncompiled:
     """Why something was not compiled, as an exception; the compiler wraps what is raised within it."""
     inner = getattr(error, "inner_exception", error)
-    return inner if isinstance(inner, Uncompiled) else Uncompiled(first_line(inner))
+    if isinstance(inner, Uncompiled):
+        return inner
+    if type(inner).__name__ != "CppCompileError":  # by name: to import it takes seconds
+        return Uncompiled(first_line(inner))
+    said = [line.strip() for line in inner.output.splitlines() if line.strip()] or [first_line(inner)]
+    return Uncompiled(f"the C++ compiler says: {next((line for line in said if 'error' in line.lower()), said[0])}")

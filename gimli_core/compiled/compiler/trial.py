@@ -171,7 +171,7 @@ def of_compiler(error: Exception) -> bool:
 
 def reason_of(error: Exception) -> Uncompiled:
     """Why something was not compiled, as an exception; the compiler wraps what is raised within it."""
-    inner = getattr(error, "inner_exception", error)
+    inner: Any = getattr(error, "inner_exception", error)
     if isinstance(inner, Uncompiled):
         return inner
     if type(inner).__name__ != "CppCompileError":  # by name: to import it takes seconds

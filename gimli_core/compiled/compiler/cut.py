@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from gimli_core.compiled.compiler.trial import Uncompiled
 
-__all__ = ["Compiled", "Cut", "Uncut", "cut_in_two", "results_of"]
+__all__ = ["Compiled", "Cut", "Uncut", "cut_in_two", "note", "noted_by", "results_of"]
 
 
 Compiled = Callable[[list[Any]], Sequence[Any]]
@@ -31,6 +33,27 @@ class Cut(NamedTuple):
     first_gives: list[int]  # outputs, in this order; what is handed on comes after them
     second_takes: list[tuple[bool, int]]  # (True, an input) or (False, what the first graph gives at this place)
     second_gives: list[int]  # outputs
+
+
+Note = Callable[[Cut, Sequence[Any]], list[Any]]
+_here = threading.local()
+
+
+@contextmanager
+def noted_by(function: Note) -> Iterator[None]:
+    """Within it, in this thread, a cut graph that is called as a whole calls `function(cut, inputs)`."""
+    before = getattr(_here, "function", None)
+    _here.function = function
+    try:
+        yield
+    finally:
+        _here.function = before
+
+
+def note(cut: Cut, inputs: Sequence[Any]) -> list[Any]:
+    """What is called in place of a cut graph."""
+    function: Note = _here.function
+    return function(cut, inputs)
 
 
 def cut_in_two(graph_module: GraphModule, late: Sequence[bool], options: dict[str, Any]) -> Cut:
@@ -55,7 +78,9 @@ def cut_in_two(graph_module: GraphModule, late: Sequence[bool], options: dict[st
         nodes = list(half.graph.nodes)
         nodes[-1].meta["user_visible_output_idxs"] = list(range(visible))
         examples = [node.meta["val"] for node in nodes if node.op == "placeholder"]
-        with TracingContext.report_output_strides() as strides:
+        # By itself, so that a half is found on the disk even where the whole cannot be kept there.
+        apart = torch._functorch.config.patch(bundled_autograd_cache=False)
+        with apart, TracingContext.report_output_strides() as strides:
             return compile_fx_inner(half, examples, **{**options, "static_input_idxs": []}), strides or []
 
     run_first, strides = compiled(first, len(early_outputs))

@@ -7,9 +7,10 @@ second that is a kept graph (9F a step), without all that lies between products:
 
 How it is cut. `torch.compile` traces the function and hands the traced graph to a backend, which is here
 `Halves._backend`. It lowers the graph, names its early inputs `primals` and its late ones `tangents`, as the
-partitioner wants them, has it cut in two, and compiles each half. What the compiler then calls computes nothing: it
-notes what it was called with and returns marks in place of outputs. From the identities of arguments and marks
-`_connect` reads which leaf goes where (`Joined`); a run calls the two halves directly from then on.
+partitioner wants them, has it cut in two, and compiles each half; or finds all that on the disk (stored_cut.py). What
+the compiler then calls computes nothing: `_noted` notes what it was called with and returns marks in place of outputs.
+From the identities of arguments and marks `_connect` reads which leaf goes where (`Joined`); a run calls the two halves
+directly from then on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from gimli_core.compiled.compiler.compiled_function import compiler_options, each_once, refuse_another_graph
-from gimli_core.compiled.compiler.cut import Compiled, Cut, Uncut, cut_in_two, results_of
+from gimli_core.compiled.compiler.cut import Compiled, Cut, Uncut, cut_in_two, noted_by, results_of
 from gimli_core.compiled.compiler.lowering import lowered, make_ahead
 from gimli_core.compiled.compiler.trial import beside_eager, compiling, tell_traced
 from gimli_core.environment import Environment
@@ -125,7 +126,8 @@ class Halves:
         with self._lock:
             self._flat = each_once(flat)
             try:
-                results = compiled(*self._flat)
+                with noted_by(self._noted):
+                    results = compiled(*self._flat)
                 if self._cut is None:
                     raise Uncut("nothing in it depends on its arguments")
                 return self._connect(self._cut, results)
@@ -182,35 +184,32 @@ class Halves:
     def _backend(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         """What `torch.compile` calls with a traced graph, once for every form that it meets."""
         from gimli_core.compiled.compiler.graph_passes import traced_once
+        from gimli_core.compiled.compiler.stored_cut import StoredCut, kept_on_the_disk
 
         refuse_another_graph()
         traced_once(module)
         tell_traced("the step", len(module.graph.nodes))
-        cuts: list[Cut] = []
         outputs = len(results_of(module.graph))
         comes_late = {id(x) for x in self._flat[len(self._flat) - self._late :]}
         late = [id(x) in comes_late for x in inputs]
 
-        def compile_halves(lowered: GraphModule, examples: Sequence[Any], **options: Any) -> Callable[..., Any]:
+        def compile_halves(lowered: GraphModule, examples: Sequence[Any], **options: Any) -> StoredCut:
             places = [node for node in lowered.graph.nodes if node.op == "placeholder"]
             if len(places) != len(late) or len(results_of(lowered.graph)) != outputs:
                 raise Uncut("it changes something besides what it returns")
-            cuts.append(cut_in_two(lowered, late, options))
+            return StoredCut(cut_in_two(lowered, late, options))
 
-            def look(inputs: list[Any]) -> list[Any]:
-                """No computing: note what was called with what, and mark the outputs."""
-                where = self._places()
-                self._constants = [x for x in inputs if id(x) not in where]
-                where |= {id(x): len(self._flat) - self._late + i for i, x in enumerate(self._constants)}
-                self._inputs, self._cut = [where[id(x)] for x in inputs], cuts[0]
-                self._marks = [torch.empty(0) for _ in range(outputs)]
-                return list(self._marks)
-
-            look._boxed_call = True  # type: ignore[attr-defined]
-            return look
-
-        with torch._functorch.config.patch(enable_autograd_cache=False):  # it would not call `compile_halves`
+        with kept_on_the_disk(module, late):
             graph: Callable[..., Any] = lowered(
                 module, inputs, inner_compile=compile_halves, config_patches=self._options
             )
             return graph
+
+    def _noted(self, cut: Cut, inputs: Sequence[Any]) -> list[Any]:
+        """What a cut graph does when it is called: no computing; note what was called with what, mark the outputs."""
+        where = self._places()
+        self._constants = [x for x in inputs if id(x) not in where]
+        where |= {id(x): len(self._flat) - self._late + i for i, x in enumerate(self._constants)}
+        self._inputs, self._cut = [where[id(x)] for x in inputs], cut
+        self._marks = [torch.empty(0) for _ in range(len(cut.first_gives) + len(cut.second_gives))]
+        return list(self._marks)

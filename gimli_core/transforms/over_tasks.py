@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import disable_saved_tensors_hooks
-from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from gimli_core.derivatives.beside_loss import stacked, value_and_aux
@@ -22,6 +21,7 @@ from gimli_core.transforms.interface import Transform
 from gimli_core.transforms.numbered import Numbered
 from gimli_core.transforms.rule_over_tasks import RuleOverTasks
 from gimli_core.transforms.tasks import by_task, summed
+from gimli_core.transforms.vectorised import vectorised
 
 __all__ = ["LossOverTasks", "OverTasks", "TasksApart"]
 
@@ -76,7 +76,7 @@ class OverTasks(Transform):
 
     def rule(self, rule: Optimizer) -> RuleOverTasks:
         """A rule in this form."""
-        return RuleOverTasks(rule=rule, by_task=self.hyper_by_task)
+        return RuleOverTasks(rule=rule, count=self.count, by_task=self.hyper_by_task)
 
     def theta(self, theta: Tensors) -> Tensors:
         return {k: v if k in self.theta_per_task else v.expand(self.count, *v.shape) for k, v in theta.items()}
@@ -116,8 +116,8 @@ class LossOverTasks:
 
     def vectorised(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         """The losses of all tasks by vmap; raises what vmap raises."""
-        dims = self._dims(theta, phi_loss, batch)
-        return vmap(self._of_one, in_dims=dims, randomness="different")(theta, phi_loss, batch)
+        which = self._which_said_once(theta, phi_loss, batch)
+        return vectorised(self._of_one, which, self.shape[0], randomness="different")(theta, phi_loss, batch)
 
     def __call__(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> Any:
         if not self._one_by_one:
@@ -152,14 +152,12 @@ class LossOverTasks:
             return theta_per_task, phi_per_task, batch._replace(batch=self._which_of(batch.batch), j=False)  # shared
         return theta_per_task, phi_per_task, self._which_of(batch)
 
-    def _dims(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> tuple[Any, ...]:
-        """`_which` for `vmap`: 0 or None for all of an argument, which it reads faster than a tree."""
+    def _which_said_once(self, theta: Tensors, phi_loss: Tensors, batch: Any) -> tuple[Any, ...]:
+        """`_which`, in one word for all of an argument where it can be: that is gone through faster than a tree."""
         if self._shared or self._phi_by_task or isinstance(batch, Numbered):
-            return tuple(_said_once(dims) for dims in self._which(theta, phi_loss, batch))
+            return tuple(_said_once(mine) for mine in self._which(theta, phi_loss, batch))
         mine = [by_task(leaf, self.shape[0], self.name) for leaf in pytree.tree_leaves(batch)]
-        if all(mine):
-            return 0, None, 0 if mine else None
-        return 0, None, _said_once(self._which_of(batch))
+        return True, False, bool(mine) if all(mine) else _said_once(self._which_of(batch))
 
     def _which_of(self, batch: Any) -> Any:
         return pytree.tree_map(lambda leaf: by_task(leaf, self.shape[0], self.name), batch)
@@ -214,8 +212,6 @@ def _nothing_put_off() -> AbstractContextManager[Any]:
 
 
 def _said_once(by_task: Any) -> Any:
-    """The dimension for `vmap` of a tree of booleans: 0 or None for all of it, which it reads faster, or a tree."""
+    """A tree of booleans, or one for all of it."""
     leaves = pytree.tree_leaves(by_task)
-    if all(leaves) or not any(leaves):
-        return 0 if leaves and leaves[0] else None
-    return pytree.tree_map(lambda mine: 0 if mine else None, by_task)
+    return bool(leaves) and leaves[0] if all(leaves) or not any(leaves) else by_task

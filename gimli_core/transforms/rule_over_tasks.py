@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch.func import vmap
 
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers.interface import Pulled
 from gimli_core.transforms.interface import RuleInAnotherForm
+from gimli_core.transforms.vectorised import vectorised
+from gimli_core.trees import mapped
 
 __all__ = ["RuleOverTasks"]
 
@@ -23,48 +25,64 @@ class RuleOverTasks(RuleInAnotherForm):
 
     Args:
         rule: any optimizer.
+        count: T.
         by_task: `{tensor: {hyperparameter: whether its value has a leading T}}`.
     """
 
+    count: int = field(kw_only=True)
     by_task: dict[str, dict[str, bool]] = field(kw_only=True)
 
-    def _dims(self, hyper: Hyper) -> dict[str, dict[str, int | None]]:
-        """Which values of a step have a leading T: those said to, and a loss that the rule sees."""
+    def _over(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function` of each task; of the last argument all tasks have the same."""
+        which = (*(True for _ in arguments[1:]), False)
+        return vectorised(function, which, self.count, mapped=mapped)(*arguments)
+
+    def _split(self, hyper: Hyper) -> tuple[Hyper, Hyper]:
+        """(values of a step that have a leading T, those that all tasks share). With the first is a loss that the rule
+        sees. By tensors, as `hyper`."""
         by_task = {k: {**per, "loss": "loss" in self.seen()} for k, per in self.by_task.items()}
-        return {k: {name: 0 if by_task[k].get(name) else None for name in per} for k, per in hyper.items()}
+        mine = {k: {name: x for name, x in per.items() if by_task[k].get(name)} for k, per in hyper.items()}
+        shared = {k: {name: x for name, x in per.items() if name not in mine[k]} for k, per in hyper.items()}
+        return {k: per for k, per in mine.items() if per}, shared
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
-        def one(theta: Tensors, hyper: Hyper) -> State:
-            return slots(self.rule.initial_state(theta, hyper))
+        def one(theta: Tensors, mine: Hyper, shared: Hyper) -> State:
+            return slots(self.rule.initial_state(theta, joined(mine, shared)))
 
-        started: State = vmap(one, in_dims=(0, self._dims(hyper)))(theta, hyper)
+        started: State = self._over(one, theta, *self._split(hyper))
         return {"step": torch.zeros((), dtype=torch.float64), **started}
 
     def initial_state_pullback(self, S_0: State, hyper: Hyper, wanted: Collection[str]) -> dict[str, Tensors]:
-        def one(S_0: State, hyper: Hyper) -> dict[str, Tensors]:
-            return self.rule.initial_state_pullback(S_0, hyper, wanted)
+        def one(S_0: State, mine: Hyper, shared: Hyper) -> dict[str, Tensors]:
+            return self.rule.initial_state_pullback(S_0, joined(mine, shared), wanted)
 
         if not any(S_0.values()):
             return {}  # no state, nothing to vectorise over
-        A: dict[str, Tensors] = vmap(one, in_dims=(0, self._dims(hyper)))(S_0, hyper)
+        A: dict[str, Tensors] = self._over(one, S_0, *self._split(hyper))
         return A
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         counted: State = {}
 
-        def one(theta: Tensors, moments: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-            theta, new = self.rule.step_used(theta, {**counts(state), **moments}, G, hyper)
+        def one(theta: Tensors, moments: State, G: Tensors, mine: Hyper, shared: Hyper) -> tuple[Tensors, State]:
+            theta, new = self.rule.step_used(theta, {**counts(state), **moments}, G, joined(mine, shared))
             counted.update(counts(new))  # of counts alone, so the same for every task
             return theta, slots(new)
 
-        theta, new = vmap(one, in_dims=(0, 0, 0, self._dims(hyper)))(theta, slots(state), G, hyper)
+        theta, new = self._over(one, theta, slots(state), G, *self._split(hyper))
         return theta, {**counted, **new}
 
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        def one(theta: Tensors, moments: State, G: Tensors, hyper: Hyper, B: Tensors, S: State) -> Pulled:
-            return self.rule.pullback_used(theta, {**counts(state), **moments}, G, hyper, B, S, wanted)
+        def one(theta: Tensors, moments: State, G: Tensors, B: Tensors, S: State, mine: Hyper, shared: Hyper) -> Pulled:
+            state_of_one = {**counts(state), **moments}
+            return self.rule.pullback_used(theta, state_of_one, G, joined(mine, shared), B, S, wanted)
 
-        pulled: Pulled = vmap(one, in_dims=(0, 0, 0, self._dims(hyper), 0, 0))(theta, slots(state), G, hyper, B, S)
+        pulled: Pulled = self._over(one, theta, slots(state), G, B, S, *self._split(hyper))
         return pulled
+
+
+def joined(mine: Hyper, shared: Hyper) -> Hyper:
+    """The values of one task, by tensors: what `_split` took apart."""
+    return {k: {**per, **mine.get(k, {})} for k, per in shared.items()}

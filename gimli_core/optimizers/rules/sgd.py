@@ -11,6 +11,7 @@ from torch import Tensor
 from gimli_core.errors import ArgumentError
 from gimli_core.notation import Tensors, Thunks
 from gimli_core.optimizers.interface import hyperparameter
+from gimli_core.optimizers.rules.parts import as_numbers
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 
 __all__ = ["SGD"]
@@ -64,15 +65,22 @@ class SGD(ElementwiseOptimizer):
     def _direction(
         self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor
     ) -> tuple[Tensor, Any, Tensor, Tensor]:
-        """(g, c, b', d), with c = 1 in the first step and 1 - dampening after it; None without a buffer."""
+        """(g, c, b', d), with c = 1 in the first step and 1 - dampening after it; None where it is the number 1."""
         g = -G if self.maximize else G
         if self.uses("weight_decay"):
             g = g + h["weight_decay"] * theta
         if not s:
             return g, None, g, g
-        c = torch.where(t > 1, 1 - h["dampening"], 1.0).to(g.dtype)
-        b = s["momentum_buffer"] * h["momentum"] + c * g
+        c = self._share_of_gradient(h["dampening"], t, g.dtype)
+        b = s["momentum_buffer"] * h["momentum"] + (g if c is None else c * g)
         return g, c, b, (g + h["momentum"] * b if self.nesterov else b)
+
+    @staticmethod
+    def _share_of_gradient(dampening: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor | None:
+        numbers, _ = as_numbers({"dampening": dampening}, t)
+        if isinstance(numbers["dampening"], float) and numbers["dampening"] == 0.0:
+            return None
+        return torch.where(t > 1, 1 - dampening, 1.0).to(dtype)
 
     def _step(self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor) -> tuple[Tensor, Tensors]:
         _, _, b, d = self._direction(theta, s, G, h, t)
@@ -86,7 +94,9 @@ class SGD(ElementwiseOptimizer):
         A: Thunks = {"lr": lambda: -B * d}
         if s:
             b_bar = S["momentum_buffer"] + (h["momentum"] * d_bar if self.nesterov else d_bar)
-            g_bar = c * b_bar + d_bar if self.nesterov else c * b_bar
+            g_bar = b_bar if c is None else c * b_bar
+            if self.nesterov:
+                g_bar = g_bar + d_bar
             A["momentum"] = lambda: b_bar * s["momentum_buffer"] + (d_bar * b if self.nesterov else 0)
             A["dampening"] = lambda: b_bar * g * -(t > 1).to(g.dtype)
             S = {"momentum_buffer": h["momentum"] * b_bar}

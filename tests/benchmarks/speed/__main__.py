@@ -30,6 +30,7 @@ from tests.benchmarks.speed.worker import Question, together, worst_difference
 from tests.benchmarks.speed.workloads import BUILDERS, DATA
 
 FLOORS = ("mnist", "omniglot", "transformer")  # where matrix products are most of the time
+WHOLE = ("tiny",)  # asked for by name: a run of that many steps takes minutes to compile
 PEAKS = ("mnist", "transformer")
 
 
@@ -115,7 +116,7 @@ def main() -> None:
     with noted("speed", given) as run:
         for name in given.only:
             print(f"\n{name}, {given.threads} threads, {given.device}", flush=True)
-            engines = [e for e in given.engines if e != "floor" or name in FLOORS]
+            engines = [e for e in given.engines if name in {"floor": FLOORS, "whole": WHOLE}.get(e, given.only)]
             table([replace(template, workload=name, engine=e) for e in engines], given.repeats, run)
 
 

@@ -15,6 +15,7 @@ from tests.benchmarks.speed.workloads import Workload
 # What is behind each name, and the package that it needs.
 ENGINES = {
     "ours": ("gimli_core, compiled", "torch"),
+    "whole": ("gimli_core, the whole run compiled as one", "torch"),
     "eager": ("gimli_core, nothing compiled", "torch"),
     "autograd": ("autograd through a plain unroll", "torch"),
     "func": ("torch.func, vmap over tasks", "torch"),
@@ -24,6 +25,7 @@ ENGINES = {
     "jax_checkpoint": ("JAX with jax.checkpoint", "jax"),
     "floor": ("the matrix products of eager alone", "torch"),
 }
+COMPILE = {"ours": True, "whole": "whole", "eager": False, "floor": False}
 
 
 def prepare(engine: str, work: Workload) -> tuple[Callable[[], Any], Callable[[Any], Any], float]:
@@ -43,10 +45,10 @@ def prepare(engine: str, work: Workload) -> tuple[Callable[[], Any], Callable[[A
         run, seconds = peers_jax.prepare(work, checkpoint=engine == "jax_checkpoint")
         run()
         return run, peers_jax.tensors, seconds
-    if engine in ("ours", "eager", "floor"):
+    if engine in COMPILE:
         from tests.benchmarks.speed import ours
 
-        run = ours.prepare(work, compile=engine == "ours")
+        run = ours.prepare(work, compile=COMPILE[engine])
         finish = finished(floor.products(run) if engine == "floor" else run, work)
     else:
         from tests.benchmarks.speed import peers_torch

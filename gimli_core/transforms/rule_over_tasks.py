@@ -40,7 +40,10 @@ class RuleOverTasks(RuleInAnotherForm):
     def _split(self, hyper: Hyper) -> tuple[Hyper, Hyper]:
         """(values of a step that have a leading T, those that all tasks share). With the first is a loss that the rule
         sees. By tensors, as `hyper`."""
-        by_task = {k: {**per, "loss": "loss" in self.seen()} for k, per in self.by_task.items()}
+        sees_loss = "loss" in self.seen()
+        if not sees_loss and not any(any(per.values()) for per in self.by_task.values()):
+            return {}, hyper
+        by_task = {k: {**per, "loss": sees_loss} for k, per in self.by_task.items()}
         mine = {k: {name: x for name, x in per.items() if by_task[k].get(name)} for k, per in hyper.items()}
         shared = {k: {name: x for name, x in per.items() if name not in mine[k]} for k, per in hyper.items()}
         return {k: per for k, per in mine.items() if per}, shared
@@ -85,4 +88,4 @@ class RuleOverTasks(RuleInAnotherForm):
 
 def joined(mine: Hyper, shared: Hyper) -> Hyper:
     """The values of one task, by tensors: what `_split` took apart."""
-    return {k: {**per, **mine.get(k, {})} for k, per in shared.items()}
+    return {k: {**per, **mine.get(k, {})} for k, per in shared.items()} if mine else shared

@@ -16,6 +16,8 @@ __all__ = [
     "CorrectedRoot",
     "MomentsPullback",
     "WeightDecay",
+    "add_product",
+    "add_quotient",
     "as_numbers",
     "corrected_root",
     "moments",
@@ -42,6 +44,16 @@ def as_numbers(h: dict[str, Tensor], t: Tensor) -> tuple[dict[str, Any], Any]:
 
 def _is_number(x: Tensor) -> bool:
     return x.dtype is torch.float64 and not x.ndim and type(x) is Tensor and x.is_cpu and not x.requires_grad
+
+
+def add_product(x: Tensor, number: Any, a: Tensor, b: Tensor) -> Tensor:
+    """x + (number·a)·b: in one operation, with the bits of two, where the number is one of Python's. Any shape."""
+    return torch.addcmul(x, a, b, value=number) if type(number) is float else torch.addcmul(x, a * number, b)
+
+
+def add_quotient(x: Tensor, number: Any, a: Tensor, b: Tensor) -> Tensor:
+    """x + (number·a) / b, likewise. Any shape."""
+    return torch.addcdiv(x, a, b, value=number) if type(number) is float else torch.addcdiv(x, a * number, b)
 
 
 def root_of_number(x: Any) -> Any:

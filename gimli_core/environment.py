@@ -17,7 +17,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,8 +127,11 @@ class Environment:
 
     def alone(self) -> AbstractContextManager[Any]:
         """No other thread's run calls these modules in here: `functional_call` swaps weights of what all share."""
+        held = self._turns if os.getpid() == self._process else ()  # a fork has others' locks, without them
+        if len(held) < 2:  # as of most problems, and a step asks three times: a stack takes ten times a lock's time
+            return held[0] if held else nullcontext()
         turns = ExitStack()
-        for turn in self._turns if os.getpid() == self._process else ():  # a fork has others' locks, without them
+        for turn in held:
             turns.enter_context(turn)
         return turns
 

@@ -127,6 +127,15 @@ class Form:
         missing += [f"truncated: the last {k} of {self.steps} steps, the others as the identity"] * (self.first > 0)
         return "; ".join(missing)
 
+    @cached_property
+    def _gathering(self) -> list[Transform]:
+        """The transforms that do something in `gathered`, the last first; likewise those of `part`."""
+        return [t for t in reversed(self.transforms) if type(t).gathered is not Transform.gathered]
+
+    @cached_property
+    def _cutting(self) -> list[Transform]:
+        return [t for t in self.transforms if type(t).part is not Transform.part]
+
     def names(self, theta: Tensors) -> Tensors:
         """theta, G or B of a run by the names of the tensors, for whoever looks at it."""
         for transform in reversed(self.transforms):
@@ -135,13 +144,13 @@ class Form:
 
     def gathered(self, theta: Tensors, what: str) -> Tensors:
         """theta or V of a run as the losses are handed it; `what` says which, and of which line."""
-        for transform in reversed(self.transforms):
+        for transform in self._gathering:
             theta = transform.gathered(theta, what)
         return theta
 
     def part(self, G: Tensors) -> Tensors:
         """What a derivative of the losses gives, as the run goes on with it."""
-        for transform in self.transforms:
+        for transform in self._cutting:
             G = transform.part(G)
         return G
 

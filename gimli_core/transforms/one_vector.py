@@ -24,6 +24,7 @@ from gimli_core.transforms.interface import Transform
 __all__ = ["LeftAlone", "OneVector", "one_vector"]
 
 NUMBERS = SMALL  # beyond, joining the tensors costs more than it saves
+_View = tuple[str, tuple[int, ...] | None]  # a tensor's name and shape, unless its part of the vector has that already
 
 
 class LeftAlone(Exception):
@@ -57,7 +58,7 @@ class OneVector(Transform):
     lead: tuple[int, ...] = field(init=False)
     sizes: list[int] = field(init=False)
     flat: tuple[int, ...] = field(init=False)  # the shape of a tensor's part of the vector, of any length
-    with_lead: list[tuple[int, ...]] = field(init=False)  # the shapes, with the tasks' dimension in front
+    views: tuple[list[_View], list[_View]] = field(init=False)  # of a vector, and of one with the tasks in front
 
     def __post_init__(self) -> None:
         name = "all tensors"
@@ -67,7 +68,10 @@ class OneVector(Transform):
         object.__setattr__(self, "lead", () if self.tasks is None else (self.tasks,))
         object.__setattr__(self, "sizes", [shape.numel() for shape in self.shapes.values()])
         object.__setattr__(self, "flat", (*self.lead, -1))
-        object.__setattr__(self, "with_lead", [(*self.lead, *shape) for shape in self.shapes.values()])
+        object.__setattr__(self, "views", (self._views(()), self._views(self.lead)))
+
+    def _views(self, lead: tuple[int, ...]) -> list[_View]:
+        return [(k, None if len(shape) == 1 else (*lead, *shape)) for k, shape in self.shapes.items()]
 
     def problem(self, problem: Problem) -> Problem:
         """Made once a problem and layout, so that what is compiled for it is found again."""
@@ -91,9 +95,8 @@ class OneVector(Transform):
     def names(self, theta: Tensors) -> Tensors:
         """Views of the vector, by name. `[n]`, or with the tasks' dimension in front where it still has that."""
         vector = theta[self.name]
-        shapes = self.with_lead if vector.ndim > 1 else self.shapes.values()
-        parts = zip(self.shapes, shapes, vector.split_with_sizes(self.sizes, -1), strict=True)
-        return {k: part if part.shape == shape else part.view(shape) for k, shape, part in parts}
+        parts = zip(vector.split_with_sizes(self.sizes, -1), self.views[vector.ndim > 1], strict=True)
+        return {k: part if shape is None else part.view(shape) for part, (k, shape) in parts}
 
     def hyper(self, hyper: Hyper) -> Hyper:
         """One number for all as it is, one an element in a vector too."""

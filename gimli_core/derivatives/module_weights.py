@@ -68,11 +68,15 @@ class _Put:
             home[name] = tensor
 
 
+_transform = torch._C._functorch.peek_interpreter_stack
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def _transformed(tensors: Mapping[str, Tensor | None]) -> bool:
-    """Whether one of them is a transform's own, such as vmap's, which nothing can be put back to once that is over."""
+    """Whether one of them is a transform's own, such as vmap's, which nothing can be put back to once that is over.
+
+    Asked within a transform alone: outside of them there is none.
+    """
     for tensor in tensors.values():  # noqa: SIM110 - a generator takes twice the time, at every call of a module
         if tensor is not None and _wrapped(tensor):
             return True
@@ -98,7 +102,7 @@ class noting:
 
     def _note(self, module: nn.Module, _: Any) -> None:
         now = module._parameters
-        if not now or threading.get_ident() != self._thread or _transformed(now):
+        if not now or threading.get_ident() != self._thread or (_transform() is not None and _transformed(now)):
             return
         met = self._met.get(id(module))
         if met is None:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from gimli_core.notation import COUNTS, Hyper, Loss, State, Tensors, slots
+from gimli_core.optimizers.counting import next_step
 from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.optimizers.tensorwise import SMALL, ElementwiseOptimizer
 from gimli_core.problem import Problem
 from gimli_core.record import Ends
-from gimli_core.transforms.interface import Transform
+from gimli_core.transforms.interface import RuleInAnotherForm, Transform
 
 __all__ = ["LeftAlone", "OneVector", "one_vector"]
 
@@ -132,14 +133,14 @@ class OneVector(Transform):
         """Increments of the vector by tensor, each summed as its own: in what order changes the last bits."""
         increments: dict[str, Tensors] = {k: {} for k in self.shapes}
         for name, increment in A.items():
-            wide = torch.promote_types(increment.dtype, torch.float32)
-            for (k, shape), part in zip(
-                self.shapes.items(), increment.contiguous().split_with_sizes(self.sizes, -1), strict=True
-            ):
-                if name not in self.scalars:
-                    increments[k][name] = part.reshape((*self.lead, *shape))
-                else:
-                    increments[k][name] = part.sum(-1, dtype=wide)
+            parts = increment.contiguous().split_with_sizes(self.sizes, -1)
+            if name in self.scalars:
+                wide = torch.promote_types(increment.dtype, torch.float32)
+                for of_tensor, part in zip(increments.values(), parts, strict=True):
+                    of_tensor[name] = part.sum(-1, dtype=wide)
+                continue
+            for (k, shape), part in zip(self.shapes.items(), parts, strict=True):
+                increments[k][name] = part.reshape((*self.lead, *shape))
         return increments
 
 
@@ -168,14 +169,17 @@ class _LossOnVector:
 
 
 @dataclass(frozen=True, eq=False)
-class _RuleOnVector(Optimizer):
-    """`rule` on the one tensor, with increments of A by the names of the many."""
+class _RuleOnVector(RuleInAnotherForm):
+    """`rule` on the one tensor, with increments of A by the names of the many.
+
+    The vector is no single number, and no step leaves it alone (`LeftAlone`), so nothing of either is looked after.
+    """
 
     rule: ElementwiseOptimizer = field(kw_only=True)
     layout: OneVector = field(kw_only=True)
 
-    def __post_init__(self) -> None:
-        pass  # the rule has checked itself
+    def seen(self) -> tuple[str, ...]:
+        return ()  # else there is no vector
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         return self.rule.initial_state(theta, hyper)
@@ -196,7 +200,7 @@ class _RuleOnVector(Optimizer):
     ) -> Pulled:
         k = self.layout.name
         s, S_k = ({slot: of_slot[k] for slot, of_slot in slots(tree).items()} for tree in (state, S))
-        V, B_j, S_j, thunks = self.rule._pullback(theta[k], s, G[k], hyper[k], state["step"] + 1, B[k], S_k)
+        V, B_j, S_j, thunks = self.rule._pullback(theta[k], s, G[k], hyper[k], next_step(state["step"]), B[k], S_k)
         A = self.layout.by_tensor({name: thunks[name]() for name in wanted if name in thunks})
         return Pulled({k: V}, {k: B_j}, {slot: {k: S_j[slot]} for slot in S}, A)
 

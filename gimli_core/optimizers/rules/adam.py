@@ -145,7 +145,7 @@ class Adam(ElementwiseOptimizer):
         decays, rate = self.uses("weight_decay"), lr / c1
         q = B / d
         u = q * m  # B times the normalised update m'/d
-        m_bar = S["exp_avg"] - q * rate
+        m_bar = add_quotient(S["exp_avg"], -rate, B, d)
         w = u / d  # d_bar = rate·w
         slope = sqrt_slope(root, rate / correction)  # ∂d/∂x, times the rate
         S_j: Tensors = {}
@@ -159,7 +159,7 @@ class Adam(ElementwiseOptimizer):
         g_bar = add_product(m_bar * (1 - beta1), 2 * (1 - beta2), g, v_bar)
         S_j["exp_avg"], S_j["exp_avg_sq"] = m_bar * beta1, v_bar * beta2
         A: Thunks = {
-            "lr": lambda: u * (-1 / c1) - (B * theta * decay if decays and self.decoupled else 0),
+            "lr": lambda: u * (-1 / c1) - B * theta * decay if decays and self.decoupled else u * (-1 / c1),
             "beta1": lambda: m_bar * (s["exp_avg"] - g) - u * (rate / c1 * t * beta1 ** (t - 1)),
             "beta2": lambda: (
                 v_bar * (s["exp_avg_sq"] - g * g)

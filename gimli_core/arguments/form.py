@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -118,6 +118,11 @@ class Form:
     def zero_loss(self, theta: Tensors) -> Tensor:
         """A tensor like the inner loss."""
         return next(iter(theta.values())).new_zeros(() if self.tasks is None else self.tasks)
+
+    @cached_property
+    def of_later_steps(self) -> Form:
+        """The same where nobody asks for B_0: made once, and found again by the calls that take this form over."""
+        return replace(self, learned_start=False)
 
     @property
     def approximation(self) -> str:

@@ -112,5 +112,8 @@ def differentiate(
     """
     if not loss.requires_grad:
         return (None,) * len(inputs)
+    if loss.is_complex():
+        return torch.autograd.grad(loss.sum(), inputs)  # which says that there is none
     weights = loss.new_ones(()) if along is None else along
-    return pulled((loss,), (weights.expand(loss.shape),), inputs, create_graph=create_graph, retain=retain)
+    weights = weights.expand(loss.shape) if loss.ndim else weights
+    return pulled((loss,), (weights,), inputs, create_graph=create_graph, retain=retain)

@@ -115,6 +115,7 @@ FUNCTIONS: dict[str, Callable[..., Exact]] = {
     "nan_to_num": _nan_to_num,
     "neg": operator.neg,
     "ones_like": lambda a: Exact(1),
+    "reciprocal": lambda a: 1 / a,
     "reshape": lambda a, shape: a,
     "sign": _sign,
     "sqrt": lambda a: Exact(sp.sqrt(_normal(a))),

@@ -17,7 +17,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,17 +109,15 @@ class Environment:
         self, modules: Sequence[nn.Module], device: torch.device, functions: Iterable[Any] = (), room: int = ROOM
     ) -> None:
         self.device, self.room = device, room
-        self.modules = tuple(modules)
-        self.functions = tuple(functions)
+        self.modules, self.functions = tuple(modules), tuple(functions)
         self._homes: list[tuple[nn.Module, str, Tensor]] = []  # module, attribute, the tensor that was found there
         names = []
         for number, module in enumerate(modules):
             for path, owner in module.named_modules():
-                for key, buffer in owner.named_buffers(recurse=False):
+                for key, buffer in owner.named_buffers(recurse=False) if owner._buffers else ():  # most have none
                     if not any(owner is other and key == name for other, name, _ in self._homes):
                         self._homes.append((owner, key, buffer))
-                        names.append(".".join(part for part in (path, key) if part))
-                        names[-1] = f"{number}:{names[-1]}" if number else names[-1]
+                        names.append((f"{number}:" if number else "") + ".".join(filter(None, (path, key))))
         self.names = tuple(names)
         with _MAKING:  # in one order everywhere, so that no two threads wait for each other
             self._turns = [_TURNS.setdefault(id(m), threading.RLock()) for m in sorted(self.modules, key=id)]
@@ -127,15 +125,18 @@ class Environment:
 
     def alone(self) -> AbstractContextManager[Any]:
         """No other thread's run calls these modules in here: `functional_call` swaps weights of what all share."""
+        locks = self._turns if os.getpid() == self._process else ()  # a fork has others' locks, without them
+        if len(locks) < 2:  # as of most problems, and a step asks three times: a stack takes ten times a lock's time
+            return locks[0] if locks else nullcontext()
         turns = ExitStack()
-        for turn in self._turns if os.getpid() == self._process else ():  # a fork has others' locks, without them
+        for turn in locks:
             turns.enter_context(turn)
         return turns
 
     @property
     def buffers(self) -> tuple[Tensor, ...]:
         """The buffers as they are now: a module may replace one instead of changing it in place."""
-        return tuple(getattr(owner, key) for owner, key, _ in self._homes)
+        return tuple([getattr(owner, key) for owner, key, _ in self._homes])
 
     def copies(self) -> Tensors:
         """The buffers as they are now, by name, in memory of their own."""

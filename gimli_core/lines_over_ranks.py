@@ -24,8 +24,7 @@ def gradient_of_ranks(
     """Line 5: G_j and ell_j, from (the gradient of this rank's part, the part) at theta_j."""
     theta = form.gathered(theta_j, f"line 5, theta_j at inner step j = {j} of {form.steps}")
     if form.data is None:
-        G_j, _ = of_part(theta)
-        return G_j._replace(theta=form.part(G_j.theta))
+        return _cut(form, of_part(theta)[0])
     what, names = f"line 5, G_j at inner step j = {j} of {form.steps}", tuple(form.names(theta))
     return gradient_over_ranks(
         form.data, lambda: of_part(theta), theta, form.zero_loss(theta), names, what, form.pieces
@@ -39,7 +38,7 @@ def validation_of_ranks(
     theta = form.gathered(theta_j, f"lines 8-9, theta_{j}")
     if form.data is None:
         L, each, _ = of_part(theta)
-        return L, [of_one._replace(theta=form.part(of_one.theta)) for of_one in each]
+        return L, [_cut(form, of_one) for of_one in each]
     return validation_over_ranks(form.data, lambda: of_part(theta), f"lines 8-9, L_val at theta_{j}", form.pieces)
 
 
@@ -58,7 +57,9 @@ def products_of_ranks(
     V = form.gathered(V_j, f"lines 13-14, V_j at inner step j = {j} of {form.steps}")
     if form.data is None:
         products = of_part(V)
-        return products._replace(curvature=form.part(products.curvature))
+        curvature_of_part = form.part(products.curvature)
+        same = curvature_of_part is products.curvature
+        return products if same else products._replace(curvature=curvature_of_part)
     assert G_j.share is not None
     return products_over_ranks(
         form.data,
@@ -70,3 +71,9 @@ def products_of_ranks(
         f"lines 13-14, the products at inner step j = {j} of {form.steps}",
         form.pieces,
     )
+
+
+def _cut(form: Form, G: Gradient) -> Gradient:
+    """A gradient as the run goes on with it: itself, as mostly, where nothing is to be cut."""
+    theta = form.part(G.theta)
+    return G if theta is G.theta else G._replace(theta=theta)

@@ -149,7 +149,7 @@ def nodes(tree: Any) -> Iterator[Any]:
 
 def bare(path: KeyPath) -> KeyPath:
     """The path without the marks on it."""
-    return tuple(key for key in path if not (isinstance(key, type) and issubclass(key, Mark)))
+    return tuple([key for key in path if not (isinstance(key, type) and issubclass(key, Mark))])
 
 
 def path_text(path: KeyPath, name: str = "") -> str:

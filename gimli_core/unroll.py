@@ -33,6 +33,7 @@ from gimli_core.runs.wants import Wants
 from gimli_core.transforms.nested import nested
 from gimli_core.transforms.proximal import without_centre
 from gimli_core.transforms.tasks import Tasks
+from gimli_core.trees import tensors
 from gimli_core.watchers.progress import Progress
 
 __all__ = ["gradient_at", "tied_tensors", "unroll"]
@@ -92,7 +93,6 @@ def unroll(
             then run again with its operations recorded, which are torch's own; every further derivative is exact. At a
             gradient of exactly 0 Adam's second derivatives are nan. Not beside approximation=, resume=, chunks of
             tasks, or val_weights that require grad.
-
         wrt: the arguments that get gradients, by default all of these. With `wrt=("phi_opt", "phi_loss")` a live
             model's parameters in theta_0 get no `.grad`.
 
@@ -128,7 +128,7 @@ def unroll(
     phi_opt, phi_loss, theta_0, state_0, val_weights = arguments = _with_gradients_of(
         wrt, phi_opt, phi_loss, theta_0, state_0, val_weights
     )
-    needed = torch.is_grad_enabled() and any(t.requires_grad for _, t in tensor_paths(arguments))
+    needed = torch.is_grad_enabled() and any(t.requires_grad for t in tensors(arguments))
     call = Call(
         problem,
         theta_0,
@@ -154,7 +154,7 @@ def unroll(
     again = None
     if derivatives == 2 and needed:
         again = Recorded(call, next(iter(unmarked_entries(theta_0).values())))
-    start = any(t.requires_grad for _, t in tensor_paths(theta_0))
+    start = any(t.requires_grad for t in tensors(theta_0))
     wants = Wants(
         tied=True, steps=progress, lines=watch is not None, forward_only=not needed, weighed=needed, start=start
     )
@@ -221,22 +221,23 @@ class _Unrolled(torch.autograd.Function):
             result, scale = ctx.run.result(), ctx.run.form.scale
             if along is not None:  # val_losses alone are not weighed yet
                 result = replace(result, val_losses=result.val_losses @ along)
-            ctx.gradients = [gradient_at(result, scale, path, t) for path, t in zip(ctx.paths, tied, strict=True)]
+            places = zip(ctx.paths, tied, strict=True)  # of all that there is, a rate alone may be learned
+            ctx.gradients = [gradient_at(result, scale, path, t) if t.requires_grad else None for path, t in places]
             ctx.run, ctx.along = None, along
         elif along is not None and not torch.equal(along, ctx.along):
             raise ClosedError(_ANOTHER)
         factor = arriving if along is None else 1.0
-        scaled = [(factor * g).to(t) for g, t in zip(ctx.gradients, tied, strict=True)]
+        scaled = [(factor * g).to(t) for g, t in zip(ctx.gradients, tied, strict=True) if g is not None]
         if torch.is_grad_enabled():
             scaled = list(Once.apply(_SECOND, len(scaled), *scaled, *tied, arriving))
-        return (None, None, None, None, *scaled)
+        remaining = iter(scaled)
+        return (None, None, None, None, *[None if g is None else next(remaining) for g in ctx.gradients])
 
 
 def _from_the_end(val_weights: Any) -> Any:
     """Weights that are single numbers, keyed by -1 for w_J, -2 …: the first may be w_0 or w_1."""
-    if val_weights is None or isinstance(val_weights, Tensor):
-        return val_weights
-    return dict(enumerate(val_weights, start=-len(val_weights)))
+    plain = val_weights is None or isinstance(val_weights, Tensor)
+    return val_weights if plain else dict(enumerate(val_weights, start=-len(val_weights)))
 
 
 def gradient_at(result: MetaGradient, scale: float, path: tuple[Any, ...], tied: Tensor) -> Tensor:
@@ -244,7 +245,6 @@ def gradient_at(result: MetaGradient, scale: float, path: tuple[Any, ...], tied:
     if path[0] == "val_losses" and result.task_val_losses is not None:
         result = replace(result, val_losses=result.val_losses.sum(-1) * scale)
     gradient: Tensor = look_up(vars(result), path)
-    if gradient.is_sparse:  # most operations that made an indexed entry take a dense one
-        gradient = gradient.to_dense()
+    gradient = gradient.to_dense() if gradient.is_sparse else gradient  # as most that made an indexed entry take it
     # val_weights may start at theta_1; val_losses always starts at theta_0.
     return gradient[-len(tied) :] if path == ("val_losses",) else gradient

@@ -171,10 +171,11 @@ def test_the_check_on_symbols_catches_a_wrong_factor() -> None:
 def test_a_wrong_slope_of_the_root_is_caught(kind: type, proof: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped: Any = inspect.getmodule(kind)
     right = shipped.sqrt_slope
-    monkeypatch.setattr(shipped, "sqrt_slope", lambda root: right(root) * 1.0005)
+    monkeypatch.setattr(shipped, "sqrt_slope", lambda root, times=1.0: right(root, times) * 1.0005)
     with pytest.raises(AssertionError, match="adjoint of"):
         proof.prove()
-    monkeypatch.setattr(shipped, "sqrt_slope", lambda root: 0.5 / root)  # infinite at 0, as autograd has it
+    infinite_at_0 = lambda root, times=1.0: 0.5 * times / root  # noqa: E731 - as autograd has it
+    monkeypatch.setattr(shipped, "sqrt_slope", infinite_at_0)
     with pytest.raises(AssertionError, match=r"their mean|at zero"):
         zero_gradient.prove()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -119,6 +119,11 @@ class Form:
         """A tensor like the inner loss."""
         return next(iter(theta.values())).new_zeros(() if self.tasks is None else self.tasks)
 
+    @cached_property
+    def of_later_steps(self) -> Form:
+        """The same where nobody asks for B_0: made once, and found again by the calls that take this form over."""
+        return replace(self, learned_start=False)
+
     @property
     def approximation(self) -> str:
         """What the result leaves out, or the empty string."""
@@ -126,6 +131,15 @@ class Form:
         k = self.steps - self.first
         missing += [f"truncated: the last {k} of {self.steps} steps, the others as the identity"] * (self.first > 0)
         return "; ".join(missing)
+
+    @cached_property
+    def _gathering(self) -> list[Transform]:
+        """The transforms that do something in `gathered`, the last first; likewise those of `part`."""
+        return [t for t in reversed(self.transforms) if type(t).gathered is not Transform.gathered]
+
+    @cached_property
+    def _cutting(self) -> list[Transform]:
+        return [t for t in self.transforms if type(t).part is not Transform.part]
 
     def names(self, theta: Tensors) -> Tensors:
         """theta, G or B of a run by the names of the tensors, for whoever looks at it."""
@@ -135,13 +149,13 @@ class Form:
 
     def gathered(self, theta: Tensors, what: str) -> Tensors:
         """theta or V of a run as the losses are handed it; `what` says which, and of which line."""
-        for transform in reversed(self.transforms):
+        for transform in self._gathering:
             theta = transform.gathered(theta, what)
         return theta
 
     def part(self, G: Tensors) -> Tensors:
         """What a derivative of the losses gives, as the run goes on with it."""
-        for transform in self.transforms:
+        for transform in self._cutting:
             G = transform.part(G)
         return G
 

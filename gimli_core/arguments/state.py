@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gimli_core.derivatives.finite import finite
 from gimli_core.errors import closest, listing, unexpected
 from gimli_core.layout import dense
 from gimli_core.notation import State, counts
@@ -70,7 +71,7 @@ def _checked_tensor(value: Any, like: Tensor, path: str) -> Tensor:
     if not isinstance(value, Tensor) or value.shape != like.shape:
         actual = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise unexpected(path, f"a tensor of shape {list(like.shape)}", actual, "Take it from a result's state_J.")
-    if not bool(torch.isfinite(value).all()):
+    if not finite(value):
         raise unexpected(path, "finite values", "inf or nan", "Find out where it was computed.")
     if value.ndim > 0 and value.device != like.device:
         expected = f"a tensor on theta's device {like.device}"

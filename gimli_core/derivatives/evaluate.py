@@ -112,8 +112,8 @@ def differentiate(
     """
     if not loss.requires_grad:
         return (None,) * len(inputs)
-    retain_graph = True if retain else None
-    if along is not None:
-        return pulled((loss,), (along.expand(loss.shape),), inputs, create_graph=create_graph, retain=retain)
-    total = loss if loss.ndim == 0 else loss.sum()
-    return torch.autograd.grad(total, inputs, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True)
+    if loss.is_complex():
+        return torch.autograd.grad(loss.sum(), inputs)  # which says that there is none
+    weights = loss.new_ones(()) if along is None else along
+    weights = weights.expand(loss.shape) if loss.ndim else weights
+    return pulled((loss,), (weights,), inputs, create_graph=create_graph, retain=retain)

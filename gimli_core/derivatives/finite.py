@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +24,8 @@ def at_once(device: torch.device) -> bool:
 
 
 def finite(value: Tensor) -> bool:
-    """Whether every entry is finite; by their sum, which is quicker, unless that overflows. Of any shape."""
-    return math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
+    """Whether every entry is finite; by their sum, which is quicker, unless that overflows. Of any shape and dtype."""
+    return cmath.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
 
 
 def check_finite(j: int, theta: Tensors, G_j: Gradient, batch: Any, names: Callable[[Tensors], Tensors]) -> None:

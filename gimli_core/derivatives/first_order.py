@@ -25,6 +25,8 @@ from gimli_core.notation import Tensors
 
 __all__ = ["Gradient", "Graph", "gradient", "gradients", "hessian"]
 
+NONE: frozenset[str] = frozenset()
+
 
 class Layout(Protocol):
     """How tensors lie in one vector, for a loss that is handed the vector (transforms/one_vector.py)."""
@@ -59,7 +61,7 @@ class Gradient(NamedTuple):
     phi_loss: Tensors  # explicit dependence on phi_loss; empty unless asked for
     graph: Graph | None
     # Tensors, by name, to which the loss has no gradient path; their gradient is 0.
-    unused: frozenset[str] = frozenset()
+    unused: frozenset[str] = NONE
     aux: Any = None  # what the loss returns beside its value
     pull: Callable[..., tuple[Tensors, Tensors]] | None = None  # in place of the graph: (V, g) -> the products of V
     share: tuple[float, bool] | None = None  # what this rank's part of the batch counted for (over_ranks.py)
@@ -165,7 +167,8 @@ def _gradient(
             "Leave out the checkpoints, give each set a "
             "module of its own, or run tasks one at a time: gimli.Tasks(T, chunk=1).",
         )
-    if all(g is None for g in gradients[: len(theta)]):
+    missed = [k for k, g in zip(theta, gradients, strict=False) if g is None]
+    if len(missed) == len(theta):
         raise unexpected(
             name,
             "a loss that depends on theta",
@@ -180,15 +183,15 @@ def _gradient(
                 f"a sparse one for {k!r}, which has no second derivative",
                 "Build the embedding with sparse=False; gimli.optimizers.SparseAdam takes dense gradients.",
             )
-    G = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True))
-    values = [dense(g if recorded else g.detach()) for g in G]  # a slice of another gradient, say, is not
+    G = tuple([torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)])
+    values = G if recorded else [g.detach() for g in G]
     by_name = dict(zip(theta, values, strict=False))
     return Gradient(
         loss if recorded else loss.detach(),
-        by_name if layout is None else layout.theta(by_name),
-        dict(zip(phi_loss, values[len(theta) :], strict=True)) if of_phi else {},
+        {k: dense(g) for k, g in by_name.items()} if layout is None else layout.theta(by_name),  # which joins them anew
+        {k: dense(g) for k, g in zip(phi_loss, values[len(theta) :], strict=True)} if of_phi else {},
         Graph(G, theta, phi_loss, weights, loss, layout) if keep_graph else None,
-        frozenset(k for k, g in zip(theta, gradients, strict=False) if g is None),
+        frozenset(missed) if missed else NONE,
         aux,
     )
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from typing import Any
 
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.backends import cuda
 
 __all__ = ["FUSED", "twice_differentiable", "uncompiled"]
@@ -43,7 +44,7 @@ class uncompiled:
     """What a loss has compiled by `torch.compile`, a model or a function, runs as it was written: the backward of what
     is compiled has no derivative. Costs nothing where nothing was compiled in this process.
 
-    As `torch.compiler.set_stance("force_eager")`, at a tenth of its time.
+    As `torch.compiler.set_stance("force_eager")`, at a twentieth of its time.
     """
 
     def __enter__(self) -> None:
@@ -54,7 +55,7 @@ class uncompiled:
             return
         with _lock:
             if _inside == 0:
-                _stance = self._frames._set_stance(self._frames.DynamoStance("force_eager"))
+                _stance = _taken(self._frames, self._frames.DynamoStance("force_eager"))
             _inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -64,4 +65,12 @@ class uncompiled:
         with _lock:
             _inside -= 1
             if _inside == 0:
-                self._frames._set_stance(_stance)
+                _taken(self._frames, _stance)
+
+
+def _taken(frames: Any, stance: Any) -> Any:
+    """The stance before, as of `frames._set_stance`: that imports anew what it asks, which is most of its time."""
+    if get_eval_frame_callback() not in (None, False):
+        return frames._set_stance(stance)  # within what is being compiled: torch says so
+    before, frames._stance = frames._stance, stance
+    return before

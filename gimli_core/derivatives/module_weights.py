@@ -58,9 +58,10 @@ class _Put:
         self._entries = entries
 
     def __enter__(self) -> None:
-        self._before = [(home, name, home[name]) for home, name, _ in self._entries if name in home]
+        self._before: list[Entry] = []
         for home, name, tensor in self._entries:
             if name in home:
+                self._before.append((home, name, home[name]))
                 home[name] = tensor
 
     def __exit__(self, *_: object) -> None:
@@ -68,11 +69,15 @@ class _Put:
             home[name] = tensor
 
 
+_transform = torch._C._functorch.peek_interpreter_stack
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def _transformed(tensors: Mapping[str, Tensor | None]) -> bool:
-    """Whether one of them is a transform's own, such as vmap's, which nothing can be put back to once that is over."""
+    """Whether one of them is a transform's own, such as vmap's, which nothing can be put back to once that is over.
+
+    Asked within a transform alone: outside of them there is none.
+    """
     for tensor in tensors.values():  # noqa: SIM110 - a generator takes twice the time, at every call of a module
         if tensor is not None and _wrapped(tensor):
             return True
@@ -89,32 +94,35 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 class noting:
     """Note what modules hold when this thread calls them; complete once the block is left."""
 
-    def __enter__(self) -> ModuleWeights:
-        self._weights, self._thread = ModuleWeights(), threading.get_ident()
-        self._met: dict[int, tuple[nn.Module, dict[str, Any], dict[str, Any]]] = {}
-        self._again: dict[tuple[int, str], Entry] = {}
-        self._handle = register_module_forward_pre_hook(self._note)
-        return self._weights
+    __slots__ = ("_again", "_handle", "_met", "_weights")
 
-    def _note(self, module: nn.Module, _: Any) -> None:
-        now = module._parameters
-        if not now or threading.get_ident() != self._thread or _transformed(now):
-            return
-        met = self._met.get(id(module))
-        if met is None:
-            self._met[id(module)] = module, now, dict(now)
-            return
-        for name, tensor in met[2].items():
-            other = now.get(name)
-            if other is not None and other is not tensor:
-                self._again[id(module), name] = now, name, other
+    def __enter__(self) -> ModuleWeights:
+        self._weights = ModuleWeights()
+        # A function of its own, with all that it needs at hand: it is called for every module in a loss.
+        met: dict[int, tuple[nn.Module, dict[str, Any], dict[str, Any]]] = {}
+        again: dict[tuple[int, str], Entry] = {}
+        now_in, this_thread = threading.get_ident, threading.get_ident()
+
+        def note(module: nn.Module, _: Any) -> None:
+            now = module._parameters
+            if not now or now_in() != this_thread or (_transform() is not None and _transformed(now)):
+                return
+            before = met.get(id(module))
+            if before is None:
+                met[id(module)] = module, now, now.copy()
+                return
+            for name, tensor in before[2].items():
+                other = now.get(name)
+                if other is not None and other is not tensor:
+                    again[id(module), name] = now, name, other
+
+        self._met, self._again, self._handle = met, again, register_module_forward_pre_hook(note)
+        return self._weights
 
     def __exit__(self, *_: object) -> None:
         self._handle.remove()
-        self._weights.entries = [
-            (home, name, tensor)
-            for _, home, then in self._met.values()
-            for name, tensor in then.items()
-            if tensor is not None and home.get(name) is not tensor
-        ]
-        self._weights.later = list(self._again.values())
+        for _module, home, then in self._met.values():
+            for name, tensor in then.items():
+                if tensor is not None and home.get(name) is not tensor:
+                    self._weights.entries.append((home, name, tensor))
+        self._weights.later.extend(self._again.values())

@@ -103,18 +103,17 @@ class Hyperparameters:
             return self._cached
         # The last step's values stand for a state or an inspection after the end.
         j = min(j, max(self.steps - 1, 0))
-        shared: dict[str, Tensor] = {}  # by the leaf's label: one number for all tensors is looked up once
-
-        def used(leaf: Leaf, at: int, k: str) -> Tensor:
-            if leaf.by_element or leaf.group_index is not None:
-                return leaf.used(j, at, self.theta[k])
-            if leaf.label not in shared:
-                shared[leaf.label] = leaf.used(j, at, self.theta[k])
-            return shared[leaf.label]
-
-        hyper = {
-            k: {name: used(leaf, at, k) for name, (leaf, at, _) in homes.items()} for k, homes in self._home.items()
-        }
+        shared: dict[int, Tensor] = {}  # by the leaf, which all hold: one number for all tensors is looked up once
+        hyper: Hyper = {}
+        for k, homes in self._home.items():
+            hyper[k] = values = {}
+            for name, (leaf, at, _) in homes.items():
+                value = shared.get(id(leaf))
+                if value is None:
+                    value = leaf.used(j, at, self.theta[k])
+                    if leaf.group_index is None and not leaf.by_element:
+                        shared[id(leaf)] = value
+                values[name] = value
         if "j" in self._rule.seen():
             number = torch.tensor(float(j), dtype=torch.float64, device="cpu")
             hyper = {k: {**per, "j": number} for k, per in hyper.items()}
@@ -157,7 +156,7 @@ class Hyperparameters:
         other = copy.copy(self)
         other.leaves = leaves
         other._home = {
-            k: {n: (leaf if at is None else other.leaves[at], place, at) for n, (leaf, place, at) in homes.items()}
+            k: {n: home if (at := home[2]) is None else (leaves[at], home[1], at) for n, home in homes.items()}
             for k, homes in self._home.items()
         }
         other._cached = None

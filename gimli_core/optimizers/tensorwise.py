@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.notation import Hyper, State, Tensors, Thunks, counts
+from gimli_core.optimizers.counting import next_step
 from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.optimizers.jacobians import diagonal_jacobians
 
@@ -53,7 +54,7 @@ class TensorwiseOptimizer(Optimizer):
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         new_theta: Tensors = {}
-        steps, slots = state["step"] + 1, self.slots()
+        steps, slots = next_step(state["step"]), self.slots()
         new_state: State = {**counts(state), "step": steps} | {slot: {} for slot in slots}
         for k, theta_k in theta.items():
             t, s_k = this_step(state, k, steps), self.state_of_tensor(slots, state, k, theta_k)
@@ -66,7 +67,7 @@ class TensorwiseOptimizer(Optimizer):
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
-        steps, slots = state["step"] + 1, self.slots()
+        steps, slots = next_step(state["step"]), self.slots()
         pulled = Pulled({}, {}, {slot: {} for slot in slots}, {})
         for k, theta_k in theta.items():
             s, S_k = (self.state_of_tensor(slots, of, k, theta_k) for of in (state, S))

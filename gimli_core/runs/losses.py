@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.beside_loss import check_alike
-from gimli_core.derivatives.finite import at_once, flaw
+from gimli_core.derivatives.finite import at_once, finite, flaw
 from gimli_core.derivatives.first_order import Gradient
 from gimli_core.errors import NotFiniteError, ProcessError, ReplayError
 from gimli_core.processes.collectives import everyones
@@ -118,7 +118,7 @@ class Losses:
     def check_outer(self, inputs: Inputs) -> None:
         """Raise `NotFiniteError` unless L is finite."""
         L = self.outer(inputs)
-        if not bool(torch.isfinite(L).all()):
+        if not finite(L):
             broken = torch.isfinite(L).logical_not().nonzero().flatten().tolist()
             actual = (
                 f"{L.item():g}" if L.ndim == 0 else f"{L[broken[0]].item():g} for outer loss {broken[0]} of {len(L)}"

@@ -40,7 +40,8 @@ def weighted(weights: tuple[float | None, ...], val_losses: dict[int, Tensor]) -
 
     A scalar, or [T] or [k], or [T, k]; so is each L_val.
     """
-    return torch.stack([w * val_losses[j] for j, w in enumerate(weights) if w is not None]).sum(0)
+    terms = [w * val_losses[j] for j, w in enumerate(weights) if w is not None]
+    return terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
 
 
 def reduced(form: Form, of_each: Tensor) -> Tensor:

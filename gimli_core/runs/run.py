@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
 from typing import Protocol
 
@@ -34,11 +35,14 @@ class Run(Protocol):
 def drain(events: Events, *watching: Callable[[Event], None] | None) -> None:
     """Run to the end; each event is shown to those who watch, and then let go. What one of them raises is raised within
     the run too: it then lets go of what it has, and other ranks hear of it."""
+    shown = [watch for watch in watching if watch is not None]
+    if not shown:
+        deque(events, maxlen=0)
+        return
     for event in events:
         try:
-            for watch in watching:
-                if watch is not None:
-                    watch(event)
+            for watch in shown:
+                watch(event)
         except Exception as error:
             del event
             events.throw(error)

@@ -31,4 +31,4 @@ class Wants:
         """The inputs; without the first step's V_j Hessian where nobody asks for B_0 or is shown it."""
         if self.start or self.lines or inputs.form.mesh is not None:
             return inputs
-        return replace(inputs, form=replace(inputs.form, learned_start=False))
+        return replace(inputs, form=inputs.form.of_later_steps)

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from gimli_core.notation import COUNTS, Hyper, Loss, State, Tensors, slots
+from gimli_core.optimizers.counting import next_step
 from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.optimizers.tensorwise import SMALL, ElementwiseOptimizer
 from gimli_core.problem import Problem
 from gimli_core.record import Ends
-from gimli_core.transforms.interface import Transform
+from gimli_core.transforms.interface import RuleInAnotherForm, Transform
 
 __all__ = ["LeftAlone", "OneVector", "one_vector"]
 
 NUMBERS = SMALL  # beyond, joining the tensors costs more than it saves
+_View = tuple[str, tuple[int, ...] | None]  # a tensor's name and shape, unless its part of the vector has that already
 
 
 class LeftAlone(Exception):
@@ -57,7 +59,7 @@ class OneVector(Transform):
     lead: tuple[int, ...] = field(init=False)
     sizes: list[int] = field(init=False)
     flat: tuple[int, ...] = field(init=False)  # the shape of a tensor's part of the vector, of any length
-    with_lead: list[tuple[int, ...]] = field(init=False)  # the shapes, with the tasks' dimension in front
+    views: tuple[list[_View], list[_View]] = field(init=False)  # of a vector, and of one with the tasks in front
 
     def __post_init__(self) -> None:
         name = "all tensors"
@@ -67,7 +69,10 @@ class OneVector(Transform):
         object.__setattr__(self, "lead", () if self.tasks is None else (self.tasks,))
         object.__setattr__(self, "sizes", [shape.numel() for shape in self.shapes.values()])
         object.__setattr__(self, "flat", (*self.lead, -1))
-        object.__setattr__(self, "with_lead", [(*self.lead, *shape) for shape in self.shapes.values()])
+        object.__setattr__(self, "views", (self._views(()), self._views(self.lead)))
+
+    def _views(self, lead: tuple[int, ...]) -> list[_View]:
+        return [(k, None if len(shape) == 1 else (*lead, *shape)) for k, shape in self.shapes.items()]
 
     def problem(self, problem: Problem) -> Problem:
         """Made once a problem and layout, so that what is compiled for it is found again."""
@@ -91,9 +96,8 @@ class OneVector(Transform):
     def names(self, theta: Tensors) -> Tensors:
         """Views of the vector, by name. `[n]`, or with the tasks' dimension in front where it still has that."""
         vector = theta[self.name]
-        shapes = self.with_lead if vector.ndim > 1 else self.shapes.values()
-        parts = zip(self.shapes, shapes, vector.split_with_sizes(self.sizes, -1), strict=True)
-        return {k: part if part.shape == shape else part.view(shape) for k, shape, part in parts}
+        parts = zip(vector.split_with_sizes(self.sizes, -1), self.views[vector.ndim > 1], strict=True)
+        return {k: part if shape is None else part.view(shape) for part, (k, shape) in parts}
 
     def hyper(self, hyper: Hyper) -> Hyper:
         """One number for all as it is, one an element in a vector too."""
@@ -129,14 +133,14 @@ class OneVector(Transform):
         """Increments of the vector by tensor, each summed as its own: in what order changes the last bits."""
         increments: dict[str, Tensors] = {k: {} for k in self.shapes}
         for name, increment in A.items():
-            wide = torch.promote_types(increment.dtype, torch.float32)
-            for (k, shape), part in zip(
-                self.shapes.items(), increment.contiguous().split_with_sizes(self.sizes, -1), strict=True
-            ):
-                if name not in self.scalars:
-                    increments[k][name] = part.reshape((*self.lead, *shape))
-                else:
-                    increments[k][name] = part.sum(-1, dtype=wide)
+            parts = increment.contiguous().split_with_sizes(self.sizes, -1)
+            if name in self.scalars:
+                wide = torch.promote_types(increment.dtype, torch.float32)
+                for of_tensor, part in zip(increments.values(), parts, strict=True):
+                    of_tensor[name] = part.sum(-1, dtype=wide)
+                continue
+            for (k, shape), part in zip(self.shapes.items(), parts, strict=True):
+                increments[k][name] = part.reshape((*self.lead, *shape))
         return increments
 
 
@@ -165,14 +169,17 @@ class _LossOnVector:
 
 
 @dataclass(frozen=True, eq=False)
-class _RuleOnVector(Optimizer):
-    """`rule` on the one tensor, with increments of A by the names of the many."""
+class _RuleOnVector(RuleInAnotherForm):
+    """`rule` on the one tensor, with increments of A by the names of the many.
+
+    The vector is no single number, and no step leaves it alone (`LeftAlone`), so nothing of either is looked after.
+    """
 
     rule: ElementwiseOptimizer = field(kw_only=True)
     layout: OneVector = field(kw_only=True)
 
-    def __post_init__(self) -> None:
-        pass  # the rule has checked itself
+    def seen(self) -> tuple[str, ...]:
+        return ()  # else there is no vector
 
     def initial_state(self, theta: Tensors, hyper: Hyper) -> State:
         return self.rule.initial_state(theta, hyper)
@@ -193,7 +200,7 @@ class _RuleOnVector(Optimizer):
     ) -> Pulled:
         k = self.layout.name
         s, S_k = ({slot: of_slot[k] for slot, of_slot in slots(tree).items()} for tree in (state, S))
-        V, B_j, S_j, thunks = self.rule._pullback(theta[k], s, G[k], hyper[k], state["step"] + 1, B[k], S_k)
+        V, B_j, S_j, thunks = self.rule._pullback(theta[k], s, G[k], hyper[k], next_step(state["step"]), B[k], S_k)
         A = self.layout.by_tensor({name: thunks[name]() for name in wanted if name in thunks})
         return Pulled({k: V}, {k: B_j}, {slot: {k: S_j[slot]} for slot in S}, A)
 

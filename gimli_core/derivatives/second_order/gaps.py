@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from gimli_core.derivatives.second_order.choose import BY_GRAPH
 from gimli_core.errors import RequirementError, explain
 
 __all__ = ["no_gaps"]
 
 
-@contextmanager
-def no_gaps(mean: str, j: int) -> Iterator[None]:
+class no_gaps:
     """Products of a mean at step j; what torch has no formula for is told with the way out. Raises RequirementError."""
-    try:
-        yield
-    except RuntimeError as error:
+
+    def __init__(self, mean: str, j: int) -> None:
+        self._mean, self._j = mean, j
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if not isinstance(error, RuntimeError):
+            return
         told = str(error).splitlines()[0].rstrip(".")
         if not isinstance(error, NotImplementedError) and "is not implemented" not in told:
-            raise
-        asked = BY_GRAPH if mean == "auto" else mean
-        expected = f"a loss with torch's formulas of {asked} (inner step j = {j})"
+            return
+        asked = BY_GRAPH if self._mean == "auto" else self._mean
+        expected = f"a loss with torch's formulas of {asked} (inner step j = {self._j})"
         others = "" if asked == BY_GRAPH else f", give second_order={BY_GRAPH!r}"
         do = f"Leave check=True, which takes another means where there is one{others}, or use other operations."
         raise RequirementError(explain("train_loss", expected, told, do)) from error

@@ -35,7 +35,7 @@ def collect(
 
     def by_name(tensors: Tensors, products: Sequence[Tensor | None]) -> Tensors:
         return {
-            k: torch.zeros_like(x) if p is None else p if recorded else p.detach()
+            k: torch.zeros_like(x) if p is None else p.detach() if p.requires_grad and not recorded else p
             for (k, x), p in zip(tensors.items(), products, strict=True)
         }
 

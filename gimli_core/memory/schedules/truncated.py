@@ -16,6 +16,9 @@ def truncated(schedule: Schedule, steps: int, first: int) -> Iterator[Action]:
     >>> [type(a).__name__ + str(a.j) for a in truncated(gimli.memory.RetainGraphs(), steps=3, first=2)]
     ['Advance0', 'Advance1', 'Advance2', 'Validate3', 'Sweep2']
     """
+    if not first:
+        yield from schedule.actions(steps)
+        return
     yield from map(Advance, range(first))
     for action in schedule.actions(steps - first):
         yield action._replace(j=action.j + first)

@@ -11,7 +11,7 @@ from torch import Tensor
 from gimli_core.errors import unexpected
 from gimli_core.notation import Tensors, Thunks
 from gimli_core.optimizers.interface import hyperparameter
-from gimli_core.optimizers.rules.parts import as_numbers, root_of_number
+from gimli_core.optimizers.rules.parts import add_product, add_quotient, as_numbers, root_of_number
 from gimli_core.optimizers.rules.singular import sqrt_slope
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 
@@ -113,7 +113,7 @@ class Adam(ElementwiseOptimizer):
         # operations below act on fresh tensors only: a buffer saved is memory that need not be touched.
         rest = 1 - h["beta1"]
         m = torch.lerp(s["exp_avg"], g, rest.to(g) if isinstance(rest, Tensor) else rest)
-        v = torch.addcmul(s["exp_avg_sq"] * h["beta2"], g * (1 - h["beta2"]), g)
+        v = add_product(s["exp_avg_sq"] * h["beta2"], 1 - h["beta2"], g, g)
         x = torch.maximum(s["max_exp_avg_sq"], v) if self.amsgrad else v
         return _Moments(g, m, v, x, 1 - h["beta1"] ** t, 1 - h["beta2"] ** t)
 
@@ -130,7 +130,7 @@ class Adam(ElementwiseOptimizer):
             d = (x / c2 + h["eps_root"]).sqrt() + h["eps"]
         else:
             d = (x.sqrt() / root_of_number(c2)).add_(h["eps"])
-        return torch.addcdiv(theta, m * -(h["lr"] / c1), d), new
+        return add_quotient(theta, -(h["lr"] / c1), m, d), new
 
     def _pullback(
         self, theta: Tensor, s: Tensors, G: Tensor, h: dict[str, Tensor], t: Tensor, B: Tensor, S: Tensors
@@ -145,9 +145,9 @@ class Adam(ElementwiseOptimizer):
         decays, rate = self.uses("weight_decay"), lr / c1
         q = B / d
         u = q * m  # B times the normalised update m'/d
-        m_bar = S["exp_avg"] - q * rate
+        m_bar = add_quotient(S["exp_avg"], -rate, B, d)
         w = u / d  # d_bar = rate·w
-        slope = sqrt_slope(root).mul_(rate / correction)  # ∂d/∂x, times the rate
+        slope = sqrt_slope(root, rate / correction)  # ∂d/∂x, times the rate
         S_j: Tensors = {}
         if self.amsgrad:
             x_bar = w * slope + S["max_exp_avg_sq"]
@@ -156,10 +156,10 @@ class Adam(ElementwiseOptimizer):
             v_bar = S["exp_avg_sq"] + x_bar * (1 - kept)
         else:
             v_bar = torch.addcmul(S["exp_avg_sq"], w, slope)
-        g_bar = (m_bar * (1 - beta1)).add_((g * v_bar).mul_(2 * (1 - beta2)))
+        g_bar = add_product(m_bar * (1 - beta1), 2 * (1 - beta2), g, v_bar)
         S_j["exp_avg"], S_j["exp_avg_sq"] = m_bar * beta1, v_bar * beta2
         A: Thunks = {
-            "lr": lambda: u * (-1 / c1) - (B * theta * decay if decays and self.decoupled else 0),
+            "lr": lambda: u * (-1 / c1) - B * theta * decay if decays and self.decoupled else u * (-1 / c1),
             "beta1": lambda: m_bar * (s["exp_avg"] - g) - u * (rate / c1 * t * beta1 ** (t - 1)),
             "beta2": lambda: (
                 v_bar * (s["exp_avg_sq"] - g * g)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.notation import Tensors, Thunks
+from gimli_core.optimizers.counting import looked_at
 from gimli_core.optimizers.interface import Optimizer
 from gimli_core.optimizers.rules.singular import sqrt_slope
 
@@ -16,6 +17,8 @@ __all__ = [
     "CorrectedRoot",
     "MomentsPullback",
     "WeightDecay",
+    "add_product",
+    "add_quotient",
     "as_numbers",
     "corrected_root",
     "moments",
@@ -31,8 +34,7 @@ def as_numbers(h: dict[str, Tensor], t: Tensor) -> tuple[dict[str, Any], Any]:
     on a small vector, and a fiftieth of that in Python. The bits are those of torch's own operations (but for the root:
     `root_of_number`). A step that is traced, vectorised over tasks or differentiated keeps its tensors.
     """
-    looked_at = torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0
-    if looked_at or torch.compiler.is_compiling():
+    if looked_at():
         return h, t
     numbers = {name: value.item() if _is_number(value) else value for name, value in h.items()}
     # beta^t of a tensor and a number is another operation in torch, with other bits, for some small t.
@@ -42,6 +44,16 @@ def as_numbers(h: dict[str, Tensor], t: Tensor) -> tuple[dict[str, Any], Any]:
 
 def _is_number(x: Tensor) -> bool:
     return x.dtype is torch.float64 and not x.ndim and type(x) is Tensor and x.is_cpu and not x.requires_grad
+
+
+def add_product(x: Tensor, number: Any, a: Tensor, b: Tensor) -> Tensor:
+    """x + (number·a)·b: in one operation, with the bits of two, where the number is one of Python's. Any shape."""
+    return torch.addcmul(x, a, b, value=number) if type(number) is float else torch.addcmul(x, a * number, b)
+
+
+def add_quotient(x: Tensor, number: Any, a: Tensor, b: Tensor) -> Tensor:
+    """x + (number·a) / b, likewise. Any shape."""
+    return torch.addcdiv(x, a, b, value=number) if type(number) is float else torch.addcdiv(x, a * number, b)
 
 
 def root_of_number(x: Any) -> Any:

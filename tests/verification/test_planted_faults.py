@@ -60,14 +60,14 @@ ADAM, MOMENTUM = Adam(), SGD(momentum=0.9)
 
 # The steps are counted from j = 0, and t = j + 1.
 FAULTS = [
-    Fault("2.001 for 2", ADAM, Adam, "_pullback", "(2 * (1 - beta2))", "(2.001 * (1 - beta2))", 11, 4, "V_4 of w"),
+    Fault("2.001 for 2", ADAM, Adam, "_pullback", "2 * (1 - beta2)", "2.001 * (1 - beta2)", 11, 4, "V_4 of w"),
     Fault(
         "2.001 for 2 at one step",
         ADAM,
         Adam,
         "_pullback",
-        "(2 * (1 - beta2))",
-        "((2.001 if t == 3 else 2.0) * (1 - beta2))",
+        "2 * (1 - beta2)",
+        "(2.001 if t == 3 else 2.0) * (1 - beta2)",
         11,
         2,
         "V_2 of w",
@@ -102,8 +102,8 @@ FAULTS = [
         ADAM,
         Adam,
         "_pullback",
-        'm_bar = S["exp_avg"] - ',
-        "m_bar = -",
+        'm_bar = add_quotient(S["exp_avg"], ',
+        'm_bar = add_quotient(0 * S["exp_avg"], ',
         11,
         3,
         "V_3 of w",

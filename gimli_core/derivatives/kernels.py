@@ -35,42 +35,35 @@ class twice_differentiable:
         cuda.enable_math_sdp(self._math)
 
 
-_lock = threading.Lock()
-_inside = 0  # of all threads: torch's stance is one for the process
-_stance: Any = None  # that was taken before the first of them
+_here = threading.local()
 
 
 class uncompiled:
     """What a loss has compiled by `torch.compile`, a model or a function, runs as it was written: the backward of what
     is compiled has no derivative. Costs nothing where nothing was compiled in this process.
 
-    As `torch.compiler.set_stance("force_eager")`, at a twentieth of its time.
+    As `torch.compiler.set_stance("force_eager")`, at a twentieth of its time, and for this thread alone: torch's stance
+    is one for the process, and what other threads have compiled would run uncompiled meanwhile, or raise.
     """
 
     def __enter__(self) -> None:
-        global _inside, _stance
-        frames = sys.modules.get("torch._dynamo.eval_frame")
-        self._frames: Any = frames if hasattr(frames, "_set_stance") else None  # none too while it is being imported
-        if self._frames is None:
-            return
-        with _lock:
-            if _inside == 0:
-                _stance = _taken(self._frames, self._frames.DynamoStance("force_eager"))
-            _inside += 1
+        frames: Any = sys.modules.get("torch._dynamo.eval_frame")
+        if hasattr(frames, "_set_stance"):  # it has not while it is being imported
+            if not isinstance(frames._stance, StanceByThread):
+                frames._stance = StanceByThread(frames._stance, frames.DynamoStance("force_eager"))
+            if get_eval_frame_callback() not in (None, False):
+                frames._set_stance(frames._stance)  # within what is being compiled: torch says so
+        _here.depth = getattr(_here, "depth", 0) + 1
 
     def __exit__(self, *_: object) -> None:
-        global _inside
-        if self._frames is None:
-            return
-        with _lock:
-            _inside -= 1
-            if _inside == 0:
-                _taken(self._frames, _stance)
+        _here.depth -= 1
 
 
-def _taken(frames: Any, stance: Any) -> Any:
-    """The stance before, as of `frames._set_stance`: that imports anew what it asks, which is most of its time."""
-    if get_eval_frame_callback() not in (None, False):
-        return frames._set_stance(stance)  # within what is being compiled: torch says so
-    before, frames._stance = frames._stance, stance
-    return before
+class StanceByThread:
+    """In the place of torch's stance: as one of two, by whether the thread that asks is in `uncompiled`."""
+
+    def __init__(self, usual: Any, uncompiled: Any) -> None:
+        self._usual, self._uncompiled = usual, uncompiled
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._uncompiled if getattr(_here, "depth", 0) else self._usual, name)

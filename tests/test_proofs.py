@@ -174,8 +174,8 @@ def test_a_wrong_slope_of_the_root_is_caught(kind: type, proof: Any, monkeypatch
     monkeypatch.setattr(shipped, "sqrt_slope", lambda root, times=1.0: right(root, times) * 1.0005)
     with pytest.raises(AssertionError, match="adjoint of"):
         proof.prove()
-    infinite_at_0 = lambda root, times=1.0: 0.5 * times / root  # noqa: E731 - as autograd has it
-    monkeypatch.setattr(shipped, "sqrt_slope", infinite_at_0)
+    # Infinite at 0, as autograd has it.
+    monkeypatch.setattr(shipped, "sqrt_slope", lambda root, times=1.0: 0.5 * times / root)
     with pytest.raises(AssertionError, match=r"their mean|at zero"):
         zero_gradient.prove()
 

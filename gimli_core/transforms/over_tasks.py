@@ -214,4 +214,4 @@ def _nothing_put_off() -> AbstractContextManager[Any]:
 def _said_once(by_task: Any) -> Any:
     """A tree of booleans, or one for all of it."""
     leaves = pytree.tree_leaves(by_task)
-    return bool(leaves) and leaves[0] if all(leaves) or not any(leaves) else by_task
+    return any(leaves) if all(leaves) or not any(leaves) else by_task

@@ -73,10 +73,15 @@ def folded(
     >>> folded({"a": 1, "b": (2, 3)}, lambda path, x: x, lambda path, tree, results: sum(results.values()))
     6
     """
-    inside = entries(tree)
+    inside = tree.items() if type(tree) is dict else entries(tree)
     if inside is None:
         return leaf(path, tree)
-    return node(path, tree, {key: folded(value, leaf, node, (*path, key)) for key, value in inside})
+    # Most trees are dicts of tensors, told here without two calls a tensor: that takes half the time.
+    results = {
+        key: leaf((*path, key), value) if type(value) is Tensor else folded(value, leaf, node, (*path, key))
+        for key, value in inside
+    }
+    return node(path, tree, results)
 
 
 def rebuilt(path: KeyPath, tree: Any, results: dict[Any, Any]) -> Any:

@@ -179,9 +179,11 @@ def test_another_package_in_the_core_is_found(tmp_path: Path) -> None:
 
 # Autograd is asked in derivatives/. Besides: once more, traced, for the compiler; within one step, by design, an
 # optimizer of which only the step is written, and SAM, which is a loss.
-EXCEPTIONS = {"compiled.pure_steps", "optimizers.derived", "optimizers.wrappers.sam"}
+EXCEPTIONS = {"compiled.pure_derivatives", "optimizers.derived", "optimizers.wrappers.sam"}
 ASKED = {"grad", "grad_and_value", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "backward", "functional", "forward_ad"}
-ASKED |= {"_engine_run_backward"}  # what `torch.autograd.grad` calls in its turn
+ASKED |= {"_engine_run_backward", "_autograd_grad"}  # what `torch.autograd.grad` calls in its turn, and `torch.func`
+
+ASKING = ("torch.func", "torch.autograd", "torch._functorch")
 
 
 def autograd_calls(path: Path) -> set[str]:
@@ -190,7 +192,7 @@ def autograd_calls(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
             found |= {node.attr} & ASKED if node.value.attr in ("autograd", "func") else set()
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("torch.func", "torch.autograd")):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(ASKING):
             found |= {alias.name for alias in node.names} & ASKED
     return found
 

@@ -1,7 +1,7 @@
 """One step forwards, one step backwards and the validation loss, each as one pure function of tensors.
 
-They are the engine's lines with nothing between them, by `torch.func` instead of recorded graphs, so that they can be
-traced whole:
+They are the engine's lines with nothing between them, by transforms (pure_derivatives.py) instead of recorded graphs,
+so that they can be traced whole:
 
     advance    lines 5 and 6          theta_j, s_j                   ->  ell_j, G_j, theta_{j+1}, s_{j+1}
     sweep      lines 5, 11-14         theta_j, s_j, B_{j+1}, S_{j+1} ->  ell_j, B_j, S_j, increments of A
@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vjp
 from torch.utils._pytree import tree_leaves, tree_map
 
+from gimli_core.compiled.pure_derivatives import gradients, pulled_back
 from gimli_core.notation import Hyper, Loss, State, Tensors
 from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.optimizers.seen import adjoint_of_loss, asked, seeing
@@ -103,7 +103,7 @@ def gradient(fixed: Fixed, theta: Tensors, phi_loss: Tensors, frozen: Tensors, b
     def total(theta: Tensors) -> Any:
         return losses(fixed.train_loss, theta, phi_loss, frozen, batch)
 
-    G, (_, each) = grad_and_value(total, has_aux=True)(theta)
+    (G,), each = gradients(total, theta)
     return G, each
 
 
@@ -180,7 +180,7 @@ def validate(
         total, each = losses(fixed.val_loss, theta, phi_loss, frozen, batch)
         return total if along is None else (each * along).sum(), each
 
-    (B, explicit), (_, each) = grad_and_value(total, argnums=(0, 1), has_aux=True)(theta, phi_loss)
+    (B, explicit), each = gradients(total, theta, phi_loss)
     return Validated(each, B, explicit)
 
 
@@ -196,14 +196,17 @@ def linearised(
     g is None but for a rule that sees the loss.
     """
 
-    def G_of(theta: Tensors, phi_loss: Tensors) -> tuple[Tensors, Tensor]:
-        return gradient(fixed, theta, phi_loss, frozen, batch)
+    def G_of(theta: Tensors, phi_loss: Tensors) -> list[Tensor]:
+        G, loss = gradient(fixed, theta, phi_loss, frozen, batch)
+        return [*G.values(), loss]
 
-    if "loss" in fixed.optimizer.seen():
-        (G, loss), of_both = vjp(G_of, theta, phi_loss)  # type: ignore[misc]
-        return G, lambda V, g: of_both((V, g)), loss
-    G, of_G, loss = vjp(G_of, theta, phi_loss, has_aux=True)  # type: ignore[misc]
-    return G, lambda V, g: of_G(V), loss
+    (*of_theta, loss), of_both = pulled_back(G_of, theta, phi_loss)
+
+    def pull(V: Tensors, g: Tensor | None) -> tuple[Tensors, Tensors]:
+        curvature, mixed = of_both([*[V[k] for k in theta], *([] if g is None else [g])])
+        return curvature, mixed
+
+    return dict(zip(theta, of_theta, strict=True)), pull, loss
 
 
 def gradient_and_products(
@@ -226,7 +229,7 @@ def lines_11_to_14(
     """
     (V, direct, S_j, A), g = lines_11_and_12(fixed, theta, s, hyper, G, loss, along)
     curvature, mixed = pull(V, g)  # line 13
-    B_j: Tensors = tree_map(torch.add, direct, curvature)  # line 14
+    B_j = {k: torch.add(v, curvature[k]) for k, v in direct.items()}  # line 14
     return B_j, S_j, A, mixed
 
 

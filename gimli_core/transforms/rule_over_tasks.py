@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers.interface import Pulled
@@ -31,18 +32,24 @@ class RuleOverTasks(RuleInAnotherForm):
 
     count: int = field(kw_only=True)
     by_task: dict[str, dict[str, bool]] = field(kw_only=True)
+    apart: bool = field(init=False)  # whether tasks differ in a value of a step
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "apart", "loss" in self.seen() or any(any(k.values()) for k in self.by_task.values()))
 
     def _over(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function` of each task; of the last argument all tasks have the same."""
         which = (*(True for _ in arguments[1:]), False)
-        return vectorised(function, which, self.count, mapped=mapped)(*arguments)
+        # torch's own is slower by far, but a compiler does not trace what is in it.
+        quickest = tree_map if torch.compiler.is_compiling() else mapped
+        return vectorised(function, which, self.count, mapped=quickest)(*arguments)
 
     def _split(self, hyper: Hyper) -> tuple[Hyper, Hyper]:
         """(values of a step that have a leading T, those that all tasks share). With the first is a loss that the rule
         sees. By tensors, as `hyper`."""
-        sees_loss = "loss" in self.seen()
-        if not sees_loss and not any(any(per.values()) for per in self.by_task.values()):
+        if not self.apart:
             return {}, hyper
+        sees_loss = "loss" in self.seen()
         by_task = {k: {**per, "loss": sees_loss} for k, per in self.by_task.items()}
         mine = {k: {name: x for name, x in per.items() if by_task[k].get(name)} for k, per in hyper.items()}
         shared = {k: {name: x for name, x in per.items() if name not in mine[k]} for k, per in hyper.items()}

@@ -24,7 +24,7 @@ from torch.nn.functional import mse_loss
 
 import gimli_core.inner_loop
 from tests.benchmarks.history import add_history, noted
-from tests.benchmarks.measure import median_ratio, paired_times
+from tests.benchmarks.measure import paired_times, ratios
 from tests.benchmarks.speed.workloads import sinusoid_net, sinusoids
 
 RULES: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -38,10 +38,8 @@ SIZES = [(8, 5), (40, 5), (40, 20)]  # width, inner steps
 def adapted(library: Any, net: nn.Module, rule: str, steps: int, train: Any, val: Any) -> float:
     """The validation loss after the steps; its gradient is in the network's `.grad`."""
     net.zero_grad()
-    with library.innerloop_ctx(net, RULES[rule](net.parameters()), copy_initial_weights=False) as (
-        fast,
-        differentiable,
-    ):
+    inner = RULES[rule](net.parameters())
+    with library.innerloop_ctx(net, inner, copy_initial_weights=False) as (fast, differentiable):
         for _ in range(steps):
             differentiable.step(mse_loss(fast(train[0]), train[1]))
         loss = mse_loss(fast(val[0]), val[1])
@@ -78,8 +76,9 @@ def main() -> None:
                 for name, taken in seconds.items():
                     run.note(f"{rule}/{width} wide, {steps} steps/{name}/processor time", taken, "s")
                 times = "".join(f"{1e3 * statistics.median(taken):7.2f} ms" for taken in seconds.values())
-                ratio = median_ratio(seconds["higher"], seconds["inner_loop"])
-                print(f"{rule:10}{width:6}{steps:6}  {times}{ratio:15.2f}", flush=True)
+                of_pairs = ratios(seconds["higher"], seconds["inner_loop"])
+                run.note(f"{rule}/{width} wide, {steps} steps/higher over inner_loop", of_pairs, "ratio")
+                print(f"{rule:10}{width:6}{steps:6}  {times}{statistics.median(of_pairs):15.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class LiveBytes(Operations):
         super().__init__()
         self._made: dict[int, tuple[Any, int]] = {}
         self.peak = 0
+        self._at_most = 0  # what was last counted, and all that was made since: what lives is no more
         self._large = self._before = 0
 
     def operation(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -63,15 +64,19 @@ class LiveBytes(Operations):
         for t in strided(out):
             storage = t.untyped_storage()
             if storage._cdata not in arguments and storage._cdata not in self._made:
-                self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes() + OBJECT)
+                size = storage.nbytes() + OBJECT
+                self._made[storage._cdata] = (StorageWeakRef(storage), size)
+                self._at_most += size
                 self._large += storage.nbytes() if storage.nbytes() >= LOW else 0
-        self.peak = max(self.peak, self.live())
+        if self._at_most > self.peak:  # else there is no new peak, and no need to look which of all still live
+            self.peak = max(self.peak, self.live())
         return out
 
     def live(self) -> int:
         """Bytes now."""
         self._made = {key: block for key, block in self._made.items() if not block[0].expired()}
-        return sum(size for _, size in self._made.values())
+        self._at_most = sum(size for _, size in self._made.values())
+        return self._at_most
 
     def begin(self) -> None:
         self._before = self.peak = self.live()

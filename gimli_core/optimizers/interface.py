@@ -77,12 +77,11 @@ class Optimizer(ABC):
     groups: Mapping[str, Sequence[str]] | None = field(default=None, kw_only=True)
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
-        # Read here, not at each step: fields hold their metadata as mapping proxies, which torch.compile cannot read
-        # any more once a module has been given other weights.
-        rule = super().__new__(cls)
-        names = tuple(f.name for f in fields(cls) if f.metadata.get("continuous"))
-        object.__setattr__(rule, "_continuous", names)
-        return rule
+        # Read once a class, not at each step or copy: fields hold their metadata as mapping proxies, which
+        # torch.compile cannot read any more once a module has been given other weights.
+        if "_continuous" not in cls.__dict__:
+            cls._continuous = tuple(f.name for f in fields(cls) if f.metadata.get("continuous"))
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         self._check_switches()

@@ -17,6 +17,8 @@ from tests.browser import FLAGS, chromium_path
 collect_ignore = ["benchmarks"]  # programs, not tests; some need packages of the `bench` extra
 
 torch.set_num_threads(1)
+# Without an accelerator torch.manual_seed still notes for each kind who asked, which takes 3 ms.
+seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("project")
 
@@ -44,7 +46,7 @@ def same_start() -> Iterator[None]:
     """Each test starts from the same random state, with float64 the default, and leaves the default as it was."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - libraries still draw from it
-    torch.default_generator.manual_seed(0)  # torch.manual_seed asks every accelerator too, and notes by whom: 3 ms
+    seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield

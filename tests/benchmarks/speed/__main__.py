@@ -42,9 +42,7 @@ def once(question: Question, what: str) -> Any:
 
 
 def compiling_again(question: Question) -> float | None:
-    """Seconds that compiling takes a second process, on what the first one left on the disk; None of what is eager."""
-    if not COMPILE.get(question.engine):
-        return None
+    """Seconds that compiling takes a second process, on what the first one left on the disk; None if that one ends."""
     with together([question]) as workers:
         return workers.compiling.get(question.engine)
 
@@ -59,7 +57,7 @@ def table(questions: list[Question], repeats: int, run: Run) -> None:
     peaks = {
         question.engine: once(replace(question, peak=True), "peak") for question in able if question.workload in PEAKS
     }
-    again = {question.engine: compiling_again(question) for question in able}
+    again = {question.engine: compiling_again(question) for question in able if COMPILE.get(question.engine)}
     heads = (
         f"{'':16}{'median s':>10}{'cpu s':>10}{'/ ours':>9}{'/ eager':>9}{'compile s':>10}{'again':>9}{'off f64':>9}"
     )

@@ -13,7 +13,7 @@ from gimli_core.optimizers.counting import next_step
 from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.optimizers.jacobians import diagonal_jacobians
 
-__all__ = ["SMALL", "ElementwiseOptimizer", "TensorwiseOptimizer", "lifted", "reduce_like"]
+__all__ = ["SMALL", "ElementwiseOptimizer", "TensorwiseOptimizer", "by_element_alone", "lifted", "reduce_like"]
 
 SMALL = 2**17  # elements; up to there an operation costs less than calling it
 
@@ -122,6 +122,16 @@ class ElementwiseOptimizer(TensorwiseOptimizer):
         tensor([-2.])
         """
         return diagonal_jacobians(self, self.slots(), theta, state, G, hyper)
+
+
+_WHOLE = ("initial_state", "step", "pullback", "step_used", "pullback_used")
+
+
+def by_element_alone(rule: Optimizer) -> bool:
+    """Whether `_step` and `_pullback` of an elementwise rule are all that there is to it. A subclass with a `step`, a
+    pullback or a start of its own may look at names, shapes or all tensors at once."""
+    of_base = (getattr(type(rule), name) is getattr(ElementwiseOptimizer, name) for name in _WHOLE)
+    return isinstance(rule, ElementwiseOptimizer) and all(of_base)
 
 
 def this_step(state: State, k: str, steps: Tensor) -> Tensor:

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._nn import flatten_dense_tensors
 
 from gimli_core.notation import COUNTS, Hyper, Loss, State, Tensors, slots
 from gimli_core.optimizers.counting import next_step
 from gimli_core.optimizers.interface import Optimizer, Pulled
-from gimli_core.optimizers.tensorwise import SMALL, ElementwiseOptimizer
+from gimli_core.optimizers.tensorwise import SMALL, ElementwiseOptimizer, by_element_alone
 from gimli_core.problem import Problem
 from gimli_core.record import Ends
 from gimli_core.transforms.interface import RuleInAnotherForm, Transform
@@ -88,8 +89,8 @@ class OneVector(Transform):
         return _RuleOnVector(rule=rule, layout=self)
 
     def theta(self, theta: Tensors) -> Tensors:
-        if self.tasks is None:  # of single tensors `flatten` is the quicker one
-            return {self.name: torch.cat([theta[k].flatten() for k in self.shapes])}
+        if self.tasks is None:  # at half the time
+            return {self.name: flatten_dense_tensors([theta[k] for k in self.shapes])}
         flat = self.flat
         return {self.name: torch.cat([theta[k].reshape(flat) for k in self.shapes], -1)}
 
@@ -193,7 +194,10 @@ class _RuleOnVector(RuleInAnotherForm):
         )
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
-        return self.rule.step(theta, state, G, hyper)
+        k, steps = self.layout.name, next_step(state["step"])
+        s = {slot: of_slot[k] for slot, of_slot in slots(state).items()}
+        theta_k, s_k = self.rule._step(theta[k], s, G[k], hyper[k], steps)
+        return {k: theta_k}, {"step": steps, **{slot: {k: v} for slot, v in s_k.items()}}
 
     def pullback(
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
@@ -221,7 +225,7 @@ def one_vector(
     would no longer be those of the rule alone.
     """
     small = len(theta) > 1 and sum(v.numel() for v in theta.values()) <= NUMBERS
-    if not isinstance(optimizer, ElementwiseOptimizer) or optimizer.seen():
+    if not by_element_alone(optimizer) or optimizer.seen():
         return None
     alike = len({v.dtype for v in theta.values()}) == 1
     if not small or not alike or not set(numbers) <= set(scalars):

@@ -10,7 +10,7 @@ import torch
 
 from gimli_core.notation import Hyper, State, Tensors, counts, slots
 from gimli_core.optimizers.interface import Optimizer, Pulled
-from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
+from gimli_core.optimizers.tensorwise import by_element_alone
 from gimli_core.optimizers.wrappers.accumulate import Accumulate
 from gimli_core.optimizers.wrappers.clip_value import ClipValue
 from gimli_core.optimizers.wrappers.ema import EMA
@@ -30,10 +30,11 @@ BY_ELEMENT = (Accumulate, ClipValue, EMA, Lookahead, MaskedDecay, Partition)  # 
 def by_element(optimizer: Optimizer) -> bool:
     """Whether each element of theta steps by itself, so that its tensor need not be there.
 
-    A subclass of a wrapper may do anything, and a mask that is a function is handed tensors as they are.
+    A subclass of a wrapper may do anything, so may a rule with a step of its own, and a mask that is a function is
+    handed tensors as they are.
     """
     rules = list(rules_within(optimizer))
-    alone = all(type(rule) in BY_ELEMENT or isinstance(rule, ElementwiseOptimizer) for rule in rules)
+    alone = all(type(rule) in BY_ELEMENT or by_element_alone(rule) for rule in rules)
     masked = any(isinstance(rule, MaskedDecay) and callable(rule.mask) for rule in rules)
     return alone and not masked and not optimizer.seen() and not optimizer.own_parameters()
 

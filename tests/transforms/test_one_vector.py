@@ -81,6 +81,46 @@ def test_tied_weights_of_a_module() -> None:
     )
 
 
+class Halved(Adam):
+    """Adam on half of the gradient: a rule with a step and a pullback of its own."""
+
+    def step(self, theta: Any, state: Any, G: Any, hyper: Any) -> Any:
+        assert set(theta) == {"a", "b"}  # by the names that a user knows
+        return super().step(theta, state, {k: g / 2 for k, g in G.items()}, hyper)
+
+    def pullback(self, theta: Any, state: Any, G: Any, hyper: Any, B: Any, S: Any, wanted: Any) -> Any:
+        pulled = super().pullback(theta, state, {k: g / 2 for k, g in G.items()}, hyper, B, S, wanted)
+        return pulled._replace(V={k: v / 2 for k, v in pulled.V.items()})
+
+
+class Started(Adam):
+    """Adam that starts by name."""
+
+    def initial_state(self, theta: Any, hyper: Any) -> Any:
+        state = super().initial_state(theta, hyper)
+        state["exp_avg"]["a"] = torch.ones_like(theta["a"])
+        return state
+
+
+@pytest.mark.parametrize("rule", [Halved, Started])
+def test_a_rule_with_methods_of_its_own_keeps_its_tensors(rule: type[Adam]) -> None:
+    """Its `_step` and `_pullback` are not all that there is to it: it is called with the tensors by name."""
+
+    def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: None) -> Tensor:
+        return (theta["a"] ** 4).sum() * phi["scale"] + theta["b"].square().sum()
+
+    arguments: dict[str, Any] = {
+        "problem": gimli.Problem(loss, loss, rule(eps=0.1)),
+        "theta_0": {"a": torch.rand(3), "b": torch.rand(4)},
+        "train_batches": [None] * 3,
+        "val_batch": None,
+        "phi_opt": {"lr": 0.1},
+        "phi_loss": {"scale": 0.5},
+    }
+    assert not joined(**arguments)
+    gimli.verify(**arguments).assert_ok()
+
+
 def test_an_error_names_the_tensor() -> None:
     def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: None) -> Tensor:
         return theta["sound"].sum() ** 2 + theta["broken"].sqrt().sum()

@@ -26,7 +26,7 @@ from torch import Tensor
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.first_order import Gradient, gradients
 from gimli_core.derivatives.over_parts import products_of_parts
-from gimli_core.derivatives.second_order import Products, from_a_point, no_gaps, reverse_over_reverse
+from gimli_core.derivatives.second_order import Products, from_a_point, reverse_over_reverse, tell_gap
 from gimli_core.lines_over_ranks import products_of_ranks, validation_of_ranks
 from gimli_core.notation import State, Tensors
 from gimli_core.optimizers.interface import with_path
@@ -117,8 +117,12 @@ def second_order_products(
     if curvature or (mixed and form.phi_loss):
 
         def of_part(V: Tensors) -> Products:
-            with no_gaps(form.second_order, point.j), inputs.environment.alone():
-                return _asked_of_loss(inputs, point, G_j, V, g, curvature, mixed, keep_graph)
+            with inputs.environment.alone():
+                try:
+                    return _asked_of_loss(inputs, point, G_j, V, g, curvature, mixed, keep_graph)
+                except RuntimeError as error:
+                    tell_gap(form.second_order, point.j, error)
+                    raise
 
         shared = inputs.values.phi_loss if mixed else {}
         products = products_of_ranks(form, point.j, G_j, V, shared, of_part, curvature=curvature)
@@ -143,5 +147,5 @@ def _asked_of_loss(
     assert point.snapshot is not None
     inputs.environment.restore(point.snapshot)  # what the loss met when G_j was computed
     mean = partial(products_of_parts, form.second_order) if form.in_parts else from_a_point(form.second_order)
-    theta = form.gathered(point.theta, f"lines 13-14, theta_j at inner step j = {point.j} of {form.steps}")
+    theta = form.gathered(point.theta, "lines 13-14, theta_j", point.j)
     return mean(inputs.inner_loss(point.j), theta, V, g, curvature=curvature)

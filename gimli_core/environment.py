@@ -1,9 +1,8 @@
 """Any nn.Module as a function of its parameters: frozen parameters, buffers and random numbers.
 
-`torch.func.functional_call(module, theta, args)` is the whole story of stateless modules; this file
-looks after what it leaves out. Buffers are treated as constants of the differentiation, exactly as
-autograd treats them, but they move: a replayed step must find them, and the random number
-generators, as the first run did. `Environment` takes snapshots of both and restores them.
+`torch.func.functional_call(module, theta, args)` is the whole story of stateless modules; this file looks after what it
+leaves out. Buffers are constants of the differentiation, as autograd has it, but they move: a replayed step must find
+them, and the random number generators, as the first run did. `Environment` takes snapshots of both and restores them.
 """
 
 from __future__ import annotations
@@ -74,7 +73,8 @@ def discover(functions: Iterable[Callable[..., Any]]) -> list[nn.Module]:
 
 def _globals_of(function: types.FunctionType) -> list[Any]:
     """The globals that a function names, in inner functions and as `python_module.name` too."""
-    codes, names = [function.__code__], set[str]()
+    of_torch = str(function.__globals__.get("__name__")).startswith("torch.")  # names no module of a user's
+    codes, names = [] if of_torch else [function.__code__], set[str]()
     while codes:
         code = codes.pop()
         names.update(code.co_names)

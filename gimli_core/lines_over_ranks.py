@@ -22,7 +22,7 @@ def gradient_of_ranks(
     form: Form, j: int, theta_j: Tensors, of_part: Callable[[Tensors], tuple[Gradient, Any]]
 ) -> Gradient:
     """Line 5: G_j and ell_j, from (the gradient of this rank's part, the part) at theta_j."""
-    theta = form.gathered(theta_j, f"line 5, theta_j at inner step j = {j} of {form.steps}")
+    theta = form.gathered(theta_j, "line 5, theta_j", j)
     if form.data is None:
         return _cut(form, of_part(theta)[0])
     what, names = f"line 5, G_j at inner step j = {j} of {form.steps}", tuple(form.names(theta))
@@ -54,7 +54,7 @@ def products_of_ranks(
 ) -> Products:
     """Lines 13-14: V_j Hessian and V_j mixed, from those of this rank's part along V_j. `phi_loss` is what all ranks
     share of it; without `curvature` V_j Hessian is not summed."""
-    V = form.gathered(V_j, f"lines 13-14, V_j at inner step j = {j} of {form.steps}")
+    V = form.gathered(V_j, "lines 13-14, V_j", j)
     if form.data is None:
         products = of_part(V)
         curvature_of_part = form.part(products.curvature)

@@ -181,7 +181,8 @@ def test_another_package_in_the_core_is_found(tmp_path: Path) -> None:
 # optimizer of which only the step is written, and SAM, which is a loss.
 EXCEPTIONS = {"compiled.pure_derivatives", "optimizers.derived", "optimizers.wrappers.sam"}
 ASKED = {"grad", "grad_and_value", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "backward", "functional", "forward_ad"}
-ASKED |= {"_engine_run_backward", "_autograd_grad"}  # what `torch.autograd.grad` calls in its turn, and `torch.func`
+# What `torch.autograd.grad` calls in its turn, and `torch.func`.
+ASKED |= {"Variable", "_engine_run_backward", "_autograd_grad"}
 ASKING = ("torch.func", "torch.autograd", "torch._functorch")
 
 

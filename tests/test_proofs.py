@@ -167,15 +167,19 @@ def test_the_check_on_symbols_catches_a_wrong_factor() -> None:
         check_symbols(Statements(), faulty)
 
 
-@pytest.mark.parametrize(("kind", "proof"), [(Adam, adam), (Adagrad, adagrad)])
-def test_a_wrong_slope_of_the_root_is_caught(kind: type, proof: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "proof", "name", "infinite"),
+    [(Adam, adam, "inverse_root", lambda root: 1 / root), (Adagrad, adagrad, "sqrt_slope", lambda root: 0.5 / root)],
+)
+def test_a_wrong_slope_of_the_root_is_caught(
+    kind: type, proof: Any, name: str, infinite: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shipped: Any = inspect.getmodule(kind)
-    right = shipped.sqrt_slope
-    monkeypatch.setattr(shipped, "sqrt_slope", lambda root, times=1.0: right(root, times) * 1.0005)
+    right = getattr(shipped, name)
+    monkeypatch.setattr(shipped, name, lambda root: right(root) * 1.0005)
     with pytest.raises(AssertionError, match="adjoint of"):
         proof.prove()
-    # Infinite at 0, as autograd has it.
-    monkeypatch.setattr(shipped, "sqrt_slope", lambda root, times=1.0: 0.5 * times / root)
+    monkeypatch.setattr(shipped, name, infinite)  # at 0, as autograd has it
     with pytest.raises(AssertionError, match=r"their mean|at zero"):
         zero_gradient.prove()
 

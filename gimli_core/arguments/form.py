@@ -147,10 +147,11 @@ class Form:
             theta = transform.names(theta)
         return theta
 
-    def gathered(self, theta: Tensors, what: str) -> Tensors:
-        """theta or V of a run as the losses are handed it; `what` says which, and of which line."""
+    def gathered(self, theta: Tensors, what: str, j: int | None = None) -> Tensors:
+        """theta or V of a run as the losses are handed it; `what` says which, of which line, and j of which step."""
         for transform in self._gathering:
-            theta = transform.gathered(theta, what)
+            where = what if j is None else f"{what} at inner step j = {j} of {self.steps}"
+            theta = transform.gathered(theta, where)
         return theta
 
     def part(self, G: Tensors) -> Tensors:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class Inputs:
     values: Values
     environment: Environment
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where theta lies."""
         return next(iter(self.values.theta_0.values())).device

@@ -8,7 +8,7 @@ must meet the modes of that block: autocast, the choice of attention kernels, de
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -28,30 +28,36 @@ _SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 )
 
 
+_Autocast = tuple[str, bool, torch.dtype, bool]
+
+
 def modes_now(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
     """The modes as they are; calling what is returned gives a context in which they are so again."""
     kinds = dict.fromkeys(("cpu", device.type))
     autocast = [_autocast(kind) for kind in kinds if torch.amp.is_autocast_available(kind)]
     then = [get() for get, _ in _SWITCHES]
 
-    @contextmanager
-    def again() -> Iterator[None]:
+    def again() -> AbstractContextManager[None]:
         now = [get() for get, _ in _SWITCHES]
-        try:
-            _put(then, now)
-            with ExitStack() as stack:
-                for then_of in autocast:
-                    if then_of != _autocast(then_of[0]):
-                        kind, on, dtype, cache = then_of
-                        stack.enter_context(torch.autocast(kind, dtype, on, cache))
-                yield
-        finally:
-            _put(now, then)
+        others = [then_of for then_of in autocast if then_of != _autocast(then_of[0])]
+        return nullcontext() if now == then and not others else _changed(then, now, others)
 
     return again
 
 
-def _autocast(kind: str) -> tuple[str, bool, torch.dtype, bool]:
+@contextmanager
+def _changed(then: list[Any], now: list[Any], autocast: list[_Autocast]) -> Iterator[None]:
+    try:
+        _put(then, now)
+        with ExitStack() as stack:
+            for kind, on, dtype, cache in autocast:
+                stack.enter_context(torch.autocast(kind, dtype, on, cache))
+            yield
+    finally:
+        _put(now, then)
+
+
+def _autocast(kind: str) -> _Autocast:
     """How autocast is set for a kind of device."""
     return kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled()
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import _engine_run_backward as _engine
+from torch.autograd import Variable
 
 from gimli_core.derivatives.beside_loss import value_and_aux
 from gimli_core.derivatives.kernels import uncompiled
@@ -79,13 +79,13 @@ def pulled(
     """`torch.autograd.grad` of outputs times cotangents of their shapes, with None for every input not reached.
 
     `torch.autograd.grad` first compares the shapes as symbols, for which it imports sympy: 35 MiB and half a second of
-    a cold process, and a sixth of the time of a small product at every call. What it then calls is called here.
+    a cold process, and a sixth of the time of a small product at every call. What it calls in the end is called here.
 
     Args:
         retain: whether the graph is needed once more.
     """
     retain_graph = retain or create_graph
-    return _engine(
+    return Variable._execution_engine.run_backward(
         tuple(outputs),
         tuple(cotangents),
         retain_graph,

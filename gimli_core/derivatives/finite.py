@@ -69,7 +69,7 @@ def flaw(batch: Any) -> str:
 
 def total(tensors: Tensors) -> float:
     """The sum over all entries."""
-    return sum(g.sum().item() for g in tensors.values())
+    return sum([g.sum().item() for g in tensors.values()])
 
 
 def check_end(theta_J: Tensors, train_losses: list[Tensor], names: Callable[[Tensors], Tensors]) -> None:

@@ -159,7 +159,7 @@ def _gradient(
 
     with weights.in_place():
         gradients = derivative(keep_graph or recorded or bool(weights.later))
-    if weights.changes(gradients, lambda: derivative(True)):
+    if weights.later and weights.changes(gradients, lambda: derivative(True)):
         raise unexpected(
             name,
             "a module with work put off until backward (checkpoints) to have one set of weights",

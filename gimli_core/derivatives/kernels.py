@@ -6,16 +6,17 @@ import sys
 import threading
 from typing import Any
 
+from torch import _C
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
-from torch.backends import cuda
 
 __all__ = ["FUSED", "twice_differentiable", "uncompiled"]
 
-# The switches of scaled dot-product attention; on a CPU they are obeyed as well.
+# The switches of scaled dot-product attention; on a CPU they are obeyed as well. `torch.backends.cuda` has them under
+# public names, at twice the time, and they are asked and set around every loss.
 FUSED = (
-    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
-    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
-    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+    (_C._get_flash_sdp_enabled, _C._set_sdp_use_flash),
+    (_C._get_mem_efficient_sdp_enabled, _C._set_sdp_use_mem_efficient),
+    (_C._get_cudnn_sdp_enabled, _C._set_sdp_use_cudnn),
 )
 
 
@@ -24,15 +25,17 @@ class twice_differentiable:
 
     def __enter__(self) -> None:
         self._on = [enable for enabled, enable in FUSED if enabled()]
-        self._math = cuda.math_sdp_enabled()
+        self._math = _C._get_math_sdp_enabled()
         for enable in self._on:
             enable(False)
-        cuda.enable_math_sdp(True)
+        if not self._math:
+            _C._set_sdp_use_math(True)
 
     def __exit__(self, *_: object) -> None:
         for enable in self._on:
             enable(True)
-        cuda.enable_math_sdp(self._math)
+        if not self._math:
+            _C._set_sdp_use_math(False)
 
 
 _here = threading.local()

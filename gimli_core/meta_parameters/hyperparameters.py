@@ -172,8 +172,9 @@ class Hyperparameters:
     def accumulate(self, A_opt: list[Tensor], j: int, increments: Mapping[str, Mapping[str, Tensor]]) -> None:
         """A_opt += the increments of step j, in place (line 12)."""
         for k, by_name in increments.items():
+            home = self._home[k]
             for name, increment in by_name.items():
-                leaf, position, number = self._home[k][name]
+                leaf, position, number = home[name]
                 if number is None:
                     continue
                 if self.tasks is not None and not leaf.by_task:
@@ -181,7 +182,7 @@ class Hyperparameters:
                 target = A_opt[number]
                 if leaf.by_step or leaf.group_index is not None:
                     target = leaf.part(target, j, position)
-                target += increment if increment.shape == target.shape else increment.sum()
+                target.add_(increment.sum() if increment.ndim and increment.shape != target.shape else increment)
 
     def join(self, A_opt: Sequence[Tensor]) -> dict[str, Any]:
         """A_opt in the structure that phi_opt came in (line 16)."""

@@ -11,6 +11,7 @@ run is handed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -51,6 +52,8 @@ class Execution:
         self.weighed = weighed
         self.along: Tensor | None = None
         self.inputs, self.form, self.schedule, self.by = inputs, inputs.form, schedule, steps
+        # Whether what stays is mapped apart from what lives within a step: NOTE [heap holes] in allocator.py.
+        self._apart = schedule.compact and steps.eager
         self.working = WorkingPoint(inputs.environment)
         self.stored = Storage(schedule.disk, inputs.form.stores_parts)
         self.records: dict[int, Record] = {}
@@ -65,11 +68,11 @@ class Execution:
     def execute(self, action: Action) -> Events:
         """One action, and an event at each line of Algorithm 1 that it means."""
         match action:
-            case Advance(_, Keep.GRAPH) if self._apart:
-                with long_lived():
-                    yield from self._advance(Keep.GRAPH)
             case Advance(_, keep):
-                yield from self._advance(keep)
+                with long_lived() if keep is Keep.GRAPH and self._apart else nullcontext():
+                    yield from self._advance(keep)
+            case Sweep(j):
+                yield from self._sweep(j)
             case Store(_, tier):
                 self.stored.put(self.working.marked(), tier)
             case Restore(j):
@@ -79,8 +82,6 @@ class Execution:
                 self.stored.drop(j)
             case Validate():
                 yield from self._validate()
-            case Sweep(j):
-                yield from self._sweep(j)
 
     def _advance(self, keep: Keep) -> Events:
         inputs, form, working = self.inputs, self.form, self.working
@@ -115,11 +116,6 @@ class Execution:
                 with long_lived():  # apart from the heap that it was made on
                     G_j = G_j._replace(theta=cloned(G_j.theta))
             working.gradients[j] = Kept(G_j, point.snapshot)
-
-    @property
-    def _apart(self) -> bool:
-        """Whether what stays is mapped apart from what lives within a step (NOTE [heap holes] in allocator.py)."""
-        return self.schedule.compact and self.by.eager
 
     def _validate(self) -> Events:
         inputs, J = self.inputs, self.form.steps

@@ -113,7 +113,7 @@ FAULTS = [
         ADAM,
         Adam,
         "_pullback",
-        "v_bar * beta2",
+        "v_bar * operand(beta2, g)",
         "v_bar * 0",
         14,
         4,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,9 +24,15 @@ class Products(NamedTuple):
 
 
 def collect(
-    theta: Tensors, phi_loss: Tensors, by_input: Sequence[Tensor | None], loss: Tensor | None, recorded: bool = False
+    theta: Tensors,
+    phi_loss: Tensors,
+    by_input: Sequence[Tensor | None],
+    loss: Tensor | None,
+    recorded: bool = False,
+    join: Callable[[Tensors], Tensors] | None = None,
 ) -> Products:
-    """`by_input` holds a product for each entry of theta, then of phi_loss; None where there is no path, for 0.
+    """`by_input` holds a product for each entry of theta, then of phi_loss; None where there is no path, for 0. `join`
+    brings the curvature into the form of theta, if it has another than the loss was handed.
 
     Each has the shape of its entry; the loss is a scalar, or [T].
     """
@@ -39,8 +45,9 @@ def collect(
             for (k, x), p in zip(tensors.items(), products, strict=True)
         }
 
+    curvature = by_name(theta, of_theta)
     return Products(
-        by_name(theta, of_theta),
+        curvature if join is None else join(curvature),
         by_name(phi_loss, of_phi),
         all(p is None for p in of_theta),
         frozenset([k for k, p in zip(phi_loss, of_phi, strict=True) if p is not None]),

@@ -39,14 +39,14 @@ def products(
     n = len(graph.theta)
     asked = inputs[0 if curvature else n : None if mixed else n]
     # A gradient that is constant in theta and phi_loss (a linear loss) carries no graph: its products are 0.
-    pairs = [(G, V[k]) for k, G in zip(graph.theta, graph.G, strict=True) if G.requires_grad]
+    outputs = [G for G in graph.G if G.requires_grad]
+    cotangents = [V[k] for k, G in zip(graph.theta, graph.G, strict=True) if G.requires_grad]
     if g is not None:
-        pairs.append((graph.loss, g))
+        outputs, cotangents = [*outputs, graph.loss], [*cotangents, g]
     by_input: tuple[Tensor | None, ...] = (None,) * len(asked)
-    if pairs:
+    if outputs:
         with graph.weights.in_place():
-            outputs, cotangents = zip(*pairs, strict=True)
             by_input = pulled(outputs, cotangents, asked, create_graph=recorded, retain=keep)
     before, after = (None,) * (0 if curvature else n), (None,) * (0 if mixed else len(inputs) - n)
-    both = collect(graph.theta, graph.phi_loss, (*before, *by_input, *after), None, recorded)
-    return both if layout is None else both._replace(curvature=layout.theta(both.curvature))
+    join = None if layout is None else layout.theta
+    return collect(graph.theta, graph.phi_loss, (*before, *by_input, *after), None, recorded, join)

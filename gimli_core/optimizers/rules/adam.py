@@ -11,8 +11,8 @@ from torch import Tensor
 from gimli_core.errors import unexpected
 from gimli_core.notation import Tensors, Thunks
 from gimli_core.optimizers.interface import hyperparameter
-from gimli_core.optimizers.rules.parts import add_product, add_quotient, as_numbers, root_of_number
-from gimli_core.optimizers.rules.singular import sqrt_slope
+from gimli_core.optimizers.rules.parts import add_product, add_quotient, as_numbers, operand, root_of_number
+from gimli_core.optimizers.rules.singular import inverse_root
 from gimli_core.optimizers.tensorwise import ElementwiseOptimizer
 
 __all__ = ["Adam", "AdamW"]
@@ -113,7 +113,7 @@ class Adam(ElementwiseOptimizer):
         # operations below act on fresh tensors only: a buffer saved is memory that need not be touched.
         rest = 1 - h["beta1"]
         m = torch.lerp(s["exp_avg"], g, rest.to(g) if isinstance(rest, Tensor) else rest)
-        v = add_product(s["exp_avg_sq"] * h["beta2"], 1 - h["beta2"], g, g)
+        v = add_product(s["exp_avg_sq"] * operand(h["beta2"], g), 1 - h["beta2"], g, g)
         x = torch.maximum(s["max_exp_avg_sq"], v) if self.amsgrad else v
         return _Moments(g, m, v, x, 1 - h["beta1"] ** t, 1 - h["beta2"] ** t)
 
@@ -129,7 +129,7 @@ class Adam(ElementwiseOptimizer):
         if self.uses("eps_root"):
             d = (x / c2 + h["eps_root"]).sqrt() + h["eps"]
         else:
-            d = (x.sqrt() / root_of_number(c2)).add_(h["eps"])
+            d = (x.sqrt() / root_of_number(c2)).add_(operand(h["eps"], x))
         return add_quotient(theta, -(h["lr"] / c1), m, d), new
 
     def _pullback(
@@ -139,41 +139,39 @@ class Adam(ElementwiseOptimizer):
         g, m, v, x, c1, c2 = self._moments(theta, s, G, h, t)
         by_root = self.uses("eps_root")
         root = (x / c2 + h["eps_root"]).sqrt() if by_root else x.sqrt()
-        correction = c2 if by_root else root_of_number(c2)
-        d = root + h["eps"] if by_root else (root / correction).add_(h["eps"])
+        # Numbers go into one, as Kingma and Ba propose (end of section 2): with k = sqrt(c2), and 1 under eps_root,
+        # theta' = theta - rate·m'/d, d = root + eps·k and rate = lr·k/c1.
+        k = 1.0 if by_root else root_of_number(c2)
         lr, beta1, beta2, decay = h["lr"], h["beta1"], h["beta2"], h["weight_decay"]
-        decays, rate = self.uses("weight_decay"), lr / c1
+        decays, rate, d = self.uses("weight_decay"), lr * k / c1, root + h["eps"] * k
         q = B / d
         u = q * m  # B times the normalised update m'/d
         m_bar = add_quotient(S["exp_avg"], -rate, B, d)
         w = u / d  # d_bar = rate·w
-        slope = sqrt_slope(root, rate / correction)  # ∂d/∂x, times the rate
+        inverse = inverse_root(root)
+        half = rate / (2 * c2) if by_root else rate / 2  # x_bar = half·w/root
         S_j: Tensors = {}
         if self.amsgrad:
-            x_bar = w * slope + S["max_exp_avg_sq"]
+            x_bar = add_product(S["max_exp_avg_sq"], half, w, inverse)
             kept = (1 + torch.sign(s["max_exp_avg_sq"] - v)) / 2
             S_j["max_exp_avg_sq"] = x_bar * kept
             v_bar = S["exp_avg_sq"] + x_bar * (1 - kept)
         else:
-            v_bar = torch.addcmul(S["exp_avg_sq"], w, slope)
-        g_bar = add_product(m_bar * (1 - beta1), 2 * (1 - beta2), g, v_bar)
-        S_j["exp_avg"], S_j["exp_avg_sq"] = m_bar * beta1, v_bar * beta2
+            v_bar = add_product(S["exp_avg_sq"], half, w, inverse)
+        g_bar = add_product(m_bar * operand(1 - beta1, g), 2 * (1 - beta2), g, v_bar)
+        S_j["exp_avg"], S_j["exp_avg_sq"] = m_bar * operand(beta1, g), v_bar * operand(beta2, g)
         A: Thunks = {
-            "lr": lambda: u * (-1 / c1) - B * theta * decay if decays and self.decoupled else u * (-1 / c1),
+            "lr": lambda: u * (-k / c1) - B * theta * decay if decays and self.decoupled else u * (-k / c1),
             "beta1": lambda: m_bar * (s["exp_avg"] - g) - u * (rate / c1 * t * beta1 ** (t - 1)),
             "beta2": lambda: (
                 v_bar * (s["exp_avg_sq"] - g * g)
-                + (
-                    w * slope * x * (t * beta2 ** (t - 1) / c2)
-                    if by_root
-                    else w * root * (rate * t * beta2 ** (t - 1) / (2 * c2**1.5))
-                )
+                + (w * inverse * x if by_root else w * root) * (half * t * beta2 ** (t - 1) / c2)
             ),
-            "eps": lambda: w * rate,
+            "eps": lambda: w * (rate * k),
             "weight_decay": lambda: B * theta * -lr if self.decoupled else g_bar * theta,
         }
         if by_root:
-            A["eps_root"] = lambda: w * slope * c2
+            A["eps_root"] = lambda: w * inverse * (rate / 2)
         V = -g_bar if self.maximize else g_bar
         B_j = B
         if decays:

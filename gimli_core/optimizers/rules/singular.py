@@ -14,26 +14,25 @@ Proof: appendix_proofs/zero_gradient.py.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-__all__ = ["flat_sqrt", "sqrt_slope"]
+__all__ = ["flat_sqrt", "inverse_root", "sqrt_slope"]
 
 
-def sqrt_slope(root: Tensor, times: Any = 1.0) -> Tensor:
-    """times · d sqrt(x)/dx = times / (2 sqrt(x)), and 0 at x = 0, given root = sqrt(x). Any shape.
+def sqrt_slope(root: Tensor) -> Tensor:
+    """d sqrt(x)/dx = 1 / (2 sqrt(x)), and 0 at x = 0, given root = sqrt(x). Any shape."""
+    return 0.5 * inverse_root(root)
 
-    `times` is a number, or a tensor that is spread over the root's shape.
-    """
+
+def inverse_root(root: Tensor) -> Tensor:
+    """1 / sqrt(x), and 0 at x = 0, given root = sqrt(x). Any shape."""
     # In eager mode `where` is two passes more; compiled, it costs nothing, and nan_to_num looks at one entry at a time.
     if torch.compiler.is_compiling():
-        return torch.where(root == 0, 0.0, 0.5 * times / root)
-    # 1 / root is infinite at root = 0 alone: the root of the smallest number is far from 0. A nan stays. Halving is
-    # exact, so it may go into the number by which all is multiplied. What `reciprocal` gives, it needs for its own
-    # derivative: a pullback may be differentiated.
-    return root.reciprocal().nan_to_num(nan=float("nan"), posinf=0.0).mul_(0.5 * times)
+        return torch.where(root == 0, 0.0, 1 / root)
+    # 1 / root is infinite at root = 0 alone: the root of the smallest number is far from 0. A nan stays. What
+    # `reciprocal` gives, it needs for its own derivative: a pullback may be differentiated.
+    return root.reciprocal().nan_to_num(nan=float("nan"), posinf=0.0)
 
 
 def flat_sqrt(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import gc
 import random
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -35,6 +36,13 @@ def keep_what_is_there() -> None:
     gc.collect()
     gc.freeze()
     kept = sys.getallocatedblocks()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What stands beside this file is tried first. The longest tests are there, which start whole programs: left to the
+    end, one of several processes would go on with them alone.
+    """
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
 
 def pytest_collection_finish() -> None:

@@ -1,12 +1,13 @@
 """Rules that couple the elements of a tensor: the shipped pullback against sympy's gradient of a small instance.
 
 For random adjoints B', S' of the outputs, L = <B', theta'> + <S', s'> is one sympy expression in every element of every
-input. Its gradient, evaluated with 40 digits at random float64 points, is what the shipped pullback must return.
+input. Its gradient, sympy's derivative of each subexpression and the chain rule, evaluated with 40 digits at random
+float64 points, is what the shipped pullback must return.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mpmath
@@ -24,6 +25,26 @@ TOLERANCE = 1e-12  # of the largest entry: some hundred roundings of 1.1e-16, an
 def matrix(name: str, rows: int, columns: int) -> sp.Matrix:
     """A matrix of real symbols."""
     return sp.Matrix(rows, columns, lambda i, j: sp.Symbol(f"{name}_{i}{j}", real=True))
+
+
+def gradient_of(L: sp.Expr, symbols: Sequence[sp.Symbol], by: Sequence[sp.Symbol]) -> Callable[..., list[Any]]:
+    """dL/ds for each s in `by`, as a function of `symbols`.
+
+    L is taken apart into subexpressions that each occur once, and these are gone through in reverse: to differentiate
+    all of L by each symbol took sympy half a minute.
+    """
+    parts, (whole,) = sp.cse(L)
+    adjoints: dict[sp.Symbol, list[sp.Expr]] = {s: [] for s in by}
+    lines = []
+    for name, part in [(None, whole), *reversed(parts)]:
+        seed = sp.Integer(1)
+        if name is not None:
+            seed = sp.Symbol(f"bar_of_{name}", real=True)
+            lines.append((seed, sp.Add(*adjoints.get(name, []))))
+        for s in part.free_symbols:
+            adjoints.setdefault(s, []).append(seed * sp.diff(part, s))
+    exprs = [sp.Add(*adjoints[s]) for s in by]
+    return sp.lambdify(symbols, exprs, modules="mpmath", cse=lambda _: ([*parts, *lines], exprs))
 
 
 def check_coupled(
@@ -54,7 +75,7 @@ def check_coupled(
     flat = [
         (name, s) for name, value in inputs.items() for s in (value if isinstance(value, sp.MatrixBase) else [value])
     ]
-    gradient = sp.lambdify(symbols, [sp.diff(L, s) for _, s in flat], modules="mpmath", cse=True)
+    gradient = gradient_of(L, symbols, [s for _, s in flat])
     worst = 0.0
     for _ in range(POINTS):
         at: dict[str, Any] = {}

@@ -44,12 +44,7 @@ TITLE = re.compile(r"^[\s#]*NOTE \[([^\]]+)\](?::.*)?$", re.MULTILINE)
 # The proofs
 
 
-LONG = {"adafactor", "muon"}  # sympy takes half a minute or more
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in PROOFS]
-)
+@pytest.mark.parametrize("name", PROOFS)
 def test_proof_holds(name: str) -> None:
     statements = importlib.import_module(f"appendix_proofs.{name}").prove()
     assert statements

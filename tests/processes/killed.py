@@ -13,16 +13,22 @@ from torch.distributed.device_mesh import init_device_mesh
 import gimli_core as gimli
 from gimli_core.memory import Checkpoint
 from gimli_core.optimizers import Adam
+from gimli_core.processes import words
 from gimli_core.runs import journal
 from tests.processes.cases import call, inner, mean_square, part_of, val_loss
 
-__all__ = ["of_both", "of_data", "of_tasks"]
+__all__ = ["of_both", "of_data", "of_tasks", "outlives"]
 
 J, T = 6, 4
 
 
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def outlives() -> None:
+    """What the rank says that will be killed is in test_faults.py: the others need not wait for its words, 3 s long."""
+    words.SECONDS = 0.2
 
 
 class Killing:
@@ -43,6 +49,8 @@ def of_data(resume: str | None, seed: int, rank: int = 0, evaluation: int | None
     """One call that notes all that it does; `rank` ends at an evaluation, or before or after a file is moved."""
     mine, size = distributed.get_rank(), distributed.get_world_size()
     journal.SECONDS = 0.0
+    if evaluation is not None or when:
+        outlives()
     torch.manual_seed(100 * seed + mine)
     given = inner(J)
     given = given._replace(
@@ -71,6 +79,8 @@ def of_data(resume: str | None, seed: int, rank: int = 0, evaluation: int | None
 
 def of_tasks(resume: str | None, seed: int, rank: int = 0, evaluation: int | None = None) -> Any:
     journal.SECONDS = 0.0
+    if evaluation is not None:
+        outlives()
     torch.manual_seed(seed)
     loss = Killing(evaluation if distributed.get_rank() == rank else None)
     problem = gimli.Problem(loss, val_loss, Adam())
@@ -81,6 +91,8 @@ def of_tasks(resume: str | None, seed: int, rank: int = 0, evaluation: int | Non
 def of_both(resume: str | None, seed: int, rank: int = 0, evaluation: int | None = None, W: int = 2) -> Any:
     """Tasks over groups of W ranks, each of which has a part of every task's batch."""
     journal.SECONDS = 0.0
+    if evaluation is not None:
+        outlives()
     mesh = init_device_mesh("cpu", (distributed.get_world_size() // W, W), mesh_dim_names=("tasks", "data"))
     mine = mesh.get_local_rank("data")
     torch.manual_seed(100 * seed + mine)

@@ -13,7 +13,7 @@ import gimli_core as gimli
 from gimli_core.memory import Checkpoint, Schedule
 from gimli_core.runs import journal
 from tests.processes.cases import RULES, call, inner, part_of, val_loss
-from tests.processes.killed import Killing, kill
+from tests.processes.killed import Killing, kill, outlives
 
 __all__ = ["of_mesh"]
 
@@ -39,6 +39,8 @@ def of_mesh(
             removed.
     """
     journal.SECONDS = 0.0
+    if evaluation is not None or operation is not None:
+        outlives()
     torch.manual_seed(seed)
     mine, given = distributed.get_rank() == rank, inner(J)
     if operation is not None and mine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import re
 from pathlib import Path
@@ -40,4 +41,5 @@ def run_as_printed(page: Path) -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
-    assert printed.getvalue().splitlines() == expected
+    now = printed.getvalue().splitlines()
+    assert now == expected, "\n".join(["", *difflib.ndiff(expected, now)])

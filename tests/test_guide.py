@@ -34,6 +34,21 @@ def test_a_page_runs_as_printed(page: Path, tmp_path: Path, monkeypatch: pytest.
     run_as_printed(page)
 
 
+@pytest.mark.long
+def test_the_processor_does_not_show_in_what_is_printed() -> None:
+    """All pages and the README again by torch's and MKL's plainest kernels, which round otherwise: a page that learns
+    in float32 printed other numbers on another processor.
+    """
+    plain = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}
+    again = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", "-k", "runs_as_printed"]
+    files = ["tests/test_guide.py", "tests/test_readme.py"]
+    done = subprocess.run(
+        [*again, *files], cwd=ROOT, env=os.environ | plain, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"{len(WITH_CODE) + 1} passed" in done.stdout
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_lead_to_something(page: Path) -> None:
     targets = [target.partition("#")[0] for target in links(page)]

@@ -67,7 +67,7 @@ def finite_differences(question: Question, environment: Environment) -> dict[Key
         x = leaves[line.key]
         return loss_value(question, {**leaves, line.key: x + h * line.direction.to(x)}, environment, buffers)
 
-    with np.errstate(invalid="ignore"):  # numpy would report the floating-point flags that torch's kernels leave raised
+    with np.errstate(all="ignore"):  # numpy would report the floating-point flags that torch's kernels leave raised
         estimate = derivative(
             np.vectorize(L, otypes=[float]),
             np.zeros(len(lines)),

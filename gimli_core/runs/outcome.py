@@ -77,10 +77,11 @@ def losses_of(
     A scalar, [T] or none, [J] and [J + 1], with T and k behind.
     """
     of_each = weighted(inputs.values.weights, val_losses)
-    nan = torch.full_like(of_each, float("nan"))
     tasks = () if inputs.form.tasks is None else (inputs.form.tasks,)
-    every = torch.stack(train_losses) if train_losses else nan.new_empty((0, *tasks))
-    validated = torch.stack([val_losses.get(j, nan) for j in range(inputs.form.steps + 1)])
+    every = torch.stack(train_losses) if train_losses else of_each.new_empty((0, *tasks))
+    validated = of_each.new_full((inputs.form.steps + 1, *of_each.shape), float("nan"))
+    for j, L in val_losses.items():
+        validated[j] = L
     return reduced(inputs.form, of_each), of_each, every, validated
 
 

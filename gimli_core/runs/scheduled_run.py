@@ -83,7 +83,9 @@ class ScheduledRun:
                         self.reached.working.marked()
                         environment.restore(self._left)
                 for action in self._actions if self.reached.end is None else ():
-                    yield from self._run(action)
+                    self._between()
+                    yield from self.reached.execute(action)
+                    self._note(action)
                     if isinstance(action, Validate):
                         break
         except BaseException:
@@ -109,7 +111,9 @@ class ScheduledRun:
                     assert along is not None
                     yield from self.reached.weigh(along)
                 for action in self._actions:
-                    yield from self._run(action)
+                    self._between()
+                    yield from self.reached.execute(action)
+                    self._note(action)
                 self.reached.losses.check_replays()
         except BaseException:
             self._release()
@@ -170,9 +174,8 @@ class ScheduledRun:
         theta_J, s_J, buffers = self.reached.end
         return Ends(theta_J, s_J, A.B, A.S), buffers
 
-    def _run(self, action: Action) -> Events:
-        self._between()
-        yield from self.reached.execute(action)
+    def _note(self, action: Action) -> None:
+        """An action is done: in the journal, if there is one and it is time."""
         self._done += 1
         if self._journal is None:
             return

@@ -93,7 +93,8 @@ class TensorwiseOptimizer(Optimizer):
 class ElementwiseOptimizer(TensorwiseOptimizer):
     """A rule that treats every element alone; its Jacobians are diagonal.
 
-    Written as a `TensorwiseOptimizer` is. In return, `jacobians` shows every derivative.
+    Written as a `TensorwiseOptimizer` is. In return, `jacobians` shows every derivative, and small tensors are stepped
+    as one vector, unless a subclass has a `step`, a `pullback` or a start of its own, which sees them by name.
     """
 
     def jacobians(

@@ -68,7 +68,8 @@ EXACT = (torch.float32, torch.float64)  # in others torch computes with a number
 
 @functools.lru_cache(maxsize=256)
 def _scalar(number: float, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(number, dtype=dtype, device="cpu")
+    with torch.inference_mode(False):  # what is made within that mode can be in no graph later
+        return torch.tensor(number, dtype=dtype, device="cpu")
 
 
 def root_of_number(x: Any) -> Any:

@@ -315,9 +315,21 @@ def test_a_function_that_was_replaced_is_sent_to_another_process_by_its_name():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "function\n"
 
 
+SLOW = """#!/bin/sh
+g++ "$@"
+ended=$?
+case "$*" in *" -o "*) sleep 0.5 ;; esac
+exit $ended
+"""
+
+
 @pytest.mark.long
 def test_a_process_killed_while_a_file_grows_leaves_nothing_that_is_taken_for_it(tmp_path):
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
+    """By a compiler that ends half a second after its file is there: a quick one's was whole before the kill came."""
+    slow = tmp_path / "slow-g++"
+    slow.write_text(SLOW, encoding="utf-8")
+    slow.chmod(0o755)
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TMPDIR": str(tmp_path), "CXX": str(slow)}
     command = [sys.executable, "-c", COMPILES]
     for kind in ("h.gch", "o", "so"):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)

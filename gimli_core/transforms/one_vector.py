@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._C._nn import flatten_dense_tensors
 
-from gimli_core.notation import COUNTS, Hyper, Loss, State, Tensors, slots
+from gimli_core.notation import COUNTS, Hyper, Loss, State, Tensors
 from gimli_core.optimizers.counting import next_step
 from gimli_core.optimizers.interface import Optimizer, Pulled
 from gimli_core.optimizers.tensorwise import SMALL, ElementwiseOptimizer, by_element_alone
@@ -195,7 +195,7 @@ class _RuleOnVector(RuleInAnotherForm):
 
     def step(self, theta: Tensors, state: State, G: Tensors, hyper: Hyper) -> tuple[Tensors, State]:
         k, steps = self.layout.name, next_step(state["step"])
-        s = {slot: of_slot[k] for slot, of_slot in slots(state).items()}
+        s = {slot: of_slot[k] for slot, of_slot in state.items() if slot not in COUNTS}
         theta_k, s_k = self.rule._step(theta[k], s, G[k], hyper[k], steps)
         return {k: theta_k}, {"step": steps, **{slot: {k: v} for slot, v in s_k.items()}}
 
@@ -203,7 +203,7 @@ class _RuleOnVector(RuleInAnotherForm):
         self, theta: Tensors, state: State, G: Tensors, hyper: Hyper, B: Tensors, S: State, wanted: Collection[str]
     ) -> Pulled:
         k = self.layout.name
-        s, S_k = ({slot: of_slot[k] for slot, of_slot in slots(tree).items()} for tree in (state, S))
+        s, S_k = {slot: state[slot][k] for slot in S}, {slot: of_slot[k] for slot, of_slot in S.items()}
         V, B_j, S_j, thunks = self.rule._pullback(theta[k], s, G[k], hyper[k], next_step(state["step"]), B[k], S_k)
         A = self.layout.by_tensor({name: thunks[name]() for name in wanted if name in thunks})
         return Pulled({k: V}, {k: B_j}, {slot: {k: S_j[slot]} for slot in S}, A)

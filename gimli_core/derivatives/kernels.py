@@ -28,14 +28,12 @@ class twice_differentiable:
         self._math = _C._get_math_sdp_enabled()
         for enable in self._on:
             enable(False)
-        if not self._math:
-            _C._set_sdp_use_math(True)
+        _C._set_sdp_use_math(True)
 
     def __exit__(self, *_: object) -> None:
         for enable in self._on:
             enable(True)
-        if not self._math:
-            _C._set_sdp_use_math(False)
+        _C._set_sdp_use_math(self._math)
 
 
 _here = threading.local()

@@ -83,9 +83,7 @@ class ScheduledRun:
                         self.reached.working.marked()
                         environment.restore(self._left)
                 for action in self._actions if self.reached.end is None else ():
-                    self._between()
-                    yield from self.reached.execute(action)
-                    self._note(action)
+                    yield from self._run(action)
                     if isinstance(action, Validate):
                         break
         except BaseException:
@@ -111,9 +109,7 @@ class ScheduledRun:
                     assert along is not None
                     yield from self.reached.weigh(along)
                 for action in self._actions:
-                    self._between()
-                    yield from self.reached.execute(action)
-                    self._note(action)
+                    yield from self._run(action)
                 self.reached.losses.check_replays()
         except BaseException:
             self._release()
@@ -174,8 +170,9 @@ class ScheduledRun:
         theta_J, s_J, buffers = self.reached.end
         return Ends(theta_J, s_J, A.B, A.S), buffers
 
-    def _note(self, action: Action) -> None:
-        """An action is done: in the journal, if there is one and it is time."""
+    def _run(self, action: Action) -> Events:
+        self._between()
+        yield from self.reached.execute(action)
         self._done += 1
         if self._journal is None:
             return

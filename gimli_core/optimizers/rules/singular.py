@@ -22,7 +22,7 @@ __all__ = ["flat_sqrt", "inverse_root", "sqrt_slope"]
 
 def sqrt_slope(root: Tensor) -> Tensor:
     """d sqrt(x)/dx = 1 / (2 sqrt(x)), and 0 at x = 0, given root = sqrt(x). Any shape."""
-    return 0.5 * inverse_root(root)
+    return inverse_root(root).mul_(0.5)
 
 
 def inverse_root(root: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.outer_losses import outer_losses
 from gimli_core.arguments.trial import trial
+from gimli_core.compiled.compiler.collector import young_alone
 from gimli_core.compiled.compiler.cut import Uncut
 from gimli_core.compiled.compiler.other_globals import not_watched
 from gimli_core.compiled.compiler.trial import Uncompiled
@@ -179,7 +180,7 @@ def _compile(kind: Kind, inputs: Inputs) -> Any:
         return reason
     notice(f"compiling {what}, once for this problem and these shapes …")
     try:
-        with inputs.environment.trial():
+        with young_alone(), inputs.environment.trial():
             outcome = compiled(inputs)
     except Uncompiled as reason:
         notice(f"{what} not compiled: {reason}")

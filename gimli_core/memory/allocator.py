@@ -23,7 +23,6 @@ import ctypes
 import functools
 import mmap
 import os
-import resource
 import sys
 import threading
 import time
@@ -32,6 +31,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
+from gimli_core.memory.pages import highest, resident, with_libraries
 
 __all__ = [
     "LOW",
@@ -42,11 +43,9 @@ __all__ = [
     "keeper",
     "long_lived",
     "occupied",
-    "resident",
     "reusing",
     "separates",
     "trimmed",
-    "with_libraries",
 ]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
@@ -134,29 +133,38 @@ def keeper() -> Callable[[int], None]:
 
 
 @contextmanager
-def occupied(seconds: float = 1e-4, told: Callable[[], int] | None = None) -> Iterator[Callable[[], int]]:
-    """Gives a function that tells the most bytes, above those before it, that the process occupied within it, as
-    `told`: by default `resident`.
+def occupied(seconds: float = 1e-4, *, libraries: bool = False) -> Iterator[Callable[[], int]]:
+    """Gives a function that tells the most bytes, above those before it, that the process occupied within it; those of
+    its libraries' code are left out, unless `libraries`.
 
-    A thread looks now and then, so that what an operation allocates and frees inside itself is seen too.
+    A thread looks now and then, so that what an operation allocates and frees inside itself is seen too. Where others
+    keep the processors busy it looks late, and misses what is gone by then; so the kernel is asked as well, which knows
+    the most that there ever was: if that has risen, it is the most within.
     """
     if not separates():
         yield lambda: 0
         return
     trimmed()
-    told = told or resident
-    base, most, done = told(), 0, threading.Event()
+    told = with_libraries if libraries else resident
+    base, before, most, done = told(), highest(), 0, threading.Event()
 
     def look() -> None:
         nonlocal most
         while not done.wait(seconds):
             most = max(most, told() - base)
 
+    def at_most() -> int:
+        nonlocal most
+        if not done.is_set() and (risen := highest()) > before:
+            most = max(most, risen - base - (with_libraries() - told()))
+        return most
+
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     try:
-        yield lambda: most
+        yield at_most
     finally:
+        at_most()
         done.set()
         thread.join()
 
@@ -167,12 +175,6 @@ def trimmed() -> int:
     return resident()
 
 
-def resident() -> int:
-    """Bytes of memory that this process occupies, without files such as the libraries' code."""
-    pages, of_files = _pages()
-    return (pages - of_files) * resource.getpagesize()
-
-
 def footprint() -> int:
     """Bytes that this process occupies with its libraries' code, once free holes are given back; 0 elsewhere than on
     Linux with glibc.
@@ -181,21 +183,6 @@ def footprint() -> int:
         return 0
     trimmed()
     return with_libraries()
-
-
-def with_libraries() -> int:
-    """Bytes of memory that this process occupies, with its libraries' code."""
-    return _pages()[0] * resource.getpagesize()
-
-
-def _pages() -> tuple[int, int]:
-    """Pages of memory that this process occupies, and how many of them are of files."""
-    file = os.open("/proc/self/statm", os.O_RDONLY)  # without a buffer, which would be counted by `in_use`
-    try:
-        _, pages, of_files, *_ = os.read(file, 128).split()
-    finally:
-        os.close(file)
-    return int(pages), int(of_files)
 
 
 class _Blocks(ctypes.Structure):

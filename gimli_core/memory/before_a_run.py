@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.errors import unexpected
-from gimli_core.memory.allocator import long_lived, occupied, separates, with_libraries
+from gimli_core.memory.allocator import long_lived, occupied, separates
+from gimli_core.memory.pages import with_libraries
 from gimli_core.memory.pilot import PIECES
 from gimli_core.memory.schedules.budget import AHEAD, Budget
 from gimli_core.memory.schedules.sizes import show_size
@@ -34,7 +35,7 @@ def before_a_run(schedule: Any) -> Iterator[Callable[[], Any]]:
         yield lambda: schedule
         return
     before, ahead = schedule.before, schedule.ahead
-    with long_lived(), occupied(told=with_libraries) as most:
+    with long_lived(), occupied(libraries=True) as most:
         above = with_libraries() - before
         yield lambda: schedule.of_call(before, max(ahead, above + most()))
 

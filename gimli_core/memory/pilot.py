@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.memory.allocator import occupied, separates
+from gimli_core.memory.allocator import occupied, separates, trimmed
 from gimli_core.memory.meters import BlockBytes, LiveBytes, Meter, Note, ResidentBytes
 from gimli_core.memory.schedules.actions import (
     Action,
@@ -82,11 +82,14 @@ class _Pilot(Schedule):
     """Two steps that hold every kind of action once; notes seconds, and what a meter saw, around each."""
 
     meter: Meter | None = None
+    trims: bool = False  # whether holes in the heap are given back before each action
     notes: list[Note] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     def actions(self, steps: int) -> Iterator[Action]:
         for action in PILOT:
+            if self.trims and separates():
+                trimmed()
             if self.meter is not None:
                 self.meter.begin()
             start = time.perf_counter()
@@ -125,7 +128,9 @@ def piloted(inputs: Inputs, run: Maker, compiled: bool) -> Piloted:
     snapshot = environment.capture()
     short = _short(inputs)
     timed, counted = _Pilot(), _Pilot(BlockBytes())
-    metered = _Pilot(ResidentBytes() if compiled else LiveBytes())
+    # Tensors are counted, not the process: its heap need not be as in a run, where a batch could lie beside the hole
+    # that one before it left.
+    metered = _Pilot(ResidentBytes()) if compiled else _Pilot(LiveBytes(), trims=True)
     occupations: list[int] = []
     moved: list[tuple[int, int]] = []
 

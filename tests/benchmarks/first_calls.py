@@ -115,8 +115,8 @@ def main() -> None:
             again: dict[str, list[float]] = {who: [] for who in WHO}
             with tempfile.TemporaryDirectory() as folder:
                 for i in range(given.repeats + 1):
-                    for who in WHO:
-                        with mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=str(Path(folder, who.split(",")[-1]))):
+                    for place, who in enumerate(WHO):
+                        with mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=str(Path(folder, str(place)))):
                             module = "tests.benchmarks.first_calls"
                             out = in_fresh_process(module, "--data", str(given.data), "--process", workload, who)
                         seconds = float(out.splitlines()[-1])

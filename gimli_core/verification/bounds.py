@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from gimli_core.environment import Environment
 from gimli_core.verification.oracles.autograd_through_the_graph import Totals, autograd_gradient, random_rounding
 from gimli_core.verification.oracles.plain_rules import Root, flat_root
-from gimli_core.verification.question import VAL_LOSS, Entries, Key, Question
+from gimli_core.verification.question import VAL_LOSS, Entries, Key, Question, label
 
 __all__ = ["Bounds"]
 
@@ -31,16 +33,25 @@ class Bounds:
         dtype: what the engine worked in, or the losses, where that is less.
         tolerance: relative; by default 1e-10, or 1000 units in the last place where that is more. Of a low precision
             those would be all: there only what rounding moves, the noise floor, excuses a difference.
+        held_in: the dtypes of the hyperparameters, in which their derivatives are summed: of one that is less precise
+            than what the engine works in, the units are those of its own dtype.
     """
 
     def __init__(
-        self, question: Question, environment: Environment, dtype: torch.dtype, tolerance: float | None
+        self,
+        question: Question,
+        environment: Environment,
+        dtype: torch.dtype,
+        tolerance: float | None,
+        held_in: Mapping[Key, torch.dtype],
     ) -> None:
         self.dtype = dtype
         self.low = dtype.itemsize < 4
         self.margin = MARGIN_LOW if self.low else MARGIN
         units = torch.finfo(torch.float32 if self.low else dtype).eps
-        self.tolerance = max(1e-10, 1000 * units) if tolerance is None else tolerance
+        self.tolerance = _of_units(units) if tolerance is None else tolerance
+        units_of = {key: torch.finfo(its_dtype).eps for key, its_dtype in held_in.items() if tolerance is None}
+        self._coarse = {key: _of_units(eps) for key, eps in units_of.items() if _of_units(eps) > self.tolerance}
         self.strict = self.reference = autograd_gradient(question, environment)
         self.root: Root = torch.sqrt
         if not all(bool(torch.isfinite(g).all()) for g in self.strict.gradient.values()):
@@ -57,7 +68,7 @@ class Bounds:
 
     def allowed(self, key: Key) -> float:
         """The largest difference between an element here and there that rounding excuses."""
-        return self.tolerance * self._sizes[key] + self.margin * self.moved[key]
+        return self._coarse.get(key, self.tolerance) * self._sizes[key] + self.margin * self.moved[key]
 
     def scale(self, key: Key) -> float:
         """|L| / |x|: with it, a change of x of its own size would change L by its own size."""
@@ -65,10 +76,16 @@ class Bounds:
 
     def __str__(self) -> str:
         unit = str(self.dtype).removeprefix("torch.")
+        coarse = "".join(f" ({label(key)}: {allowed:.1e})" for key, allowed in self._coarse.items())
         return (
-            f"allowed: {self.tolerance:.1e} relative, and {self.margin} times what moving every theta_j, G_j and s_j "
-            f"at random by one unit of {unit} changes; for finite differences also 10 times their uncertainty."
+            f"allowed: {self.tolerance:.1e} relative{coarse}, and {self.margin} times what moving every theta_j, G_j "
+            f"and s_j at random by one unit of {unit} changes; for finite differences also 10 times their uncertainty."
         )
+
+
+def _of_units(eps: float) -> float:
+    """1000 units in the last place, or 1e-10 where that is more."""
+    return max(1e-10, 1000 * eps)
 
 
 def _quantities(totals: Totals) -> Entries:

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gimli_core.environment import Environment
 from gimli_core.trees import tensors
 from gimli_core.verification.oracles.autograd_through_the_graph import loss_value
-from gimli_core.verification.question import Question
+from gimli_core.verification.question import Key, Question, label
 
 __all__ = ["lowest_dtype", "name_of", "precise"]
 
@@ -29,7 +29,7 @@ class _Dtypes(TorchDispatchMode):
 
 
 def lowest_dtype(asked: Question, environment: Environment) -> torch.dtype:
-    """The dtype of theta, or that of the losses' computing, as under autocast, where it is a lower one. Cost 3F·J."""
+    """The question's dtype, or that of the losses' computing, as under autocast, where it is a lower one. Cost 3F·J."""
     with _Dtypes() as dtypes:
         loss_value(asked, asked.entries(), environment)
     low = {dtype for dtype in dtypes.seen if dtype in (torch.bfloat16, torch.float16)}
@@ -42,12 +42,26 @@ def name_of(dtype: torch.dtype) -> str:
 
 def precise(asked: Question, environment: Environment) -> tuple[Question, list[str]]:
     """The question in float64 if the losses can answer it there, and a note on that."""
-    if asked.dtype == torch.float64:
+    works, coarse = asked.dtype, less_precise(asked)
+    if works == torch.float64 and not coarse:
         return asked, []
-    name = str(asked.dtype).removeprefix("torch.")
     doubled = asked.in_double()
     try:
         loss_value(doubled, doubled.entries(), environment)
     except RuntimeError:
+        name = name_of(works)
         return asked, [f"the oracles work in {name}, as the engine does: the losses hold tensors that refuse float64."]
-    return doubled, [f"the engine works in {name}, the oracles in float64."]
+    notes = [] if works == torch.float64 else [f"the engine works in {name_of(works)}, the oracles in float64."]
+    if coarse:
+        names = ", ".join(f"{label(key)} in {name_of(dtype)}" for key, dtype in coarse.items())
+        do = "give the hyperparameter in theta's dtype for more digits"
+        notes.append(f"a derivative is summed in its hyperparameter's dtype, {names}: {do}.")
+    return doubled, notes
+
+
+def less_precise(asked: Question) -> dict[Key, torch.dtype]:
+    """The hyperparameters whose dtypes are less precise than what the engine works in. Sums of those of two bytes are
+    in float32.
+    """
+    held_in = {key: dtype for key, dtype in asked.held_in().items() if key[0] == "A_opt" and dtype.itemsize >= 4}
+    return {key: dtype for key, dtype in held_in.items() if torch.finfo(dtype).eps > torch.finfo(asked.dtype).eps}

@@ -124,9 +124,17 @@ class Question:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of theta: the least precise, if there are several."""
+        """The least precise of theta, of phi_loss and of a warm state: what is computed with it is no more precise.
+
+        Hyperparameters are no part of that: a rule computes with them in theta's dtype.
+        """
         dtypes: set[torch.dtype] = {v.dtype for v in unmarked_entries(self.call.theta_0).values()}
+        dtypes |= {dtype for key, dtype in self.held_in().items() if key[0] != "A_opt"}
         return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+    def held_in(self) -> dict[Key, torch.dtype]:
+        """The dtype of every entry that is a floating tensor: a number is none, and is as precise as it gets."""
+        return {key: entry.dtype for key, entry in self.entries().items() if entry.is_floating_point()}
 
     @property
     def _first(self) -> Tensor:

@@ -36,7 +36,7 @@ from gimli_core.verification.check import Check, Verdict
 from gimli_core.verification.claims import entries_of
 from gimli_core.verification.localise import Finding, first_disagreement
 from gimli_core.verification.oracles.autograd_through_the_graph import draws
-from gimli_core.verification.precision import lowest_dtype, name_of, precise
+from gimli_core.verification.precision import less_precise, lowest_dtype, name_of, precise
 from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Question, flatten, label, same_randomness
 from gimli_core.verification.report import Report
 from gimli_core.verification.rows import key_of_row, like_results, of_row, of_rows
@@ -88,9 +88,8 @@ def verify(
 
     Args:
         problem, theta_0, train_batches, val_batch, steps, phi_opt, phi_loss, state_0, val_weights,
-            memory, approximation, second_order, tasks, compile, resume, micro_batches: as for
-            `gimli.meta_gradient`; that very run is
-            judged. One that goes on from `resume` has the random numbers of the run that was killed: seed alike.
+            memory, approximation, second_order, tasks, compile, resume, micro_batches: as for `gimli.meta_gradient`;
+            that very run is judged. One that goes on from `resume` has the killed run's random numbers: seed alike.
         mesh: as for `gimli.meta_gradient`: the run over processes is judged, by oracles that each of them asks for
             itself, of all that the ranks have. All return the report, so `print` it on one rank.
         claimed: a meta-gradient from elsewhere, to be judged beside the engine's: keyed like a result,
@@ -98,7 +97,8 @@ def verify(
         closed_form: known values, keyed likewise.
             Of a val_loss that returns k numbers every row is judged, as `A_opt["lr"][2]` of L_2: claims are [k, …].
         oracles: which of the first three to ask; autograd always runs.
-        tolerance: relative; 1e-10 for float64, 1000 units in the last place for less precise types.
+        tolerance: relative; 1e-10 for float64, 1000 units in the last place for less precise types: the least precise
+            of theta, phi_loss and a warm state, and for a hyperparameter's derivative its own, where that is less.
 
     Returns:
         Report: `print` it; `.ok`, `.assert_ok()`, `.to_dict()`; `.finding` is the first step and
@@ -189,7 +189,7 @@ def verify(
     finding = None
     for row in [asked_of.row for asked_of in rows]:
         of_L = replace(question, row=row)
-        bounds = Bounds(of_L, environment, dtype, tolerance)
+        bounds = Bounds(of_L, environment, dtype, tolerance, less_precise(rows[0]))
         truths, more = asked_of_oracles(of_L, environment, bounds, oracles)
         truths["closed form"] = of_row(truth, row)
         here, claims_here = of_row(engine, row), of_row(claims, row)

@@ -17,7 +17,7 @@ from gimli_core.arguments.trial import trial
 from gimli_core.compiled.compiler.collector import young_alone
 from gimli_core.compiled.compiler.cut import Uncut
 from gimli_core.compiled.compiler.other_globals import not_watched
-from gimli_core.compiled.compiler.trial import Uncompiled
+from gimli_core.compiled.compiler.trial import Uncompiled, progress_told, tell_progress
 from gimli_core.compiled.operations import is_small
 from gimli_core.compiled.rank_kernels import RankKernels, of_rank
 from gimli_core.compiled.retained_run import CompiledRetained
@@ -31,6 +31,7 @@ from gimli_core.optimizers.interface import with_path
 from gimli_core.optimizers.wrappers.interface import rules_within
 from gimli_core.problem import Memo
 from gimli_core.processes.agreement import agreed_all, together
+from gimli_core.processes.mesh import tells
 from gimli_core.transforms.one_vector import LeftAlone
 
 __all__ = [
@@ -178,14 +179,15 @@ def _compile(kind: Kind, inputs: Inputs) -> Any:
     if reason := unfit(inputs if inputs.form.mesh is None else of_rank(inputs)):
         notice(f"{what} not compiled: {reason}")
         return reason
-    notice(f"compiling {what}, once for this problem and these shapes …")
-    try:
-        with young_alone(), inputs.environment.trial():
-            outcome = compiled(inputs)
-    except Uncompiled as reason:
-        notice(f"{what} not compiled: {reason}")
-        return reason
-    notice(f"compiled in {outcome.seconds:.1f} s")
+    with progress_told(tells(inputs.form.mesh)):
+        tell_progress(f"compiling {what}, once for this problem and these shapes …")
+        try:
+            with young_alone(), inputs.environment.trial():
+                outcome = compiled(inputs)
+        except Uncompiled as reason:
+            notice(f"{what} not compiled: {reason}")
+            return reason
+        tell_progress(f"compiled in {outcome.seconds:.1f} s")
     return outcome
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.inputs import Inputs, prepare
+from gimli_core.compiled.compiler.trial import progress_told
 from gimli_core.errors import unexpected
 from gimli_core.memory.directory import directory_of
 from gimli_core.meta_parameters.marks import tensor_paths
@@ -38,12 +39,12 @@ def over_ranks(call: Call, mesh: Mesh, run: Callable[[Call], Run]) -> Run:
 
     Raises on all ranks, or on none.
     """
-    chunks = together(
-        mesh,
-        "mesh",
-        lambda: _chunks(call, mesh, run),
-        lambda: digests(call, batches=mesh.data is None and mesh.shard is None),
-    )
+
+    def made() -> Run:
+        with progress_told(mesh.first):
+            return _chunks(call, mesh, run)
+
+    chunks = together(mesh, "mesh", made, lambda: digests(call, batches=mesh.data is None and mesh.shard is None))
     if call.resume is not None and mesh.tasks is not None:  # another rank may go on with what one has begun
         check_shared(mesh.tasks, "resume", directory_of("resume", call.resume))
     return chunks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,37 @@ def test_compiled_ranks_agree_with_one_process_and_send_what_eager_ones_do(name:
             to_rounding(result, expected)
             same_bits(result, ranks[0][0][0])  # of every rank and schedule
             assert sent == eager
+
+
+class Notices(logging.Handler):
+    """The lines that are told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def told_of_compiling(mesh: str) -> list[str]:
+    notices, logger = Notices(), logging.getLogger("gimli_core")
+    logger.addHandler(notices)
+    try:
+        case = cases()["data"] if mesh == "data" else Case("tasks", SGD(), {"lr": 0.1}, tasks=2)
+        case.over_ranks(True)
+    finally:
+        logger.removeHandler(notices)
+    return notices.lines
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mesh", ["data", "tasks"])
+def test_one_rank_tells_how_far_all_are(mesh: str, tmp_path: Path) -> None:
+    first, second = results_on_ranks(2, told_of_compiling, mesh, directory=tmp_path, timeout=300.0)
+    for word in ("compiling", "traced", "compiled in"):
+        assert any(word in line for line in first)
+        assert not any(word in line for line in second)
 
 
 def uncompiled_on_one(theta: Any, phi: Any, batch: Any) -> torch.Tensor:

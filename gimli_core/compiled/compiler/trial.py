@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import types
 import warnings
@@ -16,7 +17,18 @@ from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.environment import Environment
 from gimli_core.errors import first_line, notice
 
-__all__ = ["Uncompiled", "as_close", "beside_eager", "compiling", "distance", "of_compiler", "reason_of", "tell_traced"]
+__all__ = [
+    "Uncompiled",
+    "as_close",
+    "beside_eager",
+    "compiling",
+    "distance",
+    "of_compiler",
+    "progress_told",
+    "reason_of",
+    "tell_progress",
+    "tell_traced",
+]
 
 # ||compiled - eager|| / ||eager|| that rounding can explain, by dtype; a compiled function beyond it is not used.
 TRUSTED = {torch.float64: 1e-6, torch.float32: 2e-2}
@@ -33,6 +45,8 @@ NUDGED = 4  # eager results of arguments that differ in the last place
 # Seconds that compiling takes once a graph is traced, on two cores and with nothing on the disk: 6 for 105 operations,
 # 12 for 635 on single vectors, 14 for 454 of a whole run, 24 for 503 beside convolutions.
 START, EACH = 4.0, 0.025
+
+_here = threading.local()
 
 
 class Uncompiled(Exception):
@@ -146,11 +160,28 @@ def distance(a: Any, b: Any) -> float:
     return worst
 
 
+@contextmanager
+def progress_told(told: bool) -> Iterator[None]:
+    """Within it, in this thread, how far compiling is gets told, or not: of many ranks one tells what all do."""
+    before = getattr(_here, "told", True)
+    _here.told = told and before
+    try:
+        yield
+    finally:
+        _here.told = before
+
+
+def tell_progress(text: str) -> None:
+    """A notice of how far compiling is, where it is told."""
+    if getattr(_here, "told", True):
+        notice(text)
+
+
 def tell_traced(name: str, operations: int) -> None:
     """How far compiling is, and what it still takes."""
     seconds = START + EACH * operations
     unless = "unless torch's cache on the disk has it"
-    notice(f"{name} is traced, {operations} operations; about {seconds:.0f} s more, {unless}")
+    tell_progress(f"{name} is traced, {operations} operations; about {seconds:.0f} s more, {unless}")
 
 
 @contextmanager

@@ -30,8 +30,10 @@ class _Dtypes(TorchDispatchMode):
 
 def lowest_dtype(asked: Question, environment: Environment) -> torch.dtype:
     """The question's dtype, or that of the losses' computing, as under autocast, where it is a lower one. Cost 3F·J."""
+    # Rules compute in theta's dtype, whatever that of a hyperparameter is.
+    entries = {key: entry.double() if key[0] == "A_opt" else entry for key, entry in asked.entries().items()}
     with _Dtypes() as dtypes:
-        loss_value(asked, asked.entries(), environment)
+        loss_value(asked, entries, environment)
     low = {dtype for dtype in dtypes.seen if dtype in (torch.bfloat16, torch.float16)}
     return max(low, key=lambda dtype: torch.finfo(dtype).eps, default=asked.dtype)
 
@@ -43,7 +45,7 @@ def name_of(dtype: torch.dtype) -> str:
 def precise(asked: Question, environment: Environment) -> tuple[Question, list[str]]:
     """The question in float64 if the losses can answer it there, and a note on that."""
     works, coarse = asked.dtype, less_precise(asked)
-    if works == torch.float64 and not coarse:
+    if all(dtype == torch.float64 for dtype in (works, *asked.held_in().values())):
         return asked, []
     doubled = asked.in_double()
     try:
@@ -55,13 +57,13 @@ def precise(asked: Question, environment: Environment) -> tuple[Question, list[s
     if coarse:
         names = ", ".join(f"{label(key)} in {name_of(dtype)}" for key, dtype in coarse.items())
         do = "give the hyperparameter in theta's dtype for more digits"
-        notes.append(f"a derivative is summed in its hyperparameter's dtype, {names}: {do}.")
+        notes.append(f"summed in less than theta's dtype, {names}: {do}.")
     return doubled, notes
 
 
 def less_precise(asked: Question) -> dict[Key, torch.dtype]:
-    """The hyperparameters whose dtypes are less precise than what the engine works in. Sums of those of two bytes are
-    in float32.
+    """The hyperparameters whose derivatives are summed in a dtype that is less precise than what the engine works in,
+    and that dtype: their own, or float32 where that is one of two bytes.
     """
-    held_in = {key: dtype for key, dtype in asked.held_in().items() if key[0] == "A_opt" and dtype.itemsize >= 4}
-    return {key: dtype for key, dtype in held_in.items() if torch.finfo(dtype).eps > torch.finfo(asked.dtype).eps}
+    sums = {k: torch.promote_types(dtype, torch.float32) for k, dtype in asked.held_in().items() if k[0] == "A_opt"}
+    return {k: dtype for k, dtype in sums.items() if torch.finfo(dtype).eps > torch.finfo(asked.dtype).eps}

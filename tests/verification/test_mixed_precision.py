@@ -51,6 +51,17 @@ def test_what_is_summed_in_float32_is_held_to_its_units(optimizer: Any, lr: Any)
     assert any('A_opt["lr"]' in note and "in float32" in note and "theta's dtype" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), Adam()], ids=["SGD", "Adam"])
+def test_a_rate_of_two_bytes_is_as_one_of_four(optimizer: Any, dtype: torch.dtype) -> None:
+    """Its derivative is summed in float32, and nothing else is computed in less than theta's dtype."""
+    report = verify(**asked(optimizer, torch.tensor(0.01, dtype=dtype), DOUBLE))
+    report.assert_ok()
+    within = {c.key[:2]: c.applied for c in report.checks if c.oracle == "autograd"}
+    assert 1e-4 < within[LR] < 2e-4
+    assert within["B_0", "w"] < 1e-9
+
+
 @pytest.mark.parametrize("lr", [single(0.01), 0.01], ids=["float32", "a number"])
 def test_losses_that_compute_with_float32_are_held_to_its_units(lr: Any) -> None:
     """exp(phi) is in float32, and moves theta by 1e-10."""
@@ -81,7 +92,7 @@ def test_meta_parameters_in_float64_beside_theta_in_float32() -> None:
     made |= {"theta_0": {"w": torch.zeros(3, dtype=torch.float32)}, "train_batches": lambda j: (x, y)}
     report = verify(**{**made, "val_batch": (x, y)})
     report.assert_ok()
-    assert not any("hyperparameter's dtype" in note for note in report.notes)
+    assert not any("summed in" in note for note in report.notes)
 
 
 def test_a_warm_state_in_float32() -> None:

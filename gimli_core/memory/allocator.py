@@ -146,18 +146,19 @@ def occupied(seconds: float = 1e-4, *, libraries: bool = False) -> Iterator[Call
         return
     trimmed()
     told = with_libraries if libraries else resident
-    base, before, most, done = told(), highest(), 0, threading.Event()
+    base, before, done = told(), highest(), threading.Event()
+    seen = recorded = 0  # by the thread, and by the kernel: each written by one side alone
 
     def look() -> None:
-        nonlocal most
+        nonlocal seen
         while not done.wait(seconds):
-            most = max(most, told() - base)
+            seen = max(seen, told() - base)
 
     def at_most() -> int:
-        nonlocal most
+        nonlocal recorded
         if not done.is_set() and (risen := highest()) > before:
-            most = max(most, risen - base - (with_libraries() - told()))
-        return most
+            recorded = max(recorded, risen - base - (with_libraries() - told()))
+        return max(seen, recorded)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.memory.allocator import occupied, separates, trimmed
+from gimli_core.memory.allocator import give_back, occupied, separates
 from gimli_core.memory.meters import BlockBytes, LiveBytes, Meter, Note, ResidentBytes
 from gimli_core.memory.schedules.actions import (
     Action,
@@ -88,8 +88,8 @@ class _Pilot(Schedule):
 
     def actions(self, steps: int) -> Iterator[Action]:
         for action in PILOT:
-            if self.trims and separates():
-                trimmed()
+            if self.trims:
+                give_back()
             if self.meter is not None:
                 self.meter.begin()
             start = time.perf_counter()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import mmap
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from gimli_core.memory import allocator
 from gimli_core.memory.allocator import separates
 
 REUSE = """
@@ -73,3 +75,24 @@ def test_what_is_gone_before_anybody_looks_counts_too() -> None:
     assert 250 <= first == after_first <= 262
     assert 762 <= higher == after_higher <= 774
     assert lower == after_lower == 0
+
+
+@pytest.mark.skipif(not separates(), reason="a budget is held on glibc alone")
+def test_a_look_that_takes_long_does_not_undo_what_the_kernel_has_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    record, looks, told = [0], threading.Event(), threading.Event()
+
+    def slowly() -> int:
+        if threading.current_thread() is not threading.main_thread():
+            looks.set()
+            told.wait(10)
+        return 0
+
+    monkeypatch.setattr(allocator, "resident", slowly)
+    monkeypatch.setattr(allocator, "with_libraries", lambda: 0)
+    monkeypatch.setattr(allocator, "highest", lambda: record[0])
+    with allocator.occupied() as most:
+        assert looks.wait(10)
+        record[0] = 1000
+        assert most() == 1000
+        told.set()
+    assert most() == 1000

@@ -9,6 +9,7 @@ import torch
 from gimli_core.environment import Environment
 from gimli_core.verification.oracles.autograd_through_the_graph import Totals, autograd_gradient, random_rounding
 from gimli_core.verification.oracles.plain_rules import Root, flat_root
+from gimli_core.verification.precision import name_of
 from gimli_core.verification.question import VAL_LOSS, Entries, Key, Question, label
 
 __all__ = ["Bounds"]
@@ -33,8 +34,8 @@ class Bounds:
         dtype: what the engine worked in, or the losses, where that is less.
         tolerance: relative; by default 1e-10, or 1000 units in the last place where that is more. Of a low precision
             those would be all: there only what rounding moves, the noise floor, excuses a difference.
-        held_in: the dtypes of the hyperparameters, in which their derivatives are summed: of one that is less precise
-            than what the engine works in, the units are those of its own dtype.
+        summed_in: the dtypes of derivatives that are summed in a less precise one than the engine works in, whose units
+            theirs are.
     """
 
     def __init__(
@@ -43,15 +44,15 @@ class Bounds:
         environment: Environment,
         dtype: torch.dtype,
         tolerance: float | None,
-        held_in: Mapping[Key, torch.dtype],
+        summed_in: Mapping[Key, torch.dtype],
     ) -> None:
         self.dtype = dtype
         self.low = dtype.itemsize < 4
         self.margin = MARGIN_LOW if self.low else MARGIN
         units = torch.finfo(torch.float32 if self.low else dtype).eps
         self.tolerance = _of_units(units) if tolerance is None else tolerance
-        units_of = {key: torch.finfo(its_dtype).eps for key, its_dtype in held_in.items() if tolerance is None}
-        self._coarse = {key: _of_units(eps) for key, eps in units_of.items() if _of_units(eps) > self.tolerance}
+        coarse = summed_in if tolerance is None else {}
+        self._coarse = {key: _of_units(torch.finfo(its_dtype).eps) for key, its_dtype in coarse.items()}
         self.strict = self.reference = autograd_gradient(question, environment)
         self.root: Root = torch.sqrt
         if not all(bool(torch.isfinite(g).all()) for g in self.strict.gradient.values()):
@@ -75,7 +76,7 @@ class Bounds:
         return self._sizes[VAL_LOSS] / (self._entry_sizes.get(key) or 1.0)
 
     def __str__(self) -> str:
-        unit = str(self.dtype).removeprefix("torch.")
+        unit = name_of(self.dtype)
         coarse = "".join(f" ({label(key)}: {allowed:.1e})" for key, allowed in self._coarse.items())
         return (
             f"allowed: {self.tolerance:.1e} relative{coarse}, and {self.margin} times what moving every theta_j, G_j "

@@ -12,7 +12,7 @@ from gimli_core.trees import tensors
 from gimli_core.verification.oracles.autograd_through_the_graph import loss_value
 from gimli_core.verification.question import Key, Question, label
 
-__all__ = ["lowest_dtype", "name_of", "precise"]
+__all__ = ["lowest_dtype", "name_of", "precise", "summed_in"]
 
 
 class _Dtypes(TorchDispatchMode):
@@ -44,7 +44,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 def precise(asked: Question, environment: Environment) -> tuple[Question, list[str]]:
     """The question in float64 if the losses can answer it there, and a note on that."""
-    works, coarse = asked.dtype, less_precise(asked)
+    works, coarse = asked.dtype, summed_in(asked)
     if all(dtype == torch.float64 for dtype in (works, *asked.held_in().values())):
         return asked, []
     doubled = asked.in_double()
@@ -61,9 +61,9 @@ def precise(asked: Question, environment: Environment) -> tuple[Question, list[s
     return doubled, notes
 
 
-def less_precise(asked: Question) -> dict[Key, torch.dtype]:
-    """The hyperparameters whose derivatives are summed in a dtype that is less precise than what the engine works in,
-    and that dtype: their own, or float32 where that is one of two bytes.
+def summed_in(asked: Question) -> dict[Key, torch.dtype]:
+    """The hyperparameters' derivatives that are summed in a dtype less precise than what the engine works in, and that
+    dtype: the hyperparameter's own, or float32 where that is one of two bytes.
     """
     sums = {k: torch.promote_types(dtype, torch.float32) for k, dtype in asked.held_in().items() if k[0] == "A_opt"}
     return {k: dtype for k, dtype in sums.items() if torch.finfo(dtype).eps > torch.finfo(asked.dtype).eps}

@@ -36,7 +36,7 @@ from gimli_core.verification.check import Check, Verdict
 from gimli_core.verification.claims import entries_of
 from gimli_core.verification.localise import Finding, first_disagreement
 from gimli_core.verification.oracles.autograd_through_the_graph import draws
-from gimli_core.verification.precision import less_precise, lowest_dtype, name_of, precise
+from gimli_core.verification.precision import lowest_dtype, name_of, precise, summed_in
 from gimli_core.verification.question import RESULTS, VAL_LOSS, Entries, Question, flatten, label, same_randomness
 from gimli_core.verification.report import Report
 from gimli_core.verification.rows import key_of_row, like_results, of_row, of_rows
@@ -184,12 +184,12 @@ def verify(
             "buffers of modules move in the loop; derivatives take them for constants. Finite differences hold them "
             "between losses, but cannot inside one that moves what it then reads, as spectral_norm does in train mode."
         )
-    dtype = lowest_dtype(rows[0], environment)
+    dtype, coarse = lowest_dtype(rows[0], environment), summed_in(rows[0])
     checks: list[Check] = []
     finding = None
     for row in [asked_of.row for asked_of in rows]:
         of_L = replace(question, row=row)
-        bounds = Bounds(of_L, environment, dtype, tolerance, less_precise(rows[0]))
+        bounds = Bounds(of_L, environment, dtype, tolerance, coarse)
         truths, more = asked_of_oracles(of_L, environment, bounds, oracles)
         truths["closed form"] = of_row(truth, row)
         here, claims_here = of_row(engine, row), of_row(claims, row)

@@ -18,7 +18,6 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,12 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.history import add_history, noted
-from tests.benchmarks.measure import in_fresh_process
+from tests.benchmarks.measure import beyond_the_second, in_fresh_process
 from tests.benchmarks.speed import ours, rules
+from tests.benchmarks.speed.peers_torch import of_all_tasks
 from tests.benchmarks.speed.workloads import DATA, Workload, build
 
+MODULE = "tests.benchmarks.first_calls"
 WORKLOADS = ("sinusoid", "mnist", "omniglot")
 
 
@@ -64,14 +65,6 @@ def of_torch(work: Workload) -> Callable[[], Any]:
     return run
 
 
-def of_all_tasks(work: Workload, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The sum of a loss over the tasks, if there are any."""
-    if not work.tasks:
-        return loss
-    mapped = torch.vmap(loss, (0, None, 0))
-    return lambda theta, phi_loss, batch: mapped(theta, phi_loss, batch).sum()
-
-
 def of_little(_: Workload) -> Callable[[], Tensor]:
     compiled = torch.compile(lambda x: x * 2 + 1)
     return lambda: compiled(torch.ones(3))
@@ -84,14 +77,16 @@ WHO: dict[str, Callable[[Workload], Callable[[], Any]]] = {
 }
 
 
-def beyond_the_second(run: Callable[[], Any]) -> float:
-    """Seconds that the first call takes beyond the second."""
-    taken = []
-    for _ in range(2):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return taken[0] - taken[1]
+def each_taken(workload: str, data: Path, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each, by process: with nothing on the disk, then with what that one has left there."""
+    taken: dict[str, list[float]] = {who: [] for who in WHO}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(1 + repeats):
+            for place, who in enumerate(WHO):
+                with mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=str(Path(folder, str(place)))):
+                    out = in_fresh_process(MODULE, "--data", str(data), "--process", workload, who)
+                taken[who].append(float(out.splitlines()[-1]))
+    return taken
 
 
 def main() -> None:
@@ -111,24 +106,11 @@ def main() -> None:
     print(f"{'':26}{'cold':>8}{'second process: median, least, most':>38}", flush=True)
     with noted("first_calls", given) as run:
         for workload in given.only:
-            cold: dict[str, float] = {}
-            again: dict[str, list[float]] = {who: [] for who in WHO}
-            with tempfile.TemporaryDirectory() as folder:
-                for i in range(given.repeats + 1):
-                    for place, who in enumerate(WHO):
-                        with mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=str(Path(folder, str(place)))):
-                            module = "tests.benchmarks.first_calls"
-                            out = in_fresh_process(module, "--data", str(given.data), "--process", workload, who)
-                        seconds = float(out.splitlines()[-1])
-                        if i:
-                            again[who].append(seconds)
-                        else:
-                            cold[who] = seconds
-            for who, seconds in again.items():
-                spread = f"{statistics.median(seconds):20.2f}{min(seconds):9.2f}{max(seconds):9.2f}"
-                print(f"{workload:12}{who:14}{cold[who]:8.1f}{spread}", flush=True)
-                run.note(f"{workload}/{who}/cold", cold[who], "s")
-                run.note(f"{workload}/{who}/in a second process", seconds, "s")
+            for who, (cold, *again) in each_taken(workload, given.data, given.repeats).items():
+                spread = f"{statistics.median(again):20.2f}{min(again):9.2f}{max(again):9.2f}"
+                print(f"{workload:12}{who:14}{cold:8.1f}{spread}", flush=True)
+                run.note(f"{workload}/{who}/cold", cold, "s")
+                run.note(f"{workload}/{who}/in a second process", again, "s")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,16 @@ def paired_times(
     return seconds
 
 
+def beyond_the_second(run: Callable[[], object]) -> float:
+    """Seconds that the first call takes beyond the second."""
+    taken = []
+    for _ in range(2):
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return taken[0] - taken[1]
+
+
 def ratios(a: Sequence[float], b: Sequence[float]) -> list[float]:
     """a / b of every pair."""
     return [x / y for x, y in zip(a, b, strict=True)]

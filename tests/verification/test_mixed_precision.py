@@ -96,7 +96,7 @@ def test_meta_parameters_in_float64_beside_theta_in_float32() -> None:
 
 
 def test_a_warm_state_in_float32() -> None:
-    state = {"step": torch.tensor(0.0), "exp_avg": {"w": torch.ones(3)}, "exp_avg_sq": {"w": torch.ones(3)}}
-    state = gimli.trees.mapped(lambda v: v.float(), state)
-    report = verify(**asked(Adam(), 0.01, DOUBLE, state_0=state))
-    report.assert_ok()
+    ones = {"w": torch.ones(3, dtype=torch.float32)}
+    verify(
+        **asked(Adam(), 0.01, DOUBLE, state_0={"step": single(0.0), "exp_avg": ones, "exp_avg_sq": ones})
+    ).assert_ok()

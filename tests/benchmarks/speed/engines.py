@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from tests.benchmarks.measure import beyond_the_second
 from tests.benchmarks.speed import floor
 from tests.benchmarks.speed.workloads import Workload
 
@@ -54,12 +54,8 @@ def prepare(engine: str, work: Workload) -> tuple[Callable[[], Any], Callable[[A
         from tests.benchmarks.speed import peers_torch
 
         finish = finished(getattr(peers_torch, engine)(work), work)
-    taken = []
-    for _ in range(2):
-        start = time.perf_counter()
-        finish()
-        taken.append(time.perf_counter() - start)
-    return finish, lambda found: {k: v.detach() for k, v in (found or {}).items()}, max(taken[0] - taken[1], 0.0)
+    compiling = max(beyond_the_second(finish), 0.0)
+    return finish, lambda found: {k: v.detach() for k, v in (found or {}).items()}, compiling
 
 
 def finished(run: Callable[[], Any], work: Workload) -> Callable[[], Any]:

@@ -40,11 +40,16 @@ def gradient_of(loss: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
+def of_all_tasks(work: Workload, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The sum of a loss over the tasks, if there are any."""
+    if not work.tasks:
+        return loss
+    mapped = torch.vmap(loss, (0, None, 0))
+    return lambda theta, phi_loss, batch: mapped(theta, phi_loss, batch).sum()
+
+
 def autograd(work: Workload) -> Run:
-    train_loss, val_loss = work.train_loss, work.val_loss
-    if work.tasks:
-        mapped = [torch.vmap(loss, (0, None, 0)) for loss in (train_loss, val_loss)]
-        train_loss, val_loss = (lambda *a, loss=loss: loss(*a).sum() for loss in mapped)
+    train_loss, val_loss = of_all_tasks(work, work.train_loss), of_all_tasks(work, work.val_loss)
 
     def run() -> dict[str, Tensor]:
         given, leaves = with_leaves(work)

@@ -9,30 +9,23 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.arguments.outer_losses import outer_losses
-from gimli_core.arguments.trial import trial
 from gimli_core.compiled.compiler.collector import young_alone
 from gimli_core.compiled.compiler.cut import Uncut
-from gimli_core.compiled.compiler.other_globals import not_watched
 from gimli_core.compiled.compiler.trial import Uncompiled, progress_told, tell_progress
+from gimli_core.compiled.effects_of_batches import refuse_changing_batches
 from gimli_core.compiled.operations import is_small
 from gimli_core.compiled.rank_kernels import RankKernels, of_rank
 from gimli_core.compiled.retained_run import CompiledRetained
 from gimli_core.compiled.steps import CompiledSteps
 from gimli_core.compiled.steps_over_ranks import CompiledOverRanks
+from gimli_core.compiled.unfit import unfit
 from gimli_core.compiled.whole_run import CompiledWhole, course_of
-from gimli_core.derivatives.evaluate import evaluate
-from gimli_core.derivatives.first_order import gradient
 from gimli_core.errors import listing, notice, unexpected
-from gimli_core.optimizers.interface import with_path
-from gimli_core.optimizers.wrappers.interface import rules_within
 from gimli_core.problem import Memo
 from gimli_core.processes.agreement import agreed_all, together
 from gimli_core.processes.mesh import tells
-from gimli_core.transforms.one_vector import LeftAlone
 
 __all__ = [
     "KINDS",
@@ -44,7 +37,6 @@ __all__ = [
     "compiled_on_ranks",
     "options",
     "remembered",
-    "unfit",
 ]
 
 CHOICES = (True, False, "auto", "steps", "whole")
@@ -184,52 +176,9 @@ def _compile(kind: Kind, inputs: Inputs) -> Any:
         try:
             with young_alone(), inputs.environment.trial():
                 outcome = compiled(inputs)
+                refuse_changing_batches(outcome.look, inputs)
         except Uncompiled as reason:
             notice(f"{what} not compiled: {reason}")
             return reason
         tell_progress(f"compiled in {outcome.seconds:.1f} s")
     return outcome
-
-
-def unfit(inputs: Inputs) -> Uncompiled | None:
-    """Why a problem cannot be compiled, or some run of it: found out in eager mode, before anything is compiled."""
-    problem = inputs.form.problem
-    modules = [type(m).forward for module in inputs.environment.modules for m in module.modules()]
-    rules = [method for rule in rules_within(problem.optimizer) for method in (type(rule).step, type(rule).pullback)]
-    if reason := not_watched([problem.train_loss, problem.val_loss, *modules, *rules]):
-        return Uncompiled(reason)
-    with trial(inputs) as tried:
-        why = _with_aux(tried)
-    with trial(inputs) as tried:
-        missed = _missed(tried) if why is None else []
-    if missed:
-        why = f"train_loss does not use {listing(missed)} in some step, and it is then left alone"
-    return None if why is None else Uncompiled(why)
-
-
-def _with_aux(inputs: Inputs) -> str | None:
-    """Why a problem whose losses return (loss, aux) is not compiled. Cost 2F, once."""
-    values, problem = inputs.values, inputs.form.problem
-    theta = {**values.frozen, **values.theta_0}
-    batches = {"train_loss": values.batch(0), "val_loss": values.last_val_batch}
-    phi = {"train_loss": values.phi_at(0), "val_loss": values.phi_loss}
-    with torch.enable_grad():
-        aux = [
-            evaluate(getattr(problem, k), k, theta, phi[k], v, vector=k == "val_loss")[1] is not None
-            for k, v in batches.items()
-        ]
-    names = [name for name, returned in zip(batches, aux, strict=True) if returned]
-    return f"{listing(names)} return (loss, aux), and what is compiled returns the loss alone" if names else None
-
-
-def _missed(inputs: Inputs) -> list[str]:
-    """Tensors that some step would leave alone; a compiled step gives them a gradient of 0. Cost 3F a step, once."""
-    values, names = inputs.values, set[str]()
-    try:
-        for j in range(inputs.form.steps):
-            G = gradient(inputs.inner_loss(j), values.theta_0, keep_graph=True)
-            inputs.look_for_missed(j, G)
-            names |= G.theta.keys() - with_path(inputs.form.optimizer, G.theta, G.unused).keys()
-    except LeftAlone as left_alone:
-        names |= set(left_alone.names)
-    return sorted(names)

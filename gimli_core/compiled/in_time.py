@@ -26,11 +26,11 @@ from gimli_core.compiled.choice import (
     compiled_on_ranks,
     may_go_on,
     remembered,
-    unfit,
 )
-from gimli_core.compiled.compiler.compiled_function import as_compiled
+from gimli_core.compiled.compiler.other_graphs import as_compiled
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.compiled.steps_over_ranks import CompiledOverRanks
+from gimli_core.compiled.unfit import unfit
 from gimli_core.errors import first_line, notice
 from gimli_core.outlines import fits, outline
 from gimli_core.problem import Memo, Patience

@@ -155,3 +155,9 @@ class RankKernels:
         self.validate = CompiledValidation(fixed, local, rows(local.values.theta_0), **options)
         self.rule = RuleOfRank(fixed, inputs, **options)
         self.seconds = self.loss.seconds + self.validate.seconds + self.rule.seconds
+
+    def look(self, inputs: Inputs) -> Joined:
+        """Does what was compiled still fit a rank's inputs, as `of_rank` has them? Raises Uncompiled."""
+        local = of_rank(inputs)
+        self.validate.look(local, rows(local.values.theta_0))
+        return self.loss.look(local)

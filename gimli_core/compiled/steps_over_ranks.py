@@ -37,9 +37,7 @@ class CompiledOverRanks:
 
     def __init__(self, kernels: RankKernels, inputs: Inputs) -> None:
         self._kernels, self._local = kernels, of_rank(inputs)
-        theta = pure_steps.rows(self._local.values.theta_0)
-        kernels.validate.look(self._local, theta)
-        self._joined = kernels.loss.look(self._local)
+        self._joined = kernels.look(inputs)
 
     def begin(self, inputs: Inputs) -> Point:
         """A run begins: (theta_0, s_0)."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,42 +14,14 @@ from torch.fx import GraphModule
 
 import gimli_core as gimli
 from gimli_core.compiled import whole_run
-from gimli_core.compiled.compiler.copies import (
-    Part,
-    Uncopied,
-    begin,
-    copy,
-    end,
-    every_time,
-    once,
-    tell_compiler,
-    with_copies,
-)
-from gimli_core.compiled.compiler.trial import reason_of
+from gimli_core.compiled.compiler.copies import Part, begin, copy, end, every_time, once, tell_compiler, with_copies
 from gimli_core.optimizers import LAMB, SGD, Adam, Optimizer
 from tests import problems
 from tests.compare import agree
-from tests.problems import Rule, tanh_loss, tanh_network
+from tests.problems import Rule, tanh_network
 
 J = 4
 Kinds = Counter[str]
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Kinds]]:
-    """The operations of all graphs that were to be lowered; they are run as they are."""
-    found: list[Kinds] = []
-
-    def as_it_is(module: GraphModule, inputs: Any, config_patches: Any) -> Callable[..., Any]:
-        found.append(operations(module))
-        forward: Callable[..., Any] = module.forward
-        return forward
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, as its compiler loads
-        monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", as_it_is)
-    yield found
-    torch._dynamo.reset()
 
 
 def operations(module: GraphModule) -> Kinds:
@@ -189,7 +160,7 @@ class Counting:
     count = 0
 
 
-SLOPE, SEEN = 1.0, Counting()
+SLOPE = 1.0
 
 
 def test_what_a_part_reads_besides_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,51 +183,6 @@ def test_what_a_part_reads_besides_is_watched(monkeypatch: pytest.MonkeyPatch) -
     assert [kinds["sin"] for kinds in read] == [1] * len(changes)
 
 
-def counting_on_an_object(x: Tensor) -> Tensor:
-    SEEN.count += 1
-    return x * SEEN.count
-
-
-LIST: list[int] = []
-DICT: dict[str, int] = {"count": 0}
-GLOBAL = 0
-
-
-def counting_in_a_list(x: Tensor) -> Tensor:
-    LIST.append(1)
-    return x * len(LIST)
-
-
-def counting_in_a_dict(x: Tensor) -> Tensor:
-    DICT["count"] += 1
-    return x * DICT["count"]
-
-
-def counting_globally(x: Tensor) -> Tensor:
-    global GLOBAL
-    GLOBAL += 1
-    return x * GLOBAL
-
-
-class Layer(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen = getattr(self, "seen", 0) + 1
-        return super().forward(x) * self.seen
-
-
-LAYER = Layer(3, 3)
-
-
-@pytest.mark.parametrize(
-    "function", [counting_on_an_object, counting_in_a_list, counting_in_a_dict, counting_globally, LAYER]
-)
-def test_what_changes_something_besides_is_not_copied(function: Callable[[Tensor], Tensor]) -> None:
-    f, _, _ = compiled(lambda calls: loop(once, lambda x: (function(x), lambda late: late), calls))
-    with torch.no_grad(), pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as caught:
-        f([(x,) for x in torch.rand(3, 2, 3).to(LAYER.weight)])
-    assert isinstance(reason_of(caught.value), Uncopied)
-
-
 def test_weights_that_are_put_into_a_module_and_taken_out_are_no_change() -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
 
@@ -271,7 +197,7 @@ def test_weights_that_are_put_into_a_module_and_taken_out_are_no_change() -> Non
     assert sum(v for k, v in read[0].items() if "linear" in k) == 1
 
 
-def both_ways(call: dict[str, Any], graphs: list[Kinds], monkeypatch: pytest.MonkeyPatch) -> None:
+def both_ways(call: dict[str, Any], graphs: list[GraphModule], monkeypatch: pytest.MonkeyPatch) -> None:
     """One graph, the same as where each step is read; and eager numbers."""
     arguments = {k: v for k, v in call.items() if k != "problem"}
     problem = call["problem"]
@@ -284,12 +210,12 @@ def both_ways(call: dict[str, Any], graphs: list[Kinds], monkeypatch: pytest.Mon
     monkeypatch.setattr(whole_run, "once", every_time)
     agree(gimli.meta_gradient(fresh(), **arguments, compile="whole"), found, rtol=0, atol=0)
     assert len(graphs) == 2
-    assert graphs[0] == graphs[1]
+    assert operations(graphs[0]) == operations(graphs[1])
 
 
 @pytest.mark.long
 @problems.every_rule
-def test_a_whole_run_of_every_rule(rule: Rule, graphs: list[Kinds], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_run_of_every_rule(rule: Rule, graphs: list[GraphModule], monkeypatch: pytest.MonkeyPatch) -> None:
     phi_opt = {name: torch.tensor(value) for name, value in rule.learned.items()}
     both_ways(tanh_network(rule.optimizer, phi_opt=phi_opt), graphs, monkeypatch)
 
@@ -305,35 +231,13 @@ RUNS: dict[str, tuple[Optimizer, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", RUNS)
-def test_a_whole_run(case: str, graphs: list[Kinds], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_run(case: str, graphs: list[GraphModule], monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer, more = RUNS[case]
     both_ways(tanh_network(optimizer, **more), graphs, monkeypatch)
 
 
-def test_batches_of_several_forms(graphs: list[Kinds], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_several_forms(graphs: list[GraphModule], monkeypatch: pytest.MonkeyPatch) -> None:
     call = tanh_network(Adam(), phi_opt={"lr": torch.tensor(0.1)})
     x, y = call["train_batches"][2]
     call["train_batches"][2] = (x[:4], y[:4])
     both_ways(call, graphs, monkeypatch)
-
-
-def test_a_loss_that_counts_is_read_at_every_step(graphs: list[Kinds], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, parts = Counting(), Counter[str]()
-
-    def counting(theta: dict[str, Tensor], phi: dict[str, Tensor], batch: Any) -> Tensor:
-        seen.count += 1
-        return tanh_loss(theta, phi, batch)
-
-    def noted(name: str, function: Part) -> Part:
-        parts[name] += 1
-        return function
-
-    monkeypatch.setattr(whole_run, "every_time", noted)
-    call = tanh_network(SGD(lr=0.01))
-    call["problem"] = gimli.Problem(counting, tanh_loss, SGD(lr=0.01))
-    found = gimli.meta_gradient(**call, compile="whole")
-    assert parts["step"] > 0
-    assert len(graphs) > 0
-    before = seen.count
-    agree(found, gimli.meta_gradient(**call, compile="whole"))
-    assert seen.count - before == J

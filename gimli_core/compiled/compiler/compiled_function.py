@@ -4,7 +4,8 @@ NOTE [one look a run]
 `torch.compile` looks, at every call, whether what it compiled still fits: shapes, and every global, attribute and
 closure that the function read. That costs more than a small step. Within one run of Algorithm 1 none of these
 changes (batches aside, whose form is looked at each time), so the first call of a run goes through that look, and the
-others call the compiled graph itself with the same places of the arguments.
+others call the compiled graph itself with the same places of the arguments. What would change them is not compiled:
+losses that do it themselves (side_effects.py), and batches that do it as they are asked for (effects_of_batches.py).
 """
 
 from __future__ import annotations
@@ -17,34 +18,17 @@ import torch
 
 from gimli_core.compiled.compiler.copies import tell_compiler, with_copies
 from gimli_core.compiled.compiler.lowering import lowered, make_ahead
+from gimli_core.compiled.compiler.other_graphs import as_compiled, note_besides, refuse_another_graph
+from gimli_core.compiled.compiler.side_effects import refuse_side_effects
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, of_compiler, tell_traced
 from gimli_core.environment import Environment
 from gimli_core.errors import first_line, notice
 from gimli_core.outlines import fits, lies_alike, outline
 
-__all__ = ["ANOTHER_FORM", "Kernel", "as_compiled", "compiler_options", "each_once", "refuse_another_graph"]
+__all__ = ["ANOTHER_FORM", "Kernel", "compiler_options", "each_once"]
 
 ANOTHER_FORM = "its batch has another shape, dtype or content than the first"
-
-_here = threading.local()
-
-
-class as_compiled:
-    """Within it, in this thread, graphs that there are may be called; another one is Uncompiled."""
-
-    def __enter__(self) -> None:
-        self._before = getattr(_here, "closed", False)
-        _here.closed = True
-
-    def __exit__(self, *_: object) -> None:
-        _here.closed = self._before
-
-
-def refuse_another_graph() -> None:
-    """What a backend asks before it compiles."""
-    if getattr(_here, "closed", False):
-        raise Uncompiled("what the losses read besides their arguments has changed")
 
 
 class Direct:
@@ -92,7 +76,8 @@ class Kernel:
         self._options = compiler_options(options)
         make_ahead(self._options)
         self._varying = outline(varying)
-        self._told = self._refused = self._looking = False
+        self._told = self._refused = False
+        self._looked_with: set[int] | None = None  # while it is looked at: the arguments, by identity
         self._called: tuple[Any, Any, Any] | None = None  # by the last guarded call: the graph, what it took and gave
         self._direct: Direct | None = None
         self._take = taker(arguments)
@@ -145,12 +130,13 @@ class Kernel:
         if not fits(varying, self._varying):
             return
         with self._lock:
-            self._looking = True
+            flat = each_once(self._take(arguments))
+            self._looked_with = {id(x) for x in flat}
             try:
                 with compiling(), torch.no_grad():
-                    self._compiled(*each_once(self._take(arguments)))
+                    self._compiled(*flat)
             finally:
-                self._looking = False
+                self._looked_with = None
 
     def as_it_is(self, varying: Any, *arguments: Any) -> Any:
         """The results by a graph that there is; None, and nothing said, where another one would have to be compiled."""
@@ -183,6 +169,7 @@ class Kernel:
         from gimli_core.compiled.compiler.graph_passes import traced_once
 
         refuse_another_graph()
+        refuse_side_effects()
         with_copies(module)
         traced_once(module)
         tell_traced(self.name, len(module.graph.nodes))
@@ -192,7 +179,8 @@ class Kernel:
         outputs_count = len(module.graph.output_node().args[0])
 
         def noted(*inputs: Any) -> Any:
-            if self._looking:
+            if self._looked_with is not None:
+                note_besides([x for x in inputs if id(x) not in self._looked_with])
                 return [torch.empty(0) for _ in range(outputs_count)]
             outputs = graph(*inputs)
             self._called = (graph, inputs, outputs)

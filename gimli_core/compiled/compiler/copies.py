@@ -15,7 +15,7 @@ reading every call gives, and what the part reads besides its arguments is guard
 A part has two halves: besides its results it returns a function that needs what it has at hand, as a sweep needs what
 its step has computed. That function is traced once too, and its copy for a call uses the copies of that call.
 
-Where the traced function changes something besides, such as a counter, calls that look alike may not be: Uncopied.
+Calls that look alike are alike, since what changes something besides is not compiled (side_effects.py).
 """
 
 from __future__ import annotations
@@ -178,8 +178,6 @@ def with_copies(module: GraphModule) -> None:
     noted = [node for node in nodes if node.target is copy]
     if not noted:
         return
-    if what := changed_besides():
-        raise Uncopied(f"it changes {what}")
     begins = {node.args[0]: i for i, node in enumerate(nodes) if node.target is begin}
     ends = {node.args[0]: i for i, node in enumerate(nodes) if node.target is end}
     parts = {part: nodes[i : ends[part] + 1] for part, i in begins.items()}
@@ -214,26 +212,3 @@ def put(graph: Graph, part: Sequence[Any], at: Any, new: dict[Node, Node]) -> No
         user.replace_all_uses_with(new.get(result, result))
         graph.erase_node(user)
     graph.erase_node(at)
-
-
-def changed_besides() -> str | None:
-    """What the function that is being traced changes besides its results; None if nothing."""
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    output: Any = InstructionTranslator.current_tx().output
-    effects = output.side_effects
-    if output.random_calls or effects.tensor_hooks or effects.save_for_backward:
-        return "the state of Python's random numbers, or hooks"
-    for changed in effects._get_modified_vars():
-        if changed.source is not None and not is_as_before(changed, effects):
-            return str(changed.source.name)
-    return None
-
-
-def is_as_before(changed: Any, effects: Any) -> bool:
-    """Whether the entries of a dict are again what they were, as a module's are behind `functional_call`."""
-    now, before = getattr(changed, "items", None), getattr(changed, "original_items", None)
-    if not isinstance(now, dict) or not isinstance(before, dict) or effects.store_attr_mutations.get(changed):
-        return False
-    of_now, of_before = ([x.source and x.source.name for x in items.values()] for items in (now, before))
-    return of_now == of_before and None not in of_now

@@ -18,10 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gimli_core.arguments.inputs import Inputs
-from gimli_core.compiled.pure_steps import (
-    Along,
-    sweep,
-)
+from gimli_core.compiled.compiler.collector import young_alone
+from gimli_core.compiled.pure_steps import Along, sweep
 from gimli_core.compiled.steps import fixed_of
 
 __all__ = ["is_small"]
@@ -42,7 +40,8 @@ def is_small(inputs: Inputs) -> bool:
     wanted = inputs.signature()
     count = memo.operations.get(wanted)
     if count is None:
-        count = operations_of_step(inputs)
+        with young_alone():  # torch imports its compiler for it
+            count = operations_of_step(inputs)
         memo.operations.put(wanted, count)
     return count * J <= OPERATIONS
 

@@ -25,19 +25,22 @@ def square(theta: Tensors, phi: Tensors, batch: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def thresholds() -> Iterator[None]:
-    """Ones that nobody else sets, and afterwards those that were found."""
-    before = gc.get_threshold()
+    """Ones that nobody else sets, and nothing frozen; afterwards what was found."""
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
     gc.set_threshold(*FOUND)
+    gc.unfreeze()
     yield
     gc.set_threshold(*before)
+    if frozen:
+        gc.freeze()
 
 
 def test_all_that_is_alive_is_left_alone_within_it_and_looked_through_again_after_it() -> None:
     with young_alone():
-        assert gc.get_threshold() == (*FOUND[:2], NEVER)
+        assert gc.get_threshold() == (FOUND[0], NEVER, NEVER)
         with young_alone():
             pass
-        assert gc.get_threshold() == (*FOUND[:2], NEVER)
+        assert gc.get_threshold() == (FOUND[0], NEVER, NEVER)
     assert gc.get_threshold() == FOUND
 
 
@@ -51,6 +54,25 @@ def test_young_garbage_is_collected_within_it() -> None:
         kept: list[list[int]] = [[] for _ in range(100 * FOUND[0])]
     assert gone() is None
     assert kept
+
+
+def test_what_stays_is_old_afterwards_and_not_looked_through_at_once() -> None:
+    with young_alone():
+        kept = [[i] for i in range(100 * FOUND[0])]
+    looks = [of["collections"] for of in gc.get_stats()]
+    assert any(x is kept[-1] for x in gc.get_objects(generation=2))
+    more = [[i] for i in range(FOUND[0] * FOUND[1] * FOUND[2])]
+    assert [of["collections"] for of in gc.get_stats()][2] == looks[2]
+    assert more
+
+
+def test_what_somebody_has_frozen_stays_so() -> None:
+    kept = [[1]]
+    gc.freeze()
+    with young_alone():
+        pass
+    assert gc.get_freeze_count()
+    assert not any(x is kept for x in gc.get_objects())  # which tells what is not frozen
 
 
 def test_the_last_one_out_puts_back_what_the_first_one_found_also_after_an_error() -> None:

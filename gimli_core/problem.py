@@ -106,6 +106,7 @@ class Memo:
     costs: ByOutline[Any] = field(default_factory=ByOutline)  # measured costs
     outer_losses: ByOutline[tuple[int, ...]] = field(default_factory=ByOutline)  # (k,), or () of a number
     compiled: ByOutline[Any] = field(default_factory=ByOutline)  # compiled functions, or why there is none
+    changing: dict[Any, Any] = field(default_factory=dict)  # why batches do not go with what was compiled, by code
     operations: ByOutline[int] = field(default_factory=ByOutline)  # of a step
     patience: Patience = field(default_factory=lambda: Patience())  # the same one for all forms of a problem
     recalled: dict[Any, Any] = field(default_factory=dict)  # what a call of the same look takes over

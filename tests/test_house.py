@@ -19,6 +19,7 @@ SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for pat
 
 # Functions that name themselves, and what they go through, which is no tree of tensors. trees.py has the one that is.
 NO_TREE = {
+    "arguments/batches.py": {"code_of": "functions within functions"},
     "attributes.py": {"visit": "objects, by their attributes"},
     "compiled/compiler/copies.py": dict.fromkeys(
         ("read", "refilled"), "what the compiler reads, an instruction at a time"

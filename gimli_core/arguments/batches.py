@@ -13,10 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from gimli_core.arguments.fits_in_memory import check_fits
+from gimli_core.attributes import filled
 from gimli_core.derivatives.micro_batches import MicroBatches
 from gimli_core.errors import kind_of, unexpected
 
-__all__ = ["check_batches", "check_val_batch"]
+__all__ = ["check_batches", "check_val_batch", "code_of", "code_of_val"]
 
 LOSS = 100  # bytes that a step's loss takes at least, as a tensor, with its places in lists
 
@@ -83,9 +84,32 @@ def check_val_batch(val_batch: Any, steps: int) -> Callable[[int], Any]:
     if isinstance(val_batch, MicroBatches):
         actual, do = "MicroBatches", "Sum over its parts in val_loss, or return a number for each: [k]."
         raise unexpected("val_batch", "a batch as val_loss is to get it", actual, do)
-    if inspect.isroutine(val_batch) or isinstance(val_batch, functools.partial):
+    if _is_function(val_batch):
         return told(val_batch, steps, "val_batch")
     return lambda j: val_batch
+
+
+def code_of(batches: Any, depth: int = 3) -> Any:
+    """What is run where a batch is asked for: of a function its code, and that of functions that it closes over; of
+    another object its type. None where nothing is run.
+    """
+    if isinstance(batches, (list, tuple, range, Tensor, np.ndarray)):
+        return None
+    function = getattr(batches, "func", batches)  # of a partial
+    function = getattr(function, "__func__", function)
+    if (code := getattr(function, "__code__", None)) is None:
+        return type(function)
+    within = function.__closure__ if depth else None
+    return (code, *[code_of(cell.cell_contents, depth - 1) for cell in within or () if filled(cell)])
+
+
+def code_of_val(val_batch: Any) -> Any:
+    """Likewise, of a `val_batch`, which mostly is one."""
+    return code_of(val_batch) if _is_function(val_batch) else None
+
+
+def _is_function(val_batch: Any) -> bool:
+    return inspect.isroutine(val_batch) or isinstance(val_batch, functools.partial)
 
 
 def told(batches: Callable[[int], Any], steps: int, argument: str = "train_batches") -> Callable[[int], Any]:

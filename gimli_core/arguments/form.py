@@ -51,6 +51,7 @@ class Form:
     in_parts: Parts = ()  # of batches that come as MicroBatches: then no graph is kept, but each part evaluated again
     transforms: tuple[Transform, ...] = ()
     nested: Places = ()  # where the entries of phi_loss stand in what the user gave, if that had dicts in it
+    given_by: tuple[Any, ...] = ()  # the code that is run where batches are asked for; None for what is only read
     mesh: Mesh | None = None  # the processes that share the run, if there are several
     journaled: str = ""  # of ranks that write what they store to a directory: a digest of what all start from
     recorded: bool = False  # whether autograd records the run, so that its results can be differentiated

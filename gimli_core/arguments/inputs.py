@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gimli_core.arguments.approximation import check_approximation
+from gimli_core.arguments.batches import code_of, code_of_val
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.form import Form, Parts, Values
 from gimli_core.arguments.phi_loss import check_phi_loss, indexed_entries
@@ -137,6 +138,7 @@ def prepare(call: Call) -> Inputs:
         trained=tuple(trained),
         in_parts=in_parts(batch, J),
         nested=call.nested,
+        given_by=(code_of(call.train_batches), code_of_val(call.val_batch)),
     )
     values = Values(trained, trained, frozen, {}, phi_loss, hyper, batch, val_batch, weights, marked, rows)
     inputs = Inputs(form, values, Environment(modules, _anywhere(trained).device, kept_by(call), call.room))

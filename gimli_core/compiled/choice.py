@@ -14,7 +14,7 @@ from gimli_core.arguments.outer_losses import outer_losses
 from gimli_core.compiled.compiler.collector import young_alone
 from gimli_core.compiled.compiler.cut import Uncut
 from gimli_core.compiled.compiler.trial import Uncompiled, progress_told, tell_progress
-from gimli_core.compiled.effects_of_batches import refuse_changing_batches
+from gimli_core.compiled.effects_of_batches import ChangingBatches, changing_batches
 from gimli_core.compiled.operations import is_small
 from gimli_core.compiled.rank_kernels import RankKernels, of_rank
 from gimli_core.compiled.retained_run import CompiledRetained
@@ -115,7 +115,8 @@ def compiled_for(inputs: Inputs, kinds: Sequence[Kind]) -> Compiled | None:
             notice(f"not compiled any more: {reason}")
             return None
     if isinstance(compiled, Uncompiled):
-        inputs.form.problem.memo.patience.refused |= kinds[-1][0] != "whole"
+        of_losses = not isinstance(compiled, ChangingBatches)
+        inputs.form.problem.memo.patience.refused |= of_losses and kinds[-1][0] != "whole"
         return None
     return compiled
 
@@ -146,6 +147,8 @@ def compiled_on_ranks(inputs: Inputs, kinds: Sequence[Kind]) -> CompiledOverRank
 
 def may_go_on(kind: Kind, compiled: Compiled | Uncompiled) -> bool:
     """Whether another kind may do where this one did not: what cannot be compiled in two halves cannot in one."""
+    if isinstance(compiled, ChangingBatches):
+        return False
     return isinstance(compiled, Uncut) if kind == ("retained",) else isinstance(compiled, Uncompiled)
 
 
@@ -163,7 +166,7 @@ def _compiled(kind: Kind, inputs: Inputs) -> Any:
         if compiled is None:
             compiled = _compile(kind, inputs)
             inputs.form.problem.memo.compiled.put((kind, *inputs.signature()), compiled)
-        return compiled
+        return compiled if isinstance(compiled, Uncompiled) else changing_batches(compiled, inputs) or compiled
 
 
 def _compile(kind: Kind, inputs: Inputs) -> Any:
@@ -176,7 +179,6 @@ def _compile(kind: Kind, inputs: Inputs) -> Any:
         try:
             with young_alone(), inputs.environment.trial():
                 outcome = compiled(inputs)
-                refuse_changing_batches(outcome.look, inputs)
         except Uncompiled as reason:
             notice(f"{what} not compiled: {reason}")
             return reason

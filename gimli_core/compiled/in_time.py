@@ -29,6 +29,7 @@ from gimli_core.compiled.choice import (
 )
 from gimli_core.compiled.compiler.other_graphs import as_compiled
 from gimli_core.compiled.compiler.trial import Uncompiled
+from gimli_core.compiled.effects_of_batches import changing_batches
 from gimli_core.compiled.steps_over_ranks import CompiledOverRanks
 from gimli_core.compiled.unfit import unfit
 from gimli_core.errors import first_line, notice
@@ -126,7 +127,9 @@ def too_early(memo: Memo) -> bool:
 
 
 def _as_it_was(compiled: Compiled, inputs: Inputs) -> Compiled | None:
-    """What was compiled, if it still fits: nothing is compiled again unasked."""
+    """What was compiled, if it still fits these inputs: nothing is compiled again unasked."""
+    if changing_batches(compiled, inputs) is not None:
+        return None
     try:
         with as_compiled():
             compiled.look(inputs)

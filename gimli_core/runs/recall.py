@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gimli_core.arguments.approximation import Approximation
+from gimli_core.arguments.batches import code_of, code_of_val
 from gimli_core.arguments.call import Call
 from gimli_core.arguments.form import Form, Values
 from gimli_core.arguments.inputs import Inputs, kept_by, modules_of, parts_of
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 TENSORS = ("theta_0", "phi_loss", "phi_opt", "state_0")  # whose values may be others
-FREE = ("problem", "train_batches", "val_batch", "memory", "resume")  # of which a look says nothing
+FREE = ("problem", "train_batches", "val_batch", "memory", "resume")  # of which a look says next to nothing
 LOOKED_AT = tuple(field.name for field in fields(Call) if field.name not in FREE)
 VALUES = attrgetter(*LOOKED_AT)
 LOOKS = 8  # that are remembered of a problem: calls of several looks may take turns
@@ -76,8 +77,8 @@ def look_of(call: Call, *more: bool | str) -> Look | None:
     """
     if torch.is_inference_mode_enabled():
         return None
-    look: list[Any] = [(type(x), x) for x in more]
     batches = call.train_batches
+    look: list[Any] = [(type(x), x) for x in more] + [code_of(batches), code_of_val(call.val_batch)]
     if call.steps is None and (isinstance(batches, (list, tuple)) or (isinstance(batches, Tensor) and batches.ndim)):
         look.append(len(batches))  # is J: calls of several lengths may take turns
     for name, value in zip(LOOKED_AT, VALUES(call), strict=True):

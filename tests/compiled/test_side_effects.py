@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import gimli_core as gimli
+from gimli_core.arguments.batches import code_of, code_of_val
 from gimli_core.memory import StoreStates
 from gimli_core.optimizers import SGD
 from tests.compare import agree, said
@@ -168,20 +170,29 @@ def nothing(to: Temperature, j: int) -> None:
     """Of what the losses read."""
 
 
-SETTING = [set_number, set_tensor, write_tensor, write_buffer, set_mode]
+def for_one_step(to: Temperature, j: int) -> None:
+    to.number = 2.0 if j == 1 else 1.0
 
 
-def with_batches_that_set(setting: Callable[[Temperature, int], None], **options: Any) -> gimli.MetaGradient:
-    torch.manual_seed(0)
-    call, to = tanh_network(SGD(lr=0.1), phi_opt={"lr": torch.tensor(0.1)}), Temperature()
-    batches = call["train_batches"]
+def every_second_one(to: Temperature, j: int) -> None:
+    to.number = 1.0 + j % 2
 
-    def batch(j: int) -> Any:
-        setting(to, j)
-        return batches[j]
 
-    call["problem"] = gimli.Problem(to.loss, to.loss, SGD(), modules=[to.net])
-    return gimli.meta_gradient(**call | {"train_batches": batch, "steps": J}, **options)
+SETTING = [set_number, set_tensor, write_tensor, write_buffer, set_mode, for_one_step, every_second_one]
+
+
+class Calls:
+    """Calls of one problem, whose batches are given by functions that set something."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.call, self.to = tanh_network(SGD(lr=0.1), phi_opt={"lr": torch.tensor(0.1)}), Temperature()
+        self.call["problem"] = gimli.Problem(self.to.loss, self.to.loss, SGD(), modules=[self.to.net])
+
+    def __call__(self, setting: Callable[[Temperature, int], None], **options: Any) -> gimli.MetaGradient:
+        batches = self.call["train_batches"]
+        given = {"train_batches": lambda j: (setting(self.to, j), batches[j])[1], "steps": J}
+        return gimli.meta_gradient(**self.call | given | options)
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -195,16 +206,16 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_batches_that_set_what_losses_read(
     setting: Any, kind: str, graphs: list[GraphModule], caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = with_batches_that_set(setting, **KINDS[kind])
-    agree(found, with_batches_that_set(setting, **KINDS[kind] | {"compile": False}), rtol=0, atol=0)
+    found = Calls()(setting, **KINDS[kind])
+    agree(found, Calls()(setting, **KINDS[kind] | {"compile": False}), rtol=0, atol=0)
     assert "not compiled: to ask for a batch changes" in said(caplog)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("setting", SETTING)
 def test_the_same_of_a_step_and_its_sweep(setting: Any, caplog: pytest.LogCaptureFixture) -> None:
-    found = with_batches_that_set(setting, compile="steps")
-    agree(found, with_batches_that_set(setting, compile=False), rtol=0, atol=0)
+    found = Calls()(setting, compile="steps")
+    agree(found, Calls()(setting, compile=False), rtol=0, atol=0)
     assert "one step forwards and its sweep not compiled: to ask for a batch changes" in said(caplog)
 
 
@@ -212,10 +223,56 @@ def test_the_same_of_a_step_and_its_sweep(setting: Any, caplog: pytest.LogCaptur
 def test_batches_that_set_nothing_are_compiled(
     kind: str, graphs: list[GraphModule], caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = with_batches_that_set(nothing, **KINDS[kind])
-    agree(found, with_batches_that_set(nothing, **KINDS[kind] | {"compile": False}))
+    found = Calls()(nothing, **KINDS[kind])
+    agree(found, Calls()(nothing, **KINDS[kind] | {"compile": False}))
     assert "not compiled" not in said(caplog)
     assert graphs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_function_that_gives_batches_is_looked_after_anew(
+    kind: str, graphs: list[GraphModule], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was compiled stays, for batches that leave it alone; it is said once which do not."""
+    calls, others = Calls(), Calls()
+    for setting in (nothing, for_one_step, nothing, for_one_step, every_second_one):
+        calls.to.number = others.to.number = 1.0
+        agree(calls(setting, **KINDS[kind]), others(setting, **KINDS[kind] | {"compile": False}))
+    assert said(caplog).count("not compiled: to ask for a batch changes") == 2
+    assert said(caplog).count("compiling") == 1
+    assert len(graphs) == (1 if kind == "whole" else 3)
+
+
+def test_every_way_to_give_batches_is_told_from_another() -> None:
+    class Loader:
+        def batch(self, j: int) -> int:
+            return j
+
+        def __getitem__(self, j: int) -> int:
+            return j
+
+    def one(j: int) -> int:
+        return j
+
+    def other(j: int) -> int:
+        return j + 1
+
+    loaders = Loader(), Loader()
+    assert len({code_of(f) for f in (one, other, loaders[0].batch, loaders[0])}) == 4
+    assert [code_of(x.batch) for x in loaders] == 2 * [code_of(functools.partial(loaders[0].batch))]
+    assert {code_of(x) for x in ([], (), range(3), torch.ones(3))} == {None}
+    assert code_of_val({"x": torch.ones(3)}) is None
+    assert code_of_val(one) == code_of(one)
+
+    def through(f: Callable[[int], int]) -> Callable[[int], int]:
+        return lambda j: f(j)
+
+    assert code_of(through(one)) == code_of(through(one)) != code_of(through(other))
+
+    def endless(j: int) -> int:
+        return endless(j)
+
+    assert code_of(endless) == code_of(endless)
 
 
 def test_batches_that_look_alike_are_tried_once(caplog: pytest.LogCaptureFixture) -> None:

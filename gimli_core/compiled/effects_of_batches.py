@@ -7,12 +7,10 @@ compiler/compiled_function.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
-
-from torch import Tensor
 
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.compiled.compiler.other_graphs import as_compiled
@@ -40,37 +38,42 @@ def changing_batches(compiled: Any, inputs: Inputs) -> ChangingBatches | None:
     reasons: dict[Any, ChangingBatches | None] = memo.changing
     key = (compiled, inputs.form.given_by)
     if key not in reasons:
+        try:
+            with inputs.environment.trial():
+                reason = change(compiled.look, inputs)
+        except Uncompiled:  # as the run's own look will find
+            return None
+        if reason is not None:
+            notice(f"not compiled: {reason}")
         if len(reasons) >= CODES:
             reasons.pop(next(iter(reasons)), None)
-        with inputs.environment.trial():
-            reasons[key] = change(compiled.look, inputs)
-        if (reason := reasons[key]) is not None:
-            notice(f"not compiled: {reason}")
+        reasons[key] = reason
     return reasons[key]
 
 
 def change(look: Callable[[Inputs], Any], inputs: Inputs) -> ChangingBatches | None:
-    """What asking for batches changes of what `look` finds. Cost: each batch, and a look for each."""
+    """What asking for batches changes of what `look` finds. Cost: each batch, and a look for each. Raises Uncompiled,
+    where nothing fits that was compiled.
+    """
     values, form = inputs.values, inputs.form
     rows = None if values.rows is None else cache(values.rows)
-    still = replace(values, batch=cache(values.batch), val_batch=cache(values.val_batch), rows=rows)
+    still = replace(
+        inputs, values=replace(values, batch=cache(values.batch), val_batch=cache(values.val_batch), rows=rows)
+    )
+    look(still)  # asks for all batches that a look needs: later ones ask for none
     asks: list[Callable[[], Any]] = [lambda: None, *(partial(values.batch, j) for j in range(form.steps))]
     asks += [partial(values.val_batch, j) for j, weighted in enumerate(form.weighted) if weighted]
-    before: list[tuple[Tensor, int]] | None = None
+    before: as_compiled | None = None
     for ask in asks:
         ask()
         try:
-            with as_compiled() as graphs:
-                look(replace(inputs, values=still))  # the first one has asked for all that it needs
+            with as_compiled() as seen:
+                look(still)
         except Uncompiled:
             return ChangingBatches("to ask for a batch changes what the losses read besides their arguments")
-        if before is not None and not same_versions(before, graphs.besides):
+        if before is not None and not seen.same_graphs(before):
+            return ChangingBatches("to ask for a batch changes what the losses read besides their arguments")
+        if before is not None and not seen.same_tensors(before):
             return ChangingBatches("to ask for a batch changes a tensor that the losses read besides their arguments")
-        before = graphs.besides
+        before = seen
     return None
-
-
-def same_versions(some: Sequence[tuple[Tensor, int]], others: Sequence[tuple[Tensor, int]]) -> bool:
-    """Whether both are the same tensors, of any shapes, none of them written to in between."""
-    pairs = zip(some, others, strict=False)
-    return len(some) == len(others) and all(a is b and i == j for (a, i), (b, j) in pairs)

@@ -128,15 +128,13 @@ def too_early(memo: Memo) -> bool:
 
 def _as_it_was(compiled: Compiled, inputs: Inputs) -> Compiled | None:
     """What was compiled, if it still fits these inputs: nothing is compiled again unasked."""
-    if changing_batches(compiled, inputs) is not None:
-        return None
     try:
         with as_compiled():
             compiled.look(inputs)
     except Uncompiled as reason:
         _refuse(inputs.form.problem.memo.patience, reason)
         return None
-    return compiled
+    return compiled if changing_batches(compiled, inputs) is None else None
 
 
 def _begin(patience: Patience, inputs: Inputs, kinds: Sequence[Kind]) -> None:

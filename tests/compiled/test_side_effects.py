@@ -235,12 +235,38 @@ def test_another_function_that_gives_batches_is_looked_after_anew(
 ) -> None:
     """What was compiled stays, for batches that leave it alone; it is said once which do not."""
     calls, others = Calls(), Calls()
-    for setting in (nothing, for_one_step, nothing, for_one_step, every_second_one):
+    for setting in (nothing, for_one_step, nothing, for_one_step):
         calls.to.number = others.to.number = 1.0
         agree(calls(setting, **KINDS[kind]), others(setting, **KINDS[kind] | {"compile": False}))
-    assert said(caplog).count("not compiled: to ask for a batch changes") == 2
+    assert said(caplog).count("not compiled: to ask for a batch changes") == 1
     assert said(caplog).count("compiling") == 1
     assert len(graphs) == (1 if kind == "whole" else 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_that_set_what_was_met_before(
+    kind: str, graphs: list[GraphModule], caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is a graph for each of the values that they set, and a run would take one of them."""
+    calls, others = Calls(), Calls()
+    for number, setting in ((1.0, nothing), (2.0, nothing), (1.0, every_second_one), (2.0, nothing)):
+        calls.to.number = others.to.number = number
+        agree(calls(setting, **KINDS[kind]), others(setting, **KINDS[kind] | {"compile": False}))
+    assert said(caplog).count("not compiled: to ask for a batch changes") == 1
+    assert len(graphs) == 2 * (1 if kind == "whole" else 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_user_changes_between_calls_is_not_laid_to_the_batches(
+    kind: str, graphs: list[GraphModule], caplog: pytest.LogCaptureFixture
+) -> None:
+    calls, others = Calls(), Calls()
+    batches = calls.call["train_batches"]
+    for number, options in ((1.0, {"train_batches": batches}), (2.0, {})):
+        calls.to.number = others.to.number = number
+        agree(calls(nothing, **KINDS[kind] | options), others(nothing, **KINDS[kind] | {"compile": False}))
+    assert "not compiled" not in said(caplog)
+    assert len(graphs) == 2 * (1 if kind == "whole" else 3)
 
 
 def test_every_way_to_give_batches_is_told_from_another() -> None:

@@ -18,7 +18,7 @@ import torch
 
 from gimli_core.compiled.compiler.copies import tell_compiler, with_copies
 from gimli_core.compiled.compiler.lowering import lowered, make_ahead
-from gimli_core.compiled.compiler.other_graphs import as_compiled, note_besides, refuse_another_graph
+from gimli_core.compiled.compiler.other_graphs import as_compiled, note_graph, refuse_another_graph
 from gimli_core.compiled.compiler.side_effects import refuse_side_effects
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, of_compiler, tell_traced
@@ -180,7 +180,7 @@ class Kernel:
 
         def noted(*inputs: Any) -> Any:
             if self._looked_with is not None:
-                note_besides([x for x in inputs if id(x) not in self._looked_with])
+                note_graph(graph, [x for x in inputs if id(x) not in self._looked_with])
                 return [torch.empty(0) for _ in range(outputs_count)]
             outputs = graph(*inputs)
             self._called = (graph, inputs, outputs)

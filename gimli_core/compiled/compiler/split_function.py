@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from gimli_core.compiled.compiler.compiled_function import compiler_options, each_once
 from gimli_core.compiled.compiler.cut import Compiled, Cut, Uncut, cut_in_two, noted_by, results_of
 from gimli_core.compiled.compiler.lowering import lowered, make_ahead
-from gimli_core.compiled.compiler.other_graphs import note_besides, refuse_another_graph
+from gimli_core.compiled.compiler.other_graphs import note_graph, refuse_another_graph
 from gimli_core.compiled.compiler.side_effects import refuse_side_effects
 from gimli_core.compiled.compiler.trial import beside_eager, compiling, tell_traced
 from gimli_core.environment import Environment
@@ -212,7 +212,7 @@ class Halves:
         """What a cut graph does when it is called: no computing; note what was called with what, mark the outputs."""
         where = self._places()
         self._constants = [x for x in inputs if id(x) not in where]
-        note_besides(self._constants)
+        note_graph(cut, self._constants)
         where |= {id(x): len(self._flat) - self._late + i for i, x in enumerate(self._constants)}
         self._inputs, self._cut = [where[id(x)] for x in inputs], cut
         self._marks = [torch.empty(0) for _ in range(len(cut.first_gives) + len(cut.second_gives))]

@@ -7,11 +7,13 @@ import logging
 import os
 import threading
 
+import numpy as np
 import pytest
 import torch
 
 import gimli_core as gimli
 from gimli_core.compiled.compiler import lowering
+from tests.compare import said
 
 
 @pytest.fixture
@@ -111,3 +113,16 @@ def test_torch_s_warning_of_a_slower_call_is_not_handed_on(caplog):
     finally:
         logger.propagate = propagate
     assert [record.getMessage() for record in caplog.records] == ["another", told]
+
+
+def test_what_torch_logs_of_a_refusal_is_one_line(caplog, capfd):
+    """Of a guard that it cannot make torch logs forty lines, and raises what the notice says."""
+    array = np.array([1.0, 2.0])
+
+    def loss(theta, phi, batch):
+        return (theta["w"] * torch.as_tensor(array) * batch).square().sum()
+
+    problem, ones = gimli.Problem(loss, loss, gimli.optimizers.SGD(lr=0.1)), torch.ones(2)
+    gimli.meta_gradient(problem, {"w": ones}, [ones], ones, compile="steps")
+    assert said(caplog).count("not compiled: ") == 1
+    assert "creating guard" not in said(caplog) + "".join(capfd.readouterr())

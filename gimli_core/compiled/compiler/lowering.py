@@ -8,13 +8,14 @@ graph is still traced; torch's own code, which makes them where a graph is lower
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from gimli_core.compiled.compiler.indexes import polynomials_as_they_are
 from gimli_core.compiled.compiler.side_by_side import side_by_side, whole_files
+from gimli_core.compiled.compiler.unlogged import unlogged
 
 __all__ = ["lowered", "make_ahead", "wait_for_instructions", "without_proxies"]
 
@@ -55,20 +56,10 @@ def lowered(module: Any, inputs: Any, **options: Any) -> Any:
         return compile_fx(module, inputs, **options)
 
 
-@contextlib.contextmanager
-def without_proxies() -> Iterator[None]:
+def without_proxies() -> AbstractContextManager[None]:
     """Within it, torch does not warn of operations that it calls from C++ by their names: nobody can do anything about
     it."""
-
-    def others(record: logging.LogRecord) -> bool:
-        return "c-shim" not in record.getMessage()
-
-    logger = logging.getLogger("torch._inductor.ir")
-    logger.addFilter(others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(others)
+    return unlogged("torch._inductor.ir", lambda record: "c-shim" in record.getMessage())
 
 
 def _make(options: dict[str, Any]) -> None:

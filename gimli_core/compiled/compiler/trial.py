@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import types
@@ -14,6 +15,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
+from gimli_core.compiled.compiler.unlogged import unlogged
 from gimli_core.environment import Environment
 from gimli_core.errors import first_line, notice
 
@@ -67,7 +69,7 @@ def beside_eager(
     """
     snapshot = environment.capture()
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), unlogged("torch._guards", _is_told):
             warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, about its parts
             eager = function(*arguments)
             flat, structure = pytree.tree_leaves(arguments), builder(arguments)
@@ -96,6 +98,11 @@ def beside_eager(
             "float64. If not, the compiler is at fault: pass compile=False, and report the loss"
         )
     return compiled, eager, seconds
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    """Whether torch logs, with all that it knows, what is raised and then told in one line."""
+    return "while creating guard" in record.getMessage()
 
 
 def may_change(guards: Sequence[Any]) -> list[bool]:

@@ -25,24 +25,21 @@ class Outline(NamedTuple):
     stride: tuple[int, ...]
 
 
-class Names(tuple[Any, ...]):
-    """The keys of a mapping, in order."""
-
-
-class Length(int):
-    """How many entries a tuple or a list has."""
+class Node(tuple[Any, ...]):
+    """The kind of a mapping and its keys in order, or the kind of a tuple or a list and how many entries it has: a loss
+    may ask which kind it is, and what is compiled takes each apart in a way of its own."""
 
 
 # What never changes, and is what it says: two of one kind that are equal are the same. Of anything else only the object
 # itself is: what it is equal to may not be all that a loss reads of it.
 VALUES = (
     *(bool, int, float, complex, str, bytes, slice, range),
-    *(Names, np.generic, np.dtype, torch.dtype, torch.device, torch.layout, torch.memory_format),
+    *(Node, np.generic, np.dtype, torch.dtype, torch.device, torch.layout, torch.memory_format),
 )
 
 
 def outline(tree: Any) -> list[Any]:
-    """What a tree looks like: of each node an outline (a tensor), its names or its length, or the leaf itself."""
+    """What a tree looks like: of each node an outline (a tensor), its kind and names or length, or the leaf itself."""
     return [Outline(x.shape, x.dtype, x.device, x.stride()) if isinstance(x, Tensor) else _look(x) for x in nodes(tree)]
 
 
@@ -98,8 +95,8 @@ class ByOutline(Generic[V]):
 def _look(x: Any) -> Any:
     """What is no tensor: a mapping by its names, a tuple or a list by its length, a leaf by itself."""
     if isinstance(x, (tuple, list)):
-        return Length(len(x))
-    return Names(x) if type(x) is dict or isinstance(x, Mapping) else x
+        return Node((type(x), len(x)))
+    return Node((type(x), *x)) if type(x) is dict or isinstance(x, Mapping) else x
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -164,7 +164,8 @@ def _compiled(kind: Kind, inputs: Inputs) -> Any:
     with _ONE_AT_A_TIME:
         compiled = remembered(kind, inputs)
         if compiled is None:
-            compiled = _compile(kind, inputs)
+            with young_alone():
+                compiled = _compile(kind, inputs)
             inputs.form.problem.memo.compiled.put((kind, *inputs.signature()), compiled)
         return compiled if isinstance(compiled, Uncompiled) else changing_batches(compiled, inputs) or compiled
 
@@ -177,7 +178,7 @@ def _compile(kind: Kind, inputs: Inputs) -> Any:
     with progress_told(tells(inputs.form.mesh)):
         tell_progress(f"compiling {what}, once for this problem and these shapes …")
         try:
-            with young_alone(), inputs.environment.trial():
+            with inputs.environment.trial():
                 outcome = compiled(inputs)
         except Uncompiled as reason:
             notice(f"{what} not compiled: {reason}")

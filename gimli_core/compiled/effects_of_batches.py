@@ -1,4 +1,5 @@
-"""Whether what gives batches leaves alone what the losses read besides: a run looks at that once, not at each step.
+"""Whether what gives batches leaves alone what the losses read besides, and batches that it gave before: a run looks at
+the former once, not at each step, and may ask for all of the latter first.
 
 A function of j may set a temperature, put a module into another mode or write to a tensor, and an eager step then reads
 what was set for it. What is compiled would go on with what the run began with (NOTE [one look a run] in
@@ -13,6 +14,7 @@ from functools import cache, partial
 from typing import Any
 
 from gimli_core.arguments.inputs import Inputs
+from gimli_core.arguments.trial import copied, same_data
 from gimli_core.compiled.compiler.other_graphs import as_compiled
 from gimli_core.compiled.compiler.trial import Uncompiled
 from gimli_core.errors import notice
@@ -61,6 +63,8 @@ def change(look: Callable[[Inputs], Any], inputs: Inputs) -> ChangingBatches | N
         inputs, values=replace(values, batch=cache(values.batch), val_batch=cache(values.val_batch), rows=rows)
     )
     look(still)  # asks for all batches that a look needs: later ones ask for none
+    first_batch = still.values.batch(0)
+    copy = copied(first_batch)
     asks: list[Callable[[], Any]] = [lambda: None, *(partial(values.batch, j) for j in range(form.steps))]
     asks += [partial(values.val_batch, j) for j, weighted in enumerate(form.weighted) if weighted]
     before: as_compiled | None = None
@@ -75,5 +79,7 @@ def change(look: Callable[[Inputs], Any], inputs: Inputs) -> ChangingBatches | N
             return ChangingBatches("to ask for a batch changes what the losses read besides their arguments")
         if before is not None and not seen.same_tensors(before):
             return ChangingBatches("to ask for a batch changes a tensor that the losses read besides their arguments")
+        if not same_data(first_batch, copy):
+            return ChangingBatches("to ask for a batch changes one that was given before")
         before = seen
     return None

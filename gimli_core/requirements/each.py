@@ -9,7 +9,15 @@ import torch
 from gimli_core.arguments.inputs import Inputs
 from gimli_core.derivatives.evaluate import differentiate, evaluate
 from gimli_core.derivatives.first_order import Graph, gradient
-from gimli_core.derivatives.second_order import BY_GRAPH, Choice, Products, choose, from_a_point, reverse_over_reverse
+from gimli_core.derivatives.second_order import (
+    BY_GRAPH,
+    Choice,
+    Products,
+    choose,
+    from_a_point,
+    probing,
+    reverse_over_reverse,
+)
 from gimli_core.errors import unexpected
 from gimli_core.notation import Tensors
 from gimli_core.optimizers.seen import seeing
@@ -67,7 +75,7 @@ def requirement_II(inputs: Inputs) -> tuple[Requirement, Choice]:
         refuse_once_differentiable(inputs)
         return reverse_over_reverse.products(graph, V)
 
-    choice = choose(inputs.form.second_order, at, _direction(inputs))
+    choice = choose(inputs.form.second_order, at, probing(inputs.values.theta_0))
     if choice.products is None:
         why = (
             f"train_loss has no second derivative ({choice}). Use operations that autograd "
@@ -91,14 +99,6 @@ def _products(inputs: Inputs, mean: str, j: int, V: Tensors) -> Products:
     if mean == BY_GRAPH:
         return reverse_over_reverse.products(_recorded(inputs, j), V)
     return from_a_point(mean)(inputs.inner_loss(j), inputs.values.theta_0, V)
-
-
-def _direction(inputs: Inputs) -> Tensors:
-    """A direction that no symmetry of a loss makes a special one."""
-    return {
-        k: torch.arange(1, v.numel() + 1, device=v.device).to(v).cos().reshape(v.shape)
-        for k, v in inputs.values.theta_0.items()
-    }
 
 
 def requirement_IIIa(inputs: Inputs) -> Requirement:
@@ -136,7 +136,7 @@ def requirement_IIIb(inputs: Inputs, explicit: frozenset[str], choice: Choice) -
     for j in range(1, inputs.form.steps):
         if not idle:
             break
-        seen = _products(inputs, choice.mean, j, _direction(inputs)).reached
+        seen = _products(inputs, choice.mean, j, probing(inputs.values.theta_0)).reached
         idle = [k for k in idle if k not in seen]
     if not idle:
         return Requirement("IIIb", True, "the inner gradient or val_loss depends on every entry of phi_loss")

@@ -5,7 +5,7 @@ NOTE [one look a run]
 closure that the function read. That costs more than a small step. Within one run of Algorithm 1 none of these
 changes (batches aside, whose form is looked at each time), so the first call of a run goes through that look, and the
 others call the compiled graph itself with the same places of the arguments. What would change them is not compiled:
-losses that do it themselves (side_effects.py), and batches that do it as they are asked for (effects_of_batches.py).
+losses that do it themselves (refusals.py), and batches that do it as they are asked for (effects_of_batches.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from gimli_core.compiled.compiler.copies import tell_compiler, with_copies
 from gimli_core.compiled.compiler.lowering import lowered, make_ahead
 from gimli_core.compiled.compiler.other_graphs import as_compiled, note_graph, refuse_another_graph
-from gimli_core.compiled.compiler.side_effects import refuse_side_effects
+from gimli_core.compiled.compiler.refusals import refuse_branches, refuse_side_effects
 from gimli_core.compiled.compiler.trees_in_source import builder, taker
 from gimli_core.compiled.compiler.trial import Uncompiled, beside_eager, compiling, of_compiler, tell_traced
 from gimli_core.environment import Environment
@@ -170,10 +170,12 @@ class Kernel:
 
         refuse_another_graph()
         refuse_side_effects()
+        refuse_branches()
         with_copies(module)
         traced_once(module)
         tell_traced(self.name, len(module.graph.nodes))
         graph: Any = lowered(module, inputs, config_patches=self._options)  # may have it traced once more
+        refuse_branches()
         self.graphs += 1
 
         outputs_count = len(module.graph.output_node().args[0])

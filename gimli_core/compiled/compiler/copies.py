@@ -15,7 +15,7 @@ reading every call gives, and what the part reads besides its arguments is guard
 A part has two halves: besides its results it returns a function that needs what it has at hand, as a sweep needs what
 its step has computed. That function is traced once too, and its copy for a call uses the copies of that call.
 
-Calls that look alike are alike, since what changes something besides is not compiled (side_effects.py).
+Calls that look alike are alike, since what changes something besides is not compiled (refusals.py).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from gimli_core.compiled.compiler.compiled_function import compiler_options, eac
 from gimli_core.compiled.compiler.cut import Compiled, Cut, Uncut, cut_in_two, noted_by, results_of
 from gimli_core.compiled.compiler.lowering import lowered, make_ahead
 from gimli_core.compiled.compiler.other_graphs import note_graph, refuse_another_graph
-from gimli_core.compiled.compiler.side_effects import refuse_side_effects
+from gimli_core.compiled.compiler.refusals import refuse_branches, refuse_side_effects
 from gimli_core.compiled.compiler.trial import beside_eager, compiling, tell_traced
 from gimli_core.environment import Environment
 
@@ -190,6 +190,7 @@ class Halves:
 
         refuse_another_graph()
         refuse_side_effects()
+        refuse_branches()
         traced_once(module)
         tell_traced("the step", len(module.graph.nodes))
         outputs = len(results_of(module.graph))
@@ -206,6 +207,7 @@ class Halves:
             graph: Callable[..., Any] = lowered(
                 module, inputs, inner_compile=compile_halves, config_patches=self._options
             )
+            refuse_branches()
             return graph
 
     def _noted(self, cut: Cut, inputs: Sequence[Any]) -> list[Any]:

@@ -163,6 +163,8 @@ def distance(a: Any, b: Any) -> float:
         if x.shape != y.shape or not torch.equal(x.isfinite(), y.isfinite()):
             return float("inf")
         gap = torch.linalg.vector_norm(x.nan_to_num().double() - y.nan_to_num().double()).item()
+        if gap and not max(size, floor):
+            return float("inf")
         worst = max(worst, gap / max(size, floor) / TRUSTED.get(x.dtype, 3e-2) if gap else 0.0)
     return worst
 

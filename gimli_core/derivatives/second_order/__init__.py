@@ -8,7 +8,7 @@ These files and derivatives.py under them are the only production callers of aut
 """
 
 from gimli_core.derivatives.second_order import reverse_over_reverse
-from gimli_core.derivatives.second_order.choose import ASKED, BY_GRAPH, MEANS, Choice, choose, from_a_point
+from gimli_core.derivatives.second_order.choose import ASKED, BY_GRAPH, MEANS, Choice, choose, from_a_point, probing
 from gimli_core.derivatives.second_order.gaps import tell_gap
 from gimli_core.derivatives.second_order.products import Products
 
@@ -20,6 +20,7 @@ __all__ = [
     "Products",
     "choose",
     "from_a_point",
+    "probing",
     "reverse_over_reverse",
     "tell_gap",
 ]

@@ -12,7 +12,7 @@ from gimli_core.derivatives.second_order import forward_over_reverse, reverse_ov
 from gimli_core.derivatives.second_order.products import Products
 from gimli_core.notation import Tensors
 
-__all__ = ["ASKED", "BY_GRAPH", "MEANS", "Choice", "choose", "from_a_point"]
+__all__ = ["ASKED", "BY_GRAPH", "MEANS", "Choice", "choose", "from_a_point", "probing"]
 
 # In the order of preference: reverse over reverse is the fastest on CPU and has the fewest gaps.
 MEANS = ("reverse_over_reverse", "forward_over_reverse", "reverse_over_forward")
@@ -26,6 +26,11 @@ def from_a_point(mean: str) -> Callable[..., Products]:
         "forward_over_reverse": forward_over_reverse.products,
         "reverse_over_forward": reverse_over_forward.products,
     }[mean]
+
+
+def probing(theta: Tensors) -> Tensors:
+    """A direction of the shapes of theta that no symmetry of a loss makes a special one."""
+    return {k: torch.arange(1, v.numel() + 1, device=v.device).to(v).cos().reshape(v.shape) for k, v in theta.items()}
 
 
 class Choice(NamedTuple):

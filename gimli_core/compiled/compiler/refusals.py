@@ -1,7 +1,9 @@
-"""What a function that is being traced changes besides what it returns: counters, lists, attributes, hooks.
+"""What a traced function must not do, since a run looks at it once: NOTE [one look a run] in compiled_function.py.
 
-Between one guarded call and the next (NOTE [one look a run] in compiled_function.py) such changes would be left out,
-and what reads them would go on with the value that it met first: a function that makes them is not compiled.
+- Change something besides what it returns: counters, lists, attributes, hooks. Between one guarded call and the next
+  such changes would be left out, and what reads them would go on with the value that it met first.
+- Branch on a number in a tensor, or index with it. The compiler guards what it takes there (`.item()` of an int64 or
+  a float64), and a run would go on with the first step's.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from typing import Any
 
 from gimli_core.compiled.compiler.trial import Uncompiled
 
-__all__ = ["refuse_side_effects"]
+__all__ = ["refuse_branches", "refuse_side_effects"]
 
 
 def refuse_side_effects() -> None:
@@ -19,11 +21,22 @@ def refuse_side_effects() -> None:
         raise Uncompiled(f"each evaluation changes {what}, and a compiled one would not")
 
 
-def changed_besides() -> str | None:
-    """What the function that is being traced changes besides its results; None if nothing."""
+def refuse_branches() -> None:
+    """What a backend asks before and after it compiles. Raises Uncompiled."""
+    if traced().shape_env.guards:
+        raise Uncompiled("it branches on a number in a tensor, or takes one as an index or a size (.item(), int())")
+
+
+def traced() -> Any:
+    """What the compiler knows of the function that is being traced."""
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
-    output: Any = InstructionTranslator.current_tx().output
+    return InstructionTranslator.current_tx().output
+
+
+def changed_besides() -> str | None:
+    """What the function that is being traced changes besides its results; None if nothing."""
+    output = traced()
     effects = output.side_effects
     if output.random_calls or effects.tensor_hooks or effects.save_for_backward:
         return "the state of Python's random numbers, or hooks"

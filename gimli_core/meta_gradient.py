@@ -109,8 +109,9 @@ def meta_gradient(
             taken half a minute of processor time, a fork compiles beside them, on one processor at low priority, and
             they change over when that is ready and agrees; on Linux and a processor, unless `memory`, `resume` or
             `mesh` is given. False never. Compiled and eager agree to rounding. A notice says why something is not
-            compiled: losses that branch on values, return aux, or count and keep things from one evaluation to the
-            next, and batches that change what the losses read as they are asked for, run eager.
+            compiled: losses that branch on values, return aux, or keep things from one evaluation to the next run
+            eager, and so do batches that change what losses read, or each other, as they are asked for. That is looked
+            after once for the code of a function of j.
 
     Returns:
         MetaGradient: `val_loss`, `A_opt`, `A_loss`, `B_0`, `S_0`, `theta_J`, `state_J`,

@@ -22,6 +22,7 @@ from gimli_core.compiled.shared_sweep import SharedSweep
 from gimli_core.compiled.validation import CompiledValidation
 from gimli_core.derivatives.finite import check_finite
 from gimli_core.derivatives.first_order import Gradient
+from gimli_core.environment import Environment
 from gimli_core.record import Adjoint, Again, Event, Point, Swept
 from gimli_core.transforms.one_vector import OneVector
 
@@ -47,10 +48,8 @@ class CompiledSteps:
         arguments: tuple[Any, ...] = (theta, point.state, *rest, hyper, batch)
         options = options_of(inputs)
         self._advance = Kernel("the step", bound(pure_steps.advance, fixed), environment, arguments, batch, **options)
-        # Whether the losses draw random numbers or change buffers: if not, no snapshot is needed to run a step again.
-        self._advance(batch, *arguments)
-        self.draws = environment.moved(snapshot)
-        environment.restore(snapshot)
+        self.draws, self._graphs = False, 0
+        self._note_draws(environment, batch, arguments)
         self._validate = CompiledValidation(fixed, inputs, theta, **options)
         B = self._validate(inputs, inputs.values.last_val_batch, theta)[1][0].theta
         S = inputs.form.optimizer.zero_adjoint(point.state)
@@ -70,11 +69,23 @@ class CompiledSteps:
         arguments = *_arguments(inputs, point), batch
         S = inputs.form.optimizer.zero_adjoint(point.state)
         self._advance.look(batch, *arguments)
+        self._note_draws(inputs.environment, batch, arguments)
         self._validate.look(inputs, point.theta)
         if self._shared is None:
             self._sweep.look(batch, *arguments, pure_steps.Along(point.theta, S))
         else:
             self._shared.look(arguments, point.theta, S)
+
+    def _note_draws(self, environment: Environment, batch: Any, arguments: tuple[Any, ...]) -> None:
+        """Whether a step draws random numbers or changes buffers: if not, no snapshot is needed to run it again. Found
+        out once for a graph: a module may be in another mode in a later call.
+        """
+        if self._advance.graphs != self._graphs:
+            self._graphs, snapshot = self._advance.graphs, environment.capture()
+            self._advance.begin()
+            self._advance(batch, *arguments)
+            self.draws |= environment.moved(snapshot)
+            environment.restore(snapshot)
 
     def begin(self, inputs: Inputs) -> Point:
         """A run begins: (theta_0, s_0)."""

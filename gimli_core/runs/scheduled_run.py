@@ -58,7 +58,7 @@ class ScheduledRun:
         self.environment = inputs.environment
         self.schedule, self._by = schedule, steps
         self._journal, self._between = journal, between
-        self._replays = schedule.replays or inputs.form.evaluates_again
+        self._replays = schedule.replays or inputs.form.evaluates_again or steps.draws
         self._resumed = journal is not None and journal.reached is not None
         self.reached = Execution(inputs, schedule, steps, weighed=weighed)
         self._actions = self.reached.actions()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -92,19 +91,18 @@ def _left_alone(inputs: Inputs) -> str | None:
             names |= G.theta.keys() - with_path(inputs.form.optimizer, G.theta, G.unused).keys()
     except LeftAlone as left_alone:
         names |= set(left_alone.names)
-    return (
-        f"train_loss does not use {listing(sorted(names))} in some step, and it is then left alone" if names else None
-    )
+    if not names:
+        return None
+    return f"train_loss does not use {listing(sorted(names))} in some step, and it is then left alone"
 
 
 def _otherwise(inputs: Inputs) -> str | None:
     """Why a problem is not compiled whose losses torch.func differentiates otherwise than autograd does: `.data`, or
     `is_leaf`. Of losses that draw no random numbers, at theta_0 and the first batches. Cost 24F, once.
     """
-    by_autograd = _derivatives_by_autograd(inputs)
     try:
-        by_transforms = _derivatives_by_transforms(inputs)
-    except Exception as error:  # as the compiler would meet it
+        by_autograd, by_transforms = _derivatives_by_autograd(inputs), _derivatives_by_transforms(inputs)
+    except Exception as error:  # a formula that is missing, or what transforms cannot do: nor could the compiler
         return first_line(error)
     if by_transforms is None:
         return None
@@ -119,10 +117,8 @@ def _derivatives_by_autograd(inputs: Inputs) -> dict[str, Any]:
     theta = inputs.values.theta_0
     G = gradient(inputs.inner_loss(0), theta, keep_graph=True)
     assert G.graph is not None
-    of_train: list[Any] = [G.theta]
-    with contextlib.suppress(RuntimeError):  # without a formula that mean is not taken, and nothing compiled
-        products = reverse_over_reverse.products(G.graph, probing(theta))
-        of_train += [products.curvature, products.mixed]
+    products = reverse_over_reverse.products(G.graph, probing(theta))
+    of_train = [G.theta, products.curvature, products.mixed]
     if outer_losses(inputs) is not None:
         return {"train_loss": of_train}
     last = max(j for j, weighted in enumerate(inputs.form.weighted) if weighted)

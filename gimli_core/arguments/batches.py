@@ -93,7 +93,7 @@ def code_of(batches: Any, depth: int = 3) -> Any:
     """What is run where a batch is asked for: of a function its code, and that of functions that it closes over; of
     another object its type. None where nothing is run.
     """
-    if isinstance(batches, (list, tuple, range, Tensor, np.ndarray)):
+    if type(batches) in (list, tuple, range) or isinstance(batches, (Tensor, np.ndarray)):
         return None
     function = getattr(batches, "func", batches)  # of a partial
     function = getattr(function, "__func__", function)

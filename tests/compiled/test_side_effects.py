@@ -277,6 +277,10 @@ def test_every_way_to_give_batches_is_told_from_another() -> None:
         def __getitem__(self, j: int) -> int:
             return j
 
+    class Listed(list[int]):
+        def __getitem__(self, j: Any) -> Any:
+            return 2 * super().__getitem__(j)
+
     def one(j: int) -> int:
         return j
 
@@ -287,6 +291,7 @@ def test_every_way_to_give_batches_is_told_from_another() -> None:
     assert len({code_of(f) for f in (one, other, loaders[0].batch, loaders[0])}) == 4
     assert [code_of(x.batch) for x in loaders] == 2 * [code_of(functools.partial(loaders[0].batch))]
     assert {code_of(x) for x in ([], (), range(3), torch.ones(3))} == {None}
+    assert code_of(Listed()) is Listed
     assert code_of_val({"x": torch.ones(3)}) is None
     assert code_of_val(one) == code_of(one)
 
